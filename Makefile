@@ -1,0 +1,72 @@
+# Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
+#   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
+#   make lint     ruff, clang-format, mypy
+#   make bench    benchmarks, JSON into benchmarks/results/
+#   make build    just the editable install in .venv
+#   make clean    removes .venv, build folders and caches
+# Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TORCH_VERSION := 2.13.0
+
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+
+.PHONY: build test lint bench clean
+build: $(VENV)/built
+
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first and by itself: where there is no GPU, the CPU build (from wherever pip finds one, else from
+# PyTorch's own index); the default wheel from PyPI would bring gigabytes of CUDA libraries.
+$(VENV)/torch: $(VENV)/created
+ifdef TORCH
+	$(PIP) "$(TORCH)"
+else ifneq ($(shell command -v nvidia-smi),)
+	$(PIP) "torch==$(TORCH_VERSION)"
+else
+	$(PIP) "torch==$(TORCH_VERSION)+cpu" || \
+	  $(PIP) "torch==$(TORCH_VERSION)" --index-url https://download.pytorch.org/whl/cpu
+endif
+	touch $@
+
+$(VENV)/tools: $(VENV)/torch pyproject.toml
+	$(PIP) "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=2.12"
+	touch $@
+
+INSTALL := $(PIP) --no-build-isolation --editable ".[dev]"
+
+$(VENV)/built: $(VENV)/tools $(NATIVE)
+	$(INSTALL)
+	touch $@
+
+# The same with the CUDA operators, as CI compiles them. Marks the plain build as done, too.
+$(VENV)/built-cuda: $(VENV)/tools $(NATIVE)
+ifeq ($(NVCC),)
+	@echo "no nvcc: the CUDA operators are not compiled here"
+	$(INSTALL)
+else
+	MACH_CUDA=1 MACH_WERROR=1 $(INSTALL)
+endif
+	touch $(VENV)/built $@
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/mypy
+
+test: $(VENV)/built-cuda lint
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/built
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

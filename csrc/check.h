@@ -1,0 +1,63 @@
+// Argument checks and dtype dispatch shared by the CPU and the CUDA binding. These guard invariants of the
+// raw operators; messages for users come from mach_ext/functional.py, which checks first.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+namespace mach {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const char* name_of(ScalarType type) { return torch::headeronly::toString(type); }
+
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        std::initializer_list<int64_t> shape) {
+  bool equal = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  for (int64_t extent : shape) equal = equal && t.size(i++) == extent;
+  std::string want, got;
+  if (!equal) {
+    for (int64_t extent : shape) want += (want.empty() ? "" : ", ") + std::to_string(extent);
+    for (int64_t d = 0; d < t.dim(); ++d) got += (got.empty() ? "" : ", ") + std::to_string(t.size(d));
+  }
+  STD_TORCH_CHECK(equal, op, ": ", name, " must have shape [", want, "], got [", got, "]");
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ",
+                  name_of(t.scalar_type()));
+}
+
+// f(T()) with T = float or double, the element type of t.
+template <class F>
+void dispatch_floating(const char* op, const char* name, const Tensor& t, F&& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return f(float());
+    case ScalarType::Double:
+      return f(double());
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32 or float64, got ", name_of(t.scalar_type()));
+  }
+}
+
+// f(I()) with I = int32_t or int64_t, the element type of t.
+template <class F>
+void dispatch_index(const char* op, const char* name, const Tensor& t, F&& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Int:
+      return f(int32_t());
+    case ScalarType::Long:
+      return f(int64_t());
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be int32 or int64, got ", name_of(t.scalar_type()));
+  }
+}
+
+}  // namespace mach

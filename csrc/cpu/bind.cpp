@@ -1,0 +1,650 @@
+// CPU operators: tensors -> pointers, the split of the work over threads, memory. Loops are in <op>.cpp.
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../check.h"
+#include "bucket_bce.h"
+#include "csr.h"
+#include "isa.h"
+#include "label_logits.h"
+#include "merge.h"
+#include "sparse_linear.h"
+#include "sparse_optim.h"
+#include "topk.h"
+
+namespace mach {
+namespace {
+
+using torch::stable::contiguous;
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+
+// Fewer elementary operations than this are not worth a second thread.
+constexpr int64_t kSerialWork = 1 << 15;
+
+template <class T>
+const T* pointer(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+T* mutable_pointer(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+int64_t num_threads_for(int64_t work) {
+  return work < kSerialWork ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
+}
+
+// Runs task(0) ... task(count - 1), each once, on the threads of PyTorch's pool.
+template <class F>
+void run_tasks(int64_t count, const F& task) {
+  if (count == 1) return task(0);
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
+  });
+}
+
+// f(begin, end) on consecutive ranges of [0, count), one a thread.
+template <class F>
+void parallel_ranges(int64_t count, int64_t work, const F& f) {
+  const int64_t parts = std::max<int64_t>(1, std::min(count, num_threads_for(work)));
+  run_tasks(parts, [&](int64_t i) { f(count * i / parts, count * (i + 1) / parts); });
+}
+
+// Start of range i when [0, count) is cut into `parts` ranges of about equal weight; prefix[u] is the weight
+// of the units before u.
+int64_t balanced_bound(const int64_t* prefix, int64_t count, int64_t parts, int64_t i) {
+  if (i == parts) return count;
+  const int64_t target = prefix[0] + (prefix[count] - prefix[0]) * i / parts;
+  return std::lower_bound(prefix, prefix + count, target) - prefix;
+}
+
+// parallel_ranges with ranges of about equal weight.
+template <class F>
+void parallel_balanced(const int64_t* prefix, int64_t count, int64_t work, const F& f) {
+  const int64_t parts = num_threads_for(work);
+  run_tasks(parts, [&](int64_t i) {
+    f(balanced_bound(prefix, count, parts, i), balanced_bound(prefix, count, parts, i + 1));
+  });
+}
+
+// indptr as int64, forced to be monotone and within [0, nnz], so that no kernel can leave its arrays
+// whatever came in. Faulty input is reported by check_csr; here it only must not crash.
+std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
+  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  const Tensor dense = contiguous(indptr);
+  std::vector<int64_t> safe(dense.size(0));
+  dispatch_index(op, "indptr", dense, [&](auto index) {
+    const auto* source = pointer<decltype(index)>(dense);
+    int64_t previous = 0;
+    for (size_t i = 0; i < safe.size(); ++i)
+      previous = safe[i] = std::min(std::max<int64_t>(source[i], previous), nnz);
+  });
+  return safe;
+}
+
+Merge parse_merge(const char* op, const std::string& merge) {
+  if (merge == "mean") return Merge::mean;
+  if (merge == "min") return Merge::min;
+  STD_TORCH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
+  return Merge::median;
+}
+
+// ---------------------------------------------------------------------------------------- sparse_linear
+
+template <class T, class W, class I>
+SparseLinear<T, W, I> sparse_linear_params(const Tensor& values, const Tensor& indices,
+                                           const std::vector<int64_t>& indptr, const Tensor& weight) {
+  return {pointer<T>(values), pointer<I>(indices), indptr.data(), pointer<W>(weight), nullptr, weight.size(0),
+          weight.size(1),     weight.size(2),      false};
+}
+
+// f(T(), W(), I()): element types of values (or the gradient), weight and indices.
+template <class F>
+void dispatch_sparse(const char* op, const Tensor& values, const Tensor& weight, const Tensor& indices,
+                     const F& f) {
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    dispatch_floating(op, "values", values, [&](auto value) {
+      using T = decltype(value);
+      if (weight.scalar_type() == ScalarType::BFloat16) {
+        if constexpr (std::is_same_v<T, float>) return f(value, bf16(), index);
+      }
+      check_dtype(op, "weight", weight, values.scalar_type());
+      f(value, value, index);
+    });
+  });
+}
+
+Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
+                         const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu) {
+  const char* op = "sparse_linear";
+  const Tensor values = contiguous(values_), indices = contiguous(indices_), weight = contiguous(weight_);
+  const int64_t nnz = values.numel();
+  check_shape(op, "indices", indices, {nnz});
+  STD_TORCH_CHECK(weight.dim() == 3, op, ": weight must be [R, D, M]");
+  const int64_t R = weight.size(0), M = weight.size(2);
+  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
+  std::optional<Tensor> bias;
+  if (bias_.has_value()) {
+    bias = contiguous(*bias_);
+    check_shape(op, "bias", *bias, {R, M});
+    check_dtype(op, "bias", *bias, values.scalar_type());
+  }
+  Tensor out = new_empty(values, {N, R, M});
+  if (out.numel() == 0) return out;
+
+  dispatch_sparse(op, values, weight, indices, [&](auto t, auto w, auto index) {
+    using T = decltype(t);
+    auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
+    params.bias = bias ? pointer<T>(*bias) : nullptr;
+    params.relu = relu;
+    // A grid of threads: columns first (always balanced, however uneven the rows), at least 256 a thread.
+    const int64_t threads = num_threads_for((nnz + N) * R * M);
+    const int64_t column_parts = std::min(threads, std::max<int64_t>(1, M / 256));
+    const int64_t row_parts = std::max<int64_t>(1, threads / column_parts);
+    // Column bounds on multiples of 16 elements: one cache line of float.
+    const auto column = [&](int64_t i) { return i == column_parts ? M : M * i / column_parts / 16 * 16; };
+    const auto row = [&](int64_t i) { return balanced_bound(indptr.data(), N, row_parts, i); };
+    with_isa<T>([&](auto isa) {
+      run_tasks(column_parts * row_parts, [&](int64_t task) {
+        const int64_t c = task % column_parts, n = task / column_parts;
+        sparse_linear<decltype(isa)>(params, mutable_pointer<T>(out), row(n), row(n + 1), column(c),
+                                     column(c + 1));
+      });
+    });
+  });
+  return out;
+}
+
+Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_, const Tensor& indptr_,
+                                     const Tensor& weight_) {
+  const char* op = "sparse_linear_grad_values";
+  const Tensor grad = contiguous(grad_), indices = contiguous(indices_), weight = contiguous(weight_);
+  const int64_t nnz = indices.numel();
+  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1, R = weight.size(0), M = weight.size(2);
+  check_shape(op, "grad", grad, {N, R, M});
+  Tensor out = new_zeros(grad, {nnz});
+  dispatch_sparse(op, grad, weight, indices, [&](auto t, auto w, auto index) {
+    using T = decltype(t);
+    const auto params = sparse_linear_params<T, decltype(w), decltype(index)>(grad, indices, indptr, weight);
+    with_isa<T>([&](auto isa) {
+      parallel_balanced(indptr.data(), N, nnz * R * M, [&](int64_t begin, int64_t end) {
+        sparse_linear_grad_values<decltype(isa)>(params, pointer<T>(grad), mutable_pointer<T>(out), begin,
+                                                 end);
+      });
+    });
+  });
+  return out;
+}
+
+// Weight gradient of repetition r, feature order.feature[u], into destination(r, u) (M values).
+template <class T, class F>
+void sparse_linear_grad_each_row(const Tensor& grad, const Tensor& values, const FeatureOrder& order,
+                                 const F& destination) {
+  const int64_t R = grad.size(1), M = grad.size(2), U = static_cast<int64_t>(order.feature.size());
+  with_isa<T>([&](auto isa) {
+    parallel_balanced(order.offset.data(), U, order.offset.back() * R * M, [&](int64_t begin, int64_t end) {
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t u = begin; u < end; ++u)
+          sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order.position.data(), order.row.data(),
+                                                order.offset[u], order.offset[u + 1],
+                                                pointer<T>(grad) + r * M, R * M, destination(r, u), M);
+    });
+  });
+}
+
+FeatureOrder feature_order_of(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
+                              const Tensor& indptr_, int64_t num_features) {
+  const int64_t nnz = values.numel();
+  check_shape(op, "indices", indices, {nnz});
+  check_dtype(op, "values", values, grad.scalar_type());
+  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
+  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
+  FeatureOrder order;
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    order = feature_order(pointer<decltype(index)>(indices), indptr.data(), N, num_features);
+  });
+  return order;
+}
+
+Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_, const Tensor& indices_,
+                                     const Tensor& indptr, int64_t num_features) {
+  const char* op = "sparse_linear_grad_weight";
+  const Tensor grad = contiguous(grad_), values = contiguous(values_), indices = contiguous(indices_);
+  const FeatureOrder order = feature_order_of(op, grad, values, indices, indptr, num_features);
+  const int64_t R = grad.size(1), M = grad.size(2);
+  Tensor out = new_zeros(grad, {R, num_features, M});
+  dispatch_floating(op, "grad", grad, [&](auto t) {
+    using T = decltype(t);
+    T* base = mutable_pointer<T>(out);
+    sparse_linear_grad_each_row<T>(grad, values, order, [&](int64_t r, int64_t u) {
+      return base + (r * num_features + order.feature[u]) * M;
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cpu(const Tensor& grad_, const Tensor& values_,
+                                                       const Tensor& indices_, const Tensor& indptr,
+                                                       int64_t num_features) {
+  const char* op = "sparse_linear_grad_rows";
+  const Tensor grad = contiguous(grad_), values = contiguous(values_), indices = contiguous(indices_);
+  const FeatureOrder order = feature_order_of(op, grad, values, indices, indptr, num_features);
+  const int64_t R = grad.size(1), M = grad.size(2), U = static_cast<int64_t>(order.feature.size());
+  Tensor rows = new_empty(grad, {U}, ScalarType::Long);
+  std::copy(order.feature.begin(), order.feature.end(), mutable_pointer<int64_t>(rows));
+  Tensor out = new_empty(grad, {R, U, M});
+  dispatch_floating(op, "grad", grad, [&](auto t) {
+    using T = decltype(t);
+    T* base = mutable_pointer<T>(out);
+    sparse_linear_grad_each_row<T>(grad, values, order,
+                                   [&](int64_t r, int64_t u) { return base + (r * U + u) * M; });
+  });
+  return {rows, out};
+}
+
+// ----------------------------------------------------------------------------------------- label_logits
+
+// Contiguous arguments and the parameters that point into them.
+struct LabelLogitsArguments {
+  Tensor hidden, weight, buckets, labels;
+  int64_t work() const { return labels.numel() * weight.size(0) * weight.size(1); }
+
+  template <class T>
+  LabelLogits<T> params() const {
+    const int64_t H = weight.size(1), r_stride = hidden.dim() == 3 ? H : 0;
+    return {pointer<T>(hidden),
+            hidden.dim() == 3 ? weight.size(0) * H : H,
+            r_stride,
+            pointer<T>(weight),
+            nullptr,
+            pointer<int32_t>(buckets),
+            pointer<int64_t>(labels),
+            labels.size(0),
+            labels.size(1),
+            weight.size(0),
+            H,
+            weight.size(2),
+            buckets.size(1)};
+  }
+};
+
+LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden, const Tensor& weight,
+                                            const Tensor& buckets, const Tensor& labels) {
+  STD_TORCH_CHECK(weight.dim() == 3 && labels.dim() == 2, op, ": weight must be [R, H, B], labels [N, m]");
+  const int64_t N = labels.size(0), R = weight.size(0), H = weight.size(1);
+  if (hidden.dim() == 3)
+    check_shape(op, "hidden", hidden, {N, R, H});
+  else
+    check_shape(op, "hidden", hidden, {N, H});
+  check_dtype(op, "weight", weight, hidden.scalar_type());
+  check_dtype(op, "buckets", buckets, ScalarType::Int);
+  check_dtype(op, "labels", labels, ScalarType::Long);
+  check_shape(op, "buckets", buckets, {R, buckets.size(1)});
+  return {contiguous(hidden), contiguous(weight), contiguous(buckets), contiguous(labels)};
+}
+
+Tensor label_logits_cpu(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias_,
+                        const Tensor& buckets, const Tensor& labels) {
+  const char* op = "label_logits";
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const int64_t N = labels.size(0), m = labels.size(1), R = weight.size(0), B = weight.size(2);
+  std::optional<Tensor> bias;
+  if (bias_.has_value()) {
+    bias = contiguous(*bias_);
+    check_shape(op, "bias", *bias, {R, B});
+    check_dtype(op, "bias", *bias, hidden.scalar_type());
+  }
+  Tensor out = new_empty(hidden, {N, m, R});
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    LabelLogits<T> params = a.params<T>();
+    params.bias = bias ? pointer<T>(*bias) : nullptr;
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(N, a.work(), [&](int64_t begin, int64_t end) {
+        label_logits<decltype(isa)>(params, mutable_pointer<T>(out), begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+Tensor label_logits_grad_hidden_cpu(const Tensor& grad_, const Tensor& hidden, const Tensor& weight,
+                                    const Tensor& buckets, const Tensor& labels) {
+  const char* op = "label_logits_grad_hidden";
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const Tensor grad = contiguous(grad_);
+  check_shape(op, "grad", grad, {labels.size(0), labels.size(1), weight.size(0)});
+  check_dtype(op, "grad", grad, hidden.scalar_type());
+  Tensor out = new_zeros(a.hidden, a.hidden.sizes());
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(labels.size(0), a.work(), [&](int64_t begin, int64_t end) {
+        label_logits_grad_hidden<decltype(isa)>(a.params<T>(), pointer<T>(grad), mutable_pointer<T>(out),
+                                                begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, const Tensor& hidden,
+                                                        const Tensor& weight, const Tensor& buckets,
+                                                        const Tensor& labels) {
+  const char* op = "label_logits_grad_weight";
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const Tensor grad = contiguous(grad_);
+  const int64_t R = weight.size(0), H = weight.size(1), B = weight.size(2);
+  check_shape(op, "grad", grad, {labels.size(0), labels.size(1), R});
+  check_dtype(op, "grad", grad, hidden.scalar_type());
+  Tensor grad_weight = new_zeros(hidden, {R, H, B}), grad_bias = new_zeros(hidden, {R, B});
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    with_isa<T>([&](auto isa) {
+      const LabelLogits<T> params = a.params<T>();
+      parallel_ranges(R * H, a.work(), [&](int64_t begin, int64_t end) {
+        label_logits_grad_weight<decltype(isa)>(params, pointer<T>(grad), mutable_pointer<T>(grad_weight),
+                                                begin, end);
+      });
+      label_logits_grad_bias<decltype(isa)>(params, pointer<T>(grad), mutable_pointer<T>(grad_bias));
+    });
+  });
+  return {grad_weight, grad_bias};
+}
+
+// ------------------------------------------------------------------------------------------- bucket_bce
+
+Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
+                      const Tensor& label_indptr, double scale, bool gradient) {
+  const char* op = "bucket_bce";
+  STD_TORCH_CHECK(logits.dim() == 2 && (logits.numel() == 0 || logits.stride(1) == 1), op,
+                  ": logits must be [N, B] with contiguous rows");
+  const int64_t N = logits.size(0), B = logits.size(1);
+  check_dtype(op, "buckets", buckets_, ScalarType::Int);
+  check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
+  const Tensor buckets = contiguous(buckets_), label_indices = contiguous(label_indices_);
+  const std::vector<int64_t> indptr = safe_indptr(op, label_indptr, label_indices.numel());
+  STD_TORCH_CHECK(static_cast<int64_t>(indptr.size()) == N + 1, op, ": label_indptr must have N + 1 entries");
+  Tensor loss = new_empty(logits, {N}, ScalarType::Double);
+  dispatch_floating(op, "logits", logits, [&](auto t) {
+    using T = decltype(t);
+    const BucketBce<T> params{mutable_pointer<T>(logits),
+                              N ? logits.stride(0) : B,
+                              B,
+                              pointer<int32_t>(buckets),
+                              buckets.numel(),
+                              pointer<int64_t>(label_indices),
+                              indptr.data(),
+                              static_cast<T>(scale),
+                              gradient};
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(N, N * B * 16, [&](int64_t begin, int64_t end) {
+        std::vector<int64_t> seen(B, -1);
+        bucket_bce<decltype(isa)>(params, mutable_pointer<double>(loss), seen.data(), begin, end);
+      });
+    });
+  });
+  return loss;
+}
+
+// ------------------------------------------------------------------------------------------------ merge
+
+struct MergeArguments {
+  Tensor scores, buckets;
+  Merge merge;
+  int64_t N() const { return scores.size(0); }
+  int64_t R() const { return scores.size(1); }
+
+  template <class T>
+  MergeScores<T> params() const {
+    return {pointer<T>(scores),
+            scores.stride(0),
+            scores.stride(1),
+            pointer<int32_t>(buckets),
+            R(),
+            scores.size(2),
+            buckets.size(1),
+            merge};
+  }
+};
+
+// scores may be strided (as a transposed [R, N, B] is) as long as the buckets of a repetition are adjacent.
+MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tensor& buckets,
+                               const std::string& merge) {
+  STD_TORCH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
+  check_dtype(op, "buckets", buckets, ScalarType::Int);
+  check_shape(op, "buckets", buckets, {scores.size(1), buckets.size(1)});
+  const bool adjacent = scores.size(2) <= 1 || scores.stride(2) == 1;
+  return {adjacent ? scores : contiguous(scores), contiguous(buckets), parse_merge(op, merge)};
+}
+
+Tensor checked_labels(const char* op, const Tensor& labels, int64_t N) {
+  check_dtype(op, "labels", labels, ScalarType::Long);
+  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == N, op, ": labels must be [N, m]");
+  return contiguous(labels);
+}
+
+Tensor merge_scores_cpu(const Tensor& scores, const Tensor& buckets, const Tensor& labels_,
+                        const std::string& merge) {
+  const char* op = "merge_scores";
+  const MergeArguments a = merge_arguments(op, scores, buckets, merge);
+  const Tensor labels = checked_labels(op, labels_, a.N());
+  const int64_t m = labels.size(1);
+  Tensor out = new_empty(scores, {a.N(), m});
+  dispatch_floating(op, "scores", scores, [&](auto t) {
+    using T = decltype(t);
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(a.N(), labels.numel() * a.R() * 4, [&](int64_t begin, int64_t end) {
+        std::vector<T> sorted(a.R());
+        merge_scores<decltype(isa)>(a.params<T>(), pointer<int64_t>(labels), m, mutable_pointer<T>(out),
+                                    sorted.data(), begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Tensor& buckets,
+                             const Tensor& labels_, const std::string& merge) {
+  const char* op = "merge_scores_grad";
+  const MergeArguments a = merge_arguments(op, scores, buckets, merge);
+  const Tensor labels = checked_labels(op, labels_, a.N()), grad = contiguous(grad_);
+  check_shape(op, "grad", grad, {a.N(), labels.size(1)});
+  check_dtype(op, "grad", grad, scores.scalar_type());
+  Tensor out = new_zeros(scores, {a.N(), a.R(), scores.size(2)});
+  dispatch_floating(op, "scores", scores, [&](auto t) {
+    using T = decltype(t);
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(a.N(), labels.numel() * a.R() * 4, [&](int64_t begin, int64_t end) {
+        std::vector<int32_t> order(a.R());
+        merge_scores_grad<decltype(isa)>(a.params<T>(), pointer<int64_t>(labels), labels.size(1),
+                                         pointer<T>(grad), mutable_pointer<T>(out), order.data(), begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+// merge_topk: one pass over the labels in blocks. A task is a group of documents times a range of labels;
+// inside it a block's codes, in cache, serve every document of the group. Memory: R codes and one key for
+// each label of a block, and at most 2k + 256 candidates a document and task: never N x L.
+constexpr int64_t kBlock = 2048;
+constexpr int64_t kGroup = 8;
+
+template <class T>
+void merge_topk(const MergeScores<T>& params, int64_t N, int64_t k, T* values, int64_t* labels) {
+  const int64_t L = params.L, groups = (N + kGroup - 1) / kGroup;
+  const int64_t threads = num_threads_for(N * L * params.R);
+  // Enough tasks for all threads even when there is one document; ranges are whole blocks.
+  const int64_t blocks = (L + kBlock - 1) / kBlock;
+  const int64_t ranges = std::min(blocks, groups >= threads ? 1 : (threads + groups - 1) / groups);
+  std::vector<std::vector<Candidate<T>>> best(N * ranges);
+
+  with_isa<T>([&](auto isa) {
+    using Tag = decltype(isa);
+    run_tasks(groups * ranges, [&](int64_t task) {
+      const int64_t group = task / ranges, range = task % ranges;
+      const int64_t first = group * kGroup, last = std::min(N, first + kGroup);
+      const int64_t end = std::min(L, blocks * (range + 1) / ranges * kBlock);
+      std::vector<T> keys(kBlock), sorted(params.R);
+      std::vector<TopK<T>> top(last - first, TopK<T>(k));
+      for (int64_t label = blocks * range / ranges * kBlock; label < end; label += kBlock) {
+        const int64_t count = std::min(kBlock, end - label);
+        for (int64_t n = first; n < last; ++n) {
+          merge_labels<Tag>(params, n, label, count, keys.data(), sorted.data());
+          top[n - first].offer(keys.data(), label, count);
+        }
+      }
+      for (int64_t n = first; n < last; ++n) best[n * ranges + range] = top[n - first].take();
+    });
+
+    run_tasks(groups, [&](int64_t group) {
+      std::vector<T> sorted(params.R);
+      for (int64_t n = group * kGroup; n < std::min(N, (group + 1) * kGroup); ++n) {
+        std::vector<Candidate<T>>& merged = best[n * ranges];
+        for (int64_t range = 1; range < ranges; ++range) {
+          const auto& more = best[n * ranges + range];
+          merged.insert(merged.end(), more.begin(), more.end());
+        }
+        if (ranges > 1) std::sort(merged.begin(), merged.end());
+        for (int64_t i = 0; i < k; ++i) labels[n * k + i] = merged[i].label;
+        // The key again, now with its own bits: the rank has lost the sign of -0 and NaN's payload.
+        MergeScores<T> document = params;
+        document.scores += n * params.document_stride;
+        merge_scores<Tag>(document, labels + n * k, k, values + n * k, sorted.data(), 0, 1);
+      }
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& buckets, int64_t k,
+                                          const std::string& merge) {
+  const char* op = "merge_topk";
+  const MergeArguments a = merge_arguments(op, scores, buckets, merge);
+  const int64_t L = a.buckets.size(1);
+  STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
+  Tensor values = new_empty(scores, {a.N(), k}), labels = new_empty(scores, {a.N(), k}, ScalarType::Long);
+  if (values.numel() == 0) return {values, labels};
+  dispatch_floating(op, "scores", scores, [&](auto t) {
+    using T = decltype(t);
+    merge_topk(a.params<T>(), a.N(), k, mutable_pointer<T>(values), mutable_pointer<int64_t>(labels));
+  });
+  return {values, labels};
+}
+
+// ----------------------------------------------------------------------------------------- sparse_optim
+
+// f(T(), RowStep<T>): checks shared by the optimiser steps. `state` are the moments.
+template <class F>
+void dispatch_row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows,
+                       const Tensor& gradient, std::initializer_list<Tensor> state, const F& f) {
+  STD_TORCH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op,
+                  ": parameter must be contiguous [P, M]");
+  const int64_t P = parameter.size(0), M = parameter.size(1), U = rows ? rows->numel() : P;
+  if (rows) check_dtype(op, "rows", *rows, ScalarType::Long);
+  check_shape(op, "gradient", gradient, {U, M});
+  check_dtype(op, "gradient", gradient, parameter.scalar_type());
+  for (const Tensor& s : state) {
+    check_shape(op, "state", s, {P, M});
+    check_dtype(op, "state", s, parameter.scalar_type());
+    STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
+  }
+  const Tensor dense_gradient = contiguous(gradient);
+  std::optional<Tensor> dense_rows;
+  if (rows) dense_rows = contiguous(*rows);
+  dispatch_floating(op, "parameter", parameter, [&](auto t) {
+    using T = decltype(t);
+    const RowStep<T> params{mutable_pointer<T>(parameter),
+                            dense_rows ? pointer<int64_t>(*dense_rows) : nullptr, pointer<T>(dense_gradient),
+                            P, M};
+    parallel_ranges(U, U * M * 4, [&](int64_t begin, int64_t end) { f(params, begin, end); });
+  });
+}
+
+void sparse_adam_cpu(Tensor parameter, const std::optional<Tensor>& rows, const Tensor& gradient,
+                     Tensor exp_avg, Tensor exp_avg_sq, double step_size, double beta1, double beta2,
+                     double eps) {
+  dispatch_row_step("sparse_adam", parameter, rows, gradient, {exp_avg, exp_avg_sq},
+                    [&](const auto& params, int64_t begin, int64_t end) {
+                      using T = std::decay_t<decltype(*params.parameter)>;
+                      with_isa<T>([&](auto isa) {
+                        sparse_adam<decltype(isa), T>(params, mutable_pointer<T>(exp_avg),
+                                                      mutable_pointer<T>(exp_avg_sq), step_size, beta1, beta2,
+                                                      eps, begin, end);
+                      });
+                    });
+}
+
+void sparse_adagrad_cpu(Tensor parameter, const std::optional<Tensor>& rows, const Tensor& gradient,
+                        Tensor sum, double lr, double eps) {
+  dispatch_row_step("sparse_adagrad", parameter, rows, gradient, {sum},
+                    [&](const auto& params, int64_t begin, int64_t end) {
+                      using T = std::decay_t<decltype(*params.parameter)>;
+                      with_isa<T>([&](auto isa) {
+                        sparse_adagrad<decltype(isa), T>(params, mutable_pointer<T>(sum), lr, eps, begin,
+                                                         end);
+                      });
+                    });
+}
+
+// ------------------------------------------------------------------------------------------- inspection
+
+std::tuple<int64_t, int64_t, int64_t> check_csr_cpu(const std::optional<Tensor>& values_,
+                                                    const Tensor& indices_, const Tensor& indptr_,
+                                                    int64_t num_columns) {
+  const char* op = "check_csr";
+  const Tensor indices = contiguous(indices_), indptr = contiguous(indptr_);
+  std::optional<Tensor> values;
+  if (values_.has_value()) {
+    values = contiguous(*values_);
+    check_shape(op, "values", *values, {indices.numel()});
+  }
+  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  std::vector<int64_t> starts(indptr.size(0));
+  dispatch_index(op, "indptr", indptr, [&](auto index) {
+    std::copy_n(pointer<decltype(index)>(indptr), starts.size(), starts.begin());
+  });
+  const int64_t N = static_cast<int64_t>(starts.size()) - 1;
+  CsrCheck found;
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    const auto* column = pointer<decltype(index)>(indices);
+    const auto check = [&](const auto* value) {
+      found = check_csr(value, column, indices.numel(), starts.data(), N, num_columns);
+    };
+    if (!values) return check(static_cast<const float*>(nullptr));
+    dispatch_floating(op, "values", *values, [&](auto t) { check(pointer<decltype(t)>(*values)); });
+  });
+  return {static_cast<int64_t>(found.fault), found.row, found.position};
+}
+
+int64_t cpu_isa() { return static_cast<int64_t>(isa()); }
+
+}  // namespace
+}  // namespace mach
+
+STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
+  m.impl("sparse_linear", TORCH_BOX(&mach::sparse_linear_cpu));
+  m.impl("sparse_linear_grad_values", TORCH_BOX(&mach::sparse_linear_grad_values_cpu));
+  m.impl("sparse_linear_grad_weight", TORCH_BOX(&mach::sparse_linear_grad_weight_cpu));
+  m.impl("sparse_linear_grad_rows", TORCH_BOX(&mach::sparse_linear_grad_rows_cpu));
+  m.impl("label_logits", TORCH_BOX(&mach::label_logits_cpu));
+  m.impl("label_logits_grad_hidden", TORCH_BOX(&mach::label_logits_grad_hidden_cpu));
+  m.impl("label_logits_grad_weight", TORCH_BOX(&mach::label_logits_grad_weight_cpu));
+  m.impl("bucket_bce", TORCH_BOX(&mach::bucket_bce_cpu));
+  m.impl("merge_scores", TORCH_BOX(&mach::merge_scores_cpu));
+  m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cpu));
+  m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cpu));
+  m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cpu));
+  m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cpu));
+  m.impl("check_csr", TORCH_BOX(&mach::check_csr_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mach_ext, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&mach::cpu_isa));
+}

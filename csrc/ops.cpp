@@ -1,0 +1,50 @@
+// Every operator of mach_ext. Shapes and meanings: mach_ext/_ops.py; definitions: mach_ext/_reference.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(mach_ext, m) {
+  // sparse documents (CSR) times weight [R, D, M], bias and relu fused -> [N, R, M]
+  m.def(
+      "sparse_linear(Tensor values, Tensor indices, Tensor indptr, Tensor weight, Tensor? bias, bool relu) "
+      "-> Tensor");
+  // its gradient to the non-zeros -> [nnz]
+  m.def("sparse_linear_grad_values(Tensor grad, Tensor indices, Tensor indptr, Tensor weight) -> Tensor");
+  // its gradient to the weight, dense -> [R, D, M]
+  m.def(
+      "sparse_linear_grad_weight(Tensor grad, Tensor values, Tensor indices, Tensor indptr, int "
+      "num_features) -> Tensor");
+  // the same as the rows that occur, ascending -> rows [U], gradients [R, U, M]
+  m.def(
+      "sparse_linear_grad_rows(Tensor grad, Tensor values, Tensor indices, Tensor indptr, int num_features) "
+      "-> (Tensor, Tensor)");
+  // logits of the R buckets of the labels asked for -> [N, m, R]
+  m.def("label_logits(Tensor hidden, Tensor weight, Tensor? bias, Tensor buckets, Tensor labels) -> Tensor");
+  // its gradient to hidden
+  m.def(
+      "label_logits_grad_hidden(Tensor grad, Tensor hidden, Tensor weight, Tensor buckets, Tensor labels) -> "
+      "Tensor");
+  // its gradients to weight and bias -> [R, H, B], [R, B]
+  m.def(
+      "label_logits_grad_weight(Tensor grad, Tensor hidden, Tensor weight, Tensor buckets, Tensor labels) -> "
+      "(Tensor, Tensor)");
+  // one repetition's loss by document -> [N] float64; gradient=True turns logits into scale * their gradient
+  m.def(
+      "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
+      "bool gradient) -> Tensor");
+  // scores of the labels asked for -> [N, m]
+  m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
+  // its gradient to the bucket scores -> [N, R, B]
+  m.def("merge_scores_grad(Tensor grad, Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
+  // exact top-k over all labels -> values [N, k], labels [N, k] int64
+  m.def("merge_topk(Tensor scores, Tensor buckets, int k, str merge) -> (Tensor, Tensor)");
+  // optimiser steps on the rows of parameter [P, M] that occur; rows None: all of them
+  m.def(
+      "sparse_adam(Tensor(a!) parameter, Tensor? rows, Tensor gradient, Tensor(b!) exp_avg, Tensor(c!) "
+      "exp_avg_sq, float step_size, float beta1, float beta2, float eps) -> ()");
+  m.def(
+      "sparse_adagrad(Tensor(a!) parameter, Tensor? rows, Tensor gradient, Tensor(b!) sum, float lr, float "
+      "eps) -> ()");
+  // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none
+  m.def("check_csr(Tensor? values, Tensor indices, Tensor indptr, int num_columns) -> (int, int, int)");
+  // instruction set in use: 0 scalar, 1 AVX2, 2 AVX-512
+  m.def("cpu_isa() -> int");
+}

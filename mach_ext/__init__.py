@@ -1,0 +1,13 @@
+"""Extreme multi-label classification with MACH: operators, hashing, models, metrics.
+
+Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; README.md has the tour.
+"""
+
+from importlib.metadata import version as _version
+
+from mach_ext import functional, metrics, optim
+from mach_ext.hashing import CollisionWarning, LabelHash
+from mach_ext.nn import MACH, load
+
+__version__ = _version("mach-ext")
+__all__ = ["MACH", "CollisionWarning", "LabelHash", "functional", "load", "metrics", "optim"]

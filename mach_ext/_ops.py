@@ -1,0 +1,259 @@
+"""The raw operators: typed callers and fake (meta) kernels, side by side. Private.
+
+Shapes use the project's letters: N documents, D features, R repetitions, B buckets, H hidden units, M output
+columns, L labels, m labels asked for, U features that occur. Nothing here is differentiable or checks for
+users: `mach_ext.functional` does both. Each op's definition in plain PyTorch has the same name in
+`mach_ext._reference`; its schema is in csrc/ops.cpp.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def _load_libraries() -> None:
+    folder = Path(__file__).parent
+    if not (folder / "_cpu.so").exists():
+        raise ImportError(
+            f"mach_ext: the compiled operators (_cpu.so) are not in {folder}. "
+            "Run: pip install --no-build-isolation . (in a checkout: make build)"
+        )
+    torch.ops.load_library(str(folder / "_cpu.so"))
+    if torch.version.cuda is not None and (folder / "_cuda.so").exists():
+        torch.ops.load_library(str(folder / "_cuda.so"))
+
+
+_load_libraries()
+_raw = torch.ops.mach_ext
+_fake = torch.library.register_fake
+
+
+def sparse_linear(
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    weight: Tensor,  # [R, D, M]
+    bias: Tensor | None,  # [R, M]
+    relu: bool,
+) -> Tensor:  # [N, R, M]
+    out: Tensor = _raw.sparse_linear(values, indices, indptr, weight, bias, relu)
+    return out
+
+
+@_fake("mach_ext::sparse_linear")
+def _(values, indices, indptr, weight, bias, relu):  # type: ignore[no-untyped-def]
+    return values.new_empty(indptr.shape[0] - 1, weight.shape[0], weight.shape[2])
+
+
+def sparse_linear_grad_values(
+    grad: Tensor,  # [N, R, M]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    weight: Tensor,  # [R, D, M]
+) -> Tensor:  # [nnz]
+    out: Tensor = _raw.sparse_linear_grad_values(grad, indices, indptr, weight)
+    return out
+
+
+@_fake("mach_ext::sparse_linear_grad_values")
+def _(grad, indices, indptr, weight):  # type: ignore[no-untyped-def]
+    return grad.new_empty(indices.shape[0])
+
+
+def sparse_linear_grad_weight(
+    grad: Tensor,  # [N, R, M]
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    num_features: int,
+) -> Tensor:  # [R, D, M]
+    out: Tensor = _raw.sparse_linear_grad_weight(grad, values, indices, indptr, num_features)
+    return out
+
+
+@_fake("mach_ext::sparse_linear_grad_weight")
+def _(grad, values, indices, indptr, num_features):  # type: ignore[no-untyped-def]
+    return grad.new_empty(grad.shape[1], num_features, grad.shape[2])
+
+
+def sparse_linear_grad_rows(
+    grad: Tensor,  # [N, R, M]
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    num_features: int,
+) -> tuple[Tensor, Tensor]:  # features that occur, ascending [U]; their gradients [R, U, M]
+    rows, grads = _raw.sparse_linear_grad_rows(grad, values, indices, indptr, num_features)
+    return rows, grads
+
+
+@_fake("mach_ext::sparse_linear_grad_rows")
+def _(grad, values, indices, indptr, num_features):  # type: ignore[no-untyped-def]
+    occurring = torch.library.get_ctx().new_dynamic_size()
+    rows = indices.new_empty(occurring, dtype=torch.int64)
+    return rows, grad.new_empty(grad.shape[1], occurring, grad.shape[2])
+
+
+def label_logits(
+    hidden: Tensor,  # [N, H] or [N, R, H]
+    weight: Tensor,  # [R, H, B]
+    bias: Tensor | None,  # [R, B]
+    buckets: Tensor,  # [R, L] int32
+    labels: Tensor,  # [N, m] int64
+) -> Tensor:  # [N, m, R]
+    out: Tensor = _raw.label_logits(hidden, weight, bias, buckets, labels)
+    return out
+
+
+@_fake("mach_ext::label_logits")
+def _(hidden, weight, bias, buckets, labels):  # type: ignore[no-untyped-def]
+    return hidden.new_empty(labels.shape[0], labels.shape[1], weight.shape[0])
+
+
+def label_logits_grad_hidden(
+    grad: Tensor,  # [N, m, R]
+    hidden: Tensor,  # [N, H] or [N, R, H]
+    weight: Tensor,  # [R, H, B]
+    buckets: Tensor,  # [R, L] int32
+    labels: Tensor,  # [N, m] int64
+) -> Tensor:  # as hidden
+    out: Tensor = _raw.label_logits_grad_hidden(grad, hidden, weight, buckets, labels)
+    return out
+
+
+@_fake("mach_ext::label_logits_grad_hidden")
+def _(grad, hidden, weight, buckets, labels):  # type: ignore[no-untyped-def]
+    return hidden.new_empty(hidden.shape)
+
+
+def label_logits_grad_weight(
+    grad: Tensor,  # [N, m, R]
+    hidden: Tensor,  # [N, H] or [N, R, H]
+    weight: Tensor,  # [R, H, B]
+    buckets: Tensor,  # [R, L] int32
+    labels: Tensor,  # [N, m] int64
+) -> tuple[Tensor, Tensor]:  # [R, H, B], [R, B]
+    grad_weight, grad_bias = _raw.label_logits_grad_weight(grad, hidden, weight, buckets, labels)
+    return grad_weight, grad_bias
+
+
+@_fake("mach_ext::label_logits_grad_weight")
+def _(grad, hidden, weight, buckets, labels):  # type: ignore[no-untyped-def]
+    return weight.new_empty(weight.shape), weight.new_empty(weight.shape[0], weight.shape[2])
+
+
+def bucket_bce(
+    logits: Tensor,  # [N, B] one repetition's; overwritten by scale * its gradient where `gradient`
+    buckets: Tensor,  # [L] int32, that repetition's
+    label_indices: Tensor,  # [label nnz] int64
+    label_indptr: Tensor,  # [N + 1]
+    scale: float,
+    gradient: bool,
+) -> Tensor:  # [N] float64: each document's loss, summed over the buckets, not scaled
+    out: Tensor = _raw.bucket_bce(logits, buckets, label_indices, label_indptr, scale, gradient)
+    return out
+
+
+@_fake("mach_ext::bucket_bce")
+def _(logits, buckets, label_indices, label_indptr, scale, gradient):  # type: ignore[no-untyped-def]
+    return logits.new_empty(logits.shape[0], dtype=torch.float64)
+
+
+def merge_scores(
+    scores: Tensor,  # [N, R, B]
+    buckets: Tensor,  # [R, L] int32
+    labels: Tensor,  # [N, m] int64
+    merge: str,  # mean, min, median
+) -> Tensor:  # [N, m]
+    out: Tensor = _raw.merge_scores(scores, buckets, labels, merge)
+    return out
+
+
+@_fake("mach_ext::merge_scores")
+def _(scores, buckets, labels, merge):  # type: ignore[no-untyped-def]
+    return scores.new_empty(labels.shape)
+
+
+def merge_scores_grad(
+    grad: Tensor,  # [N, m]
+    scores: Tensor,  # [N, R, B]
+    buckets: Tensor,  # [R, L] int32
+    labels: Tensor,  # [N, m] int64
+    merge: str,
+) -> Tensor:  # [N, R, B]
+    out: Tensor = _raw.merge_scores_grad(grad, scores, buckets, labels, merge)
+    return out
+
+
+@_fake("mach_ext::merge_scores_grad")
+def _(grad, scores, buckets, labels, merge):  # type: ignore[no-untyped-def]
+    return scores.new_empty(scores.shape)
+
+
+def merge_topk(
+    scores: Tensor,  # [N, R, B]
+    buckets: Tensor,  # [R, L] int32
+    k: int,
+    merge: str,
+) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
+    values, labels = _raw.merge_topk(scores, buckets, k, merge)
+    return values, labels
+
+
+@_fake("mach_ext::merge_topk")
+def _(scores, buckets, k, merge):  # type: ignore[no-untyped-def]
+    shape = (scores.shape[0], k)
+    return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
+
+
+def sparse_adam(
+    parameter: Tensor,  # [P, M], changed in place, as are the moments
+    rows: Tensor | None,  # [U] int64, unique; None: all P rows
+    gradient: Tensor,  # [U, M]
+    exp_avg: Tensor,  # [P, M]
+    exp_avg_sq: Tensor,  # [P, M]
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    _raw.sparse_adam(parameter, rows, gradient, exp_avg, exp_avg_sq, step_size, beta1, beta2, eps)
+
+
+@_fake("mach_ext::sparse_adam")
+def _(parameter, rows, gradient, exp_avg, exp_avg_sq, step_size, beta1, beta2, eps):  # type: ignore[no-untyped-def]
+    return None
+
+
+def sparse_adagrad(
+    parameter: Tensor,  # [P, M], changed in place, as is sum
+    rows: Tensor | None,  # [U] int64, unique; None: all P rows
+    gradient: Tensor,  # [U, M]
+    sum: Tensor,  # [P, M] squared gradients so far
+    lr: float,
+    eps: float,
+) -> None:
+    _raw.sparse_adagrad(parameter, rows, gradient, sum, lr, eps)
+
+
+@_fake("mach_ext::sparse_adagrad")
+def _(parameter, rows, gradient, sum, lr, eps):  # type: ignore[no-untyped-def]
+    return None
+
+
+def check_csr(
+    values: Tensor | None,  # [nnz]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    num_columns: int,
+) -> tuple[int, int, int]:  # fault (csrc/cpu/csr.h; 0 none), row, position
+    fault, row, position = _raw.check_csr(values, indices, indptr, num_columns)
+    return fault, row, position
+
+
+def cpu_isa() -> str:
+    """Instruction set the CPU kernels use: "scalar", "avx2" or "avx512"."""
+    return ("scalar", "avx2", "avx512")[_raw.cpu_isa()]

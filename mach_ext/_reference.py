@@ -1,0 +1,135 @@
+"""A plain-PyTorch twin of every raw operator: the definitions, written to be read.
+
+Same names, arguments and results as `mach_ext._ops`. Differentiable by PyTorch's autograd where the op has a
+gradient, so the `_grad` ops are checked against these as well. Dense and slow on purpose.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+
+def documents(indptr: Tensor) -> Tensor:
+    """Document of each non-zero: [nnz]."""
+    lengths = indptr[1:].long() - indptr[:-1].long()
+    return torch.repeat_interleave(torch.arange(lengths.numel(), device=indptr.device), lengths)
+
+
+def sparse_linear(
+    values: Tensor, indices: Tensor, indptr: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+) -> Tensor:
+    R, _, M = weight.shape
+    terms = values[:, None, None] * weight.to(values.dtype)[:, indices.long()].transpose(0, 1)  # [nnz, R, M]
+    out = values.new_zeros(indptr.numel() - 1, R, M).index_add(0, documents(indptr), terms)
+    if bias is not None:
+        out = out + bias
+    return out.relu() if relu else out
+
+
+def sparse_linear_grad_values(grad: Tensor, indices: Tensor, indptr: Tensor, weight: Tensor) -> Tensor:
+    rows = weight.to(grad.dtype)[:, indices.long()].transpose(0, 1)  # [nnz, R, M]
+    return (grad[documents(indptr)] * rows).sum((1, 2))
+
+
+def sparse_linear_grad_weight(
+    grad: Tensor, values: Tensor, indices: Tensor, indptr: Tensor, num_features: int
+) -> Tensor:
+    terms = values[:, None, None] * grad[documents(indptr)]  # [nnz, R, M]
+    out = grad.new_zeros(num_features, grad.shape[1], grad.shape[2])
+    return out.index_add(0, indices.long(), terms).transpose(0, 1).contiguous()
+
+
+def sparse_linear_grad_rows(
+    grad: Tensor, values: Tensor, indices: Tensor, indptr: Tensor, num_features: int
+) -> tuple[Tensor, Tensor]:
+    rows = torch.unique(indices.long(), sorted=True)
+    return rows, sparse_linear_grad_weight(grad, values, indices, indptr, num_features)[:, rows]
+
+
+def label_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, buckets: Tensor, labels: Tensor
+) -> Tensor:
+    R = weight.shape[0]
+    if hidden.dim() == 2:
+        hidden = hidden[:, None].expand(-1, R, -1)
+    logits = torch.einsum("nrh,rhb->nrb", hidden, weight)
+    if bias is not None:
+        logits = logits + bias
+    asked = buckets.long()[:, labels].transpose(0, 1)  # [N, R, m]
+    return logits.gather(2, asked).transpose(1, 2)
+
+
+def positives(buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, num_buckets: int) -> Tensor:
+    """Targets of one repetition as 0 and 1: [N, B]. Two labels of a document in one bucket count once."""
+    targets = torch.zeros(label_indptr.numel() - 1, num_buckets, dtype=torch.float64)
+    targets[documents(label_indptr), buckets.long()[label_indices.long()]] = 1
+    return targets
+
+
+def bucket_bce(
+    logits: Tensor, buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, scale: float, gradient: bool
+) -> Tensor:
+    targets = positives(buckets, label_indices, label_indptr, logits.shape[1])
+    loss = binary_cross_entropy_with_logits(logits.double(), targets, reduction="none").sum(1)
+    if gradient:
+        logits.copy_(scale * (logits.double().sigmoid() - targets))
+    return loss
+
+
+def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -> Tensor:
+    R = scores.shape[1]
+    by_repetition = [scores[:, r].gather(1, buckets[r].long()[labels]) for r in range(R)]
+    if merge == "mean":
+        total = by_repetition[0]
+        for s in by_repetition[1:]:
+            total = total + s
+        # R by a tensor: PyTorch turns a division by a Python number into another rounding on some paths.
+        return total / torch.full_like(total, R)
+    stacked = torch.stack(by_repetition, dim=2)  # [N, m, R]
+    # A stable sort puts the lowest r first among equals, and NaN last.
+    ordered = stacked.sort(dim=2, stable=True).values
+    if merge == "min":
+        key = ordered[..., 0]
+    elif R % 2:
+        key = ordered[..., R // 2]
+    else:
+        key = (ordered[..., R // 2 - 1] + ordered[..., R // 2]) / 2
+    first_nan = stacked.isnan().int().argmax(dim=2, keepdim=True)
+    return torch.where(stacked.isnan().any(dim=2), stacked.gather(2, first_nan).squeeze(2), key)
+
+
+def merge_topk(scores: Tensor, buckets: Tensor, k: int, merge: str) -> tuple[Tensor, Tensor]:
+    """Brute force over all L labels. Order: key descending, label ascending, NaN after every number."""
+    N, L = scores.shape[0], buckets.shape[1]
+    keys = merge_scores(scores, buckets, torch.arange(L).expand(N, L), merge)
+    by_key = keys.sort(dim=1, descending=True, stable=True).indices  # equal keys keep ascending labels
+    nan_last = keys.gather(1, by_key).isnan().int().sort(dim=1, stable=True).indices
+    labels = by_key.gather(1, nan_last)[:, :k]
+    return keys.gather(1, labels), labels
+
+
+def sparse_adam(
+    parameter: Tensor,
+    rows: Tensor | None,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    at = slice(None) if rows is None else rows
+    exp_avg[at] = beta1 * exp_avg[at] + (1 - beta1) * gradient
+    exp_avg_sq[at] = beta2 * exp_avg_sq[at] + (1 - beta2) * gradient**2
+    parameter[at] -= step_size * exp_avg[at] / (exp_avg_sq[at].sqrt() + eps)
+
+
+def sparse_adagrad(
+    parameter: Tensor, rows: Tensor | None, gradient: Tensor, sum: Tensor, lr: float, eps: float
+) -> None:
+    at = slice(None) if rows is None else rows
+    sum[at] += gradient**2
+    parameter[at] -= lr * gradient / (sum[at].sqrt() + eps)

@@ -1,0 +1,55 @@
+"""Data in: file formats, datasets by name, raw text, mini-batches.
+
+:func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
+"""
+
+from .batching import Batch, iter_batches
+from .formats import (
+    Dataset,
+    Split,
+    atomic_write,
+    check_csr,
+    check_labels,
+    iter_jsonl,
+    iter_xmc,
+    label_matrix,
+    read_folder,
+    read_jsonl,
+    read_names,
+    read_npz,
+    read_svmlight,
+    read_xmc,
+    write_folder,
+    write_npz,
+    write_xmc,
+)
+from .registry import NAMES, data_home, download, fetch, load
+from .text import Vectorizer
+
+__all__ = [
+    "NAMES",
+    "Batch",
+    "Dataset",
+    "Split",
+    "Vectorizer",
+    "atomic_write",
+    "check_csr",
+    "check_labels",
+    "data_home",
+    "download",
+    "fetch",
+    "iter_batches",
+    "iter_jsonl",
+    "iter_xmc",
+    "label_matrix",
+    "load",
+    "read_folder",
+    "read_jsonl",
+    "read_names",
+    "read_npz",
+    "read_svmlight",
+    "read_xmc",
+    "write_folder",
+    "write_npz",
+    "write_xmc",
+]

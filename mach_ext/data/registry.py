@@ -1,0 +1,299 @@
+"""Datasets by name: where they are looked for, and how they are fetched, checked and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import ssl
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import Dataset, PathLike, new_folder, read_folder
+
+BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
+
+# Name -> sha256 of its archive, where one is known; otherwise what came is recorded in source.json.
+ARCHIVES: dict[str, str | None] = {
+    "eurlex-4k": None,
+    "wiki10-31k": None,
+    "amazoncat-13k": None,
+    "amazon-670k": None,
+    "wiki-500k": None,
+    "amazon-3m": None,
+}
+ALIASES = {
+    "eurlex": "eurlex-4k",
+    "eurlex4k": "eurlex-4k",
+    "wiki10": "wiki10-31k",
+    "amazoncat": "amazoncat-13k",
+    "amazoncat13k": "amazoncat-13k",
+    "amazon670k": "amazon-670k",
+    "wiki500k": "wiki-500k",
+    "amazon3m": "amazon-3m",
+}
+NAMES = ("wordnet", *ARCHIVES)
+
+# What is taken out of an archive: the end of its path there -> its name here.
+_PECOS_FILES = {
+    "tfidf-attnxml/X.trn.npz": "X.trn.npz",
+    "tfidf-attnxml/X.tst.npz": "X.tst.npz",
+    "Y.trn.npz": "Y.trn.npz",
+    "Y.tst.npz": "Y.tst.npz",
+    "output-items.txt": "output-items.txt",
+}
+
+_HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
+
+
+def data_home() -> Path:
+    """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder."""
+    if home := os.environ.get("MACH_DATA"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mach_ext"
+
+
+def load(dataset: PathLike, *, holdout: bool = True, num_threads: int = 0) -> Dataset:
+    """Loads a dataset by name or folder; what is not there yet is built or downloaded.
+
+    Args:
+        dataset: ``wordnet`` (built on the spot), a name of the registry (``wiki10-31k``, short ``wiki10``), a
+            folder in the data folder, or the path of a folder; see :func:`read_folder` for what it holds.
+        holdout: without a dev file, hold a tenth of train out as ``dev``; False leaves train whole.
+        num_threads: threads of the text parser; 0 takes the cores there are.
+
+    Raises:
+        ValueError: unknown name, or bad data.
+        ConnectionError: not there, and it cannot be fetched.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mach_ext.data import load
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "train.txt").write_text("2 5 3\\n0,2 1:0.5 4:2\\n1 0:1\\n")
+        >>> data = load(folder)
+        >>> data.num_labels, data.train.X.shape
+        (3, (2, 5))
+    """
+    given = os.fspath(dataset)
+    name = given.lower().replace("_", "-")
+    name = ALIASES.get(name, name)
+    if name in NAMES:
+        data = read_folder(fetch(name), name=name, num_threads=num_threads)
+        if name == "wordnet":
+            from . import wordnet
+
+            wordnet.check(data)
+    elif given and Path(given).is_dir():
+        data = read_folder(given, num_threads=num_threads)
+    elif given and os.sep not in given and given not in (".", "..") and (data_home() / given).is_dir():
+        data = read_folder(data_home() / given, num_threads=num_threads)
+    else:
+        raise ValueError(
+            f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
+            f"{', '.join(NAMES)}; got {given!r}"
+        )
+    if data.dev is None and holdout and len(data.train) >= 10:
+        held = _holdout(len(data.train))
+        train, dev = data.train.take(np.flatnonzero(~held)), data.train.take(np.flatnonzero(held))
+        data = replace(data, train=train, dev=dev, dev_rule=_HOLDOUT_RULE)
+    return data
+
+
+def _holdout(rows: int) -> NDArray[np.bool_]:
+    """Which rows are held out: the same ones on every machine and with every NumPy."""
+    z = np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    held = np.zeros(rows, bool)
+    held[np.argsort(z, kind="stable")[: rows // 10]] = True
+    return held
+
+
+def fetch(name: str) -> Path:
+    """Makes sure that a dataset of the registry is in the data folder; returns its folder.
+
+    A download resumes where it stopped, is checked (sha256 where known, else that the files in it are whole
+    and agree) and appears whole or not at all; ``source.json`` beside the data says where it came from.
+
+    Args:
+        name: one of ``mach_ext.data.NAMES``.
+
+    Raises:
+        ValueError: unknown name, or what was downloaded is not the dataset.
+        ConnectionError: it could not be downloaded; the message says what to put where.
+    """
+    if name not in NAMES:
+        raise ValueError(f"fetch: the name must be one of {', '.join(NAMES)}, got {name!r}")
+    folder = data_home() / name
+    if folder.is_dir():
+        return folder
+    with _lock(folder):
+        if folder.is_dir():  # another process was faster
+            return folder
+        for leftover in folder.parent.glob(f".{name}.*/"):  # of one that was killed
+            shutil.rmtree(leftover)
+        if name == "wordnet":
+            from . import wordnet
+
+            wordnet.prepare(folder)
+            return folder
+        url, archive = f"{BASE_URL}/{name}.tar.gz", data_home() / f"{name}.tar.gz"
+        ours = not archive.exists()  # otherwise the user put it there
+        if ours:
+            try:
+                download(url, archive, sha256=ARCHIVES[name])
+            except ConnectionError as error:
+                raise ConnectionError(
+                    f"{name}: {error}. Without network, put its archive at {archive}, or the files "
+                    f"X.trn.npz, Y.trn.npz, X.tst.npz, Y.tst.npz (or train.txt, test.txt in XMC format) into "
+                    f"{folder}"
+                ) from None
+        try:
+            with new_folder(folder) as temporary:
+                extract(archive, _PECOS_FILES, temporary)
+                read_folder(temporary)
+                source = {"url": url, "sha256": _sha256(archive), "bytes": archive.stat().st_size}
+                (temporary / "source.json").write_text(json.dumps(source, indent=2) + "\n")
+        except (ValueError, FileNotFoundError) as error:
+            then = "it was deleted, a new try downloads it again" if ours else f"it is {archive}"
+            raise ValueError(
+                f"{name}: the archive must hold whole, matching files, got: {error} ({then})"
+            ) from None
+        finally:
+            if ours:
+                archive.unlink()
+    return folder
+
+
+def download(url: str, path: PathLike, *, sha256: str | None = None, progress: bool = True) -> None:
+    """Downloads a file; goes on where an earlier try stopped (``path`` + ``.part``).
+
+    Args:
+        url: what to fetch.
+        path: where to; it appears whole or not at all.
+        sha256: what its bytes must hash to, if known.
+        progress: show a bar.
+
+    Raises:
+        ConnectionError: no connection, or a server that refuses.
+        ValueError: another sha256; the file is dropped.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    while True:
+        start = part.stat().st_size if part.exists() else 0
+        try:
+            whole = _download_rest(url, part, start, progress)
+            problem = "the connection ended early"
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+            ssl.SSLError,
+        ) as error:
+            whole, problem = False, str(error)
+        if whole:
+            break
+        if not part.exists() or part.stat().st_size <= start:  # no progress: trying again is of no use
+            raise ConnectionError(f"{url}: could not be downloaded ({problem})")
+    if sha256 is not None and (got := _sha256(part)) != sha256:
+        part.unlink()
+        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was dropped")
+    part.replace(path)
+
+
+def _download_rest(url: str, part: Path, start: int, progress: bool) -> bool:
+    """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416:  # nothing from there on: complete already, or another file than before
+                if error.headers.get("Content-Range", "") == f"bytes */{start}":
+                    return True
+                part.unlink()
+        raise
+    with response:
+        if response.status != 206:
+            start = 0  # the server sends all of it
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        with (
+            open(part, "ab" if start else "wb") as file,
+            tqdm(
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress
+            ) as bar,
+        ):
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+    return total is None or part.stat().st_size == total
+
+
+def extract(archive: PathLike, wanted: Mapping[str, str], folder: PathLike) -> None:
+    """Takes files out of a tar archive, under names of our own: what paths it claims can do no harm.
+
+    Args:
+        archive: the archive, compressed or not.
+        wanted: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
+        folder: an existing folder.
+
+    Raises:
+        ValueError: damaged archive.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                for end, name in wanted.items():
+                    target = Path(folder) / name
+                    if not member.isfile() or not f"/{member.name}".endswith(f"/{end}") or target.exists():
+                        continue
+                    source = tar.extractfile(member)
+                    assert source is not None  # a regular file
+                    with source, open(target, "wb") as file:
+                        while block := source.read(1 << 20):
+                            file.write(block)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        problem = str(error).partition("\n")[0]
+        raise ValueError(f"{archive}: the archive must be whole and undamaged, got: {problem}") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time prepares a folder; the lock goes with the process, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,242 @@
+"""The embedded dataset ``wordnet``: a gloss of WordNet 3.0 -> its transitive hypernyms.
+
+A document is a synset of data.noun, data.verb, data.adj or data.adv (satellite adjectives count as
+adjectives), its text the gloss field. Its labels are all synsets reachable by ``@`` (hypernym) and ``@i``
+(instance hypernym), itself excluded. Left out: synsets without any; labels on more than 2 % of the documents;
+then documents without labels. Features: :class:`mach_ext.data.Vectorizer` fitted on train. Test documents are
+those where the first byte of md5(part-of-speech letter + eight-digit offset) is below 26.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from .formats import Dataset, PathLike, Split, label_matrix, new_folder, write_folder
+from .registry import data_home, download, extract
+from .text import Vectorizer
+
+URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
+FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
+SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of Debian's package wordnet-base
+MAX_SHARE = 0.02  # of the documents a label may be on
+
+Key: TypeAlias = str  # part-of-speech letter n, v, a or r, then the offset's eight digits
+
+
+@dataclass(frozen=True)
+class Synset:
+    """One line of a data file."""
+
+    words: list[str]
+    parents: list[Key]  # by @ and @i
+    gloss: str
+
+
+def read_synsets(folder: PathLike) -> dict[Key, Synset]:
+    """Reads the four data files, in the order of ``FILES``.
+
+    Raises:
+        ValueError: a line that is not of the format; with file and line.
+    """
+    synsets: dict[Key, Synset] = {}
+    for name in FILES:
+        path = Path(folder) / name
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.startswith("  "):  # the licence
+                    continue
+                try:
+                    key, synset = _parse(line)
+                except (IndexError, ValueError):
+                    raise ValueError(
+                        f"{path}, line {number}: must be a line of a WordNet 3.0 data file, got {line[:60]!r}"
+                    ) from None
+                synsets[key] = synset
+    return synsets
+
+
+def _parse(line: str) -> tuple[Key, Synset]:
+    # offset file ss_type w_cnt(hex) (word lex_id)* p_cnt (symbol offset pos source/target)* ... | gloss
+    data, bar, gloss = line.partition("|")
+    fields = data.split()
+    count = int(fields[3], 16)
+    words = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
+    pointers = fields[5 + 2 * count :]
+    parents = []
+    for i in range(0, 4 * int(fields[4 + 2 * count]), 4):
+        symbol, offset, letter = pointers[i : i + 3]
+        if symbol in ("@", "@i"):
+            parents.append(_key(letter, offset))
+    if not bar or count < 1:
+        raise ValueError
+    return _key(fields[2], fields[0]), Synset(words, parents, gloss.strip())
+
+
+def _key(letter: str, offset: str) -> Key:
+    if letter not in ("n", "v", "a", "s", "r") or len(offset) != 8 or not offset.isdigit():
+        raise ValueError
+    return ("a" if letter == "s" else letter) + offset
+
+
+def hypernyms(key: Key, synsets: dict[Key, Synset]) -> set[Key]:
+    """All synsets reachable from this one, itself excluded."""
+    found: set[Key] = set()
+    todo = list(synsets[key].parents)
+    while todo:
+        parent = todo.pop()
+        if parent not in found:
+            found.add(parent)
+            todo += synsets[parent].parents
+    return found - {key}
+
+
+def build(source: PathLike) -> Dataset:
+    """Builds the dataset from a folder with WordNet's data files, as the head of this module says.
+
+    Args:
+        source: the folder with ``data.noun``, ``data.verb``, ``data.adj``, ``data.adv``.
+
+    Returns:
+        The dataset, with texts, label names (a synset's words), feature names and vectoriser; dev is None.
+
+    Raises:
+        ValueError: damaged files.
+    """
+    synsets = read_synsets(source)
+    try:
+        labels = {key: above for key in synsets if (above := hypernyms(key, synsets))}
+    except KeyError as error:
+        raise ValueError(f"{source}: every hypernym must be a synset, got {error.args[0]}") from None
+    counts = Counter(label for above in labels.values() for label in above)
+    kept = {label for label, count in counts.items() if count <= MAX_SHARE * len(labels)}
+    labels = {key: above & kept for key, above in labels.items() if above & kept}
+    if not labels:
+        raise ValueError(f"{source}: some document must have a label, got none in {len(synsets)} synsets")
+
+    columns = sorted({label for above in labels.values() for label in above})
+    keys = {
+        "train": [key for key in labels if not _in_test(key)],
+        "test": [key for key in labels if _in_test(key)],
+    }
+    texts = {split: [synsets[key].gloss for key in keys[split]] for split in keys}
+    vectorizer = Vectorizer.fit(texts["train"])
+    train, test = (
+        Split(
+            vectorizer.transform(texts[split]),
+            label_matrix([sorted(labels[key]) for key in keys[split]], columns),
+            texts[split],
+        )
+        for split in ("train", "test")
+    )
+    return Dataset(
+        name="wordnet",
+        path=Path(source),
+        train=train,
+        test=test,
+        label_names=[", ".join(synsets[key].words) for key in columns],
+        feature_names=vectorizer.vocabulary,
+        vectorizer=vectorizer,
+    )
+
+
+def _in_test(key: Key) -> bool:
+    return hashlib.md5(key.encode(), usedforsecurity=False).digest()[0] < 26
+
+
+def check(data: Dataset) -> None:
+    """Refuses a dataset that is not the one of WordNet 3.0.
+
+    Raises:
+        ValueError: another number of documents, features or labels.
+    """
+    in_train = int(np.unique(data.train.Y.indices).size)
+    got = (len(data.train), len(data.test or ()), data.num_features, data.num_labels, in_train)
+    expected = (84150, 9626, 27997, 20430, 19718)
+    if got != expected:
+        raise ValueError(
+            f"{data.path}: wordnet must have (train, test, features, labels, labels in train) = {expected}, "
+            f"as from WordNet 3.0, got {got}"
+        )
+
+
+def find() -> Path | None:
+    """The folder with WordNet's data files: in $WNHOME, the system's, or fetched earlier."""
+    home = os.environ.get("WNHOME")
+    places = [Path(home), Path(home) / "dict"] if home else []
+    places += [SYSTEM_FOLDER, data_home() / "wordnet-3.0"]
+    return next((place for place in places if all((place / name).is_file() for name in FILES)), None)
+
+
+def find_or_fetch() -> Path:
+    """As :func:`find`; otherwise fetches the files into the data folder, without root.
+
+    Raises:
+        ConnectionError: no way worked; the message names all of them.
+    """
+    found = find()
+    if found is not None:
+        return found
+    target = data_home() / "wordnet-3.0"
+    problems = []
+    for fetch in (_fetch_debian, _fetch_tarball):
+        try:
+            with new_folder(target) as temporary:
+                fetch(temporary)
+            return target
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            problems.append(str(error))
+    raise ConnectionError(
+        f"wordnet: the files {', '.join(FILES)} of WordNet 3.0 must come from one of: $WNHOME (or its folder "
+        f"dict), {SYSTEM_FOLDER} (Debian: apt-get install wordnet-base), {target} (put them there), or the "
+        f"network (apt-get download wordnet-base, or {URL}); got: "
+        f"{'; '.join(problems)}"
+    )
+
+
+def _fetch_debian(folder: Path) -> None:
+    """The package wordnet-base, unpacked, with package lists of our own: needs no root, changes no system."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".apt.") as work:
+        for name in ("lists/partial", "archives/partial"):
+            (Path(work) / name).mkdir(parents=True)
+        apt = ["apt-get", "-q", "-o", f"Dir::State::Lists={work}/lists", "-o", f"Dir::Cache={work}"]
+        apt += ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
+        _run([*apt, "update"], work)
+        _run([*apt, "download", "wordnet-base"], work)
+        package = next(Path(work).glob("wordnet-base_*.deb"))
+        _run(["dpkg-deb", "-x", str(package), f"{work}/root"], work)
+        for name in FILES:
+            shutil.move(Path(work) / "root" / SYSTEM_FOLDER.relative_to("/") / name, folder / name)
+
+
+def _run(command: list[str], folder: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise OSError(f"{command[0]} {command[-1]}: exit status {done.returncode}, {said}")
+
+
+def _fetch_tarball(folder: Path) -> None:
+    archive = folder / "WNdb-3.0.tar.gz"
+    download(URL, archive)
+    extract(archive, {name: name for name in FILES}, folder)
+    archive.unlink()
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        raise ValueError(f"{URL}: the archive must hold {', '.join(FILES)}, got none of {', '.join(missing)}")
+
+
+def prepare(folder: PathLike) -> None:
+    """Builds the dataset into a new folder, from files that are found or fetched."""
+    data = build(find_or_fetch())
+    check(data)
+    write_folder(folder, data)

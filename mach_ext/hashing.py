@@ -1,0 +1,441 @@
+"""The label hash: R functions that send L labels to B buckets each.
+
+MACH predicts R x B bucket scores instead of L label scores; this module says which buckets are a label's.
+Two labels that share their bucket in all R repetitions get the same score for every document, so the hash
+counts such pairs (`LabelHash.diagnostics`) and warns of them (`CollisionWarning`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["BucketLoad", "CollisionWarning", "HashDiagnostics", "LabelHash"]
+
+_PRIME = 2**31 - 1  # a Mersenne prime: x mod p needs no division
+_MAX_LABELS = _PRIME - 1
+_MAX_BUCKETS = _PRIME
+_CHUNK = 2**15  # labels hashed at a time, so that temporaries stay in the cache
+_KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 keys below this
+_PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
+_EXAMPLES = 10
+
+
+class CollisionWarning(UserWarning):
+    """Some labels share their bucket in every repetition: no model on this hash can tell them apart."""
+
+
+@dataclass(frozen=True)
+class BucketLoad:
+    """How many labels the B buckets of one repetition hold: `min`, `mean`, `max`, `std` and `empty` ones."""
+
+    min: int
+    mean: float
+    max: int
+    std: float
+    empty: int
+
+
+@dataclass(frozen=True)
+class HashDiagnostics:
+    """What `LabelHash.diagnostics` found. `str()` gives a readable summary.
+
+    Attributes:
+        num_labels: L.
+        num_buckets: B.
+        num_repetitions: R.
+        seed: The seed, or None for a hash made by `LabelHash.from_buckets`.
+        load: The bucket load of each repetition, R of them.
+        expected_colliding_pairs: L(L-1)/2 / B^R, the label pairs that random buckets are expected to put
+            into the same bucket in all R repetitions. For a hash made by `LabelHash.from_buckets` the same
+            formula: what random buckets of these sizes would do, to compare the table with.
+        colliding_pairs: The pairs that do so here, counted exactly.
+        colliding_groups: Examples: the 10 largest groups of labels that share all their buckets, at most, and
+            of each the 10 lowest labels, at most.
+        bytes: Memory of each tensor that the hash holds, by name, and their sum as "everything".
+    """
+
+    num_labels: int
+    num_buckets: int
+    num_repetitions: int
+    seed: int | None
+    load: tuple[BucketLoad, ...]
+    expected_colliding_pairs: float
+    colliding_pairs: int
+    colliding_groups: tuple[tuple[int, ...], ...]
+    bytes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields as a dict that `json.dumps` takes."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        source = "given table" if self.seed is None else f"seed {self.seed}"
+        lines = [
+            f"label hash: {self.num_labels:,} labels, {self.num_buckets:,} buckets, "
+            f"{self.num_repetitions} repetitions ({source}), {self.bytes['everything']:,} bytes",
+            "repetition       min      mean       max       std     empty",
+        ]
+        for r, load in enumerate(self.load):
+            lines.append(
+                f"{r:>10}{load.min:>10,}{load.mean:>10,.1f}{load.max:>10,}{load.std:>10,.1f}{load.empty:>10,}"
+            )
+        lines.append(
+            f"label pairs that share all their buckets: {self.colliding_pairs:,} "
+            f"(random buckets: {self.expected_colliding_pairs:,.4g} expected)"
+        )
+        lines += [f"  for example {', '.join(map(str, group))}" for group in self.colliding_groups]
+        return "\n".join(lines)
+
+
+class LabelHash:
+    """R hash functions from L labels to B buckets, as a table of bucket codes.
+
+    Repetition r is a random polynomial of degree 3 over the integers mod p = 2^31 - 1, taken mod B: the
+    4-wise independent family of Wegman and Carter, hence 2-universal. Two labels share a bucket with
+    probability 1/B (up to a factor 1 + (B/p)^2). Pairwise independence would give the same expected number of
+    label pairs that collide in all repetitions; but with a*x + b all pairs at the same distance collide
+    together, and the number comes in lumps. Only when any two *pairs* are independent, 4-wise, is its
+    variance that of truly random buckets.
+
+    The four coefficients come from SHA-256 of the seed and r, and all arithmetic is on integers: the function
+    is the same for ever, on every platform and version. A label's bucket in repetition r depends on the
+    label, r, B and the seed alone, so more labels or more repetitions extend the table and change nothing in
+    it.
+
+    When labels collide in all repetitions a `CollisionWarning` is given, once for each hash: by the
+    constructor if at least 0.01 such pairs are expected (below that it does not look for them), by
+    `from_buckets` and `diagnostics` always. Attributes are to be read, not set. Hashes are equal when they
+    are the same functions, wherever they lie and however they were made.
+
+    Sources: Carter and Wegman, "Universal classes of hash functions", JCSS 18 (1979); Wegman and Carter, "New
+    hash functions and their use in authentication and set equality", JCSS 22 (1981); the use of it: Medini et
+    al., "Extreme classification in log memory using count-min sketch", NeurIPS 2019.
+
+    Args:
+        num_labels: L, from 1 to 2^31 - 2.
+        num_buckets: B, from 2 to 2^31 - 1.
+        num_repetitions: R, at least 1.
+        seed: Any integer from 0 on.
+
+    Attributes:
+        buckets: [R, L] int32, contiguous: the bucket of each label in each repetition. On the CPU until `to`.
+        num_labels: L.
+        num_buckets: B.
+        num_repetitions: R.
+        seed: The seed; None for a hash made by `from_buckets`.
+
+    Raises:
+        TypeError: An argument is not an integer.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from mach_ext.hashing import LabelHash
+        >>> hash = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6, seed=1)
+        >>> hash
+        LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6, seed=1)
+        >>> hash.buckets.shape, hash.buckets.dtype
+        (torch.Size([6, 1000]), torch.int32)
+        >>> hash.diagnostics().colliding_pairs
+        0
+    """
+
+    buckets: torch.Tensor
+    num_labels: int
+    num_buckets: int
+    num_repetitions: int
+    seed: int | None
+    _groups: tuple[int, tuple[tuple[int, ...], ...]] | None
+    _diagnostics: HashDiagnostics | None
+    _warned: bool
+
+    def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
+        num_labels = _integer("LabelHash: num_labels", num_labels, 1, _MAX_LABELS)
+        num_buckets = _integer("LabelHash: num_buckets", num_buckets, 2, _MAX_BUCKETS)
+        num_repetitions = _integer("LabelHash: num_repetitions", num_repetitions, 1)
+        seed = _integer("LabelHash: seed", seed, 0)
+        table = _hash_labels(num_labels, num_buckets, num_repetitions, seed)
+        self._set(table, num_buckets, seed)
+        if _collisions_plausible(num_labels, num_buckets, num_repetitions):
+            self._warn_of_collisions()
+
+    @classmethod
+    def from_buckets(cls, table: torch.Tensor | ArrayLike, num_buckets: int | None = None) -> LabelHash:
+        """Makes a hash of any table: learned, load-balanced or hand-made buckets.
+
+        Args:
+            table: [R, L] integers of any width (torch, on any device; NumPy; nested lists), the bucket of
+                each label in each repetition. Copied, so later changes of it do not reach the hash.
+            num_buckets: B; None for the largest bucket + 1, at least 2.
+
+        Returns:
+            The hash, on the CPU, with `seed` None.
+
+        Raises:
+            TypeError: The table does not hold integers.
+            ValueError: The table is not 2-D, is empty, or holds a bucket outside [0, B).
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[0, 0, 1, 1], [0, 1, 0, 1]])
+            LabelHash.from_buckets(<table [2, 4]>, num_buckets=2)
+        """
+        name = "LabelHash.from_buckets"
+        if isinstance(table, torch.Tensor):
+            if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+                raise TypeError(f"{name}: table must hold integers, got {table.dtype}")
+            table = table.cpu().numpy()
+        array = np.asarray(table)
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"{name}: table must be [R, L] with R, L >= 1, got shape {list(array.shape)}")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: table must hold integers, got {array.dtype}")
+        _integer(f"{name}: the table's number of labels", array.shape[1], 1, _MAX_LABELS)
+        if num_buckets is not None:
+            num_buckets = _integer(f"{name}: num_buckets", num_buckets, 2, _MAX_BUCKETS)
+        bound = _MAX_BUCKETS if num_buckets is None else num_buckets
+        highest = int(array.max())
+        if int(array.min()) < 0 or highest >= bound:
+            r, label = np.argwhere((array < 0) | (array >= bound))[0].tolist()
+            raise ValueError(
+                f"{name}: repetition {r}, label {label} has bucket {array[r, label]}, outside [0, {bound})"
+            )
+        hash = cls.__new__(cls)
+        copied = array.astype(np.int32, order="C")
+        hash._set(copied, max(highest + 1, 2) if num_buckets is None else num_buckets, None)
+        hash._warn_of_collisions()
+        return hash
+
+    def to(self, device: torch.device | str | int) -> LabelHash:
+        """Returns this hash with its buckets on `device`; itself when they already lie there."""
+        buckets = self.buckets.to(device)
+        if buckets is self.buckets:
+            return self
+        moved = copy.copy(self)
+        moved.buckets = buckets
+        return moved
+
+    def diagnostics(self) -> HashDiagnostics:
+        """Measures bucket load and label collisions; cached, so only the first call takes time.
+
+        Labels are grouped by sorting, never compared pair by pair: about one sort of L int64 keys.
+
+        Returns:
+            The figures. Their `str()` is a readable summary, `as_dict()` goes into JSON.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> print(LabelHash.from_buckets([[0, 0, 1, 1], [0, 1, 0, 1]]).diagnostics())
+            label hash: 4 labels, 2 buckets, 2 repetitions (given table), 32 bytes
+            repetition       min      mean       max       std     empty
+                     0         2       2.0         2       0.0         0
+                     1         2       2.0         2       0.0         0
+            label pairs that share all their buckets: 0 (random buckets: 1.5 expected)
+        """
+        if self._diagnostics is None:
+            pairs, groups = self._collisions()
+            self._diagnostics = HashDiagnostics(
+                num_labels=self.num_labels,
+                num_buckets=self.num_buckets,
+                num_repetitions=self.num_repetitions,
+                seed=self.seed,
+                load=tuple(_load(codes, self.num_buckets) for codes in self._table()),
+                expected_colliding_pairs=self._expected_pairs(),
+                colliding_pairs=pairs,
+                colliding_groups=groups,
+                bytes={},
+            )
+        self._warn_of_collisions()
+        held = {name: value.nbytes for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self._diagnostics, bytes={**held, "everything": sum(held.values())})
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, LabelHash):
+            return NotImplemented
+        if self._sizes() != other._sizes():
+            return False
+        if self.seed is not None and self.seed == other.seed:
+            return True
+        return torch.equal(self.buckets.cpu(), other.buckets.cpu())
+
+    def __hash__(self) -> int:
+        return hash(self._sizes())
+
+    def __repr__(self) -> str:
+        if self.seed is None:
+            table = f"<table [{self.num_repetitions}, {self.num_labels}]>"
+            return f"LabelHash.from_buckets({table}, num_buckets={self.num_buckets})"
+        return (
+            f"LabelHash(num_labels={self.num_labels}, num_buckets={self.num_buckets}, "
+            f"num_repetitions={self.num_repetitions}, seed={self.seed})"
+        )
+
+    def _set(self, table: NDArray[np.int32], num_buckets: int, seed: int | None) -> None:
+        self.buckets = torch.from_numpy(table)
+        self.num_repetitions, self.num_labels = table.shape
+        self.num_buckets = num_buckets
+        self.seed = seed
+        self._groups = None
+        self._diagnostics = None
+        self._warned = False
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.num_labels, self.num_buckets, self.num_repetitions
+
+    def _table(self) -> NDArray[np.int32]:
+        table: NDArray[np.int32] = self.buckets.cpu().numpy()
+        return table
+
+    def _expected_pairs(self) -> float:
+        return float(math.comb(self.num_labels, 2) / self.num_buckets**self.num_repetitions)
+
+    def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        """The number of fully colliding label pairs and example groups, cached."""
+        if self._groups is None:
+            labels, group = _colliding_labels(self._table(), self.num_buckets)
+            sizes = np.bincount(group)
+            largest = np.argsort(-sizes, kind="stable")[:_EXAMPLES]
+            examples = tuple(tuple(labels[group == g][:_EXAMPLES].tolist()) for g in largest)
+            self._groups = int((sizes * (sizes - 1) // 2).sum()), examples
+        return self._groups
+
+    def _warn_of_collisions(self) -> None:
+        """Warns, once, if there are collisions; called straight from public methods (stacklevel)."""
+        pairs, _ = self._collisions()
+        if pairs == 0 or self._warned:
+            return
+        self._warned = True
+        who = "1 label pair shares its bucket" if pairs == 1 else f"{pairs:,} label pairs share their bucket"
+        times = (
+            "the only repetition" if self.num_repetitions == 1 else f"all {self.num_repetitions} repetitions"
+        )
+        repetitions, buckets = _sizes_without_collisions(*self._sizes())
+        advice = f"R={repetitions} at B={self.num_buckets}"
+        if buckets <= _MAX_BUCKETS:
+            advice += f", or B={buckets} at R={self.num_repetitions},"
+        warnings.warn(
+            f"{who} in {times} and can never be told apart (L={self.num_labels}, B={self.num_buckets}, "
+            f"R={self.num_repetitions}: {self._expected_pairs():,.4g} pairs expected of random buckets). "
+            f"{advice} expects fewer than {1 / _PLAUSIBLE} pairs; which labels: diagnostics().",
+            CollisionWarning,
+            stacklevel=3,
+        )
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Checks that `value` is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    if value < low or (high is not None and value > high):
+        rule = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {rule}, got {value}")
+    return int(value)
+
+
+def _coefficients(seed: int, repetition: int) -> list[int]:
+    """The four coefficients mod p, highest power first: 64 bits each, so uniform but for 2^-33."""
+    digest = hashlib.sha256(f"mach_ext.LabelHash/{seed}/{repetition}".encode()).digest()
+    return [int.from_bytes(digest[i : i + 8], "little") % _PRIME for i in range(0, 32, 8)]
+
+
+def _hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: int) -> NDArray[np.int32]:
+    """The table [R, L] of the seeded family; besides it, memory for a few chunks of labels only."""
+    polynomials = [_coefficients(seed, r) for r in range(num_repetitions)]
+    table = np.empty((num_repetitions, num_labels), dtype=np.int32)
+    for start in range(0, num_labels, _CHUNK):
+        label = np.arange(start, min(start + _CHUNK, num_labels), dtype=np.int64)
+        for r, (first, *others) in enumerate(polynomials):
+            code = np.full_like(label, first)
+            for coefficient in others:  # Horner; code <= p and label < p, so all stays below 2^62
+                code *= label
+                code += coefficient
+                for _ in range(2):  # 2^31 = 1 mod p: fold the high bits onto the low; twice gives [0, p]
+                    high = code >> 31
+                    code &= _PRIME
+                    code += high
+            code[code == _PRIME] = 0
+            table[r, start : start + _CHUNK] = code.astype(np.int32) % np.int32(num_buckets)
+    return table
+
+
+def _collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
+    """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
+    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets**num_repetitions)
+
+
+def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
+    """The smallest R at this B, and the smallest B at this R, where collisions are not plausible."""
+    repetitions = 1
+    while _collisions_plausible(num_labels, num_buckets, repetitions):
+        repetitions += 1
+    low, high = 2, max(2, _PLAUSIBLE * math.comb(num_labels, 2) + 1)  # the smallest B lies in [low, high]
+    while low < high:
+        middle = (low + high) // 2
+        if _collisions_plausible(num_labels, middle, num_repetitions):
+            low = middle + 1
+        else:
+            high = middle
+    return repetitions, low
+
+
+def _colliding_labels(
+    table: NDArray[np.int32], num_buckets: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Finds the labels that share their bucket with another label in every repetition.
+
+    Packs the codes of as many repetitions as fit into one int64 key, keeps the labels whose key is not
+    unique, and goes on with those and the next repetitions.
+
+    Args:
+        table: [R, L] int32 bucket codes below `num_buckets`.
+        num_buckets: B.
+
+    Returns:
+        The labels [n], ascending, and the group of each [n], 0, 1, ...: two labels collide if and only if
+        they have the same group.
+    """
+    num_repetitions, num_labels = table.shape
+    labels = np.arange(num_labels, dtype=np.int64)
+    group = np.zeros(num_labels, dtype=np.int64)
+    num_groups, r = 1, 0
+    while r < num_repetitions and labels.size > 0:
+        key, key_range = group, num_groups
+        while r < num_repetitions and key_range * num_buckets <= _KEY_RANGE:
+            key = key * num_buckets
+            key += table[r].take(labels)
+            key_range *= num_buckets
+            r += 1
+        ordered = np.sort(key)
+        shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        position = np.searchsorted(shared, key)
+        kept = np.append(shared, -1)[position] == key
+        labels, group, num_groups = labels[kept], position[kept], len(shared)
+    return labels, group
+
+
+def _load(codes: NDArray[np.int32], num_buckets: int) -> BucketLoad:
+    """The bucket load of one repetition, in memory for L labels however large B is."""
+    if num_buckets <= len(codes):
+        counts = np.bincount(codes)
+        counts = counts[counts > 0]
+    else:
+        counts = np.unique(codes, return_counts=True)[1]
+    empty = num_buckets - len(counts)
+    variance = (num_buckets * int(counts @ counts) - len(codes) ** 2) / num_buckets**2
+    return BucketLoad(
+        min=0 if empty else int(counts.min()),
+        mean=len(codes) / num_buckets,
+        max=int(counts.max()),
+        std=math.sqrt(variance),
+        empty=empty,
+    )

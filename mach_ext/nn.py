@@ -1,0 +1,529 @@
+"""The MACH model: an encoder of sparse documents, R bucket classifiers, a merge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import scipy.sparse
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mach_ext import functional as F
+from mach_ext.hashing import LabelHash
+
+# What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
+MODEL_MERGES = {
+    "mean_logit": (None, "mean"),
+    "mean_prob": (torch.sigmoid, "mean"),
+    "mean_logprob": (nn.functional.logsigmoid, "mean"),
+    "min_prob": (torch.sigmoid, "min"),
+    "median_prob": (torch.sigmoid, "median"),
+}
+ENCODERS = ("shared", "independent")
+_FORMAT = 1  # of the model folder
+_SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
+
+
+class MACH(nn.Module):
+    """Merged-Averaged Classifiers via Hashing (Medini et al., NeurIPS 2019).
+
+    L labels are hashed R times into B buckets. An encoder turns a sparse document into hidden units, R
+    classifiers give B bucket logits each, a label's score is merged from its R buckets. Parameters grow with
+    D * H + R * H * B, not with L.
+
+    With `hidden_size=0` there is no encoder (*linear MACH*): R linear bucket classifiers on the features,
+    weights [R, D, B].
+
+    Args:
+        num_features: D.
+        num_labels: L.
+        num_repetitions: R.
+        num_buckets: B.
+        hidden_size: H; 0 for linear MACH; a pair (H1, H2) for two hidden layers.
+        encoder: "shared": one encoder for all repetitions; "independent": one each.
+        merge: How labels are scored: "mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob".
+        seed: Of the label hash and of the initial weights.
+        feature_dropout, hidden_dropout: Probability of dropping a non-zero, a hidden unit, in training.
+        hash: A label hash of your own (learned buckets) with L, B, R as given, in place of the seeded one.
+
+    Parameters (the encoder's weight takes the documents and suits sparse gradients):
+        encoder_weight [D, H] or [D, R * H], encoder_bias; hidden_weight, hidden_bias for a second layer;
+        bucket_weight [R, H, B] (linear MACH: [R, D, B]), bucket_bias [R, B].
+
+    Example:
+        >>> import scipy.sparse, mach_ext
+        >>> model = mach_ext.MACH(num_features=1000, num_labels=5000, num_repetitions=8, num_buckets=64)
+        >>> X = scipy.sparse.random(3, 1000, density=0.01, format="csr", dtype="float32")
+        >>> scores, labels = model.predict(X, k=5)
+        >>> labels.shape
+        (3, 5)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_labels: int,
+        num_repetitions: int = 16,
+        num_buckets: int = 512,
+        hidden_size: int | Sequence[int] = 512,
+        encoder: str = "shared",
+        merge: str = "mean_logit",
+        seed: int = 0,
+        feature_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        hash: LabelHash | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = (hidden_size,) if isinstance(hidden_size, int) else tuple(hidden_size)
+        _check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
+        self.num_features = num_features
+        self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH
+        self.encoder = encoder
+        self.merge = merge
+        self.seed = seed
+        self.feature_dropout = feature_dropout
+        self.hidden_dropout = hidden_dropout
+        self.hash = LabelHash(num_labels, num_buckets, num_repetitions, seed) if hash is None else hash
+        shape = (self.hash.num_labels, self.hash.num_buckets, self.hash.num_repetitions)
+        if shape != (num_labels, num_buckets, num_repetitions):
+            raise ValueError(
+                f"MACH: hash has (L, B, R) = {shape}, expected {(num_labels, num_buckets, num_repetitions)}"
+            )
+
+        R, B, D = num_repetitions, num_buckets, num_features
+        copies = R if encoder == "independent" else 1
+        last = D
+        if self.hidden_sizes:
+            last = self.hidden_sizes[0]
+            self.encoder_weight = nn.Parameter(torch.empty(D, copies * last))
+            self.encoder_bias = nn.Parameter(torch.empty(copies * last))
+        if len(self.hidden_sizes) == 2:
+            first, last = self.hidden_sizes
+            self.hidden_weight = nn.Parameter(torch.empty(copies, first, last))
+            self.hidden_bias = nn.Parameter(torch.empty(copies, last))
+        self.bucket_weight = nn.Parameter(torch.empty(R, last, B))
+        self.bucket_bias = nn.Parameter(torch.empty(R, B))
+        self.reset_parameters()
+
+    @property
+    def num_labels(self) -> int:
+        return self.hash.num_labels
+
+    @property
+    def num_buckets(self) -> int:
+        return self.hash.num_buckets
+
+    @property
+    def num_repetitions(self) -> int:
+        return self.hash.num_repetitions
+
+    @property
+    def is_linear(self) -> bool:
+        return not self.hidden_sizes
+
+    def extra_repr(self) -> str:
+        hidden = "x".join(map(str, self.hidden_sizes)) or "0 (linear)"
+        return (
+            f"num_features={self.num_features}, num_labels={self.num_labels}, "
+            f"num_repetitions={self.num_repetitions}, num_buckets={self.num_buckets}, hidden_size={hidden}, "
+            f"encoder={self.encoder}, merge={self.merge}, seed={self.seed}"
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial weights from `seed` alone, whatever the state of PyTorch's global generator.
+
+        Documents have about unit length, so encoder rows N(0, 0.1^2) give pre-activations of that scale. The
+        bucket biases start at the logit of 1 / B: few buckets are positive. Linear MACH starts at zero.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        for name, parameter in self.named_parameters():
+            if name == "bucket_bias":
+                parameter.fill_(-math.log(self.num_buckets - 1))
+            elif name.endswith("_bias") or self.is_linear:
+                parameter.zero_()
+            else:
+                std = 0.1 if name == "encoder_weight" else parameter.shape[-2] ** -0.5
+                parameter.copy_(
+                    torch.empty_like(parameter, device="cpu").normal_(0, std, generator=generator)
+                )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MACH:
+        super()._apply(fn, recurse)
+        self.hash = self.hash.to(self.bucket_bias.device)
+        return self
+
+    def encode(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        *,
+        sparse_grad: bool = False,
+        validate: bool = True,
+    ) -> Tensor:  # [N, H] or, with independent encoders, [N, R, H]
+        """Hidden units that the bucket classifiers take. Not for linear MACH, which has none."""
+        if self.is_linear:
+            raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
+        hidden = F.sparse_linear(
+            self._drop_features(values),
+            indices,
+            indptr,
+            self.encoder_weight,
+            self.encoder_bias,
+            "relu",
+            sparse_grad,
+            validate=validate,
+        )
+        if self.encoder == "independent":
+            hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
+        hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+        if len(self.hidden_sizes) == 2:
+            hidden = F.bucket_logits(hidden, self.hidden_weight, self.hidden_bias).relu()
+            if self.encoder == "shared":
+                hidden = hidden.squeeze(1)
+            hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+        return hidden
+
+    def forward(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        *,
+        sparse_grad: bool = False,
+        validate: bool = True,
+    ) -> Tensor:  # [N, R, B]
+        """Bucket logits of a batch of documents in CSR form.
+
+        Errors and options as in `mach_ext.functional.sparse_linear`.
+        """
+        X = (values, indices, indptr)
+        if self.is_linear:
+            X = (self._drop_features(values), indices, indptr)
+            return F.bucket_forward(
+                *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad, validate=validate
+            )
+        hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate)
+        return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias)
+
+    def loss(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        label_indices: Tensor,  # [label nnz]
+        label_indptr: Tensor,  # [N + 1]
+        *,
+        sparse_grad: bool = True,
+        validate: bool = True,
+    ) -> Tensor:  # scalar
+        """Training loss (`mach_ext.functional.bucket_bce`); never holds [N, R, B].
+
+        With `sparse_grad` the weight that takes the documents gets a row-sparse gradient, as `mach_ext.optim`
+        wants it.
+        """
+        weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
+        if self.is_linear:
+            X = (self._drop_features(values), indices, indptr)
+            return F.linear_bucket_bce(*X, weight, bias, *labels, self.hash, sparse_grad, validate=validate)
+        hidden = self.encode(values, indices, indptr, sparse_grad=sparse_grad, validate=validate)
+        return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
+
+    def label_logits(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        labels: Tensor,  # [m] or [N, m]
+        *,
+        validate: bool = True,
+    ) -> Tensor:  # [N, m, R]
+        """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed."""
+        weight, bias = self.bucket_weight, self.bucket_bias
+        if self.is_linear:
+            X = (self._drop_features(values), indices, indptr)
+            return F.linear_label_logits(*X, weight, bias, self.hash, labels, validate=validate)
+        hidden = self.encode(values, indices, indptr, validate=validate)
+        return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
+
+    def label_scores(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        labels: Tensor,  # [m] or [N, m]
+        score: str = "logit",
+        *,
+        validate: bool = True,
+    ) -> Tensor:  # [N, m]
+        """Scores of chosen labels, differentiable to the documents' values and to the parameters.
+
+        Args:
+            values, indices, indptr: Documents in CSR form.
+            labels: [m], the same for every document, or [N, m].
+            score: "logit": mean of the R bucket logits; "model": by the model's own merge.
+            validate: As in `mach_ext.functional.sparse_linear`.
+        """
+        if score not in ("logit", "model"):
+            raise ValueError(f'MACH.label_scores: score must be "logit" or "model", got {score!r}')
+        logits = self.label_logits(values, indices, indptr, labels, validate=validate)
+        transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
+        return F.merge_repetitions(logits if transform is None else transform(logits), merge)
+
+    def topk(
+        self,
+        values: Tensor,  # [nnz]
+        indices: Tensor,  # [nnz]
+        indptr: Tensor,  # [N + 1]
+        k: int,
+        *,
+        validate: bool = True,
+    ) -> tuple[Tensor, Tensor]:  # scores [N, k], labels [N, k]
+        """The k best labels of each document by the model's merge, exactly; one batch, differentiable."""
+        logits = self(values, indices, indptr, validate=validate)
+        transform, merge = MODEL_MERGES[self.merge]
+        return F.merge_topk(logits if transform is None else transform(logits), self.hash, k, merge)
+
+    def predict(
+        self, X: Any, k: int = 5, batch_size: int | None = None
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The k best labels of each document of a SciPy CSR matrix: eval mode, no gradients, in batches.
+
+        Args:
+            X: [N, D], any SciPy sparse matrix; duplicates are summed, NaN and infinities refused.
+            k: 0 ... L.
+            batch_size: Documents at a time; None: as many as keep bucket scores within 256 MiB, at most 256.
+
+        Returns:
+            scores [N, k] float32 and labels [N, k] int64 (NumPy), best first.
+
+        Raises:
+            TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
+        """
+        X = as_documents("MACH.predict", X, self.num_features)
+        if batch_size is None:
+            scores_each = self.num_repetitions * self.num_buckets
+            batch_size = max(1, min(256, _SCORES_IN_MEMORY // scores_each))
+        if batch_size < 1:
+            raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
+        if not 0 <= k <= self.num_labels:
+            raise ValueError(f"MACH.predict: k must be in 0 ... L={self.num_labels}, got {k}")
+        N = X.shape[0]
+        scores = np.empty((N, k), np.float32)
+        labels = np.empty((N, k), np.int64)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for start, batch in _batches(X, batch_size, self.bucket_bias.device):
+                    best, ids = self.topk(*batch, k, validate=False)
+                    scores[start : start + batch_size] = best.cpu().numpy()
+                    labels[start : start + batch_size] = ids.cpu().numpy()
+        finally:
+            self.train(was_training)
+        return scores, labels
+
+    def _drop_features(self, values: Tensor) -> Tensor:
+        return nn.functional.dropout(values, self.feature_dropout, self.training)
+
+    # -------------------------------------------------------------------------------------- model folder
+
+    def configuration(self) -> dict[str, Any]:
+        """Constructor arguments, but for a hash of one's own."""
+        return {
+            "num_features": self.num_features,
+            "num_labels": self.num_labels,
+            "num_repetitions": self.num_repetitions,
+            "num_buckets": self.num_buckets,
+            "hidden_size": list(self.hidden_sizes) or 0,
+            "encoder": self.encoder,
+            "merge": self.merge,
+            "seed": self.seed,
+            "feature_dropout": self.feature_dropout,
+            "hidden_dropout": self.hidden_dropout,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model into folder `path`: `model.json` and the weights it names (safetensors).
+
+        Safe at any moment: weights go to a file of a new name, `model.json` is replaced in one step, and old
+        weights are removed only then. A failure leaves the folder's former model as it was.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
+        if self.hash.seed is None:
+            tensors["hash.buckets"] = self.hash.buckets.cpu()
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights-")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary)
+            digest = _sha256(Path(temporary))
+            weights = folder / f"weights-{digest[:12]}.safetensors"
+            _commit(temporary, weights)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        record = {
+            "format": _FORMAT,
+            "model": self.configuration(),
+            "hash": {"kind": "table" if self.hash.seed is None else "seeded", "seed": self.hash.seed},
+            "weights": {"file": weights.name, "sha256": digest, "dtype": str(self.bucket_weight.dtype)},
+        }
+        write_json(folder / "model.json", record)
+        for old in folder.glob("weights-*.safetensors"):
+            if old != weights:
+                old.unlink()
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
+    """Reads a model folder written by `MACH.save`, in eval mode.
+
+    Raises:
+        ValueError: Something is missing, truncated, edited or of another format; names the file and the rule.
+
+    Example:
+        >>> import tempfile, mach_ext
+        >>> folder = tempfile.mkdtemp()
+        >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4).save(folder)
+        >>> mach_ext.load(folder).num_labels
+        20
+    """
+    folder = Path(path)
+    record_file = folder / "model.json"
+    try:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "no model.json in the folder" if folder.is_dir() else "no such folder"
+        raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, NotADirectoryError) as error:
+        raise ValueError(f"{record_file}: not a model record: {error}") from None
+    try:
+        if record["format"] != _FORMAT:
+            raise ValueError(
+                f"{record_file}: format must be {_FORMAT} for this mach_ext, got {record['format']}"
+            )
+        configuration, hash_record = record["model"], record["hash"]
+        weights, digest = folder / record["weights"]["file"], record["weights"]["sha256"]
+        tensors = _read_weights(weights, digest)
+        if hash_record["kind"] == "table":
+            label_hash = LabelHash.from_buckets(tensors.pop("hash.buckets"), configuration["num_buckets"])
+        else:
+            label_hash = None
+            configuration = {**configuration, "seed": hash_record["seed"]}
+        model = MACH(**configuration, hash=label_hash)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{record_file}: not a model record: {type(error).__name__}: {error}") from None
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        raise ValueError(f"{weights}: weights must have shapes {expected}, got {found}")
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().to(device)
+
+
+def as_documents(op: str, X: Any, num_features: int) -> Any:
+    """X as float32 CSR [N, D]: sorted, duplicates summed, finite. The caller's matrix is not changed."""
+    if not scipy.sparse.issparse(X):
+        raise TypeError(
+            f"{op}: X must be a SciPy sparse matrix [N, D={num_features}], got {type(X).__name__}"
+        )
+    if X.ndim != 2 or X.shape[1] != num_features:
+        raise ValueError(f"{op}: X must have D={num_features} columns, got shape {X.shape}")
+    X = scipy.sparse.csr_array(X, dtype=np.float32)
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    if not np.isfinite(X.data).all():
+        position = int(np.flatnonzero(~np.isfinite(X.data))[0])
+        row = int(np.searchsorted(X.indptr, position, side="right")) - 1
+        raise ValueError(
+            f"{op}: X must be finite, got {X.data[position]} in row {row}, column {X.indices[position]}"
+        )
+    return X
+
+
+def _batches(
+    X: Any, batch_size: int, device: torch.device
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """Consecutive documents of a canonical CSR matrix as tensors; on CPU they share its memory."""
+    for start in range(0, X.shape[0], batch_size):
+        indptr = X.indptr[start : start + batch_size + 1]
+        at = slice(indptr[0], indptr[-1])
+        arrays = (X.data[at], X.indices[at], indptr - indptr[0])
+        values, indices, indptr = (torch.from_numpy(a).to(device) for a in arrays)
+        yield start, (values, indices, indptr)
+
+
+def _check_configuration(
+    num_features: int,
+    sizes: tuple[int, ...],
+    encoder: str,
+    merge: str,
+    feature_dropout: float,
+    hidden_dropout: float,
+) -> None:
+    if num_features < 1:
+        raise ValueError(f"MACH: num_features must be at least 1, got {num_features}")
+    if len(sizes) not in (1, 2) or any(size < (len(sizes) == 2) for size in sizes):
+        raise ValueError(
+            f"MACH: hidden_size must be 0 (linear), one size or a pair of positive sizes, got {sizes}"
+        )
+    if encoder not in ENCODERS:
+        raise ValueError(f"MACH: encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    if merge not in MODEL_MERGES:
+        raise ValueError(f"MACH: merge must be one of {', '.join(MODEL_MERGES)}, got {merge!r}")
+    for name, p in (("feature_dropout", feature_dropout), ("hidden_dropout", hidden_dropout)):
+        if not 0 <= p < 1:
+            raise ValueError(f"MACH: {name} must be in [0, 1), got {p}")
+
+
+def _read_weights(weights: Path, digest: str) -> dict[str, Tensor]:
+    if not weights.is_file():
+        raise ValueError(f"{weights}: the weights that model.json names are missing")
+    if _sha256(weights) != digest:
+        raise ValueError(
+            f"{weights}: truncated or edited: its SHA-256 is not the one that model.json records ({digest})"
+        )
+    with safetensors.safe_open(weights, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _commit(temporary: str | os.PathLike[str], final: Path) -> None:
+    """Makes a fully written file appear under its name: flushed to disk, then renamed in one step."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, final)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=2)
+            file.write("\n")
+        _commit(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,491 @@
+"""bucket_bce and linear_bucket_bce: MACH's loss and its gradients, one repetition at a time."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import (
+    FLOATS,
+    INTS,
+    Csr,
+    assert_deterministic,
+    assert_matches,
+    bitwise_equal,
+    csr_batches,
+    double,
+    random_csr,
+    random_hash,
+    strided,
+    to,
+    uniform,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mach_ext import LabelHash, _ops, _reference
+from mach_ext import functional as F
+
+parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+parametrize_shared = pytest.mark.parametrize("shared", [True, False], ids=["shared", "independent"])
+
+
+def targets(hash, label_indices, label_indptr):
+    """[N, R, B] of 0 and 1 by a loop over the labels: no code in common with the twin."""
+    N, R = len(label_indptr) - 1, hash.num_repetitions
+    out = torch.zeros(N, R, hash.num_buckets, dtype=torch.float64)
+    for n in range(N):
+        for label in label_indices[label_indptr[n] : label_indptr[n + 1]].tolist():
+            for r in range(R):
+                out[n, r, hash.buckets[r, label]] = 1
+    return out
+
+
+def dense_loss(logits, positive):
+    """Sum over buckets, mean over documents and repetitions, by torch in float64."""
+    loss = binary_cross_entropy_with_logits(logits, positive, reduction="none")
+    return loss.sum(2).mean()
+
+
+def dense_logits(hidden, weight, bias):
+    if hidden.dim() == 2:
+        hidden = hidden[:, None].expand(-1, len(weight), -1)
+    logits = torch.einsum("nrh,rhb->nrb", hidden, weight)
+    return logits if bias is None else logits + bias
+
+
+def gradients_match(ours, twins, dtype):
+    for a, b in zip(ours, twins, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == dtype
+            assert_matches(a, b)
+
+
+def label_sets(draw, generator, N, L):
+    rows = draw(st.lists(st.integers(0, 6), min_size=N, max_size=N))
+    index, pointer = draw(st.sampled_from(INTS)), draw(st.sampled_from(INTS))
+    return random_csr(generator, rows, L, index=index, pointer=pointer)[1:]
+
+
+# ----------------------------------------------------------------------------------------------- raw op
+
+
+@parametrize_dtype
+def test_raw_op_matches_reference(device, dtype):
+    @given(
+        N=st.integers(0, 6),
+        B=st.sampled_from([2, 3, 16, 33]),
+        gradient=st.booleans(),
+        scale=st.floats(0.01, 4),
+        spread=st.sampled_from([1, 30]),
+        data=st.data(),
+    )
+    def check(N, B, gradient, scale, spread, data):
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+        indices, indptr = label_sets(data.draw, generator, N, 12)
+        indices = indices.long()
+        buckets = random_hash(generator, 12, B, 1).buckets[0]
+        logits = uniform(generator, N, B, dtype=dtype) * spread
+        ours, twin = logits.to(device), logits.double()
+        loss = _ops.bucket_bce(ours, *to(device, (buckets, indices, indptr)), scale, gradient)
+        expected = _reference.bucket_bce(twin, buckets, indices, indptr, scale, gradient)
+        assert loss.dtype == torch.float64
+        assert_matches(loss, expected, dtype)
+        if gradient:
+            assert_matches(ours, twin)
+        else:
+            assert bitwise_equal(ours, logits)
+
+    check()
+
+
+def test_raw_op_on_rows_of_a_wider_tensor(device, generator):
+    """Rows may be strided (linear MACH's [N, 1, B]); what lies between them stays."""
+    buckets = random_hash(generator, 12, 5, 1).buckets[0].to(device)
+    labels = to(device, random_csr(generator, [2, 0, 3], 12)[1:])
+    wider = uniform(generator, 3, 9, dtype=torch.float32).to(device)
+    before, dense = wider.clone(), wider[:, 2:7].contiguous()
+    loss = _ops.bucket_bce(wider[:, 2:7], buckets, *labels, 0.5, True)
+    assert bitwise_equal(loss, _ops.bucket_bce(dense, buckets, *labels, 0.5, True))
+    assert bitwise_equal(wider[:, 2:7], dense)
+    assert bitwise_equal(wider[:, [0, 1, 7, 8]], before[:, [0, 1, 7, 8]])
+
+
+@parametrize_dtype
+@pytest.mark.parametrize("gradient", [False, True])
+def test_opcheck(device, generator, dtype, gradient):
+    buckets = random_hash(generator, 12, 5, 1).buckets[0].to(device)
+    labels = to(device, random_csr(generator, [2, 0, 3], 12)[1:])
+    logits = uniform(generator, 3, 5, dtype=dtype).to(device)
+    torch.library.opcheck(torch.ops.mach_ext.bucket_bce, (logits, buckets, *labels, 0.5, gradient))
+
+
+@parametrize_dtype
+def test_raw_op_deterministic(generator, dtype):
+    buckets = random_hash(generator, 300, 700, 1).buckets[0]
+    labels = random_csr(generator, [3, 0, 20] * 20, 300)[1:]
+    logits = uniform(generator, 60, 700, dtype=dtype)
+
+    def run():
+        z = logits.clone()
+        return _ops.bucket_bce(z, buckets, *labels, 0.3, True), z
+
+    assert_deterministic(run)
+
+
+@parametrize_dtype
+def test_loss_is_finite_for_huge_logits(device, dtype):
+    """softplus(1e4) = 1e4 and sigmoid = 0 or 1, exactly; no overflow on the way."""
+    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4], [0, -0.0, 88.8, -88.8]], dtype=dtype, device=device)
+    buckets = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    labels = torch.tensor([0, 1], device=device), torch.tensor([0, 2, 2], device=device)
+    loss = _ops.bucket_bce(logits, buckets, *labels, 2.0, True)
+    assert loss[0] == 2e4  # bucket 1: -1e4 for a positive; bucket 2: +1e4 for a negative
+    assert logits[0].tolist() == [0, -2, 2, 0]
+    assert logits.isfinite().all()
+    torch.testing.assert_close(loss[1].item(), 2 * 0.6931471805599453 + 88.8, rtol=1e-6, atol=0)
+
+
+# --------------------------------------------------------------------------------------------- bucket_bce
+
+
+@parametrize_shared
+@parametrize_dtype
+def test_loss_and_gradients_match_dense_twin(device, dtype, shared):
+    @given(
+        N=st.integers(1, 5),
+        R=st.integers(1, 4),
+        H=st.integers(1, 9),
+        B=st.integers(2, 12),
+        with_bias=st.booleans(),
+        data=st.data(),
+    )
+    def check(N, R, H, B, with_bias, data):
+        generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+        L = 15
+        labels = label_sets(data.draw, generator, N, L)
+        hash = random_hash(generator, L, B, R)
+        tensors = [
+            uniform(generator, *((N, H) if shared else (N, R, H)), dtype=dtype),
+            uniform(generator, R, H, B, dtype=dtype),
+            uniform(generator, R, B, dtype=dtype) if with_bias else None,
+        ]
+
+        def run(loss, tensors):
+            leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+            value = loss(*leaves)
+            (3 * value).backward()
+            return value.detach(), [None if t is None else t.grad for t in leaves]
+
+        on_device = to(device, labels)
+        moved = hash.to(device)
+        value, gradients = run(lambda *t: F.bucket_bce(*t, *on_device, moved), to(device, tensors))
+        positive = targets(hash, *labels)
+        expected, twins = run(lambda *t: dense_loss(dense_logits(*t), positive), double(tensors))
+        assert value.shape == ()
+        assert value.dtype == dtype
+        assert_matches(value, expected)
+        gradients_match(gradients, twins, dtype)
+
+    check()
+
+
+@parametrize_shared
+def test_gradcheck(device, generator, shared):
+    hash = random_hash(generator, 9, 4, 2, device)
+    labels = to(device, random_csr(generator, [2, 0, 5], 9)[1:])
+    tensors = [uniform(generator, *((3, 5) if shared else (3, 2, 5))), uniform(generator, 2, 5, 4), uniform(generator, 2, 4)]  # fmt: skip
+    leaves = [t.requires_grad_() for t in to(device, tensors)]
+    torch.autograd.gradcheck(lambda h, w, b: F.bucket_bce(h, w, b, *labels, hash), leaves)
+    for i in range(3):  # one at a time: no gradient is taken from another's work
+        fixed = [t.detach() for t in leaves]
+
+        def alone(t, i=i, fixed=fixed):
+            return F.bucket_bce(*fixed[:i], t, *fixed[i + 1 :], *labels, hash)
+
+        torch.autograd.gradcheck(alone, [leaves[i]])
+
+
+def test_two_labels_in_one_bucket_count_once(device):
+    """Labels 0, 1 and 2 share bucket 1 of repetition 0; in repetition 1 they are 0, 2, 1, and 3 is 1, too."""
+    hash = LabelHash.from_buckets([[1, 1, 1, 0], [0, 2, 1, 1]], num_buckets=3).to(device)
+    hidden = torch.zeros(1, 2, dtype=torch.float64, device=device)
+    weight = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
+    logits = [[0.5, 2.0, -1.0], [1.0, -3.0, 0.25]]
+    bias = torch.tensor(logits, dtype=torch.float64, device=device).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 3], device=device), torch.tensor([0, 4], device=device)
+    loss = F.bucket_bce(hidden, weight, bias, *labels, hash)
+    softplus = bias.detach().exp().log1p().sum()
+    torch.testing.assert_close(loss.detach(), (softplus - (2.0 + 0.5) - (1.0 + 0.25 - 3.0)) / 2)
+    loss.backward()
+    positive = torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.float64, device=device)
+    torch.testing.assert_close(bias.grad, (bias.detach().sigmoid() - positive) / 2)
+
+
+def test_documents_without_labels(device, generator):
+    """nnz 0: only negatives."""
+    hash = random_hash(generator, 9, 4, 2, device)
+    hidden, weight = to(device, (uniform(generator, 3, 5), uniform(generator, 2, 5, 4)))
+    labels = to(device, (torch.empty(0, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)))
+    expected = torch.nn.functional.softplus(dense_logits(hidden, weight, None)).sum(2).mean()
+    torch.testing.assert_close(F.bucket_bce(hidden, weight, None, *labels, hash), expected)
+
+
+@parametrize_shared
+def test_strided_arguments(device, generator, shared):
+    hash = random_hash(generator, 9, 4, 2, device)
+    labels = to(device, random_csr(generator, [2, 0, 5], 9)[1:])
+    tensors = to(device, [uniform(generator, *((3, 5) if shared else (3, 2, 5))), uniform(generator, 2, 5, 4), uniform(generator, 2, 4)])  # fmt: skip
+    results = []
+    for change in (lambda t: t.clone(), strided, lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2)):
+        leaves = [change(t).requires_grad_() for t in tensors]
+        loss = F.bucket_bce(*leaves, *map(strided, labels), hash)
+        results.append((loss, *torch.autograd.grad(loss, leaves)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_backward_twice_and_no_grad(device, generator):
+    """The kept gradients survive a first backward pass; without gradients none are computed."""
+    hash = random_hash(generator, 9, 4, 2, device)
+    labels = to(device, random_csr(generator, [2, 0, 5], 9)[1:])
+    hidden, weight = to(device, (uniform(generator, 3, 5), uniform(generator, 2, 5, 4)))
+    leaf = weight.clone().requires_grad_()
+    loss = F.bucket_bce(hidden, leaf, None, *labels, hash)
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+    assert bitwise_equal(torch.autograd.grad(loss, leaf)[0], first)
+    assert bitwise_equal(F.bucket_bce(hidden, weight, None, *labels, hash), loss)
+    with torch.no_grad():
+        assert not F.bucket_bce(hidden, leaf, None, *labels, hash).requires_grad
+
+
+def test_runs_twice_alike(generator):
+    """Matrix products are PyTorch's: the same threads, the same bits."""
+    hash = random_hash(generator, 200, 300, 3)
+    labels = random_csr(generator, [5, 0, 9] * 20, 200)[1:]
+    hidden, weight = uniform(generator, 60, 33, dtype=torch.float32), uniform(generator, 3, 33, 300, dtype=torch.float32)
+
+    def run():
+        leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        loss = F.bucket_bce(*leaves, None, *labels, hash)
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    for a, b in zip(run(), run(), strict=True):
+        assert bitwise_equal(a, b)
+
+
+def test_never_holds_all_repetitions():
+    """N R B would be 2 GiB of float32; a step with gradients stays below a tenth of it."""
+    script = """
+        import resource, sys
+        import torch
+        from mach_ext import LabelHash, functional as F
+        N, R, B, H, L = 128, 64, 65536, 2, 1000
+        hash = LabelHash(L, B, R)
+        weight = torch.zeros(R, H, B, requires_grad=True)
+        hidden = torch.ones(N, H, requires_grad=True)
+        labels = torch.arange(N), torch.arange(N + 1)
+        F.bucket_bce(hidden[:1], weight, None, labels[0][:1], labels[1][:2], hash).backward()  # warm up
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        F.bucket_bce(hidden, weight, None, *labels, hash).backward()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 200 * 2**20
+
+
+HASH = random_hash(torch.Generator().manual_seed(1), 6, 4, 2)
+LABELS = Csr(None, torch.tensor([0, 5, 3]), torch.tensor([0, 2, 2, 3]))
+GOOD = {
+    "hidden": torch.ones(3, 5),
+    "weight": torch.ones(2, 5, 4),
+    "bias": torch.ones(2, 4),
+    "label_indices": LABELS.indices,
+    "label_indptr": LABELS.indptr,
+    "hash": HASH,
+}
+LABEL_ERRORS = [
+    (TypeError, r"label_indices must be int32 or int64, got float32", {"label_indices": LABELS.indices.float()}),
+    (ValueError, r"label_indptr must have 1 dimension\(s\), got shape \[1, 4\]", {"label_indptr": LABELS.indptr[None]}),
+    (ValueError, r"label_indptr must have N \+ 1 = 4 entries, one row a document, got 3", {"label_indptr": LABELS.indptr[:3]}),
+    (ValueError, r"label_indptr must end at the number of non-zeros 3, got 2", {"label_indptr": torch.tensor([0, 2, 2, 2])}),
+    (ValueError, r"label_indptr must not decrease, got 3 then 2 at row 1", {"label_indptr": torch.tensor([0, 3, 2, 3])}),
+    (ValueError, r"label_indptr\[0\] must be 0, got 1", {"label_indptr": torch.tensor([1, 2, 2, 3])}),
+    (ValueError, r"label_indices\[1\] \(row 0\) must be in \[0, L=6\), got 6", {"label_indices": torch.tensor([0, 6, 3])}),
+    (ValueError, r"a label must occur once in a row, got label 5 twice in row 0", {"label_indices": torch.tensor([5, 5, 3])}),
+    (ValueError, r"label_indices must be on cpu like the other arguments, got meta", {"label_indices": LABELS.indices.to("meta")}),
+    (ValueError, r"hash has R=2 repetitions and B=4 buckets, .* have R=1, B=4", {"weight": GOOD["weight"][:1], "bias": GOOD["bias"][:1]}),
+]  # fmt: skip
+ARGUMENTS = [
+    *LABEL_ERRORS,
+    (ValueError, r"the mean over documents needs at least one, got N=0", {"hidden": torch.ones(0, 5), "label_indptr": torch.tensor([0])}),
+    (ValueError, r"hidden must be .* got \[3, 4\]", {"hidden": torch.ones(3, 4)}),
+    (TypeError, r"weight must be float32 or float64 to be trained .* got bfloat16", {"weight": GOOD["weight"].bfloat16()}),
+    (TypeError, r"bias must be float32 or float64 to be trained .* got bfloat16", {"bias": GOOD["bias"].bfloat16()}),
+    (ValueError, r"bias must have shape \[2, 4\], got \[2, 3\]", {"bias": torch.ones(2, 3)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "wrong"), ARGUMENTS, ids=[a[1] for a in ARGUMENTS])
+def test_errors(error, message, wrong):
+    with pytest.raises(error, match=f"^bucket_bce: {message}"):
+        F.bucket_bce(**{**GOOD, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [-1, 6, 2**40])
+def test_unvalidated_label_out_of_range_is_nan(device, wrong):
+    """The loss is not a plausible number; nothing is read or written out of bounds."""
+    label_indices = LABELS.indices.clone()
+    label_indices[1] = wrong
+    args = to(device, [GOOD["hidden"], GOOD["weight"], GOOD["bias"], label_indices, LABELS.indptr])
+    args[1] = args[1].clone().requires_grad_()
+    loss = F.bucket_bce(*args, HASH.to(device), validate=False)
+    assert loss.isnan()
+    loss.backward()
+
+    logits = torch.ones(3, 4, device=device)
+    row = _ops.bucket_bce(logits, HASH.buckets[0].to(device), *args[3:], 1.0, True)
+    assert row.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("indptr", [[5, 2, 9, 4], [-7, 2, 2, 3], [0, 2**31 - 1, 1, 6]], ids=str)
+def test_unvalidated_indptr_stays_inside(device, indptr):
+    args = {**GOOD, "label_indptr": torch.tensor(indptr)}
+    args = {name: t.to(device) for name, t in args.items()}
+    assert F.bucket_bce(**args, validate=False).shape == ()
+
+
+def test_raw_op_refuses_what_would_leave_its_arrays():
+    op, labels, buckets = torch.ops.mach_ext.bucket_bce, LABELS[1:], HASH.buckets[0]
+    with pytest.raises(RuntimeError, match=r"bucket_bce: logits must be \[N, B\] with contiguous rows"):
+        op(torch.ones(4, 3).T, buckets, *labels, 1.0, True)
+    with pytest.raises(RuntimeError, match=r"bucket_bce: label_indptr must have N \+ 1 entries"):
+        op(torch.ones(2, 4), buckets, *labels, 1.0, True)
+    with pytest.raises(RuntimeError, match=r"bucket_bce: label_indices must be Long, got Int"):
+        op(torch.ones(3, 4), buckets, labels[0].int(), labels[1], 1.0, True)
+    with pytest.raises(RuntimeError, match=r"bucket_bce: logits must be float32 or float64, got BFloat16"):
+        op(torch.ones(3, 4).bfloat16(), buckets, *labels, 1.0, True)
+
+
+# -------------------------------------------------------------------------------------- linear_bucket_bce
+
+
+@parametrize_dtype
+def test_linear_loss_and_gradients_match_dense_twin(device, dtype):
+    @given(csr_batches(dtype), st.integers(1, 4), st.integers(2, 20), st.booleans(), st.data())
+    def check(batch, R, B, with_bias, data):
+        X, D, generator = batch
+        N, L = len(X.indptr) - 1, 15
+        if N == 0:
+            return
+        labels = label_sets(data.draw, generator, N, L)
+        hash = random_hash(generator, L, B, R)
+        tensors = [
+            X.values,
+            uniform(generator, R, D, B, dtype=dtype),
+            uniform(generator, R, B, dtype=dtype) if with_bias else None,
+        ]
+
+        def run(loss, tensors):
+            leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+            value = loss(*leaves)
+            (3 * value).backward()
+            return value.detach(), [None if t is None else t.grad for t in leaves]
+
+        indices, indptr, *on_device = to(device, (*X[1:], *labels))
+        moved = hash.to(device)
+        positive = targets(hash, *labels)
+        expected, twins = run(
+            lambda v, w, b: dense_loss(_reference.sparse_linear(v, *X[1:], w, b, False), positive),
+            double(tensors),
+        )
+        for sparse in (False, True):
+            value, gradients = run(
+                lambda v, w, b, sparse=sparse: F.linear_bucket_bce(
+                    v, indices, indptr, w, b, *on_device, moved, sparse
+                ),
+                to(device, tensors),
+            )
+            assert value.dtype == dtype
+            assert_matches(value, expected)
+            assert gradients[1].is_sparse == sparse
+            gradients[1] = gradients[1].to_dense()
+            gradients_match(gradients, twins, dtype)
+
+    check()
+
+
+def linear_arguments(generator, dtype, device="cpu"):
+    """X, weight, bias, labels, hash."""
+    X = Csr(*to(device, random_csr(generator, [0, 3, 0, 4, 0], 60, dtype)))
+    weight, bias = to(device, (uniform(generator, 2, 60, 4, dtype=dtype), uniform(generator, 2, 4, dtype=dtype)))
+    labels = to(device, random_csr(generator, [2, 0, 5, 1, 0], 9)[1:])
+    return X, weight, bias, labels, random_hash(generator, 9, 4, 2, device)
+
+
+def test_linear_gradcheck(device, generator):
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float64, device)
+    leaves = [t.requires_grad_() for t in (X.values, weight, bias)]
+    torch.autograd.gradcheck(
+        lambda v, w, b: F.linear_bucket_bce(v, *X[1:], w, b, *labels, hash), leaves, fast_mode=True
+    )
+
+
+@parametrize_dtype
+def test_linear_sparse_gradient_equals_dense(device, generator, dtype):
+    X, weight, bias, labels, hash = linear_arguments(generator, dtype, device)
+    gradients = []
+    for sparse in (False, True):
+        leaf = weight.clone().requires_grad_()
+        F.linear_bucket_bce(*X, leaf, bias, *labels, hash, sparse_grad=sparse).backward()
+        gradients.append(leaf.grad)
+    dense, coo = gradients
+    rows = torch.unique(X.indices)
+    repetitions = torch.arange(2, device=device)
+    assert torch.equal(coo._indices(), torch.cartesian_prod(repetitions, rows).T)  # each once, ascending
+    assert bitwise_equal(coo.to_dense(), dense)
+
+
+def test_linear_strided_arguments(device, generator):
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float32, device)
+    expected = F.linear_bucket_bce(*X, weight, bias, *labels, hash)
+    changed = [strided(t) for t in (*X, weight, bias, *labels)]
+    assert bitwise_equal(F.linear_bucket_bce(*changed, hash), expected)
+
+
+def test_linear_unvalidated_index_is_nan(device, generator):
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float32, device)
+    X.indices[2] = 60
+    leaf = weight.clone().requires_grad_()
+    loss = F.linear_bucket_bce(*X, leaf, bias, *labels, hash, validate=False)
+    assert loss.isnan()
+    loss.backward()
+
+
+@pytest.mark.parametrize(("error", "message", "wrong"), LABEL_ERRORS, ids=[a[1] for a in LABEL_ERRORS])
+def test_linear_label_errors(error, message, wrong):
+    X = {"values": torch.ones(3), "indices": torch.tensor([0, 1, 2]), "indptr": torch.tensor([0, 1, 1, 3])}
+    good = {**X, **GOOD}
+    del good["hidden"]
+    with pytest.raises(error, match=f"^linear_bucket_bce: {message}"):
+        F.linear_bucket_bce(**{**good, **wrong})
+
+
+def test_linear_errors(generator):
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float32)
+    with pytest.raises(ValueError, match=r"^linear_bucket_bce: indices\[\d\] \(row \d\) must be in \[0, D=2\)"):
+        F.linear_bucket_bce(*X, weight[:, :2], bias, *labels, hash)
+    with pytest.raises(ValueError, match=r"^linear_bucket_bce: bias must have shape \[2, 4\], got \[1, 4\]"):
+        F.linear_bucket_bce(*X, weight, bias[:1], *labels, hash)
+    with pytest.raises(TypeError, match=r"^linear_bucket_bce: weight must be float32 or float64 to be trained"):
+        F.linear_bucket_bce(*X, weight.bfloat16(), bias, *labels, hash)
+    with pytest.raises(TypeError, match=r"^linear_bucket_bce: bias must be float32 or float64 to be trained"):
+        F.linear_bucket_bce(*X, weight, bias.bfloat16(), *labels, hash)
+    empty = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.tensor([0])
+    with pytest.raises(ValueError, match=r"^linear_bucket_bce: the mean over documents needs at least one, got N=0"):
+        F.linear_bucket_bce(*empty, weight, bias, *empty[1:], hash)

@@ -1,0 +1,358 @@
+"""The MACH module: every architecture, label scores against the full forward, predict, the model folder."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+import mach_ext
+from mach_ext import functional as F
+
+D, L, R, B = 60, 90, 4, 32
+ARCHITECTURES = {
+    "linear": {"hidden_size": 0},
+    "shared": {"hidden_size": 8},
+    "independent": {"hidden_size": 8, "encoder": "independent"},
+    "shared two layers": {"hidden_size": (8, 6)},
+    "independent two layers": {"hidden_size": (8, 6), "encoder": "independent"},
+}
+MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")
+
+
+def build(name="shared", **changes):
+    return mach_ext.MACH(D, L, R, B, **{**ARCHITECTURES[name], **changes})
+
+
+def draw(n=7, seed=0, columns=D, density=0.15):
+    X = scipy.sparse.random(n, columns, density=density, format="csr", dtype=np.float32, random_state=seed)
+    X.sort_indices()
+    return X
+
+
+def tensors(X):
+    return [torch.from_numpy(a) for a in (X.data, X.indices, X.indptr)]
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def dense_forward(model, X):
+    """The definition, on a dense matrix: [N, R, B]."""
+    x = torch.from_numpy(X.toarray())
+    if model.is_linear:
+        return torch.einsum("nd,rdb->nrb", x, model.bucket_weight) + model.bucket_bias
+    hidden = (x @ model.encoder_weight + model.encoder_bias).relu()
+    copies = R if model.encoder == "independent" else 1
+    hidden = hidden.view(len(x), copies, -1)
+    if len(model.hidden_sizes) == 2:
+        hidden = (torch.einsum("nch,chk->nck", hidden, model.hidden_weight) + model.hidden_bias).relu()
+    return torch.einsum("nrh,rhb->nrb", hidden.expand(-1, R, -1), model.bucket_weight) + model.bucket_bias
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forward_is_the_dense_definition(name):
+    model, X = randomise(build(name)), draw()
+    logits = model(*tensors(X))
+    assert logits.shape == (7, R, B)
+    torch.testing.assert_close(logits, dense_forward(model, X), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_is_bce_of_the_forward_and_so_are_its_gradients(name):
+    model, X, Y = randomise(build(name)).double(), draw(), draw(columns=L, density=0.05, seed=1)
+    values, indices, indptr = tensors(X)
+    values = values.double().requires_grad_()
+    labels = [torch.from_numpy(a) for a in (Y.indices, Y.indptr)]
+    targets = torch.zeros(7, R, B, dtype=torch.float64)
+    for n, label in zip(*Y.nonzero(), strict=True):
+        targets[n, torch.arange(R), model.hash.buckets[:, label].long()] = 1
+
+    loss = model.loss(values, indices, indptr, *labels, sparse_grad=False)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        model(values, indices, indptr), targets, reduction="sum"
+    ) / (7 * R)
+    torch.testing.assert_close(loss, expected)
+    inputs = [values, *model.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sparse_and_dense_gradients_of_the_loss_agree(name):
+    model, X, Y = randomise(build(name)), draw(), draw(columns=L, density=0.05, seed=1)
+    args = (*tensors(X), *(torch.from_numpy(a) for a in (Y.indices, Y.indptr)))
+    first = model.bucket_weight if model.is_linear else model.encoder_weight
+    (sparse,) = torch.autograd.grad(model.loss(*args, sparse_grad=True), first)
+    (dense,) = torch.autograd.grad(model.loss(*args, sparse_grad=False), first)
+    assert sparse.is_sparse
+    torch.testing.assert_close(sparse.to_dense(), dense)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_label_scores_equal_the_merge_of_the_full_forward(name, merge):
+    model, X = randomise(build(name, merge=merge)), tensors(draw())
+    labels = torch.tensor([3, 0, 89])
+    logits = model(*X)
+    plain = F.merge_scores(logits, model.hash, labels)
+    torch.testing.assert_close(model.label_scores(*X, labels), plain, rtol=1e-4, atol=1e-4)
+    transform, op = {
+        "mean_logit": (lambda z: z, "mean"),
+        "mean_prob": (torch.sigmoid, "mean"),
+        "mean_logprob": (torch.nn.functional.logsigmoid, "mean"),
+        "min_prob": (torch.sigmoid, "min"),
+        "median_prob": (torch.sigmoid, "median"),
+    }[merge]
+    own = F.merge_scores(transform(logits), model.hash, labels, op)
+    per_document = labels.expand(7, 3).contiguous()
+    torch.testing.assert_close(model.label_scores(*X, per_document, score="model"), own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_label_scores_gradient_to_values(name):
+    model, (values, indices, indptr) = randomise(build(name)).double(), tensors(draw(n=3))
+    values = values.double().requires_grad_()
+    labels = torch.tensor([5, 17])
+
+    def score(v):
+        return model.label_scores(v, indices, indptr, labels)
+
+    assert torch.autograd.gradcheck(score, (values,))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_predict_in_batches_is_the_brute_force(name, merge):
+    model, X = randomise(build(name, merge=merge)), draw(n=23)
+    scores, labels = model.predict(X, k=6, batch_size=5)
+    every = model.label_scores(*tensors(X), torch.arange(L), score="model").detach().numpy()
+    order = np.argsort(-every, axis=1, kind="stable")[:, :6]
+    expected = np.take_along_axis(every, order, axis=1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(every, labels, axis=1), scores, rtol=1e-4, atol=1e-4)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert all(len(set(row)) == 6 for row in labels)
+
+
+def test_predict_leaves_training_mode_and_the_matrix_alone():
+    model, X = randomise(build(feature_dropout=0.5, hidden_dropout=0.5)), draw()
+    X.indices[:2] = X.indices[[1, 0]]  # unsorted
+    X.has_sorted_indices = X.has_canonical_format = False
+    before = X.indices.copy()
+    model.train()
+    first, second = model.predict(X, k=3), model.predict(X, k=3)
+    assert model.training
+    assert (X.indices == before).all()
+    for a, b in zip(first, second, strict=True):
+        assert (a == b).all()  # no dropout
+
+
+def test_predict_edges():
+    model = randomise(build())
+    nothing = scipy.sparse.csr_matrix((0, D), dtype=np.float32)
+    assert [a.shape for a in model.predict(nothing, k=3)] == [(0, 3), (0, 3)]
+    empty_rows = scipy.sparse.csr_matrix((2, D), dtype=np.float32)
+    _, labels = model.predict(empty_rows, k=L)
+    assert (np.sort(labels, axis=1) == np.arange(L)).all()
+    assert model.predict(draw(), k=0)[0].shape == (7, 0)
+    once, twice = draw(), draw()
+    doubled = scipy.sparse.coo_matrix(
+        (
+            np.r_[twice.data, twice.data] / 2,
+            (np.r_[twice.nonzero()[0]].repeat(1).tolist() * 2, twice.nonzero()[1].tolist() * 2),
+        ),
+        shape=twice.shape,
+    )
+    np.testing.assert_allclose(model.predict(doubled, k=3)[0], model.predict(once, k=3)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("X", "k", "error", "message"),
+    [
+        (np.zeros((2, D)), 3, TypeError, "X must be a SciPy sparse matrix .* got ndarray"),
+        (draw(columns=D + 1), 3, ValueError, rf"X must have D={D} columns, got shape \(7, {D + 1}\)"),
+        (
+            scipy.sparse.csr_matrix(np.full((1, D), np.nan, np.float32)),
+            3,
+            ValueError,
+            "must be finite, got nan",
+        ),
+        (draw(), L + 1, ValueError, f"k must be in 0 ... L={L}, got {L + 1}"),
+        (draw(), -1, ValueError, f"k must be in 0 ... L={L}, got -1"),
+    ],
+)
+def test_predict_refuses(X, k, error, message):
+    with pytest.raises(error, match=message):
+        build().predict(X, k=k)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": (1, 2, 3)}, "hidden_size must be 0"),
+        ({"hidden_size": (0, 2)}, "hidden_size must be 0"),
+        ({"hidden_size": -1}, "hidden_size must be 0"),
+        ({"encoder": "both"}, "encoder must be one of shared, independent, got 'both'"),
+        ({"merge": "mean"}, "merge must be one of mean_logit"),
+        ({"feature_dropout": 1.0}, r"feature_dropout must be in \[0, 1\)"),
+        ({"num_buckets": 1}, "num_buckets"),
+        ({"num_repetitions": 0}, "num_repetitions"),
+        ({"num_features": 0}, "num_features must be at least 1"),
+    ],
+)
+def test_constructor_refuses(changes, message):
+    arguments = {"num_features": D, "num_labels": L, "num_repetitions": R, "num_buckets": B, **changes}
+    with pytest.raises(ValueError, match=message):
+        mach_ext.MACH(**arguments)
+
+
+def test_score_names_and_encode_of_linear():
+    model, X = build("linear"), tensors(draw())
+    with pytest.raises(ValueError, match="linear MACH"):
+        model.encode(*X)
+    with pytest.raises(ValueError, match='score must be "logit" or "model"'):
+        model.label_scores(*X, torch.tensor([0]), score="prob")
+
+
+def test_same_seed_same_weights_whatever_the_global_generator():
+    torch.manual_seed(1)
+    first = build(seed=5)
+    torch.manual_seed(2)
+    second, other = build(seed=5), build(seed=6)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert first.hash == second.hash
+    assert not torch.equal(first.encoder_weight, other.encoder_weight)
+
+
+def test_dropout_only_in_training():
+    model, X = randomise(build(feature_dropout=0.5, hidden_dropout=0.5)), tensors(draw())
+    torch.manual_seed(0)
+    assert not torch.equal(model.train()(*X), model(*X))
+    assert torch.equal(model.eval()(*X), model(*X))
+
+
+# ------------------------------------------------------------------------------------------ model folder
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_save_and_load_round_trip(name, tmp_path):
+    model, X = randomise(build(name, merge="median_prob")), draw()
+    model.save(tmp_path / "model")
+    loaded = mach_ext.load(tmp_path / "model")
+    assert not loaded.training
+    assert loaded.configuration() == model.configuration()
+    for a, b in zip(model.predict(X, k=5), loaded.predict(X, k=5), strict=True):
+        assert (a == b).all()
+
+
+def test_learned_buckets_and_bfloat16_survive_the_folder(tmp_path):
+    table = torch.randint(0, B, (R, L), generator=torch.Generator().manual_seed(0))
+    table[0] = torch.arange(L) % B
+    table[1] = torch.arange(L) // B
+    model = randomise(build(hash=mach_ext.LabelHash.from_buckets(table, B))).to(torch.bfloat16)
+    model.save(tmp_path)
+    loaded = mach_ext.load(tmp_path)
+    assert torch.equal(loaded.hash.buckets, table.int())
+    assert loaded.bucket_weight.dtype == torch.bfloat16
+    scores, labels = model.predict(draw(), k=5)
+    assert (loaded.predict(draw(), k=5)[1] == labels).all()
+    wide = model.float()
+    np.testing.assert_allclose(wide.predict(draw(), k=5)[0], scores, rtol=1e-3, atol=1e-3)
+
+
+def test_saving_again_replaces_and_keeps_other_files(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    randomise(build(), 1).save(tmp_path)
+    second = randomise(build(), 2)
+    second.save(tmp_path)
+    assert torch.equal(mach_ext.load(tmp_path).bucket_weight, second.bucket_weight)
+    assert sorted(p.name[:8] for p in tmp_path.iterdir()) == ["metrics.", "model.js", "weights-"]
+
+
+@pytest.mark.parametrize("broken", ["save_file", "_commit", "write_json"])
+def test_a_failed_save_leaves_the_former_model(tmp_path, monkeypatch, broken):
+    former = randomise(build(), 1)
+    former.save(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"mach_ext.nn.{broken}", fail)
+    with pytest.raises(OSError, match="No space left"):
+        randomise(build(), 2).save(tmp_path)
+    assert torch.equal(mach_ext.load(tmp_path).bucket_weight, former.bucket_weight)
+    assert not list(tmp_path.glob(".*"))
+
+
+def edit_json(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def flip_last_byte(folder):
+    (weights,) = folder.glob("weights-*")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+
+
+def truncate(folder):
+    (weights,) = folder.glob("weights-*")
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "model.json").unlink(), "no model.json in the folder"),
+        (lambda p: next(p.glob("weights-*")).unlink(), "weights that model.json names are missing"),
+        (flip_last_byte, "truncated or edited"),
+        (truncate, "truncated or edited"),
+        (lambda p: (p / "model.json").write_text('{"format": 1'), "not a model record"),
+        (lambda p: (p / "model.json").write_bytes(b"\xff\xfe"), "not a model record"),
+        (
+            lambda p: edit_json(p / "model.json", lambda r: r.pop("hash")),
+            "not a model record: KeyError: 'hash'",
+        ),
+        (lambda p: edit_json(p / "model.json", lambda r: r.update(format=99)), "format must be 1 .* got 99"),
+        (
+            lambda p: edit_json(p / "model.json", lambda r: r["model"].update(num_features=61)),
+            "weights must have shapes",
+        ),
+        (
+            lambda p: edit_json(p / "model.json", lambda r: r["model"].update(colour="red")),
+            "not a model record: TypeError: .*colour",
+        ),
+    ],
+)
+def test_load_names_what_is_wrong(tmp_path, damage, message):
+    build().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        mach_ext.load(tmp_path)
+
+
+def test_load_of_no_folder():
+    with pytest.raises(ValueError, match="/nowhere: not a mach_ext model: no such folder"):
+        mach_ext.load(Path("/nowhere"))
+
+
+def test_hash_moves_with_the_model_and_warns_of_collisions():
+    assert build().to("cpu").hash.buckets.device.type == "cpu"
+    with pytest.warns(mach_ext.CollisionWarning, match="label pairs"):
+        mach_ext.MACH(D, 400, num_repetitions=2, num_buckets=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build()

@@ -581,7 +581,8 @@ class _BucketBCE(torch.autograd.Function):
         for r in range(R):
             h = hidden if shared else hidden[:, r]  # [N, H]
             z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
-            row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / (N * R), any(needs))
+            # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
+            row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / R, any(needs))
             loss += row.sum()
             # z now holds its own gradient.
             if grad_hidden is not None:
@@ -590,12 +591,14 @@ class _BucketBCE(torch.autograd.Function):
                 torch.mm(h.T, z, out=grad_weight[r])
             if grad_bias is not None:
                 torch.sum(z, 0, out=grad_bias[r])
+        ctx.num_documents = N
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return (loss / (N * R)).to(hidden.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        grad = grad / ctx.num_documents
         return *(None if g is None else grad * g for g in ctx.saved_tensors), None, None, None
 
 
@@ -620,7 +623,7 @@ class _LinearBucketBCE(torch.autograd.Function):
                 buckets[r],
                 label_indices,
                 label_indptr,
-                1 / (N * R),
+                1 / R,  # as in _BucketBCE
                 needs_values or needs_weight or needs_bias,
             )
             loss += row.sum()
@@ -631,6 +634,7 @@ class _LinearBucketBCE(torch.autograd.Function):
                 grad_weight.append(_weight_gradient(z, *X, weight[:1].shape, sparse_grad))
             if grad_bias is not None:
                 torch.sum(z[:, 0], 0, out=grad_bias[r])
+        ctx.num_documents = N
         ctx.grad_weight = torch.cat(grad_weight) if needs_weight else None
         ctx.save_for_backward(grad_values, grad_bias)
         return (loss / (N * R)).to(values.dtype)
@@ -638,6 +642,7 @@ class _LinearBucketBCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        grad = grad / ctx.num_documents
         grad_values, grad_bias = (None if g is None else grad * g for g in ctx.saved_tensors)
         grad_weight = None if ctx.grad_weight is None else ctx.grad_weight * grad
         return grad_values, None, None, grad_weight, grad_bias, None, None, None, None

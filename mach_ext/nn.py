@@ -6,19 +6,18 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import scipy.sparse
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mach_ext import functional as F
+from mach_ext.data import atomic_path, check_csr, write_json
 from mach_ext.hashing import LabelHash
 
 # What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
@@ -311,7 +310,9 @@ class MACH(nn.Module):
         Raises:
             TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
         """
-        X = as_documents("MACH.predict", X, self.num_features)
+        X = check_csr(X, "MACH.predict: X")
+        if X.shape[1] != self.num_features:
+            raise ValueError(f"MACH.predict: X must have D={self.num_features} columns, got shape {X.shape}")
         if batch_size is None:
             scores_each = self.num_repetitions * self.num_buckets
             batch_size = max(1, min(256, _SCORES_IN_MEMORY // scores_each))
@@ -365,21 +366,15 @@ class MACH(nn.Module):
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
         if self.hash.seed is None:
             tensors["hash.buckets"] = self.hash.buckets.cpu()
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".weights-")
-        os.close(handle)
-        try:
+        digest = _digest(tensors)
+        weights = folder / f"weights-{digest[:12]}.safetensors"
+        with atomic_path(weights) as temporary:
             save_file(tensors, temporary)
-            digest = _sha256(Path(temporary))
-            weights = folder / f"weights-{digest[:12]}.safetensors"
-            _commit(temporary, weights)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
         record = {
             "format": _FORMAT,
             "model": self.configuration(),
             "hash": {"kind": "table" if self.hash.seed is None else "seeded", "seed": self.hash.seed},
-            "weights": {"file": weights.name, "sha256": digest, "dtype": str(self.bucket_weight.dtype)},
+            "weights": {"file": weights.name, "sha256": digest},
         }
         write_json(folder / "model.json", record)
         for old in folder.glob("weights-*.safetensors"):
@@ -433,27 +428,6 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
     return model.eval().to(device)
 
 
-def as_documents(op: str, X: Any, num_features: int) -> Any:
-    """X as float32 CSR [N, D]: sorted, duplicates summed, finite. The caller's matrix is not changed."""
-    if not scipy.sparse.issparse(X):
-        raise TypeError(
-            f"{op}: X must be a SciPy sparse matrix [N, D={num_features}], got {type(X).__name__}"
-        )
-    if X.ndim != 2 or X.shape[1] != num_features:
-        raise ValueError(f"{op}: X must have D={num_features} columns, got shape {X.shape}")
-    X = scipy.sparse.csr_array(X, dtype=np.float32)
-    if not X.has_canonical_format:
-        X = X.copy()
-        X.sum_duplicates()
-    if not np.isfinite(X.data).all():
-        position = int(np.flatnonzero(~np.isfinite(X.data))[0])
-        row = int(np.searchsorted(X.indptr, position, side="right")) - 1
-        raise ValueError(
-            f"{op}: X must be finite, got {X.data[position]} in row {row}, column {X.indices[position]}"
-        )
-    return X
-
-
 def _batches(
     X: Any, batch_size: int, device: torch.device
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
@@ -492,38 +466,21 @@ def _check_configuration(
 def _read_weights(weights: Path, digest: str) -> dict[str, Tensor]:
     if not weights.is_file():
         raise ValueError(f"{weights}: the weights that model.json names are missing")
-    if _sha256(weights) != digest:
-        raise ValueError(
-            f"{weights}: truncated or edited: its SHA-256 is not the one that model.json records ({digest})"
-        )
-    with safetensors.safe_open(weights, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _commit(temporary: str | os.PathLike[str], final: Path) -> None:
-    """Makes a fully written file appear under its name: flushed to disk, then renamed in one step."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, final)
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-            file.write("\n")
-        _commit(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        tensors: dict[str, Tensor] = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights}: truncated or edited: {error}") from None
+    if _digest(tensors) != digest:
+        raise ValueError(
+            f"{weights}: truncated or edited: not the contents that model.json records ({digest})"
+        )
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -69,10 +69,10 @@ def random_csr(generator, rows, num_columns, dtype=torch.float32, index=torch.in
 
 
 @st.composite
-def csr_batches(draw, dtype, num_columns=st.integers(1, 50)):
+def csr_batches(draw, dtype):
     """(Csr, D, a seeded generator for whatever else the test needs)."""
     rows = draw(st.lists(st.integers(0, 30), max_size=8))
-    columns = draw(num_columns)
+    columns = draw(st.integers(1, 50))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     index, pointer = draw(st.sampled_from(INTS)), draw(st.sampled_from(INTS))
     return random_csr(generator, rows, columns, dtype, index, pointer), columns, generator

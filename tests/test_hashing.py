@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -244,6 +244,7 @@ def tables(draw):
     return draw(arrays(np.int64, shape, elements=st.sampled_from(values))), num_buckets
 
 
+@settings(deadline=None)
 @given(tables())
 def test_diagnostics_against_brute_force(table_and_buckets):
     check_diagnostics(*table_and_buckets)

@@ -180,13 +180,13 @@ def test_predict_edges():
 @pytest.mark.parametrize(
     ("X", "k", "error", "message"),
     [
-        (np.zeros((2, D)), 3, TypeError, "X must be a SciPy sparse matrix .* got ndarray"),
+        (np.zeros((2, D)), 3, TypeError, "X: must be a SciPy sparse matrix, got ndarray"),
         (draw(columns=D + 1), 3, ValueError, rf"X must have D={D} columns, got shape \(7, {D + 1}\)"),
         (
             scipy.sparse.csr_matrix(np.full((1, D), np.nan, np.float32)),
             3,
             ValueError,
-            "must be finite, got nan",
+            "X, row 0: values must be finite and fit float32, got nan",
         ),
         (draw(), L + 1, ValueError, f"k must be in 0 ... L={L}, got {L + 1}"),
         (draw(), -1, ValueError, f"k must be in 0 ... L={L}, got -1"),
@@ -280,7 +280,7 @@ def test_saving_again_replaces_and_keeps_other_files(tmp_path):
     assert sorted(p.name[:8] for p in tmp_path.iterdir()) == ["metrics.", "model.js", "weights-"]
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_commit", "write_json"])
+@pytest.mark.parametrize("broken", ["save_file", "write_json"])
 def test_a_failed_save_leaves_the_former_model(tmp_path, monkeypatch, broken):
     former = randomise(build(), 1)
     former.save(tmp_path)

@@ -7,6 +7,7 @@ from .batching import Batch, iter_batches
 from .formats import (
     Dataset,
     Split,
+    atomic_path,
     atomic_write,
     check_csr,
     check_labels,
@@ -20,6 +21,7 @@ from .formats import (
     read_svmlight,
     read_xmc,
     write_folder,
+    write_json,
     write_npz,
     write_xmc,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "Dataset",
     "Split",
     "Vectorizer",
+    "atomic_path",
     "atomic_write",
     "check_csr",
     "check_labels",
@@ -50,6 +53,7 @@ __all__ = [
     "read_svmlight",
     "read_xmc",
     "write_folder",
+    "write_json",
     "write_npz",
     "write_xmc",
 ]

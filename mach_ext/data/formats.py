@@ -240,6 +240,27 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 @contextlib.contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """A temporary name to write to; the file then appears under ``path``, whole or not at all.
+
+    Example:
+        >>> from mach_ext.data import atomic_path
+        >>> with atomic_path("greeting.txt") as temporary:
+        ...     _ = temporary.write_text("hello")
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
     """Opens a file for writing bytes, compressed by its suffix; it appears whole or not at all.
 
@@ -248,22 +269,27 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         >>> with atomic_write("greeting.txt.gz") as file:
         ...     _ = file.write(b"hello")
     """
-    path = Path(path)
-    module = _COMPRESSIONS.get(path.suffix)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            if module is None:
-                yield file
-            else:
-                with module.open(file, "wb") as compressed:
-                    yield compressed
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    module = _COMPRESSIONS.get(Path(path).suffix)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        if module is None:
+            yield file
+        else:
+            with module.open(file, "wb") as compressed:
+                yield compressed
+
+
+def write_json(path: PathLike, record: Any) -> None:
+    """Writes JSON, atomically; NaN, which JSON has not, as null."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(_without_nan(record), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _without_nan(record: Any) -> Any:
+    if isinstance(record, dict):
+        return {key: _without_nan(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [_without_nan(value) for value in record]
+    return None if isinstance(record, float) and record != record else record
 
 
 # ------------------------------------------------------------------------------------------- XMC text

@@ -221,7 +221,7 @@ def download(url: str, path: PathLike, *, sha256: str | None = None, progress: b
 
 def _download_rest(url: str, part: Path, start: int, progress: bool) -> bool:
     """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
     if start:

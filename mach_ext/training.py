@@ -1,0 +1,457 @@
+"""The training loop: `fit`, with validation, the best epoch kept, checkpoints that a kill can't spoil.
+
+A run is a function of (data, hyper-parameters, thread count): batches and dropout of step t follow from the
+seed and t alone, so a run that was killed and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mach_ext import metrics, optim
+from mach_ext.data import Batch, atomic_path, check_csr, check_labels, iter_batches, write_json
+from mach_ext.nn import MACH, load
+
+OPTIMIZERS = ("adam", "adagrad")
+SCHEDULES = ("linear", "constant")
+_CHECKPOINT = "checkpoint"
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in `fit`. The step in progress was finished; the message says what was saved."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What decides the result of a run. `--resume` insists that they are the same.
+
+    Attributes:
+        epochs: Passes over the documents.
+        batch_size: Documents a step.
+        optimizer: "adam" or "adagrad", with row-sparse steps for the weight that takes the documents.
+        learning_rate: Of everything but the encoder's rows.
+        encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer: a feature
+            that occurs rarely gets few updates, so its row needs larger ones.
+        schedule: "linear": rates fall to 0 over the run; "constant".
+        seed: Of the order of the documents and of dropout.
+        patience: Stop after so many epochs without a better dev metric; None: never.
+        metric: Which dev metric picks the best epoch.
+    """
+
+    epochs: int = 5
+    batch_size: int = 256
+    optimizer: str = "adam"
+    learning_rate: float = 0.002
+    encoder_learning_rate: float = 0.02
+    schedule: str = "linear"
+    seed: int = 0
+    patience: int | None = None
+    metric: str = "P@1"
+
+    @classmethod
+    def of(cls, model: MACH, **given: Any) -> Hyperparameters:
+        """Defaults for this kind of model (linear: Adagrad); what is given and not None replaces them."""
+        defaults: dict[str, Any] = {}
+        if model.is_linear:
+            defaults = {"optimizer": "adagrad", "learning_rate": 0.5}
+        known = cls.__dataclass_fields__
+        for name in given:
+            if name not in known:
+                raise TypeError(f"fit: unknown hyper-parameter {name!r}; known: {', '.join(known)}")
+        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
+        for name in ("learning_rate", "encoder_learning_rate"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"fit: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; the part of a checkpoint that is not tensors."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches of the current epoch finished
+    loss_sum: float = 0.0  # over the documents of the current epoch so far
+    documents: int = 0
+    seconds: float = 0.0
+    best_epoch: int | None = None
+    best: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+
+def fit(
+    model: MACH,
+    X: Any,
+    Y: Any,
+    X_dev: Any = None,
+    Y_dev: Any = None,
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float = 10.0,
+    progress: bool = True,
+    **hyperparameters: Any,
+) -> Progress:
+    """Trains a model in place; with dev data it ends with the weights of its best epoch, in eval mode.
+
+    Args:
+        model: Linear or hidden-layer MACH.
+        X, Y: Documents [N, D] and labels [N, L], SciPy sparse. Checked in full, once.
+        X_dev, Y_dev: Validation data; both or neither.
+        output: Folder for checkpoints and the best model; None keeps everything in memory.
+        resume: Go on from the checkpoint in `output`; without one there, start. The hyper-parameters, the
+            model's shape and the sizes of the data must be those of the checkpoint.
+        checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
+        progress: Progress bars on standard error.
+        **hyperparameters: Fields of `Hyperparameters`; None means its default for this kind of model.
+
+    Returns:
+        `Progress`, whose `history` has one entry an epoch: loss (mean over documents), seconds, dev metrics.
+
+    Raises:
+        ValueError, TypeError: Bad data or hyper-parameters; a checkpoint of another run.
+        FloatingPointError: The loss became NaN or infinite.
+        TrainingInterrupted: Ctrl-C; the state is saved in `output`.
+
+    Example:
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> Y = scipy.sparse.csr_matrix(np.eye(20)[np.arange(200) % 20])
+        >>> X = scipy.sparse.csr_matrix(Y, dtype=np.float32)
+        >>> model = mach_ext.MACH(20, 20, num_repetitions=8, num_buckets=10, hidden_size=32)
+        >>> record = mach_ext.fit(model, X, Y, epochs=30, learning_rate=0.02, batch_size=20, progress=False)
+        >>> record.history[-1]["loss"] < record.history[0]["loss"] / 10
+        True
+    """
+    settings = Hyperparameters.of(model, **hyperparameters)
+    X, Y = _checked("X", "Y", X, Y, model)
+    dev = None
+    if X_dev is not None or Y_dev is not None:
+        if X_dev is None or Y_dev is None:
+            raise ValueError("fit: X_dev and Y_dev must be given together")
+        dev = _checked("X_dev", "Y_dev", X_dev, Y_dev, model)
+    if X.shape[0] == 0:
+        raise ValueError("fit: needs at least one document, got N=0")
+    if resume and output is None:
+        raise ValueError("fit: resume needs the output folder of the run to go on with")
+    run = _Run(model, settings, X, Y, dev, None if output is None else Path(output), resume, progress)
+    if resume:
+        run.resume()
+    run.train(checkpoint_minutes * 60)
+    return run.state
+
+
+def evaluate_model(
+    model: MACH,
+    X: Any,
+    Y: Any,
+    ks: Sequence[int] = (1, 3, 5),
+    recall_ks: Sequence[int] = (),
+    inverse_propensity: Any = None,
+) -> dict[str, float]:
+    """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`."""
+    k = min(max((*ks, *recall_ks)), model.num_labels)
+    _, labels = model.predict(X, k)
+    return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
+
+
+def _checked(x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
+    X, Y = check_csr(X, f"fit: {x_name}"), check_labels(Y, f"fit: {y_name}")
+    if X.shape[0] != Y.shape[0]:
+        raise ValueError(
+            f"fit: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
+        )
+    for name, matrix, columns in ((x_name, X, model.num_features), (y_name, Y, model.num_labels)):
+        if matrix.shape[1] != columns:
+            raise ValueError(f"fit: {name} must have the model's {columns} columns, got shape {matrix.shape}")
+    return X, Y
+
+
+class _Run:
+    """One training run: its data, its optimiser, where it stands, its folder."""
+
+    def __init__(
+        self,
+        model: MACH,
+        settings: Hyperparameters,
+        X: Any,
+        Y: Any,
+        dev: tuple[Any, Any] | None,
+        folder: Path | None,
+        resume: bool,
+        progress: bool,
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.X, self.Y, self.dev = X, Y, dev
+        self.folder, self.progress = folder, progress
+        self.state = Progress()
+        self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
+        self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not resume:  # a kill before the first checkpoint must not resume another run's
+                (folder / f"{_CHECKPOINT}.json").unlink(missing_ok=True)
+
+        named = dict(model.named_parameters())
+        rows = [named.pop("encoder_weight")] if "encoder_weight" in named else []
+        groups = [
+            {"params": list(named.values()), "lr": settings.learning_rate},
+            {"params": rows, "lr": settings.encoder_learning_rate},
+        ]
+        make = optim.SparseAdam if settings.optimizer == "adam" else optim.SparseAdagrad
+        self.optimizer = make([group for group in groups if group["params"]])
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    # ------------------------------------------------------------------------------------------- the loop
+
+    def train(self, checkpoint_seconds: float) -> None:
+        state, settings = self.state, self.settings
+        with _finish_step_on_interrupt() as interrupted, torch.random.fork_rng(devices=[]):
+            last_checkpoint = time.monotonic()
+            while state.epoch < settings.epochs and not self._patience_is_out():
+                self.model.train()
+                started, seconds_before = time.monotonic(), state.seconds
+                with self._bar() as bar:
+                    for batch in self._batches():
+                        self._step(batch)
+                        state.seconds = seconds_before + time.monotonic() - started
+                        bar.update(len(batch.rows))
+                        bar.set_postfix(loss=f"{state.loss_sum / state.documents:.4f}", refresh=False)
+                        if interrupted.is_set():
+                            self._stop()
+                        if self.folder and time.monotonic() - last_checkpoint > checkpoint_seconds:
+                            self.checkpoint()
+                            last_checkpoint = time.monotonic()
+                self._finish_epoch()
+                self.checkpoint()
+                last_checkpoint = time.monotonic()
+                if interrupted.is_set() and state.epoch < settings.epochs:
+                    self._stop()
+        self._finish()
+
+    def _batches(self) -> Iterator[Batch]:
+        return iter_batches(
+            self.X,
+            self.Y,
+            self.settings.batch_size,
+            seed=self.settings.seed,
+            epoch=self.state.epoch,
+            start=self.state.batch,
+        )
+
+    def _step(self, batch: Batch) -> None:
+        state, settings = self.state, self.settings
+        step = state.epoch * self.steps_an_epoch + state.batch
+        if settings.schedule == "linear":
+            left = 1 - step / (settings.epochs * self.steps_an_epoch)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * left
+        # Dropout of step t depends on (seed, t) alone.
+        torch.manual_seed(
+            int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
+        )
+        device = self.model.bucket_bias.device
+        loss = self.model.loss(*(t.to(device) for t in batch[:5]), validate=False)
+        self.optimizer.zero_grad()
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"fit: the loss became {value} in epoch {state.epoch + 1}, step {state.batch + 1}; "
+                "try a smaller learning_rate"
+            )
+        self.optimizer.step()
+        state.batch += 1
+        state.loss_sum += value * len(batch.rows)
+        state.documents += len(batch.rows)
+
+    def _finish_epoch(self) -> None:
+        state = self.state
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
+        if self.dev is not None:
+            entry["dev"] = evaluate_model(self.model, *self.dev)
+            metric = entry["dev"].get(self.settings.metric)
+            if metric is None:
+                raise ValueError(
+                    f"fit: metric must be one of {', '.join(entry['dev'])}, got {self.settings.metric!r}"
+                )
+        else:
+            metric = float(state.epoch)  # the last epoch counts as the best
+        state.epoch, state.batch, state.loss_sum, state.documents = state.epoch + 1, 0, 0.0, 0
+        state.history.append(entry)
+        if state.best is None or metric > state.best:
+            state.best, state.best_epoch = metric, state.epoch
+            if self.folder is not None:
+                self.model.save(self.folder)
+            elif self.dev is not None:
+                self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        if self.progress:
+            scores = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
+            tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
+
+    def _patience_is_out(self) -> bool:
+        if self.settings.patience is None or self.state.best_epoch is None:
+            return False
+        return self.state.epoch - self.state.best_epoch >= self.settings.patience
+
+    def _finish(self) -> None:
+        """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""
+        if self.folder is not None and self.state.best_epoch is not None:
+            self.model.load_state_dict(load(self.folder).state_dict())
+            self._make_current(None, {})
+        elif self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+
+    def _bar(self) -> Any:
+        return tqdm(
+            total=self.X.shape[0],
+            initial=self.state.documents,
+            desc=f"epoch {self.state.epoch + 1}/{self.settings.epochs}",
+            unit="doc",
+            disable=not self.progress,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def _stop(self) -> None:
+        if self.folder is None:
+            raise TrainingInterrupted("training stopped after a whole step; nothing saved (no output folder)")
+        self.checkpoint()
+        raise TrainingInterrupted(
+            f"training stopped; {self.folder} holds a checkpoint after epoch {self.state.epoch}, "
+            f"step {self.state.batch}: go on with resume (--resume)"
+        )
+
+    # --------------------------------------------------------------------------------------- checkpoints
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "hyperparameters": asdict(self.settings),
+            "model": self.model.configuration(),
+            "data": {
+                name: [*matrix.shape, int(matrix.nnz)]
+                for name, matrix in zip(
+                    ("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False
+                )
+            },
+        }
+
+    def checkpoint(self) -> None:
+        """Writes weights, optimiser state and progress; until that is whole, the former one stands."""
+        if self.folder is None:
+            return
+        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        scalars: dict[str, Any] = {}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                key = f"optimizer.{i}.{name}"
+                if isinstance(value, Tensor):
+                    tensors[key] = value
+                else:
+                    scalars[key] = value
+        # A new name each time: the JSON that names it is what makes a checkpoint current.
+        name = f"{_CHECKPOINT}-{self.state.epoch}-{self.state.batch}.safetensors"
+        with atomic_path(self.folder / name) as temporary:
+            save_file({k: v.cpu() for k, v in tensors.items()}, temporary)
+        self._make_current(name, scalars)
+
+    def _make_current(self, name: str | None, scalars: dict[str, Any]) -> None:
+        assert self.folder is not None
+        record = {**self._identity(), "progress": asdict(self.state), "scalars": scalars, "tensors": name}
+        write_json(self.folder / f"{_CHECKPOINT}.json", record)
+        for old in self.folder.glob(f"{_CHECKPOINT}-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def resume(self) -> None:
+        """Takes up the checkpoint in the folder, if there is one."""
+        assert self.folder is not None
+        file = self.folder / f"{_CHECKPOINT}.json"
+        if not file.exists():
+            return
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            identity = {key: record[key] for key in ("hyperparameters", "model", "data")}
+            state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None
+        differences = _differences(identity, self._identity())
+        if differences:
+            raise ValueError(
+                f"{file}: resume needs the run's own settings and data; different: {'; '.join(differences)}"
+            )
+        self.state = state
+        if name is None:  # the run had ended: train() finds nothing to do and loads the best epoch
+            return
+        try:
+            tensors = load_file(self.folder / name)
+        except Exception as error:
+            raise ValueError(f"{self.folder / name}: not the tensors of a checkpoint: {error}") from None
+        optimizer = self.optimizer.state_dict()
+        for key, value in {**tensors, **scalars}.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                i, _, entry = rest.partition(".")
+                optimizer["state"].setdefault(int(i), {})[entry] = value
+        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted(then.keys() | now.keys()):
+        a, b = then.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} was {a}, now {b}")
+    return found
+
+
+@contextlib.contextmanager
+def _finish_step_on_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of tearing a step apart; a second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -1,0 +1,127 @@
+"""Packaging: what ships, what a build without torch says, that a built wheel stands alone."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The sources as a clone would have them, without build folders: nothing here touches the real ones."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def pip(*arguments, cwd, **env):
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_wheel_from_sdist_stands_alone(checkout, tmp_path):
+    build = "from setuptools import build_meta as b; print(b.build_sdist('dist'))"
+    run = subprocess.run([sys.executable, "-c", build], cwd=checkout, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (sdist,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "CMakeLists.txt",
+        "csrc/ops.cpp",
+        "csrc/cuda/sparse_optim.cu",
+        "mach_ext/_C.pyi",
+        "LICENSE",
+    } <= names
+    assert not [name for name in names if name.endswith(".so")]
+
+    wheel = ["wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(sdist)]
+    run = pip(*wheel, cwd=tmp_path, MACH_CUDA="0")
+    assert run.returncode == 0, run.stdout + run.stderr
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {"mach_ext/_cpu.so", "mach_ext/py.typed", "mach_ext/_C.pyi", "mach_ext/nn.py"} <= set(names)
+    assert "mach_ext/_cuda.so" not in names
+    assert not [name for name in names if "torch_cuda" in name or name.startswith(("tests", "csrc"))]
+
+    smoke = (
+        "import mach_ext, torch; hash = mach_ext.LabelHash(100, 20, 8); print(mach_ext.__file__);"
+        "mach_ext.functional.merge_topk(torch.randn(2, 8, 20), hash, 3)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", smoke],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(tmp_path / "site"))
+
+
+def test_build_without_torch_says_what_to_run(checkout, tmp_path):
+    """As in an isolated `pip install .`: the build's Python has setuptools but no torch."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    paths = [p for p in sys.path if p.endswith("site-packages")]
+    (tmp_path / "only").mkdir()
+    for name in ("setuptools", "_distutils_hack", "pybind11", "cmake", "ninja"):
+        for found in (Path(p) / name for p in paths):
+            if found.exists():
+                (tmp_path / "only" / name).symlink_to(found)
+    hook = "from setuptools import build_meta as b; b.get_requires_for_build_wheel()"
+    run = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", hook],
+        cwd=checkout, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "only")},
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "mach_ext: torch not found by the Python that builds" in run.stderr
+    assert "pip install --no-build-isolation ." in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_mach_cuda_must_be_0_or_1(checkout):
+    run = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=checkout, capture_output=True, text=True, env={**os.environ, "MACH_CUDA": "yes"},
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "MACH_CUDA must be 0 or 1, got 'yes'" in run.stderr
+
+
+def test_import_without_the_compiled_part_says_what_to_run(tmp_path):
+    (tmp_path / "mach_ext").mkdir()
+    (tmp_path / "mach_ext" / "_ops.py").write_bytes((ROOT / "mach_ext" / "_ops.py").read_bytes())
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import _ops"],
+        cwd=tmp_path / "mach_ext", capture_output=True, text=True,
+    )  # fmt: skip
+    assert "ImportError: mach_ext: the compiled operators (_cpu.so) are not in" in run.stderr
+    assert "pip install --no-build-isolation ." in run.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "mach_ext" / "_cuda.so").exists(), reason="built without MACH_CUDA=1 or nvcc")
+def test_cuda_library_needs_libtorch_cuda_and_leaves_no_stub():
+    out = subprocess.run(
+        ["readelf", "-d", ROOT / "mach_ext" / "_cuda.so"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "libtorch_cuda.so" in out
+    assert "libcudart" not in out  # linked in: no second copy of a driver-facing library to find
+    assert "RPATH" not in out
+    assert "RUNPATH" not in out

@@ -314,8 +314,7 @@ class MACH(nn.Module):
         if X.shape[1] != self.num_features:
             raise ValueError(f"MACH.predict: X must have D={self.num_features} columns, got shape {X.shape}")
         if batch_size is None:
-            scores_each = self.num_repetitions * self.num_buckets
-            batch_size = max(1, min(256, _SCORES_IN_MEMORY // scores_each))
+            batch_size = predict_batch(self.num_repetitions, self.num_buckets)
         if batch_size < 1:
             raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
         if not 0 <= k <= self.num_labels:
@@ -380,6 +379,11 @@ class MACH(nn.Module):
         for old in folder.glob("weights-*.safetensors"):
             if old != weights:
                 old.unlink()
+
+
+def predict_batch(num_repetitions: int, num_buckets: int) -> int:
+    """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
+    return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:

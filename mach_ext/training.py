@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mach_ext import metrics, optim
 from mach_ext.data import Batch, atomic_path, check_csr, check_labels, iter_batches, write_json
-from mach_ext.nn import MACH, load
+from mach_ext.nn import MACH, load, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -180,6 +180,31 @@ def evaluate_model(
     k = min(max((*ks, *recall_ks)), model.num_labels)
     _, labels = model.predict(X, k)
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
+
+
+def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> dict[str, int]:
+    """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
+
+    Counted from the shapes, for float32 training and `nonzeros` features a document; a batch names at most
+    batch_size * nonzeros rows of the weight that takes the documents.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    first = model.bucket_weight if model.is_linear else model.encoder_weight
+    rows = min(model.num_features, batch_size * nonzeros)
+    row_gradient = 4 * rows * (first.numel() // model.num_features)
+    dense_gradient = 4 * (sum(p.numel() for p in model.parameters()) - first.numel())
+    moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
+    R, B = model.num_repetitions, model.num_buckets
+    hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
+    table = model.hash.buckets.numel() * model.hash.buckets.element_size()
+    # The loss computes its gradients beside it and scales them by the incoming one: two copies for a moment.
+    training = weights + moments + 2 * (row_gradient + dense_gradient) + 2 * hidden + 8 * batch_size * B
+    return {
+        "weights": weights,
+        "label hash": table,
+        "predicting, peak": weights + table + 4 * predict_batch(R, B) * R * B + hidden,
+        "training, peak": training + table,
+    }
 
 
 def _checked(x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:

@@ -254,6 +254,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o644)  # whatever the writer gave it
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -446,13 +447,18 @@ def _load_npz(path: PathLike) -> Any:
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}") from None
 
 
+def read_matrix(path: PathLike) -> Csr:
+    """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
+    return check_csr(_load_npz(path), str(path))
+
+
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     """Reads a pair of files as scipy.sparse.save_npz writes them.
 
     Raises:
         ValueError: damaged file, broken structure, NaN or infinity, different numbers of rows.
     """
-    X = check_csr(_load_npz(X_path), str(X_path))
+    X = read_matrix(X_path)
     Y = check_labels(_load_npz(Y_path), str(Y_path))
     _check_rows(X, Y, X_path, Y_path)
     return Split(X, Y)

@@ -1,0 +1,579 @@
+"""The command `mach-ext`: argument parsing and what is shown on screen. The work is done by the library."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+import mach_ext
+from mach_ext import data, metrics, nn, training
+
+RUNS = Path("runs")
+KS = (1, 3, 5)
+RECALL_KS = (10, 50)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    parser = build_parser()
+    args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
+    warnings.showwarning = _show_warning
+    try:
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        args.run(args)
+        return 0
+    except training.TrainingInterrupted as interrupt:
+        print(f"\nmach-ext: {interrupt}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmach-ext: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `mach-ext predict | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+        print(f"mach-ext: {error or type(error).__name__}", file=sys.stderr)
+        return 1
+
+
+def _with_dashes(argv: Sequence[str]) -> list[str]:
+    """--hash_functions and --hash-functions are the same flag."""
+
+    def spell(argument: str) -> str:
+        if not argument.startswith("--"):
+            return argument
+        name, equals, value = argument.partition("=")
+        return name.replace("_", "-") + equals + value
+
+    return [spell(argument) for argument in argv]
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    print(f"mach-ext: warning: {message}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mach-ext",
+        description="Extreme multi-label classification with MACH.",
+        epilog="Start: mach-ext train --dataset wordnet    then: mach-ext predict --text 'a small dog'",
+    )
+    parser.add_argument("--version", action="version", version=f"mach-ext {mach_ext.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("common")
+    group.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder written to (default: runs/<dataset>)"
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    group.add_argument("--seed", type=_natural, default=0, help="of hash, weights, batches (default: 0)")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    def command(name: str, run: Callable[[Any], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, parents=[common])
+        sub.set_defaults(run=run)
+        return sub
+
+    _add_train(
+        command("train", train, "train a model, evaluate it on the test split, keep everything in a run")
+    )
+    _add_evaluate(command("evaluate", evaluate, "P, nDCG, PSP, PSnDCG and R of a run, by label frequency"))
+    _add_predict(command("predict", predict, "top labels of documents, as names with scores"))
+    _add_info(command("info", info, "shape, parameters, memory, collisions and training record of a run"))
+    _add_data(commands, common)
+    return parser
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return value
+
+
+def _hidden_sizes(text: str) -> tuple[int, ...]:
+    return tuple(_natural(part) for part in text.split(","))
+
+
+def _model_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-path",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="run folder (default: the newest in runs/)",
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="a name (wordnet, wiki10, ...) or a folder")
+    parser.add_argument(
+        "--no-holdout",
+        action="store_true",
+        default=False,
+        help="without a dev split, train on all of train instead of holding a tenth out for validation",
+    )
+    parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
+    model = parser.add_argument_group("model")
+    model.add_argument("--hash-functions", type=_positive, default=16, metavar="R", help="repetitions (16)")
+    model.add_argument("--buckets", type=_positive, default=512, metavar="B", help="per repetition (512)")
+    model.add_argument(
+        "--hidden-size", type=_hidden_sizes, default=(512,), metavar="H[,H2]",
+        help="hidden units; 0: linear MACH; two numbers: two layers (512)",
+    )  # fmt: skip
+    model.add_argument("--encoder", choices=nn.ENCODERS, default="shared", help="(shared)")
+    model.add_argument("--merge", choices=tuple(nn.MODEL_MERGES), default="mean_logit", help="(mean_logit)")
+    model.add_argument("--dropout", type=float, default=0.3, metavar="P", help="of hidden units (0.3)")
+    model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
+    fit = parser.add_argument_group("training")
+    fit.add_argument("--epochs", type=_natural, default=None, help="(5)")
+    fit.add_argument("--batch-size", type=_positive, default=None, help="documents a step (256)")
+    fit.add_argument("--optimizer", choices=training.OPTIMIZERS, default=None, help="(adam; linear: adagrad)")
+    fit.add_argument("--learning-rate", type=float, default=None, help="(0.002; linear: 0.5)")
+    fit.add_argument("--encoder-learning-rate", type=float, default=None, help="of the encoder's rows (0.02)")
+    fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
+    fit.add_argument("--patience", type=_positive, default=None, help="epochs without gain before stopping")
+    fit.add_argument("--metric", default=None, help="dev metric that picks the best epoch (P@1)")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _model_path(parser)
+    parser.add_argument("--dataset", default=None, help="other data than the run's own")
+    parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    _model_path(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", action="append", default=None, help="a document; may be repeated")
+    source.add_argument(
+        "--input", type=Path, default=None, metavar="FILE", help=".jsonl, .txt (XMC), .svm, .npz"
+    )
+    source.add_argument(
+        "--split", choices=("train", "dev", "test"), default=None, help="of the run's dataset"
+    )
+    parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
+    parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="(tsv)")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _model_path(parser)
+    parser.add_argument("--json", action="store_true", default=False, help="as JSON")
+
+
+def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "show, fetch or convert datasets"
+    parser = commands.add_parser("data", help=text, description=text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for name, run, text in (
+        ("info", data_info, "counts of a dataset; without one, the names that are known"),
+        ("fetch", data_fetch, "download or build a dataset into the data folder ($MACH_DATA)"),
+        ("convert", data_convert, "write a dataset in another format"),
+    ):
+        action = actions.add_parser(name, help=text, description=text, parents=[common])
+        action.set_defaults(run=run)
+        action.add_argument("--dataset", required=name != "info", default=None, help="a name or a folder")
+        if name == "convert":
+            action.add_argument("--format", choices=("npz", "xmc"), default="npz", help="(npz)")
+            action.add_argument(
+                "--compression", choices=("", "gz", "xz", "bz2"), default="", help="of xmc (none)"
+            )
+
+
+# ----------------------------------------------------------------------------------------------- train
+
+
+def train(args: Any) -> None:
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
+    folder = args.output or RUNS / dataset.name
+    _say(f"dataset {dataset.name}: {_sizes(dataset)}")
+    model = nn.MACH(
+        dataset.num_features,
+        dataset.num_labels,
+        num_repetitions=args.hash_functions,
+        num_buckets=args.buckets,
+        hidden_size=args.hidden_size,
+        encoder=args.encoder,
+        merge=args.merge,
+        seed=args.seed,
+        feature_dropout=args.feature_dropout,
+        hidden_dropout=args.dropout if any(args.hidden_size) else 0.0,
+    ).to(args.device)
+    _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_run(folder, dataset, args)
+    dev = dataset.dev
+    with _timed(seconds, "train"):
+        record = training.fit(
+            model,
+            dataset.train.X,
+            dataset.train.Y,
+            None if dev is None else dev.X,
+            None if dev is None else dev.Y,
+            output=folder,
+            resume=args.resume,
+            progress=not args.quiet,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            optimizer=args.optimizer,
+            learning_rate=args.learning_rate,
+            encoder_learning_rate=args.encoder_learning_rate,
+            schedule=args.schedule,
+            seed=args.seed,
+            patience=args.patience,
+            metric=args.metric,
+        )
+    results: dict[str, Any] = {}
+    with _timed(seconds, "evaluate"):
+        for name in ("dev", "test"):
+            if name in dataset.splits:
+                results[name] = _evaluate_split(model, dataset, name)
+    if record.best_epoch is not None:
+        _say(f"best epoch {record.best_epoch} of {record.epoch}")
+    seconds["fit"] = record.seconds  # over all sessions of a resumed run
+    _write_metrics(folder, dataset, model, results, seconds, history=record.history)
+    for name, result in results.items():
+        _show_metrics(name, result)
+    _say(f"metrics: {folder / 'metrics.json'}")
+
+
+def _write_run(folder: Path, dataset: data.Dataset, args: Any) -> None:
+    """What later commands need: the dataset, names of the labels, the vectoriser of raw text."""
+    known = args.dataset if not Path(args.dataset).is_dir() else os.path.abspath(args.dataset)
+    record = {
+        "dataset": known,
+        "name": dataset.name,
+        "holdout": not args.no_holdout,
+        "seed": args.seed,
+        "versions": {
+            "mach_ext": mach_ext.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": torch.get_num_threads(),
+    }
+    data.write_json(folder / "run.json", record)
+    for name, names in (("labels.txt", dataset.label_names), ("features.txt", dataset.feature_names)):
+        if names is not None:
+            with data.atomic_write(folder / name) as file:
+                file.write("".join(f"{line}\n" for line in names).encode())
+    if dataset.vectorizer is not None:
+        with data.atomic_write(folder / "vectorizer.json") as file:
+            file.write(dataset.vectorizer.to_json().encode())
+
+
+# -------------------------------------------------------------------------------------------- evaluate
+
+
+def evaluate(args: Any) -> None:
+    folder = _run_folder(args)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        model = nn.load(folder, args.device)
+        dataset = _run_dataset(folder, args.dataset)
+    if args.split not in dataset.splits:
+        raise ValueError(f"{dataset.path}: no {args.split} split; there are: {', '.join(dataset.splits)}")
+    with _timed(seconds, "evaluate"):
+        result = _evaluate_split(model, dataset, args.split)
+    _write_metrics(args.output or folder, dataset, model, {args.split: result}, seconds)
+    _show_metrics(args.split, result)
+
+
+def _evaluate_split(model: nn.MACH, dataset: data.Dataset, name: str) -> dict[str, Any]:
+    """Metrics overall and, under "bands", by frequency of the label in train."""
+    split = dataset.splits[name]
+    k = min(max(*KS, *RECALL_KS), model.num_labels)
+    _, labels = model.predict(split.X, k)
+    propensity = None
+    if len(dataset.train) >= 3:  # the propensity model's constant is ln N - 1
+        propensity = metrics.inverse_propensity(dataset.train.Y)
+    result: dict[str, Any] = metrics.evaluate(split.Y, labels, KS, RECALL_KS, propensity)
+    bands = metrics.label_frequency_bands(dataset.train.Y)
+    result["bands"] = metrics.evaluate_by_band(split.Y, labels, bands, KS, RECALL_KS, propensity)
+    return result
+
+
+def _write_metrics(
+    folder: Path,
+    dataset: data.Dataset,
+    model: nn.MACH,
+    results: dict[str, Any],
+    seconds: dict[str, float],
+    **more: Any,
+) -> None:
+    """Adds to DIR/metrics.json: results of other splits stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "metrics.json"
+    record: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(file.read_text(encoding="utf-8"))
+    if record.get("model") != model.configuration() or record.get("dataset") != dataset.name:
+        record = {}
+    record.update(results)
+    record.update(dataset=dataset.name, model=model.configuration(), **more)
+    record["seconds"] = {**record.get("seconds", {}), **{k: round(v, 3) for k, v in seconds.items()}}
+    data.write_json(file, json.loads(json.dumps(record)))
+
+
+def _show_metrics(split: str, result: dict[str, Any]) -> None:
+    """A table: a row a metric, a column all labels and each band."""
+    bands = result["bands"]
+    columns = {"all": result, **bands}
+    print(f"\n{split:<10}" + "".join(f"{name:>9}" for name in columns))
+    for metric in (key for key in result if key != "bands"):
+        cells = (column.get(metric) for column in columns.values())
+        print(f"{metric:<10}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+
+
+# --------------------------------------------------------------------------------------------- predict
+
+
+def predict(args: Any) -> None:
+    folder = _run_folder(args)
+    model = nn.load(folder, args.device)
+    if not 0 <= args.k <= model.num_labels:
+        raise ValueError(f"--k must be in 0 ... L={model.num_labels}, got {args.k}")
+    names = _label_names(folder, model)
+    if args.output is None:
+        _predict_to(sys.stdout, args, model, folder, names)
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    file = args.output / f"predictions.{args.format}"
+    with data.atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as out:
+        _predict_to(out, args, model, folder, names)
+    _say(f"predictions: {file}")
+
+
+def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path, names: Sequence[str]) -> None:
+    """A line a document, written as it is computed: memory does not grow with the number of documents."""
+    number = 0
+    with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
+        for X in _documents(args, model, folder):
+            scores, labels = model.predict(X, args.k)
+            for row_scores, row_labels in zip(scores.tolist(), labels.tolist(), strict=True):
+                pairs = [(names[label], score) for label, score in zip(row_labels, row_scores, strict=True)]
+                if args.format == "tsv":
+                    out.write("\t".join(f"{name}\t{score:.6g}" for name, score in pairs) + "\n")
+                else:
+                    best = [{"label": name, "score": score} for name, score in pairs]
+                    out.write(json.dumps({"document": number, "labels": best}, ensure_ascii=False) + "\n")
+                number += 1
+            bar.update(X.shape[0])
+
+
+def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
+    """Blocks of documents as CSR, from --text, --input, --split or standard input (a text a line)."""
+    if args.split is not None:
+        splits = _run_dataset(folder, None).splits
+        if args.split not in splits:
+            raise ValueError(f"no {args.split} split; there are: {', '.join(splits)}")
+        X = splits[args.split].X
+        yield from (X[start : start + 4096] for start in range(0, X.shape[0], 4096))
+    elif args.input is None:
+        if args.text is None and sys.stdin.isatty():
+            raise ValueError("predict needs --text, --input or --split, or text on standard input")
+        texts = args.text if args.text is not None else (line.rstrip("\n") for line in sys.stdin)
+        yield from _vectorised(texts, folder)
+    else:
+        yield from _file_documents(args.input, folder, model.num_features)
+
+
+def _file_documents(file: Path, folder: Path, num_features: int) -> Iterator[Any]:
+    kind = next((s for s in reversed(file.suffixes) if s not in (".gz", ".xz", ".bz2")), "")
+    if kind == ".jsonl":
+        yield from _vectorised((text for text, _ in data.iter_jsonl(file)), folder)
+    elif kind == ".npz":
+        yield data.read_matrix(file)
+    elif kind == ".txt":
+        yield from (split.X for split in data.iter_xmc(file))
+    elif kind in (".svm", ".svmlight", ".libsvm"):
+        X = data.read_svmlight([file])[0].X
+        X.resize(X.shape[0], max(X.shape[1], num_features))  # a file without the last features is narrower
+        yield X
+    else:
+        raise ValueError(
+            f"{file}: must end in .jsonl, .txt, .svm or .npz (also .gz, .xz, .bz2), got {kind!r}"
+        )
+
+
+def _vectorised(texts: Iterable[str], folder: Path, block: int = 1024) -> Iterator[Any]:
+    file = folder / "vectorizer.json"
+    if not file.exists():
+        raise ValueError(
+            f"{folder}: the model was trained on vectors, not on text: there is no vectorizer.json; "
+            "give --input with features"
+        )
+    vectorizer = data.Vectorizer.from_json(file.read_bytes(), source=str(file))
+    texts = iter(texts)
+    while chunk := [text for _, text in zip(range(block), texts, strict=False)]:
+        yield vectorizer.transform(chunk)
+
+
+def _label_names(folder: Path, model: nn.MACH) -> Sequence[str]:
+    file = folder / "labels.txt"
+    if file.exists():
+        return data.read_names(file, model.num_labels)
+    return _Numbers()
+
+
+class _Numbers(Sequence[str]):
+    """Label ids as their own names."""
+
+    def __getitem__(self, label: Any) -> Any:
+        return str(label)
+
+    def __len__(self) -> int:
+        return 2**31
+
+
+# ------------------------------------------------------------------------------------------------ info
+
+
+def info(args: Any) -> None:
+    folder = _run_folder(args)
+    model = nn.load(folder)
+    record = {
+        "folder": str(folder),
+        "model": model.configuration(),
+        "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
+        "memory": training.expected_memory(model),
+        "hash": model.hash.diagnostics().as_dict(),
+        "training": _optional_json(folder / "checkpoint.json"),
+        "metrics": _optional_json(folder / "metrics.json"),
+    }
+    record["hash"].pop("load", None)
+    if args.json:
+        print(json.dumps(record, indent=2))
+        return
+    print(f"{folder}\n{model}")
+    total = sum(p.numel() for p in model.parameters())
+    print(f"\nparameters  {total:,}")
+    for name, parameter in model.named_parameters():
+        print(f"  {name:<16}{list(parameter.shape)!s:<24}{parameter.numel():>16,}  {parameter.dtype}")
+    print("\nmemory")
+    for name, size in record["memory"].items():
+        print(f"  {name:<40}{_size(size):>12}")
+    print(f"\nlabel hash\n{model.hash.diagnostics()}")
+    if record["training"] is not None:
+        state, settings = record["training"]["progress"], record["training"]["hyperparameters"]
+        print(f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s")
+        print("  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"))
+        for entry in state["history"]:
+            dev = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
+            print(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
+
+
+def _optional_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.1f} {unit}"
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def data_info(args: Any) -> None:
+    if args.dataset is None:
+        print(f"data folder: {data.data_home()}  ($MACH_DATA sets another)")
+        for name in data.NAMES:
+            print(f"  {name:<16}{'there' if (data.data_home() / name).is_dir() else 'not fetched'}")
+        return
+    print(json.dumps(data.load(args.dataset, num_threads=args.threads or 0).info(), indent=2))
+
+
+def data_fetch(args: Any) -> None:
+    print(data.fetch(args.dataset))
+
+
+def data_convert(args: Any) -> None:
+    if args.output is None:
+        raise ValueError("data convert: needs --output DIR, the folder to write")
+    dataset = data.load(args.dataset, holdout=False, num_threads=args.threads or 0)
+    compression = f".{args.compression}" if args.compression else ""
+    data.write_folder(args.output, dataset, format=args.format, compression=compression)
+    _say(f"{args.output}: {_sizes(dataset)}")
+
+
+# ---------------------------------------------------------------------------------------------- shared
+
+
+def _run_folder(args: Any) -> Path:
+    """--model-path, else the newest run; says which."""
+    if args.model_path is not None:
+        return Path(args.model_path)
+    runs = [file.parent for file in RUNS.glob("*/model.json")]
+    if not runs:
+        raise ValueError(
+            f"no model in {RUNS.absolute()}: give --model-path, or train one, as: "
+            "mach-ext train --dataset wordnet"
+        )
+    newest = max(runs, key=lambda folder: (folder / "model.json").stat().st_mtime)
+    _say(f"using the newest run, {newest}")
+    return newest
+
+
+def _run_dataset(folder: Path, dataset: str | None) -> data.Dataset:
+    if dataset is not None:
+        return data.load(dataset)
+    record = _optional_json(folder / "run.json")
+    if record is None:
+        raise ValueError(f"{folder}: no run.json says which dataset it is of; give --dataset")
+    return data.load(record["dataset"], holdout=record["holdout"])
+
+
+def _sizes(dataset: data.Dataset) -> str:
+    splits = ", ".join(f"{name} {len(split):,}" for name, split in dataset.splits.items())
+    return f"{splits} documents; {dataset.num_features:,} features, {dataset.num_labels:,} labels"
+
+
+def _say(text: str) -> None:
+    """Remarks go to standard error: standard output is for results."""
+    print(f"mach-ext: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""fit: learns, keeps the best epoch, resumes with the same bits after any kill, refuses what it should."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+
+import mach_ext
+from mach_ext import training
+
+ARCHITECTURES = {
+    "linear": {"hidden_size": 0},
+    "shared": {"hidden_size": 16, "hidden_dropout": 0.2, "feature_dropout": 0.1},
+    "independent": {"hidden_size": 8, "encoder": "independent"},
+    "two layers": {"hidden_size": (48, 32)},
+}
+# Defines the run of `script` and of the resume tests: small, but several epochs with dropout.
+SETUP = """
+import numpy as np, scipy.sparse, sys, mach_ext
+rng = np.random.default_rng(0)
+labels = np.repeat(np.arange(300), 3), rng.integers(0, 60, 900)
+Y = scipy.sparse.csr_matrix((np.ones(900), labels), (300, 60))
+X = scipy.sparse.csr_matrix(Y, dtype=np.float32)
+def build():
+    return mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=32, hidden_dropout=0.3)
+options = dict(epochs=6, batch_size=16, learning_rate=0.01, progress=False, checkpoint_minutes=0.0)
+"""
+namespace: dict = {}
+exec(SETUP, namespace)
+X, Y, build, options = (namespace[name] for name in ("X", "Y", "build", "options"))
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k].view(torch.int32), b[k].view(torch.int32)) for k in a
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns(name, optimizer):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
+    rate = {"adam": 0.02, "adagrad": 0.5 if name == "linear" else 0.05}[optimizer]
+    record = mach_ext.fit(
+        model, X, Y, epochs=40, batch_size=32, optimizer=optimizer, learning_rate=rate, progress=False,
+        encoder_learning_rate=rate,
+    )  # fmt: skip
+    assert not model.training
+    assert record.history[-1]["loss"] < record.history[0]["loss"] * 0.7
+    assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
+
+
+def test_same_seed_same_bits_and_another_seed_others():
+    first, second, other = build(), build(), build()
+    before = torch.random.get_rng_state()
+    mach_ext.fit(first, X, Y, **options)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's generator is left alone
+    torch.manual_seed(99)
+    mach_ext.fit(second, X, Y, **options)
+    mach_ext.fit(other, X, Y, **options, seed=1)
+    assert same_bits(weights(first), weights(second))
+    assert not same_bits(weights(first), weights(other))
+
+
+def test_steps_are_those_of_the_plain_loop():
+    """fit, to the bit, against a loop written out: its batches, its two learning rates, their decay."""
+    model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
+    mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
+    rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
+    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, {"params": [plain.encoder_weight]}])
+    for step in range(12):
+        epoch, batch = divmod(step, 6)
+        rows = np.random.default_rng([0, epoch]).permutation(300)[batch * 50 : (batch + 1) * 50]
+        x, y = X[rows], Y[rows]
+        for group, rate in zip(optimizer.param_groups, (0.01, 0.02), strict=True):
+            group["lr"] = rate * (1 - step / 12)
+        optimizer.zero_grad()
+        plain.loss(*map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))).backward()
+        optimizer.step()
+    assert same_bits(weights(model), weights(plain))
+
+
+def test_best_epoch_is_kept(tmp_path, monkeypatch):
+    scores = iter([0.2, 0.9, 0.5])
+    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    seen = []
+    original = training._Run._finish_epoch
+    monkeypatch.setattr(
+        training._Run, "_finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
+    )
+    for output in (None, tmp_path):
+        scores, model = iter([0.2, 0.9, 0.5]), build()
+        seen.clear()
+        record = mach_ext.fit(model, X, Y, X, Y, output=output, **{**options, "epochs": 3})
+        assert record.best_epoch == 2
+        assert record.best == 0.9
+        assert same_bits(weights(model), seen[1])
+    assert same_bits(weights(mach_ext.load(tmp_path)), seen[1])
+
+
+def test_early_stopping(monkeypatch):
+    scores = iter([0.5, 0.4, 0.4, 0.9])
+    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
+    assert record.epoch == 3
+
+
+def script(folder):
+    return [
+        sys.executable,
+        "-c",
+        SETUP + f"print('ready', flush=True)\nmach_ext.fit(build(), X, Y, X, Y, output={str(folder)!r}, "
+        "resume=True, **options)",
+    ]
+
+
+def test_kill_at_random_moments_then_resume_gives_the_same_bits(tmp_path):
+    """kill -9 again and again until the run gets through; checkpoints after every step."""
+    model = build()
+    whole = mach_ext.fit(model, X, Y, X, Y, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    generator, kills = random.Random(0), 0
+    while True:
+        with subprocess.Popen(
+            script(tmp_path), stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            if kills < 10:
+                time.sleep(generator.uniform(0, 0.25))
+                process.send_signal(signal.SIGKILL)
+        if process.returncode == 0:
+            break
+        kills += 1
+    assert kills >= 3  # fewer: the run was over before the kills came; then this shows little
+    assert same_bits(weights(mach_ext.load(tmp_path)), weights(model))
+    resumed = json.loads((tmp_path / "checkpoint.json").read_text())["progress"]
+    assert resumed["history"] == whole.history
+    assert resumed["best_epoch"] == whole.best_epoch
+    assert not list(tmp_path.glob("checkpoint-*"))  # nothing that is no longer needed
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_so(tmp_path):
+    process = subprocess.Popen(script(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoint.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "training stopped" in errors
+    assert "go on with resume (--resume)" in errors
+    assert subprocess.run(script(tmp_path), check=False).returncode == 0
+    model = build()
+    mach_ext.fit(model, X, Y, X, Y, **options)
+    if torch.get_num_threads() == len(os.sched_getaffinity(0)):
+        assert same_bits(weights(mach_ext.load(tmp_path)), weights(model))
+
+
+def test_resume_of_a_finished_run_loads_it(tmp_path):
+    model, again = build(), build()
+    record = mach_ext.fit(model, X, Y, output=tmp_path, **options)
+    resumed = mach_ext.fit(again, X, Y, output=tmp_path, resume=True, **options)
+    assert resumed.history == record.history
+    assert same_bits(weights(model), weights(again))
+
+
+def test_a_fresh_run_forgets_the_old_checkpoint(tmp_path):
+    mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+    with pytest.raises(FloatingPointError), np.errstate(all="ignore"):
+        mach_ext.fit(build(), X, Y, output=tmp_path, **{**options, "learning_rate": 1e38})
+    assert not (tmp_path / "checkpoint.json").exists() or (
+        json.loads((tmp_path / "checkpoint.json").read_text())["hyperparameters"]["learning_rate"] == 1e38
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 7}, "hyperparameters.epochs was 6, now 7"),
+        ({"learning_rate": 0.02}, "hyperparameters.learning_rate was 0.01, now 0.02"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(tmp_path, change, message):
+    mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        mach_ext.fit(build(), X, Y, output=tmp_path, resume=True, **{**options, **change})
+    other = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=17, hidden_size=32, hidden_dropout=0.3)
+    with pytest.raises(ValueError, match=r"model\.num_buckets was 16, now 17"):
+        mach_ext.fit(other, X, Y, output=tmp_path, resume=True, **options)
+    with pytest.raises(ValueError, match=r"data.X was \[300, 60, .*\], now \[299"):
+        mach_ext.fit(build(), X[:299], Y[:299], output=tmp_path, resume=True, **options)
+
+
+@pytest.mark.parametrize("broken", ["save_file", "write_json"])
+def test_disk_full_while_checkpointing_keeps_the_former_checkpoint(tmp_path, monkeypatch, broken):
+    calls, original = [], getattr(training, broken)
+
+    def fail(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, broken, fail)
+    with pytest.raises(OSError, match="No space left"):
+        mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*"))
+    resumed, model = build(), build()
+    record = mach_ext.fit(resumed, X, Y, output=tmp_path, resume=True, **options)
+    assert record.epoch == 6
+    mach_ext.fit(model, X, Y, **options)
+    assert same_bits(weights(resumed), weights(model))
+
+
+def damaged_json(folder):
+    (folder / "checkpoint.json").write_text("{")
+
+
+def damaged_tensors(folder):
+    (tensors,) = folder.glob("checkpoint-*")
+    tensors.write_bytes(tensors.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damaged_json, "checkpoint.json: not a checkpoint"),
+        (damaged_tensors, "not the tensors of a checkpoint"),
+    ],
+)
+def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
+    monkeypatch.setattr(training._Run, "_finish", lambda run: None)  # as if killed at the very end
+    mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        mach_ext.fit(build(), X, Y, output=tmp_path, resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"X": X.toarray()}, TypeError, "fit: X: must be a SciPy sparse matrix"),
+        ({"X": X[:, :59]}, ValueError, r"fit: X must have the model's 60 columns, got shape \(300, 59\)"),
+        ({"Y": Y[:, :59]}, ValueError, r"fit: Y must have the model's 60 columns, got shape \(300, 59\)"),
+        ({"Y": Y[:299]}, ValueError, "as many rows, got 300 and 299"),
+        ({"X_dev": X}, ValueError, "X_dev and Y_dev must be given together"),
+        ({"X": X[:0], "Y": Y[:0]}, ValueError, "at least one document, got N=0"),
+        ({"resume": True}, ValueError, "resume needs the output folder"),
+        ({"epochs": -1}, ValueError, "epochs must be an int of at least 0, got -1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an int of at least 1, got 0"),
+        ({"optimizer": "sgd"}, ValueError, "optimizer must be one of adam, adagrad, got 'sgd'"),
+        ({"schedule": "cosine"}, ValueError, "schedule must be one of linear, constant"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
+        ({"patience": 0}, ValueError, "patience must be None or at least 1, got 0"),
+        ({"X_dev": X, "Y_dev": Y, "metric": "F1"}, ValueError, "metric must be one of P@1, .* got 'F1'"),
+        ({"momentum": 0.9}, TypeError, "unknown hyper-parameter 'momentum'"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        mach_ext.fit(build(), **{"X": X, "Y": Y, **options, **change})
+
+
+def test_documents_without_features_or_labels_are_fine():
+    X_holes, Y_holes = X.tolil(), Y.tolil()
+    X_holes[0], Y_holes[1] = 0, 0
+    record = mach_ext.fit(
+        build(), scipy.sparse.csr_matrix(X_holes), scipy.sparse.csr_matrix(Y_holes), **options
+    )
+    assert np.isfinite(record.history[-1]["loss"])
+
+
+def test_expected_memory_counts_what_it_says():
+    model = build()
+    memory = training.expected_memory(model)
+    assert memory["weights"] == sum(p.numel() * 4 for p in model.parameters())
+    assert memory["label hash"] == 8 * 60 * 4
+    assert memory["training, peak"] > memory["predicting, peak"] > memory["weights"]

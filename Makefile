@@ -1,6 +1,7 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
+#   make demo     wordnet: build the dataset, train, evaluate, predict in words, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
@@ -15,7 +16,7 @@ TORCH_VERSION := 2.13.0
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
-.PHONY: build test lint bench clean
+.PHONY: build test lint bench demo clean
 build: $(VENV)/built
 
 $(VENV)/created:
@@ -64,8 +65,18 @@ lint: $(VENV)/built
 test: $(VENV)/built-cuda lint
 	$(BIN)/python -m pytest $(ARGS)
 
+# One JSON for each commit and machine under benchmarks/results/; what needs the real datasets skips without.
 bench: $(VENV)/built
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	mkdir -p benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json \
+	  --benchmark-columns=median,iqr,rounds --benchmark-group-by=func $(ARGS)
+
+# From nothing to predictions in words: the wordnet dataset, a model, its metrics, all under runs/demo/.
+demo: $(VENV)/built
+	$(BIN)/mach-ext train --dataset wordnet --no-holdout --output runs/demo $(ARGS)
+	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
+	  --text "a small dog kept as a pet" --text "a person who plays the violin" \
+	  --text "move quickly on foot" --text "a disease caused by a virus"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -37,12 +37,24 @@ ROWS = {
 }
 
 
+NO_GPU = "no CUDA GPU here: the GPU half of the operator tests did not run"
+
+
 @pytest.fixture(params=["cpu", "cuda"], scope="session")
 def device(request):
     """Every test that takes it runs on the CPU and, where there is one, on a GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA GPU here: the GPU half of the operator tests did not run")
+        pytest.skip(NO_GPU)
     return torch.device(request.param)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """One line in the summary, with the number of tests skipped for want of a GPU, not one for each test."""
+    report = yield
+    if report.skipped and report.longrepr[2] == f"Skipped: {NO_GPU}":
+        report.longrepr = (__file__, None, report.longrepr[2])
+    return report
 
 
 @pytest.fixture
@@ -135,6 +147,16 @@ def num_threads(n):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    """For modules of many small operations: a second thread that waits for a busy core makes them crawl.
+
+    What threads change, nothing, is tested by `assert_deterministic` and wherever `num_threads` is used.
+    """
+    with num_threads(1):
+        yield
 
 
 def assert_deterministic(function):

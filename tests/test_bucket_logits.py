@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mach_ext import _reference
 from mach_ext import functional as F
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 KINDS = ("shared", "independent", "linear")
 
@@ -80,7 +81,10 @@ def test_bucket_logits_gradcheck(device, generator, shape):
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 5)], ids=["shared", "independent"])
 def test_bucket_logits_bfloat16_gradient_to_hidden(device, generator, shape):
     """The weight is storage: hidden's and bias's gradients are those of the widened weight."""
-    hidden, bias = uniform(generator, *shape, dtype=torch.float32), uniform(generator, 2, 4, dtype=torch.float32)
+    hidden, bias = (
+        uniform(generator, *shape, dtype=torch.float32),
+        uniform(generator, 2, 4, dtype=torch.float32),
+    )
     weight = uniform(generator, 2, 5, 4, dtype=torch.bfloat16).to(device)
     gradients = []
     for w in (weight, weight.float()):
@@ -102,14 +106,26 @@ def test_bucket_logits_bfloat16_weight_has_no_gradient():
 ARGUMENTS = [
     (TypeError, r"hidden must be a torch.Tensor, got NoneType", {"hidden": None}),
     (TypeError, r"hidden must be float32 or float64, got bfloat16", {"hidden": torch.ones(3, 5).bfloat16()}),
-    (ValueError, r"hidden must be \[N, H=5\] or \[N, R=2, H=5\] to match weight, got \[3, 4\]", {"hidden": torch.ones(3, 4)}),
+    (
+        ValueError,
+        r"hidden must be \[N, H=5\] or \[N, R=2, H=5\] to match weight, got \[3, 4\]",
+        {"hidden": torch.ones(3, 4)},
+    ),
     (ValueError, r"hidden must be .* got \[3, 1, 5\]", {"hidden": torch.ones(3, 1, 5)}),
     (ValueError, r"weight must have 3 dimension\(s\), got shape \[5, 4\]", {"weight": torch.ones(5, 4)}),
-    (ValueError, r"weight must have R >= 1 repetitions, got shape \[0, 5, 4\]", {"weight": torch.ones(0, 5, 4)}),
+    (
+        ValueError,
+        r"weight must have R >= 1 repetitions, got shape \[0, 5, 4\]",
+        {"weight": torch.ones(0, 5, 4)},
+    ),
     (TypeError, r"weight must be float32 or bfloat16, got float16", {"weight": torch.ones(2, 5, 4).half()}),
     (ValueError, r"bias must have shape \[2, 4\], got \[2, 5\]", {"bias": torch.ones(2, 5)}),
-    (ValueError, r"weight must be on cpu like the other arguments, got meta", {"weight": torch.ones(2, 5, 4, device="meta")}),
-]  # fmt: skip
+    (
+        ValueError,
+        r"weight must be on cpu like the other arguments, got meta",
+        {"weight": torch.ones(2, 5, 4, device="meta")},
+    ),
+]
 
 
 @pytest.mark.parametrize(("error", "message", "wrong"), ARGUMENTS, ids=[a[1] for a in ARGUMENTS])
@@ -138,7 +154,9 @@ def twin(values, indices, indptr, encoder_weight, encoder_bias, bucket_weight, b
     bias = None if encoder_bias is None else encoder_bias[None]
     hidden = _reference.sparse_linear(values, indices, indptr, encoder_weight[None], bias, True)[:, 0]
     R, H, _ = bucket_weight.shape
-    return dense_logits(hidden if encoder_weight.shape[1] == H else hidden.view(-1, R, H), bucket_weight, bucket_bias)
+    return dense_logits(
+        hidden if encoder_weight.shape[1] == H else hidden.view(-1, R, H), bucket_weight, bucket_bias
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,7 +197,9 @@ def test_bucket_forward_sparse_gradient_equals_dense(device, generator, kind):
     dense, coo = gradients
     assert coo.layout == torch.sparse_coo
     rows = torch.unique(X.indices)
-    expected = torch.cartesian_prod(torch.arange(2, device=device), rows).T if kind == "linear" else rows[None]
+    expected = (
+        torch.cartesian_prod(torch.arange(2, device=device), rows).T if kind == "linear" else rows[None]
+    )
     assert torch.equal(coo._indices(), expected)  # every row once, ascending
     assert bitwise_equal(coo.to_dense(), dense)
 
@@ -192,7 +212,9 @@ def test_bucket_forward_bfloat16_and_strides(device, generator, kind):
     wide = [None if t is None else t.float() for t in narrow]
     expected = F.bucket_forward(*X, *wide)
     assert_matches(F.bucket_forward(*X, *narrow), expected.cpu())
-    assert bitwise_equal(F.bucket_forward(*map(strided, X), *map(strided, narrow)), F.bucket_forward(*X, *narrow))
+    assert bitwise_equal(
+        F.bucket_forward(*map(strided, X), *map(strided, narrow)), F.bucket_forward(*X, *narrow)
+    )
 
 
 def test_bucket_forward_runs_twice_alike(generator):
@@ -223,7 +245,7 @@ def test_bucket_forward_unvalidated_index_is_nan(device, generator, kind):
         (
             "shared",
             {"encoder_weight": torch.ones(6, 4)},
-            r"encoder_weight must be \[D, H=3\] or \[D, R\*H=6\] to match bucket_weight \[2, 3, 4\], got \[6, 4\]",
+            r"encoder_weight must be \[D, H=3\] or \[D, R\*H=6\] .* bucket_weight \[2, 3, 4\], got \[6, 4\]",
         ),
         ("shared", {"bucket_weight": torch.ones(3, 4)}, r"bucket_weight must have 3 dimension\(s\)"),
         ("shared", {"encoder_weight": torch.ones(6)}, r"encoder_weight must have 2 dimension\(s\)"),

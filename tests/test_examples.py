@@ -5,9 +5,12 @@ import importlib
 import pkgutil
 import re
 import runpy
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse
 
 import mach_ext
 
@@ -46,3 +49,17 @@ def test_train_loop_reaches_near_zero_loss():
     losses = main()
     assert losses[0] > 5
     assert losses[-1] < 0.05
+
+
+def test_train_script(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 300), ("dev", 30), ("test", 30)):
+        rows, labels = np.repeat(np.arange(n), 2), rng.integers(0, 40, 2 * n)
+        Y = scipy.sparse.csr_matrix((np.ones(2 * n), (rows, labels)), (n, 40))
+        X = scipy.sparse.csr_matrix((np.ones(2 * n), (rows, labels)), (n, 40))
+        mach_ext.data.write_xmc(tmp_path / f"{name}.txt", X, Y)
+    output = str(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), "--epochs", "40", "--output", output])
+    result = runpy.run_path(str(ROOT / "examples" / "train.py"))["main"]()
+    assert result["P@1"] > 0.8
+    assert mach_ext.load(output).num_labels == 40

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mach_ext import _ops, _reference
 from mach_ext import functional as F
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 parametrize_shared = pytest.mark.parametrize("shared", [True, False], ids=["shared", "independent"])
 
@@ -105,7 +106,7 @@ def test_gradcheck(device, generator, shared):
 @parametrize_dtype
 def test_strided_arguments_give_the_same_bits(device, generator, dtype, shared):
     tensors = to(device, arguments(generator, 4, 5, 3, 20, 6, 10, dtype, shared))
-    hidden, weight, bias, buckets, labels = tensors
+    hidden, weight, _, buckets, labels = tensors
     grad = uniform(generator, 4, 5, 3, dtype=dtype).to(device)
     assert bitwise_equal(_ops.label_logits(*map(strided, tensors)), _ops.label_logits(*tensors))
     args = (grad, hidden, weight, buckets, labels)
@@ -116,7 +117,9 @@ def test_strided_arguments_give_the_same_bits(device, generator, dtype, shared):
 
 @parametrize_shared
 def test_bfloat16_weight_is_widened(device, generator, shared):
-    hidden, weight, bias, _, labels = to(device, arguments(generator, 4, 5, 3, 20, 6, 10, torch.float32, shared))
+    hidden, weight, bias, _, labels = to(
+        device, arguments(generator, 4, 5, 3, 20, 6, 10, torch.float32, shared)
+    )
     hash, narrow = random_hash(generator, 10, 6, 3, device), (weight.bfloat16(), bias.bfloat16())
     out = F.label_logits(hidden, *narrow, hash, labels)
     assert out.dtype == torch.float32
@@ -153,7 +156,9 @@ def test_opcheck(device, generator, dtype, shared):
 @parametrize_shared
 def test_unvalidated_label_out_of_range_is_nan(device, generator, wrong, shared):
     """Only its own logits, and it has no gradient."""
-    hidden, weight, bias, _, labels = to(device, arguments(generator, 3, 4, 2, 5, 4, 6, torch.float64, shared))
+    hidden, weight, bias, _, labels = to(
+        device, arguments(generator, 3, 4, 2, 5, 4, 6, torch.float64, shared)
+    )
     hash = random_hash(generator, 6, 4, 2, device)
     bad = labels.clone()
     bad[1, 2] = wrong
@@ -177,12 +182,20 @@ HIDDEN, WEIGHT, BIAS, LABELS = torch.ones(3, 5), torch.ones(2, 5, 4), torch.ones
 ARGUMENTS = [
     (TypeError, r"hidden must be float32 or float64, got bfloat16", {"hidden": HIDDEN.bfloat16()}),
     (ValueError, r"hidden must have 2 dimension\(s\), got shape \[5\]", {"hidden": HIDDEN[0]}),
-    (ValueError, r"hidden must be \[N, H=5\] or \[N, R=2, H=5\] to match weight, got \[3, 4\]", {"hidden": HIDDEN[:, 1:]}),
+    (
+        ValueError,
+        r"hidden must be \[N, H=5\] or \[N, R=2, H=5\] to match weight, got \[3, 4\]",
+        {"hidden": HIDDEN[:, 1:]},
+    ),
     (ValueError, r"hidden must be .* got \[3, 1, 5\]", {"hidden": HIDDEN[:, None]}),
     (TypeError, r"weight must be float32 or bfloat16, got float64", {"weight": WEIGHT.double()}),
     (ValueError, r"weight must have R >= 1 repetitions, got shape \[0, 5, 4\]", {"weight": WEIGHT[:0]}),
     (ValueError, r"bias must have shape \[2, 4\], got \[1, 4\]", {"bias": BIAS[:1]}),
-    (ValueError, r"hash has R=2 repetitions and B=4 buckets, the scores or weights have R=2, B=3", {"weight": WEIGHT[..., 1:], "bias": None}),
+    (
+        ValueError,
+        r"hash has R=2 repetitions and B=4 buckets, the scores or weights have R=2, B=3",
+        {"weight": WEIGHT[..., 1:], "bias": None},
+    ),
     (TypeError, r"hash must be a mach_ext.LabelHash, got Tensor", {"hash": HASH.buckets}),
     (ValueError, r"hash is on meta, the tensors on cpu; use hash.to\('cpu'\)", {"hash": HASH.to("meta")}),
     (TypeError, r"labels must be int32 or int64, got float32", {"labels": LABELS.float()}),
@@ -190,7 +203,7 @@ ARGUMENTS = [
     (ValueError, r"labels must be \[m\] or \[N=3, m\], got \[1, 2\]", {"labels": LABELS[None]}),
     (ValueError, r"labels must be in \[0, L=6\), got 6", {"labels": LABELS + 1}),
     (ValueError, r"labels must be in \[0, L=6\), got -1", {"labels": LABELS - 1}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("error", "message", "wrong"), ARGUMENTS, ids=[a[1] for a in ARGUMENTS])
@@ -301,7 +314,11 @@ def test_linear_errors(generator):
         F.linear_label_logits(*X, weight, bias, hash, labels + 6 - labels.max())
     with pytest.raises(ValueError, match=r"^linear_label_logits: hash has R=2 .* have R=1, B=4"):
         F.linear_label_logits(*X, weight[:1], bias[:1], hash, labels)
-    with pytest.raises(ValueError, match=r"^linear_label_logits: bias must have shape \[2, 4\], got \[2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"^linear_label_logits: bias must have shape \[2, 4\], got \[2, 3\]"
+    ):
         F.linear_label_logits(*X, weight, bias[:, 1:], hash, labels)
-    with pytest.raises(ValueError, match=r"^linear_label_logits: labels must be \[m\] or \[N=5, m\], got \[4, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"^linear_label_logits: labels must be \[m\] or \[N=5, m\], got \[4, 3\]"
+    ):
         F.linear_label_logits(*X, weight, bias, hash, labels[1:])

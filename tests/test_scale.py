@@ -49,3 +49,38 @@ def test_merge_topk_of_ten_million_labels(capsys):
         print(f"\nmerge_topk L=10M R=16 N=8: {run.stdout.strip()}")
     assert run.returncode == 0, run.stderr
     assert "bitwise equal" in run.stdout
+
+
+MODEL = """
+import sys, time, numpy as np, scipy.sparse, mach_ext
+
+def memory_mb(key):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+
+base, started = memory_mb("VmRSS"), time.time()
+model = mach_ext.MACH(num_features=50_000, num_labels=10_000_000, num_repetitions=16, num_buckets=20_000,
+                      hidden_size=64)
+model.save(sys.argv[1])
+created = time.time() - started
+del model
+started = time.time()
+model = mach_ext.load(sys.argv[1])
+loaded = time.time() - started
+X = scipy.sparse.random(8, 50_000, density=0.001, format="csr", dtype=np.float32, random_state=0)
+started = time.time()
+scores, labels = model.predict(X, k=5)
+print(f"created and saved in {created:.1f} s, loaded in {loaded:.1f} s, top-5 of 8 documents in "
+      f"{time.time() - started:.1f} s; peak memory {memory_mb('VmHWM'):.0f} MB, of it {base:.0f} MB Python "
+      f"and torch, {model.hash.buckets.numel() * 4 / 2**20:.0f} MB the hash's table")
+assert labels.shape == (8, 5) and (np.diff(scores) <= 0).all()
+assert memory_mb("VmHWM") < 4000
+"""
+
+
+def test_ten_million_label_model_is_saved_loaded_and_asked(tmp_path, capsys):
+    run = subprocess.run(
+        [sys.executable, "-c", MODEL, str(tmp_path / "model")], capture_output=True, text=True, timeout=900
+    )
+    with capsys.disabled():
+        print(f"\nmodel L=10M R=16 B=20,000: {run.stdout.strip()}")
+    assert run.returncode == 0, run.stderr

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mach_ext import _ops, _reference
 from mach_ext import functional as F
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = st.sampled_from([0, 1, 2, 15, 16, 17, 40])
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -58,9 +59,7 @@ def test_forward_and_gradients_match_reference(device, dtype):
         assert torch.equal(rows.cpu(), torch.unique(X.indices.long()))
         assert bitwise_equal(grads, grad_weight[:, rows])
         grad_values = _ops.sparse_linear_grad_values(grad.to(device), indices, indptr, weight.to(device))
-        assert_matches(
-            grad_values, _reference.sparse_linear_grad_values(*double((grad, *X[1:], weight)))
-        )
+        assert_matches(grad_values, _reference.sparse_linear_grad_values(*double((grad, *X[1:], weight))))
 
     check()
 
@@ -75,9 +74,7 @@ def test_reference_is_the_dense_product(generator):
         _reference.sparse_linear(*X, weight, bias, True)[:, 0], (dense @ weight[0] + bias[0]).relu()
     )
     grad = uniform(generator, len(dense), 1, 7)
-    torch.testing.assert_close(
-        _reference.sparse_linear_grad_weight(grad, *X, 400)[0], dense.T @ grad[:, 0]
-    )
+    torch.testing.assert_close(_reference.sparse_linear_grad_weight(grad, *X, 400)[0], dense.T @ grad[:, 0])
     sampled = (grad[:, 0] @ weight[0].T)[_reference.documents(X.indptr), X.indices]
     torch.testing.assert_close(_reference.sparse_linear_grad_values(grad, *X[1:], weight), sampled)
 
@@ -119,7 +116,9 @@ def test_index_types_give_the_same_bits(device, generator, index, pointer):
     weight, bias = to(device, (t[0] for t in weights(generator, 1, 20, 6, torch.float32)))
     expected = F.sparse_linear(*to(device, X), weight, bias)
     values, indices, indptr = to(device, X)
-    assert bitwise_equal(F.sparse_linear(values, indices.to(index), indptr.to(pointer), weight, bias), expected)
+    assert bitwise_equal(
+        F.sparse_linear(values, indices.to(index), indptr.to(pointer), weight, bias), expected
+    )
 
 
 @parametrize_dtype
@@ -135,6 +134,22 @@ def test_strided_arguments_give_the_same_bits(device, generator, dtype):
     ]
     for call, tensors in calls:
         assert bitwise_equal(call(*map(strided, tensors)), call(*tensors))
+
+
+@parametrize_dtype
+def test_sums_run_in_the_order_of_the_row(device, generator, dtype):
+    """To the bit: bias first, then one product after the other; gradients document after document."""
+    X = random_csr(generator, [11, 0, 12, 9, 6], 12, dtype)
+    weight, bias = (t[0] for t in weights(generator, 1, 12, 19, dtype))
+    grad = uniform(generator, 5, 19, dtype=dtype)
+    out, grad_weight = bias.repeat(5, 1), torch.zeros_like(weight)
+    for n in range(5):
+        for p in range(X.indptr[n], X.indptr[n + 1]):
+            out[n] += X.values[p] * weight[X.indices[p]]
+            grad_weight[X.indices[p]] += X.values[p] * grad[n]
+    assert bitwise_equal(F.sparse_linear(*to(device, (*X, weight, bias))), out)
+    ours = _ops.sparse_linear_grad_weight(*to(device, (grad[:, None], *X)), 12)
+    assert bitwise_equal(ours[0], grad_weight)
 
 
 def test_relu_of_nan_is_nan(device):
@@ -379,7 +394,11 @@ ARGUMENTS = [
     (TypeError, r"indices must be int32 or int64, got float32", {"indices": X.indices.float()}),
     (TypeError, r"indptr must be int32 or int64, got int16", {"indptr": X.indptr.short()}),
     (TypeError, r"weight must be float32 or bfloat16, got float64", {"weight": WEIGHT.double()}),
-    (TypeError, r"weight must be float64, got bfloat16", {"values": X.values.double(), "weight": WEIGHT.bfloat16()}),
+    (
+        TypeError,
+        r"weight must be float64, got bfloat16",
+        {"values": X.values.double(), "weight": WEIGHT.bfloat16()},
+    ),
     (TypeError, r"bias must be float32 or bfloat16, got int64", {"bias": BIAS.long()}),
     (ValueError, r"values must have 1 dimension\(s\), got shape \[3, 1\]", {"values": X.values[:, None]}),
     (ValueError, r"weight must have 2 dimension\(s\), got shape \[1, 4, 5\]", {"weight": WEIGHT[None]}),
@@ -388,8 +407,12 @@ ARGUMENTS = [
     (ValueError, r"bias must have shape \[5\], got \[4\]", {"bias": BIAS[:4]}),
     (ValueError, r'activation must be None or "relu", got \'gelu\'', {"activation": "gelu"}),
     (ValueError, r"weight must be on cpu like the other arguments, got meta", {"weight": WEIGHT.to("meta")}),
-    (ValueError, r"indices must be on cpu like the other arguments, got meta", {"indices": X.indices.to("meta")}),
-]  # fmt: skip
+    (
+        ValueError,
+        r"indices must be on cpu like the other arguments, got meta",
+        {"indices": X.indices.to("meta")},
+    ),
+]
 
 
 @pytest.mark.parametrize(("error", "message", "wrong"), ARGUMENTS, ids=[a[1] for a in ARGUMENTS])

@@ -1,0 +1,232 @@
+"""The command line, run as a user runs it: in a folder of its own, small data, real files."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+import mach_ext
+from mach_ext import cli, data
+
+L, D = 40, 80
+WORDS = [f"w{i}" for i in range(D)]
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory):
+    """200/40/40 documents with label names, as XMC text."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 200), ("dev", 40), ("test", 40)):
+        rows, labels = np.repeat(np.arange(n), 2), rng.integers(0, L, 2 * n)
+        Y = scipy.sparse.csr_matrix((np.ones(2 * n), (rows, labels)), (n, L))
+        X = scipy.sparse.csr_matrix((np.ones(2 * n), (rows, labels * 2)), (n, D))
+        data.write_xmc(folder / f"{name}.txt", X, Y)
+    (folder / "labels.txt").write_text("".join(f"{i}\tlabel {i}\n" for i in range(L)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    """The same kind of thing as JSON lines of raw text."""
+    folder = tmp_path_factory.mktemp("data") / "texts"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for name, n in (("train", 300), ("dev", 30), ("test", 30)):
+        lines = []
+        for _ in range(n):
+            labels = rng.choice(10, 2, replace=False)
+            lines.append(
+                json.dumps(
+                    {"text": " ".join(f"word{i}" for i in labels), "labels": [f"topic {i}" for i in labels]}
+                )
+            )
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FAST = ["--epochs", "20", "--hidden-size", "64", "--learning_rate", "0.02", "--batch-size", "20", "--quiet",
+        "--hash_functions", "8", "--buckets", "16", "--dropout", "0"]  # fmt: skip
+
+
+def run(*argv):
+    return cli.main([str(a) for a in argv])
+
+
+def test_train_evaluate_predict_info(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    folder = here / "runs" / "tiny"
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["test"]["P@1"] > 0.8
+    assert record["dataset"] == "tiny"
+    assert record["model"]["num_buckets"] == 16
+    assert {"load", "train", "evaluate"} <= set(record["seconds"])
+    assert {"P@1", "P@3", "P@5", "nDCG@1", "PSP@5", "PSnDCG@5", "R@10", "R@50", "bands"} <= set(
+        record["test"]
+    )
+    assert set(record["test"]["bands"]) == {"head", "torso", "tail"}
+    assert [entry["epoch"] for entry in record["history"]] == list(range(1, 21))
+    table = capsys.readouterr().out
+    assert "P@1" in table
+    assert "torso" in table
+
+    assert run("evaluate", "--split", "dev") == 0
+    shown = capsys.readouterr()
+    assert "using the newest run, runs/tiny" in shown.err
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["dev"] == record["dev"]  # the model on disk is the one that was evaluated after training
+    assert again["test"] == record["test"]  # and the other split's results stay
+
+    assert run("predict", "--split", "test", "--k", "3", "--format", "jsonl") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    scores, labels = mach_ext.load(folder).predict(data.load(dataset_folder).test.X, 3)
+    assert [[p["label"] for p in line["labels"]] for line in lines] == [
+        [f"label {i}" for i in row] for row in labels
+    ]
+    np.testing.assert_allclose([[p["score"] for p in line["labels"]] for line in lines], scores, rtol=1e-6)
+
+    assert run("info") == 0
+    shown = capsys.readouterr().out
+    for part in ("encoder_weight", "training, peak", "label pairs that share all their buckets", "epoch 20:"):
+        assert part in shown
+    assert run("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["weights"] > 0
+
+
+def test_predict_from_files_is_one_answer_whatever_the_format(here, dataset_folder, capsys):
+    run("train", "--dataset", dataset_folder, *FAST[:-2], "--epochs", "1", "--hash-functions", "8")
+    test = data.load(dataset_folder).test
+    data.write_npz(here / "x.npz", test.X)
+    data.write_xmc(here / "x.txt.xz", test.X, test.Y)
+    rows = test.X
+    (here / "x.svm").write_text(
+        "".join(
+            "0 " + " ".join(f"{j}:{v}" for j, v in zip(rows[i].indices, rows[i].data, strict=True)) + "\n"
+            for i in range(rows.shape[0])
+        )
+    )
+    capsys.readouterr()
+    answers = []
+    for file in ("x.npz", "x.txt.xz", "x.svm"):
+        assert run("predict", "--input", file) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0].splitlines()) == 40
+    assert run("predict", "--input", "x.npz", "--output", "out") == 0
+    assert (here / "out" / "predictions.tsv").read_text() == answers[0]
+
+
+def test_raw_text_in_label_names_out(here, text_folder, capsys, monkeypatch):
+    assert run("train", "--dataset", text_folder, *FAST) == 0
+    capsys.readouterr()
+    assert run("predict", "--text", "word3 word7", "--text", "word0", "--k", "2") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert set(first.split("\t")[::2]) == {"topic 3", "topic 7"}
+    assert second.split("\t")[0] == "topic 0"
+    assert run("predict", "--input", text_folder / "test.jsonl", "--k", "2") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 30
+
+
+def test_linear_and_resume(here, dataset_folder, capsys):
+    arguments = ["train", "--dataset", dataset_folder, *FAST, "--hidden-size", "0", "--learning-rate", "0.5"]
+    assert run(*arguments) == 0
+    before = json.loads((here / "runs/tiny/metrics.json").read_text())
+    assert before["test"]["P@1"] > 0.8
+    assert run(*arguments, "--resume") == 0
+    assert json.loads((here / "runs/tiny/metrics.json").read_text())["test"] == before["test"]
+    assert run(*arguments, "--resume", "--batch-size", "21") == 1
+    assert "hyperparameters.batch_size was 20, now 21" in capsys.readouterr().err
+
+
+def test_warns_about_colliding_labels(here, dataset_folder):
+    arguments = ["train", "--dataset", dataset_folder, *FAST, "--epochs", "1", "--hash_functions", "1"]
+    run = subprocess.run([sys.executable, "-m", "mach_ext", *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "mach-ext: warning: " in run.stderr
+    assert "label pairs share their bucket in the only repetition" in run.stderr
+
+
+def test_data_commands(here, dataset_folder, capsys):
+    assert run("data", "info") == 0
+    assert "wordnet" in capsys.readouterr().out
+    assert run("data", "info", "--dataset", dataset_folder) == 0
+    assert json.loads(capsys.readouterr().out)["num_labels"] == L
+    for name, arguments in (("npz", []), ("xmc", ["--format", "xmc", "--compression", "xz"])):
+        assert run("data", "convert", "--dataset", dataset_folder, "--output", name, *arguments) == 0
+        first, second = data.load(dataset_folder), data.load(here / name)
+        assert (first.train.X != second.train.X).nnz == 0
+        assert (first.test.Y != second.test.Y).nnz == 0
+        assert list(second.label_names) == list(first.label_names)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evaluate"], "no model in .*runs: give --model-path, or train one"),
+        (["info", "--model-path", "nowhere"], "nowhere: not a mach_ext model: no such folder"),
+        (["train", "--dataset", "no-such-set"], "a dataset must be a folder, .* got 'no-such-set'"),
+        (["data", "convert", "--dataset", "."], "needs --output DIR"),
+    ],
+)
+def test_failures_exit_1_with_one_clear_line(here, capsys, argv, message):
+    assert run(*argv) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("mach-ext: ")
+    assert len(errors.strip().splitlines()) == 1
+    assert __import__("re").search(message, errors)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["train"], "required: --dataset"),
+        (["train", "--dataset", "x", "--buckets", "0"], "must be a whole number of at least 1, got '0'"),
+        (["train", "--dataset", "x", "--hidden-size", "a"], "hidden-size"),
+        (["predict", "--text", "a", "--input", "b"], "not allowed with argument"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)
+def test_wrong_usage_exits_2(here, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--k", "41"], "--k must be in 0 ... L=40, got 41"),
+        (["--text", "a"], "trained on vectors, not on text"),
+        (["--input", "x.csv"], "must end in .jsonl"),
+        (["--input", "narrow.npz"], "X must have D=80 columns, got shape (1, 3)"),
+        (["--split", "train", "--model-path", "bare"], "no run.json"),
+    ],
+)
+def test_predict_refuses(here, dataset_folder, capsys, argv, message):
+    folder = here / "runs" / "tiny"
+    mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(folder)
+    mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(here / "bare")
+    data.write_npz(here / "narrow.npz", scipy.sparse.csr_matrix((1, 3)))
+    assert run("predict", *argv) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_module_and_script_are_the_same_command(here):
+    module = subprocess.run([sys.executable, "-m", "mach_ext", "--version"], capture_output=True, text=True)
+    assert module.stdout.strip() == f"mach-ext {mach_ext.__version__}"
+    script = subprocess.run(
+        [sys.executable.rpartition("/")[0] + "/mach-ext", "--version"], capture_output=True, text=True
+    )
+    assert script.stdout == module.stdout

@@ -386,7 +386,9 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
     with_isa<T>([&](auto isa) {
       parallel_ranges(N, N * B * 16, [&](int64_t begin, int64_t end) {
         std::vector<int64_t> seen(B, -1);
-        bucket_bce<decltype(isa)>(params, mutable_pointer<double>(loss), seen.data(), begin, end);
+        std::vector<T> positive(B);
+        bucket_bce<decltype(isa)>(params, mutable_pointer<double>(loss), seen.data(), positive.data(), begin,
+                                  end);
       });
     });
   });

@@ -24,9 +24,10 @@ struct BucketBce {
   bool gradient;
 };
 
-// seen [B]: scratch of the calling thread, -1 everywhere at first. A label out of range makes its
-// document's loss NaN; its gradient leaves the label out.
+// Scratch of the calling thread: seen [B], -1 everywhere at first; positive [B]. A label out of range makes
+// its document's loss NaN.
 template <class Isa, class T>
-void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, int64_t row_begin, int64_t row_end);
+void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive, int64_t row_begin,
+                int64_t row_end);
 
 }  // namespace mach

@@ -16,7 +16,7 @@ TORCH_VERSION := 2.13.0
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
-.PHONY: build test lint bench demo clean
+.PHONY: build test lint bench demo abi clean
 build: $(VENV)/built
 
 $(VENV)/created:
@@ -77,6 +77,15 @@ demo: $(VENV)/built
 	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
 	  --text "a small dog kept as a pet" --text "a person who plays the violin" \
 	  --text "move quickly on foot" --text "a disease caused by a virus"
+
+# One binary, several torch: this build's wheel under another release (gigabytes to download).
+OTHER_TORCH ?= torch==2.14.1
+abi: $(VENV)/built
+	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/abi
+	build/abi/bin/pip install --quiet "$(OTHER_TORCH)" build/wheel/*.whl
+	cd build && abi/bin/python -c "import torch; print('torch', torch.__version__)" \
+	  && abi/bin/python ../examples/train_loop.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -162,6 +162,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--encoder-learning-rate", type=float, default=None, help="of the encoder's rows (0.02)")
     fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
     fit.add_argument("--patience", type=_positive, default=None, help="epochs without gain before stopping")
+    fit.add_argument(
+        "--repetitions-at-a-time",
+        type=_positive,
+        default=None,
+        metavar="R",
+        help="linear MACH: to save memory",
+    )
     fit.add_argument("--metric", default=None, help="dev metric that picks the best epoch (P@1)")
 
 
@@ -243,6 +250,7 @@ def train(args: Any) -> None:
             None if dev is None else dev.Y,
             output=folder,
             resume=args.resume,
+            repetitions_at_a_time=args.repetitions_at_a_time,
             progress=not args.quiet,
             epochs=args.epochs,
             batch_size=args.batch_size,
@@ -490,6 +498,8 @@ def info(args: Any) -> None:
         print(f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s")
         print("  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"))
         for entry in state["history"]:
+            if "loss" not in entry:  # the last word of repetitions trained in turn
+                continue
             dev = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
             print(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from tqdm import tqdm
 
 from mach_ext import metrics, optim
 from mach_ext.data import Batch, atomic_path, check_csr, check_labels, iter_batches, write_json
+from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
@@ -117,6 +120,7 @@ def fit(
     output: str | Path | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
+    repetitions_at_a_time: int | None = None,
     progress: bool = True,
     **hyperparameters: Any,
 ) -> Progress:
@@ -130,6 +134,9 @@ def fit(
         resume: Go on from the checkpoint in `output`; without one there, start. The hyper-parameters, the
             model's shape and the sizes of the data must be those of the checkpoint.
         checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
+        repetitions_at_a_time: Linear MACH only, whose repetitions share nothing: train so many through all
+            epochs, then the next ones, which keeps optimiser state and gradients for that many; dev data is
+            then asked once, at the end. None: all together, fewer if memory is short.
         progress: Progress bars on standard error.
         **hyperparameters: Fields of `Hyperparameters`; None means its default for this kind of model.
 
@@ -161,11 +168,50 @@ def fit(
         raise ValueError("fit: needs at least one document, got N=0")
     if resume and output is None:
         raise ValueError("fit: resume needs the output folder of the run to go on with")
-    run = _Run(model, settings, X, Y, dev, None if output is None else Path(output), resume, progress)
+    folder = None if output is None else Path(output)
+    run = _Run(model, settings, X, Y, dev, folder, resume, progress)
     if resume:
         run.resume()
-    run.train(checkpoint_minutes * 60)
+    together = _repetitions_together(model, X, settings, repetitions_at_a_time)
+    if together == model.num_repetitions or run.state.epoch >= settings.epochs:
+        run.train(checkpoint_minutes * 60)
+    else:
+        run.train_in_turn(together, checkpoint_minutes * 60)
     return run.state
+
+
+def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted: int | None) -> int:
+    """How many repetitions to train at a time: as wanted, else as many as four fifths of free memory hold."""
+    R = model.num_repetitions
+    if wanted is not None:
+        if not model.is_linear:
+            raise ValueError("fit: repetitions_at_a_time is for linear MACH; a shared encoder needs them all")
+        if not 1 <= wanted <= R:
+            raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
+        return wanted
+    if not model.is_linear:
+        return R
+    needed = expected_memory(model, settings.batch_size, math.ceil(X.nnz / X.shape[0]))
+    each = (needed["training, peak"] - needed["weights"] - needed["label hash"]) / R
+    return max(1, min(R, int(0.8 * _available_memory() / each)))
+
+
+def _available_memory() -> int:
+    """Bytes that can be had without swapping; unknown counts as plenty."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return 2**62
+
+
+def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
+    """Repetitions [first, last) of a linear model as a model of their own, on the same memory."""
+    some = LabelHash.from_buckets(model.hash.buckets[first:last], model.num_buckets)
+    configuration = {**model.configuration(), "num_repetitions": last - first}
+    with torch.device("meta"):
+        part = MACH(**configuration, hash=some)
+    part.bucket_weight = torch.nn.Parameter(model.bucket_weight.data[first:last])
+    part.bucket_bias = torch.nn.Parameter(model.bucket_bias.data[first:last])
+    return part
 
 
 def evaluate_model(
@@ -235,7 +281,7 @@ class _Run:
     ) -> None:
         self.model, self.settings = model, settings
         self.X, self.Y, self.dev = X, Y, dev
-        self.folder, self.progress = folder, progress
+        self.folder, self.resuming, self.progress = folder, resume, progress
         self.state = Progress()
         self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
@@ -280,6 +326,35 @@ class _Run:
                 if interrupted.is_set() and state.epoch < settings.epochs:
                     self._stop()
         self._finish()
+
+    def train_in_turn(self, together: int, checkpoint_seconds: float) -> None:
+        """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
+        R = self.model.num_repetitions
+        for first in range(0, R, together):
+            last = min(first + together, R)
+            if self.progress:
+                tqdm.write(f"repetitions {first + 1} to {last} of {R}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CollisionWarning)  # a few repetitions alone do collide
+                part = _some_repetitions(self.model, first, last)
+                folder = None if self.folder is None else self.folder / f"repetitions-{first}"
+                run = _Run(part, self.settings, self.X, self.Y, None, folder, self.resuming, self.progress)
+                if self.resuming:
+                    run.resume()
+                run.train(checkpoint_seconds)
+            self.state.seconds += run.state.seconds
+            self.state.history += [{"repetitions": [first, last], **e} for e in run.state.history]
+        self.state.epoch = self.state.best_epoch = self.settings.epochs
+        if self.dev is not None:
+            self.state.history.append(
+                {"epoch": self.state.epoch, "dev": evaluate_model(self.model, *self.dev)}
+            )
+        if self.folder is not None:
+            self.model.save(self.folder)
+            self._make_current(None, {})
+            for part_folder in self.folder.glob("repetitions-*"):
+                shutil.rmtree(part_folder)
+        self.model.eval()
 
     def _batches(self) -> Iterator[Batch]:
         return iter_batches(

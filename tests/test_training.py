@@ -290,3 +290,57 @@ def test_expected_memory_counts_what_it_says():
     assert memory["weights"] == sum(p.numel() * 4 for p in model.parameters())
     assert memory["label hash"] == 8 * 60 * 4
     assert memory["training, peak"] > memory["predicting, peak"] > memory["weights"]
+
+
+@pytest.mark.parametrize("together", [1, 3, 8])
+def test_linear_repetitions_in_turn_are_the_repetitions_together(tmp_path, together):
+    """Adagrad does not see the loss's factor R / together, but for its eps."""
+    settings = {**options, "learning_rate": 0.5, "epochs": 3}
+    whole, parts = (mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0) for _ in range(2))
+    mach_ext.fit(whole, X, Y, **settings)  # no dev data: both end with their last epoch
+    record = mach_ext.fit(parts, X, Y, X, Y, output=tmp_path, repetitions_at_a_time=together, **settings)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert "P@1" in record.history[-1]["dev"]
+    assert same_bits(weights(mach_ext.load(tmp_path)), weights(parts))
+    assert not list(tmp_path.glob("repetitions-*"))
+    again = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+    mach_ext.fit(again, X, Y, X, Y, output=tmp_path, resume=True, repetitions_at_a_time=together, **settings)
+    assert same_bits(weights(again), weights(parts))
+
+
+def test_linear_repetitions_in_turn_resume_where_they_were(tmp_path, monkeypatch):
+    settings = {**options, "learning_rate": 0.5, "epochs": 2, "repetitions_at_a_time": 2, "output": tmp_path}
+
+    def build():
+        return mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+
+    steps, original = [], training._Run._step
+
+    def step(run, batch):
+        steps.append(0)
+        if len(steps) == 100:  # in the third pair of repetitions
+            raise KeyboardInterrupt
+        original(run, batch)
+
+    monkeypatch.setattr(training._Run, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        mach_ext.fit(build(), X, Y, **settings)
+    model = build()
+    mach_ext.fit(model, X, Y, resume=True, **settings)
+    assert len(steps) < 100 + 8 * 19  # the first two pairs were not trained again
+    fresh = build()
+    mach_ext.fit(fresh, X, Y, **{**settings, "output": None})
+    assert same_bits(weights(model), weights(fresh))
+
+
+def test_short_memory_trains_repetitions_in_turn(monkeypatch):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+    settings = training.Hyperparameters.of(model)
+    assert training._repetitions_together(model, X, settings, None) == 8
+    monkeypatch.setattr(training, "_available_memory", lambda: 30_000)
+    assert 1 <= training._repetitions_together(model, X, settings, None) < 8
+    with pytest.raises(ValueError, match=r"repetitions_at_a_time must be in 1 ... R=8, got 9"):
+        mach_ext.fit(model, X, Y, repetitions_at_a_time=9, **options)
+    with pytest.raises(ValueError, match="repetitions_at_a_time is for linear MACH"):
+        mach_ext.fit(build(), X, Y, repetitions_at_a_time=1, **options)

@@ -283,6 +283,7 @@ class _Run:
         self.X, self.Y, self.dev = X, Y, dev
         self.folder, self.resuming, self.progress = folder, resume, progress
         self.state = Progress()
+        self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
         self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
@@ -339,6 +340,7 @@ class _Run:
                 part = _some_repetitions(self.model, first, last)
                 folder = None if self.folder is None else self.folder / f"repetitions-{first}"
                 run = _Run(part, self.settings, self.X, self.Y, None, folder, self.resuming, self.progress)
+                run.share = (last - first) / R
                 if self.resuming:
                     run.resume()
                 run.train(checkpoint_seconds)
@@ -380,7 +382,7 @@ class _Run:
         device = self.model.bucket_bias.device
         loss = self.model.loss(*(t.to(device) for t in batch[:5]), validate=False)
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss * self.share).backward()
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(

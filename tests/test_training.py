@@ -292,15 +292,13 @@ def test_expected_memory_counts_what_it_says():
     assert memory["training, peak"] > memory["predicting, peak"] > memory["weights"]
 
 
-@pytest.mark.parametrize("together", [1, 3, 8])
+@pytest.mark.parametrize("together", [1, 4])
 def test_linear_repetitions_in_turn_are_the_repetitions_together(tmp_path, together):
-    """Adagrad does not see the loss's factor R / together, but for its eps."""
     settings = {**options, "learning_rate": 0.5, "epochs": 3}
     whole, parts = (mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0) for _ in range(2))
     mach_ext.fit(whole, X, Y, **settings)  # no dev data: both end with their last epoch
     record = mach_ext.fit(parts, X, Y, X, Y, output=tmp_path, repetitions_at_a_time=together, **settings)
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert same_bits(weights(whole), weights(parts))  # to the bit where together / R is a power of two
     assert "P@1" in record.history[-1]["dev"]
     assert same_bits(weights(mach_ext.load(tmp_path)), weights(parts))
     assert not list(tmp_path.glob("repetitions-*"))

@@ -73,7 +73,7 @@ bench: $(VENV)/built
 
 # From nothing to predictions in words: the wordnet dataset, a model, its metrics, all under runs/demo/.
 demo: $(VENV)/built
-	$(BIN)/mach-ext train --dataset wordnet --no-holdout --output runs/demo $(ARGS)
+	$(BIN)/mach-ext train --dataset wordnet --no-holdout --buckets 1000 --output runs/demo $(ARGS)
 	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
 	  --text "a small dog kept as a pet" --text "a person who plays the violin" \
 	  --text "move quickly on foot" --text "a disease caused by a virus"

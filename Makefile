@@ -16,6 +16,7 @@ TORCH_VERSION := 2.13.0
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
+.NOTPARALLEL:
 .PHONY: build test lint bench demo abi clean
 build: $(VENV)/built
 

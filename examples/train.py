@@ -18,6 +18,10 @@ def main() -> dict[str, float]:
 
     dataset = mach_ext.data.load(args.dataset)  # train/dev/test pairs of SciPy CSR matrices, with names
     train, dev, test = dataset.train, dataset.dev, dataset.test
+    if dev is None or test is None:
+        raise SystemExit(
+            f"{args.dataset}: needs a dev and a test split, there are {', '.join(dataset.splits)}"
+        )
 
     model = mach_ext.MACH(
         num_features=dataset.num_features,
@@ -45,8 +49,7 @@ def main() -> dict[str, float]:
             "->",
             ", ".join(f"{names[j]} ({s:.2f})" for j, s in zip(labels[row], scores[row], strict=True)),
         )
-
-    model.save(args.output)  # mach_ext.load(args.output) brings it back
+    print(f"model: mach_ext.load({args.output!r})")  # fit kept the best epoch there
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -28,11 +29,13 @@ RECALL_KS = (10, 50)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
     parser = build_parser()
-    args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv, _flags(parser)))
     warnings.showwarning = _show_warning
+    warnings.simplefilter("default", ResourceWarning)
     try:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
+        _check_device(args.device)
         args.run(args)
         return 0
     except training.TrainingInterrupted as interrupt:
@@ -49,16 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """--hash_functions and --hash-functions are the same flag."""
+def _with_dashes(argv: Sequence[str], flags: set[str]) -> list[str]:
+    """--hash_functions and --hash-functions are the same flag; what is no flag stays as it is."""
 
     def spell(argument: str) -> str:
-        if not argument.startswith("--"):
-            return argument
         name, equals, value = argument.partition("=")
-        return name.replace("_", "-") + equals + value
+        dashed = name.replace("_", "-")
+        return dashed + equals + value if dashed in flags else argument
 
     return [spell(argument) for argument in argv]
+
+
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag of the parser and its subcommands."""
+    flags = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags.update(*(_flags(sub) for sub in action.choices.values()))
+    return flags
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU")
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -188,6 +208,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--split", choices=("train", "dev", "test"), default=None, help="of the run's dataset"
     )
+    parser.add_argument(
+        "--svmlight-base", type=int, choices=(0, 1), default=None, help="first feature of an .svm file"
+    )
     parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="(tsv)")
 
@@ -238,8 +261,7 @@ def train(args: Any) -> None:
         hidden_dropout=args.dropout if any(args.hidden_size) else 0.0,
     ).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_run(folder, dataset, args)
+    model.attachments = _attachments(dataset, args)
     dev = dataset.dev
     with _timed(seconds, "train"):
         record = training.fit(
@@ -270,35 +292,32 @@ def train(args: Any) -> None:
     if record.best_epoch is not None:
         _say(f"best epoch {record.best_epoch} of {record.epoch}")
     seconds["fit"] = record.seconds  # over all sessions of a resumed run
-    _write_metrics(folder, dataset, model, results, seconds, history=record.history)
+    _write_metrics(folder / "metrics.json", dataset, model, results, seconds, {"history": record.history})
     for name, result in results.items():
         _show_metrics(name, result)
     _say(f"metrics: {folder / 'metrics.json'}")
 
 
-def _write_run(folder: Path, dataset: data.Dataset, args: Any) -> None:
-    """What later commands need: the dataset, names of the labels, the vectoriser of raw text."""
-    known = args.dataset if not Path(args.dataset).is_dir() else os.path.abspath(args.dataset)
-    record = {
-        "dataset": known,
+def _attachments(dataset: data.Dataset, args: Any) -> dict[str, bytes]:
+    """What later commands need, kept with the model: the dataset, label names, the vectoriser of raw text."""
+    registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
+    run = {
+        "dataset": dataset.name if registered else str(dataset.path.absolute()),
         "name": dataset.name,
         "holdout": not args.no_holdout,
-        "seed": args.seed,
+        "threads": torch.get_num_threads(),
         "versions": {
             "mach_ext": mach_ext.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "threads": torch.get_num_threads(),
     }
-    data.write_json(folder / "run.json", record)
-    for name, names in (("labels.txt", dataset.label_names), ("features.txt", dataset.feature_names)):
-        if names is not None:
-            with data.atomic_write(folder / name) as file:
-                file.write("".join(f"{line}\n" for line in names).encode())
+    files = {"run.json": json.dumps(run, indent=2)}
+    if dataset.label_names is not None:
+        files["labels.json"] = json.dumps(list(dataset.label_names))
     if dataset.vectorizer is not None:
-        with data.atomic_write(folder / "vectorizer.json") as file:
-            file.write(dataset.vectorizer.to_json().encode())
+        files["vectorizer.json"] = dataset.vectorizer.to_json()
+    return {name: content.encode() for name, content in files.items()}
 
 
 # -------------------------------------------------------------------------------------------- evaluate
@@ -309,12 +328,17 @@ def evaluate(args: Any) -> None:
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         model = nn.load(folder, args.device)
-        dataset = _run_dataset(folder, args.dataset)
+        dataset = _run_dataset(model, folder, args.dataset)
     if args.split not in dataset.splits:
         raise ValueError(f"{dataset.path}: no {args.split} split; there are: {', '.join(dataset.splits)}")
     with _timed(seconds, "evaluate"):
         result = _evaluate_split(model, dataset, args.split)
-    _write_metrics(args.output or folder, dataset, model, {args.split: result}, seconds)
+    other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
+    file = (args.output or folder) / f"metrics{other}.json"
+    former = _optional_json(file) or {}
+    if former.get("model") != model.configuration():
+        former = {}
+    _write_metrics(file, dataset, model, {args.split: result}, seconds, former)
     _show_metrics(args.split, result)
 
 
@@ -333,25 +357,24 @@ def _evaluate_split(model: nn.MACH, dataset: data.Dataset, name: str) -> dict[st
 
 
 def _write_metrics(
-    folder: Path,
+    file: Path,
     dataset: data.Dataset,
     model: nn.MACH,
     results: dict[str, Any],
     seconds: dict[str, float],
-    **more: Any,
+    former: dict[str, Any],
 ) -> None:
-    """Adds to DIR/metrics.json: results of other splits stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "metrics.json"
-    record: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads(file.read_text(encoding="utf-8"))
-    if record.get("model") != model.configuration() or record.get("dataset") != dataset.name:
-        record = {}
-    record.update(results)
-    record.update(dataset=dataset.name, model=model.configuration(), **more)
-    record["seconds"] = {**record.get("seconds", {}), **{k: round(v, 3) for k, v in seconds.items()}}
-    data.write_json(file, json.loads(json.dumps(record)))
+    """Writes metrics: `results` by split, on top of `former` contents."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rounded = {key: round(value, 3) for key, value in seconds.items()}
+    record = {
+        **former,
+        **results,
+        "dataset": dataset.name,
+        "model": model.configuration(),
+        "seconds": {**former.get("seconds", {}), **rounded},
+    }
+    data.write_json(file, record)
 
 
 def _show_metrics(split: str, result: dict[str, Any]) -> None:
@@ -372,19 +395,21 @@ def predict(args: Any) -> None:
     model = nn.load(folder, args.device)
     if not 0 <= args.k <= model.num_labels:
         raise ValueError(f"--k must be in 0 ... L={model.num_labels}, got {args.k}")
-    names = _label_names(folder, model)
     if args.output is None:
-        _predict_to(sys.stdout, args, model, folder, names)
+        _predict_to(sys.stdout, args, model, folder)
         return
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / f"predictions.{args.format}"
     with data.atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as out:
-        _predict_to(out, args, model, folder, names)
+        _predict_to(out, args, model, folder)
     _say(f"predictions: {file}")
 
 
-def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path, names: Sequence[str]) -> None:
+def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     """A line a document, written as it is computed: memory does not grow with the number of documents."""
+    names: Sequence[str] = _Numbers()
+    if "labels.json" in model.attachments:
+        names = json.loads(model.attachments["labels.json"])
     number = 0
     with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
         for X in _documents(args, model, folder):
@@ -392,7 +417,8 @@ def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path, names: Seq
             for row_scores, row_labels in zip(scores.tolist(), labels.tolist(), strict=True):
                 pairs = [(names[label], score) for label, score in zip(row_labels, row_scores, strict=True)]
                 if args.format == "tsv":
-                    out.write("\t".join(f"{name}\t{score:.6g}" for name, score in pairs) + "\n")
+                    cells = (f"{' '.join(name.split())}\t{score:.6g}" for name, score in pairs)
+                    out.write("\t".join(cells) + "\n")
                 else:
                     best = [{"label": name, "score": score} for name, score in pairs]
                     out.write(json.dumps({"document": number, "labels": best}, ensure_ascii=False) + "\n")
@@ -403,7 +429,7 @@ def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path, names: Seq
 def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
     """Blocks of documents as CSR, from --text, --input, --split or standard input (a text a line)."""
     if args.split is not None:
-        splits = _run_dataset(folder, None).splits
+        splits = _run_dataset(model, folder, None).splits
         if args.split not in splits:
             raise ValueError(f"no {args.split} split; there are: {', '.join(splits)}")
         X = splits[args.split].X
@@ -412,22 +438,26 @@ def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
         if args.text is None and sys.stdin.isatty():
             raise ValueError("predict needs --text, --input or --split, or text on standard input")
         texts = args.text if args.text is not None else (line.rstrip("\n") for line in sys.stdin)
-        yield from _vectorised(texts, folder)
+        yield from _vectorised(texts, model)
     else:
-        yield from _file_documents(args.input, folder, model.num_features)
+        yield from _file_documents(args.input, model, args.svmlight_base)
 
 
-def _file_documents(file: Path, folder: Path, num_features: int) -> Iterator[Any]:
+def _file_documents(file: Path, model: nn.MACH, base: int | None) -> Iterator[Any]:
     kind = next((s for s in reversed(file.suffixes) if s not in (".gz", ".xz", ".bz2")), "")
     if kind == ".jsonl":
-        yield from _vectorised((text for text, _ in data.iter_jsonl(file)), folder)
+        yield from _vectorised((text for text, _ in data.iter_jsonl(file)), model)
     elif kind == ".npz":
         yield data.read_matrix(file)
     elif kind == ".txt":
         yield from (split.X for split in data.iter_xmc(file))
     elif kind in (".svm", ".svmlight", ".libsvm"):
-        X = data.read_svmlight([file])[0].X
-        X.resize(X.shape[0], max(X.shape[1], num_features))  # a file without the last features is narrower
+        X = data.read_svmlight([file], zero_based=base != 1)[0].X
+        if base is None and X.nnz and X.indices.min() > 0:
+            raise ValueError(
+                f"{file}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
+            )
+        X.resize(X.shape[0], max(X.shape[1], model.num_features))  # without the last features it is narrower
         yield X
     else:
         raise ValueError(
@@ -435,24 +465,13 @@ def _file_documents(file: Path, folder: Path, num_features: int) -> Iterator[Any
         )
 
 
-def _vectorised(texts: Iterable[str], folder: Path, block: int = 1024) -> Iterator[Any]:
-    file = folder / "vectorizer.json"
-    if not file.exists():
-        raise ValueError(
-            f"{folder}: the model was trained on vectors, not on text: there is no vectorizer.json; "
-            "give --input with features"
-        )
-    vectorizer = data.Vectorizer.from_json(file.read_bytes(), source=str(file))
+def _vectorised(texts: Iterable[str], model: nn.MACH, block: int = 1024) -> Iterator[Any]:
+    if "vectorizer.json" not in model.attachments:
+        raise ValueError("the model was trained on vectors, not on text; give --input with features")
+    vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
     texts = iter(texts)
-    while chunk := [text for _, text in zip(range(block), texts, strict=False)]:
+    while chunk := list(itertools.islice(texts, block)):
         yield vectorizer.transform(chunk)
-
-
-def _label_names(folder: Path, model: nn.MACH) -> Sequence[str]:
-    file = folder / "labels.txt"
-    if file.exists():
-        return data.read_names(file, model.num_labels)
-    return _Numbers()
 
 
 class _Numbers(Sequence[str]):
@@ -559,13 +578,32 @@ def _run_folder(args: Any) -> Path:
     return newest
 
 
-def _run_dataset(folder: Path, dataset: str | None) -> data.Dataset:
-    if dataset is not None:
-        return data.load(dataset)
-    record = _optional_json(folder / "run.json")
-    if record is None:
-        raise ValueError(f"{folder}: no run.json says which dataset it is of; give --dataset")
-    return data.load(record["dataset"], holdout=record["holdout"])
+def _run_dataset(model: nn.MACH, folder: Path, name: str | None) -> data.Dataset:
+    """The run's own dataset or another one; either must be of the model's features and labels."""
+    if name is not None:
+        dataset = data.load(name)
+    elif "run.json" in model.attachments:
+        record = json.loads(model.attachments["run.json"])
+        dataset = data.load(record["dataset"], holdout=record["holdout"])
+    else:
+        raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
+    sizes, own = (dataset.num_features, dataset.num_labels), (model.num_features, model.num_labels)
+    if sizes != own:
+        raise ValueError(f"{dataset.path}: must have the model's (features, labels) {own}, got {sizes}")
+    if dataset.label_names is not None and "labels.json" in model.attachments:
+        names = json.loads(model.attachments["labels.json"])
+        for label, (theirs, ours) in enumerate(zip(dataset.label_names, names, strict=True)):
+            if theirs != ours:
+                raise ValueError(
+                    f"{dataset.path}: label {label} must be the model's {ours!r}, got {theirs!r}"
+                )
+    if dataset.vectorizer is not None and "vectorizer.json" in model.attachments:
+        own_vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
+        if dataset.vectorizer.to_json() != own_vectorizer.to_json():
+            raise ValueError(
+                f"{dataset.path}: its texts make another vocabulary than the model's; use predict --input"
+            )
+    return dataset
 
 
 def _sizes(dataset: data.Dataset) -> str:

@@ -11,16 +11,16 @@ Notation: N documents, D features, L labels, R repetitions, B buckets, H hidden 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+import contextlib
+import functools
+import operator
+from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mach_ext import _ops
-
-if TYPE_CHECKING:
-    from mach_ext.hashing import LabelHash
+from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
 
@@ -104,15 +104,17 @@ def bucket_logits(
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
     if bias is not None:
         bias = bias.to(hidden.dtype)
-    if weight.dtype == hidden.dtype:
-        if bias is None:
-            return torch.bmm(by_repetition, weight).transpose(0, 1)
-        return torch.baddbmm(bias.unsqueeze(1), by_repetition, weight).transpose(0, 1)
     if _needs_grad(weight):
         _check_float32_or_64(op, "weight", weight)
-    logits: Tensor = _WideningLogits.apply(by_repetition, weight)
-    if bias is not None:
-        logits = logits + bias.unsqueeze(1)
+    with _own_precision(hidden.device):
+        if weight.dtype != hidden.dtype:
+            logits: Tensor = _WideningLogits.apply(by_repetition, weight)
+            if bias is not None:
+                logits = logits + bias.unsqueeze(1)
+        elif bias is None:
+            logits = torch.bmm(by_repetition, weight)
+        else:
+            logits = torch.baddbmm(bias.unsqueeze(1), by_repetition, weight)
     return logits.transpose(0, 1)
 
 
@@ -432,8 +434,7 @@ def merge_topk(
     """
     op = "merge_topk"
     _check_scores(op, scores, hash, merge)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"{op}: k must be an int, got {type(k).__name__}")
+    k = as_int(op, "k", k)
     if not 0 <= k <= hash.num_labels:
         raise ValueError(f"{op}: k must be in 0 ... L={hash.num_labels}, got {k}")
     args = (scores, hash.buckets, k, merge)
@@ -444,6 +445,30 @@ def merge_topk(
 
 
 # --------------------------------------------------------------------------------------------- autograd
+
+
+def _first_order(backward: Any) -> Any:
+    """Marks a backward that is not itself differentiable: create_graph=True gets an error, not wrong numbers.
+
+    (PyTorch's once_differentiable lets it pass where the incoming gradient is a constant, as a loss's is.)
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "mach_ext: second derivatives are not implemented; call backward without create_graph=True"
+            )
+        return backward(ctx, *grads)
+
+    return checked
+
+
+def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in their arguments' own dtype: what follows wants it, autocast or not."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _needs_grad(*args: Any) -> bool:
@@ -518,10 +543,10 @@ class _SparseLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         values, indices, indptr, weight, out = ctx.saved_tensors
-        grad = grad.contiguous() if out is None else grad * (out > 0)
+        grad = grad.contiguous() if out is None else torch.where(out > 0, grad, 0)
         needs_values, _, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
         grad_values = grad_weight = grad_bias = None
         if needs_values:
@@ -542,7 +567,7 @@ class _WideningLogits(torch.autograd.Function):
         return torch.stack([h @ w.to(h.dtype) for h, w in zip(hidden, weight, strict=True)])
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
         return torch.stack([g @ w.to(g.dtype).T for g, w in zip(grad, weight, strict=True)]), None
@@ -555,7 +580,7 @@ class _LabelLogits(torch.autograd.Function):
         return _ops.label_logits(hidden, weight, bias, buckets, labels)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = grad_weight = grad_bias = None
@@ -580,15 +605,17 @@ class _BucketBCE(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float64)
         for r in range(R):
             h = hidden if shared else hidden[:, r]  # [N, H]
-            z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
+            with _own_precision(hidden.device):
+                z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
             # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
             row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / R, any(needs))
             loss += row.sum()
             # z now holds its own gradient.
-            if grad_hidden is not None:
-                (grad_hidden if shared else grad_hidden[:, r]).addmm_(z, weight[r].T)
-            if grad_weight is not None:
-                torch.mm(h.T, z, out=grad_weight[r])
+            with _own_precision(hidden.device):
+                if grad_hidden is not None:
+                    (grad_hidden if shared else grad_hidden[:, r]).addmm_(z, weight[r].T)
+                if grad_weight is not None:
+                    torch.mm(h.T, z, out=grad_weight[r])
             if grad_bias is not None:
                 torch.sum(z, 0, out=grad_bias[r])
         ctx.num_documents = N
@@ -596,7 +623,7 @@ class _BucketBCE(torch.autograd.Function):
         return (loss / (N * R)).to(hidden.dtype)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad = grad / ctx.num_documents
         return *(None if g is None else grad * g for g in ctx.saved_tensors), None, None, None
@@ -614,7 +641,8 @@ class _LinearBucketBCE(torch.autograd.Function):
         X = (values, indices, indptr)
         grad_values = torch.zeros_like(values) if needs_values else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        grad_weight: list[Tensor] = []
+        grad_weight: Tensor | None = None
+        rows: Tensor | None = None
         loss = values.new_zeros((), dtype=torch.float64)
         for r in range(R):
             z = _ops.sparse_linear(*X, weight[r : r + 1], None if bias is None else bias[r : r + 1], False)
@@ -630,21 +658,33 @@ class _LinearBucketBCE(torch.autograd.Function):
             # z now holds its own gradient.
             if grad_values is not None:
                 grad_values += _ops.sparse_linear_grad_values(z, indices, indptr, weight[r : r + 1])
-            if needs_weight:
-                grad_weight.append(_weight_gradient(z, *X, weight[:1].shape, sparse_grad))
+            if needs_weight and sparse_grad:
+                rows, grads = _ops.sparse_linear_grad_rows(z, *X, weight.shape[1])
+                if grad_weight is None:  # as many rows in every repetition
+                    grad_weight = grads.new_empty(R, *grads.shape[1:])
+                grad_weight[r] = grads[0]
+            elif needs_weight:
+                if grad_weight is None:
+                    grad_weight = torch.empty_like(weight)
+                grad_weight[r] = _ops.sparse_linear_grad_weight(z, *X, weight.shape[1])[0]
             if grad_bias is not None:
                 torch.sum(z[:, 0], 0, out=grad_bias[r])
         ctx.num_documents = N
-        ctx.grad_weight = torch.cat(grad_weight) if needs_weight else None
-        ctx.save_for_backward(grad_values, grad_bias)
+        ctx.weight_shape = weight.shape
+        ctx.save_for_backward(grad_values, grad_weight, rows, grad_bias)
         return (loss / (N * R)).to(values.dtype)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad = grad / ctx.num_documents
-        grad_values, grad_bias = (None if g is None else grad * g for g in ctx.saved_tensors)
-        grad_weight = None if ctx.grad_weight is None else ctx.grad_weight * grad
+        grad_values, grad_weight, rows, grad_bias = ctx.saved_tensors
+        grad_values, grad_weight, grad_bias = (
+            None if g is None else grad * g for g in (grad_values, grad_weight, grad_bias)
+        )
+        if rows is not None:
+            assert grad_weight is not None
+            grad_weight = _row_sparse(rows, grad_weight, ctx.weight_shape)
         return grad_values, None, None, grad_weight, grad_bias, None, None, None, None
 
 
@@ -670,7 +710,7 @@ class _MergeScores(torch.autograd.Function):
         return _ops.merge_scores(scores, buckets, labels, merge)
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         scores, buckets, labels = ctx.saved_tensors
         return _ops.merge_scores_grad(grad, scores, buckets, labels, ctx.merge), None, None, None
@@ -686,7 +726,7 @@ class _MergeTopK(torch.autograd.Function):
         return values, labels
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         scores, buckets, labels = ctx.saved_tensors
         return _ops.merge_scores_grad(grad, scores, buckets, labels, ctx.merge), None, None, None
@@ -696,6 +736,16 @@ class _MergeTopK(torch.autograd.Function):
 
 _FLOATS = (torch.float32, torch.float64)
 _INTS = (torch.int32, torch.int64)
+
+
+def as_int(op: str, name: str, value: Any) -> int:
+    """A Python or NumPy integer as int; bool and float are refused."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}") from None
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -818,7 +868,7 @@ def _check_buckets_weight(op: str, hidden: Any, weight: Any, bias: Tensor | None
 
 
 def _check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) -> None:
-    if not hasattr(hash, "buckets"):
+    if not isinstance(hash, LabelHash):
         raise TypeError(f"{op}: hash must be a mach_ext.LabelHash, got {type(hash).__name__}")
     if (hash.num_repetitions, hash.num_buckets) != (R, B):
         raise ValueError(
@@ -829,6 +879,8 @@ def _check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) 
         raise ValueError(
             f"{op}: hash is on {hash.buckets.device}, the tensors on {device}; use hash.to({str(device)!r})"
         )
+    if not torch.compiler.is_compiling():
+        hash.check_buckets()
 
 
 def _check_scores(op: str, scores: Any, hash: LabelHash, merge: str) -> None:

@@ -155,7 +155,9 @@ class LabelHash:
     seed: int | None
     _groups: tuple[int, tuple[tuple[int, ...], ...]] | None
     _diagnostics: HashDiagnostics | None
+    _table_digest: str | None
     _warned: bool
+    _version: int
 
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
         num_labels = _integer("LabelHash: num_labels", num_labels, 1, _MAX_LABELS)
@@ -221,7 +223,28 @@ class LabelHash:
             return self
         moved = copy.copy(self)
         moved.buckets = buckets
+        moved._version = _version(buckets)
         return moved
+
+    def check_buckets(self) -> None:
+        """Refuses buckets that were written to: kernels rely on the range checked when they were made.
+
+        Raises:
+            ValueError: `buckets` was changed in place.
+        """
+        if _version(self.buckets) != self._version:
+            raise ValueError(
+                "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
+            )
+
+    def fingerprint(self) -> str:
+        """Names the R functions: equal for equal sizes and seed, or for equal given tables (by SHA-256)."""
+        sizes = f"L={self.num_labels} B={self.num_buckets} R={self.num_repetitions}"
+        if self.seed is not None:
+            return f"{sizes} seed={self.seed}"
+        if self._table_digest is None:
+            self._table_digest = hashlib.sha256(self._table().tobytes()).hexdigest()
+        return f"{sizes} table={self._table_digest}"
 
     def diagnostics(self) -> HashDiagnostics:
         """Measures bucket load and label collisions; cached, so only the first call takes time.
@@ -287,7 +310,13 @@ class LabelHash:
         self.seed = seed
         self._groups = None
         self._diagnostics = None
+        self._table_digest = None
         self._warned = False
+        self._version = _version(self.buckets)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._version = _version(self.buckets)
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.num_labels, self.num_buckets, self.num_repetitions
@@ -330,6 +359,11 @@ class LabelHash:
             CollisionWarning,
             stacklevel=3,
         )
+
+
+def _version(t: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors keep no count."""
+    return 0 if t.is_inference() else t._version
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext.data import atomic_path, check_csr, write_json
+from mach_ext.data import atomic_path, atomic_write, check_csr, write_json
 from mach_ext.hashing import LabelHash
 
 # What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
@@ -83,7 +84,14 @@ class MACH(nn.Module):
         hash: LabelHash | None = None,
     ) -> None:
         super().__init__()
-        sizes = (hidden_size,) if isinstance(hidden_size, int) else tuple(hidden_size)
+        num_features = F.as_int("MACH", "num_features", num_features)
+        num_labels = F.as_int("MACH", "num_labels", num_labels)
+        num_repetitions = F.as_int("MACH", "num_repetitions", num_repetitions)
+        num_buckets = F.as_int("MACH", "num_buckets", num_buckets)
+        seed = F.as_int("MACH", "seed", seed)
+        given = tuple(hidden_size) if isinstance(hidden_size, (tuple, list)) else (hidden_size,)
+        sizes = tuple(F.as_int("MACH", "hidden_size", size) for size in given)
+        feature_dropout, hidden_dropout = float(feature_dropout), float(hidden_dropout)
         _check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
         self.num_features = num_features
         self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH
@@ -93,6 +101,8 @@ class MACH(nn.Module):
         self.feature_dropout = feature_dropout
         self.hidden_dropout = hidden_dropout
         self.hash = LabelHash(num_labels, num_buckets, num_repetitions, seed) if hash is None else hash
+        # Files kept with the model, by name: what `save` writes beside the weights and `load` brings back.
+        self.attachments: dict[str, bytes] = {}
         shape = (self.hash.num_labels, self.hash.num_buckets, self.hash.num_repetitions)
         if shape != (num_labels, num_buckets, num_repetitions):
             raise ValueError(
@@ -145,7 +155,7 @@ class MACH(nn.Module):
         Documents have about unit length, so encoder rows N(0, 0.1^2) give pre-activations of that scale. The
         bucket biases start at the logit of 1 / B: few buckets are positive. Linear MACH starts at zero.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed % 2**63)
         for name, parameter in self.named_parameters():
             if name == "bucket_bias":
                 parameter.fill_(-math.log(self.num_buckets - 1))
@@ -161,6 +171,22 @@ class MACH(nn.Module):
         super()._apply(fn, recurse)
         self.hash = self.hash.to(self.bucket_bias.device)
         return self
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Part of the state_dict: weights mean nothing without the label hash they were trained for."""
+        return {"hash": self.hash.fingerprint()}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Checks that loaded weights are of this label hash."""
+        if state["hash"] != self.hash.fingerprint():
+            raise ValueError(
+                f"MACH.load_state_dict: the weights are of label hash {state['hash']}, this model has "
+                f"{self.hash.fingerprint()}"
+            )
+
+    def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
+        """`load_state_dict` of the parameters alone, already known to be of this label hash."""
+        self.load_state_dict({**tensors, "_extra_state": self.get_extra_state()}, assign=assign)
 
     def encode(
         self,
@@ -303,6 +329,7 @@ class MACH(nn.Module):
             X: [N, D], any SciPy sparse matrix; duplicates are summed, NaN and infinities refused.
             k: 0 ... L.
             batch_size: Documents at a time; None: as many as keep bucket scores within 256 MiB, at most 256.
+                Scores may differ in their last bits with it: BLAS sums in an order of its own for each size.
 
         Returns:
             scores [N, k] float32 and labels [N, k] int64 (NumPy), best first.
@@ -310,7 +337,7 @@ class MACH(nn.Module):
         Raises:
             TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
         """
-        X = check_csr(X, "MACH.predict: X")
+        X, k = check_csr(X, "MACH.predict: X"), F.as_int("MACH.predict", "k", k)
         if X.shape[1] != self.num_features:
             raise ValueError(f"MACH.predict: X must have D={self.num_features} columns, got shape {X.shape}")
         if batch_size is None:
@@ -326,8 +353,10 @@ class MACH(nn.Module):
         self.eval()
         try:
             with torch.inference_mode():
-                for start, batch in _batches(X, batch_size, self.bucket_bias.device):
-                    best, ids = self.topk(*batch, k, validate=False)
+                for start, (values, indices, indptr) in _batches(X, batch_size, self.bucket_bias.device):
+                    if self.bucket_weight.dtype == torch.float64:
+                        values = values.double()
+                    best, ids = self.topk(values, indices, indptr, k, validate=False)
                     scores[start : start + batch_size] = best.cpu().numpy()
                     labels[start : start + batch_size] = ids.cpu().numpy()
         finally:
@@ -365,20 +394,48 @@ class MACH(nn.Module):
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
         if self.hash.seed is None:
             tensors["hash.buckets"] = self.hash.buckets.cpu()
+        former = _files_of(folder)
         digest = _digest(tensors)
-        weights = folder / f"weights-{digest[:12]}.safetensors"
-        with atomic_path(weights) as temporary:
-            save_file(tensors, temporary)
+        weights = f"weights-{digest[:12]}.safetensors"
+        save_tensors(folder / weights, tensors)
+        attached = {}
+        for name, content in self.attachments.items():
+            stem, dot, suffix = name.partition(".")
+            attached[name] = f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}{dot}{suffix}"
+            with atomic_write(folder / attached[name]) as file:
+                file.write(content)
         record = {
             "format": _FORMAT,
             "model": self.configuration(),
             "hash": {"kind": "table" if self.hash.seed is None else "seeded", "seed": self.hash.seed},
-            "weights": {"file": weights.name, "sha256": digest},
+            "weights": {"file": weights, "sha256": digest},
+            "attachments": attached,
         }
-        write_json(folder / "model.json", record)
-        for old in folder.glob("weights-*.safetensors"):
-            if old != weights:
-                old.unlink()
+        write_json(folder / "model.json", {**record, "sha256": _record_digest(record)})
+        for old in former - {weights, *attached.values()}:
+            (folder / old).unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes safetensors, whole or not at all."""
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+    except SafetensorError as error:  # how that library reports a full disk
+        raise OSError(f"{path}: cannot be written: {error}") from None
+
+
+def _files_of(folder: Path) -> set[str]:
+    """Names of the files that the model record in a folder owns; none where there is no readable record."""
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return {record["weights"]["file"], *record["attachments"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
@@ -400,6 +457,15 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
         20
     """
     folder = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        return _load(folder, device)
+    try:  # a training run may just have replaced the model: then its new record is there now
+        return _load(folder, device)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: a file that model.json names is missing: {error}") from None
+
+
+def _load(folder: Path, device: torch.device | str) -> MACH:
     record_file = folder / "model.json"
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
@@ -413,22 +479,30 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
             raise ValueError(
                 f"{record_file}: format must be {_FORMAT} for this mach_ext, got {record['format']}"
             )
+        if record.pop("sha256") != _record_digest(record):
+            raise ValueError(f"{record_file}: edited: its contents do not match their SHA-256")
         configuration, hash_record = record["model"], record["hash"]
-        weights, digest = folder / record["weights"]["file"], record["weights"]["sha256"]
-        tensors = _read_weights(weights, digest)
+        weights = folder / record["weights"]["file"]
+        tensors = _read_weights(weights, record["weights"]["sha256"])
         if hash_record["kind"] == "table":
             label_hash = LabelHash.from_buckets(tensors.pop("hash.buckets"), configuration["num_buckets"])
         else:
-            label_hash = None
-            configuration = {**configuration, "seed": hash_record["seed"]}
+            sizes = {key: configuration[key] for key in ("num_labels", "num_buckets", "num_repetitions")}
+            label_hash = LabelHash(**sizes, seed=hash_record["seed"])
         model = MACH(**configuration, hash=label_hash)
-    except (KeyError, TypeError) as error:
+        attached = record["attachments"]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{record_file}: not a model record: {type(error).__name__}: {error}") from None
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         raise ValueError(f"{weights}: weights must have shapes {expected}, got {found}")
-    model.load_state_dict(tensors, assign=True)
+    model.load_parameters(tensors, assign=True)
+    for name, file in attached.items():
+        content = (folder / file).read_bytes()
+        if f"-{hashlib.sha256(content).hexdigest()[:12]}." not in file:
+            raise ValueError(f"{folder / file}: truncated or edited: its name does not match its SHA-256")
+        model.attachments[name] = content
     return model.eval().to(device)
 
 
@@ -468,8 +542,6 @@ def _check_configuration(
 
 
 def _read_weights(weights: Path, digest: str) -> dict[str, Tensor]:
-    if not weights.is_file():
-        raise ValueError(f"{weights}: the weights that model.json names are missing")
     try:
         tensors: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:

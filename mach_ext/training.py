@@ -7,13 +7,17 @@ seed and t alone, so a run that was killed and resumed ends with the same bits a
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import json
 import math
+import os
 import shutil
 import signal
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,17 +25,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from mach_ext import metrics, optim
-from mach_ext.data import Batch, atomic_path, check_csr, check_labels, iter_batches, write_json
+from mach_ext.data import Batch, check_csr, check_labels, iter_batches, write_json
 from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, predict_batch
+from mach_ext.nn import MACH, load, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
+METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 _CHECKPOINT = "checkpoint"
 
 
@@ -136,7 +141,9 @@ def fit(
         checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
         repetitions_at_a_time: Linear MACH only, whose repetitions share nothing: train so many through all
             epochs, then the next ones, which keeps optimiser state and gradients for that many; dev data is
-            then asked once, at the end. None: all together, fewer if memory is short.
+            then asked once, at the end. None: all together (with a warning where memory looks too short).
+            Up to rounding the same weights as together; the same bits if R / repetitions_at_a_time is a
+            power of two.
         progress: Progress bars on standard error.
         **hyperparameters: Fields of `Hyperparameters`; None means its default for this kind of model.
 
@@ -164,36 +171,75 @@ def fit(
         if X_dev is None or Y_dev is None:
             raise ValueError("fit: X_dev and Y_dev must be given together")
         dev = _checked("X_dev", "Y_dev", X_dev, Y_dev, model)
+        if X_dev.shape[0] == 0:
+            raise ValueError("fit: X_dev needs at least one document, got N=0")
+        if settings.metric not in METRICS:
+            raise ValueError(f"fit: metric must be one of {', '.join(METRICS)}, got {settings.metric!r}")
     if X.shape[0] == 0:
         raise ValueError("fit: needs at least one document, got N=0")
     if resume and output is None:
         raise ValueError("fit: resume needs the output folder of the run to go on with")
-    folder = None if output is None else Path(output)
-    run = _Run(model, settings, X, Y, dev, folder, resume, progress)
-    if resume:
-        run.resume()
     together = _repetitions_together(model, X, settings, repetitions_at_a_time)
-    if together == model.num_repetitions or run.state.epoch >= settings.epochs:
-        run.train(checkpoint_minutes * 60)
-    else:
-        run.train_in_turn(together, checkpoint_minutes * 60)
+    folder = None if output is None else Path(output)
+    with _exclusive(folder):
+        run = _Run(model, settings, X, Y, dev, folder, resume, progress)
+        if resume:
+            run.resume()
+        if together == model.num_repetitions or run.state.epoch >= settings.epochs:
+            run.train(checkpoint_minutes * 60)
+        else:
+            run.train_in_turn(together, checkpoint_minutes * 60)
     return run.state
 
 
+@contextlib.contextmanager
+def _exclusive(folder: Path | None) -> Iterator[None]:
+    """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
+
+    Raises:
+        ValueError: Another run is training in the folder.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
+            left.unlink(missing_ok=True)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"fit: another run is training in {folder}") from None
+    finally:
+        os.close(lock)
+
+
 def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted: int | None) -> int:
-    """How many repetitions to train at a time: as wanted, else as many as four fifths of free memory hold."""
+    """How many repetitions to train at a time; warns where all of them would not fit in memory."""
     R = model.num_repetitions
     if wanted is not None:
         if not model.is_linear:
             raise ValueError("fit: repetitions_at_a_time is for linear MACH; a shared encoder needs them all")
         if not 1 <= wanted <= R:
             raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
+        if wanted < R and settings.patience is not None:
+            raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
         return wanted
-    if not model.is_linear:
-        return R
     needed = expected_memory(model, settings.batch_size, math.ceil(X.nnz / X.shape[0]))
-    each = (needed["training, peak"] - needed["weights"] - needed["label hash"]) / R
-    return max(1, min(R, int(0.8 * _available_memory() / each)))
+    more = needed["training, peak"] - needed["weights"] - needed["label hash"]
+    if more > _available_memory():
+        advice = ""
+        if model.is_linear:
+            fit_in = max(1, int(0.8 * _available_memory() / (more / R)))
+            advice = f"; repetitions_at_a_time={fit_in} would fit"
+        warnings.warn(
+            f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
+            f"{_available_memory() / 2**30:.1f} GiB are free{advice}",
+            ResourceWarning,
+            stacklevel=3,
+        )
+    return R
 
 
 def _available_memory() -> int:
@@ -288,8 +334,8 @@ class _Run:
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            if not resume:  # a kill before the first checkpoint must not resume another run's
-                (folder / f"{_CHECKPOINT}.json").unlink(missing_ok=True)
+            for part in () if resume else folder.glob("repetitions-*"):
+                shutil.rmtree(part)
 
         named = dict(model.named_parameters())
         rows = [named.pop("encoder_weight")] if "encoder_weight" in named else []
@@ -399,11 +445,7 @@ class _Run:
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
         if self.dev is not None:
             entry["dev"] = evaluate_model(self.model, *self.dev)
-            metric = entry["dev"].get(self.settings.metric)
-            if metric is None:
-                raise ValueError(
-                    f"fit: metric must be one of {', '.join(entry['dev'])}, got {self.settings.metric!r}"
-                )
+            metric = entry["dev"][self.settings.metric]
         else:
             metric = float(state.epoch)  # the last epoch counts as the best
         state.epoch, state.batch, state.loss_sum, state.documents = state.epoch + 1, 0, 0.0, 0
@@ -413,7 +455,7 @@ class _Run:
             if self.folder is not None:
                 self.model.save(self.folder)
             elif self.dev is not None:
-                self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+                self.best_weights = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         if self.progress:
             scores = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
             tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
@@ -425,11 +467,13 @@ class _Run:
 
     def _finish(self) -> None:
         """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""
-        if self.folder is not None and self.state.best_epoch is not None:
+        if self.folder is not None:
+            if self.state.best_epoch is None:  # no epoch at all: the model as it came
+                self.model.save(self.folder)
             self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
         elif self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
+            self.model.load_parameters(self.best_weights)
         self.model.eval()
 
     def _bar(self) -> Any:
@@ -454,12 +498,15 @@ class _Run:
 
     # --------------------------------------------------------------------------------------- checkpoints
 
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
+        """What makes this run this run."""
         return {
             "hyperparameters": asdict(self.settings),
             "model": self.model.configuration(),
+            "hash": self.model.hash.fingerprint(),
             "data": {
-                name: [*matrix.shape, int(matrix.nnz)]
+                name: [*matrix.shape, int(matrix.nnz), _checksum(matrix)]
                 for name, matrix in zip(
                     ("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False
                 )
@@ -481,15 +528,14 @@ class _Run:
                     scalars[key] = value
         # A new name each time: the JSON that names it is what makes a checkpoint current.
         name = f"{_CHECKPOINT}-{self.state.epoch}-{self.state.batch}.safetensors"
-        with atomic_path(self.folder / name) as temporary:
-            save_file({k: v.cpu() for k, v in tensors.items()}, temporary)
+        save_tensors(self.folder / name, {k: v.cpu() for k, v in tensors.items()})
         self._make_current(name, scalars)
 
     def _make_current(self, name: str | None, scalars: dict[str, Any]) -> None:
         assert self.folder is not None
-        record = {**self._identity(), "progress": asdict(self.state), "scalars": scalars, "tensors": name}
+        record = {**self._identity, "progress": asdict(self.state), "scalars": scalars, "tensors": name}
         write_json(self.folder / f"{_CHECKPOINT}.json", record)
-        for old in self.folder.glob(f"{_CHECKPOINT}-*.safetensors"):
+        for old in self.folder.glob(f"{_CHECKPOINT}-*-*.safetensors"):
             if old.name != name:
                 old.unlink()
 
@@ -501,11 +547,11 @@ class _Run:
             return
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            identity = {key: record[key] for key in ("hyperparameters", "model", "data")}
+            identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
             state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None
-        differences = _differences(identity, self._identity())
+        differences = _differences(identity, self._identity)
         if differences:
             raise ValueError(
                 f"{file}: resume needs the run's own settings and data; different: {'; '.join(differences)}"
@@ -524,8 +570,16 @@ class _Run:
                 i, _, entry = rest.partition(".")
                 optimizer["state"].setdefault(int(i), {})[entry] = value
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(weights)
+        self.model.load_parameters(weights)
         self.optimizer.load_state_dict(optimizer)
+
+
+def _checksum(matrix: Any) -> int:
+    """CRC-32 of a CSR matrix."""
+    crc = 0
+    for array in (matrix.indptr, matrix.indices, matrix.data):
+        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)
+    return crc
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -211,13 +211,15 @@ def test_wrong_usage_exits_2(here, capsys, argv, message):
         (["--text", "a"], "trained on vectors, not on text"),
         (["--input", "x.csv"], "must end in .jsonl"),
         (["--input", "narrow.npz"], "X must have D=80 columns, got shape (1, 3)"),
-        (["--split", "train", "--model-path", "bare"], "no run.json"),
+        (["--split", "train", "--model-path", "bare"], "does not say which dataset it is of"),
+        (["--input", "x.svm"], "say whether features count from 0 or 1: --svmlight-base"),
     ],
 )
 def test_predict_refuses(here, dataset_folder, capsys, argv, message):
     folder = here / "runs" / "tiny"
     mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(folder)
     mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(here / "bare")
+    (here / "x.svm").write_text("0 1:1\n")
     data.write_npz(here / "narrow.npz", scipy.sparse.csr_matrix((1, 3)))
     assert run("predict", *argv) == 1
     assert message in capsys.readouterr().err
@@ -230,3 +232,59 @@ def test_module_and_script_are_the_same_command(here):
         [sys.executable.rpartition("/")[0] + "/mach-ext", "--version"], capture_output=True, text=True
     )
     assert script.stdout == module.stdout
+
+
+def test_a_refused_or_other_run_does_not_touch_the_former_one(here, dataset_folder, text_folder, capsys):
+    assert run("train", "--dataset", text_folder, *FAST, "--output", "r") == 0
+    before = sorted((p.name, p.read_bytes()) for p in (here / "r").iterdir())
+    assert run("train", "--dataset", dataset_folder, *FAST, "--output", "r", "--learning-rate", "-1") == 1
+    assert sorted((p.name, p.read_bytes()) for p in (here / "r").iterdir()) == before
+    assert run("train", "--dataset", dataset_folder, *FAST, "--output", "r") == 0
+    assert set(mach_ext.load("r").attachments) == {
+        "run.json",
+        "labels.json",
+    }  # no vectoriser of the other run
+
+
+def test_evaluate_insists_on_the_models_own_labels(here, text_folder, capsys):
+    import shutil
+
+    folder = here / "copy"
+    shutil.copytree(text_folder, folder)
+    assert run("train", "--dataset", folder, *FAST) == 0
+    before = (here / "runs/copy/metrics.json").read_text()
+    with (folder / "test.jsonl").open("a") as file:
+        file.write('{"text": "word1", "labels": ["a first label"]}\n')
+    assert run("evaluate") == 1
+    assert "must have the model's (features, labels)" in capsys.readouterr().err
+    assert (here / "runs/copy/metrics.json").read_text() == before
+
+
+def test_label_names_of_any_kind(here, capsys):
+    folder = here / "odd"
+    folder.mkdir()
+    names = ["tab\there", "new\nline", "ünïcode ☃"]
+    for split in ("train", "dev", "test"):
+        lines = [json.dumps({"text": f"word{i % 3}", "labels": [names[i % 3]]}) for i in range(30)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    assert run("train", "--dataset", folder, *FAST) == 0
+    capsys.readouterr()
+    assert run("predict", "--text", "word0", "--text", "word1", "--text", "word2", "--k", "1") == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "tab here", "new line", "ünïcode ☃"
+    ]  # fmt: skip
+    assert run("predict", "--text", "word0", "--k", "1", "--format", "jsonl") == 0
+    assert json.loads(capsys.readouterr().out)["labels"][0]["label"] == "tab\there"
+
+
+def test_text_that_looks_like_a_flag_and_unknown_devices(here, text_folder, capsys):
+    assert run("train", "--dataset", text_folder, *FAST, "--epochs", "1") == 0
+    assert run("predict", "--text=--hash_functions word3", "--k", "1") == 0
+    assert run("predict", "--text", "a", "--device", "foo") == 1
+    assert "--device must be cpu, cuda or cuda:N, got 'foo'" in capsys.readouterr().err
+
+
+def test_label_ids_in_labels_txt_must_count(here):
+    (here / "labels.txt").write_text("1\tname one\n0\tname zero\n")
+    with pytest.raises(ValueError, match=r"labels.txt, line 1: ids must count 0, 1, ..., got 1"):
+        data.read_names(here / "labels.txt")

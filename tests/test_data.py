@@ -263,7 +263,7 @@ def test_damaged_npz(tmp_path):
 
 def test_names_and_lines(tmp_path):
     path = tmp_path / "labels.txt"
-    path.write_bytes("\ufeff7\tcat\r\nx:1\tbig dog\r\nplain \u0085 name\r\n".encode())
+    path.write_bytes("\ufeff0\tcat\r\n1\tbig dog\r\nplain \u0085 name\r\n".encode())
     assert read_names(path, 3) == ["cat", "big dog", "plain \u0085 name"]
     with pytest.raises(ValueError, match=r"labels.txt: must have 4 lines, one a column, got 3"):
         read_names(path, 4)
@@ -406,10 +406,10 @@ def test_json_lines_folder(tmp_path):
     assert read.train.Y.toarray().tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
     assert read.train.texts[2] == "big"
     assert same(read.test.X, read.vectorizer.transform(["a dog unheard of"]))
-    (tmp_path / "labels.txt").write_text("7\tcat\n8\tanimal\n")
+    (tmp_path / "labels.txt").write_text("0\tcat\n1\tanimal\n")
     with pytest.raises(ValueError, match=r"test.jsonl: every label must be in labels.txt, got 'dog'"):
         read_folder(tmp_path)
-    (tmp_path / "labels.txt").write_text("7\tcat\n8\tanimal\n9\tdog\n")
+    (tmp_path / "labels.txt").write_text("0\tcat\n1\tanimal\n2\tdog\n")
     assert read_folder(tmp_path).train.Y.toarray().tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 

@@ -272,12 +272,16 @@ def test_learned_buckets_and_bfloat16_survive_the_folder(tmp_path):
 
 
 def test_saving_again_replaces_and_keeps_other_files(tmp_path):
-    (tmp_path / "metrics.json").write_text("{}")
+    for foreign in ("metrics.json", "weights-00001.safetensors"):
+        (tmp_path / foreign).write_text("{}")
     randomise(build(), 1).save(tmp_path)
     second = randomise(build(), 2)
     second.save(tmp_path)
     assert torch.equal(mach_ext.load(tmp_path).bucket_weight, second.bucket_weight)
-    assert sorted(p.name[:8] for p in tmp_path.iterdir()) == ["metrics.", "model.js", "weights-"]
+    assert sorted(p.name[:8] for p in tmp_path.iterdir()) == [
+        "metrics.", "model.js", "weights-", "weights-",
+    ]  # fmt: skip
+    assert (tmp_path / "weights-00001.safetensors").exists()
 
 
 @pytest.mark.parametrize("broken", ["save_file", "write_json"])
@@ -317,28 +321,27 @@ def truncate(folder):
     ("damage", "message"),
     [
         (lambda p: (p / "model.json").unlink(), "no model.json in the folder"),
-        (lambda p: next(p.glob("weights-*")).unlink(), "weights that model.json names are missing"),
+        (lambda p: next(p.glob("weights-*")).unlink(), "a file that model.json names is missing"),
+        (lambda p: next(p.glob("names-*")).unlink(), "a file that model.json names is missing"),
+        (lambda p: next(p.glob("names-*")).write_text("b"), "truncated or edited"),
         (flip_last_byte, "truncated or edited"),
         (truncate, "truncated or edited"),
         (lambda p: (p / "model.json").write_text('{"format": 1'), "not a model record"),
         (lambda p: (p / "model.json").write_bytes(b"\xff\xfe"), "not a model record"),
         (
-            lambda p: edit_json(p / "model.json", lambda r: r.pop("hash")),
-            "not a model record: KeyError: 'hash'",
+            lambda p: edit_json(p / "model.json", lambda r: r.pop("sha256")),
+            "not a model record: KeyError: 'sha256'",
         ),
         (lambda p: edit_json(p / "model.json", lambda r: r.update(format=99)), "format must be 1 .* got 99"),
-        (
-            lambda p: edit_json(p / "model.json", lambda r: r["model"].update(num_features=61)),
-            "weights must have shapes",
-        ),
-        (
-            lambda p: edit_json(p / "model.json", lambda r: r["model"].update(colour="red")),
-            "not a model record: TypeError: .*colour",
-        ),
+        (lambda p: edit_json(p / "model.json", lambda r: r["model"].update(num_labels=91)), "edited"),
+        (lambda p: edit_json(p / "model.json", lambda r: r["model"].update(merge="min_prob")), "edited"),
+        (lambda p: edit_json(p / "model.json", lambda r: r["hash"].update(seed=5)), "edited"),
     ],
 )
 def test_load_names_what_is_wrong(tmp_path, damage, message):
-    build().save(tmp_path)
+    model = build()
+    model.attachments["names.txt"] = b"a"
+    model.save(tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         mach_ext.load(tmp_path)
@@ -356,3 +359,78 @@ def test_hash_moves_with_the_model_and_warns_of_collisions():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build()
+
+
+def test_attachments_travel_with_the_model(tmp_path):
+    model = build()
+    model.attachments = {"labels.json": b'["a\\tb"]', "run.json": b"{}"}
+    model.save(tmp_path)
+    assert mach_ext.load(tmp_path).attachments == model.attachments
+    model.attachments.pop("run.json")
+    model.save(tmp_path)
+    assert mach_ext.load(tmp_path).attachments == model.attachments
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_state_dict_of_another_hash_is_refused():
+    with pytest.raises(ValueError, match=r"weights are of label hash .* seed=0, this model has .* seed=7"):
+        build(seed=7).load_state_dict(build(seed=0).state_dict())
+    build(seed=7).load_state_dict(build(seed=7).state_dict())
+
+
+def test_a_seeded_hash_of_ones_own_keeps_both_seeds(tmp_path):
+    model = build(seed=3, hash=mach_ext.LabelHash(L, B, R, seed=9))
+    model.save(tmp_path)
+    loaded = mach_ext.load(tmp_path)
+    assert (loaded.seed, loaded.hash.seed) == (3, 9)
+    assert loaded.hash == model.hash
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    model = mach_ext.MACH(
+        np.int64(D), np.int32(L), np.int64(R), np.int64(B), hidden_size=np.int64(8), seed=np.int64(3),
+        hidden_dropout=np.float32(0.5),
+    )  # fmt: skip
+    model.save(tmp_path)
+    assert mach_ext.load(tmp_path).configuration() == model.configuration()
+    assert model.predict(draw(), np.int64(2))[1].shape == (7, 2)
+    with pytest.raises(TypeError, match=r"MACH: num_features must be an int, got float"):
+        mach_ext.MACH(20.0, L)
+    with pytest.raises(TypeError, match=r"MACH.predict: k must be an int, got float"):
+        model.predict(draw(), 2.0)
+
+
+def test_float64_models_predict_and_autocast_changes_nothing():
+    model, X = randomise(build()), draw()
+    scores, labels = model.predict(X, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model.predict(X, 5)
+        Y = [torch.tensor([3]), torch.tensor([0, 1, 1, 1, 1, 1, 1, 1])]
+        model.loss(*tensors(X), *Y).backward()
+    assert (inside[0] == scores).all()
+    assert (inside[1] == labels).all()
+    np.testing.assert_allclose(model.double().predict(X, 5)[0], scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_second_derivatives_are_refused(name):
+    """A gradient penalty must not silently do nothing."""
+    model, X = randomise(build(name)), tensors(draw())
+    values = X[0].requires_grad_()
+    Y = [torch.tensor([3]), torch.tensor([0, 1, 1, 1, 1, 1, 1, 1])]
+    for scalar in (
+        model.loss(values, *X[1:], *Y, sparse_grad=False),
+        model(values, *X[1:]).sum(),
+        model.topk(values, *X[1:], k=3)[0].sum(),
+    ):
+        with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+            torch.autograd.grad(scalar, values, create_graph=True)
+
+
+def test_buckets_that_were_written_to_are_refused():
+    hash = mach_ext.LabelHash(L, B, R)
+    scores = torch.randn(2, R, B)
+    F.merge_topk(scores, hash, 3)
+    hash.buckets.fill_(10**8)
+    with pytest.raises(ValueError, match="buckets was changed in place"):
+        F.merge_topk(scores, hash, 3)

@@ -141,9 +141,13 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
     params.bias = bias ? pointer<T>(*bias) : nullptr;
     params.relu = relu;
-    // A grid of threads: columns first (always balanced, however uneven the rows), at least 256 a thread.
+    // Threads share the rows, by non-zeros; columns, at least 256 a thread, where rows are too few or one row
+    // is most of the work.
     const int64_t threads = num_threads_for((nnz + N) * R * M);
-    const int64_t column_parts = std::min(threads, std::max<int64_t>(1, M / 256));
+    int64_t longest = 0;
+    for (int64_t n = 0; n < N; ++n) longest = std::max(longest, indptr[n + 1] - indptr[n]);
+    const bool by_rows = N >= threads && longest <= nnz / threads;
+    const int64_t column_parts = by_rows ? 1 : std::min(threads, std::max<int64_t>(1, M / 256));
     const int64_t row_parts = std::max<int64_t>(1, threads / column_parts);
     // Column bounds on multiples of 16 elements: one cache line of float.
     const auto column = [&](int64_t i) { return i == column_parts ? M : M * i / column_parts / 16 * 16; };

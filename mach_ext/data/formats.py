@@ -194,6 +194,8 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
 def check_labels(matrix: Any, name: str = "Y") -> Csr:
     """The same for labels: every stored non-zero becomes a 1, stored zeros go."""
     csr = check_csr(matrix, name)
+    if csr.nnz and csr.data.min() < 0:
+        raise ValueError(f"{name}: labels must not be negative numbers, got {csr.data.min()}")
     if not (csr.data == 1).all():
         csr = csr.copy()
         csr.eliminate_zeros()
@@ -496,7 +498,14 @@ def read_names(path: PathLike, count: int | None = None) -> list[str]:
     Raises:
         ValueError: not ``count`` lines.
     """
-    names = [line.partition("\t")[2] or line.partition("\t")[0] for line in read_lines(path)]
+    names = []
+    for number, line in enumerate(read_lines(path)):
+        head, tab, name = line.partition("\t")
+        if tab and head.isdecimal():
+            if int(head) != number:
+                raise ValueError(f"{path}, line {number + 1}: ids must count 0, 1, ..., got {head}")
+            line = name
+        names.append(line)
     if count is not None and len(names) != count:
         raise ValueError(f"{path}: must have {count} lines, one a column, got {len(names)}")
     return names

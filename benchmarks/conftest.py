@@ -47,3 +47,12 @@ def record(benchmark):
         )
 
     return add
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node")  # whose machine it was is nobody's business
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    for result in output_json["benchmarks"]:
+        result["stats"].pop("data", None)  # medians and quartiles are kept, not every round

@@ -284,7 +284,8 @@ def test_text_that_looks_like_a_flag_and_unknown_devices(here, text_folder, caps
     assert "--device must be cpu, cuda or cuda:N, got 'foo'" in capsys.readouterr().err
 
 
-def test_label_ids_in_labels_txt_must_count(here):
+def test_label_ids_that_are_column_numbers_place_the_names(here):
     (here / "labels.txt").write_text("1\tname one\n0\tname zero\n")
-    with pytest.raises(ValueError, match=r"labels.txt, line 1: ids must count 0, 1, ..., got 1"):
-        data.read_names(here / "labels.txt")
+    assert data.read_names(here / "labels.txt") == ["name zero", "name one"]
+    (here / "labels.txt").write_text("31\tname zero\n30\tname one\n")  # an id of somebody else's
+    assert data.read_names(here / "labels.txt") == ["name zero", "name one"]

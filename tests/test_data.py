@@ -263,7 +263,7 @@ def test_damaged_npz(tmp_path):
 
 def test_names_and_lines(tmp_path):
     path = tmp_path / "labels.txt"
-    path.write_bytes("\ufeff0\tcat\r\n1\tbig dog\r\nplain \u0085 name\r\n".encode())
+    path.write_bytes("\ufeff7\tcat\r\nx:1\tbig dog\r\nplain \u0085 name\r\n".encode())
     assert read_names(path, 3) == ["cat", "big dog", "plain \u0085 name"]
     with pytest.raises(ValueError, match=r"labels.txt: must have 4 lines, one a column, got 3"):
         read_names(path, 4)

@@ -493,19 +493,20 @@ def read_lines(path: PathLike) -> list[str]:
 
 
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
-    """Names in id order, one a line: ``name`` or ``id TAB name``.
+    """Names in column order, one a line: ``name`` or ``id TAB name``.
+
+    Where the ids are the numbers 0, 1, ... of the columns, each once, they say where a name belongs; other ids
+    are somebody else's and left out.
 
     Raises:
         ValueError: not ``count`` lines.
     """
-    names = []
-    for number, line in enumerate(read_lines(path)):
-        head, tab, name = line.partition("\t")
-        if tab and head.isdecimal():
-            if int(head) != number:
-                raise ValueError(f"{path}, line {number + 1}: ids must count 0, 1, ..., got {head}")
-            line = name
-        names.append(line)
+    lines = [line.partition("\t") for line in read_lines(path)]
+    names = [name or head for head, _, name in lines]
+    if all(tab and head.isdecimal() for head, tab, _ in lines):
+        ids = [int(head) for head, _, _ in lines]
+        if sorted(ids) == list(range(len(ids))):  # column numbers: they say where a name belongs
+            names = [name for _, name in sorted(zip(ids, names, strict=True))]
     if count is not None and len(names) != count:
         raise ValueError(f"{path}: must have {count} lines, one a column, got {len(names)}")
     return names

@@ -495,8 +495,8 @@ def read_lines(path: PathLike) -> list[str]:
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
     """Names in column order, one a line: ``name`` or ``id TAB name``.
 
-    Where the ids are the numbers 0, 1, ... of the columns, each once, they say where a name belongs; other ids
-    are somebody else's and left out.
+    Where the ids are the numbers 0, 1, ... of the columns, each once, they say where a name belongs; other
+    ids are somebody else's and left out.
 
     Raises:
         ValueError: not ``count`` lines.

@@ -470,7 +470,9 @@ class _Run:
         if self.folder is not None:
             if self.state.best_epoch is None:  # no epoch at all: the model as it came
                 self.model.save(self.folder)
-            self.model.load_state_dict(load(self.folder).state_dict())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CollisionWarning)  # said when the model was made
+                self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
         elif self.best_weights is not None:
             self.model.load_parameters(self.best_weights)

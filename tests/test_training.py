@@ -126,7 +126,7 @@ def script(folder):
     ]
 
 
-def test_kill_at_random_moments_then_resume_gives_the_same_bits(tmp_path):
+def test_kill_at_random_moments_then_resume_gives_the_same_bits(tmp_path, capsys):
     """kill -9 again and again until the run gets through; checkpoints after every step."""
     model = build()
     whole = mach_ext.fit(model, X, Y, X, Y, **options)
@@ -143,6 +143,8 @@ def test_kill_at_random_moments_then_resume_gives_the_same_bits(tmp_path):
         if process.returncode == 0:
             break
         kills += 1
+    with capsys.disabled():
+        print(f"\nkilled {kills} times, ", end="")
     assert kills >= 3  # fewer: the run was over before the kills came; then this shows little
     assert same_bits(weights(mach_ext.load(tmp_path)), weights(model))
     resumed = json.loads((tmp_path / "checkpoint.json").read_text())["progress"]

@@ -205,12 +205,13 @@ def _exclusive(folder: Path | None) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"fit: another run is training in {folder}") from None
         for left in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
             left.unlink(missing_ok=True)
         yield
-    except BlockingIOError:
-        raise ValueError(f"fit: another run is training in {folder}") from None
     finally:
         os.close(lock)
 

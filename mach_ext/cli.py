@@ -77,6 +77,8 @@ def _check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU")
 
@@ -335,7 +337,9 @@ def evaluate(args: Any) -> None:
         result = _evaluate_split(model, dataset, args.split)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
     file = (args.output or folder) / f"metrics{other}.json"
-    former = _optional_json(file) or {}
+    former: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a damaged file is written anew
+        former = _optional_json(file) or {}
     if former.get("model") != model.configuration():
         former = {}
     _write_metrics(file, dataset, model, {args.split: result}, seconds, former)

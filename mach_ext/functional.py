@@ -466,7 +466,7 @@ def _first_order(backward: Any) -> Any:
 
 def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Matrix products in their arguments' own dtype: what follows wants it, autocast or not."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 

@@ -218,6 +218,7 @@ class LabelHash:
 
     def to(self, device: torch.device | str | int) -> LabelHash:
         """Returns this hash with its buckets on `device`; itself when they already lie there."""
+        self.check_buckets()
         buckets = self.buckets.to(device)
         if buckets is self.buckets:
             return self
@@ -316,6 +317,8 @@ class LabelHash:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
+            raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
         self._version = _version(self.buckets)
 
     def _sizes(self) -> tuple[int, int, int]:

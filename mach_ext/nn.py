@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext.data import atomic_path, atomic_write, check_csr, write_json
+from mach_ext.data import atomic_path, check_csr, write_json
 from mach_ext.hashing import LabelHash
 
 # What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
@@ -31,6 +31,7 @@ MODEL_MERGES = {
 }
 ENCODERS = ("shared", "independent")
 _FORMAT = 1  # of the model folder
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 _SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
 
 
@@ -69,6 +70,8 @@ class MACH(nn.Module):
         (3, 5)
     """
 
+    hash_fingerprint: Tensor
+
     def __init__(
         self,
         num_features: int,
@@ -101,6 +104,9 @@ class MACH(nn.Module):
         self.feature_dropout = feature_dropout
         self.hidden_dropout = hidden_dropout
         self.hash = LabelHash(num_labels, num_buckets, num_repetitions, seed) if hash is None else hash
+        # Part of the state_dict: weights mean nothing without the label hash they were trained for.
+        fingerprint = torch.frombuffer(bytearray(self.hash.fingerprint().encode()), dtype=torch.uint8)
+        self.register_buffer("hash_fingerprint", fingerprint)
         # Files kept with the model, by name: what `save` writes beside the weights and `load` brings back.
         self.attachments: dict[str, bytes] = {}
         shape = (self.hash.num_labels, self.hash.num_buckets, self.hash.num_repetitions)
@@ -172,21 +178,21 @@ class MACH(nn.Module):
         self.hash = self.hash.to(self.bucket_bias.device)
         return self
 
-    def get_extra_state(self) -> dict[str, str]:
-        """Part of the state_dict: weights mean nothing without the label hash they were trained for."""
-        return {"hash": self.hash.fingerprint()}
-
-    def set_extra_state(self, state: dict[str, str]) -> None:
-        """Checks that loaded weights are of this label hash."""
-        if state["hash"] != self.hash.fingerprint():
-            raise ValueError(
-                f"MACH.load_state_dict: the weights are of label hash {state['hash']}, this model has "
-                f"{self.hash.fingerprint()}"
-            )
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool,
+        missing: list[str], unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
+        """Refuses weights of another label hash before anything is copied."""
+        theirs = state_dict.get(f"{prefix}hash_fingerprint")
+        if theirs is not None and not torch.equal(theirs.cpu(), self.hash_fingerprint.cpu()):
+            name = bytes(theirs.tolist()).decode(errors="replace")
+            errors.append(f"the weights are of label hash {name}, this model has {self.hash.fingerprint()}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
         """`load_state_dict` of the parameters alone, already known to be of this label hash."""
-        self.load_state_dict({**tensors, "_extra_state": self.get_extra_state()}, assign=assign)
+        self.load_state_dict({**tensors, "hash_fingerprint": self.hash_fingerprint}, assign=assign)
 
     def encode(
         self,
@@ -390,6 +396,11 @@ class MACH(nn.Module):
         weights are removed only then. A failure leaves the folder's former model as it was.
         """
         folder = Path(path)
+        for name, content in self.attachments.items():
+            if not re.fullmatch(r"[\w-]+\.\w+", name) or not isinstance(content, bytes):
+                raise ValueError(
+                    f"MACH.save: an attachment must be bytes, named like labels.json, got {name!r}"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.named_parameters()}
         if self.hash.seed is None:
@@ -402,8 +413,8 @@ class MACH(nn.Module):
         for name, content in self.attachments.items():
             stem, dot, suffix = name.partition(".")
             attached[name] = f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}{dot}{suffix}"
-            with atomic_write(folder / attached[name]) as file:
-                file.write(content)
+            with atomic_path(folder / attached[name]) as temporary:
+                temporary.write_bytes(content)
         record = {
             "format": _FORMAT,
             "model": self.configuration(),
@@ -412,6 +423,7 @@ class MACH(nn.Module):
             "attachments": attached,
         }
         write_json(folder / "model.json", {**record, "sha256": _record_digest(record)})
+        former |= {file.name for file in folder.iterdir() if _WEIGHTS.fullmatch(file.name)}
         for old in former - {weights, *attached.values()}:
             (folder / old).unlink(missing_ok=True)
 
@@ -429,7 +441,8 @@ def _files_of(folder: Path) -> set[str]:
     """Names of the files that the model record in a folder owns; none where there is no readable record."""
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        return {record["weights"]["file"], *record["attachments"].values()}
+        names = {record["weights"]["file"], *record["attachments"].values()}
+        return {name for name in names if Path(name).name == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 
@@ -457,12 +470,21 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
         20
     """
     folder = Path(path)
-    with contextlib.suppress(FileNotFoundError):
-        return _load(folder, device)
-    try:  # a training run may just have replaced the model: then its new record is there now
-        return _load(folder, device)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: a file that model.json names is missing: {error}") from None
+    while True:
+        record = _record_bytes(folder)
+        try:
+            return _load(folder, device)
+        except FileNotFoundError as error:
+            if _record_bytes(folder) == record:
+                raise ValueError(f"{folder}: a file that model.json names is missing: {error}") from None
+            # A training run has replaced the model meanwhile: the new one is there.
+
+
+def _record_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / "model.json").read_bytes()
+    except OSError:
+        return None
 
 
 def _load(folder: Path, device: torch.device | str) -> MACH:
@@ -482,6 +504,9 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
         if record.pop("sha256") != _record_digest(record):
             raise ValueError(f"{record_file}: edited: its contents do not match their SHA-256")
         configuration, hash_record = record["model"], record["hash"]
+        for file in (record["weights"]["file"], *record["attachments"].values()):
+            if Path(file).name != file:
+                raise ValueError(f"{record_file}: names a file outside the folder: {file}")
         weights = folder / record["weights"]["file"]
         tensors = _read_weights(weights, record["weights"]["sha256"])
         if hash_record["kind"] == "table":
@@ -546,6 +571,10 @@ def _read_weights(weights: Path, digest: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:
         raise ValueError(f"{weights}: truncated or edited: {error}") from None
+    except RuntimeError:  # opened twice, and gone in between
+        if weights.exists():
+            raise
+        raise FileNotFoundError(weights) from None
     if _digest(tensors) != digest:
         raise ValueError(
             f"{weights}: truncated or edited: not the contents that model.json records ({digest})"

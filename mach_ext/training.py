@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -185,7 +186,13 @@ def fit(
         run = _Run(model, settings, X, Y, dev, folder, resume, progress)
         if resume:
             run.resume()
-        if together == model.num_repetitions or run.state.epoch >= settings.epochs:
+        ended = run.state.epoch >= settings.epochs
+        if together < model.num_repetitions and not ended and (run.state.epoch or run.state.batch):
+            raise ValueError(
+                f"fit: the checkpoint in {folder} is of all repetitions together; resume it without "
+                "repetitions_at_a_time"
+            )
+        if together == model.num_repetitions or ended:
             run.train(checkpoint_minutes * 60)
         else:
             run.train_in_turn(together, checkpoint_minutes * 60)
@@ -209,8 +216,12 @@ def _exclusive(folder: Path | None) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"fit: another run is training in {folder}") from None
-        for left in (*folder.glob(".*.tmp"), *folder.glob(".tmp??????")):
-            left.unlink(missing_ok=True)
+        except OSError:  # a file system without locks
+            pass
+        for left in folder.iterdir():
+            written = re.fullmatch(r"\.(model|checkpoint|weights-|labels-|run-).*\.(\d+)\.tmp", left.name)
+            if written and not Path(f"/proc/{written[2]}").exists():
+                left.unlink(missing_ok=True)
         yield
     finally:
         os.close(lock)
@@ -330,12 +341,13 @@ class _Run:
         self.X, self.Y, self.dev = X, Y, dev
         self.folder, self.resuming, self.progress = folder, resume, progress
         self.state = Progress()
+        self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
         self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in () if resume else folder.glob("repetitions-*"):
+            for part in () if resume else _parts(folder):
                 shutil.rmtree(part)
 
         named = dict(model.named_parameters())
@@ -352,6 +364,8 @@ class _Run:
 
     def train(self, checkpoint_seconds: float) -> None:
         state, settings = self.state, self.settings
+        if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
+            self.checkpoint()
         with _finish_step_on_interrupt() as interrupted, torch.random.fork_rng(devices=[]):
             last_checkpoint = time.monotonic()
             while state.epoch < settings.epochs and not self._patience_is_out():
@@ -373,11 +387,14 @@ class _Run:
                 last_checkpoint = time.monotonic()
                 if interrupted.is_set() and state.epoch < settings.epochs:
                     self._stop()
+            self.interrupted = interrupted.is_set()  # too late to stop this run, not one that comes after it
         self._finish()
 
     def train_in_turn(self, together: int, checkpoint_seconds: float) -> None:
         """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
         R = self.model.num_repetitions
+        if self.folder is not None and not self.resuming:
+            (self.folder / f"{_CHECKPOINT}.json").unlink(missing_ok=True)
         for first in range(0, R, together):
             last = min(first + together, R)
             if self.progress:
@@ -391,6 +408,10 @@ class _Run:
                 if self.resuming:
                     run.resume()
                 run.train(checkpoint_seconds)
+            if run.interrupted and last < R:
+                raise TrainingInterrupted(
+                    f"training stopped after {last} of {R} repetitions: --resume goes on"
+                )
             self.state.seconds += run.state.seconds
             self.state.history += [{"repetitions": [first, last], **e} for e in run.state.history]
         self.state.epoch = self.state.best_epoch = self.settings.epochs
@@ -401,7 +422,7 @@ class _Run:
         if self.folder is not None:
             self.model.save(self.folder)
             self._make_current(None, {})
-            for part_folder in self.folder.glob("repetitions-*"):
+            for part_folder in _parts(self.folder):
                 shutil.rmtree(part_folder)
         self.model.eval()
 
@@ -577,10 +598,15 @@ class _Run:
         self.optimizer.load_state_dict(optimizer)
 
 
+def _parts(folder: Path) -> list[Path]:
+    """Folders of repetitions trained in turn."""
+    return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
+
+
 def _checksum(matrix: Any) -> int:
     """CRC-32 of a CSR matrix."""
     crc = 0
-    for array in (matrix.indptr, matrix.indices, matrix.data):
+    for array in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)
     return crc
 

@@ -1,5 +1,6 @@
 """The MACH module: every architecture, label scores against the full forward, predict, the model folder."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -373,8 +374,10 @@ def test_attachments_travel_with_the_model(tmp_path):
 
 
 def test_state_dict_of_another_hash_is_refused():
-    with pytest.raises(ValueError, match=r"weights are of label hash .* seed=0, this model has .* seed=7"):
-        build(seed=7).load_state_dict(build(seed=0).state_dict())
+    model, before = build(seed=7), build(seed=7)
+    with pytest.raises(RuntimeError, match=r"weights are of label hash .* seed=0, this model has .* seed=7"):
+        model.load_state_dict(build(seed=0).state_dict())
+    assert torch.equal(model.encoder_weight, before.encoder_weight)  # nothing was copied
     build(seed=7).load_state_dict(build(seed=7).state_dict())
 
 
@@ -434,3 +437,33 @@ def test_buckets_that_were_written_to_are_refused():
     hash.buckets.fill_(10**8)
     with pytest.raises(ValueError, match="buckets was changed in place"):
         F.merge_topk(scores, hash, 3)
+
+
+def test_attachment_names_are_plain_and_records_stay_in_their_folder(tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    folder = tmp_path / "model"
+    for name, content in (("../victim.txt", b""), ("LICENSE", b""), ("x.json.gz", b""), ("a.json", "text")):
+        model = build()
+        model.attachments[name] = content
+        with pytest.raises(ValueError, match=r"an attachment must be bytes, named like labels.json"):
+            model.save(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "model.json").write_text(
+        json.dumps({"weights": {"file": "w"}, "attachments": {"a": str(victim)}})
+    )
+    build().save(folder)
+    assert victim.read_text() == "mine"
+
+
+def test_copies_of_written_buckets_are_refused():
+    hash = mach_ext.LabelHash(L, B, R)
+    hash.buckets[0, 0] = 10**8
+    with pytest.raises(ValueError, match="out of range"):
+        copy.deepcopy(hash)
+
+
+def test_meta_device_and_safetensors_of_the_state_dict(tmp_path):
+    assert F.bucket_logits(torch.empty(2, 4, device="meta"), torch.empty(R, 4, B, device="meta"), None).shape
+    assert all(isinstance(value, torch.Tensor) for value in build().state_dict().values())

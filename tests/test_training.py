@@ -187,9 +187,13 @@ def test_no_epoch_saves_the_model_as_it_came(tmp_path):
 
 
 def test_one_run_a_folder_and_what_a_kill_left_is_cleared(tmp_path):
-    (tmp_path / ".weights-0.safetensors.1.tmp").write_text("half")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".weights-0.safetensors.{dead.pid}.tmp").write_text("half")
+    (tmp_path / ".notes.tmp").write_text("the user's")
+    (tmp_path / "repetitions-notes.txt").write_text("the user's")
     with training._exclusive(tmp_path):
-        assert not list(tmp_path.iterdir())
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.tmp", "repetitions-notes.txt"]
         with pytest.raises(ValueError, match="another run is training in"):
             mach_ext.fit(build(), X, Y, output=tmp_path, **options)
     mach_ext.fit(build(), X, Y, output=tmp_path, **options)
@@ -368,3 +372,35 @@ def test_short_memory_is_said_beforehand(monkeypatch):
         mach_ext.fit(build(), X, Y, repetitions_at_a_time=1, **options)
     with pytest.raises(ValueError, match="patience needs dev scores by epoch"):
         mach_ext.fit(model, X, Y, X, Y, repetitions_at_a_time=1, patience=1, **options)
+
+
+def test_a_checkpoint_of_all_repetitions_is_not_resumed_in_turn(tmp_path, monkeypatch):
+    settings = {**options, "learning_rate": 0.5, "epochs": 2, "output": tmp_path}
+    steps, original = [], training._Run._step
+
+    def step(run, batch):
+        steps.append(0)
+        if len(steps) == 25:
+            raise KeyboardInterrupt
+        original(run, batch)
+
+    monkeypatch.setattr(training._Run, "_step", step)
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+    with pytest.raises(KeyboardInterrupt):
+        mach_ext.fit(model, X, Y, **settings)
+    with pytest.raises(ValueError, match="resume it without repetitions_at_a_time"):
+        mach_ext.fit(model, X, Y, resume=True, repetitions_at_a_time=2, **settings)
+
+
+def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
+    """Run A ended, run B was killed at its first step: resuming A must not return B's weights."""
+    mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+
+    def killed(run, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mach_ext.fit(build(), X, Y, output=tmp_path, **{**options, "learning_rate": 0.5})
+    with pytest.raises(ValueError, match=r"hyperparameters.learning_rate was 0.5, now 0.01"):
+        mach_ext.fit(build(), X, Y, output=tmp_path, resume=True, **options)

@@ -35,7 +35,7 @@ void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive,
     T* z = p.logits + n * p.logits_stride;
     const int64_t begin = p.label_indptr[n], end = p.label_indptr[n + 1];
     double sum = 0;
-    // The positives' logits first: the pass over all buckets may overwrite them.
+    // The positives' logits first: the pass over all buckets overwrites them.
     for (int64_t e = begin; e < end; ++e) {
       const int64_t label = p.label_indices[e];
       if (label < 0 || label >= p.L) {
@@ -46,15 +46,19 @@ void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive,
       if (seen[b] == n) continue;
       seen[b] = n;
       positive[b] = z[b];
-      sum -= z[b];
     }
     sum += p.gradient ? negatives<Isa, true>(z, p.B, p.scale) : negatives<Isa, false>(z, p.B, p.scale);
-    for (int64_t e = begin; p.gradient && e < end; ++e) {
+    for (int64_t e = begin; e < end; ++e) {
       const int64_t label = p.label_indices[e];
       if (label < 0 || label >= p.L) continue;
       const int32_t b = p.buckets[label];
-      const T x = positive[b], a = exp_nonpositive<Isa>(x < 0 ? x : -x);
-      z[b] = -p.scale * ((x < 0 ? T(1) : a) / (T(1) + a));  // sigmoid(x) - 1 = -sigmoid(-x)
+      if (seen[b] != n) continue;
+      seen[b] = -2 - n;  // done: another label in this bucket counts nothing
+      // softplus(-x) in place of softplus(x): not by subtracting x, which would cancel where x is large.
+      const T x = positive[b], a = exp_nonpositive<Isa>(x < 0 ? x : -x), l = log1p_unit<Isa>(a);
+      const T counted = (x < 0 ? T(0) : x) + l, wanted = (x < 0 ? -x : T(0)) + l;
+      sum += static_cast<double>(wanted) - static_cast<double>(counted);
+      if (p.gradient) z[b] = -p.scale * ((x < 0 ? T(1) : a) / (T(1) + a));  // sigmoid(x) - 1 = -sigmoid(-x)
     }
     loss[n] = sum;
   }

@@ -293,7 +293,7 @@ def train(args: Any) -> None:
                 results[name] = _evaluate_split(model, dataset, name)
     if record.best_epoch is not None:
         _say(f"best epoch {record.best_epoch} of {record.epoch}")
-    seconds["fit"] = record.seconds  # over all sessions of a resumed run
+    seconds["fit"] = record.seconds  # with what was done before a resume
     _write_metrics(folder / "metrics.json", dataset, model, results, seconds, {"history": record.history})
     for name, result in results.items():
         _show_metrics(name, result)

@@ -34,8 +34,14 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
   // its gradient to the bucket scores -> [N, R, B]
   m.def("merge_scores_grad(Tensor grad, Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
-  // exact top-k over all labels -> values [N, k], labels [N, k] int64
-  m.def("merge_topk(Tensor scores, Tensor buckets, int k, str merge) -> (Tensor, Tensor)");
+  // what merge_topk wants to know of a label hash -> codes [L, R] uint16, list_starts [R, B + 1], list_labels
+  // [R, L] int32
+  m.def("label_index(Tensor buckets, int num_buckets) -> (Tensor, Tensor, Tensor)");
+  // exact top-k over all labels -> values [N, k], labels [N, k] int64; codes ... from label_index or None;
+  // path: auto, or what to prefer where possible (direct, scan, lists); trace [N, 3] int64: what was done
+  m.def(
+      "merge_topk(Tensor scores, Tensor buckets, Tensor? codes, Tensor? list_starts, Tensor? list_labels, "
+      "int k, str merge, str path, Tensor(a!)? trace) -> (Tensor, Tensor)");
   // optimiser steps on the rows of parameter [P, M] that occur; rows None: all of them
   m.def(
       "sparse_adam(Tensor(a!) parameter, Tensor? rows, Tensor gradient, Tensor(b!) exp_avg, Tensor(c!) "

@@ -193,18 +193,40 @@ def _(grad, scores, buckets, labels, merge):  # type: ignore[no-untyped-def]
     return scores.new_empty(scores.shape)
 
 
+def label_index(
+    buckets: Tensor,  # [R, L] int32 in [0, B)
+    num_buckets: int,  # B, at most 65,536
+) -> tuple[Tensor, Tensor, Tensor]:  # codes [L, R] uint16, list_starts [R, B + 1], list_labels [R, L] int32
+    codes, list_starts, list_labels = _raw.label_index(buckets, num_buckets)
+    return codes, list_starts, list_labels
+
+
+@_fake("mach_ext::label_index")
+def _(buckets, num_buckets):  # type: ignore[no-untyped-def]
+    R, L = buckets.shape
+    return (
+        buckets.new_empty(L, R, dtype=torch.uint16),
+        buckets.new_empty(R, num_buckets + 1),
+        buckets.new_empty(R, L),
+    )
+
+
 def merge_topk(
     scores: Tensor,  # [N, R, B]
     buckets: Tensor,  # [R, L] int32
+    index: tuple[Tensor, Tensor, Tensor] | None,  # label_index(buckets, B); None: slower
     k: int,
     merge: str,
+    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists
+    trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, labels scored exactly
 ) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
-    values, labels = _raw.merge_topk(scores, buckets, k, merge)
+    codes, list_starts, list_labels = (None, None, None) if index is None else index
+    values, labels = _raw.merge_topk(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace)
     return values, labels
 
 
 @_fake("mach_ext::merge_topk")
-def _(scores, buckets, k, merge):  # type: ignore[no-untyped-def]
+def _(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace):  # type: ignore[no-untyped-def]
     shape = (scores.shape[0], k)
     return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
 

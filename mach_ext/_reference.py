@@ -100,8 +100,23 @@ def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) ->
     return torch.where(stacked.isnan().any(dim=2), stacked.gather(2, first_nan).squeeze(2), key)
 
 
-def merge_topk(scores: Tensor, buckets: Tensor, k: int, merge: str) -> tuple[Tensor, Tensor]:
-    """Brute force over all L labels. Order: key descending, label ascending, NaN after every number."""
+def label_index(buckets: Tensor, num_buckets: int) -> tuple[Tensor, Tensor, Tensor]:
+    by_bucket = buckets.sort(dim=1, stable=True)
+    edges = torch.arange(num_buckets + 1, dtype=torch.int32).expand(buckets.shape[0], -1).contiguous()
+    starts = torch.searchsorted(by_bucket.values.contiguous(), edges, out_int32=True)
+    return buckets.T.contiguous().to(torch.uint16), starts, by_bucket.indices.int()
+
+
+def merge_topk(
+    scores: Tensor,
+    buckets: Tensor,
+    index: tuple[Tensor, Tensor, Tensor] | None,
+    k: int,
+    merge: str,
+    path: str = "auto",
+    trace: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Brute force over all L labels, whatever the path. Order: key descending, label ascending, NaN last."""
     N, L = scores.shape[0], buckets.shape[1]
     keys = merge_scores(scores, buckets, torch.arange(L).expand(N, L), merge)
     by_key = keys.sort(dim=1, descending=True, stable=True).indices  # equal keys keep ascending labels

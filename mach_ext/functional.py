@@ -437,11 +437,16 @@ def merge_topk(
     k = as_int(op, "k", k)
     if not 0 <= k <= hash.num_labels:
         raise ValueError(f"{op}: k must be in 0 ... L={hash.num_labels}, got {k}")
-    args = (scores, hash.buckets, k, merge)
+    index = _label_index(hash) if scores.device.type == "cpu" and scores.dtype == torch.float32 else None
     if _needs_grad(scores):
-        values, labels = _MergeTopK.apply(*args)
+        values, labels = _MergeTopK.apply(scores, hash.buckets, index, k, merge)
         return values, labels
-    return _ops.merge_topk(*args)
+    return _ops.merge_topk(scores, hash.buckets, index, k, merge)
+
+
+@torch.compiler.assume_constant_result
+def _label_index(hash: LabelHash) -> tuple[Tensor, Tensor, Tensor] | None:
+    return hash.label_index()
 
 
 # --------------------------------------------------------------------------------------------- autograd
@@ -718,8 +723,8 @@ class _MergeScores(torch.autograd.Function):
 
 class _MergeTopK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores, buckets, k, merge):  # type: ignore[no-untyped-def]
-        values, labels = _ops.merge_topk(scores, buckets, k, merge)
+    def forward(ctx, scores, buckets, index, k, merge):  # type: ignore[no-untyped-def]
+        values, labels = _ops.merge_topk(scores, buckets, index, k, merge)
         ctx.save_for_backward(scores, buckets, labels)
         ctx.mark_non_differentiable(labels)
         ctx.merge = merge
@@ -729,7 +734,7 @@ class _MergeTopK(torch.autograd.Function):
     @_first_order
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         scores, buckets, labels = ctx.saved_tensors
-        return _ops.merge_scores_grad(grad, scores, buckets, labels, ctx.merge), None, None, None
+        return _ops.merge_scores_grad(grad, scores, buckets, labels, ctx.merge), None, None, None, None
 
 
 # ------------------------------------------------------------------------------------------- validation

@@ -7,12 +7,13 @@
 #include "../check.h"
 #include "bucket_bce.h"
 #include "csr.h"
+#include "decode.h"
 #include "isa.h"
+#include "label_index.h"
 #include "label_logits.h"
 #include "merge.h"
 #include "sparse_linear.h"
 #include "sparse_optim.h"
-#include "topk.h"
 
 namespace mach {
 namespace {
@@ -477,69 +478,69 @@ Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Te
   return out;
 }
 
-// merge_topk: one pass over the labels in blocks. A task is a group of documents times a range of labels;
-// inside it a block's codes, in cache, serve every document of the group. Memory: R codes and one key for
-// each label of a block, and at most 2k + 256 candidates a document and task: never N x L.
-constexpr int64_t kBlock = 2048;
-constexpr int64_t kGroup = 8;
-
-template <class T>
-void merge_topk(const MergeScores<T>& params, int64_t N, int64_t k, T* values, int64_t* labels) {
-  const int64_t L = params.L, groups = (N + kGroup - 1) / kGroup;
-  const int64_t threads = num_threads_for(N * L * params.R);
-  // Enough tasks for all threads even when there is one document; ranges are whole blocks.
-  const int64_t blocks = (L + kBlock - 1) / kBlock;
-  const int64_t ranges = std::min(blocks, groups >= threads ? 1 : (threads + groups - 1) / groups);
-  std::vector<std::vector<Candidate<T>>> best(N * ranges);
-
-  with_isa<T>([&](auto isa) {
-    using Tag = decltype(isa);
-    run_tasks(groups * ranges, [&](int64_t task) {
-      const int64_t group = task / ranges, range = task % ranges;
-      const int64_t first = group * kGroup, last = std::min(N, first + kGroup);
-      const int64_t end = std::min(L, blocks * (range + 1) / ranges * kBlock);
-      std::vector<T> keys(kBlock), sorted(params.R);
-      std::vector<TopK<T>> top(last - first, TopK<T>(k));
-      for (int64_t label = blocks * range / ranges * kBlock; label < end; label += kBlock) {
-        const int64_t count = std::min(kBlock, end - label);
-        for (int64_t n = first; n < last; ++n) {
-          merge_labels<Tag>(params, n, label, count, keys.data(), sorted.data());
-          top[n - first].offer(keys.data(), label, count);
-        }
-      }
-      for (int64_t n = first; n < last; ++n) best[n * ranges + range] = top[n - first].take();
-    });
-
-    run_tasks(groups, [&](int64_t group) {
-      std::vector<T> sorted(params.R);
-      for (int64_t n = group * kGroup; n < std::min(N, (group + 1) * kGroup); ++n) {
-        std::vector<Candidate<T>>& merged = best[n * ranges];
-        for (int64_t range = 1; range < ranges; ++range) {
-          const auto& more = best[n * ranges + range];
-          merged.insert(merged.end(), more.begin(), more.end());
-        }
-        if (ranges > 1) std::sort(merged.begin(), merged.end());
-        for (int64_t i = 0; i < k; ++i) labels[n * k + i] = merged[i].label;
-        // The key again, now with its own bits: the rank has lost the sign of -0 and NaN's payload.
-        MergeScores<T> document = params;
-        document.scores += n * params.document_stride;
-        merge_scores<Tag>(document, labels + n * k, k, values + n * k, sorted.data(), 0, 1);
-      }
-    });
-  });
+std::tuple<Tensor, Tensor, Tensor> label_index_cpu(const Tensor& buckets_, int64_t num_buckets) {
+  const char* op = "label_index";
+  STD_TORCH_CHECK(buckets_.dim() == 2, op, ": buckets must be [R, L]");
+  check_dtype(op, "buckets", buckets_, ScalarType::Int);
+  const int64_t R = buckets_.size(0), L = buckets_.size(1), B = num_buckets;
+  STD_TORCH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
+                  " and L < 2^31, got B=", B, ", L=", L);
+  const Tensor buckets = contiguous(buckets_);
+  Tensor codes = new_empty(buckets, {L, R}, ScalarType::UInt16);
+  Tensor starts = new_empty(buckets, {R, B + 1}), labels = new_empty(buckets, {R, L});
+  const bool in_range = label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
+                                    mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels),
+                                    [](int64_t count, const auto& task) { run_tasks(count, task); });
+  STD_TORCH_CHECK(in_range, op, ": buckets must be in [0, B=", B, ")");
+  return {codes, starts, labels};
 }
 
-std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& buckets, int64_t k,
-                                          const std::string& merge) {
+Path parse_path(const char* op, const std::string& path) {
+  if (path == "direct") return Path::direct;
+  if (path == "scan") return Path::scan;
+  if (path == "lists") return Path::lists;
+  STD_TORCH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
+  return Path::automatic;
+}
+
+std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& buckets,
+                                          const std::optional<Tensor>& codes,
+                                          const std::optional<Tensor>& list_starts,
+                                          const std::optional<Tensor>& list_labels, int64_t k,
+                                          const std::string& merge, const std::string& path,
+                                          const std::optional<Tensor>& trace) {
   const char* op = "merge_topk";
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const int64_t L = a.buckets.size(1);
+  const int64_t N = a.N(), R = a.R(), B = scores.size(2), L = a.buckets.size(1);
   STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
-  Tensor values = new_empty(scores, {a.N(), k}), labels = new_empty(scores, {a.N(), k}, ScalarType::Long);
+  LabelIndex index{};
+  if (codes) {
+    STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
+    check_dtype(op, "codes", *codes, ScalarType::UInt16);
+    check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
+    check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
+    check_shape(op, "codes", *codes, {L, R});
+    check_shape(op, "list_starts", *list_starts, {R, B + 1});
+    check_shape(op, "list_labels", *list_labels, {R, L});
+    STD_TORCH_CHECK(codes->is_contiguous() && list_starts->is_contiguous() && list_labels->is_contiguous(),
+                    op, ": codes, list_starts and list_labels must be contiguous");
+    index = {pointer<uint16_t>(*codes), pointer<int32_t>(*list_starts), pointer<int32_t>(*list_labels)};
+  }
+  if (trace) {
+    check_shape(op, "trace", *trace, {N, kTraceColumns});
+    check_dtype(op, "trace", *trace, ScalarType::Long);
+    STD_TORCH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
+    std::fill_n(mutable_pointer<int64_t>(*trace), trace->numel(), 0);
+  }
+  Tensor values = new_empty(scores, {N, k}), labels = new_empty(scores, {N, k}, ScalarType::Long);
   if (values.numel() == 0) return {values, labels};
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
-    merge_topk(a.params<T>(), a.N(), k, mutable_pointer<T>(values), mutable_pointer<int64_t>(labels));
+    decode(Decode<T>{a.params<T>(), codes ? &index : nullptr, N, k, parse_path(op, path),
+                     num_threads_for(N * L * R),
+                     [](int64_t count, const auto& task) { run_tasks(count, task); },
+                     mutable_pointer<T>(values), mutable_pointer<int64_t>(labels),
+                     trace ? mutable_pointer<int64_t>(*trace) : nullptr});
   });
   return {values, labels};
 }
@@ -645,6 +646,7 @@ STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
   m.impl("bucket_bce", TORCH_BOX(&mach::bucket_bce_cpu));
   m.impl("merge_scores", TORCH_BOX(&mach::merge_scores_cpu));
   m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cpu));
+  m.impl("label_index", TORCH_BOX(&mach::label_index_cpu));
   m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cpu));
   m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cpu));
   m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cpu));

@@ -18,15 +18,24 @@ struct Label {
   T operator[](int64_t r) const { return scores[r * repetition_stride + bucket[r * L]]; }
 };
 
+// The same from label-major codes.
 template <class T>
-inline T key_mean(const Label<T>& s, int64_t R) {
+struct CodedLabel {
+  const T* scores;
+  int64_t repetition_stride;
+  const uint16_t* code;  // codes + label * R
+  T operator[](int64_t r) const { return scores[r * repetition_stride + code[r]]; }
+};
+
+template <class T, class Scores>
+inline T key_mean(const Scores& s, int64_t R) {
   T sum = s[0];
   for (int64_t r = 1; r < R; ++r) sum += s[r];
   return sum / static_cast<T>(R);
 }
 
-template <class T>
-inline T key_min(const Label<T>& s, int64_t R) {
+template <class T, class Scores>
+inline T key_min(const Scores& s, int64_t R) {
   T least = s[0];
   for (int64_t r = 1; r < R; ++r) {
     const T x = s[r];
@@ -35,8 +44,8 @@ inline T key_min(const Label<T>& s, int64_t R) {
   return least;
 }
 
-template <class T>
-inline T key_median(const Label<T>& s, int64_t R, T* sorted) {
+template <class T, class Scores>
+inline T key_median(const Scores& s, int64_t R, T* sorted) {
   for (int64_t r = 0; r < R; ++r) {  // stable insertion sort
     const T x = s[r];
     if (is_nan(x)) return x;
@@ -47,15 +56,15 @@ inline T key_median(const Label<T>& s, int64_t R, T* sorted) {
   return R % 2 ? sorted[R / 2] : (sorted[R / 2 - 1] + sorted[R / 2]) / T(2);
 }
 
-template <class T>
-inline T key(const Label<T>& s, int64_t R, Merge merge, T* sorted) {
+template <class T, class Scores>
+inline T key(const Scores& s, int64_t R, Merge merge, T* sorted) {
   switch (merge) {
     case Merge::mean:
-      return key_mean(s, R);
+      return key_mean<T>(s, R);
     case Merge::min:
-      return key_min(s, R);
+      return key_min<T>(s, R);
     default:
-      return key_median(s, R, sorted);
+      return key_median<T>(s, R, sorted);
   }
 }
 
@@ -80,8 +89,17 @@ void merge_labels(const MergeScores<T>& p, int64_t document, int64_t label_begin
   } else {
     for (int64_t i = 0; i < count; ++i)
       keys[i] =
-          key(Label<T>{scores, p.repetition_stride, p.buckets + label_begin + i, p.L}, p.R, p.merge, sorted);
+          key<T>(Label<T>{scores, p.repetition_stride, p.buckets + label_begin + i, p.L}, p.R, p.merge, sorted);
   }
+}
+
+template <class Isa, class T>
+void merge_pairs(const MergeScores<T>& p, const uint16_t* codes, const int32_t* documents,
+                 const int32_t* labels, int64_t count, T* keys, T* sorted) {
+  for (int64_t i = 0; i < count; ++i)
+    keys[i] = key<T>(CodedLabel<T>{p.scores + documents[i] * p.document_stride, p.repetition_stride,
+                                   codes + labels[i] * p.R},
+                     p.R, p.merge, sorted);
 }
 
 template <class Isa, class T>
@@ -92,7 +110,7 @@ void merge_scores(const MergeScores<T>& p, const int64_t* labels, int64_t m, T* 
       const int64_t label = labels[n * m + j];
       const Label<T> s{p.scores + n * p.document_stride, p.repetition_stride, p.buckets + label, p.L};
       out[n * m + j] =
-          label >= 0 && label < p.L ? key(s, p.R, p.merge, sorted) : static_cast<T>(__builtin_nan(""));
+          label >= 0 && label < p.L ? key<T>(s, p.R, p.merge, sorted) : static_cast<T>(__builtin_nan(""));
     }
 }
 
@@ -137,6 +155,8 @@ void merge_scores_grad(const MergeScores<T>& p, const int64_t* labels, int64_t m
 
 #define MACH_MERGE(ISA, T)                                                                              \
   template void merge_labels<ISA, T>(const MergeScores<T>&, int64_t, int64_t, int64_t, T*, T*);         \
+  template void merge_pairs<ISA, T>(const MergeScores<T>&, const uint16_t*, const int32_t*,              \
+                                    const int32_t*, int64_t, T*, T*);                                   \
   template void merge_scores<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, T*, T*, int64_t,   \
                                      int64_t);                                                          \
   template void merge_scores_grad<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, const T*, T*, \

@@ -29,6 +29,11 @@ template <class Isa, class T>
 void merge_labels(const MergeScores<T>& p, int64_t document, int64_t label_begin, int64_t count, T* keys,
                   T* sorted);
 
+// keys[i] = key of (documents[i], labels[i]), i < count, from label-major codes [L, R].
+template <class Isa, class T>
+void merge_pairs(const MergeScores<T>& p, const uint16_t* codes, const int32_t* documents,
+                 const int32_t* labels, int64_t count, T* keys, T* sorted);
+
 // out[n, j] = key of labels[n, j]; a label outside [0, L) gets NaN. labels, out [N, m].
 template <class Isa, class T>
 void merge_scores(const MergeScores<T>& p, const int64_t* labels, int64_t m, T* out, T* sorted,

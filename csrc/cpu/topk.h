@@ -10,10 +10,13 @@
 
 namespace mach {
 
+template <class T>
+using Rank = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+
 // An unsigned integer that orders like the key: 0 for NaN, then -inf ... +inf.
 template <class T>
-inline auto rank_of(T key) {
-  using U = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+inline Rank<T> rank_of(T key) {
+  using U = Rank<T>;
   constexpr U kSign = U(1) << (8 * sizeof(T) - 1);
   if (key != key) return U(0);
   key += T(0);  // -0 -> +0
@@ -22,31 +25,74 @@ inline auto rank_of(T key) {
   return bits & kSign ? U(~bits) : U(bits | kSign);
 }
 
+// A key of that rank; NaN for the ranks below that of -inf.
+template <class T>
+inline T key_of(Rank<T> rank) {
+  using U = Rank<T>;
+  constexpr U kSign = U(1) << (8 * sizeof(T) - 1);
+  const U bits = rank & kSign ? U(rank & ~kSign) : U(~rank);
+  T key;
+  std::memcpy(&key, &bits, sizeof key);
+  return key;
+}
+
 template <class T>
 struct Candidate {
-  decltype(rank_of(T())) rank;
+  Rank<T> rank;
   int32_t label;
   bool operator<(const Candidate& other) const {  // "comes before"
-    return rank != other.rank ? rank > other.rank : label < other.label;
+    if constexpr (sizeof(T) == 4) {  // one comparison of 64 bits, no branch
+      const auto packed = [](const Candidate& c) {
+        return static_cast<uint64_t>(c.rank) << 32 | ~static_cast<uint32_t>(c.label);
+      };
+      return packed(*this) > packed(other);
+    } else {
+      return rank != other.rank ? rank > other.rank : label < other.label;
+    }
   }
 };
 
-// Keeps the first k of what it is offered. Holds at most 2k + kSlack candidates; each compaction halves
+// Keeps the first k >= 1 of what it is offered. Holds at most 2k + kSlack candidates; each compaction halves
 // them, so an offer costs O(1) amortised. Labels must be offered in ascending order.
 template <class T>
 class TopK {
  public:
   explicit TopK(int64_t k) : k_(k) {}
 
-  void offer(const T* keys, int64_t label_begin, int64_t count) {
-    if (k_ == 0) return;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto rank = rank_of(keys[i]);
-      // An equal rank loses: its label is higher than that of the k-th.
-      if (full_ && rank <= threshold_) continue;
-      kept_.push_back({rank, static_cast<int32_t>(label_begin + i)});
-      if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + kSlack) compact();
-    }
+  // From now on only ranks above `rank` count: the caller knows k labels that come before all others.
+  void require_above(Rank<T> rank) {
+    if (full_ && rank <= threshold_) return;
+    full_ = true;
+    threshold_ = rank;
+  }
+
+  // Whether there is a threshold yet, and what it is: keys of a rank up to it are not among the first k.
+  bool full() const { return full_; }
+  Rank<T> threshold() const { return threshold_; }
+
+  void offer(T key, int64_t label) {
+    const Rank<T> rank = rank_of(key);
+    // An equal rank loses: its label is higher than that of the k-th.
+    if (full_ && rank <= threshold_) return;
+    kept_.push_back({rank, static_cast<int32_t>(label)});
+    if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + kSlack) compact();
+  }
+
+  // Brings the threshold up to what was offered so far.
+  void compact() {
+    if (static_cast<int64_t>(kept_.size()) < k_) return;
+    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end());
+    kept_.resize(k_);
+    require_above(kept_.back().rank);
+  }
+
+  // What was offered, in no order, less what is known not to count.
+  const std::vector<Candidate<T>>& kept() const { return kept_; }
+
+  // Candidates of other labels, in any order.
+  void absorb(const std::vector<Candidate<T>>& others) {
+    kept_.insert(kept_.end(), others.begin(), others.end());
+    compact();
   }
 
   // The first k in order (fewer if fewer were offered).
@@ -59,17 +105,9 @@ class TopK {
  private:
   static constexpr int64_t kSlack = 256;
 
-  void compact() {
-    if (static_cast<int64_t>(kept_.size()) < k_ || k_ == 0) return;
-    std::nth_element(kept_.begin(), kept_.begin() + (k_ - 1), kept_.end());
-    kept_.resize(k_);
-    threshold_ = kept_.back().rank;
-    full_ = true;
-  }
-
   int64_t k_;
   bool full_ = false;
-  decltype(rank_of(T())) threshold_ = 0;
+  Rank<T> threshold_ = 0;
   std::vector<Candidate<T>> kept_;
 };
 

@@ -1,0 +1,42 @@
+// merge_topk: the exact k best labels of each document over all L, by the cheapest of three paths.
+//
+//   direct  the keys of all labels, in the definition's own arithmetic.
+//   scan    upper bounds on the keys of up to 64 documents at a time, in bytes (merge_topk.h); the few labels
+//           whose bound reaches the k-th best key so far get their exact key.
+//   lists   one document: only the labels of its heavy buckets are touched, through the inverted lists
+//           (Threshold Algorithm). For any tau:  sum_r p_r <= sum_r tau_r + sum_r max(0, p_r - tau_r).
+//
+// Every label whose exact key could be among the first k gets that key, and the order rule of topk.h decides,
+// so labels and values do not depend on the path. Bounds hold for the *rounded* fp32 key: see Slack.
+// Plain code, compiled once; loops are in merge.cpp and merge_topk.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "label_index.h"
+#include "merge.h"
+
+namespace mach {
+
+enum class Path : int64_t { automatic = -1, direct = 0, scan = 1, lists = 2 };
+
+// Columns of the trace [N, kTraceColumns], what was done for a document.
+enum TraceColumn { kTracePath, kTracePostings, kTraceRescored, kTraceColumns };
+
+template <class T>
+struct Decode {
+  MergeScores<T> merge;     // scores [N, R, B]
+  const LabelIndex* index;  // null: direct
+  int64_t N, k;             // 1 <= k <= L
+  Path path;                // automatic, or the one to prefer where it is possible
+  int64_t threads;
+  Tasks run_tasks;
+  T* values;        // [N, k]
+  int64_t* labels;  // [N, k]
+  int64_t* trace;   // [N, kTraceColumns] or null
+};
+
+void decode(const Decode<float>& p);
+void decode(const Decode<double>& p);  // direct only
+
+}  // namespace mach

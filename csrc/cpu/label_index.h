@@ -1,0 +1,26 @@
+// What merge_topk wants to know of a label hash, built once: the buckets of each label side by side, and the
+// labels of each bucket. Plain code, compiled once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace mach {
+
+// Runs task(0) ... task(count - 1), each once, on as many threads as there are.
+using Tasks = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
+
+constexpr int64_t kMaxCodes = 65536;  // buckets a uint16 code can tell apart
+
+struct LabelIndex {
+  const uint16_t* codes;       // [L, R]: buckets[r, l] at l * R + r
+  const int32_t* list_starts;  // [R, B + 1]
+  const int32_t* list_labels;  // [R, L]: labels of bucket b of repetition r, ascending, from
+                               // list_starts[r, b] on
+};
+
+// From buckets [R, L], B <= kMaxCodes. False where a bucket is not in [0, B): then nothing is of use.
+bool label_index(const int32_t* buckets, int64_t R, int64_t B, int64_t L, uint16_t* codes,
+                 int32_t* list_starts, int32_t* list_labels, const Tasks& run_tasks);
+
+}  // namespace mach

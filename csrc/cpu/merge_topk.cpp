@@ -1,0 +1,306 @@
+#include "merge_topk.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mach {
+namespace {
+
+// W bytes, one a document. Rows<Isa, W>: add with saturation, shift, compare.
+template <class Isa, int W>
+struct Rows {
+  uint8_t byte[W];
+  static Rows zero() { return Rows{}; }
+  static Rows load(const uint8_t* p) {
+    Rows v;
+    __builtin_memcpy(v.byte, p, W);
+    return v;
+  }
+  Rows plus(const Rows& o) const {
+    Rows v;
+    for (int i = 0; i < W; ++i) {
+      const uint8_t sum = static_cast<uint8_t>(byte[i] + o.byte[i]);
+      v.byte[i] = sum < byte[i] ? 255 : sum;
+    }
+    return v;
+  }
+  Rows shifted(int bits) const {
+    Rows v;
+    for (int i = 0; i < W; ++i) v.byte[i] = static_cast<uint8_t>(byte[i] >> bits);
+    return v;
+  }
+  uint64_t at_least(const Rows& o) const {
+    uint64_t mask = 0;
+    for (int i = 0; i < W; ++i) mask |= static_cast<uint64_t>(byte[i] >= o.byte[i]) << i;
+    return mask;
+  }
+};
+
+#if defined(MACH_ISA_IS_Avx2) || defined(MACH_ISA_IS_Avx512)
+template <>
+struct Rows<MACH_ISA, 16> {
+  __m128i v;
+  static Rows zero() { return {_mm_setzero_si128()}; }
+  static Rows load(const uint8_t* p) { return {_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))}; }
+  Rows plus(const Rows& o) const { return {_mm_adds_epu8(v, o.v)}; }
+  Rows shifted(int bits) const {
+    return {_mm_and_si128(_mm_srl_epi16(v, _mm_cvtsi32_si128(bits)),
+                          _mm_set1_epi8(static_cast<char>(255 >> bits)))};
+  }
+  uint64_t at_least(const Rows& o) const {
+    return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(v, o.v), v)));
+  }
+};
+
+template <>
+struct Rows<MACH_ISA, 32> {
+  __m256i v;
+  static Rows zero() { return {_mm256_setzero_si256()}; }
+  static Rows load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  Rows plus(const Rows& o) const { return {_mm256_adds_epu8(v, o.v)}; }
+  Rows shifted(int bits) const {
+    return {_mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(bits)),
+                             _mm256_set1_epi8(static_cast<char>(255 >> bits)))};
+  }
+  uint64_t at_least(const Rows& o) const {
+    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, o.v), v)));
+  }
+};
+#endif
+
+#if defined(MACH_ISA_IS_Avx2)
+template <>
+struct Rows<MACH_ISA, 64> {
+  Rows<MACH_ISA, 32> low, high;
+  static Rows zero() { return {Rows<MACH_ISA, 32>::zero(), Rows<MACH_ISA, 32>::zero()}; }
+  static Rows load(const uint8_t* p) {
+    return {Rows<MACH_ISA, 32>::load(p), Rows<MACH_ISA, 32>::load(p + 32)};
+  }
+  Rows plus(const Rows& o) const { return {low.plus(o.low), high.plus(o.high)}; }
+  Rows shifted(int bits) const { return {low.shifted(bits), high.shifted(bits)}; }
+  uint64_t at_least(const Rows& o) const { return low.at_least(o.low) | high.at_least(o.high) << 32; }
+};
+#elif defined(MACH_ISA_IS_Avx512)
+template <>
+struct Rows<MACH_ISA, 64> {
+  __m512i v;
+  static Rows zero() { return {_mm512_setzero_si512()}; }
+  static Rows load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  Rows plus(const Rows& o) const { return {_mm512_adds_epu8(v, o.v)}; }
+  Rows shifted(int bits) const {
+    return {_mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)),
+                             _mm512_set1_epi8(static_cast<char>(255 >> bits)))};
+  }
+  uint64_t at_least(const Rows& o) const { return _mm512_cmpge_epu8_mask(v, o.v); }
+};
+#endif
+
+// Documents that want each of `kLabels` adjacent labels. Several labels at a time: their chains of additions
+// are independent, and a repetition's base address is computed once.
+template <class Isa, int W, int kLabels>
+inline void scan_some(const ByteScan& p, int64_t label, const Rows<Isa, W>& bound, uint64_t* wanted) {
+  using V = Rows<Isa, W>;
+  const uint16_t* codes = p.codes + label * p.R;
+  const uint8_t* rows = p.table;
+  V total[kLabels];
+  uint64_t saturated[kLabels] = {};
+  for (int i = 0; i < kLabels; ++i) total[i] = V::zero();
+  for (int64_t r = 0; r < p.R;) {
+    const int64_t end = r + p.group < p.R ? r + p.group : p.R;
+    V sum[kLabels];
+    for (int i = 0; i < kLabels; ++i) sum[i] = V::zero();
+    for (; r < end; ++r, rows += p.B * W)
+      for (int i = 0; i < kLabels; ++i)
+        sum[i] = sum[i].plus(V::load(rows + static_cast<int64_t>(codes[i * p.R + r]) * W));
+    if (p.saturated_too) {
+      uint8_t full[W];
+      __builtin_memset(full, 255, W);
+      for (int i = 0; i < kLabels; ++i) saturated[i] |= sum[i].at_least(V::load(full));
+    }
+    for (int i = 0; i < kLabels; ++i) total[i] = p.shift ? total[i].plus(sum[i].shifted(p.shift)) : sum[i];
+  }
+  for (int i = 0; i < kLabels; ++i)
+    wanted[i] = (total[i].at_least(bound) ^ p.below) | (saturated[i] & p.saturated_too);
+}
+
+// Up to 16 scores -> bytes; a loop of known length vectorises.
+inline void quantize_16(const float* scores, int64_t count, float origin, float scale, uint8_t* bytes) {
+  float score[16];
+  for (int64_t i = 0; i < 16; ++i) score[i] = i < count ? scores[i] : 0;
+  if (scale == 0) {
+    for (int i = 0; i < 16; ++i) bytes[i] = score[i] >= origin ? 0 : 1;
+    return;
+  }
+  for (int i = 0; i < 16; ++i) {
+    float x = (score[i] - origin) * scale;
+    x = x > 0 ? x : 0;
+    x = x < 255 ? x : 255;
+    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(x));
+  }
+}
+
+// tile [16 documents][16 buckets] -> rows of W bytes, 16 bytes of each
+inline void transpose_16(const uint8_t (*tile)[16], uint8_t* rows, int64_t stride, int64_t count) {
+#if defined(__SSE2__)
+  if (count == 16) {
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(tile[i]));
+    // Four rounds of interleaving row i with row i + 8.
+    for (int round = 0; round < 4; ++round) {
+      for (int i = 0; i < 8; ++i) {
+        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+      }
+      for (int i = 0; i < 16; ++i) a[i] = b[i];
+    }
+    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + i * stride), a[i]);
+    return;
+  }
+#endif
+  for (int64_t b = 0; b < count; ++b)
+    for (int w = 0; w < 16; ++w) rows[b * stride + w] = tile[w][b];
+}
+
+}  // namespace
+
+template <class Isa, int W>
+void quantize_rows(const ByteRows& p, uint8_t* rows) {
+  alignas(64) uint8_t tile[16][16] = {};
+  for (int64_t b = 0; b < p.B; b += 16) {
+    const int64_t count = p.B - b < 16 ? p.B - b : 16;
+    for (int w = 0; w < W; w += 16) {
+      for (int i = 0; i < 16; ++i) {
+        if (!p.scores[w + i])
+          __builtin_memset(tile[i], 0, 16);
+        else if (count == 16)
+          quantize_16(p.scores[w + i] + b, 16, p.origin[w + i], p.scale[w + i], tile[i]);
+        else
+          quantize_16(p.scores[w + i] + b, count, p.origin[w + i], p.scale[w + i], tile[i]);
+      }
+      transpose_16(tile, rows + b * W + w, W, count);
+    }
+  }
+}
+
+template <class Isa, int W>
+int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents) {
+  const Rows<Isa, W> bound = Rows<Isa, W>::load(p.bound);
+  constexpr int kLabels = 4;
+  int64_t found = 0;
+  uint64_t wanted[kLabels];
+  int64_t label = begin;
+  for (; label + kLabels <= end; label += kLabels) {
+    scan_some<Isa, W, kLabels>(p, label, bound, wanted);
+    if (!(wanted[0] | wanted[1] | wanted[2] | wanted[3])) continue;
+    for (int i = 0; i < kLabels; ++i) {
+      labels[found] = static_cast<int32_t>(label + i);
+      documents[found] = wanted[i];
+      found += wanted[i] != 0;
+    }
+  }
+  for (; label < end; ++label) {
+    scan_some<Isa, W, 1>(p, label, bound, wanted);
+    labels[found] = static_cast<int32_t>(label);
+    documents[found] = wanted[0];
+    found += wanted[0] != 0;
+  }
+  return found;
+}
+
+template <class Isa>
+bool lane_extremes(const float* scores, int64_t count, float* low, float* high) {
+  constexpr int kLanes = 16;
+  constexpr float kInfinity = __builtin_inff();
+  float least[kLanes], greatest[kLanes];
+  int32_t fault[kLanes] = {};
+  for (int j = 0; j < kLanes; ++j) least[j] = kInfinity, greatest[j] = -kInfinity;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) {
+      const float x = scores[i + j];
+      least[j] = x < least[j] ? x : least[j];
+      greatest[j] = x > greatest[j] ? x : greatest[j];
+      fault[j] |= !(x < kInfinity);
+    }
+  for (int j = 0; i < count; ++i, ++j) {
+    const float x = scores[i];
+    least[j] = x < least[j] ? x : least[j];
+    greatest[j] = x > greatest[j] ? x : greatest[j];
+    fault[j] |= !(x < kInfinity);
+  }
+  int32_t faults = 0;
+  for (int j = 0; j < kLanes; ++j) low[j] = least[j], high[j] = greatest[j], faults |= fault[j];
+  return faults == 0;
+}
+
+template <class Isa>
+int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room) {
+  constexpr int kBlock = 32;
+  int64_t found = 0, i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    int32_t any = 0;
+    for (int j = 0; j < kBlock; ++j) any |= values[i + j] > threshold;
+    if (!any) continue;
+    for (int j = 0; j < kBlock; ++j)
+      if (values[i + j] > threshold) {
+        if (found == room) return found;
+        positions[found++] = static_cast<int32_t>(i + j);
+      }
+  }
+  for (; i < count; ++i)
+    if (values[i] > threshold) {
+      if (found == room) return found;
+      positions[found++] = static_cast<int32_t>(i);
+    }
+  return found;
+}
+
+template <class Isa>
+int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
+                       int amount) {
+  int64_t i = 0;
+  for (; i < count && labels[i] < stop; ++i) {
+    uint8_t& at = sums[labels[i] - first];
+    const int sum = at + amount;
+    at = static_cast<uint8_t>(sum < 255 ? sum : 255);
+  }
+  return i;
+}
+
+template <class Isa>
+int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* positions) {
+  constexpr int kBlock = 128;
+  int64_t found = 0, i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    uint8_t any = 0;
+    for (int j = 0; j < kBlock; ++j) any |= static_cast<uint8_t>(sums[i + j] >= bound);
+    if (any)
+      for (int j = 0; j < kBlock; ++j) {
+        positions[found] = static_cast<int32_t>(i + j);
+        found += sums[i + j] >= bound;
+      }
+    __builtin_memset(sums + i, 0, kBlock);
+  }
+  for (; i < count; ++i) {
+    positions[found] = static_cast<int32_t>(i);
+    found += sums[i] >= bound;
+    sums[i] = 0;
+  }
+  return found;
+}
+
+#define MACH_ROWS(ISA, W)                                        \
+  template void quantize_rows<ISA, W>(const ByteRows&, uint8_t*); \
+  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*);
+#define MACH_MERGE_TOPK(ISA)                                                                         \
+  MACH_ROWS(ISA, 16)                                                                                 \
+  MACH_ROWS(ISA, 32)                                                                                 \
+  MACH_ROWS(ISA, 64)                                                                                 \
+  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                           \
+  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                 \
+  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);    \
+  template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
+MACH_MERGE_TOPK(MACH_ISA)
+
+}  // namespace mach

@@ -1,0 +1,66 @@
+// merge_topk's loops: bounds on the keys of many labels at once, in bytes. decode.cpp says what for.
+//
+// The byte table. For up to W documents and every (repetition, bucket) one row of W bytes, a document a byte:
+// how far the bucket's score lies from an origin, in the document's own steps, rounded down, at most 255:
+//   table[(r * B + b) * W + w] = min(255, floor((score - origin) * scale)),  0 where that is negative
+// or, with scale 0, whether the score is *not* at least the origin (1 also for NaN).
+// A label's R rows are added with saturation, all W documents in one instruction, and compared with a bound
+// of each document. The rows of a group of repetitions share one sum of bytes; where there are several
+// groups their sums are shifted right before they are added, so that R does not make the steps coarser.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace mach {
+
+// One repetition's scores of W documents and how each is turned into bytes.
+struct ByteRows {
+  const float* const* scores;  // [W], each B adjacent values; null: no document, bytes 0
+  const float* origin;         // [W]
+  const float* scale;          // [W]
+  int64_t B;
+};
+
+// rows [B, W]
+template <class Isa, int W>
+void quantize_rows(const ByteRows& p, uint8_t* rows);
+
+struct ByteScan {
+  const uint8_t* table;   // [R, B, W]
+  const uint16_t* codes;  // [L, R]
+  int64_t R, B;
+  int64_t group;           // repetitions in a group
+  int shift;               // of each group's sum
+  const uint8_t* bound;    // [W]
+  uint64_t below;          // documents that want sums below their bound; the others: at least their bound
+  uint64_t saturated_too;  // documents for which a saturated group decides: wanted
+};
+
+// Labels [begin, end) that some document wants: the label and the documents, ascending, with room for one
+// more than there are labels. Returns how many.
+template <class Isa, int W>
+int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents);
+
+// low[i], high[i]: least and greatest of scores[i], scores[i + 16], ... (+-inf where there is none). Returns
+// whether all scores are below +inf and none is NaN.
+template <class Isa>
+bool lane_extremes(const float* scores, int64_t count, float* low, float* high);
+
+// Positions of the values above the threshold, ascending, at most `room` of them; returns how many.
+template <class Isa>
+int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room);
+
+// sums[label - first] += amount, saturating at 255, for the leading ones of the ascending labels that are below
+// `stop`; returns how many those are.
+template <class Isa>
+int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
+                       int amount);
+
+// Positions of the sums of at least `bound` (> 0), ascending, with room for count + 1; all sums become 0.
+// Returns how many.
+template <class Isa>
+int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* positions);
+
+}  // namespace mach

@@ -1,7 +1,12 @@
 #include "decode.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <limits>
@@ -20,7 +25,7 @@ constexpr int64_t kBlock = 2048;   // labels whose exact keys are computed toget
 constexpr int64_t kGroup = 8;      // documents that share a block's codes while they are in the cache
 constexpr int64_t kWidth = 64;     // documents in a scan
 constexpr int64_t kChunk = 256;    // documents planned together
-constexpr int64_t kTile = 1 << 15; // labels between two updates of a scan's bounds
+constexpr int64_t kTile = 1 << 14; // labels between two updates of a scan's bounds
 constexpr int64_t kPairs = 1024;   // exact keys computed together
 constexpr int64_t kSums = 1 << 19; // labels of the lists path's sums: they stay in the second-level cache
 constexpr int64_t kLanes = 16;
@@ -33,12 +38,30 @@ constexpr double kExtremesCost = 0.06;  // a score, its extremes
 constexpr double kPostingCost = 1.2;    // a label in a list
 constexpr double kSegmentCost = 12;     // a list in a block of labels
 constexpr double kSweepCost = 0.03;     // a label's sum
+constexpr double kRaiseFrom = 40e3;     // a document: less is not worth looking for a better threshold
 constexpr double kListsFrom = 150e3;    // a document: less is not worth planning the lists path for
 double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
-  return table_bytes <= (3 << 20) ? 0.5 : table_bytes <= (24 << 20) ? 1.5 : 4.0;
+  const int64_t kib = table_bytes >> 10;
+  return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Free {
+  void operator()(uint8_t* p) const { std::free(p); }
+};
+
+// Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find.
+std::unique_ptr<uint8_t, Free> scattered_bytes(int64_t bytes) {
+  constexpr int64_t kHuge = 2 << 20;
+  const int64_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
+  std::unique_ptr<uint8_t, Free> memory(static_cast<uint8_t*>(std::aligned_alloc(kHuge, rounded)));
+  if (memory == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (rounded >= kHuge) madvise(memory.get(), rounded, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
 
 // Where a run of labels [begin, end) is cut into `parts` for as many threads.
 int64_t cut(int64_t begin, int64_t end, int64_t parts, int64_t i) {
@@ -62,8 +85,10 @@ std::vector<Candidate<T>> first_k(std::vector<TopK<T>*> parts, int64_t k) {
 template <class Isa, class T>
 void offer_all(const MergeScores<T>& p, int64_t n, int64_t begin, int64_t end, T* keys, T* sorted,
                int32_t* positions, TopK<T>& top) {
-  for (int64_t label = begin; label < end; label += kBlock) {
-    const int64_t count = std::min(kBlock, end - label);
+  int64_t count;
+  for (int64_t label = begin; label < end; label += count) {
+    // Few labels first, for a threshold to hold the others against.
+    count = std::min({kBlock, end - label, top.full() ? kBlock : top.wants()});
     merge_labels<Isa>(p, n, label, count, keys, sorted);
     if constexpr (std::is_same_v<T, float>) {
       const float threshold = key_of<float>(top.threshold());
@@ -74,6 +99,7 @@ void offer_all(const MergeScores<T>& p, int64_t n, int64_t begin, int64_t end, T
       }
     }
     for (int64_t i = 0; i < count; ++i) top.offer(keys[i], label + i);
+    top.compact();
   }
 }
 
@@ -130,11 +156,10 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
 
 // ------------------------------------------------------------------------------------------- the paths
 
-// A bucket whose labels the lists path touches, and what they get.
+// A bucket with one of its repetition's greatest scores.
 struct Heavy {
-  int64_t repetition;
-  int32_t bucket;
-  float excess;  // over tau, in scores
+  int32_t repetition, bucket;
+  float score;
 };
 
 // What is known of a document before its labels are gone through.
@@ -147,9 +172,18 @@ struct Document {
   double sum_high = 0, sum_low = 0, slack_high = 0;
   bool from_low = false;     // scan: bytes count up from low, not down from high
   double unit = 1;           // scan: score units a step of the final sum
-  std::vector<Heavy> heavy;  // lists
-  double gap = 0;            // lists
+  std::vector<Heavy> heavy;  // all buckets above `floor`, where they were looked for
+  std::vector<float> floor;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
+  std::vector<double> tau;   // [R] lists
+  double gap = 0;            // lists: what the excesses over tau must add up to
   int64_t postings = 0, rescored = 0;
+
+  double down(int64_t R) const { return sum_high - wanted(R); }
+  double up(int64_t R) const { return wanted(R) - sum_low; }
+
+  double depth() const {  // of the threshold, between high and low
+    return from_low || sum_high <= sum_low ? 0 : (sum_high - theta() * high.size()) / (sum_high - sum_low);
+  }
 
   double theta() const { return key_of<float>(top.threshold()); }
 
@@ -167,13 +201,21 @@ struct Document {
   }
 };
 
+// Of one thread, from document to document.
+struct Scratch {
+  std::vector<float> keys = std::vector<float>(kBlock), sorted;
+  std::vector<int32_t> positions = std::vector<int32_t>(kBlock), labels;
+  std::vector<Heavy> best;
+  std::vector<uint64_t> seen;
+};
+
 class Decoder {
  public:
   explicit Decoder(const Decode<float>& p) : p_(p), m_(p.merge) {
     // How many labels are scored exactly before anything else, for a first threshold.
-    sample_ = std::min(m_.L, p.path == Path::automatic ? std::max<int64_t>(1024, 2 * p.k)
+    sample_ = std::min(m_.L, p.path == Path::automatic ? std::max<int64_t>(256, 4 * p.k)
                                                        : std::max<int64_t>(8, p.k));
-    groups_ = m_.R <= 20 || m_.merge != Merge::mean ? 1 : (m_.R + 15) / 16;
+    groups_ = m_.R <= 80 || m_.merge != Merge::mean ? 1 : (m_.R + 31) / 32;
     while ((int64_t(1) << shift_) < groups_) ++shift_;
     possible_ = p.index != nullptr && sample_ < m_.L &&
                 (m_.merge == Merge::mean ? shift_ <= 6 : m_.R <= 250);
@@ -195,7 +237,12 @@ class Decoder {
     scan_cost_ = scan_cost(width);
     if (worth_a_plan) {
       planned.resize(end - begin);
-      p_.run_tasks(end - begin, [&](int64_t i) { plan(begin + i, planned[i]); });
+      const int64_t parts = std::min(end - begin, 4 * p_.threads);
+      p_.run_tasks(parts, [&](int64_t part) {
+        Scratch scratch;
+        for (int64_t n = cut(begin, end, parts, part); n < cut(begin, end, parts, part + 1); ++n)
+          plan(n, planned[n - begin], scratch);
+      });
     }
     std::vector<Document*> scan, lists;
     for (int64_t n = begin; n < end; ++n) {
@@ -212,6 +259,10 @@ class Decoder {
       scan.clear();
     }
     if (!lists.empty()) run_lists(lists);
+    // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
+    std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
+      return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
+    });
     for (size_t i = 0; i < scan.size(); i += kWidth)
       run_scan({scan.begin() + i, scan.begin() + std::min(scan.size(), i + kWidth)});
     if (!direct.empty()) decode_direct(p_, direct);
@@ -243,27 +294,35 @@ class Decoder {
            rescored * m_.R * kPairCost * key_cost();
   }
 
-  void plan(int64_t n, Document& d) const {
+  void plan(int64_t n, Document& d, Scratch& scratch) const {
     d.n = n;
     const bool mean = m_.merge == Merge::mean;
+    const bool lists_pay = mean && (p_.path == Path::lists || (p_.path == Path::automatic &&
+                                                               std::min(scan_cost_, direct_cost()) > kListsFrom));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
-      if (mean && !find_extremes<Tag>(d)) return;
-      std::vector<float> keys(kBlock), sorted(m_.R);
-      std::vector<int32_t> positions(kBlock);
+      if (mean && !find_extremes<Tag>(d, lists_pay)) return;
       d.top = TopK<float>(p_.k);
-      offer_all<Tag>(m_, n, 0, sample_, keys.data(), sorted.data(), positions.data(), d.top);
+      scratch.sorted.resize(m_.R);
+      offer_all<Tag>(m_, n, 0, sample_, scratch.keys.data(), scratch.sorted.data(), scratch.positions.data(),
+                     d.top);
       d.top.compact();
       d.rescored = sample_;
       if (!std::isfinite(d.theta())) return;  // fewer than k finite keys in the sample
+      if (mean) {
+        if (p_.path != Path::automatic || scan_cost_ > kRaiseFrom || d.down(m_.R) > 4 * d.up(m_.R))
+          raise_threshold<Tag>(d, scratch);
+        if (!std::isfinite(d.down(m_.R))) return;
+        if (lists_pay && plan_lists(d)) {
+          d.path = Path::lists;
+          return;
+        }
+        // Bytes count steps below `high`; or, where the threshold is far nearer to `low` (some score far above
+        // all others would make those steps useless), above `low`.
+        d.from_low = d.up(m_.R) > 0 && d.down(m_.R) > 16 * d.up(m_.R);
+        d.unit = std::max(d.from_low ? d.up(m_.R) / 160 : d.down(m_.R) / 250, 1e-30);
+      }
       d.path = Path::scan;
-      if (!mean) return;
-      const double down = d.sum_high - d.wanted(m_.R), up = d.wanted(m_.R) - d.sum_low;
-      const bool lists_pay = p_.path == Path::lists || (p_.path == Path::automatic &&
-                                                        std::min(scan_cost_, direct_cost()) > kListsFrom);
-      if (down > 4 * up || lists_pay) raise_threshold<Tag>(d);
-      if (lists_pay && plan_lists<Tag>(d)) d.path = Path::lists;
-      if (!std::isfinite(d.sum_high - d.wanted(m_.R))) d.path = Path::direct;
     });
   }
 
@@ -273,46 +332,78 @@ class Decoder {
 
   // False where bounds by sums of scores would not hold: NaN, +inf, sums that could overflow.
   template <class Tag>
-  bool find_extremes(Document& d) const {
+  bool find_extremes(Document& d, bool find_heavy) const {
     d.high.resize(m_.R);
     d.low.resize(m_.R);
+    d.floor.resize(m_.R);
     for (int64_t r = 0; r < m_.R; ++r) {
       float low[kLanes], high[kLanes];
       if (!lane_extremes<Tag>(scores(d.n, r), m_.B, low, high)) return false;
       const int64_t lanes = std::min(kLanes, m_.B);
       std::nth_element(low, low + (lanes - 1) / 2, low + lanes);
       d.high[r] = *std::max_element(high, high + lanes);
+      d.floor[r] = *std::min_element(high, high + lanes);
       d.low[r] = std::max(low[(lanes - 1) / 2], -1e30f);
       d.sum_high += d.high[r];
       d.sum_low += d.low[r];
       d.slack_high += std::max(d.high[r], 0.0f);
+      if (find_heavy) this->find_heavy<Tag>(d, r);  // now, while the row is in the cache
     }
     return std::isfinite(d.sum_high) && d.slack_high < 1e37;
   }
 
-  // The exact keys of some labels that share the document's best buckets, for a better threshold.
   template <class Tag>
-  void raise_threshold(Document& d) const {
-    const int64_t R = m_.R, B = m_.B;
-    const int64_t wanted = std::max<int64_t>(512, 4 * p_.k), repetitions = std::min<int64_t>(4, R);
-    const double average = static_cast<double>(m_.L) / B;
-    const int64_t buckets =
-        std::min<int64_t>(kLanes - 1, std::max<int64_t>(1, std::llround(wanted / (repetitions * average))));
-    std::vector<int32_t> labels, found(4 * kLanes);
+  void find_heavy(Document& d, int64_t r) const {
+    constexpr int64_t kRoom = 256;
+    int32_t found[kRoom];
+    const float* row = scores(d.n, r);
+    const int64_t count = find_above<Tag>(row, m_.B, d.floor[r], found, kRoom);
+    if (count == kRoom) d.floor[r] = kInfinity;  // not all of them: of no use as a bound
+    for (int64_t i = 0; i < count; ++i) d.heavy.push_back({static_cast<int32_t>(r), found[i], row[found[i]]});
+  }
+
+  int64_t list(const Heavy& h, const int32_t** labels) const {
+    const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
+    *labels = p_.index->list_labels + h.repetition * m_.L + starts[0];
+    return starts[1] - starts[0];
+  }
+
+  // A better threshold than the sample's: the exact keys of the labels that are in the document's best buckets
+  // in at least two of a few repetitions. Those best in many are usually among them.
+  template <class Tag>
+  void raise_threshold(Document& d, Scratch& scratch) const {
+    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R);
+    const int64_t enough = std::clamp<int64_t>(m_.L / 200, 256, 8192);  // labels of a repetition
+    const bool found_before = !d.heavy.empty();
+    std::vector<int32_t>& labels = scratch.labels;
+    std::vector<Heavy>& best = scratch.best;
+    std::vector<std::pair<const int32_t*, const int32_t*>> lists;
+    labels.clear();
+    scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
     for (int64_t i = 0; i < repetitions; ++i) {
       const int64_t r = R * i / repetitions;
-      float low[kLanes], high[kLanes];
-      lane_extremes<Tag>(scores(d.n, r), B, low, high);
-      std::sort(high, high + kLanes, [](float a, float b) { return a > b; });
-      const int64_t count =
-          find_above<Tag>(scores(d.n, r), B, high[buckets], found.data(), static_cast<int64_t>(found.size()));
-      const int32_t* starts = p_.index->list_starts + r * (B + 1);
-      const int32_t* list = p_.index->list_labels + r * m_.L;
-      for (int64_t j = 0; j < count; ++j) {
-        const int64_t first = starts[found[j]], last = starts[found[j] + 1];
-        labels.insert(labels.end(), list + first, list + std::min(last, first + wanted));
+      if (!found_before) find_heavy<Tag>(d, r);
+      best.clear();
+      for (const Heavy& h : d.heavy)
+        if (h.repetition == r) best.push_back(h);
+      std::sort(best.begin(), best.end(), [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
+      int64_t taken = 0;
+      for (size_t j = 0; j < best.size() && taken < enough; ++j) {
+        const int32_t* members;
+        const int64_t count = std::min(list(best[j], &members), enough);
+        lists.emplace_back(members, members + count);
+        taken += count;
       }
     }
+    for (const auto& [first, last] : lists)
+      for (const int32_t* label = first; label < last; ++label) {
+        uint64_t& word = scratch.seen[*label / 64];
+        const uint64_t bit = uint64_t(1) << (*label % 64);
+        if (word & bit) labels.push_back(*label);
+        word |= bit;
+      }
+    for (const auto& [first, last] : lists)
+      for (const int32_t* label = first; label < last; ++label) scratch.seen[*label / 64] = 0;
     std::sort(labels.begin(), labels.end());
     labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
@@ -331,84 +422,51 @@ class Decoder {
     if (kth > rank_of(-kInfinity)) d.top.require_above(kth - 1);
   }
 
-  // Whether the lists path is worth it, and with which tau: the same for all repetitions, above `low`.
-  template <class Tag>
+  // Whether the lists path is worth it, and with which tau: the same height above `low` in all repetitions,
+  // but nowhere under `floor`, below which no buckets are known.
   bool plan_lists(Document& d) const {
-    const int64_t R = m_.R, B = m_.B, L = m_.L;
-    const bool forced = p_.path == Path::lists;
-    const double reach = d.wanted(R) - d.sum_low;  // what a label's scores above low must add up to
-    if (!(reach > 0) || !std::isfinite(reach)) return false;
-    // The heavy buckets for the lowest tau tried, if they are few.
-    const int64_t room = forced ? R * B : std::max<int64_t>(64, R * B / 32);
-    std::vector<int32_t> found(std::min(B, room));
-    double tau = 0;
-    bool few = false;
-    for (double share : {0.5, 0.75, 0.9}) {
-      tau = share * reach / R;
-      d.heavy.clear();
-      few = true;
-      for (int64_t r = 0; r < R && few; ++r) {
-        const float* row = scores(d.n, r);
-        const float threshold = std::nextafter(static_cast<float>(d.low[r] + tau), -kInfinity);
-        const int64_t left = room - static_cast<int64_t>(d.heavy.size());
-        const int64_t count = find_above<Tag>(row, B, threshold, found.data(), std::min(B, left));
-        few = count < left || (forced && count <= left);
-        for (int64_t i = 0; i < count; ++i) {
-          const double excess = static_cast<double>(row[found[i]]) - d.low[r] - tau;
-          if (excess > 0) d.heavy.push_back({r, found[i], std::nextafter(static_cast<float>(excess), kInfinity)});
-        }
-      }
-      if (few) break;
-    }
-    if (!few) return false;
-
-    // Postings by excess, in bins up to the gap; from there on one bucket is enough to make a candidate.
-    constexpr int kBins = 64;
-    const double gap = reach - R * tau, bin_width = gap * 4 / (static_cast<double>(R) * kBins);
+    const int64_t R = m_.R, L = m_.L;
+    const double wanted = d.wanted(R);
     double magnitude = 0;  // doubles must resolve the gap
-    for (int64_t r = 0; r < R; ++r) magnitude += std::abs(d.low[r]) + std::abs(d.high[r]);
-    if (!(gap > 1e-8 * magnitude)) return false;
-    double count[kBins] = {};
-    int64_t buckets_in[kBins] = {};
-    for (const Heavy& h : d.heavy) {
-      const int bin = static_cast<int>(std::min<double>(kBins - 1, h.excess / bin_width));
-      const int32_t* starts = p_.index->list_starts + h.repetition * (B + 1) + h.bucket;
-      count[bin] += starts[1] - starts[0];
-      ++buckets_in[bin];
-    }
-    // With tau raised by bin j's lower edge: how many postings, and how many candidates to expect of random
-    // buckets: P(sum of the excesses >= gap) <= exp(-s gap) * prod_r E exp(s excess_r), Chernoff's bound.
+    for (int64_t r = 0; r < R; ++r)
+      magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.floor[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
-    double best = forced ? 1e300 : std::min(scan_cost_, direct_cost());
-    double best_edge = -1;
-    for (int j = 0; j < kBins; j += 2) {
-      const double edge = j * bin_width, left = gap - R * edge;
-      if (!(left > 0)) break;
-      double postings = 0, lists = 0;
-      for (int i = j; i < kBins; ++i) postings += count[i], lists += buckets_in[i];
+    double best = p_.path == Path::lists ? std::numeric_limits<double>::infinity()
+                                         : std::min(scan_cost_, direct_cost());
+    std::vector<double> tau(R);
+    for (double share : {0.0, 0.3, 0.5, 0.65, 0.8, 0.9, 0.95}) {
+      double gap = wanted;
+      for (int64_t r = 0; r < R; ++r) {
+        tau[r] = std::max<double>(d.floor[r], d.low[r] + share * (wanted - d.sum_low) / R);
+        gap -= tau[r];
+      }
+      if (!(gap > 1e-8 * magnitude)) continue;
+      // Postings by excess over tau, in shares of the gap.
+      constexpr int kBins = 64;
+      double postings[kBins + 1] = {}, all = 0, lists = 0;
+      for (const Heavy& h : d.heavy) {
+        const double excess = h.score - tau[h.repetition];
+        if (excess <= 0) continue;
+        const int32_t* members;
+        const double count = static_cast<double>(list(h, &members));
+        postings[static_cast<int>(std::min(1.0, excess / gap) * kBins)] += count;
+        all += count;
+        ++lists;
+      }
+      // Candidates to expect of random buckets, by Chernoff's bound: for any s >= 0
+      // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r)
       double candidates = L;
       for (double power : {4.0, 8.0, 12.0, 18.0, 27.0}) {
         double exponent = -power;
-        for (int i = j; i < kBins; ++i) {
-          const double excess = i == kBins - 1 ? left : std::min(left, (i + 1) * bin_width - edge);
-          exponent += count[i] / L * std::expm1(power * excess / left);
-        }
+        for (int i = 0; i <= kBins; ++i)
+          if (postings[i] > 0) exponent += postings[i] / L * std::expm1(power * std::min(1.0, (i + 0.5) / kBins));
         candidates = std::min(candidates, L * std::exp(exponent));
       }
-      const double cost = postings * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
+      const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
                           (candidates + 2 * p_.k) * R * kPairCost;
-      if (cost < best) best = cost, best_edge = edge;
+      if (cost < best) best = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
     }
-    if (best_edge < 0) return false;
-    // Rounded so that tau + excess is never below the score and gap never above what is wanted.
-    d.gap = (gap - R * best_edge) * (1 - 1e-6);
-    std::vector<Heavy> heavy;
-    for (Heavy h : d.heavy) {
-      h.excess = std::nextafter(static_cast<float>(h.excess - best_edge), kInfinity);
-      if (h.excess > 0) heavy.push_back(h);
-    }
-    d.heavy = std::move(heavy);
-    return d.gap > 0;
+    return !d.tau.empty();
   }
 
   // ------------------------------------------------------------------------------------------- the lists
@@ -449,12 +507,14 @@ class Decoder {
     };
     std::vector<Cursor> cursors;
     for (const Heavy& h : d.heavy) {
-      const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
-      const int32_t* list = p_.index->list_labels + h.repetition * m_.L;
-      const int32_t* last = list + starts[1];
-      const int32_t* first = std::lower_bound(list + starts[0], last, static_cast<int32_t>(begin));
+      const double excess = h.score - d.tau[h.repetition];
+      if (excess <= 0) continue;
+      const int32_t* members;
+      const int64_t count = list(h, &members);
+      const int32_t* last = members + count;
+      const int32_t* first = std::lower_bound(members, last, static_cast<int32_t>(begin));
       // Rounded up: never less than the excess in steps of gap / kReach.
-      const double steps = h.excess / d.gap * kReach;
+      const double steps = excess / d.gap * kReach;
       if (first < last) cursors.push_back({first, last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
     }
     const int64_t size = std::min(kSums, end - begin);
@@ -509,21 +569,13 @@ class Decoder {
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L;
-    const int64_t bytes = R * B * W;
-    struct Free {
-      void operator()(uint8_t* p) const { std::free(p); }
-    };
-    const std::unique_ptr<uint8_t, Free> table(
-        static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-    if (table == nullptr) throw std::bad_alloc();
+    const std::unique_ptr<uint8_t, Free> table = scattered_bytes(R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       // The bytes of min and median depend on the threshold, so they are renewed as it rises.
       for (int64_t begin = sample_, end; begin < L; begin = end) {
         end = m_.merge == Merge::mean ? L : std::min(L, 8 * begin);
-        if (begin == sample_)
-          for (Document* d : documents) choose_unit(*d);
-        p_.run_tasks(R, [&](int64_t r) { quantize<Tag, W>(documents, r, table.get() + r * B * W); });
+        p_.run_tasks(R, [&](int64_t r) { fill_table<Tag, W>(documents, r, table.get() + r * B * W); });
         const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (end - begin) / 1024));
         std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
         std::vector<int64_t> rescored(parts * count);
@@ -545,33 +597,24 @@ class Decoder {
     });
   }
 
-  // How a document's scores become bytes: steps below `high`, or, where the threshold is far nearer to `low`
-  // (some score far above all others would make the steps useless), above `low`.
-  void choose_unit(Document& d) const {
-    if (m_.merge != Merge::mean) return;
-    const double wanted = d.wanted(m_.R);
-    const double down = d.sum_high - wanted, up = wanted - d.sum_low;
-    d.from_low = up > 0 && down > 16 * up;
-    d.unit = std::max((d.from_low ? up : down) / (d.from_low ? 160 : 250), 1e-30);
-  }
-
   template <class Tag, int W>
-  void quantize(const std::vector<Document*>& documents, int64_t r, uint8_t* rows) const {
-    const float* pointers[W] = {};
-    float origin[W] = {}, scale[W] = {};
+  void fill_table(const std::vector<Document*>& documents, int64_t r, uint8_t* rows) const {
+    const int64_t B = m_.B, stride = (B + 127) / 64 * 64 | 64;  // odd in cache lines: no two columns collide
+    std::vector<uint8_t> columns(W * stride, 0);
     for (size_t i = 0; i < documents.size(); ++i) {
       const Document& d = *documents[i];
-      pointers[i] = scores(d.n, r);
-      if (m_.merge != Merge::mean) {
-        // Scale 0: whether the score is below. The mean of two scores from there on may overflow.
-        origin[i] = static_cast<float>(std::min(d.theta(), 0x1p126));
-        continue;
+      float origin, scale;
+      if (m_.merge == Merge::mean) {
+        const float steps = static_cast<float>(std::ldexp(1 / d.unit, shift_));
+        origin = d.from_low ? d.low[r] : d.high[r];
+        scale = d.from_low ? steps : -steps;
+      } else {  // whether the score is below theta. The mean of two scores from there on may overflow.
+        origin = static_cast<float>(std::min(d.theta(), 0x1p126));
+        scale = 0;
       }
-      const float steps = static_cast<float>(std::ldexp(1 / d.unit, shift_));
-      origin[i] = d.from_low ? d.low[r] : d.high[r];
-      scale[i] = d.from_low ? steps : -steps;
+      quantize<Tag>(scores(d.n, r), B, origin, scale, columns.data() + i * stride);
     }
-    quantize_rows<Tag, W>({pointers, origin, scale, m_.B}, rows);
+    transpose_bytes<Tag, W>(columns.data(), stride, B, rows);
   }
 
   // The bound on document d's sums for threshold theta; `below`: sums below it are wanted.
@@ -599,7 +642,8 @@ class Decoder {
                   TopK<float>* top, int64_t* rescored) const {
     const int64_t count = documents.size();
     uint8_t bound[W] = {};  // no document: sums below 0
-    ByteScan scan{table, p_.index->codes, m_.R, m_.B, (m_.R + groups_ - 1) / groups_, shift_, bound, ~0ull, 0};
+    ByteScan scan{table, p_.index->codes, m_.R, m_.B, (m_.R + groups_ - 1) / groups_, shift_, bound, ~0ull,
+                  0,     0,               m_.R};
     if (W < 64) scan.below = (1ull << (W % 64)) - 1;
     for (int64_t i = 0; i < count; ++i) {
       bound[i] = bound_for(*documents[i], top[i]);
@@ -608,13 +652,22 @@ class Decoder {
         if (shift_) scan.saturated_too |= 1ull << i;
       }
     }
-    std::vector<int32_t> labels(kTile + 4);
-    std::vector<uint64_t> wanted(kTile + 4);
+    std::vector<int32_t> labels(kTile + 1);
+    std::vector<uint64_t> wanted(kTile + 1);
+    std::vector<uint8_t> sums((kTile + 1) * W);
     std::vector<std::pair<int32_t, int32_t>> pairs;
-    int64_t tile = 2048;
+    int64_t tile = 256;
     for (int64_t first = begin; first < end; first += tile, tile = std::min(kTile, 2 * tile)) {
-      const int64_t found =
-          scan_labels<Tag, W>(scan, first, std::min(end, first + tile), labels.data(), wanted.data());
+      const int64_t last = std::min(end, first + tile);
+      // Sums only grow: a label nobody wants after some repetitions need not get the others.
+      scan.begin = 0;
+      scan.end = first_stage<Tag, W>(scan, first, last);
+      int64_t found = scan_labels<Tag, W>(scan, first, last, labels.data(), wanted.data(), sums.data());
+      if (scan.end < m_.R) {
+        scan.begin = scan.end;
+        scan.end = m_.R;
+        found = scan_again<Tag, W>(scan, found, labels.data(), wanted.data(), sums.data());
+      }
       pairs.clear();
       for (int64_t i = 0; i < found; ++i)
         for (uint64_t left = wanted[i]; left; left &= left - 1) {
@@ -631,6 +684,28 @@ class Decoder {
         bound[i] = bound_for(*documents[i], top[i]);
       }
     }
+  }
+
+  // How many repetitions to add before the labels are looked at for the first time: the cheapest number by a
+  // few labels' example.
+  template <class Tag, int W>
+  int64_t first_stage(const ByteScan& scan, int64_t begin, int64_t end) const {
+    constexpr double kAgain = 8;  // ns to take a label up again
+    if (scan.saturated_too || scan.below != (~0ull >> (64 - W))) return m_.R;
+    const int64_t count = std::min<int64_t>(64, (end - begin) / 4);
+    if (count == 0) return m_.R;
+    std::vector<int64_t> alive(m_.R, 0);
+    count_alive<Tag, W>(scan, begin, begin + count, alive.data());
+    const double row = row_cost(m_.R * m_.B * W);
+    double best = m_.R * row;
+    int64_t stage = m_.R;
+    for (int64_t r = 1; r < m_.R; ++r) {
+      const double left = static_cast<double>(alive[r - 1]) / count;
+      const double cost = r * row_cost(r * m_.B * W) + left * (kAgain + (m_.R - r) * row * 1.3);
+      if (cost < best) best = cost, stage = r;
+    }
+    if (std::getenv("MT")) { fprintf(stderr,"stage %ld alive:",stage); for (auto a: alive) fprintf(stderr," %ld",a); fprintf(stderr,"\n"); }
+    return stage;
   }
 
   const Decode<float>& p_;

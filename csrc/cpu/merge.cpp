@@ -96,10 +96,21 @@ void merge_labels(const MergeScores<T>& p, int64_t document, int64_t label_begin
 template <class Isa, class T>
 void merge_pairs(const MergeScores<T>& p, const uint16_t* codes, const int32_t* documents,
                  const int32_t* labels, int64_t count, T* keys, T* sorted) {
-  for (int64_t i = 0; i < count; ++i)
+  // Labels are far apart, and so are their buckets: fetch the codes early and the scores a little later.
+  constexpr int64_t kCodesAhead = 24, kScoresAhead = 6;
+  const auto prefetch_scores = [&](int64_t i) {
+    const T* scores = p.scores + documents[i] * p.document_stride;
+    const uint16_t* code = codes + labels[i] * p.R;
+    for (int64_t r = 0; r < p.R; ++r) __builtin_prefetch(scores + r * p.repetition_stride + code[r]);
+  };
+  for (int64_t i = 0; i < count && i < kScoresAhead; ++i) prefetch_scores(i);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kCodesAhead < count) __builtin_prefetch(codes + labels[i + kCodesAhead] * p.R);
+    if (i + kScoresAhead < count) prefetch_scores(i + kScoresAhead);
     keys[i] = key<T>(CodedLabel<T>{p.scores + documents[i] * p.document_stride, p.repetition_stride,
                                    codes + labels[i] * p.R},
                      p.R, p.merge, sorted);
+  }
 }
 
 template <class Isa, class T>

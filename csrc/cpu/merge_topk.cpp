@@ -1,5 +1,7 @@
 #include "merge_topk.h"
 
+#include <type_traits>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -30,6 +32,7 @@ struct Rows {
     for (int i = 0; i < W; ++i) v.byte[i] = static_cast<uint8_t>(byte[i] >> bits);
     return v;
   }
+  void store(uint8_t* p) const { __builtin_memcpy(p, byte, W); }
   uint64_t at_least(const Rows& o) const {
     uint64_t mask = 0;
     for (int i = 0; i < W; ++i) mask |= static_cast<uint64_t>(byte[i] >= o.byte[i]) << i;
@@ -48,6 +51,7 @@ struct Rows<MACH_ISA, 16> {
     return {_mm_and_si128(_mm_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                           _mm_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
     return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(v, o.v), v)));
   }
@@ -63,6 +67,7 @@ struct Rows<MACH_ISA, 32> {
     return {_mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                              _mm256_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
     return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, o.v), v)));
   }
@@ -79,6 +84,7 @@ struct Rows<MACH_ISA, 64> {
   }
   Rows plus(const Rows& o) const { return {low.plus(o.low), high.plus(o.high)}; }
   Rows shifted(int bits) const { return {low.shifted(bits), high.shifted(bits)}; }
+  void store(uint8_t* p) const { low.store(p), high.store(p + 32); }
   uint64_t at_least(const Rows& o) const { return low.at_least(o.low) | high.at_least(o.high) << 32; }
 };
 #elif defined(MACH_ISA_IS_Avx512)
@@ -92,27 +98,29 @@ struct Rows<MACH_ISA, 64> {
     return {_mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                              _mm512_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
   uint64_t at_least(const Rows& o) const { return _mm512_cmpge_epu8_mask(v, o.v); }
 };
 #endif
 
-// Documents that want each of `kLabels` adjacent labels. Several labels at a time: their chains of additions
-// are independent, and a repetition's base address is computed once.
+// Adds repetitions [p.begin, p.end) of kLabels labels to their totals and returns who wants them. Several
+// labels at a time: their chains of additions are independent, and a repetition's base address is computed
+// once.
 template <class Isa, int W, int kLabels>
-inline void scan_some(const ByteScan& p, int64_t label, const Rows<Isa, W>& bound, uint64_t* wanted) {
+inline void add_rows(const ByteScan& p, const int64_t* labels, const Rows<Isa, W>& bound,
+                     Rows<Isa, W>* total, uint64_t* wanted) {
   using V = Rows<Isa, W>;
-  const uint16_t* codes = p.codes + label * p.R;
-  const uint8_t* rows = p.table;
-  V total[kLabels];
+  const uint8_t* rows = p.table + p.begin * p.B * W;
+  const uint16_t* codes[kLabels];
   uint64_t saturated[kLabels] = {};
-  for (int i = 0; i < kLabels; ++i) total[i] = V::zero();
-  for (int64_t r = 0; r < p.R;) {
-    const int64_t end = r + p.group < p.R ? r + p.group : p.R;
+  for (int i = 0; i < kLabels; ++i) codes[i] = p.codes + labels[i] * p.R;
+  for (int64_t r = p.begin; r < p.end;) {
+    const int64_t end = r + p.group < p.end ? r + p.group : p.end;
     V sum[kLabels];
-    for (int i = 0; i < kLabels; ++i) sum[i] = V::zero();
+    for (int i = 0; i < kLabels; ++i) sum[i] = p.shift ? V::zero() : total[i];
     for (; r < end; ++r, rows += p.B * W)
       for (int i = 0; i < kLabels; ++i)
-        sum[i] = sum[i].plus(V::load(rows + static_cast<int64_t>(codes[i * p.R + r]) * W));
+        sum[i] = sum[i].plus(V::load(rows + static_cast<int64_t>(codes[i][r]) * W));
     if (p.saturated_too) {
       uint8_t full[W];
       __builtin_memset(full, 255, W);
@@ -124,28 +132,14 @@ inline void scan_some(const ByteScan& p, int64_t label, const Rows<Isa, W>& boun
     wanted[i] = (total[i].at_least(bound) ^ p.below) | (saturated[i] & p.saturated_too);
 }
 
-// Up to 16 scores -> bytes; a loop of known length vectorises.
-inline void quantize_16(const float* scores, int64_t count, float origin, float scale, uint8_t* bytes) {
-  float score[16];
-  for (int64_t i = 0; i < 16; ++i) score[i] = i < count ? scores[i] : 0;
-  if (scale == 0) {
-    for (int i = 0; i < 16; ++i) bytes[i] = score[i] >= origin ? 0 : 1;
-    return;
-  }
-  for (int i = 0; i < 16; ++i) {
-    float x = (score[i] - origin) * scale;
-    x = x > 0 ? x : 0;
-    x = x < 255 ? x : 255;
-    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(x));
-  }
-}
-
-// tile [16 documents][16 buckets] -> rows of W bytes, 16 bytes of each
-inline void transpose_16(const uint8_t (*tile)[16], uint8_t* rows, int64_t stride, int64_t count) {
+// 16 columns of 16 bytes -> 16 bytes of each of `count` rows
+inline void transpose_16(const uint8_t* columns, int64_t column_stride, uint8_t* rows, int64_t stride,
+                         int64_t count) {
 #if defined(__SSE2__)
   if (count == 16) {
     __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(tile[i]));
+    for (int i = 0; i < 16; ++i) 
+      a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns + i * column_stride));
     // Four rounds of interleaving row i with row i + 8.
     for (int round = 0; round < 4; ++round) {
       for (int i = 0; i < 8; ++i) {
@@ -159,78 +153,146 @@ inline void transpose_16(const uint8_t (*tile)[16], uint8_t* rows, int64_t strid
   }
 #endif
   for (int64_t b = 0; b < count; ++b)
-    for (int w = 0; w < 16; ++w) rows[b * stride + w] = tile[w][b];
+    for (int w = 0; w < 16; ++w) rows[b * stride + w] = columns[w * column_stride + b];
 }
 
 }  // namespace
 
-template <class Isa, int W>
-void quantize_rows(const ByteRows& p, uint8_t* rows) {
-  alignas(64) uint8_t tile[16][16] = {};
-  for (int64_t b = 0; b < p.B; b += 16) {
-    const int64_t count = p.B - b < 16 ? p.B - b : 16;
-    for (int w = 0; w < W; w += 16) {
-      for (int i = 0; i < 16; ++i) {
-        if (!p.scores[w + i])
-          __builtin_memset(tile[i], 0, 16);
-        else if (count == 16)
-          quantize_16(p.scores[w + i] + b, 16, p.origin[w + i], p.scale[w + i], tile[i]);
-        else
-          quantize_16(p.scores[w + i] + b, count, p.origin[w + i], p.scale[w + i], tile[i]);
-      }
-      transpose_16(tile, rows + b * W + w, W, count);
-    }
+template <class Isa>
+void quantize(const float* scores, int64_t B, float origin, float scale, uint8_t* bytes) {
+  if (scale == 0) {
+    for (int64_t b = 0; b < B; ++b) bytes[b] = scores[b] >= origin ? 0 : 1;
+    return;
+  }
+  for (int64_t b = 0; b < B; ++b) {
+    float x = (scores[b] - origin) * scale;
+    x = x > 0 ? x : 0;
+    x = x < 255 ? x : 255;
+    bytes[b] = static_cast<uint8_t>(static_cast<int32_t>(x));
   }
 }
 
 template <class Isa, int W>
-int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents) {
-  const Rows<Isa, W> bound = Rows<Isa, W>::load(p.bound);
+void transpose_bytes(const uint8_t* columns, int64_t stride, int64_t B, uint8_t* rows) {
+  for (int64_t b = 0; b < B; b += 16)
+    for (int w = 0; w < W; w += 16)
+      transpose_16(columns + w * stride + b, stride, rows + b * W + w, W, B - b < 16 ? B - b : 16);
+}
+
+template <class Isa, int W>
+int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents,
+                    uint8_t* sums) {
+  using V = Rows<Isa, W>;
+  const V bound = V::load(p.bound);
   constexpr int kLabels = 4;
-  int64_t found = 0;
-  uint64_t wanted[kLabels];
-  int64_t label = begin;
-  for (; label + kLabels <= end; label += kLabels) {
-    scan_some<Isa, W, kLabels>(p, label, bound, wanted);
-    if (!(wanted[0] | wanted[1] | wanted[2] | wanted[3])) continue;
-    for (int i = 0; i < kLabels; ++i) {
-      labels[found] = static_cast<int32_t>(label + i);
+  int64_t found = 0, label = begin;
+  const auto some = [&](auto count) {
+    constexpr int kCount = decltype(count)::value;
+    int64_t ids[kCount];
+    uint64_t wanted[kCount], any = 0;
+    V total[kCount];
+    for (int i = 0; i < kCount; ++i) ids[i] = label + i, total[i] = V::zero();
+    add_rows<Isa, W, kCount>(p, ids, bound, total, wanted);
+    label += kCount;
+    for (int i = 0; i < kCount; ++i) any |= wanted[i];
+    if (!any) return;
+    for (int i = 0; i < kCount; ++i) {
+      labels[found] = static_cast<int32_t>(ids[i]);
       documents[found] = wanted[i];
+      total[i].store(sums + found * W);
       found += wanted[i] != 0;
     }
-  }
-  for (; label < end; ++label) {
-    scan_some<Isa, W, 1>(p, label, bound, wanted);
-    labels[found] = static_cast<int32_t>(label);
-    documents[found] = wanted[0];
-    found += wanted[0] != 0;
-  }
+  };
+  while (label + kLabels <= end) some(std::integral_constant<int, kLabels>());
+  while (label < end) some(std::integral_constant<int, 1>());
   return found;
+}
+
+template <class Isa, int W>
+int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* documents, uint8_t* sums) {
+  using V = Rows<Isa, W>;
+  const V bound = V::load(p.bound);
+  constexpr int kLabels = 4;
+  int64_t found = 0, at = 0;
+  const auto some = [&](auto count) {
+    constexpr int kCount = decltype(count)::value;
+    int64_t ids[kCount];
+    uint64_t wanted[kCount];
+    V total[kCount];
+    for (int i = 0; i < kCount; ++i) ids[i] = labels[at + i], total[i] = V::load(sums + (at + i) * W);
+    add_rows<Isa, W, kCount>(p, ids, bound, total, wanted);
+    at += kCount;
+    for (int i = 0; i < kCount; ++i) {  // never ahead of what was read
+      labels[found] = static_cast<int32_t>(ids[i]);
+      documents[found] = wanted[i];
+      total[i].store(sums + found * W);
+      found += wanted[i] != 0;
+    }
+  };
+  while (at + kLabels <= count) some(std::integral_constant<int, kLabels>());
+  while (at < count) some(std::integral_constant<int, 1>());
+  return found;
+}
+
+template <class Isa, int W>
+void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive) {
+  using V = Rows<Isa, W>;
+  const V bound = V::load(p.bound);
+  for (int64_t label = begin; label < end; ++label) {
+    const uint16_t* codes = p.codes + label * p.R;
+    V total = V::zero(), sum = V::zero();
+    for (int64_t r = 0; r < p.R; ++r) {
+      if (r % p.group == 0 && p.shift) total = total.plus(sum.shifted(p.shift)), sum = V::zero();
+      sum = sum.plus(V::load(p.table + (r * p.B + codes[r]) * W));
+      const V so_far = p.shift ? total.plus(sum.shifted(p.shift)) : sum;
+      if (!(so_far.at_least(bound) ^ p.below)) break;
+      ++alive[r];
+    }
+  }
 }
 
 template <class Isa>
 bool lane_extremes(const float* scores, int64_t count, float* low, float* high) {
   constexpr int kLanes = 16;
   constexpr float kInfinity = __builtin_inff();
-  float least[kLanes], greatest[kLanes];
-  int32_t fault[kLanes] = {};
-  for (int j = 0; j < kLanes; ++j) least[j] = kInfinity, greatest[j] = -kInfinity;
+  // Four of them in turn: a comparison need not wait for the one before.
+  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+  typedef int32_t Faults __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  constexpr int kTurns = 4;
+  Lanes least[kTurns], greatest[kTurns];
+  Faults fault[kTurns];
+  for (int t = 0; t < kTurns; ++t)
+    least[t] = Lanes{} + kInfinity, greatest[t] = Lanes{} - kInfinity, fault[t] = Faults{};
+  const auto take = [&](int t, Lanes x) {
+    fault[t] |= ~(x < kInfinity);
+    least[t] = x < least[t] ? x : least[t];
+    greatest[t] = x > greatest[t] ? x : greatest[t];
+  };
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) {
-      const float x = scores[i + j];
-      least[j] = x < least[j] ? x : least[j];
-      greatest[j] = x > greatest[j] ? x : greatest[j];
-      fault[j] |= !(x < kInfinity);
+  Lanes x;
+  for (; i + kTurns * kLanes <= count; i += kTurns * kLanes)
+    for (int t = 0; t < kTurns; ++t) {
+      __builtin_memcpy(&x, scores + i + t * kLanes, sizeof x);
+      take(t, x);
     }
-  for (int j = 0; i < count; ++i, ++j) {
-    const float x = scores[i];
-    least[j] = x < least[j] ? x : least[j];
-    greatest[j] = x > greatest[j] ? x : greatest[j];
-    fault[j] |= !(x < kInfinity);
+  for (; i + kLanes <= count; i += kLanes) {
+    __builtin_memcpy(&x, scores + i, sizeof x);
+    take(0, x);
   }
   int32_t faults = 0;
-  for (int j = 0; j < kLanes; ++j) low[j] = least[j], high[j] = greatest[j], faults |= fault[j];
+  for (int j = 0; j < kLanes; ++j) {
+    low[j] = least[0][j], high[j] = greatest[0][j];
+    for (int t = 0; t < kTurns; ++t) {
+      low[j] = least[t][j] < low[j] ? least[t][j] : low[j];
+      high[j] = greatest[t][j] > high[j] ? greatest[t][j] : high[j];
+      faults |= fault[t][j];
+    }
+  }
+  for (int j = 0; i < count; ++i, ++j) {
+    low[j] = scores[i] < low[j] ? scores[i] : low[j];
+    high[j] = scores[i] > high[j] ? scores[i] : high[j];
+    faults |= !(scores[i] < kInfinity);
+  }
   return faults == 0;
 }
 
@@ -290,16 +352,20 @@ int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* posi
   return found;
 }
 
-#define MACH_ROWS(ISA, W)                                        \
-  template void quantize_rows<ISA, W>(const ByteRows&, uint8_t*); \
-  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*);
-#define MACH_MERGE_TOPK(ISA)                                                                         \
-  MACH_ROWS(ISA, 16)                                                                                 \
-  MACH_ROWS(ISA, 32)                                                                                 \
-  MACH_ROWS(ISA, 64)                                                                                 \
-  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                           \
-  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                 \
-  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);    \
+#define MACH_ROWS(ISA, W)                                                                              \
+  template void transpose_bytes<ISA, W>(const uint8_t*, int64_t, int64_t, uint8_t*);                   \
+  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*,         \
+                                       uint8_t*);                                                      \
+  template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);        \
+  template void count_alive<ISA, W>(const ByteScan&, int64_t, int64_t, int64_t*);
+#define MACH_MERGE_TOPK(ISA)                                                                           \
+  MACH_ROWS(ISA, 16)                                                                                   \
+  MACH_ROWS(ISA, 32)                                                                                   \
+  MACH_ROWS(ISA, 64)                                                                                   \
+  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                          \
+  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                             \
+  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                   \
+  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);      \
   template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
 MACH_MERGE_TOPK(MACH_ISA)
 

@@ -15,17 +15,13 @@
 
 namespace mach {
 
-// One repetition's scores of W documents and how each is turned into bytes.
-struct ByteRows {
-  const float* const* scores;  // [W], each B adjacent values; null: no document, bytes 0
-  const float* origin;         // [W]
-  const float* scale;          // [W]
-  int64_t B;
-};
+// scores [B] -> bytes [B]
+template <class Isa>
+void quantize(const float* scores, int64_t B, float origin, float scale, uint8_t* bytes);
 
-// rows [B, W]
+// columns [W, stride] -> rows [B, W], the first B <= stride bytes of each column
 template <class Isa, int W>
-void quantize_rows(const ByteRows& p, uint8_t* rows);
+void transpose_bytes(const uint8_t* columns, int64_t stride, int64_t B, uint8_t* rows);
 
 struct ByteScan {
   const uint8_t* table;   // [R, B, W]
@@ -36,12 +32,22 @@ struct ByteScan {
   const uint8_t* bound;    // [W]
   uint64_t below;          // documents that want sums below their bound; the others: at least their bound
   uint64_t saturated_too;  // documents for which a saturated group decides: wanted
+  int64_t begin, end;      // repetitions to add
 };
 
-// Labels [begin, end) that some document wants: the label and the documents, ascending, with room for one
-// more than there are labels. Returns how many.
+// Labels that some document wants once repetitions [p.begin, p.end) are added: the label, the documents and
+// the sums [., W], in the labels' order. Returns how many.
+// scan_labels: labels [begin, end), sums from 0; arrays with room for one more than there are labels.
+// scan_again: the `count` labels in the arrays, sums from there; the result takes their place.
 template <class Isa, int W>
-int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents);
+int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents,
+                    uint8_t* sums);
+template <class Isa, int W>
+int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* documents, uint8_t* sums);
+
+// alive[r] += labels of [begin, end) that some document still wants when repetitions [0, r] are added.
+template <class Isa, int W>
+void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive);
 
 // low[i], high[i]: least and greatest of scores[i], scores[i + 16], ... (+-inf where there is none). Returns
 // whether all scores are below +inf and none is NaN.

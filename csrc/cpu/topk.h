@@ -70,6 +70,8 @@ class TopK {
   bool full() const { return full_; }
   Rank<T> threshold() const { return threshold_; }
 
+  int64_t wants() const { return std::max<int64_t>(64, 2 * k_); }  // offers that make a first threshold
+
   void offer(T key, int64_t label) {
     const Rank<T> rank = rank_of(key);
     // An equal rank loses: its label is higher than that of the k-th.
@@ -103,7 +105,7 @@ class TopK {
   }
 
  private:
-  static constexpr int64_t kSlack = 256;
+  static constexpr int64_t kSlack = 32;
 
   int64_t k_;
   bool full_ = false;

@@ -24,7 +24,8 @@ namespace {
 constexpr int64_t kBlock = 2048;   // labels whose exact keys are computed together
 constexpr int64_t kGroup = 8;      // documents that share a block's codes while they are in the cache
 constexpr int64_t kWidth = 64;     // documents in a scan
-constexpr int64_t kChunk = 256;    // documents planned together
+constexpr int64_t kChunk = 256;    // documents planned together, at most; fewer where their scores are large
+constexpr int64_t kChunkBytes = 12 << 20;  // of scores: planned and scanned while they are in the cache
 constexpr int64_t kTile = 1 << 14; // labels between two updates of a scan's bounds
 constexpr int64_t kPairs = 1024;   // exact keys computed together
 constexpr int64_t kSums = 1 << 19; // labels of the lists path's sums: they stay in the second-level cache
@@ -39,6 +40,7 @@ constexpr double kPostingCost = 1.2;    // a label in a list
 constexpr double kSegmentCost = 12;     // a list in a block of labels
 constexpr double kSweepCost = 0.03;     // a label's sum
 constexpr double kRaiseFrom = 40e3;     // a document: less is not worth looking for a better threshold
+constexpr int64_t kRaiseUpTo = 32;      // k: more are not found in a few buckets
 constexpr double kListsFrom = 150e3;    // a document: less is not worth planning the lists path for
 double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
@@ -158,8 +160,9 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
 
 // A bucket with one of its repetition's greatest scores.
 struct Heavy {
-  int32_t repetition, bucket;
+  int32_t repetition;
   float score;
+  const int32_t *first, *last;  // its labels
 };
 
 // What is known of a document before its labels are gone through.
@@ -207,13 +210,14 @@ struct Scratch {
   std::vector<int32_t> positions = std::vector<int32_t>(kBlock), labels;
   std::vector<Heavy> best;
   std::vector<uint64_t> seen;
+  std::vector<uint8_t> sums;
 };
 
 class Decoder {
  public:
   explicit Decoder(const Decode<float>& p) : p_(p), m_(p.merge) {
     // How many labels are scored exactly before anything else, for a first threshold.
-    sample_ = std::min(m_.L, p.path == Path::automatic ? std::max<int64_t>(256, 4 * p.k)
+    sample_ = std::min(m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k)
                                                        : std::max<int64_t>(8, p.k));
     groups_ = m_.R <= 80 || m_.merge != Merge::mean ? 1 : (m_.R + 31) / 32;
     while ((int64_t(1) << shift_) < groups_) ++shift_;
@@ -222,7 +226,9 @@ class Decoder {
   }
 
   void run() {
-    for (int64_t begin = 0; begin < p_.N; begin += kChunk) chunk(begin, std::min(p_.N, begin + kChunk));
+    const int64_t fit = kChunkBytes / (m_.R * m_.B * static_cast<int64_t>(sizeof(float)));
+    const int64_t size = std::clamp(fit / kWidth * kWidth, kWidth, kChunk);
+    for (int64_t begin = 0; begin < p_.N; begin += size) chunk(begin, std::min(p_.N, begin + size));
   }
 
  private:
@@ -310,7 +316,8 @@ class Decoder {
       d.rescored = sample_;
       if (!std::isfinite(d.theta())) return;  // fewer than k finite keys in the sample
       if (mean) {
-        if (p_.path != Path::automatic || scan_cost_ > kRaiseFrom || d.down(m_.R) > 4 * d.up(m_.R))
+        if (p_.path != Path::automatic || (p_.k <= kRaiseUpTo && scan_cost_ > kRaiseFrom) ||
+            d.down(m_.R) > 4 * d.up(m_.R))
           raise_threshold<Tag>(d, scratch);
         if (!std::isfinite(d.down(m_.R))) return;
         if (lists_pay && plan_lists(d)) {
@@ -359,51 +366,50 @@ class Decoder {
     const float* row = scores(d.n, r);
     const int64_t count = find_above<Tag>(row, m_.B, d.floor[r], found, kRoom);
     if (count == kRoom) d.floor[r] = kInfinity;  // not all of them: of no use as a bound
-    for (int64_t i = 0; i < count; ++i) d.heavy.push_back({static_cast<int32_t>(r), found[i], row[found[i]]});
-  }
-
-  int64_t list(const Heavy& h, const int32_t** labels) const {
-    const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
-    *labels = p_.index->list_labels + h.repetition * m_.L + starts[0];
-    return starts[1] - starts[0];
+    const int32_t* starts = p_.index->list_starts + r * (m_.B + 1);
+    const int32_t* labels = p_.index->list_labels + r * m_.L;
+    for (int64_t i = 0; i < count; ++i)
+      d.heavy.push_back({static_cast<int32_t>(r), row[found[i]], labels + starts[found[i]],
+                         labels + starts[found[i] + 1]});
   }
 
   // A better threshold than the sample's: the exact keys of the labels that are in the document's best buckets
   // in at least two of a few repetitions. Those best in many are usually among them.
   template <class Tag>
   void raise_threshold(Document& d, Scratch& scratch) const {
-    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R);
-    const int64_t enough = std::clamp<int64_t>(m_.L / 200, 256, 8192);  // labels of a repetition
+    const int64_t R = m_.R, repetitions = std::min<int64_t>(3, R), buckets = p_.k + 4;
     const bool found_before = !d.heavy.empty();
     std::vector<int32_t>& labels = scratch.labels;
     std::vector<Heavy>& best = scratch.best;
-    std::vector<std::pair<const int32_t*, const int32_t*>> lists;
     labels.clear();
     scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
-    for (int64_t i = 0; i < repetitions; ++i) {
+    int64_t marked = 0;
+    const auto of_best = [&](int64_t i, const auto& visit) {
       const int64_t r = R * i / repetitions;
-      if (!found_before) find_heavy<Tag>(d, r);
       best.clear();
       for (const Heavy& h : d.heavy)
         if (h.repetition == r) best.push_back(h);
-      std::sort(best.begin(), best.end(), [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
-      int64_t taken = 0;
-      for (size_t j = 0; j < best.size() && taken < enough; ++j) {
-        const int32_t* members;
-        const int64_t count = std::min(list(best[j], &members), enough);
-        lists.emplace_back(members, members + count);
-        taken += count;
-      }
-    }
-    for (const auto& [first, last] : lists)
-      for (const int32_t* label = first; label < last; ++label) {
-        uint64_t& word = scratch.seen[*label / 64];
-        const uint64_t bit = uint64_t(1) << (*label % 64);
-        if (word & bit) labels.push_back(*label);
+      const auto end = best.begin() + std::min<int64_t>(buckets, best.size());
+      std::partial_sort(best.begin(), end, best.end(),
+                        [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
+      for (auto h = best.begin(); h < end; ++h)
+        for (const int32_t* label = h->first; label < h->last; ++label) visit(*label);
+    };
+    for (int64_t i = 0; i < repetitions; ++i) {
+      if (!found_before) find_heavy<Tag>(d, R * i / repetitions);
+      of_best(i, [&](int32_t label) {
+        uint64_t& word = scratch.seen[label / 64];
+        const uint64_t bit = uint64_t(1) << (label % 64);
+        if (word & bit) labels.push_back(label);
         word |= bit;
-      }
-    for (const auto& [first, last] : lists)
-      for (const int32_t* label = first; label < last; ++label) scratch.seen[*label / 64] = 0;
+        ++marked;
+      });
+    }
+    if (marked > static_cast<int64_t>(scratch.seen.size()) / 8)
+      std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
+    else
+      for (int64_t i = 0; i < repetitions; ++i)
+        of_best(i, [&](int32_t label) { scratch.seen[label / 64] = 0; });
     std::sort(labels.begin(), labels.end());
     labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
@@ -434,7 +440,7 @@ class Decoder {
     double best = p_.path == Path::lists ? std::numeric_limits<double>::infinity()
                                          : std::min(scan_cost_, direct_cost());
     std::vector<double> tau(R);
-    for (double share : {0.0, 0.3, 0.5, 0.65, 0.8, 0.9, 0.95}) {
+    for (double share : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
       for (int64_t r = 0; r < R; ++r) {
         tau[r] = std::max<double>(d.floor[r], d.low[r] + share * (wanted - d.sum_low) / R);
@@ -442,13 +448,12 @@ class Decoder {
       }
       if (!(gap > 1e-8 * magnitude)) continue;
       // Postings by excess over tau, in shares of the gap.
-      constexpr int kBins = 64;
+      constexpr int kBins = 16;
       double postings[kBins + 1] = {}, all = 0, lists = 0;
       for (const Heavy& h : d.heavy) {
         const double excess = h.score - tau[h.repetition];
         if (excess <= 0) continue;
-        const int32_t* members;
-        const double count = static_cast<double>(list(h, &members));
+        const double count = static_cast<double>(h.last - h.first);
         postings[static_cast<int>(std::min(1.0, excess / gap) * kBins)] += count;
         all += count;
         ++lists;
@@ -476,14 +481,18 @@ class Decoder {
     const int64_t parts = count >= p_.threads ? 1 : p_.threads;
     std::vector<TopK<float>> top(count * parts, TopK<float>(p_.k));
     std::vector<int64_t> postings(count * parts), rescored(count * parts);
-    p_.run_tasks(count * parts, [&](int64_t task) {
-      Document& d = *documents[task / parts];
-      top[task].require_above(d.top.threshold());
-      const int64_t begin = cut(sample_, m_.L, parts, task % parts);
-      const int64_t end = cut(sample_, m_.L, parts, task % parts + 1);
-      with_isa<float>([&](auto isa) {
-        go_through_lists<decltype(isa)>(d, begin, end, top[task], postings[task], rescored[task]);
-      });
+    const int64_t tasks = std::min(count * parts, 4 * p_.threads);
+    p_.run_tasks(tasks, [&](int64_t task) {
+      Scratch scratch;
+      for (int64_t i = cut(0, count * parts, tasks, task); i < cut(0, count * parts, tasks, task + 1); ++i) {
+        const Document& d = *documents[i / parts];
+        top[i].require_above(d.top.threshold());
+        with_isa<float>([&](auto isa) {
+          go_through_lists<decltype(isa)>(d, cut(sample_, m_.L, parts, i % parts),
+                                          cut(sample_, m_.L, parts, i % parts + 1), scratch, top[i], postings[i],
+                                          rescored[i]);
+        });
+      }
     });
     p_.run_tasks(count, [&](int64_t i) {
       Document& d = *documents[i];
@@ -498,8 +507,8 @@ class Decoder {
   }
 
   template <class Tag>
-  void go_through_lists(const Document& d, int64_t begin, int64_t end, TopK<float>& top, int64_t& postings,
-                        int64_t& rescored) const {
+  void go_through_lists(const Document& d, int64_t begin, int64_t end, Scratch& scratch, TopK<float>& top,
+                        int64_t& postings, int64_t& rescored) const {
     constexpr int kReach = 200;  // sum of a label that could be among the first k
     struct Cursor {
       const int32_t *next, *last;
@@ -509,25 +518,28 @@ class Decoder {
     for (const Heavy& h : d.heavy) {
       const double excess = h.score - d.tau[h.repetition];
       if (excess <= 0) continue;
-      const int32_t* members;
-      const int64_t count = list(h, &members);
-      const int32_t* last = members + count;
-      const int32_t* first = std::lower_bound(members, last, static_cast<int32_t>(begin));
+      const int32_t* first = h.first;
+      if (begin > sample_)
+        first = std::lower_bound(first, h.last, static_cast<int32_t>(begin));
+      else
+        while (first < h.last && *first < begin) ++first;
       // Rounded up: never less than the excess in steps of gap / kReach.
       const double steps = excess / d.gap * kReach;
-      if (first < last) cursors.push_back({first, last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
+      if (first < h.last) cursors.push_back({first, h.last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
     }
     const int64_t size = std::min(kSums, end - begin);
-    std::vector<uint8_t> sums(size, 0);
-    std::vector<int32_t> positions(size + 1);
+    scratch.sums.resize(std::max<size_t>(scratch.sums.size(), size), 0);  // all 0 again at the end
+    scratch.positions.resize(std::max<size_t>(scratch.positions.size(), size + 1));
+    uint8_t* sums = scratch.sums.data();
+    int32_t* positions = scratch.positions.data();
     for (int64_t first = begin; first < end; first += size) {
       const int64_t stop = std::min(end, first + size);
       for (Cursor& c : cursors) {
-        const int64_t added = add_saturating<Tag>(c.next, c.last - c.next, first, stop, sums.data(), c.amount);
+        const int64_t added = add_saturating<Tag>(c.next, c.last - c.next, first, stop, sums, c.amount);
         c.next += added;
         postings += added;
       }
-      const int64_t found = take_at_least<Tag>(sums.data(), stop - first, kReach - 1, positions.data());
+      const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
       for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
       offer_pairs<Tag>(found, [&](int64_t i) { return std::pair(0, positions[i]); },

@@ -132,6 +132,27 @@ inline void add_rows(const ByteScan& p, const int64_t* labels, const Rows<Isa, W
     wanted[i] = (total[i].at_least(bound) ^ p.below) | (saturated[i] & p.saturated_too);
 }
 
+// Bit i: values[i] > threshold.
+template <class Isa>
+inline uint64_t above_64(const float* values, float threshold) {
+  uint64_t mask = 0;
+#if defined(MACH_ISA_IS_Avx512)
+  const __m512 t = _mm512_set1_ps(threshold);
+  for (int i = 0; i < 4; ++i)
+    mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(_mm512_loadu_ps(values + 16 * i), t, _CMP_GT_OQ))
+            << (16 * i);
+#elif defined(MACH_ISA_IS_Avx2)
+  const __m256 t = _mm256_set1_ps(threshold);
+  for (int i = 0; i < 8; ++i)
+    mask |= static_cast<uint64_t>(
+                _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values + 8 * i), t, _CMP_GT_OQ)))
+            << (8 * i);
+#else
+  for (int i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(values[i] > threshold) << i;
+#endif
+  return mask;
+}
+
 // 16 columns of 16 bytes -> 16 bytes of each of `count` rows
 inline void transpose_16(const uint8_t* columns, int64_t column_stride, uint8_t* rows, int64_t stride,
                          int64_t count) {
@@ -298,23 +319,14 @@ bool lane_extremes(const float* scores, int64_t count, float* low, float* high) 
 
 template <class Isa>
 int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room) {
-  constexpr int kBlock = 32;
+  constexpr int kBlock = 64;
   int64_t found = 0, i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    int32_t any = 0;
-    for (int j = 0; j < kBlock; ++j) any |= values[i + j] > threshold;
-    if (!any) continue;
-    for (int j = 0; j < kBlock; ++j)
-      if (values[i + j] > threshold) {
-        if (found == room) return found;
-        positions[found++] = static_cast<int32_t>(i + j);
-      }
-  }
-  for (; i < count; ++i)
-    if (values[i] > threshold) {
-      if (found == room) return found;
-      positions[found++] = static_cast<int32_t>(i);
-    }
+  const auto keep = [&](uint64_t above) {
+    for (; above && found < room; above &= above - 1)
+      positions[found++] = static_cast<int32_t>(i + __builtin_ctzll(above));
+  };
+  for (; i + kBlock <= count && found < room; i += kBlock) keep(above_64<Isa>(values + i, threshold));
+  for (; i < count; ++i) keep(values[i] > threshold);
   return found;
 }
 

@@ -2,20 +2,23 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mach_ext, m) {
+  // a batch's non-zeros by feature -> features [U], offsets [U + 1], positions [E], documents [E]; what the
+  // others take as `order`, where it is known
+  m.def("feature_order(Tensor indices, Tensor indptr, int num_features) -> (Tensor, Tensor, Tensor, Tensor)");
   // sparse documents (CSR) times weight [R, D, M], bias and relu fused -> [N, R, M]
   m.def(
-      "sparse_linear(Tensor values, Tensor indices, Tensor indptr, Tensor weight, Tensor? bias, bool relu) "
-      "-> Tensor");
+      "sparse_linear(Tensor values, Tensor indices, Tensor indptr, Tensor weight, Tensor? bias, bool relu, "
+      "Tensor[]? order=None) -> Tensor");
   // its gradient to the non-zeros -> [nnz]
   m.def("sparse_linear_grad_values(Tensor grad, Tensor indices, Tensor indptr, Tensor weight) -> Tensor");
   // its gradient to the weight, dense -> [R, D, M]
   m.def(
       "sparse_linear_grad_weight(Tensor grad, Tensor values, Tensor indices, Tensor indptr, int "
-      "num_features) -> Tensor");
+      "num_features, Tensor[]? order=None) -> Tensor");
   // the same as the rows that occur, ascending -> rows [U], gradients [R, U, M]
   m.def(
-      "sparse_linear_grad_rows(Tensor grad, Tensor values, Tensor indices, Tensor indptr, int num_features) "
-      "-> (Tensor, Tensor)");
+      "sparse_linear_grad_rows(Tensor grad, Tensor values, Tensor indices, Tensor indptr, int num_features, "
+      "Tensor[]? order=None) -> (Tensor, Tensor)");
   // logits of the R buckets of the labels asked for -> [N, m, R]
   m.def("label_logits(Tensor hidden, Tensor weight, Tensor? bias, Tensor buckets, Tensor labels) -> Tensor");
   // its gradient to hidden
@@ -48,6 +51,13 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "sparse_adagrad(Tensor(a!) parameter, Tensor? rows, Tensor gradient, Tensor(b!) sum, float lr, float "
       "eps) -> ()");
+  // sparse_linear's gradient to weight [R, D, M] and the step of the rows that occur, row by row
+  m.def(
+      "sparse_linear_adam(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor grad, Tensor "
+      "values, Tensor[] order, float step_size, float beta1, float beta2, float eps) -> ()");
+  m.def(
+      "sparse_linear_adagrad(Tensor(a!) weight, Tensor(b!) sum, Tensor grad, Tensor values, Tensor[] order, "
+      "float lr, float eps) -> ()");
   // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none
   m.def("check_csr(Tensor? values, Tensor indices, Tensor indptr, int num_columns) -> (int, int, int)");
   // instruction set in use: 0 scalar, 1 AVX2, 2 AVX-512

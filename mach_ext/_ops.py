@@ -9,6 +9,7 @@ users: `mach_ext.functional` does both. Each op's definition in plain PyTorch ha
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,29 @@ _raw = torch.ops.mach_ext
 _fake = torch.library.register_fake
 
 
+class FeatureOrder(NamedTuple):
+    """The non-zeros of a batch grouped by feature, for the ops that take an `order`."""
+
+    features: Tensor  # [U] int64, those that occur, ascending
+    offsets: Tensor  # [U + 1] entries of feature u: offsets[u] ... offsets[u + 1]
+    positions: Tensor  # [E] index into values / indices, ascending within a feature
+    documents: Tensor  # [E]
+
+
+def feature_order(
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    num_features: int,
+) -> FeatureOrder:  # E = nnz, less the entries that are out of range
+    return FeatureOrder(*_raw.feature_order(indices, indptr, num_features))
+
+
+@_fake("mach_ext::feature_order")
+def _(indices, indptr, num_features):  # type: ignore[no-untyped-def]
+    U, E = (torch.library.get_ctx().new_dynamic_size() for _ in range(2))
+    return tuple(indices.new_empty(size, dtype=torch.int64) for size in (U, U + 1, E, E))
+
+
 def sparse_linear(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -38,13 +62,14 @@ def sparse_linear(
     weight: Tensor,  # [R, D, M]
     bias: Tensor | None,  # [R, M]
     relu: bool,
+    order: FeatureOrder | None = None,  # of this batch, where known; the result does not depend on it
 ) -> Tensor:  # [N, R, M]
-    out: Tensor = _raw.sparse_linear(values, indices, indptr, weight, bias, relu)
+    out: Tensor = _raw.sparse_linear(values, indices, indptr, weight, bias, relu, order)
     return out
 
 
 @_fake("mach_ext::sparse_linear")
-def _(values, indices, indptr, weight, bias, relu):  # type: ignore[no-untyped-def]
+def _(values, indices, indptr, weight, bias, relu, order=None):  # type: ignore[no-untyped-def]
     return values.new_empty(indptr.shape[0] - 1, weight.shape[0], weight.shape[2])
 
 
@@ -69,13 +94,14 @@ def sparse_linear_grad_weight(
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
     num_features: int,
+    order: FeatureOrder | None = None,
 ) -> Tensor:  # [R, D, M]
-    out: Tensor = _raw.sparse_linear_grad_weight(grad, values, indices, indptr, num_features)
+    out: Tensor = _raw.sparse_linear_grad_weight(grad, values, indices, indptr, num_features, order)
     return out
 
 
 @_fake("mach_ext::sparse_linear_grad_weight")
-def _(grad, values, indices, indptr, num_features):  # type: ignore[no-untyped-def]
+def _(grad, values, indices, indptr, num_features, order=None):  # type: ignore[no-untyped-def]
     return grad.new_empty(grad.shape[1], num_features, grad.shape[2])
 
 
@@ -85,13 +111,14 @@ def sparse_linear_grad_rows(
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
     num_features: int,
+    order: FeatureOrder | None = None,
 ) -> tuple[Tensor, Tensor]:  # features that occur, ascending [U]; their gradients [R, U, M]
-    rows, grads = _raw.sparse_linear_grad_rows(grad, values, indices, indptr, num_features)
+    rows, grads = _raw.sparse_linear_grad_rows(grad, values, indices, indptr, num_features, order)
     return rows, grads
 
 
 @_fake("mach_ext::sparse_linear_grad_rows")
-def _(grad, values, indices, indptr, num_features):  # type: ignore[no-untyped-def]
+def _(grad, values, indices, indptr, num_features, order=None):  # type: ignore[no-untyped-def]
     occurring = torch.library.get_ctx().new_dynamic_size()
     rows = indices.new_empty(occurring, dtype=torch.int64)
     return rows, grad.new_empty(grad.shape[1], occurring, grad.shape[2])
@@ -259,6 +286,43 @@ def sparse_adagrad(
 
 @_fake("mach_ext::sparse_adagrad")
 def _(parameter, rows, gradient, sum, lr, eps):  # type: ignore[no-untyped-def]
+    return None
+
+
+def sparse_linear_adam(
+    weight: Tensor,  # [R, D, M], changed in place in the rows that occur, as are the moments
+    exp_avg: Tensor,  # [R, D, M]
+    exp_avg_sq: Tensor,  # [R, D, M]
+    grad: Tensor,  # [N, R, M]
+    values: Tensor,  # [nnz]
+    order: FeatureOrder,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    _raw.sparse_linear_adam(weight, exp_avg, exp_avg_sq, grad, values, order, step_size, beta1, beta2, eps)
+
+
+@_fake("mach_ext::sparse_linear_adam")
+def _(weight, exp_avg, exp_avg_sq, grad, values, order, step_size, beta1, beta2, eps):  # type: ignore[no-untyped-def]
+    return None
+
+
+def sparse_linear_adagrad(
+    weight: Tensor,  # [R, D, M], changed in place in the rows that occur, as is sum
+    sum: Tensor,  # [R, D, M]
+    grad: Tensor,  # [N, R, M]
+    values: Tensor,  # [nnz]
+    order: FeatureOrder,
+    lr: float,
+    eps: float,
+) -> None:
+    _raw.sparse_linear_adagrad(weight, sum, grad, values, order, lr, eps)
+
+
+@_fake("mach_ext::sparse_linear_adagrad")
+def _(weight, sum, grad, values, order, lr, eps):  # type: ignore[no-untyped-def]
     return None
 
 

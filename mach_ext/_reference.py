@@ -10,11 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from mach_ext._ops import FeatureOrder
+
 
 def documents(indptr: Tensor) -> Tensor:
     """Document of each non-zero: [nnz]."""
     lengths = indptr[1:].long() - indptr[:-1].long()
     return torch.repeat_interleave(torch.arange(lengths.numel(), device=indptr.device), lengths)
+
+
+def feature_order(indices: Tensor, indptr: Tensor, num_features: int) -> FeatureOrder:
+    positions = indices.long().sort(stable=True).indices
+    features, counts = indices.long().unique(sorted=True, return_counts=True)
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return FeatureOrder(features, offsets, positions, documents(indptr)[positions])
+
+
+# Where an operator takes an `order`, its result does not depend on it: the twins go without.
 
 
 def sparse_linear(
@@ -162,3 +174,33 @@ def sparse_adagrad(
     at = slice(None) if rows is None else rows
     sum[at] += gradient**2
     parameter[at] -= lr * gradient / (sum[at].sqrt() + eps)
+
+
+def _gradient_of(weight: Tensor, grad: Tensor, values: Tensor, order: FeatureOrder) -> tuple[Tensor, Tensor]:
+    """Rows of weight [R, D, M] as [R * D, M] that occur, and their gradients."""
+    R, D, M = weight.shape
+    feature = torch.repeat_interleave(order.features, order.offsets.diff())
+    gradient = grad.new_zeros(D, R, M)
+    gradient.index_add_(0, feature, values[order.positions, None, None] * grad[order.documents])
+    rows = (torch.arange(R)[:, None] * D + order.features).flatten()
+    return rows, gradient.transpose(0, 1).reshape(R * D, M)[rows]
+
+
+def sparse_linear_adam(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad: Tensor,
+    values: Tensor,
+    order: FeatureOrder,
+    *numbers: float,
+) -> None:
+    parameter, first, second = (t.view(-1, t.shape[2]) for t in (weight, exp_avg, exp_avg_sq))
+    sparse_adam(parameter, *_gradient_of(weight, grad, values, order), first, second, *numbers)
+
+
+def sparse_linear_adagrad(
+    weight: Tensor, sum: Tensor, grad: Tensor, values: Tensor, order: FeatureOrder, lr: float, eps: float
+) -> None:
+    parameter, squares = (t.view(-1, t.shape[2]) for t in (weight, sum))
+    sparse_adagrad(parameter, *_gradient_of(weight, grad, values, order), squares, lr, eps)

@@ -510,11 +510,12 @@ def _weight_gradient(
     indptr: Tensor,
     shape: torch.Size,  # of the weight: [R, D, M] or [D, M]
     sparse: bool,
+    order: _ops.FeatureOrder | None,
 ) -> Tensor:
     num_features = shape[-2]
     if not sparse:
-        return _ops.sparse_linear_grad_weight(grad, values, indices, indptr, num_features).view(shape)
-    rows, grads = _ops.sparse_linear_grad_rows(grad, values, indices, indptr, num_features)
+        return _ops.sparse_linear_grad_weight(grad, values, indices, indptr, num_features, order).view(shape)
+    rows, grads = _ops.sparse_linear_grad_rows(grad, values, indices, indptr, num_features, order)
     return _row_sparse(rows, grads, shape)
 
 
@@ -533,11 +534,19 @@ def _row_sparse(
     )
 
 
+def _feature_order(indices: Tensor, indptr: Tensor, weight: Tensor) -> _ops.FeatureOrder | None:
+    """The order that forward, backward and repetitions share. Its sizes depend on the data: no compiling."""
+    if torch.compiler.is_compiling():
+        return None
+    return _ops.feature_order(indices, indptr, weight.shape[-2])
+
+
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, indices, indptr, weight, bias, relu, sparse_grad):  # type: ignore[no-untyped-def]
-        out = _ops.sparse_linear(values, indices, indptr, _stacked(weight, 3), _stacked(bias, 2), relu)
-        ctx.save_for_backward(values, indices, indptr, weight, out if relu else None)
+        order = _feature_order(indices, indptr, weight) if ctx.needs_input_grad[3] else None
+        out = _ops.sparse_linear(values, indices, indptr, _stacked(weight, 3), _stacked(bias, 2), relu, order)
+        ctx.save_for_backward(values, indices, indptr, weight, out if relu else None, *(order or ()))
         ctx.sparse_grad = sparse_grad
         ctx.bias_shape = None if bias is None else bias.shape
         return out
@@ -545,14 +554,17 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        values, indices, indptr, weight, out = ctx.saved_tensors
+        values, indices, indptr, weight, out, *order = ctx.saved_tensors
         grad = grad.contiguous() if out is None else torch.where(out > 0, grad, 0)
         needs_values, _, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
         grad_values = grad_weight = grad_bias = None
         if needs_values:
             grad_values = _ops.sparse_linear_grad_values(grad, indices, indptr, _stacked(weight, 3))
         if needs_weight:
-            grad_weight = _weight_gradient(grad, values, indices, indptr, weight.shape, ctx.sparse_grad)
+            grad_weight = _weight_gradient(
+                grad, values, indices, indptr, weight.shape, ctx.sparse_grad,
+                _ops.FeatureOrder(*order) if order else None,
+            )  # fmt: skip
         if needs_bias:
             grad_bias = grad.sum(0).view(ctx.bias_shape)
         return grad_values, None, None, grad_weight, grad_bias, None, None
@@ -639,13 +651,15 @@ class _LinearBucketBCE(torch.autograd.Function):
         needs_values, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in (0, 3, 4))
         N, R = indptr.shape[0] - 1, weight.shape[0]
         X = (values, indices, indptr)
+        order = _feature_order(indices, indptr, weight)
         grad_values = torch.zeros_like(values) if needs_values else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         grad_weight: Tensor | None = None
         rows: Tensor | None = None
         loss = values.new_zeros((), dtype=torch.float64)
         for r in range(R):
-            z = _ops.sparse_linear(*X, weight[r : r + 1], None if bias is None else bias[r : r + 1], False)
+            b = None if bias is None else bias[r : r + 1]
+            z = _ops.sparse_linear(*X, weight[r : r + 1], b, False, order)
             row = _ops.bucket_bce(
                 z[:, 0],
                 buckets[r],
@@ -659,14 +673,14 @@ class _LinearBucketBCE(torch.autograd.Function):
             if grad_values is not None:
                 grad_values += _ops.sparse_linear_grad_values(z, indices, indptr, weight[r : r + 1])
             if needs_weight and sparse_grad:
-                rows, grads = _ops.sparse_linear_grad_rows(z, *X, weight.shape[1])
+                rows, grads = _ops.sparse_linear_grad_rows(z, *X, weight.shape[1], order)
                 if grad_weight is None:  # as many rows in every repetition
                     grad_weight = grads.new_empty(R, *grads.shape[1:])
                 grad_weight[r] = grads[0]
             elif needs_weight:
                 if grad_weight is None:
                     grad_weight = torch.empty_like(weight)
-                grad_weight[r] = _ops.sparse_linear_grad_weight(z, *X, weight.shape[1])[0]
+                grad_weight[r] = _ops.sparse_linear_grad_weight(z, *X, weight.shape[1], order)[0]
             if grad_bias is not None:
                 torch.sum(z[:, 0], 0, out=grad_bias[r])
         ctx.num_documents = N

@@ -207,7 +207,7 @@ class MACH(nn.Module):
         if self.is_linear:
             raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
         hidden = F.sparse_linear(
-            self._drop_features(values),
+            self.drop_features(values),
             indices,
             indptr,
             self.encoder_weight,
@@ -241,7 +241,7 @@ class MACH(nn.Module):
         """
         X = (values, indices, indptr)
         if self.is_linear:
-            X = (self._drop_features(values), indices, indptr)
+            X = (self.drop_features(values), indices, indptr)
             return F.bucket_forward(
                 *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad, validate=validate
             )
@@ -266,7 +266,7 @@ class MACH(nn.Module):
         """
         weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
         if self.is_linear:
-            X = (self._drop_features(values), indices, indptr)
+            X = (self.drop_features(values), indices, indptr)
             return F.linear_bucket_bce(*X, weight, bias, *labels, self.hash, sparse_grad, validate=validate)
         hidden = self.encode(values, indices, indptr, sparse_grad=sparse_grad, validate=validate)
         return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
@@ -283,7 +283,7 @@ class MACH(nn.Module):
         """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed."""
         weight, bias = self.bucket_weight, self.bucket_bias
         if self.is_linear:
-            X = (self._drop_features(values), indices, indptr)
+            X = (self.drop_features(values), indices, indptr)
             return F.linear_label_logits(*X, weight, bias, self.hash, labels, validate=validate)
         hidden = self.encode(values, indices, indptr, validate=validate)
         return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
@@ -369,7 +369,8 @@ class MACH(nn.Module):
             self.train(was_training)
         return scores, labels
 
-    def _drop_features(self, values: Tensor) -> Tensor:
+    def drop_features(self, values: Tensor) -> Tensor:
+        """Feature dropout, in training."""
         return nn.functional.dropout(values, self.feature_dropout, self.training)
 
     # -------------------------------------------------------------------------------------- model folder

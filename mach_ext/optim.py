@@ -17,7 +17,23 @@ from mach_ext import _ops
 
 
 class _RowOptimizer(torch.optim.Optimizer):
-    """Walks the parameters; subclasses update rows [U] of a parameter viewed as [P, M]."""
+    """Steps of rows. Subclasses say which moments there are, which ops update them, with which numbers.
+
+    Beside `step`, which takes the gradients that autograd left, a training loop may hand them over piece by
+    piece, so that no whole gradient ever exists (`mach_ext.fit` does):
+
+        optimizer.begin_step()
+        optimizer.step_sparse_linear(encoder_weight, None, grad_hidden, values, order)
+        for r in range(R):
+            optimizer.step_rows(bucket_weight, r, gradient_of_r)
+
+    Each piece of a parameter once between two `begin_step`, and no `step` beside them; the result is that of
+    `step` with the whole gradient, to the bit.
+    """
+
+    _moments: tuple[str, ...]  # names in the state, tensors like the parameter
+    _row_op: Any  # (parameter [P, M], rows, gradient, *moments, *numbers)
+    _sparse_linear_op: Any  # (weight [R, D, M], *moments, grad, values, order, *numbers)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimisation step. `closure`, if given, recomputes the loss, which is returned."""
@@ -32,31 +48,116 @@ class _RowOptimizer(torch.optim.Optimizer):
                         self._step(parameter, group)
         return loss
 
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Begins a step in pieces: counts it for every parameter that requires a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad and parameter.numel():
+                    self._count(self._state(parameter, group))
+
+    @torch.no_grad()
+    def step_rows(self, parameter: Tensor, at: int | slice, gradient: Tensor) -> None:
+        """A piece of the step: `parameter[at]`, along the first dimension, by its dense gradient."""
+        self._check(parameter, gradient)
+        at = slice(at, at + 1) if isinstance(at, int) else at
+
+        def rows(t: Tensor) -> Tensor:
+            return t[at].reshape(-1, t.shape[-1])  # a view: t is contiguous
+
+        self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
+
+    @torch.no_grad()
+    def step_sparse_linear(
+        self,
+        parameter: Tensor,  # [D, M] or [R, D, M]
+        r: int | None,
+        grad: Tensor,  # [N, R, M]; with r, [N, 1, M]
+        values: Tensor,  # [nnz]
+        order: _ops.FeatureOrder,
+    ) -> None:
+        """A piece of the step: the weight of a `sparse_linear`, in the rows that occur, one row at a time.
+
+        Args:
+            parameter: The weight.
+            r: The only repetition to update, or None: all.
+            grad: Gradient of the loss to the result of `sparse_linear` (before its activation).
+            values: Non-zeros of the batch.
+            order: `feature_order` of the batch.
+        """
+        self._check(parameter, grad)
+        group, state = self._group(parameter), self.state[parameter]
+        weight, *moments = (
+            t.view(-1, *t.shape[-2:])[slice(None) if r is None else slice(r, r + 1)]
+            for t in (parameter, *(state[name] for name in self._moments))
+        )
+        self._sparse_linear_op(weight, *moments, grad, values, order, *self._numbers(group, state))
+        torch.autograd.graph.increment_version(parameter)
+
     def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        self._check(parameter, gradient)
+        if parameter.numel() == 0:
+            return
+        self._count(self._state(parameter, group))
+        rows = None
+        if gradient.is_sparse:
+            rows, gradient = _unique_rows(gradient)
+        else:
+            gradient = gradient.reshape(-1, gradient.shape[-1] if gradient.dim() else 1)
+        length = gradient.shape[1]
+        self._update(parameter, group, lambda t: t.view(-1, length), rows, gradient)
+
+    def _update(
+        self,
+        parameter: Tensor,
+        group: dict[str, Any],
+        view: Callable[[Tensor], Tensor],  # of the parameter and its moments, as [P, M]
+        rows: Tensor | None,  # [U]; None: all P
+        gradient: Tensor,  # [U, M]
+    ) -> None:
+        state = self.state[parameter]
+        moments = (view(state[name]) for name in self._moments)
+        self._row_op(view(parameter), rows, gradient, *moments, *self._numbers(group, state))
+        # The raw op wrote behind autograd's back: a backward pass through older values must fail, not lie.
+        torch.autograd.graph.increment_version(parameter)
+
+    def _check(self, parameter: Tensor, gradient: Tensor) -> None:
         if not parameter.is_contiguous():
             raise ValueError(
                 f"{type(self).__name__}: parameters must be contiguous, got strides {parameter.stride()}"
             )
-        gradient = parameter.grad
-        assert gradient is not None
-        if parameter.numel() == 0:
-            return
         if gradient.dtype != parameter.dtype or parameter.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"{type(self).__name__}: parameters and gradients must both be float32 or float64, "
                 f"got {parameter.dtype} and {gradient.dtype}"
             )
-        if gradient.is_sparse:
-            rows, values = _unique_rows(gradient)
-        else:
-            rows, values = None, gradient.reshape(-1, _row_length(parameter, 1))
-        self._step_rows(parameter, rows, values, group)
-        # The raw op wrote behind autograd's back: a backward pass through older values must fail, not lie.
-        torch.autograd.graph.increment_version(parameter)
 
-    def _step_rows(
-        self, parameter: Tensor, rows: Tensor | None, gradient: Tensor, group: dict[str, Any]
-    ) -> None:
+    def _group(self, parameter: Tensor) -> dict[str, Any]:
+        """The group of a parameter whose step has begun."""
+        if parameter in self.state:
+            for group in self.param_groups:
+                if any(parameter is other for other in group["params"]):
+                    return group
+        raise ValueError(
+            f"{type(self).__name__}: begin_step() comes first, with this parameter among its own"
+        )
+
+    def _state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter, made at its first step."""
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state.update(self._first_state(parameter, group))
+        return state
+
+    def _first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _count(self, state: dict[str, Any]) -> None:
+        """One more step of a parameter."""
+
+    def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[float, ...]:
         raise NotImplementedError
 
 
@@ -86,11 +187,7 @@ def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return rows, values.reshape(rows.shape[0], _row_length(gradient, sparse_dim))
 
 
-def _as_rows(state: Tensor, gradient: Tensor) -> Tensor:
-    return state.view(-1, gradient.shape[1])
-
-
-def _check(optimizer: str, **bounds: tuple[float, float, float]) -> None:
+def _check_options(optimizer: str, **bounds: tuple[float, float, float]) -> None:
     for name, (value, low, high) in bounds.items():
         if not low <= value < high:
             raise ValueError(f"{optimizer}: {name} must be in [{low}, {high}), got {value}")
@@ -120,6 +217,10 @@ class SparseAdam(_RowOptimizer):
                 [ 0.0000,  0.0000]])
     """
 
+    _moments = ("exp_avg", "exp_avg_sq")
+    _row_op = staticmethod(_ops.sparse_adam)
+    _sparse_linear_op = staticmethod(_ops.sparse_linear_adam)
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -128,33 +229,25 @@ class SparseAdam(_RowOptimizer):
         eps: float = 1e-8,
     ) -> None:
         inf = float("inf")
-        _check(
+        _check_options(
             "SparseAdam", lr=(lr, 0, inf), eps=(eps, 0, inf), beta1=(betas[0], 0, 1), beta2=(betas[1], 0, 1)
         )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    def _step_rows(
-        self, parameter: Tensor, rows: Tensor | None, gradient: Tensor, group: dict[str, Any]
-    ) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    def _first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "step": 0,
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def _count(self, state: dict[str, Any]) -> None:
         state["step"] += 1
+
+    def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        _ops.sparse_adam(
-            _as_rows(parameter, gradient),
-            rows,
-            gradient,
-            _as_rows(state["exp_avg"], gradient),
-            _as_rows(state["exp_avg_sq"], gradient),
-            group["lr"] * correction2**0.5 / correction1,
-            beta1,
-            beta2,
-            group["eps"],
-        )
+        return group["lr"] * correction2**0.5 / correction1, beta1, beta2, group["eps"]
 
 
 class SparseAdagrad(_RowOptimizer):
@@ -181,6 +274,10 @@ class SparseAdagrad(_RowOptimizer):
                 [ 0.0000,  0.0000]])
     """
 
+    _moments = ("sum",)
+    _row_op = staticmethod(_ops.sparse_adagrad)
+    _sparse_linear_op = staticmethod(_ops.sparse_linear_adagrad)
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -189,7 +286,7 @@ class SparseAdagrad(_RowOptimizer):
         eps: float = 1e-10,
     ) -> None:
         inf = float("inf")
-        _check(
+        _check_options(
             "SparseAdagrad",
             lr=(lr, 0, inf),
             eps=(eps, 0, inf),
@@ -199,17 +296,8 @@ class SparseAdagrad(_RowOptimizer):
             params, {"lr": lr, "initial_accumulator_value": initial_accumulator_value, "eps": eps}
         )
 
-    def _step_rows(
-        self, parameter: Tensor, rows: Tensor | None, gradient: Tensor, group: dict[str, Any]
-    ) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["sum"] = torch.full_like(parameter, group["initial_accumulator_value"])
-        _ops.sparse_adagrad(
-            _as_rows(parameter, gradient),
-            rows,
-            gradient,
-            _as_rows(state["sum"], gradient),
-            group["lr"],
-            group["eps"],
-        )
+    def _first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"sum": torch.full_like(parameter, group["initial_accumulator_value"])}
+
+    def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[float, ...]:
+        return group["lr"], group["eps"]

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mach_ext import metrics, optim
+from mach_ext import _ops, metrics, optim
 from mach_ext.data import Batch, check_csr, check_labels, iter_batches, write_json
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load, predict_batch, save_tensors
@@ -447,20 +447,58 @@ class _Run:
         torch.manual_seed(
             int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         )
-        device = self.model.bucket_bias.device
-        loss = self.model.loss(*(t.to(device) for t in batch[:5]), validate=False)
-        self.optimizer.zero_grad()
-        (loss * self.share).backward()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"fit: the loss became {value} in epoch {state.epoch + 1}, step {state.batch + 1}; "
-                "try a smaller learning_rate"
-            )
-        self.optimizer.step()
+        tensors = [t.to(self.model.bucket_bias.device) for t in batch[:5]]
+        value = self._linear_step(*tensors) if self.model.is_linear else self._hidden_step(*tensors)
         state.batch += 1
         state.loss_sum += value * len(batch.rows)
         state.documents += len(batch.rows)
+
+    @torch.no_grad()
+    def _linear_step(
+        self, values: Tensor, indices: Tensor, indptr: Tensor, label_indices: Tensor, label_indptr: Tensor
+    ) -> float:
+        """A step of linear MACH, one repetition at a time; returns the loss.
+
+        The logits [N, B] become their own gradient, and each row of the weight that occurs is stepped as soon
+        as its gradient is known: no gradient of the weight is ever held. Up to rounding what
+        `loss.backward(); optimizer.step()` does.
+        """
+        model, optimizer = self.model, self.optimizer
+        weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
+        N, R = len(indptr) - 1, model.num_repetitions
+        values = model.drop_features(values)
+        order = _ops.feature_order(indices, indptr, model.num_features)
+        labels = (label_indices.long(), label_indptr)
+        total = 0.0
+        optimizer.begin_step()
+        for r in range(R):
+            z = _ops.sparse_linear(values, indices, indptr, weight[r : r + 1], bias[r : r + 1], False, order)
+            loss = _ops.bucket_bce(z[:, 0], buckets[r], *labels, self.share / R / N, True)  # z: its gradient
+            total += self._finite(loss.sum().item())
+            if weight.requires_grad:
+                optimizer.step_sparse_linear(weight, r, z, values, order)
+            if bias.requires_grad:
+                optimizer.step_rows(bias, r, z.sum(0))
+        return total / (N * R)
+
+    def _hidden_step(
+        self, values: Tensor, indices: Tensor, indptr: Tensor, label_indices: Tensor, label_indptr: Tensor
+    ) -> float:
+        """A step of MACH with hidden layers, by autograd; returns the loss."""
+        loss = self.model.loss(values, indices, indptr, label_indices, label_indptr, validate=False)
+        self.optimizer.zero_grad()
+        (loss * self.share).backward()
+        value = self._finite(loss.item())
+        self.optimizer.step()
+        return value
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"fit: the loss became {loss} in epoch {self.state.epoch + 1}, step {self.state.batch + 1}; "
+                "try a smaller learning_rate"
+            )
+        return loss
 
     def _finish_epoch(self) -> None:
         state = self.state

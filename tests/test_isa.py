@@ -33,6 +33,8 @@ def outputs():
         N, D, R, M, L, m = 6, 90, 3, 77, 500, 13
         X = random_csr(generator, [5, 0, 80, 1, 33, 2], D, dtype)
         weight, bias, grad = draw(R, D, M), draw(R, M), draw(N, R, M)
+        order = _ops.feature_order(*X[1:], D)
+        keep("feature_order", *order)
         keep("sparse_linear", _ops.sparse_linear(*X, weight, bias, True))
         keep("sparse_linear_grad_values", _ops.sparse_linear_grad_values(grad, *X[1:], weight))
         keep("sparse_linear_grad_weight", _ops.sparse_linear_grad_weight(grad, *X, D))
@@ -82,6 +84,11 @@ def outputs():
             keep(f"sparse_adam {rows is None}", parameter, first, second)
             _ops.sparse_adagrad(parameter, rows, step, second, 0.1, 1e-8)
             keep(f"sparse_adagrad {rows is None}", parameter, second)
+        grad, first, second = draw(N, R, M), draw(R, D, M), draw(R, D, M).abs()
+        _ops.sparse_linear_adam(weight, first, second, grad, X.values, order, 0.1, 0.9, 0.99, 1e-8)
+        keep("sparse_linear_adam", weight, first, second)
+        _ops.sparse_linear_adagrad(weight, second, grad, X.values, order, 0.1, 1e-8)
+        keep("sparse_linear_adagrad", weight, second)
     return out
 
 

@@ -1,5 +1,7 @@
 // CPU operators: tensors -> pointers, the split of the work over threads, memory. Loops are in <op>.cpp.
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -98,8 +100,8 @@ Merge parse_merge(const char* op, const std::string& merge) {
 template <class T, class W, class I>
 SparseLinear<T, W, I> sparse_linear_params(const Tensor& values, const Tensor& indices,
                                            const std::vector<int64_t>& indptr, const Tensor& weight) {
-  return {pointer<T>(values), pointer<I>(indices), indptr.data(), pointer<W>(weight), nullptr, weight.size(0),
-          weight.size(1),     weight.size(2),      false};
+  return {pointer<T>(values), pointer<I>(indices), indptr.data(),  pointer<W>(weight), nullptr,
+          indices.numel(),    weight.size(0),      weight.size(1), weight.size(2),     false};
 }
 
 // f(T(), W(), I()): element types of values (or the gradient), weight and indices.
@@ -118,8 +120,106 @@ void dispatch_sparse(const char* op, const Tensor& values, const Tensor& weight,
   });
 }
 
+// A batch's feature order: the four tensors of the operator feature_order, given or computed here.
+struct Order {
+  Tensor features, offsets, positions, documents;
+  FeatureOrder view() const {
+    return {pointer<int64_t>(features),  pointer<int64_t>(offsets), pointer<int64_t>(positions),
+            pointer<int64_t>(documents), features.numel(),          positions.numel()};
+  }
+};
+
+Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indptr_, int64_t num_features) {
+  const Tensor indices = contiguous(indices_);
+  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
+  const RunTasks run = [](int64_t count, const std::function<void(int64_t)>& task) {
+    run_tasks(count, task);
+  };
+  Order order;
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    const FeatureSort sort(pointer<decltype(index)>(indices), indptr.data(), N, num_features,
+                           num_threads_for(4 * indices.numel()), run);
+    const auto empty = [&](int64_t count) { return new_empty(indices, {count}, ScalarType::Long); };
+    const int64_t U = sort.num_features(), E = sort.num_entries();
+    order = {empty(U), empty(U + 1), empty(E), empty(E)};
+    sort.write(indptr.data(), N, mutable_pointer<int64_t>(order.features),
+               mutable_pointer<int64_t>(order.offsets), mutable_pointer<int64_t>(order.positions),
+               mutable_pointer<int64_t>(order.documents));
+  });
+  return order;
+}
+
+// An order that came as an argument. Checked in full, since kernels follow it without looking: a pass over
+// its entries, next to nothing beside the rows of M values that each of them stands for.
+Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D) {
+  STD_TORCH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
+  for (const Tensor& t : tensors) check_dtype(op, "order", t, ScalarType::Long);
+  const Order order{contiguous(tensors[0]), contiguous(tensors[1]), contiguous(tensors[2]),
+                    contiguous(tensors[3])};
+  const FeatureOrder v = order.view();
+  check_shape(op, "order's offsets", order.offsets, {v.U + 1});
+  check_shape(op, "order's documents", order.documents, {v.E});
+  bool inside = v.offsets[0] == 0 && v.offsets[v.U] == v.E;
+  for (int64_t u = 0; u < v.U; ++u)
+    inside &= v.offsets[u] <= v.offsets[u + 1] && v.features[u] >= 0 && v.features[u] < D &&
+              (u == 0 || v.features[u - 1] < v.features[u]);
+  for (int64_t e = 0; e < v.E; ++e)
+    inside &= v.positions[e] >= 0 && v.positions[e] < nnz && v.documents[e] >= 0 && v.documents[e] < N;
+  STD_TORCH_CHECK(inside, op, ": order is not of this batch");
+  return order;
+}
+
+using OptionalOrder = std::optional<std::vector<Tensor>>;
+
+// About how many different features a batch has: of a hash table without chains, how many places are taken,
+// and how many collisions that many make likely (linear counting). A few percent off at most, and far cheaper
+// than the sort that it decides about.
+template <class I>
+double count_features(const I* indices, int64_t begin, int64_t end) {
+  int bits = 10;
+  while ((int64_t(1) << bits) < 8 * (end - begin)) ++bits;
+  std::vector<uint64_t> taken(int64_t(1) << (bits - 6));
+  for (int64_t p = begin; p < end; ++p) {
+    const uint64_t place = static_cast<uint64_t>(indices[p]) * 0x9E3779B97F4A7C15u >> (64 - bits);
+    taken[place >> 6] |= uint64_t(1) << (place & 63);
+  }
+  int64_t count = 0;
+  for (const uint64_t word : taken) count += __builtin_popcountll(word);
+  const double places = std::ldexp(1.0, bits);
+  return -places * std::log1p(-static_cast<double>(count) / places);
+}
+
+// Bytes of outputs that sparse_linear_by_feature works on at a time.
+constexpr int64_t kOutputs = 256 << 10;
+
+// Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
+// of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
+template <class T, class W, class I>
+bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
+                     const std::optional<Order>& order) {
+  static const double kReuse = std::getenv("KREUSE") ? atof(std::getenv("KREUSE")) : 4;
+  constexpr int64_t kCached = 8 << 20;
+  const int64_t begin = p.indptr[0], end = p.indptr[N], entries = end - begin;
+  const int64_t row_bytes = p.M * static_cast<int64_t>(sizeof(W));
+  if (entries < kReuse * N || N < kReuse || p.M < threads * 64 ||
+      N * 64 * static_cast<int64_t>(sizeof(T)) > kOutputs || std::min(entries, p.D) * row_bytes < kCached)
+    return false;
+  for (int64_t n = 0; n < N; ++n) {
+    bool sorted = true;
+    int64_t previous = 0;
+    for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; previous = p.indices[e++])
+      sorted &= previous <= static_cast<int64_t>(p.indices[e]);
+    if (!sorted || previous >= p.D) return false;
+  }
+  const double features =
+      order ? static_cast<double>(order->features.numel()) : count_features(p.indices, begin, end);
+  return entries >= kReuse * features && features * row_bytes >= kCached;
+}
+
 Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
-                         const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu) {
+                         const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
+                         const OptionalOrder& given) {
   const char* op = "sparse_linear";
   const Tensor values = contiguous(values_), indices = contiguous(indices_), weight = contiguous(weight_);
   const int64_t nnz = values.numel();
@@ -134,6 +234,8 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     check_shape(op, "bias", *bias, {R, M});
     check_dtype(op, "bias", *bias, values.scalar_type());
   }
+  std::optional<Order> order;
+  if (given) order = given_order(op, *given, nnz, N, weight.size(1));
   Tensor out = new_empty(values, {N, R, M});
   if (out.numel() == 0) return out;
 
@@ -142,22 +244,35 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
     params.bias = bias ? pointer<T>(*bias) : nullptr;
     params.relu = relu;
+    const int64_t threads = num_threads_for((nnz + N) * R * M);
+    // Column bounds on multiples of 16 elements: one cache line of float.
+    const auto column = [&](int64_t i, int64_t parts) { return i == parts ? M : M * i / parts / 16 * 16; };
+    if (by_feature_pays(params, N, threads, order)) {
+      if (!order) order = sort_by_feature(op, indices, indptr_, params.D);
+      // Outputs that stay in the second-level cache.
+      const int64_t width = std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
+      return with_isa<T>([&](auto isa) {
+        run_tasks(threads, [&](int64_t i) {
+          std::vector<T> scratch(N * width);
+          sparse_linear_by_feature<decltype(isa)>(params, order->view(), mutable_pointer<T>(out), N,
+                                                  column(i, threads), column(i + 1, threads), scratch.data(),
+                                                  width);
+        });
+      });
+    }
     // Threads share the rows, by non-zeros; columns, at least 256 a thread, where rows are too few or one row
     // is most of the work.
-    const int64_t threads = num_threads_for((nnz + N) * R * M);
     int64_t longest = 0;
     for (int64_t n = 0; n < N; ++n) longest = std::max(longest, indptr[n + 1] - indptr[n]);
     const bool by_rows = N >= threads && longest <= nnz / threads;
     const int64_t column_parts = by_rows ? 1 : std::min(threads, std::max<int64_t>(1, M / 256));
     const int64_t row_parts = std::max<int64_t>(1, threads / column_parts);
-    // Column bounds on multiples of 16 elements: one cache line of float.
-    const auto column = [&](int64_t i) { return i == column_parts ? M : M * i / column_parts / 16 * 16; };
     const auto row = [&](int64_t i) { return balanced_bound(indptr.data(), N, row_parts, i); };
     with_isa<T>([&](auto isa) {
       run_tasks(column_parts * row_parts, [&](int64_t task) {
         const int64_t c = task % column_parts, n = task / column_parts;
-        sparse_linear<decltype(isa)>(params, mutable_pointer<T>(out), row(n), row(n + 1), column(c),
-                                     column(c + 1));
+        sparse_linear<decltype(isa)>(params, mutable_pointer<T>(out), row(n), row(n + 1),
+                                     column(c, column_parts), column(c + 1, column_parts));
       });
     });
   });
@@ -186,63 +301,83 @@ Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_
   return out;
 }
 
-// Weight gradient of repetition r, feature order.feature[u], into destination(r, u) (M values).
+// The order for a weight gradient, given or computed, after the checks that go with it.
+Order gradient_order(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
+                     const Tensor& indptr, int64_t num_features, const OptionalOrder& order) {
+  check_shape(op, "indices", indices, {values.numel()});
+  check_dtype(op, "values", values, grad.scalar_type());
+  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  const int64_t N = indptr.size(0) - 1;
+  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
+  if (order) return given_order(op, *order, values.numel(), N, num_features);
+  return sort_by_feature(op, indices, indptr, num_features);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> feature_order_cpu(const Tensor& indices, const Tensor& indptr,
+                                                             int64_t num_features) {
+  const Order order = sort_by_feature("feature_order", indices, indptr, num_features);
+  return {order.features, order.offsets, order.positions, order.documents};
+}
+
+// f(tag, begin, end) for ranges [begin, end) of features, one range a thread, of
+// about equal work: that of a feature is its entries and, `constant` entries' worth, its own rows.
+template <class T, class F>
+void parallel_features(const FeatureOrder& order, int64_t constant, int64_t R, int64_t M, const F& f) {
+  const int64_t parts = std::max<int64_t>(1, std::min(order.U, num_threads_for(order.E * R * M)));
+  const auto bound = [&](int64_t part) {
+    const int64_t target = (order.E + constant * order.U) * part / parts;
+    int64_t low = 0, high = order.U;
+    while (low < high) {
+      const int64_t u = (low + high) / 2;
+      order.offsets[u] + constant* u < target ? low = u + 1 : high = u;
+    }
+    return part == parts ? order.U : low;
+  };
+  with_isa<T>(
+      [&](auto isa) { run_tasks(parts, [&](int64_t part) { f(isa, bound(part), bound(part + 1)); }); });
+}
+
+// Weight gradient of repetition r, features[u], into destination(r, u) (M values).
 template <class T, class F>
 void sparse_linear_grad_each_row(const Tensor& grad, const Tensor& values, const FeatureOrder& order,
                                  const F& destination) {
-  const int64_t R = grad.size(1), M = grad.size(2), U = static_cast<int64_t>(order.feature.size());
-  with_isa<T>([&](auto isa) {
-    parallel_balanced(order.offset.data(), U, order.offset.back() * R * M, [&](int64_t begin, int64_t end) {
-      for (int64_t r = 0; r < R; ++r)
-        for (int64_t u = begin; u < end; ++u)
-          sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order.position.data(), order.row.data(),
-                                                order.offset[u], order.offset[u + 1],
-                                                pointer<T>(grad) + r * M, R * M, destination(r, u), M);
-    });
+  const int64_t R = grad.size(1), M = grad.size(2);
+  parallel_features<T>(order, 1, R, M, [&](auto isa, int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t u = begin; u < end; ++u)
+        sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order, u, pointer<T>(grad) + r * M, R * M,
+                                              destination(r, u), M);
   });
 }
 
-FeatureOrder feature_order_of(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
-                              const Tensor& indptr_, int64_t num_features) {
-  const int64_t nnz = values.numel();
-  check_shape(op, "indices", indices, {nnz});
-  check_dtype(op, "values", values, grad.scalar_type());
-  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
-  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
-  FeatureOrder order;
-  dispatch_index(op, "indices", indices, [&](auto index) {
-    order = feature_order(pointer<decltype(index)>(indices), indptr.data(), N, num_features);
-  });
-  return order;
-}
-
-Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_, const Tensor& indices_,
-                                     const Tensor& indptr, int64_t num_features) {
+Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_, const Tensor& indices,
+                                     const Tensor& indptr, int64_t num_features, const OptionalOrder& given) {
   const char* op = "sparse_linear_grad_weight";
-  const Tensor grad = contiguous(grad_), values = contiguous(values_), indices = contiguous(indices_);
-  const FeatureOrder order = feature_order_of(op, grad, values, indices, indptr, num_features);
+  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
+  const FeatureOrder order = tensors.view();
   const int64_t R = grad.size(1), M = grad.size(2);
   Tensor out = new_zeros(grad, {R, num_features, M});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     using T = decltype(t);
     T* base = mutable_pointer<T>(out);
     sparse_linear_grad_each_row<T>(grad, values, order, [&](int64_t r, int64_t u) {
-      return base + (r * num_features + order.feature[u]) * M;
+      return base + (r * num_features + order.features[u]) * M;
     });
   });
   return out;
 }
 
 std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cpu(const Tensor& grad_, const Tensor& values_,
-                                                       const Tensor& indices_, const Tensor& indptr,
-                                                       int64_t num_features) {
+                                                       const Tensor& indices, const Tensor& indptr,
+                                                       int64_t num_features, const OptionalOrder& given) {
   const char* op = "sparse_linear_grad_rows";
-  const Tensor grad = contiguous(grad_), values = contiguous(values_), indices = contiguous(indices_);
-  const FeatureOrder order = feature_order_of(op, grad, values, indices, indptr, num_features);
-  const int64_t R = grad.size(1), M = grad.size(2), U = static_cast<int64_t>(order.feature.size());
+  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
+  const FeatureOrder order = tensors.view();
+  const int64_t R = grad.size(1), M = grad.size(2), U = order.U;
   Tensor rows = new_empty(grad, {U}, ScalarType::Long);
-  std::copy(order.feature.begin(), order.feature.end(), mutable_pointer<int64_t>(rows));
+  std::copy_n(order.features, U, mutable_pointer<int64_t>(rows));
   Tensor out = new_empty(grad, {R, U, M});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     using T = decltype(t);
@@ -617,7 +752,8 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
 
 // ----------------------------------------------------------------------------------------- sparse_optim
 
-// f(T(), RowStep<T>): checks shared by the optimiser steps. `state` are the moments.
+// f(RowStep<T>, state pointers' offset, begin, end): checks shared by the optimiser steps, the split. `state`
+// are the moments. Without rows every element is as good as the next one: ranges of elements, not of rows.
 template <class F>
 void dispatch_row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows,
                        const Tensor& gradient, std::initializer_list<Tensor> state, const F& f) {
@@ -637,10 +773,14 @@ void dispatch_row_step(const char* op, const Tensor& parameter, const std::optio
   if (rows) dense_rows = contiguous(*rows);
   dispatch_floating(op, "parameter", parameter, [&](auto t) {
     using T = decltype(t);
-    const RowStep<T> params{mutable_pointer<T>(parameter),
-                            dense_rows ? pointer<int64_t>(*dense_rows) : nullptr, pointer<T>(dense_gradient),
-                            P, M};
-    parallel_ranges(U, U * M * 4, [&](int64_t begin, int64_t end) { f(params, begin, end); });
+    T* x = mutable_pointer<T>(parameter);
+    const T* g = pointer<T>(dense_gradient);
+    if (!dense_rows)
+      return parallel_ranges(P * M, P * M * 4, [&](int64_t begin, int64_t end) {
+        f(RowStep<T>{x + begin, nullptr, g + begin, 1, end - begin}, begin, 0, 1);
+      });
+    const RowStep<T> params{x, pointer<int64_t>(*dense_rows), g, P, M};
+    parallel_ranges(U, U * M * 4, [&](int64_t begin, int64_t end) { f(params, 0, begin, end); });
   });
 }
 
@@ -648,12 +788,12 @@ void sparse_adam_cpu(Tensor parameter, const std::optional<Tensor>& rows, const 
                      Tensor exp_avg, Tensor exp_avg_sq, double step_size, double beta1, double beta2,
                      double eps) {
   dispatch_row_step("sparse_adam", parameter, rows, gradient, {exp_avg, exp_avg_sq},
-                    [&](const auto& params, int64_t begin, int64_t end) {
+                    [&](const auto& params, int64_t offset, int64_t begin, int64_t end) {
                       using T = std::decay_t<decltype(*params.parameter)>;
                       with_isa<T>([&](auto isa) {
-                        sparse_adam<decltype(isa), T>(params, mutable_pointer<T>(exp_avg),
-                                                      mutable_pointer<T>(exp_avg_sq), step_size, beta1, beta2,
-                                                      eps, begin, end);
+                        sparse_adam<decltype(isa), T>(params, mutable_pointer<T>(exp_avg) + offset,
+                                                      mutable_pointer<T>(exp_avg_sq) + offset, step_size,
+                                                      beta1, beta2, eps, begin, end);
                       });
                     });
 }
@@ -661,13 +801,72 @@ void sparse_adam_cpu(Tensor parameter, const std::optional<Tensor>& rows, const 
 void sparse_adagrad_cpu(Tensor parameter, const std::optional<Tensor>& rows, const Tensor& gradient,
                         Tensor sum, double lr, double eps) {
   dispatch_row_step("sparse_adagrad", parameter, rows, gradient, {sum},
-                    [&](const auto& params, int64_t begin, int64_t end) {
+                    [&](const auto& params, int64_t offset, int64_t begin, int64_t end) {
                       using T = std::decay_t<decltype(*params.parameter)>;
                       with_isa<T>([&](auto isa) {
-                        sparse_adagrad<decltype(isa), T>(params, mutable_pointer<T>(sum), lr, eps, begin,
-                                                         end);
+                        sparse_adagrad<decltype(isa), T>(params, mutable_pointer<T>(sum) + offset, lr, eps,
+                                                         begin, end);
                       });
                     });
+}
+
+// sparse_linear_adam, sparse_linear_adagrad: the weight's gradient of one row after the other, in scratch
+// that stays in the cache, and at once the step of that row: no gradient tensor. Composed of the kernels that
+// sparse_linear_grad_rows and the optimiser steps use, so the bits are theirs.
+// f(isa, RowStep<T> of one row).
+template <class F>
+void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_list<Tensor> state,
+                        const Tensor& grad_, const Tensor& values_, const std::vector<Tensor>& given,
+                        const F& f) {
+  STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
+  const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2);
+  STD_TORCH_CHECK(grad_.dim() == 3, op, ": grad must be [N, R, M]");
+  check_shape(op, "grad", grad_, {grad_.size(0), R, M});
+  check_dtype(op, "grad", grad_, weight.scalar_type());
+  check_dtype(op, "values", values_, weight.scalar_type());
+  for (const Tensor& s : state) {
+    check_shape(op, "state", s, {R, D, M});
+    check_dtype(op, "state", s, weight.scalar_type());
+    STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
+  }
+  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Order tensors = given_order(op, given, values.numel(), grad.size(0), D);
+  const FeatureOrder order = tensors.view();
+  dispatch_floating(op, "weight", weight, [&](auto t) {
+    using T = decltype(t);
+    // Reading and writing the row, its moments: as much as a dozen entries of grad, which is in the cache.
+    parallel_features<T>(order, 12, R, M, [&](auto isa, int64_t begin, int64_t end) {
+      std::vector<T> scratch(M);
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t u = begin; u < end; ++u) {
+          sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order, u, pointer<T>(grad) + r * M, R * M,
+                                                scratch.data(), M);
+          const int64_t row = r * D + order.features[u];
+          f(isa, RowStep<T>{mutable_pointer<T>(weight), &row, scratch.data(), R * D, M});
+        }
+    });
+  });
+}
+
+void sparse_linear_adam_cpu(Tensor weight, Tensor exp_avg, Tensor exp_avg_sq, const Tensor& grad,
+                            const Tensor& values, std::vector<Tensor> order, double step_size, double beta1,
+                            double beta2, double eps) {
+  sparse_linear_step("sparse_linear_adam", weight, {exp_avg, exp_avg_sq}, grad, values, order,
+                     [&](auto isa, const auto& row) {
+                       using T = std::decay_t<decltype(*row.parameter)>;
+                       sparse_adam<decltype(isa), T>(row, mutable_pointer<T>(exp_avg),
+                                                     mutable_pointer<T>(exp_avg_sq), step_size, beta1, beta2,
+                                                     eps, 0, 1);
+                     });
+}
+
+void sparse_linear_adagrad_cpu(Tensor weight, Tensor sum, const Tensor& grad, const Tensor& values,
+                               std::vector<Tensor> order, double lr, double eps) {
+  sparse_linear_step("sparse_linear_adagrad", weight, {sum}, grad, values, order,
+                     [&](auto isa, const auto& row) {
+                       using T = std::decay_t<decltype(*row.parameter)>;
+                       sparse_adagrad<decltype(isa), T>(row, mutable_pointer<T>(sum), lr, eps, 0, 1);
+                     });
 }
 
 // ------------------------------------------------------------------------------------------- inspection
@@ -706,6 +905,7 @@ int64_t cpu_isa() { return static_cast<int64_t>(isa()); }
 }  // namespace mach
 
 STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
+  m.impl("feature_order", TORCH_BOX(&mach::feature_order_cpu));
   m.impl("sparse_linear", TORCH_BOX(&mach::sparse_linear_cpu));
   m.impl("sparse_linear_grad_values", TORCH_BOX(&mach::sparse_linear_grad_values_cpu));
   m.impl("sparse_linear_grad_weight", TORCH_BOX(&mach::sparse_linear_grad_weight_cpu));
@@ -720,6 +920,8 @@ STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
   m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cpu));
   m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cpu));
   m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cpu));
+  m.impl("sparse_linear_adam", TORCH_BOX(&mach::sparse_linear_adam_cpu));
+  m.impl("sparse_linear_adagrad", TORCH_BOX(&mach::sparse_linear_adagrad_cpu));
   m.impl("check_csr", TORCH_BOX(&mach::check_csr_cpu));
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace mach {
@@ -26,17 +27,31 @@ template <class T, class I>
 CsrCheck check_csr(const T* values, const I* indices, int64_t nnz, const int64_t* indptr, int64_t num_rows,
                    int64_t num_columns);
 
-// The same non-zeros grouped by feature: only features that occur, ascending; within a feature the
-// entries keep their order (so sums over documents have one order, whatever the number of threads).
-struct FeatureOrder {
-  std::vector<int64_t> feature;   // [U]     feature id
-  std::vector<int64_t> offset;    // [U + 1] entries of feature u: offset[u] ... offset[u + 1]
-  std::vector<int64_t> position;  // [E]     index into values / indices
-  std::vector<int64_t> row;       // [E]     document
-};
+// Runs task(0) ... task(count - 1), each once, on any threads.
+using RunTasks = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
-// Counting sort, O(nnz + num_features). Entries out of range are left out.
-template <class I>
-FeatureOrder feature_order(const I* indices, const int64_t* indptr, int64_t num_rows, int64_t num_features);
+// Sorts a batch by feature. Radix sort of feature << shift | position: the cost follows the non-zeros, not
+// num_features, which can be millions. Entries with a feature out of range are left out. The work is cut into
+// `parts` tasks; the result does not depend on them.
+class FeatureSort {
+ public:
+  template <class I>
+  FeatureSort(const I* indices, const int64_t* indptr, int64_t num_rows, int64_t num_features, int64_t parts,
+              const RunTasks& run);
+  int64_t num_features() const { return first_[parts_]; }  // U
+  int64_t num_entries() const { return E_; }
+  // The fields of a FeatureOrder (sparse_linear.h).
+  void write(const int64_t* indptr, int64_t num_rows, int64_t* features, int64_t* offsets, int64_t* positions,
+             int64_t* documents) const;
+
+ private:
+  int64_t bound(int64_t part) const { return E_ * part / parts_; }
+
+  std::vector<uint64_t> sorted_;
+  std::vector<int64_t> first_;  // [parts + 1] distinct features before each part
+  int64_t E_ = 0, parts_;
+  int shift_ = 0;
+  const RunTasks& run_;
+};
 
 }  // namespace mach

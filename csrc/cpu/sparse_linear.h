@@ -14,6 +14,17 @@
 
 namespace mach {
 
+// The non-zeros of a batch grouped by feature: only features that occur, ascending; within a feature the
+// entries keep their order, so they ascend in position and in document. Sums along it have one order,
+// whatever the number of threads. Computed once a batch; forward, backward and all repetitions share it.
+struct FeatureOrder {
+  const int64_t* features;   // [U]     feature id
+  const int64_t* offsets;    // [U + 1] entries of feature u: offsets[u] ... offsets[u + 1]
+  const int64_t* positions;  // [E]     index into values / indices
+  const int64_t* documents;  // [E]     row
+  int64_t U, E;
+};
+
 template <class T, class W, class I>
 struct SparseLinear {
   const T* values;        // [nnz]
@@ -21,7 +32,7 @@ struct SparseLinear {
   const int64_t* indptr;  // [N + 1]
   const W* weight;        // [R, D, M]
   const T* bias;          // [R, M] or null
-  int64_t R, D, M;
+  int64_t nnz, R, D, M;
   bool relu;
 };
 
@@ -30,15 +41,24 @@ template <class Isa, class T, class W, class I>
 void sparse_linear(const SparseLinear<T, W, I>& p, T* out, int64_t row_begin, int64_t row_end,
                    int64_t column_begin, int64_t column_end);
 
-// grad_values[p] = sum_{r, m} G[n, r, m] * W[r, indices[p], m]  (a sampled dense-dense product).
+// The same, all documents, feature after feature: a weight row is read once, the outputs stay in the cache.
+// For batches whose features repeat, whose features are all in range and ascend within each row: then the
+// sums have the order of the row, and the results the bits of sparse_linear. Scratch of the calling thread:
+// [N, width]; so many columns are done at a time. (In `out` itself, threads would prefetch each other's
+// columns.)
+template <class Isa, class T, class W, class I>
+void sparse_linear_by_feature(const SparseLinear<T, W, I>& p, const FeatureOrder& order, T* out, int64_t N,
+                              int64_t column_begin, int64_t column_end, T* scratch, int64_t width);
+
+// grad_values[p] += sum_{r, m} G[n, r, m] * W[r, indices[p], m]  (a sampled dense-dense product).
 template <class Isa, class T, class W, class I>
 void sparse_linear_grad_values(const SparseLinear<T, W, I>& p, const T* grad, T* grad_values,
                                int64_t row_begin, int64_t row_end);
 
-// Entries of one feature: documents row[e] with value values[position[e]], e in [begin, end).
-// grad_row[m] = sum_e value * G[row, r, m].
+// Weight gradient of features[u] in one repetition: grad_row[m] = sum_e values[positions[e]] G[documents[e],
+// r, m] over its entries e. grad_r points to G[0, r, 0], its rows are grad_stride apart.
 template <class Isa, class T>
-void sparse_linear_grad_row(const T* values, const int64_t* position, const int64_t* row, int64_t begin,
-                            int64_t end, const T* grad_r, int64_t grad_stride, T* grad_row, int64_t M);
+void sparse_linear_grad_row(const T* values, const FeatureOrder& order, int64_t u, const T* grad_r,
+                            int64_t grad_stride, T* grad_row, int64_t M);
 
 }  // namespace mach

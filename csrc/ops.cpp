@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
       "bool gradient) -> Tensor");
-  // one repetition's gradients by that of its logits, its negligible entries as one rank-one matrix -> how many
-  // entries were kept; more than `most`: nothing is done
+  // gradients of one repetition, negligible entries of its logits' gradient as one rank-one matrix -> how
+  // many entries were kept; more than `most`: nothing is done
   m.def(
       "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
       "grad_hidden, Tensor(b!) grad_weight) -> Tensor");

@@ -145,7 +145,15 @@ def test_deterministic(generator, dtype):
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    fitting = [torch.ones(4, 7), torch.ones(4, 5), torch.ones(5, 7), 0.1, 99, torch.ones(4, 5), torch.ones(5, 7)]
+    fitting = [
+        torch.ones(4, 7),
+        torch.ones(4, 5),
+        torch.ones(5, 7),
+        0.1,
+        99,
+        torch.ones(4, 5),
+        torch.ones(5, 7),
+    ]
     for at, value in change.items():
         fitting[at] = value
     with pytest.raises(RuntimeError, match=f"bucket_backward: {message}"):

@@ -538,7 +538,7 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
 // -------------------------------------------------------------------------------------- bucket_backward
 
 Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const Tensor& weight_,
-                            double negligible, int64_t most, Tensor grad_hidden, Tensor grad_weight) {
+                           double negligible, int64_t most, Tensor grad_hidden, Tensor grad_weight) {
   const char* op = "bucket_backward";
   STD_TORCH_CHECK(gradient_.dim() == 2 && hidden_.dim() == 2, op, ": gradient must be [N, B], hidden [N, H]");
   const int64_t N = gradient_.size(0), B = gradient_.size(1), H = hidden_.size(1);

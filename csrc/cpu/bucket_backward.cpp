@@ -112,8 +112,7 @@ void negligible_rows(const BucketBackward<T>& p, T* row, int32_t* kept, int64_t*
     T lane[kLanes] = {};
     int64_t b = 0;
     for (; b + kLanes <= p.B; b += kLanes)
-      for (int64_t j = 0; j < kLanes; ++j)
-        lane[j] += is_negligible(g[b + j], p.negligible) ? g[b + j] : T(0);
+      for (int64_t j = 0; j < kLanes; ++j) lane[j] += is_negligible(g[b + j], p.negligible) ? g[b + j] : T(0);
     for (int64_t j = 0; b < p.B; ++b, ++j) lane[j] += is_negligible(g[b], p.negligible) ? g[b] : T(0);
     T sum = 0;
     for (int64_t j = 0; j < kLanes; ++j) sum += lane[j];
@@ -177,7 +176,8 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
       T block[kWidth * kWidth];
       for (int64_t i = 0; i < count; ++i) {
         Vector<T> sum = s.column[b + i] * hidden_sum;
-        gather_sum<T>(s.by_bucket, s.document, hidden, s.bucket_offset[b + i], s.bucket_offset[b + i + 1], sum);
+        gather_sum<T>(s.by_bucket, s.document, hidden, s.bucket_offset[b + i], s.bucket_offset[b + i + 1],
+                      sum);
         reinterpret_cast<Vector<T>*>(block)[i] = sum;
       }
       transpose(block, kWidth, p.grad_weight + first * p.B + b, p.B, count, width);
@@ -185,11 +185,11 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
   }
 }
 
-#define MACH_BUCKET_BACKWARD(ISA, T)                                                                        \
-  template void negligible_columns<ISA, T>(const BucketBackward<T>&, T*, int64_t, int64_t);                 \
+#define MACH_BUCKET_BACKWARD(ISA, T)                                                                         \
+  template void negligible_columns<ISA, T>(const BucketBackward<T>&, T*, int64_t, int64_t);                  \
   template void negligible_rows<ISA, T>(const BucketBackward<T>&, T*, int32_t*, int64_t*, int64_t, int64_t); \
-  template void split_gradient<ISA, T>(const BucketBackward<T>&, const int32_t*, const SplitGradient<T>&);  \
-  template void bucket_backward<ISA, T>(const BucketBackward<T>&, const SplitGradient<T>&, T*, int64_t,     \
+  template void split_gradient<ISA, T>(const BucketBackward<T>&, const int32_t*, const SplitGradient<T>&);   \
+  template void bucket_backward<ISA, T>(const BucketBackward<T>&, const SplitGradient<T>&, T*, int64_t,      \
                                         int64_t);
 MACH_INSTANTIATE_FLOATING(MACH_BUCKET_BACKWARD)
 

@@ -1,14 +1,14 @@
-// bucket_backward: the two products of one repetition's backward pass, for a gradient G [N, B] to the logits of
-// which most is negligible:  grad_hidden += G' W^T,  grad_weight = hidden^T G'.
+// bucket_backward: the two products of one repetition's backward pass, for a gradient G [N, B] to the logits
+// of which most is negligible:  grad_hidden += G' W^T,  grad_weight = hidden^T G'.
 //
 // G' is G, but for its negligible entries, 0 <= G < negligible: those are replaced, all together, by the
-// rank-one matrix  row column^T / total  of their own sums by document, by bucket and over all. So no gradient
-// is lost, it is only shared out among the negligible entries of a document in proportion to the bucket's;
-// leaving them out would cut the buckets off from most of what keeps their logits low. G' is then that
-// rank-one matrix over all of [N, B], two vectors' work, plus a sparse matrix at the E kept entries.
+// rank-one matrix  row column^T / total  of their own sums by document, by bucket and over all. So no
+// gradient is lost, it is only shared out among the negligible entries of a document in proportion to the
+// bucket's; leaving them out would cut the buckets off from most of what keeps their logits low. G' is then
+// that rank-one matrix over all of [N, B], two vectors' work, plus a sparse matrix at the E kept entries.
 //
-// Both products go over tiles of kTile<Isa> hidden units, in which the weight is transposed, so that vectors run
-// over hidden units. A thread owns its tiles: no sum depends on the number of threads.
+// Both products go over tiles of kTile<Isa> hidden units, in which the weight is transposed, so that vectors
+// run over hidden units. A thread owns its tiles: no sum depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,9 @@ namespace mach {
 
 // Hidden units of a tile: one register of float. Units are summed each for itself, so the bits are the same.
 template <class Isa>
-constexpr int64_t kTile = std::is_same_v<Isa, Avx512> ? 16 : std::is_same_v<Isa, Avx2> ? 8 : 4;
+constexpr int64_t kTile = std::is_same_v<Isa, Avx512> ? 16
+                          : std::is_same_v<Isa, Avx2> ? 8
+                                                      : 4;
 
 template <class T>
 struct BucketBackward {
@@ -36,12 +38,12 @@ struct BucketBackward {
 // The split of G. Kept entries by document (CSR) and by bucket (CSC), both in ascending order.
 template <class T>
 struct SplitGradient {
-  T* row;                     // [N] sums of negligible entries by document, later divided by the total
-  T* column;                  // [B] the same by bucket
-  int64_t* document_offset;   // [N + 1]
-  int64_t* bucket_offset;     // [B + 1]
-  int32_t* bucket;            // [E] of the kept entries by document
-  int32_t* document;          // [E] of the kept entries by bucket
+  T* row;                      // [N] sums of negligible entries by document, later divided by the total
+  T* column;                   // [B] the same by bucket
+  int64_t* document_offset;    // [N + 1]
+  int64_t* bucket_offset;      // [B + 1]
+  int32_t* bucket;             // [E] of the kept entries by document
+  int32_t* document;           // [E] of the kept entries by bucket
   T *by_document, *by_bucket;  // [E] their values less the rank-one matrix's
 };
 

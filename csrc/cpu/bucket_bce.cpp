@@ -5,8 +5,8 @@
 namespace mach {
 namespace {
 
-// softplus(x) and sigmoid(x). With e = exp(-|x|) nothing overflows: softplus = max(x, 0) + log(1 + e), sigmoid =
-// 1 / (1 + e) or e / (1 + e).
+// softplus(x) and sigmoid(x). With e = exp(-|x|) nothing overflows: softplus = max(x, 0) + log(1 + e),
+// sigmoid = 1 / (1 + e) or e / (1 + e).
 template <class Isa, class T>
 inline void logistic(T x, T& softplus, T& sigmoid) {
   const T e = exp_nonpositive<Isa>(x < 0 ? x : -x);
@@ -18,22 +18,24 @@ inline void logistic(T x, T& softplus, T& sigmoid) {
 
 constexpr int64_t kBlock = 64, kLanes = 16;
 
-// kBlock buckets as if all were negative: adds softplus(z) to lane[bucket % kLanes]; with kGradient, z becomes
-// scale sigmoid(z).
+// kBlock buckets as if all were negative: adds softplus(z) to lane[bucket % kLanes]; with kGradient, z
+// becomes scale sigmoid(z).
 template <class Isa, bool kGradient, class T>
 inline void negatives_block(T* __restrict z, T scale, double* __restrict lane) {
   alignas(64) T term[kBlock];
+  alignas(64) T e[kBlock], inverse[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) e[i] = exp_nonpositive<Isa>(z[i] < 0 ? z[i] : -z[i]);
+  for (int64_t i = 0; i < kBlock; ++i) log1p_and_inverse<Isa>(e[i], term[i], inverse[i]);
   for (int64_t i = 0; i < kBlock; ++i) {
-    T sigmoid;
-    logistic<Isa>(z[i], term[i], sigmoid);
-    if (kGradient) z[i] = scale * sigmoid;
+    term[i] += z[i] < 0 ? T(0) : z[i];
+    if (kGradient) z[i] = scale * ((z[i] < 0 ? e[i] : T(1)) * inverse[i]);
   }
   for (int64_t i = 0; i < kBlock; i += kLanes)
     for (int64_t j = 0; j < kLanes; ++j) lane[j] += static_cast<double>(term[i + j]);
 }
 
-// Buckets [0, B): returns sum softplus(z). Lane i sums the buckets i, i + 16, ..., then the lanes are summed in
-// order: a sum of one lane would wait for its own additions.
+// Buckets [0, B): returns sum softplus(z). Lane i sums the buckets i, i + 16, ..., then the lanes are summed
+// in order: a sum of one lane would wait for its own additions.
 template <class Isa, bool kGradient, class T>
 double negatives(T* z, int64_t B, T scale) {
   alignas(64) double lane[kLanes] = {};

@@ -32,8 +32,8 @@ inline T dot(const T* x, const W* y, int64_t n, int64_t y_stride = 1) {
   return sum;
 }
 
-// exp(x) for x <= 0, within 2 ulp, as straight-line arithmetic: loops over it vectorise, and every ISA returns
-// the same bits. float64 takes the C library's.
+// exp(x) for x <= 0, within 2 ulp, as straight-line arithmetic: loops over it vectorise, and every ISA
+// returns the same bits. float64 takes the C library's.
 template <class Isa>
 inline float exp_nonpositive(float x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
@@ -66,10 +66,11 @@ template <class Isa>
 inline void log1p_and_inverse(float e, float& log1p, float& inverse) {
   const float a = 1.0f + e, b = 2.0f + e, q = 1.0f / (a * b);
   inverse = b * q;
-  // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3
-  const float s = e * (a * q), s2 = s * s, s4 = s2 * s2;
-  const float low = (1.0f / 3 + s2 * (1.0f / 5)) + (1.0f / 7 + s2 * (1.0f / 9)) * s4;
-  const float p = low + (1.0f / 11 + s2 * (1.0f / 13)) * (s4 * s4);
+  // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3. 1e-12 changes nothing but keeps powers from underflow,
+  // which is slow.
+  const float s = e * (a * q), s2 = s * s + 1e-12f, s4 = s2 * s2;
+  const float low = 1.0f / 3 + s2 * (1.0f / 5), middle = 1.0f / 7 + s2 * (1.0f / 9);
+  const float p = low + s4 * (middle + s4 * (1.0f / 11 + s2 * (1.0f / 13)));
   log1p = 2.0f * s + 2.0f * s * (s2 * p);
 }
 template <class Isa>

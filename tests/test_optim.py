@@ -117,6 +117,122 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
         op(torch.ones(2, 3).T, rows, p[:1], p.clone(), 0.1, 0.0)
 
 
+# ----------------------------------------------------------------------- gradient and step of a row at once
+
+NUMBERS = {"adam": (0.05, 0.9, 0.99, 1e-6), "adagrad": (0.05, 1e-6)}
+
+
+@parametrize_dtype
+@parametrize_optimizer
+@pytest.mark.parametrize("R", [1, 3])
+def test_fused_row_step_is_gradient_then_step(generator, name, dtype, R):
+    """To the bit, on any number of threads; near its twin; other rows untouched."""
+    D, M, rows = 400, 37, [0, 200, 3, 150, 1] * 8
+    X = random_csr(generator, rows, 300, dtype)
+    order = _ops.feature_order(*X[1:], D)
+    grad = uniform(generator, len(rows), R, M, dtype=dtype)
+    start = [uniform(generator, R, D, M, dtype=dtype).abs() for _ in range(1 + len(STATE[name]))]
+
+    def step(module, dtype=dtype):
+        tensors = [t.clone().to(dtype) for t in start]
+        op = getattr(module, f"sparse_linear_{name}")
+        op(*tensors, grad.to(dtype), X.values.to(dtype), order, *NUMBERS[name])
+        return tuple(tensors)
+
+    assert_deterministic(lambda: step(_ops))
+    features, gradient = _ops.sparse_linear_grad_rows(grad, *X, D)
+    expected = [t.clone() for t in start]
+    for r in range(R):
+        parameter, *moments = (t[r] for t in expected)
+        getattr(_ops, f"sparse_{name}")(parameter, features, gradient[r], *moments, *NUMBERS[name])
+    for ours, separate, twin in zip(step(_ops), expected, step(_reference, torch.float64), strict=True):
+        assert bitwise_equal(ours, separate)
+        torch.testing.assert_close(ours.double(), twin, **TOLERANCE[dtype])
+
+
+@parametrize_dtype
+def test_opcheck_of_the_fused_step(generator, dtype):
+    X = random_csr(generator, [2, 0, 3], 7, dtype)
+    weight, first, second = (uniform(generator, 2, 7, 5, dtype=dtype).abs() for _ in range(3))
+    grad, order = uniform(generator, 3, 2, 5, dtype=dtype), list(_ops.feature_order(*X[1:], 7))
+    ops = torch.ops.mach_ext
+    args = (weight, first, second, grad, X.values, order, *NUMBERS["adam"])
+    torch.library.opcheck(ops.sparse_linear_adam, args)
+    args = (weight, second, grad, X.values, order, *NUMBERS["adagrad"])
+    torch.library.opcheck(ops.sparse_linear_adagrad, args)
+
+
+def test_fused_step_refuses_what_would_leave_its_arrays(generator):
+    X, op = random_csr(generator, [2, 0, 3], 7), torch.ops.mach_ext.sparse_linear_adagrad
+    order, weight, grad = list(_ops.feature_order(*X[1:], 7)), torch.ones(2, 7, 5), torch.ones(3, 2, 5)
+
+    def call(weight=weight, state=weight, grad=grad, values=X.values):
+        op(weight.clone(memory_format=torch.preserve_format), state, grad, values, order, 0.1, 0.0)
+
+    for message, wrong in {
+        r"grad must have shape \[3, 2, 5\], got \[3, 2, 4\]": {"grad": grad[..., :4]},
+        r"grad must be \[N, R, M\]": {"grad": grad[0]},
+        r"order's? .*not of this batch": {"grad": grad[:2]},
+        r"order is not of this batch": {"values": X.values[:4]},
+        r"values must be Float, got Double": {"values": X.values.double()},
+        r"state must have shape \[2, 7, 5\], got \[1, 7, 5\]": {"state": weight[:1]},
+        r"state must be contiguous": {"state": torch.ones(5, 7, 2).permute(2, 1, 0)},
+        r"weight must be contiguous \[R, D, M\]": {"weight": torch.ones(5, 7, 2).permute(2, 1, 0)},
+    }.items():
+        message = message.replace("order's? .*", "order is ")
+        with pytest.raises(RuntimeError, match=f"sparse_linear_adagrad: {message}"):
+            call(**wrong)
+
+
+@parametrize_optimizer
+@pytest.mark.parametrize("shape", [(90, 17), (3, 90, 17)], ids=str)
+def test_a_step_in_pieces_is_the_step(generator, name, shape):
+    """To the bit: rows of a sparse_linear's weight, repetitions and ranges of a dense parameter."""
+    X, R = random_csr(generator, [3, 0, 80, 21], 90), shape[0] if len(shape) == 3 else 1
+    order = _ops.feature_order(*X[1:], 90)
+    start = [uniform(generator, *s, dtype=torch.float32) for s in (shape, (4, 6, 5), (7,))]
+    whole, pieces = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    optimizers = make(name, whole), make(name, [*pieces, frozen])
+    for _ in range(3):
+        grad = uniform(generator, 4, R, 17, dtype=torch.float32)
+        dense = uniform(generator, 4, 6, 5, dtype=torch.float32)
+        vector = uniform(generator, 7, dtype=torch.float32)
+        weight = _ops.sparse_linear_grad_weight(grad, *X, 90).view(shape).to_sparse(len(shape) - 1)
+        whole[0].grad, whole[1].grad, whole[2].grad = weight, dense, vector
+        optimizers[0].step()
+        optimizers[1].begin_step()
+        if len(shape) == 2:
+            optimizers[1].step_sparse_linear(pieces[0], None, grad, X.values, order)
+        else:
+            for r in (2, 0, 1):
+                optimizers[1].step_sparse_linear(pieces[0], r, grad[:, r : r + 1], X.values, order)
+        for at in (0, 2, slice(3, 4), 1):
+            optimizers[1].step_rows(pieces[1], at, dense[at])
+        optimizers[1].step_rows(pieces[2], slice(None), vector)
+        for a, b in zip(whole, pieces, strict=True):
+            assert bitwise_equal(a, b)
+    for a, b in zip(whole, pieces, strict=True):
+        state, expected = optimizers[1].state[b], optimizers[0].state[a]
+        assert state.keys() == expected.keys()
+        assert all(bitwise_equal(state[key], expected[key]) for key in STATE[name])
+        assert state.get("step") == expected.get("step")
+    assert frozen not in optimizers[1].state
+
+
+@parametrize_optimizer
+def test_pieces_want_a_step_begun(name):
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = make(name, [parameter])
+    with pytest.raises(ValueError, match=r"begin_step\(\) comes first"):
+        optimizer.step_rows(parameter, 0, torch.ones(3))
+    optimizer.begin_step()
+    with pytest.raises(ValueError, match="with this parameter among its own"):
+        optimizer.step_rows(torch.nn.Parameter(torch.ones(2, 3)), 0, torch.ones(3))
+    with pytest.raises(TypeError, match="got torch.float32 and torch.float64"):
+        optimizer.step_rows(parameter, 0, torch.ones(3).double())
+
+
 # --------------------------------------------------------------------------------------- against torch's own
 
 

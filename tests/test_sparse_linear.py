@@ -159,6 +159,76 @@ def test_relu_of_nan_is_nan(device):
     assert bitwise_equal(out, torch.tensor([[float("nan"), 0.0, 2.0]]))
 
 
+# ------------------------------------------------------------------------------------------ feature order
+
+
+@given(csr_batches(torch.float32), st.sampled_from([0, 1, 40, 10**6, 2**40]))
+def test_feature_order_matches_reference(batch, more):
+    """Features far apart take several passes of the sort."""
+    X, D, _ = batch
+    indices = X.indices.long() * (1 + more)
+    order = _ops.feature_order(indices, X.indptr, D * (1 + more))
+    for ours, twin in zip(order, _reference.feature_order(indices, X.indptr, D * (1 + more)), strict=True):
+        assert torch.equal(ours, twin)
+
+
+def test_feature_order_leaves_out_what_is_out_of_range():
+    indices, indptr = torch.tensor([3, -1, 1, 4, 3, 0]), torch.tensor([0, 3, 6])
+    order = _ops.feature_order(indices, indptr, 4)
+    assert [t.tolist() for t in order] == [[0, 1, 3], [0, 1, 2, 4], [5, 2, 0, 4], [1, 0, 0, 1]]
+    order = _ops.feature_order(indices[:0], indptr[:1], 4)
+    assert [t.tolist() for t in order] == [[], [0], [], []]
+
+
+@pytest.mark.parametrize("D", [7, 5000, 10**9])
+def test_feature_order_is_deterministic(generator, D):
+    indices = torch.randint(D, (30_000,), generator=generator)
+    indptr = torch.arange(0, 30_001, 100)
+    expected = _reference.feature_order(indices, indptr, D)
+    assert_deterministic(lambda: tuple(_ops.feature_order(indices, indptr, D)))
+    for ours, twin in zip(_ops.feature_order(indices, indptr, D), expected, strict=True):
+        assert torch.equal(ours, twin)
+
+
+@parametrize_dtype
+def test_a_given_order_changes_no_bit(generator, dtype):
+    X = random_csr(generator, [3, 0, 80, 21], 90, dtype)
+    weight, bias = weights(generator, 3, 90, 33, dtype)
+    grad, order = uniform(generator, 4, 3, 33, dtype=dtype), _ops.feature_order(*X[1:], 90)
+    for call in (
+        lambda order: [_ops.sparse_linear(*X, weight, bias, True, order)],
+        lambda order: [_ops.sparse_linear_grad_weight(grad, *X, 90, order)],
+        lambda order: _ops.sparse_linear_grad_rows(grad, *X, 90, order),
+    ):
+        for ours, expected in zip(call(order), call(None), strict=True):
+            assert bitwise_equal(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+def test_by_feature_and_by_document_give_the_same_bits(generator, dtype, relu):
+    """A batch large enough, its features frequent enough, for the order of the features to be chosen.
+
+    Columns a few at a time are too little work for that: they go document by document.
+    """
+    N, D, M, value = 100, 9000, 528, torch.float64 if dtype == torch.float64 else torch.float32
+    rows = [torch.randperm(D, generator=generator)[:600].sort().values for _ in range(N)]
+    X = Csr(
+        uniform(generator, 600 * N, dtype=value), torch.cat(rows).int(), torch.arange(0, 600 * N + 1, 600)
+    )
+    weight, bias = weights(generator, 1, D, M, dtype)
+    expected = torch.cat(
+        [
+            _ops.sparse_linear(*X, w.contiguous(), b.to(value).contiguous(), relu)
+            for w, b in zip(weight.split(48, 2), bias.split(48, 1), strict=True)
+        ],
+        2,
+    )
+    assert_deterministic(lambda: (_ops.sparse_linear(*X, weight, bias.to(value), relu),))
+    for order in (None, _ops.feature_order(*X[1:], D)):
+        assert bitwise_equal(_ops.sparse_linear(*X, weight, bias.to(value), relu, order), expected)
+
+
 # -------------------------------------------------------------------------------------------- derivatives
 
 
@@ -297,6 +367,11 @@ def test_opcheck(device, generator, dtype):
     torch.library.opcheck(ops.sparse_linear_grad_values, (grad, *X[1:], weight))
     torch.library.opcheck(ops.sparse_linear_grad_weight, (grad, *X, 7))
     torch.library.opcheck(ops.sparse_linear_grad_rows, (grad, *X, 7))
+    if device.type == "cpu":
+        torch.library.opcheck(ops.feature_order, (*X[1:], 7))
+        order = list(_ops.feature_order(*X[1:], 7))
+        torch.library.opcheck(ops.sparse_linear, (*X, weight, bias.to(value), True, order))
+        torch.library.opcheck(ops.sparse_linear_grad_rows, (grad, *X, 7, order))
     # check_csr and cpu_isa return Python integers that depend on the data: no fake kernel can, so no opcheck.
 
 
@@ -436,3 +511,28 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
             op(grad[:1], *X, 4)
         with pytest.raises(RuntimeError, match=r"sparse_linear_grad_\w+: values must be Double, got Float"):
             op(grad.double(), *X, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "entry", "wrong"),
+    [(0, 0, -1), (0, 2, 4), (0, 1, 0), (1, 0, 1), (1, 1, 3), (1, 3, 9), (2, 0, 3), (2, 1, -1), (3, 0, 2)],
+)
+def test_raw_op_refuses_an_order_of_another_batch(field, entry, wrong):
+    order = [t.clone() for t in _ops.feature_order(*X[1:], 4)]
+    order[field][entry] = wrong
+    ops, grad = torch.ops.mach_ext, torch.ones(2, 1, 5)
+    for call in (
+        lambda: ops.sparse_linear(*X, WEIGHT[None], None, False, order),
+        lambda: ops.sparse_linear_grad_rows(grad, *X, 4, order),
+        lambda: ops.sparse_linear_adagrad(
+            WEIGHT[None].clone(), WEIGHT[None].clone(), grad, X[0], order, 0.1, 0.0
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=r"sparse_linear\w*: order is not of this batch"):
+            call()
+    with pytest.raises(
+        RuntimeError, match=r"sparse_linear: order must be \(features, offsets, positions, docu"
+    ):
+        ops.sparse_linear(*X, WEIGHT[None], None, False, order[:3])
+    with pytest.raises(RuntimeError, match=r"sparse_linear: order must be Long, got Int"):
+        ops.sparse_linear(*X, WEIGHT[None], None, False, [t.int() for t in order])

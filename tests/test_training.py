@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mach_ext
 from mach_ext import training
@@ -181,6 +182,66 @@ def test_learns_without_negligible_gradients(always_skip):
     mach_ext.fit(model, X, Y, progress=False, **settings)
     assert sum(always_skip) < 0.6 * len(always_skip) * 32 * 16
     assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("frozen", [None, "bucket_weight", "bucket_bias"])
+def test_linear_steps_are_those_of_autograd(optimizer, frozen):
+    """To the bit, since N and R are powers of two and so scale gradients exactly; else up to rounding."""
+    models = [
+        mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=0, feature_dropout=0.3)
+        for _ in range(2)
+    ]
+    settings = {"epochs": 2, "batch_size": 64, "optimizer": optimizer, "learning_rate": 0.3}
+    for model in models:
+        if frozen:
+            model.get_parameter(frozen).requires_grad_(False)
+
+    def autograd_step(run, *batch):
+        loss = run.model.loss(*batch)
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+        return loss.item()
+
+    ours = mach_ext.fit(models[0], X[:256], Y[:256], progress=False, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "_linear_step", autograd_step)
+        theirs = mach_ext.fit(models[1], X[:256], Y[:256], progress=False, **settings)
+    assert same_bits(weights(models[0]), weights(models[1]))
+    losses = [[entry["loss"] for entry in record.history] for record in (ours, theirs)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_linear_steps_hold_no_gradient_of_the_weight():
+    """Beside the weight, its moments and the batch a step makes only small tensors."""
+    N, D, B, sizes = 8, 2000, 64, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made = out if isinstance(out, (tuple, list)) else [out]
+            sizes.extend(
+                t.untyped_storage().nbytes()
+                for t in made
+                if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known
+            )
+            return out
+
+    features = scipy.sparse.random(N, D, 0.1, format="csr", dtype=np.float32, random_state=0)
+    model = mach_ext.MACH(D, 60, num_repetitions=8, num_buckets=B, hidden_size=0)
+    settings = training.Hyperparameters.of(model, batch_size=N)
+    run = training._Run(model, settings, features, Y[:N], None, None, False, False)
+    batch = next(run._batches())
+    run._step(batch)  # the moments are made
+    states = [state["sum"] for state in run.optimizer.state.values()]
+    there = (*model.parameters(), model.hash.buckets, *states, *batch[:5])
+    known = {t.untyped_storage().data_ptr() for t in there}
+    with Watch():
+        run._step(batch)
+    assert max(sizes) <= 8 * features.nnz  # the order of the batch; one repetition's logits are less
+    assert 4 * len(np.unique(features.indices)) * B > 5 * max(sizes)
+    assert model.bucket_weight.grad is None
 
 
 def test_best_epoch_is_kept(tmp_path, monkeypatch):

@@ -191,14 +191,14 @@ double count_features(const I* indices, int64_t begin, int64_t end) {
 }
 
 // Bytes of outputs that sparse_linear_by_feature works on at a time.
-constexpr int64_t kOutputs = 256 << 10;
+constexpr int64_t kOutputs = 512 << 10;
 
 // Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
 // of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
 template <class T, class W, class I>
 bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
                      const std::optional<Order>& order) {
-  static const double kReuse = std::getenv("KREUSE") ? atof(std::getenv("KREUSE")) : 4;
+  constexpr double kReuse = 2.5;
   constexpr int64_t kCached = 8 << 20;
   const int64_t begin = p.indptr[0], end = p.indptr[N], entries = end - begin;
   const int64_t row_bytes = p.M * static_cast<int64_t>(sizeof(W));

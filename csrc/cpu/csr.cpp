@@ -52,6 +52,7 @@ FeatureSort::FeatureSort(const I* indices, const int64_t* indptr, int64_t num_ro
   const int feature_bits = num_features > 1 ? bit_width(num_features - 1) : 1;
   shift_ = bit_width(end);
   if (feature_bits + shift_ > 64) throw std::length_error("feature_order: too many features and non-zeros");
+  if (num_rows > UINT32_MAX) throw std::length_error("feature_order: too many documents");
   const int passes = (feature_bits + 10) / 11, digit_bits = (feature_bits + passes - 1) / passes;
   const int64_t digits = int64_t(1) << digit_bits;
 
@@ -105,7 +106,7 @@ FeatureSort::FeatureSort(const I* indices, const int64_t* indptr, int64_t num_ro
 
 void FeatureSort::write(const int64_t* indptr, int64_t num_rows, int64_t* features, int64_t* offsets,
                         int64_t* positions, int64_t* documents) const {
-  std::vector<int64_t> document(indptr[num_rows] - indptr[0]);
+  std::vector<uint32_t> document(indptr[num_rows] - indptr[0]);  // of each position
   run_(parts_, [&](int64_t part) {
     for (int64_t n = num_rows * part / parts_; n < num_rows * (part + 1) / parts_; ++n)
       std::fill(document.begin() + (indptr[n] - indptr[0]), document.begin() + (indptr[n + 1] - indptr[0]),

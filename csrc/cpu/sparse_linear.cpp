@@ -94,11 +94,11 @@ inline void run_tiles(const Tile& tile, int64_t begin, int64_t end) {
   run_tiles<Registers<Isa>::bytes, Registers<Isa>::tile, T>(tile, begin, end);
 }
 
-constexpr int64_t kLine = 64;
-
-// Asks for the cache lines of [p, p + bytes). An address out of any array does no harm.
+// Asks for the cache lines of [p, p + bytes), into the first-level cache (kLocality 3) or no nearer than the
+// second (2). An address out of any array does no harm.
+template <int kLocality>
 inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const char*>(p) + i);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, kLocality);
 }
 
 // Address of weight row `index`, whatever the index.
@@ -109,12 +109,31 @@ inline const W* row_address(const W* weight, I index, int64_t M) {
                                         static_cast<uintptr_t>(M * static_cast<int64_t>(sizeof(W))));
 }
 
+// Whether all of indices[begin ... end) are in [0, D): the largest as an unsigned number, in which a negative
+// one is larger than any other.
+inline bool in_range(const int32_t* indices, int64_t begin, int64_t end, int64_t D) {
+  uint32_t most = 0;
+  for (int64_t e = begin; e < end; ++e) {
+    const uint32_t index = static_cast<uint32_t>(indices[e]);
+    most = index > most ? index : most;
+  }
+  return begin == end || (most <= 0x7FFFFFFFu && static_cast<int64_t>(most) < D);
+}
+inline bool in_range(const int64_t* indices, int64_t begin, int64_t end, int64_t D) {
+  uint64_t most = 0;
+  for (int64_t e = begin; e < end; ++e) {
+    const uint64_t index = static_cast<uint64_t>(indices[e]);
+    most = index > most ? index : most;
+  }
+  return begin == end || most < static_cast<uint64_t>(D);
+}
+
 // ------------------------------------------------------------------------------------------ the two orders
 
-// One document, entries [begin, end): a tile of its outputs, all its non-zeros. Weight rows are in memory,
-// anywhere: each is asked for kAhead entries before it is used; after the last come the first ones of the
-// next tile, or of the next document.
-template <class T, class W, class I>
+// One document, entries [begin, end): a tile of its outputs, all its non-zeros. With kFar the weight rows are
+// in memory, anywhere: each is asked for kAhead entries before it is used; after the last come the first ones
+// of the next tile, or of the next document.
+template <class T, class W, class I, bool kFar>
 struct DocumentTile {
   const SparseLinear<T, W, I>& p;
   const W* weight;  // of this repetition
@@ -139,9 +158,11 @@ struct DocumentTile {
     for (int64_t e = begin; e < end; ++e) {
       const T v = values[e];
       const W* row = w + static_cast<int64_t>(indices[e]) * M;
-      const bool here = e + kAhead < end;
-      const int64_t ahead = here ? e + kAhead : e + kAhead + then;
-      prefetch(row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
+      if constexpr (kFar) {
+        const bool here = e + kAhead < end;
+        const int64_t ahead = here ? e + kAhead : e + kAhead + then;
+        prefetch<3>(row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
+      }
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k) sum[k] = sum[k] + v * load<T, kBytes>(row + k * kWidth);
     }
@@ -211,20 +232,22 @@ struct GradientTile {
 template <class Isa, class T, class W, class I>
 void sparse_linear(const SparseLinear<T, W, I>& p, T* out, int64_t row_begin, int64_t row_end,
                    int64_t column_begin, int64_t column_end) {
+  constexpr int64_t kCached = 1 << 20;  // bytes of a weight that is in a near cache anyway
+  const bool far = p.D * p.M * static_cast<int64_t>(sizeof(W)) > kCached;
   for (int64_t r = 0; r < p.R; ++r) {
     const W* weight = p.weight + r * p.D * p.M;
     const T* bias = p.bias ? p.bias + r * p.M : nullptr;
     for (int64_t n = row_begin; n < row_end; ++n) {
       T* y = out + (n * p.R + r) * p.M;
       const int64_t begin = p.indptr[n], end = p.indptr[n + 1];
-      bool in_range = true;
-      for (int64_t e = begin; e < end; ++e)
-        in_range &= p.indices[e] >= 0 && static_cast<int64_t>(p.indices[e]) < p.D;
-      if (in_range)
-        run_tiles<Isa, T>(DocumentTile<T, W, I>{p, weight, bias, y, begin, end, column_end}, column_begin,
-                          column_end);
-      else
+      if (!in_range(p.indices, begin, end, p.D))
         for (int64_t m = column_begin; m < column_end; ++m) y[m] = static_cast<T>(__builtin_nan(""));
+      else if (far)
+        run_tiles<Isa, T>(DocumentTile<T, W, I, true>{p, weight, bias, y, begin, end, column_end},
+                          column_begin, column_end);
+      else
+        run_tiles<Isa, T>(DocumentTile<T, W, I, false>{p, weight, bias, y, begin, end, column_end},
+                          column_begin, column_end);
     }
   }
 }
@@ -242,7 +265,7 @@ void sparse_linear_by_feature(const SparseLinear<T, W, I>& p, const FeatureOrder
         for (int64_t m = 0; m < count; ++m) scratch[n * width + m] = bias ? bias[first + m] : T(0);
       for (int64_t u = 0; u < order.U; ++u) {
         const int64_t ahead = u + kAhead < order.U ? u + kAhead : order.U - 1;
-        prefetch(weight + order.features[ahead] * p.M + first, count * static_cast<int64_t>(sizeof(W)));
+        prefetch<2>(weight + order.features[ahead] * p.M + first, count * static_cast<int64_t>(sizeof(W)));
         const W* row = weight + order.features[u] * p.M + first;
         run_tiles<Isa, T>(FeatureTile<T, W, I>{p.values, order, row, scratch, width, u}, 0, count);
       }
@@ -266,7 +289,7 @@ void sparse_linear_grad_values(const SparseLinear<T, W, I>& p, const T* grad, T*
     const W* weight = p.weight + r * p.D * p.M;
     for (int64_t n = row_begin; n < row_end; ++n)
       for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; ++e) {
-        prefetch(row_address(weight, p.indices[e + kAhead < p.nnz ? e + kAhead : p.nnz - 1], p.M), bytes);
+        prefetch<3>(row_address(weight, p.indices[e + kAhead < p.nnz ? e + kAhead : p.nnz - 1], p.M), bytes);
         const int64_t d = p.indices[e];
         if (d >= 0 && d < p.D) grad_values[e] += dot<Isa>(grad + (n * p.R + r) * p.M, weight + d * p.M, p.M);
       }

@@ -313,9 +313,9 @@ def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> 
     R, B = model.num_repetitions, model.num_buckets
     hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
     table = model.hash.buckets.numel() * model.hash.buckets.element_size()
-    # A step holds one repetition's logits, which become their gradient, a second table of that size to find its
-    # negligible entries, and the batch's features in order; with hidden layers also one repetition's weight
-    # gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
+    # A step holds one repetition's logits, which become their gradient, a second table of that size to find
+    # its negligible entries, and the batch's features in order; with hidden layers also one repetition's
+    # weight gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
     step = 8 * batch_size * B + 32 * nonzeros * batch_size
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
@@ -360,7 +360,6 @@ class _Run:
         self.state = Progress()
         self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
-        self._scratches: dict[tuple[int, int], Tensor] = {}
         self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
@@ -506,12 +505,12 @@ class _Run:
 
         Autograd is asked only for what lies between the encoder's rows and the bucket classifiers (dropout, a
         second layer). A classifier's logits [N, B] become their own gradient, and its weight is stepped as
-        soon as its gradient is known, in scratch [H, B] that all R share. Up to rounding what
+        soon as its gradient is known, in memory [H, B] that all R share. Up to rounding what
         `loss.backward(); optimizer.step()` does.
         """
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
-        N, (R, H, B) = len(indptr) - 1, weight.shape
+        N, R = len(indptr) - 1, model.num_repetitions
         values = model.drop_features(values)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
@@ -525,8 +524,7 @@ class _Run:
         optimizer.zero_grad()
         optimizer.begin_step()
         with torch.no_grad():
-            grad_hidden, grad_weight = torch.zeros_like(hidden), self._scratch((H, B))
-            logits = self._scratch((N, B))
+            grad_hidden, grad_weight, logits = torch.zeros_like(hidden), self._grad_weight, self._logits[:N]
             for r in range(R):
                 at = slice(None) if hidden.dim() == 2 else (slice(None), r)
                 torch.addmm(bias[r], hidden[at], weight[r], out=logits)
@@ -572,11 +570,16 @@ class _Run:
         grad_hidden.addmm_(gradient, weight.T)
         torch.mm(hidden.T, gradient, out=grad_weight)
 
-    def _scratch(self, shape: tuple[int, int]) -> Tensor:
-        """Memory for one product after the other; fresh memory at each step would cost page faults."""
-        if shape not in self._scratches:
-            self._scratches[shape] = torch.empty(shape, dtype=self.model.bucket_weight.dtype)
-        return self._scratches[shape]
+    # One repetition's [N, B] and [H, B], kept from step to step: fresh memory would cost page faults.
+
+    @functools.cached_property
+    def _logits(self) -> Tensor:
+        bias = self.model.bucket_bias
+        return bias.new_empty(min(self.settings.batch_size, self.X.shape[0]), bias.shape[1])
+
+    @functools.cached_property
+    def _grad_weight(self) -> Tensor:
+        return self.model.bucket_weight.new_empty(self.model.bucket_weight.shape[1:])
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):

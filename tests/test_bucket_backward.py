@@ -52,7 +52,7 @@ def test_matches_reference(dtype):
 
 @parametrize_dtype
 def test_error_is_within_its_bound(generator, dtype):
-    """Against the exact products: |grad_hidden| off by 2 B t max |weight|, |grad_weight| by 2 N t max |hidden|."""
+    """Against exact products: grad_hidden off by 2 B t max |weight|, grad_weight by 2 N t max |hidden|."""
     N, H, B, negligible = 50, 20, 90, 8e-4
     gradient, hidden, weight = arguments(generator, N, H, B, dtype)
     kept, grad_hidden, grad_weight = run(_ops.bucket_backward, gradient, hidden, weight, negligible)

@@ -119,6 +119,12 @@ def test_steps_are_those_of_autograd(name, optimizer):
     assert_same_run(after_steps(training._Run, name, optimizer), after_steps(ByAutograd, name, optimizer))
 
 
+def test_batches_of_as_many_documents_as_hidden_units():
+    """Logits and the weight's gradient have one shape then; also, the last batch is shorter."""
+    steps = {"name": "shared", "batch_size": 16, "steps": 25}
+    assert_same_run(after_steps(training._Run, **steps), after_steps(ByAutograd, **steps))
+
+
 def test_steps_are_those_of_the_plain_loop():
     """fit against a loop written out: its batches, its two learning rates, their decay."""
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))

@@ -157,7 +157,7 @@ def fit(
             model's shape and the sizes of the data must be those of the checkpoint.
         checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
         repetitions_at_a_time: Linear MACH only, whose repetitions share nothing: train so many through all
-            epochs, then the next ones, which keeps optimiser state and gradients for that many; dev data is
+            epochs, then the next ones, which keeps optimiser state for that many; dev data is
             then asked once, at the end. None: all together (with a warning where memory looks too short).
             Up to rounding the same weights as together; the same bits if R / repetitions_at_a_time is a
             power of two.

@@ -229,7 +229,7 @@ def test_pieces_want_a_step_begun(name):
     optimizer.begin_step()
     with pytest.raises(ValueError, match="with this parameter among its own"):
         optimizer.step_rows(torch.nn.Parameter(torch.ones(2, 3)), 0, torch.ones(3))
-    with pytest.raises(TypeError, match="got torch.float32 and torch.float64"):
+    with pytest.raises(TypeError, match=r"got torch\.float32 and torch\.float64"):
         optimizer.step_rows(parameter, 0, torch.ones(3).double())
 
 

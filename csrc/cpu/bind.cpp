@@ -160,13 +160,17 @@ Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nn
   const FeatureOrder v = order.view();
   check_shape(op, "order's offsets", order.offsets, {v.U + 1});
   check_shape(op, "order's documents", order.documents, {v.E});
-  bool inside = v.offsets[0] == 0 && v.offsets[v.U] == v.E;
+  // Negative where x < 0 or x >= limit.
+  const auto outside = [](int64_t x, int64_t limit) {
+    return static_cast<int64_t>(static_cast<uint64_t>(x) |
+                                (static_cast<uint64_t>(limit) - 1 - static_cast<uint64_t>(x)));
+  };
+  int64_t wrong = v.offsets[0] == 0 && v.offsets[v.U] == v.E ? 0 : -1;
   for (int64_t u = 0; u < v.U; ++u)
-    inside &= v.offsets[u] <= v.offsets[u + 1] && v.features[u] >= 0 && v.features[u] < D &&
-              (u == 0 || v.features[u - 1] < v.features[u]);
-  for (int64_t e = 0; e < v.E; ++e)
-    inside &= v.positions[e] >= 0 && v.positions[e] < nnz && v.documents[e] >= 0 && v.documents[e] < N;
-  STD_TORCH_CHECK(inside, op, ": order is not of this batch");
+    wrong |= outside(v.features[u], D) | (v.offsets[u + 1] - v.offsets[u]) | outside(v.offsets[u], v.E + 1);
+  for (int64_t u = 1; u < v.U; ++u) wrong |= v.features[u] - v.features[u - 1] - 1;
+  for (int64_t e = 0; e < v.E; ++e) wrong |= outside(v.positions[e], nnz) | outside(v.documents[e], N);
+  STD_TORCH_CHECK(wrong >= 0, op, ": order is not of this batch");
   return order;
 }
 

@@ -94,11 +94,10 @@ inline void run_tiles(const Tile& tile, int64_t begin, int64_t end) {
   run_tiles<Registers<Isa>::bytes, Registers<Isa>::tile, T>(tile, begin, end);
 }
 
-// Asks for the cache lines of [p, p + bytes), into the first-level cache (kLocality 3) or no nearer than the
-// second (2). An address out of any array does no harm.
-template <int kLocality>
+// Asks for the cache lines of [p, p + bytes), no nearer than the second-level cache: the first level has too
+// few lines under way to spare for rows that are long in coming. An address out of any array does no harm.
 inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, kLocality);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
 
 // Address of weight row `index`, whatever the index.
@@ -161,7 +160,7 @@ struct DocumentTile {
       if constexpr (kFar) {
         const bool here = e + kAhead < end;
         const int64_t ahead = here ? e + kAhead : e + kAhead + then;
-        prefetch<3>(row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
+        prefetch(row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
       }
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k) sum[k] = sum[k] + v * load<T, kBytes>(row + k * kWidth);
@@ -265,7 +264,7 @@ void sparse_linear_by_feature(const SparseLinear<T, W, I>& p, const FeatureOrder
         for (int64_t m = 0; m < count; ++m) scratch[n * width + m] = bias ? bias[first + m] : T(0);
       for (int64_t u = 0; u < order.U; ++u) {
         const int64_t ahead = u + kAhead < order.U ? u + kAhead : order.U - 1;
-        prefetch<2>(weight + order.features[ahead] * p.M + first, count * static_cast<int64_t>(sizeof(W)));
+        prefetch(weight + order.features[ahead] * p.M + first, count * static_cast<int64_t>(sizeof(W)));
         const W* row = weight + order.features[u] * p.M + first;
         run_tiles<Isa, T>(FeatureTile<T, W, I>{p.values, order, row, scratch, width, u}, 0, count);
       }
@@ -289,7 +288,7 @@ void sparse_linear_grad_values(const SparseLinear<T, W, I>& p, const T* grad, T*
     const W* weight = p.weight + r * p.D * p.M;
     for (int64_t n = row_begin; n < row_end; ++n)
       for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; ++e) {
-        prefetch<3>(row_address(weight, p.indices[e + kAhead < p.nnz ? e + kAhead : p.nnz - 1], p.M), bytes);
+        prefetch(row_address(weight, p.indices[e + kAhead < p.nnz ? e + kAhead : p.nnz - 1], p.M), bytes);
         const int64_t d = p.indices[e];
         if (d >= 0 && d < p.D) grad_values[e] += dot<Isa>(grad + (n * p.R + r) * p.M, weight + d * p.M, p.M);
       }

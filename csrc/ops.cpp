@@ -33,6 +33,11 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
       "bool gradient) -> Tensor");
+  // gradients of one repetition, negligible entries of its logits' gradient as one rank-one matrix -> how
+  // many entries were kept; more than `most`: nothing is done
+  m.def(
+      "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
+      "grad_hidden, Tensor(b!) grad_weight) -> Tensor");
   // scores of the labels asked for -> [N, m]
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
   // its gradient to the bucket scores -> [N, R, B]

@@ -189,6 +189,24 @@ def _(logits, buckets, label_indices, label_indptr, scale, gradient):  # type: i
     return logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
+def bucket_backward(
+    gradient: Tensor,  # [N, B] to one repetition's logits
+    hidden: Tensor,  # [N, H]
+    weight: Tensor,  # [H, B], that repetition's
+    negligible: float,  # entries 0 <= gradient < negligible are replaced by a rank-one matrix, all together
+    most: int,  # nothing is done where more than so many entries are to be kept
+    grad_hidden: Tensor,  # [N, H], added to
+    grad_weight: Tensor,  # [H, B], overwritten
+) -> Tensor:  # [] int64: how many entries are kept
+    kept: Tensor = _raw.bucket_backward(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight)
+    return kept
+
+
+@_fake("mach_ext::bucket_backward")
+def _(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight):  # type: ignore[no-untyped-def]
+    return gradient.new_empty((), dtype=torch.int64)
+
+
 def merge_scores(
     scores: Tensor,  # [N, R, B]
     buckets: Tensor,  # [R, L] int32

@@ -90,6 +90,35 @@ def bucket_bce(
     return loss
 
 
+def without_negligible(gradient: Tensor, negligible: float) -> Tensor:
+    """[N, B] with the entries 0 <= gradient < negligible replaced, all together, by a rank-one matrix.
+
+    Their sums by document and by bucket, multiplied, over their total sum.
+    """
+    small = (gradient >= 0) & (gradient < negligible)
+    left_out = gradient.where(small, 0)
+    row, column, total = left_out.sum(1), left_out.sum(0), left_out.sum()
+    share = torch.where(total > 0, row / total, 0)
+    return torch.where(small, share[:, None] * column, gradient)
+
+
+def bucket_backward(
+    gradient: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    negligible: float,
+    most: int,
+    grad_hidden: Tensor,
+    grad_weight: Tensor,
+) -> Tensor:
+    kept = (~((gradient >= 0) & (gradient < negligible))).sum()
+    if kept <= most:
+        replaced = without_negligible(gradient, negligible)
+        grad_hidden += replaced @ weight.T
+        grad_weight.copy_(hidden.T @ replaced)
+    return kept
+
+
 def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -> Tensor:
     R = scores.shape[1]
     by_repetition = [scores[:, r].gather(1, buckets[r].long()[labels]) for r in range(R)]

@@ -183,6 +183,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--learning-rate", type=float, default=None, help="(0.002; linear: 0.5)")
     fit.add_argument("--encoder-learning-rate", type=float, default=None, help="of the encoder's rows (0.02)")
     fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
+    fit.add_argument(
+        "--negligible-gradient", type=float, default=None, help="see mach_ext.training (0: exact)"
+    )
     fit.add_argument("--patience", type=_positive, default=None, help="epochs without gain before stopping")
     fit.add_argument(
         "--repetitions-at-a-time",
@@ -284,6 +287,7 @@ def train(args: Any) -> None:
             schedule=args.schedule,
             seed=args.seed,
             patience=args.patience,
+            negligible_gradient=args.negligible_gradient,
             metric=args.metric,
         )
     results: dict[str, Any] = {}

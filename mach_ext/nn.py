@@ -216,6 +216,10 @@ class MACH(nn.Module):
             sparse_grad,
             validate=validate,
         )
+        return self.encode_hidden(hidden)
+
+    def encode_hidden(self, hidden: Tensor) -> Tensor:
+        """What `encode` does behind its sparse layer [N, H] or [N, R * H]: dropout, a second layer."""
         if self.encoder == "independent":
             hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
         hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)

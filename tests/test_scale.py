@@ -1,7 +1,9 @@
-"""merge_topk at L = 10 million: the bits of a brute force, in memory far under N x L."""
+"""Memory at scale: merge_topk of 10 million labels, a model of as many, steps of many repetitions."""
 
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import numpy as np, torch
@@ -84,3 +86,52 @@ def test_ten_million_label_model_is_saved_loaded_and_asked(tmp_path, capsys):
     with capsys.disabled():
         print(f"\nmodel L=10M R=16 B=20,000: {run.stdout.strip()}")
     assert run.returncode == 0, run.stderr
+
+
+STEP = """
+import sys, torch, numpy as np, scipy.sparse, mach_ext
+from mach_ext import training
+
+def memory_mb(key):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+
+R, N, B = int(sys.argv[1]), 1024, 4000
+X = scipy.sparse.random(N, 3000, density=0.01, format="csr", dtype=np.float32, random_state=0)
+Y = scipy.sparse.random(N, 500, density=0.01, format="csr", dtype=np.float32, random_state=1)
+
+def run(R, B):
+    model = mach_ext.MACH(3000, 500, num_repetitions=R, num_buckets=B, hidden_size=64)
+    settings = training.Hyperparameters.of(model, batch_size=N, negligible_gradient=float(sys.argv[2]))
+    model.train()
+    return training._Run(model, settings, X, Y, None, None, False, False)
+
+def steps(run, count):
+    for _ in range(count):
+        run.state.batch = 0
+        run._step(next(run._batches()))
+
+steps(run(8, 50), 2)  # threads and allocators warm
+before = memory_mb("VmRSS")
+big = run(R, B)
+steps(big, 1)  # the moments are there
+open("/proc/self/clear_refs", "w").write("5")  # restart the peak
+steps(big, 2)
+weights = sum(p.numel() * 4 for p in big.model.parameters()) / 2**20
+print(memory_mb("VmHWM") - before - 3 * weights)
+"""
+
+
+@pytest.mark.parametrize("negligible", ["0", "0.5"])  # 0.5: none but the positives' gradients are kept
+def test_a_training_step_holds_one_repetition(negligible, capsys):
+    """Beyond weights and moments (gradients of the classifiers it does not even hold), R 8 -> 64."""
+    extra = {}
+    for R in (8, 64):
+        command = [sys.executable, "-c", STEP, str(R), negligible]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert run.returncode == 0, run.stderr
+        extra[R] = float(run.stdout)
+    with capsys.disabled():
+        print(f"\ntraining step N=1024 B=4000 H=64, negligible {negligible}, MB beyond weights and moments: "
+              f"{extra[8]:.1f} at R=8, {extra[64]:.1f} at R=64")  # fmt: skip
+    assert extra[8] > 1024 * 4000 * 4 / 2**20 * 0.9  # the meter sees the logits [N, B]
+    assert extra[64] < 1.2 * extra[8]

@@ -75,8 +75,58 @@ def test_same_seed_same_bits_and_another_seed_others():
     assert not same_bits(weights(first), weights(other))
 
 
+class ByAutograd(training._Run):
+    """The step that `fit` does piece by piece, in three lines."""
+
+    def _hidden_step(self, *batch):
+        loss = self.model.loss(*batch, validate=False)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def after_steps(kind, name, optimizer="adam", steps=12, **settings):
+    """The run after some steps of an architecture of ARCHITECTURES."""
+    model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, **ARCHITECTURES[name])
+    given = {"batch_size": 50, "learning_rate": 0.01, "optimizer": optimizer, "epochs": 2, **settings}
+    chosen = training.Hyperparameters.of(model, **given)
+    run = kind(model, chosen, X, Y, None, None, False, False)
+    model.train()
+    while steps:
+        for batch in run._batches():
+            run._step(batch)
+            steps -= 1
+            if not steps:
+                break
+        run.state.epoch, run.state.batch = 1, 0
+    return run
+
+
+def assert_same_run(a, b):
+    """Weights and moments up to rounding: the gradients are the same, not only their directions."""
+    torch.testing.assert_close(a.state.loss_sum, b.state.loss_sum, rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights(a.model), weights(b.model), rtol=1e-3, atol=1e-4)
+    for one, other in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        states = a.optimizer.state[one], b.optimizer.state[other]
+        torch.testing.assert_close(*states, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
+def test_steps_are_those_of_autograd(name, optimizer):
+    """Also its dropout, its two learning rates, their decay."""
+    assert_same_run(after_steps(training._Run, name, optimizer), after_steps(ByAutograd, name, optimizer))
+
+
+def test_batches_of_as_many_documents_as_hidden_units():
+    """Logits and the weight's gradient have one shape then; also, the last batch is shorter."""
+    steps = {"name": "shared", "batch_size": 16, "steps": 25}
+    assert_same_run(after_steps(training._Run, **steps), after_steps(ByAutograd, **steps))
+
+
 def test_steps_are_those_of_the_plain_loop():
-    """fit, to the bit, against a loop written out: its batches, its two learning rates, their decay."""
+    """fit against a loop written out: its batches, its two learning rates, their decay."""
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
     mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
     rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
@@ -90,7 +140,54 @@ def test_steps_are_those_of_the_plain_loop():
         optimizer.zero_grad()
         plain.loss(*map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))).backward()
         optimizer.step()
-    assert same_bits(weights(model), weights(plain))
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def always_skip(monkeypatch):
+    """However many entries are kept; counts them."""
+    kept, original = [], training._ops.bucket_backward
+
+    def counted(*args):
+        kept.append(int(original(*args)))
+        return kept[-1]
+
+    monkeypatch.setattr(training, "_WORTH_SKIPPING", 1.0)
+    monkeypatch.setattr(training._ops, "bucket_backward", counted)
+    return kept
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
+def test_nothing_is_negligible_below_every_gradient(always_skip, name):
+    """The sparse products with all entries kept: the steps of the dense ones, up to rounding."""
+    run = after_steps(training._Run, name, negligible_gradient=1e-12)
+    assert set(always_skip) == {50 * 16}
+    assert_same_run(run, after_steps(training._Run, name))
+
+
+def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
+    exact = after_steps(training._Run, "two layers", steps=1)
+    run = after_steps(training._Run, "two layers", steps=1, negligible_gradient=0.5)
+    assert sum(always_skip) < 0.3 * 4 * 50 * 16
+    assert run.state.loss_sum == exact.state.loss_sum
+    moments = (r.optimizer.state[r.model.bucket_bias]["exp_avg"] for r in (run, exact))
+    assert torch.equal(*moments)
+    moments = [r.optimizer.state[r.model.bucket_weight]["exp_avg"] for r in (run, exact)]
+    assert not torch.equal(*moments)
+
+
+def test_dense_products_where_too_many_gradients_count(monkeypatch):
+    monkeypatch.setattr(training, "_WORTH_SKIPPING", -1.0)
+    run, exact = (after_steps(training._Run, "shared", negligible_gradient=p) for p in (0.5, 0.0))
+    assert same_bits(weights(run.model), weights(exact.model))
+
+
+def test_learns_without_negligible_gradients(always_skip):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=16)
+    settings = {"epochs": 40, "batch_size": 32, "learning_rate": 0.02, "negligible_gradient": 0.05}
+    mach_ext.fit(model, X, Y, progress=False, **settings)
+    assert sum(always_skip) < 0.6 * len(always_skip) * 32 * 16
+    assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
@@ -353,6 +450,7 @@ def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
         ({"optimizer": "sgd"}, ValueError, "optimizer must be one of adam, adagrad, got 'sgd'"),
         ({"schedule": "cosine"}, ValueError, "schedule must be one of linear, constant"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
+        ({"negligible_gradient": 1.0}, ValueError, r"negligible_gradient must be in \[0, 1\), got 1.0"),
         ({"patience": 0}, ValueError, "patience must be None or at least 1, got 0"),
         ({"X_dev": X, "Y_dev": Y, "metric": "F1"}, ValueError, "metric must be one of P@1, .* got 'F1'"),
         ({"momentum": 0.9}, TypeError, "unknown hyper-parameter 'momentum'"),
@@ -370,6 +468,12 @@ def test_documents_without_features_or_labels_are_fine():
         build(), scipy.sparse.csr_matrix(X_holes), scipy.sparse.csr_matrix(Y_holes), **options
     )
     assert np.isfinite(record.history[-1]["loss"])
+
+
+def test_linear_models_have_no_negligible_gradients():
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+    with pytest.raises(ValueError, match="negligible_gradient is for models with a hidden layer"):
+        mach_ext.fit(model, X, Y, negligible_gradient=0.01)
 
 
 def test_expected_memory_counts_what_it_says():
@@ -424,7 +528,7 @@ def test_short_memory_is_said_beforehand(monkeypatch):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     settings = training.Hyperparameters.of(model)
     assert training._repetitions_together(model, X, settings, None) == 8
-    monkeypatch.setattr(training, "_available_memory", lambda: 30_000)
+    monkeypatch.setattr(training, "_available_memory", lambda: 12_000)
     with pytest.warns(ResourceWarning, match="repetitions_at_a_time=1 would fit"):
         training._repetitions_together(model, X, settings, None)
     with pytest.raises(ValueError, match=r"repetitions_at_a_time must be in 1 ... R=8, got 9"):

@@ -5,24 +5,51 @@
 namespace mach {
 namespace {
 
-// Buckets [0, B) as if all were negative: returns sum softplus(z); with kGradient, z becomes scale
-// sigmoid(z).
+// softplus(x) and sigmoid(x). With e = exp(-|x|) nothing overflows: softplus = max(x, 0) + log(1 + e),
+// sigmoid = 1 / (1 + e) or e / (1 + e).
+template <class Isa, class T>
+inline void logistic(T x, T& softplus, T& sigmoid) {
+  const T e = exp_nonpositive<Isa>(x < 0 ? x : -x);
+  T log1p, inverse;
+  log1p_and_inverse<Isa>(e, log1p, inverse);
+  softplus = (x < 0 ? T(0) : x) + log1p;
+  sigmoid = (x < 0 ? e : T(1)) * inverse;
+}
+
+constexpr int64_t kBlock = 64, kLanes = 16;
+
+// kBlock buckets as if all were negative: adds softplus(z) to lane[bucket % kLanes]; with kGradient, z
+// becomes scale sigmoid(z).
 template <class Isa, bool kGradient, class T>
-double negatives(T* __restrict z, int64_t B, T scale) {
-  constexpr int64_t kBlock = 64;
-  T term[kBlock];
-  double sum = 0;
-  for (int64_t begin = 0; begin < B; begin += kBlock) {
-    const int64_t count = B - begin < kBlock ? B - begin : kBlock;
-    for (int64_t i = 0; i < count; ++i) {
-      // With e = exp(-|z|) nothing overflows: softplus = max(z, 0) + log1p(e), sigmoid = 1/(1+e) or e/(1+e).
-      const T x = z[begin + i];
-      const T e = exp_nonpositive<Isa>(x < 0 ? x : -x);
-      term[i] = (x < 0 ? T(0) : x) + log1p_unit<Isa>(e);
-      if (kGradient) z[begin + i] = scale * ((x < 0 ? e : T(1)) / (T(1) + e));
-    }
-    for (int64_t i = 0; i < count; ++i) sum += term[i];
+inline void negatives_block(T* __restrict z, T scale, double* __restrict lane) {
+  alignas(64) T term[kBlock];
+  alignas(64) T e[kBlock], inverse[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) e[i] = exp_nonpositive<Isa>(z[i] < 0 ? z[i] : -z[i]);
+  for (int64_t i = 0; i < kBlock; ++i) log1p_and_inverse<Isa>(e[i], term[i], inverse[i]);
+  for (int64_t i = 0; i < kBlock; ++i) {
+    term[i] += z[i] < 0 ? T(0) : z[i];
+    if (kGradient) z[i] = scale * ((z[i] < 0 ? e[i] : T(1)) * inverse[i]);
   }
+  for (int64_t i = 0; i < kBlock; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += static_cast<double>(term[i + j]);
+}
+
+// Buckets [0, B): returns sum softplus(z). Lane i sums the buckets i, i + 16, ..., then the lanes are summed
+// in order: a sum of one lane would wait for its own additions.
+template <class Isa, bool kGradient, class T>
+double negatives(T* z, int64_t B, T scale) {
+  alignas(64) double lane[kLanes] = {};
+  int64_t b = 0;
+  for (; b + kBlock <= B; b += kBlock) negatives_block<Isa, kGradient>(z + b, scale, lane);
+  if (b < B) {
+    alignas(64) T rest[kBlock];
+    for (int64_t i = 0; i < kBlock; ++i) rest[i] = b + i < B ? z[b + i] : T(-1e4);  // softplus(-1e4) = 0
+    negatives_block<Isa, kGradient>(rest, scale, lane);
+    if (kGradient)
+      for (int64_t i = 0; b + i < B; ++i) z[b + i] = rest[i];
+  }
+  double sum = 0;
+  for (int64_t j = 0; j < kLanes; ++j) sum += lane[j];
   return sum;
 }
 
@@ -55,10 +82,12 @@ void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive,
       if (seen[b] != n) continue;
       seen[b] = -2 - n;  // done: another label in this bucket counts nothing
       // softplus(-x) in place of softplus(x): not by subtracting x, which would cancel where x is large.
-      const T x = positive[b], a = exp_nonpositive<Isa>(x < 0 ? x : -x), l = log1p_unit<Isa>(a);
-      const T counted = (x < 0 ? T(0) : x) + l, wanted = (x < 0 ? -x : T(0)) + l;
+      const T x = positive[b];
+      T counted, wanted, sigmoid;
+      logistic<Isa>(x, counted, sigmoid);
+      logistic<Isa>(-x, wanted, sigmoid);
       sum += static_cast<double>(wanted) - static_cast<double>(counted);
-      if (p.gradient) z[b] = -p.scale * ((x < 0 ? T(1) : a) / (T(1) + a));  // sigmoid(x) - 1 = -sigmoid(-x)
+      if (p.gradient) z[b] = -p.scale * sigmoid;  // sigmoid(x) - 1 = -sigmoid(-x)
     }
     loss[n] = sum;
   }

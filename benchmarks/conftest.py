@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -115,6 +116,12 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 def threads(request: Any) -> Iterator[int]:
     with num_threads(request.param):
         yield request.param
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """The same work at 1 and 2 threads, one after the other: they share their inputs, made once."""
+    first: dict[str, int] = {}
+    items.sort(key=lambda item: first.setdefault(re.sub(r"\d+threads-?", "", item.nodeid), len(first)))
 
 
 @contextlib.contextmanager

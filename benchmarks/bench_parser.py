@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from conftest import Floor, Part, Target
 
 from mach_ext import _C
 from mach_ext.data.formats import read_bytes
@@ -36,16 +37,18 @@ def scikit_learn(text):
     return load_svmlight_file(lines, multilabel=True, zero_based=True)
 
 
-PROVIDERS = {
-    "mach_ext 1 thread": lambda text: _C.parse_xmc(text, num_threads=1, path="train"),
-    "mach_ext 2 threads": lambda text: _C.parse_xmc(text, num_threads=2, path="train"),
-    "scikit-learn": scikit_learn,
-    "python loop": python_loop,
-}
-
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_parse_xmc(benchmark, record, text, provider):
-    rounds = 5 if provider.startswith("mach_ext") else 2
-    benchmark.pedantic(PROVIDERS[provider], args=(text,), rounds=rounds, warmup_rounds=1 if rounds > 2 else 0)
-    record(len(text), provider=provider)
+def test_parse_xmc(compare, threads, text):
+    tenth = text[: text.index(b"\n", len(text) // 10) + 1]  # whole lines
+    scale, what = len(text) / len(tenth), "a tenth of the text"
+    compare(
+        "parse XMC text",
+        {
+            "mach_ext": lambda: _C.parse_xmc(text, num_threads=threads, path="train"),
+            "scikit-learn": Part(lambda: scikit_learn(tenth), scale, what),
+            "python loop": Part(lambda: python_loop(tenth), scale, what),
+        },
+        shape={"bytes": len(text)},
+        floor=Floor("the text read once", bytes=len(text)),
+        targets=[Target("mach_ext", "scikit-learn", None)],
+        rounds=(3, 20),
+    )

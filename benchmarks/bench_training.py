@@ -1,0 +1,289 @@
+"""Training steps as `fit` runs them, beside the same model written in plain PyTorch; memory of a step.
+
+A share of an epoch is timed (`STEPS` steps of each provider in turn, again and again) and scaled to the
+epoch. Data order, batches and mathematics are the same; that the losses are is checked first.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Floor, Part, Target, circumstances, keep
+from inputs import DATASETS, dataset, trained
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
+
+import mach_ext
+from mach_ext.data import Batch, iter_batches
+from mach_ext.training import Hyperparameters, _Run
+
+BATCH, STEPS = 256, 4
+NEGLIGIBLE = 0.01  # fit's negligible_gradient in the rows that skip
+
+
+# ------------------------------------------------------------------------------------------------- providers
+
+
+class Ours:
+    """Steps of `fit`, batch after batch, epoch after epoch."""
+
+    def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, **settings: Any) -> None:
+        settings = Hyperparameters.of(model, schedule="constant", **settings)
+        self.run = _Run(model, settings, X, Y, None, None, resume=False, progress=False)
+        self.batches = endless(X, Y)
+
+    def steps(self, count: int = STEPS) -> float:
+        """Mean loss of the documents of these steps."""
+        state = self.run.state
+        state.loss_sum, state.documents = 0.0, 0
+        for batch in itertools.islice(self.batches, count):
+            self.run._step(batch)
+        return state.loss_sum / state.documents
+
+
+class Plain:
+    """The same model in plain PyTorch: EmbeddingBag(sparse), BCE with logits against dense targets.
+
+    `parts` are trained one after the other in a step, as separate graphs: [values, indices, indptr] ->
+    logits of repetitions [first, last).
+    """
+
+    def __init__(self, model: mach_ext.MACH, X: Any, Y: Any) -> None:
+        self.R, self.B = model.num_repetitions, model.num_buckets
+        self.buckets = model.hash.buckets.long()  # [R, L]
+        self.batches = endless(X, Y)
+
+    def steps(self, count: int = STEPS) -> float:
+        losses = [self.step(batch) for batch in itertools.islice(self.batches, count)]
+        return sum(losses) / len(losses)
+
+    def targets(self, batch: Batch, first: int, last: int) -> Tensor:  # [N, (last - first) * B]
+        N = len(batch.indptr) - 1
+        offsets = torch.arange(last - first)[:, None] * self.B
+        columns = self.buckets[first:last, batch.label_indices.long()] + offsets
+        rows = torch.repeat_interleave(torch.arange(N), batch.label_indptr.diff().long())
+        targets = torch.zeros(N, (last - first) * self.B)
+        targets[rows.expand_as(columns), columns] = 1.0
+        return targets
+
+    def step(self, batch: Batch) -> float:
+        raise NotImplementedError
+
+
+class PlainHidden(Plain):
+    """EmbeddingBag(sparse) + bias + relu + Linear, SparseAdam for the embedding, Adam for the rest."""
+
+    def __init__(self, model: mach_ext.MACH, X: Any, Y: Any) -> None:
+        super().__init__(model, X, Y)
+        R, H, B = model.bucket_weight.shape
+        with torch.no_grad():
+            self.embedding = nn.Parameter(model.encoder_weight.clone())
+            self.bias = nn.Parameter(model.encoder_bias.clone())
+            self.output = nn.Linear(H, R * B)
+            self.output.weight.copy_(model.bucket_weight.transpose(1, 2).reshape(R * B, H))
+            self.output.bias.copy_(model.bucket_bias.reshape(-1))
+        rates = Hyperparameters()
+        self.optimizers = [
+            torch.optim.SparseAdam([self.embedding], lr=rates.encoder_learning_rate),
+            torch.optim.Adam([self.bias, *self.output.parameters()], lr=rates.learning_rate),
+        ]
+
+    def step(self, batch: Batch) -> float:
+        hidden = torch.relu(bag(batch, self.embedding) + self.bias)
+        targets = self.targets(batch, 0, self.R)
+        loss = binary_cross_entropy_with_logits(self.output(hidden), targets, reduction="sum")
+        loss = loss / (len(targets) * self.R)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+
+class PlainLinear(Plain):
+    """One EmbeddingBag(sparse) [D, B] a repetition, sparse Adagrad: the R classifiers share nothing.
+
+    Only the first `repetitions` of them are held and trained; the others cost the same.
+    """
+
+    def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, repetitions: int) -> None:
+        super().__init__(model, X, Y)
+        weights = model.bucket_weight.detach()[:repetitions]
+        self.weights = [nn.Parameter(weight.clone()) for weight in weights]
+        self.biases = [nn.Parameter(bias.clone()) for bias in model.bucket_bias.detach()[:repetitions]]
+        rate = Hyperparameters.of(model).learning_rate
+        self.optimizers = [
+            torch.optim.Adagrad(pair, lr=rate) for pair in zip(self.weights, self.biases, strict=True)
+        ]
+
+    def step(self, batch: Batch) -> float:
+        total = 0.0
+        for r, optimizer in enumerate(self.optimizers):
+            logits = bag(batch, self.weights[r]) + self.biases[r]
+            targets = self.targets(batch, r, r + 1)
+            loss = binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(targets)
+            optimizer.zero_grad()
+            (loss / self.R).backward()
+            optimizer.step()
+            total += loss.item()
+        return total / len(self.weights)
+
+
+def bag(batch: Batch, weight: Tensor) -> Tensor:
+    return embedding_bag(
+        batch.indices, weight, batch.indptr, mode="sum", sparse=True,
+        per_sample_weights=batch.values, include_last_offset=True,
+    )  # fmt: skip
+
+
+def endless(X: Any, Y: Any) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from iter_batches(X, Y, BATCH, seed=0, epoch=epoch)
+
+
+# ---------------------------------------------------------------------------------------------------- epochs
+
+
+def epoch(compare, work, model, X, ours, plain, floor, targets, fraction=1.0):
+    """Times STEPS steps of each provider in turn, scaled to an epoch of the documents X."""
+    scale = X.shape[0] / BATCH / STEPS
+    what = f"{STEPS} steps a round, scaled to {X.shape[0]} documents"
+    providers = {name: Part(run.steps, scale, what) for name, run in ours.items()}
+    some = "" if fraction == 1 else f", {1 / fraction:g} of {model.num_repetitions} repetitions"
+    providers["torch"] = Part(plain.steps, scale * fraction, what + some)
+    compare(
+        work,
+        providers,
+        shape={"N": X.shape[0], "nnz": X.nnz / X.shape[0], "batch": BATCH}
+        | {"D": model.num_features, "R": model.num_repetitions, "B": model.num_buckets}
+        | {"H": sum(model.hidden_sizes)},
+        floor=floor,
+        targets=targets,
+        budget=15.0,
+        rounds=(3, 40),
+    )
+
+
+def rows_a_step(X: Any) -> float:
+    """Distinct features in a batch, the mean over eight."""
+    batches = itertools.islice(iter_batches(X, X[:, :1], BATCH, seed=0), 8)
+    return sum(len(batch.indices.unique()) for batch in batches) / 8
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+def test_linear_epoch(compare, real_data):
+    train = dataset("eurlex57k", real_data).train
+    X, Y = mach_ext.data.check_csr(train.X), train.Y
+    R, B = DATASETS["eurlex57k"]
+    model = mach_ext.MACH(X.shape[1], Y.shape[1], R, B, hidden_size=0)
+    plain = PlainLinear(model, X, Y, repetitions=2)
+    ours = Ours(model, X, Y)
+    # The mean loss of two repetitions against that of all: other buckets, so equal only nearly.
+    assert ours.steps(8) == pytest.approx(plain.steps(8), rel=0.01)
+    steps, rows = X.shape[0] / BATCH, rows_a_step(X)
+    floor = Floor(
+        "rows that occur in a step: read, then weight and squares read and written; forward and backward "
+        "products of the non-zeros, 16 a cycle",
+        bytes=steps * rows * R * B * 4 * 5,
+        cycles=2 * X.nnz * R * B / 16,
+    )
+    targets = [Target("mach_ext", "torch", 6.0)]
+    epoch(
+        compare, "epoch of linear MACH, eurlex57k", model, X, {"mach_ext": ours}, plain, floor, targets, R / 2
+    )
+
+
+@pytest.mark.parametrize("stage", ["first steps", "after 2 epochs"])
+@pytest.mark.parametrize("name", ["wordnet", "eurlex57k"])
+def test_hidden_epoch(compare, real_data, name, stage):
+    train = dataset(name, real_data).train
+    X, Y = mach_ext.data.check_csr(train.X), train.Y
+    R, B = DATASETS[name]
+    model = (
+        mach_ext.MACH(X.shape[1], Y.shape[1], R, B)
+        if stage == "first steps"
+        else trained(name, real_data).train()
+    )
+    plain = PlainHidden(model, X, Y)
+    ours = {
+        "mach_ext": Ours(copy.deepcopy(model), X, Y),
+        "mach_ext, negligible skipped": Ours(model, X, Y, negligible_gradient=NEGLIGIBLE),
+    }
+    losses = [run.steps(1) for run in (plain, *ours.values())]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    steps, rows, H = X.shape[0] / BATCH, rows_a_step(X), model.hidden_sizes[0]
+    floor = Floor(
+        "the three matrix products of a step; bucket weights, encoder rows that occur, and their moments, "
+        "read and written",
+        bytes=steps * 24 * H * (R * B + rows),
+        flops=6 * X.shape[0] * H * R * B,
+    )
+    targets = [
+        Target("mach_ext", "torch", 1.8),
+        Target("mach_ext, negligible skipped", "torch", None if stage == "first steps" else 3.0),
+    ]
+    work = f"epoch of hidden-layer MACH, {name}, {stage}"
+    epoch(compare, work, model, X, ours, plain, floor, targets)
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+STEP_MEMORY = """
+import sys, torch, mach_ext
+sys.path.insert(0, {folder!r})
+from inputs import documents
+
+def peak(key="VmHWM"):
+    return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
+
+N, nnz, D, L, H, B, R = 512, 100, 20_000, 50_000, 128, 8000, {R}
+X = documents(N, nnz, D)
+Y = torch.arange(4 * N) * 7919 % L, torch.arange(0, 4 * N + 1, 4)
+model = mach_ext.MACH(D, L, R, B, H)
+optimizer = mach_ext.optim.SparseAdam(model.parameters())
+def step():
+    loss = model.loss(*X, *Y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+step()
+optimizer.zero_grad()
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+step()
+gradients = sum(p.grad._values().nbytes if p.grad.is_sparse else p.grad.nbytes for p in model.parameters())
+print(peak() - before, gradients)
+"""
+
+
+def test_step_memory(request):
+    """Peak of a training step beyond weights, moments (there before) and gradients, R = 8 and 64."""
+    beyond = {}
+    for R in (8, 64):
+        script = STEP_MEMORY.format(folder=str(Path(__file__).parent), R=R)
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        peak, gradients = map(int, run.stdout.split())
+        beyond[R] = peak - gradients
+    growth = beyond[64] / beyond[8]
+    result = {
+        "name": request.node.name,
+        "work": "memory of a training step beyond weights, moments, gradients",
+        "shape": {"N": 512, "nnz": 100, "D": 20_000, "L": 50_000, "H": 128, "B": 8000},
+        "bytes": beyond,
+        "providers": {},
+        "ratios": [
+            {"ours": "mach_ext", "over": "R 64 / R 8", "ratio": growth}
+            | {"target": 1.2, "at_most": True, "met": growth < 1.2}
+        ],
+        **circumstances(),
+    }
+    keep(request.config, result, "training")

@@ -1,0 +1,155 @@
+"""What the benchmarks run on: label hashes, bucket scores of many shapes, sparse documents, trained models.
+
+Everything follows from its arguments. Bucket scores come as logits or as probabilities, their sigmoid.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CACHE
+from torch import Tensor
+
+import mach_ext
+
+# ------------------------------------------------------------------------------------------- bucket scores
+
+
+@functools.lru_cache(maxsize=1)
+def label_hash(L: int, R: int, B: int) -> mach_ext.LabelHash:
+    """The seeded hash; labels that collide in all repetitions (small B and R) do not matter to a clock."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        return mach_ext.LabelHash(L, B, R)
+
+
+def _with_labels(logits: Tensor, hash: mach_ext.LabelHash, labels: Tensor, strength: Tensor) -> None:
+    """Raises the R buckets of each document's labels [N, m] to at least strength [N, R, m]."""
+    for r in range(hash.num_repetitions):
+        logits[:, r].scatter_reduce_(1, hash.buckets[r].long()[labels], strength[:, r], "amax")
+
+
+def peaky(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
+    """Like a trained model's on real documents: few high buckets over a low, noisy floor.
+
+    Background logits are N(-9, 1.5). Each document has 5 true labels, the r-th of logit about 4, 3, 2, 1, 0
+    with noise N(0, 1) in each repetition, and 200 related labels, out of a pool of 2,000 shared by all
+    documents, with logits N(-4, 1.5).
+    """
+    R, B, L = hash.num_repetitions, hash.num_buckets, hash.num_labels
+    logits = torch.empty(N, R, B).normal_(-9, 1.5, generator=generator)
+    pool = torch.randint(L, (min(L, 2000),), generator=generator)
+    related = pool[torch.randint(len(pool), (N, min(200, B // 8)), generator=generator)]
+    strength = torch.empty(N, R, related.shape[1]).normal_(-4, 1.5, generator=generator)
+    _with_labels(logits, hash, related, strength)
+    true = pool[torch.randint(len(pool), (N, 5), generator=generator)]
+    strength = torch.empty(N, R, 5).normal_(0, 1, generator=generator) + torch.arange(4.0, -1, -1)
+    _with_labels(logits, hash, true, strength)
+    return logits
+
+
+def soft(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
+    """An uncertain model: background N(-4, 1), and 50 labels a document of logit N(-1, 1)."""
+    logits = torch.empty(N, hash.num_repetitions, hash.num_buckets).normal_(-4, 1, generator=generator)
+    labels = torch.randint(hash.num_labels, (N, 50), generator=generator)
+    strength = torch.empty(N, hash.num_repetitions, 50).normal_(-1, 1, generator=generator)
+    _with_labels(logits, hash, labels, strength)
+    return logits
+
+
+def flat(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
+    """Adversarial to pruning: nothing but independent noise, N(0, 1); as probabilities, uniform on [0, 1)."""
+    return torch.empty(N, hash.num_repetitions, hash.num_buckets).normal_(generator=generator)
+
+
+def equal(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
+    """All scores the same: every label ties, the lowest ones win."""
+    return torch.full((N, hash.num_repetitions, hash.num_buckets), -1.0)
+
+
+def outlier(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
+    """`peaky` with one logit of 10,000 a document, which makes a step of one scale for all useless."""
+    logits = peaky(N, hash, generator)
+    at = torch.randint(logits[0].numel(), (N, 1), generator=generator)
+    logits.view(N, -1).scatter_(1, at, 1e4)
+    return logits
+
+
+KINDS = {"peaky": peaky, "soft": soft, "flat": flat, "equal": equal, "outlier": outlier}
+
+
+@functools.lru_cache(maxsize=1)
+def bucket_scores(kind: str, N: int, L: int, R: int, B: int, logits: bool = False) -> Tensor:
+    """Scores [N, R, B] of one of KINDS for the hash of these sizes."""
+    generator = torch.Generator().manual_seed(0)
+    if kind == "flat" and not logits:
+        return torch.rand(N, R, B, generator=generator)
+    scores = KINDS[kind](N, label_hash(L, R, B), generator)
+    return scores if logits else scores.sigmoid_()
+
+
+# -------------------------------------------------------------------------------------------- trained models
+
+DATASETS = {"wordnet": (16, 1000), "eurlex57k": (16, 512)}  # R, B
+
+
+@functools.lru_cache(maxsize=1)
+def dataset(name: str, real_data: Path) -> mach_ext.data.Dataset:
+    """wordnet or eurlex57k; skips, with the reason, where it is not to be had."""
+    try:
+        return mach_ext.data.load("wordnet" if name == "wordnet" else real_data / name)
+    except (ConnectionError, ValueError) as error:
+        pytest.skip(f"no {name}: {error}")
+
+
+def trained(name: str, real_data: Path, epochs: int = 2) -> mach_ext.MACH:
+    """A model with the defaults of `fit`, trained once (a minute or two) and kept in the user's cache."""
+    R, B = DATASETS[name]
+    folder = CACHE / f"{name}-R{R}-B{B}-{epochs}-epochs-{mach_ext.__version__}"
+    if not folder.exists():
+        data = dataset(name, real_data)
+        model = mach_ext.MACH(data.num_features, data.num_labels, R, B)
+        mach_ext.fit(model, data.train.X, data.train.Y, epochs=epochs, output=folder, progress=False)
+    return mach_ext.load(folder)
+
+
+def real_scores(name: str, real_data: Path, N: int) -> tuple[Tensor, mach_ext.LabelHash]:
+    """Bucket logits [N, R, B] of the trained model for N test documents, and its label hash."""
+    model = trained(name, real_data)
+    test = dataset(name, real_data).test
+    assert test is not None
+    X = test.X[np.linspace(0, test.X.shape[0] - 1, N).astype(int)]
+    with torch.inference_mode():
+        logits = model(*map(torch.from_numpy, (X.data, X.indices, X.indptr)))
+    return logits.contiguous().clone(), model.hash
+
+
+# ------------------------------------------------------------------------------------------ sparse documents
+
+
+@functools.lru_cache(maxsize=1)
+def documents(N: int, nnz: int, D: int, exponent: float = 0.8) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR documents: values, indices (int32), indptr; `nnz` distinct features each.
+
+    Feature d has probability proportional to (d + 1)^-exponent (Zipf; 0: uniform). Distinct features by the
+    Gumbel trick: the nnz largest of log p_d + Gumbel noise are draws without replacement. Features are
+    numbered at random, as vocabularies are, and ascend within a document.
+    """
+    rng = np.random.default_rng(0)
+    log_p = -exponent * np.log(np.arange(1, D + 1, dtype=np.float32))
+    name = rng.permutation(D).astype(np.int32)
+    indices = np.empty((N, nnz), np.int32)
+    for n in range(N):
+        key = log_p - np.log(rng.standard_exponential(D))  # Gumbel noise is -log of an exponential
+        indices[n] = np.sort(name[np.argpartition(key, D - nnz)[D - nnz :]])
+    values = rng.random(N * nnz, np.float32) + 0.5
+    return (
+        torch.from_numpy(values),
+        torch.from_numpy(indices.reshape(-1)),
+        torch.arange(0, N * nnz + 1, nnz, dtype=torch.int32),
+    )

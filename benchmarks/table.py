@@ -1,0 +1,160 @@
+"""README's table of performance, from the kept results: `python benchmarks/table.py` writes it into README.
+
+`--check` only says, by its exit code, whether README has the table that the results give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- benchmarks: written by `make bench-table` -->\n", "<!-- /benchmarks -->\n"
+MODULES = ("decode", "sparse", "training", "parser")  # and the order in the table
+HEAD = ("work", "floor, ms", "of it reached", "beside", "ratio", "target", "met")
+
+
+def render(folder: Path = RESULTS) -> str:
+    """The table in Markdown; what stands with a slash is for 1 and 2 threads."""
+    results = [r for m in MODULES if (f := folder / f"{m}.json").exists() for r in json.loads(f.read_text())]
+    if not results:
+        return "No results are kept: `make bench`.\n"
+    grid = [r for r in results if r["work"] == "decode grid"]
+    works: dict[str, dict[int, Any]] = {}  # a work and its shape -> threads -> result
+    for result in results:
+        if result not in grid:
+            works.setdefault(title(result), {})[result.get("threads", 0)] = result
+    rows = [row for name, by_threads in works.items() for row in lines(name, by_threads)]
+    if grid:
+        rows.append(grid_line(grid))
+    table = [HEAD, ("---",) * len(HEAD), *rows]
+    text = "".join(f"| {' | '.join(row)} |\n" for row in table)
+    return text + "\n" + footnotes(results, grid)
+
+
+def title(result: dict[str, Any]) -> str:
+    named = {"kind": "{}", "logits": "logits"}  # the others as "name value"
+    shape = " ".join(
+        named.get(key, key + " {}").format(short(value))
+        for key, value in result["shape"].items()
+        if value is not False
+    )
+    return f"{result['work']}: {shape}"
+
+
+def lines(name: str, by_threads: dict[int, Any]) -> list[tuple[str, ...]]:
+    """One line for each ratio of a work."""
+    results = [by_threads[t] for t in sorted(by_threads)]
+    rows = []
+    for i, ratio in enumerate(results[0]["ratios"]):
+        each = [r["ratios"][i] for r in results]
+        timed = [r for r in results if "floor" in r and ratio["ours"].startswith("mach_ext")]
+        of_floor = [f"{r['providers'][ratio['ours']]['share_of_floor']:.0%}" for r in timed]
+        floors = [milliseconds(r["floor"]["seconds"]) for r in timed]
+        bound = f" ({results[0]['floor']['bound']})" if floors else ""
+        others = " / ".join(dict.fromkeys(e["over"] for e in each))
+        which = "" if ratio["ours"] == "mach_ext" else f" ({ratio['ours']})"
+        rows.append(
+            (
+                (name if i == 0 else "same") + which,
+                " / ".join(floors) + bound,
+                " / ".join(of_floor),
+                others,
+                " / ".join(f"{e['ratio']:.3g}" for e in each),
+                *promise(each),
+            )
+        )
+    return rows
+
+
+def promise(ratios: list[dict[str, Any]]) -> tuple[str, str]:
+    target = ratios[0]["target"]
+    if target is None:
+        return "", ""
+    met = [r["met"] for r in ratios]
+    sign = "<" if ratios[0].get("at_most") else "≥"
+    return f"{sign} {target:g}", "yes" if all(met) else "**no**" if not any(met) else "**not at all threads**"
+
+
+def grid_line(grid: list[dict[str, Any]]) -> tuple[str, ...]:
+    worst = {}
+    for threads in sorted({r["threads"] for r in grid}):
+        worst[threads] = min(r["ratios"][0]["ratio"] for r in grid if r["threads"] == threads)
+    points = len({title(r) for r in grid})
+    ratios = " / ".join(f"{ratio:.3g}" for ratio in worst.values())
+    target = grid[0]["ratios"][0]["target"]
+    under = sum(not r["ratios"][0]["met"] for r in grid)
+    met = "yes" if not under else f"**no**, {under} of {len(grid)} under"
+    return (
+        f"decode, {points} shapes and inputs, the least ratio",
+        "",
+        "",
+        "torch",
+        ratios,
+        f"≥ {target:g}",
+        met,
+    )
+
+
+def footnotes(results: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
+    text = ["Ratio: median of the other / median of mach_ext, in turn in one run. "]
+    text.append(
+        "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
+    )
+    text.append("the cache between calls, or is skipped, can go below it):\n\n")
+    floors: dict[str, list[str]] = {}
+    for result in results:
+        if "floor" in result:
+            names = floors.setdefault(result["floor"]["how"], [])
+            names += [] if result["work"].split(" ")[0] in names else [result["work"].split(" ")[0]]
+    text += [f"* {', '.join(works)}: {how}.\n" for how, works in floors.items()]
+    for result in grid:
+        ratio = result["ratios"][0]
+        if not ratio["met"]:
+            text.append(f"* Under: {title(result)}, {result['threads']} threads: {ratio['ratio']:.2f}.\n")
+    machines = {(r["cpu"], r["isa"], r["versions"]["torch"]) for r in results}
+    streams = [r["stream_gb_per_s"] for r in results if "stream_gb_per_s" in r]
+    for cpu, isa, torch in sorted(machines):
+        text.append(f"* Machine: {cpu}, {isa}; torch {torch}.\n")
+    if streams:
+        text.append(f"* STREAM triad in these runs: {min(streams):.0f} ... {max(streams):.0f} GB/s.\n")
+    return "".join(text)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
+
+
+def short(number: Any) -> str:
+    if isinstance(number, int) and number % 1000 == 0 and number >= 10_000:
+        return f"{number // 1_000_000}M" if number % 1_000_000 == 0 else f"{number // 1000}K"
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def updated(readme: str, table: str) -> str:
+    """README with the table between its markers."""
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md: needs the markers {BEGIN.strip()} and {END.strip()}")
+    return head + begin + table + end + tail
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    file = ROOT / "README.md"
+    readme = file.read_text(encoding="utf-8")
+    new = updated(readme, render())
+    if parser.parse_args().check:
+        if new != readme:
+            raise SystemExit("README.md: not the table of benchmarks/results; make bench-table")
+    else:
+        file.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

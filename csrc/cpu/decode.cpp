@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -25,8 +25,9 @@ constexpr int64_t kBlock = 2048;   // labels whose exact keys are computed toget
 constexpr int64_t kGroup = 8;      // documents that share a block's codes while they are in the cache
 constexpr int64_t kWidth = 64;     // documents in a scan
 constexpr int64_t kChunk = 256;    // documents planned together, at most; fewer where their scores are large
-constexpr int64_t kChunkBytes = 12 << 20;  // of scores: planned and scanned while they are in the cache
-constexpr int64_t kTile = 1 << 14; // labels between two updates of a scan's bounds
+constexpr int64_t kChunkBytes = 12 << 20;  // of scores planned together: exact keys find them in the cache
+constexpr int64_t kTableBytes = 12 << 20;  // of byte tables, for scans that go through the codes together
+constexpr int64_t kTile = 1 << 16; // labels between two updates of a scan's bounds
 constexpr int64_t kPairs = 1024;   // exact keys computed together
 constexpr int64_t kSums = 1 << 19; // labels of the lists path's sums: they stay in the second-level cache
 constexpr int64_t kLanes = 16;
@@ -36,12 +37,12 @@ constexpr double kDirectCost = 0.35;    // a score of a label, path direct
 constexpr double kPairCost = 1.5;       // the same where labels are far apart
 constexpr double kQuantizeCost = 0.15;  // a score, into the byte table
 constexpr double kExtremesCost = 0.06;  // a score, its extremes
-constexpr double kPostingCost = 1.2;    // a label in a list
-constexpr double kSegmentCost = 12;     // a list in a block of labels
-constexpr double kSweepCost = 0.03;     // a label's sum
-constexpr double kRaiseFrom = 40e3;     // a document: less is not worth looking for a better threshold
+constexpr double kPostingCost = 2;      // a label in a list
+constexpr double kSegmentCost = 20;     // a list in a block of labels
+constexpr double kSweepCost = 0.025;    // a label's sum
+constexpr double kRaiseFrom = 8e3;      // a document: less is not worth looking for a better threshold
 constexpr int64_t kRaiseUpTo = 32;      // k: more are not found in a few buckets
-constexpr double kListsFrom = 150e3;    // a document: less is not worth planning the lists path for
+constexpr double kListsFrom = 400e3;    // a document: less is not worth planning the lists path for
 double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
   return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
@@ -171,7 +172,7 @@ struct Document {
   Path path = Path::direct;
   TopK<float> top{1};        // the sample's labels [0, sample), later those of the scan, too
   std::vector<float> high;   // [R] greatest score
-  std::vector<float> low;    // [R] a low score: the median of 16 lanes' least, so that outliers don't count
+  std::vector<float> low;    // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
   double sum_high = 0, sum_low = 0, slack_high = 0;
   bool from_low = false;     // scan: bytes count up from low, not down from high
   double unit = 1;           // scan: score units a step of the final sum
@@ -185,7 +186,7 @@ struct Document {
   double up(int64_t R) const { return wanted(R) - sum_low; }
 
   double depth() const {  // of the threshold, between high and low
-    return from_low || sum_high <= sum_low ? 0 : (sum_high - theta() * high.size()) / (sum_high - sum_low);
+    return sum_high <= sum_low ? 0 : (sum_high - theta() * high.size()) / (sum_high - sum_low);
   }
 
   double theta() const { return key_of<float>(top.threshold()); }
@@ -240,6 +241,7 @@ class Decoder {
         possible_ && p_.path != Path::direct &&
         (p_.path != Path::automatic ||
          (plan_cost() < 0.7 * direct_cost() && (scan_cost(width) < direct_cost() || direct_cost() > kListsFrom)));
+    width_ = width;
     scan_cost_ = scan_cost(width);
     if (worth_a_plan) {
       planned.resize(end - begin);
@@ -269,8 +271,9 @@ class Decoder {
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
     });
-    for (size_t i = 0; i < scan.size(); i += kWidth)
-      run_scan({scan.begin() + i, scan.begin() + std::min(scan.size(), i + kWidth)});
+    const int64_t together = kWidth * std::clamp<int64_t>(kTableBytes / (m_.R * m_.B * kWidth), 1, kChunk / kWidth);
+    for (size_t i = 0; i < scan.size(); i += together)
+      run_scan({scan.begin() + i, scan.begin() + std::min<size_t>(scan.size(), i + together)});
     if (!direct.empty()) decode_direct(p_, direct);
     if (p_.trace)
       for (const Document& document : planned)
@@ -293,10 +296,10 @@ class Decoder {
     return sample_ * m_.R * kDirectCost * key_cost() + static_cast<double>(m_.R) * m_.B * kExtremesCost;
   }
   static int64_t lanes_for(int64_t documents) { return documents <= 16 ? 16 : documents <= 32 ? 32 : 64; }
-  double scan_cost(int64_t documents) const {
+  double scan_cost(int64_t documents, double share = 1) const {  // share of a label's rows that are added
     const int64_t lanes = lanes_for(documents), table = m_.R * m_.B * lanes;
     const double rescored = 3.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
-    return plan_cost() + (table * kQuantizeCost + m_.L * m_.R * row_cost(table)) / documents +
+    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table)) / documents +
            rescored * m_.R * kPairCost * key_cost();
   }
 
@@ -347,10 +350,9 @@ class Decoder {
       float low[kLanes], high[kLanes];
       if (!lane_extremes<Tag>(scores(d.n, r), m_.B, low, high)) return false;
       const int64_t lanes = std::min(kLanes, m_.B);
-      std::nth_element(low, low + (lanes - 1) / 2, low + lanes);
       d.high[r] = *std::max_element(high, high + lanes);
       d.floor[r] = *std::min_element(high, high + lanes);
-      d.low[r] = std::max(low[(lanes - 1) / 2], -1e30f);
+      d.low[r] = std::max(*std::max_element(low, low + lanes), -1e30f);
       d.sum_high += d.high[r];
       d.sum_low += d.low[r];
       d.slack_high += std::max(d.high[r], 0.0f);
@@ -377,7 +379,7 @@ class Decoder {
   // in at least two of a few repetitions. Those best in many are usually among them.
   template <class Tag>
   void raise_threshold(Document& d, Scratch& scratch) const {
-    const int64_t R = m_.R, repetitions = std::min<int64_t>(3, R), buckets = p_.k + 4;
+    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
     const bool found_before = !d.heavy.empty();
     std::vector<int32_t>& labels = scratch.labels;
     std::vector<Heavy>& best = scratch.best;
@@ -437,13 +439,15 @@ class Decoder {
     for (int64_t r = 0; r < R; ++r)
       magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.floor[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
+    // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
+    const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / R);
     double best = p_.path == Path::lists ? std::numeric_limits<double>::infinity()
-                                         : std::min(scan_cost_, direct_cost());
+                                         : std::min(scan_cost(width_, share), direct_cost());
     std::vector<double> tau(R);
-    for (double share : {0.0, 0.5, 0.75, 0.9}) {
+    for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
       for (int64_t r = 0; r < R; ++r) {
-        tau[r] = std::max<double>(d.floor[r], d.low[r] + share * (wanted - d.sum_low) / R);
+        tau[r] = std::max<double>(d.floor[r], d.low[r] + height * (wanted - d.sum_low) / R);
         gap -= tau[r];
       }
       if (!(gap > 1e-8 * magnitude)) continue;
@@ -578,24 +582,29 @@ class Decoder {
     }
   }
 
+  // Blocks of W documents, each with a table of its own; they go through the labels together, tile by tile, so
+  // that the codes come from memory once.
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
-    const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L;
-    const std::unique_ptr<uint8_t, Free> table = scattered_bytes(R * B * W);
+    const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
+    const std::unique_ptr<uint8_t, Free> tables = scattered_bytes(blocks * R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       // The bytes of min and median depend on the threshold, so they are renewed as it rises.
       for (int64_t begin = sample_, end; begin < L; begin = end) {
         end = m_.merge == Merge::mean ? L : std::min(L, 8 * begin);
-        p_.run_tasks(R, [&](int64_t r) { fill_table<Tag, W>(documents, r, table.get() + r * B * W); });
+        p_.run_tasks(blocks * R, [&](int64_t task) {
+          const int64_t first = task / R * W, r = task % R;
+          fill_table<Tag, W>(documents.data() + first, std::min<int64_t>(W, count - first), r,
+                             tables.get() + (task / R * R + r) * B * W);
+        });
         const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (end - begin) / 1024));
         std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
         std::vector<int64_t> rescored(parts * count);
         p_.run_tasks(parts, [&](int64_t part) {
-          TopK<float>* tops = &top[part * count];
-          for (int64_t i = 0; i < count; ++i) tops[i].require_above(documents[i]->top.threshold());
-          scan_range<Tag, W>(documents, table.get(), cut(begin, end, parts, part),
-                             cut(begin, end, parts, part + 1), tops, &rescored[part * count]);
+          const ScanRange range{cut(begin, end, parts, part), cut(begin, end, parts, part + 1), count,
+                                documents.data(), tables.get(), &top[part * count], &rescored[part * count]};
+          scan_range<Tag, W>(range);
         });
         p_.run_tasks(count, [&](int64_t i) {
           Document& d = *documents[i];
@@ -610,10 +619,11 @@ class Decoder {
   }
 
   template <class Tag, int W>
-  void fill_table(const std::vector<Document*>& documents, int64_t r, uint8_t* rows) const {
+  void fill_table(Document* const* documents, int64_t count, int64_t r, uint8_t* rows) const {
     const int64_t B = m_.B, stride = (B + 127) / 64 * 64 | 64;  // odd in cache lines: no two columns collide
-    std::vector<uint8_t> columns(W * stride, 0);
-    for (size_t i = 0; i < documents.size(); ++i) {
+    const std::unique_ptr<uint8_t[]> columns(new uint8_t[W * stride]);
+    std::memset(columns.get() + count * stride, 0, (W - count) * stride);
+    for (int64_t i = 0; i < count; ++i) {
       const Document& d = *documents[i];
       float origin, scale;
       if (m_.merge == Merge::mean) {
@@ -624,9 +634,9 @@ class Decoder {
         origin = static_cast<float>(std::min(d.theta(), 0x1p126));
         scale = 0;
       }
-      quantize<Tag>(scores(d.n, r), B, origin, scale, columns.data() + i * stride);
+      quantize<Tag>(scores(d.n, r), B, origin, scale, columns.get() + i * stride);
     }
-    transpose_bytes<Tag, W>(columns.data(), stride, B, rows);
+    transpose_bytes<Tag, W>(columns.get(), stride, B, rows);
   }
 
   // The bound on document d's sums for threshold theta; `below`: sums below it are wanted.
@@ -649,53 +659,80 @@ class Decoder {
     return static_cast<uint8_t>(std::min(255.0, std::max(0.0, bound)));
   }
 
+  struct ScanRange {
+    int64_t begin, end;  // labels
+    int64_t count;
+    Document* const* documents;  // [count], of each next three, too
+    const uint8_t* tables;       // [count / W rounded up, R, B, W]
+    TopK<float>* top;
+    int64_t* rescored;
+  };
+
   template <class Tag, int W>
-  void scan_range(const std::vector<Document*>& documents, const uint8_t* table, int64_t begin, int64_t end,
-                  TopK<float>* top, int64_t* rescored) const {
-    const int64_t count = documents.size();
-    uint8_t bound[W] = {};  // no document: sums below 0
-    ByteScan scan{table, p_.index->codes, m_.R, m_.B, (m_.R + groups_ - 1) / groups_, shift_, bound, ~0ull,
-                  0,     0,               m_.R};
-    if (W < 64) scan.below = (1ull << (W % 64)) - 1;
-    for (int64_t i = 0; i < count; ++i) {
-      bound[i] = bound_for(*documents[i], top[i]);
-      if (documents[i]->from_low) {
-        scan.below &= ~(1ull << i);
-        if (shift_) scan.saturated_too |= 1ull << i;
-      }
+  void scan_range(const ScanRange& range) const {
+    const int64_t blocks = (range.count + W - 1) / W;
+    // For a slot without a document: sums below 0.
+    std::vector<uint8_t> bounds(blocks * W, 0);
+    for (int64_t i = 0; i < range.count; ++i) {
+      range.top[i].require_above(range.documents[i]->top.threshold());
+      bounds[i] = bound_for(*range.documents[i], range.top[i]);
     }
-    std::vector<int32_t> labels(kTile + 1);
-    std::vector<uint64_t> wanted(kTile + 1);
-    std::vector<uint8_t> sums((kTile + 1) * W);
+    // Not initialised: a vector would write all of them before they are used.
+    const int64_t room = std::min(kTile, range.end - range.begin) + 1;
+    const std::unique_ptr<int32_t[]> labels(new int32_t[room]);
+    const std::unique_ptr<uint64_t[]> wanted(new uint64_t[room]);
+    const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
     std::vector<std::pair<int32_t, int32_t>> pairs;
     int64_t tile = 256;
-    for (int64_t first = begin; first < end; first += tile, tile = std::min(kTile, 2 * tile)) {
-      const int64_t last = std::min(end, first + tile);
-      // Sums only grow: a label nobody wants after some repetitions need not get the others.
-      scan.begin = 0;
-      scan.end = first_stage<Tag, W>(scan, first, last);
-      int64_t found = scan_labels<Tag, W>(scan, first, last, labels.data(), wanted.data(), sums.data());
-      if (scan.end < m_.R) {
-        scan.begin = scan.end;
-        scan.end = m_.R;
-        found = scan_again<Tag, W>(scan, found, labels.data(), wanted.data(), sums.data());
-      }
-      pairs.clear();
-      for (int64_t i = 0; i < found; ++i)
-        for (uint64_t left = wanted[i]; left; left &= left - 1) {
-          const int slot = __builtin_ctzll(left);
-          pairs.emplace_back(slot, labels[i]);
-          ++rescored[slot];
+    for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
+      const int64_t last = std::min(range.end, first + tile);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t slot = block * W, count = std::min<int64_t>(W, range.count - slot);
+        Document* const* documents = range.documents + slot;
+        ByteScan scan = block_scan<W>(range, block, bounds.data() + slot);
+        // Sums only grow: a label that nobody wants after some repetitions need not get the others.
+        scan.end = first_stage<Tag, W>(scan, first, last);
+        int64_t found = scan_labels<Tag, W>(scan, first, last, labels.get(), wanted.get(), sums.get());
+        if (scan.end < m_.R) {
+          scan.begin = scan.end;
+          scan.end = m_.R;
+          found = scan_again<Tag, W>(scan, found, labels.get(), wanted.get(), sums.get());
         }
-      offer_pairs<Tag>(pairs.size(), [&](int64_t i) { return pairs[i]; },
-                       [&](int64_t slot) -> const Document& { return *documents[slot]; },
-                       [&](int64_t slot) -> TopK<float>& { return top[slot]; });
-      if (m_.merge != Merge::mean) continue;
-      for (int64_t i = 0; i < count; ++i) {
-        if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();
-        bound[i] = bound_for(*documents[i], top[i]);
+        // By document, so that one document's scores serve all its labels from the cache.
+        int64_t next[W + 1] = {};
+        for (int64_t i = 0; i < found; ++i)
+          for (uint64_t left = wanted[i]; left; left &= left - 1) ++next[__builtin_ctzll(left) + 1];
+        for (int w = 0; w < W; ++w) next[w + 1] += next[w];
+        pairs.resize(next[W]);
+        for (int64_t i = 0; i < found; ++i)
+          for (uint64_t left = wanted[i]; left; left &= left - 1) {
+            const int w = __builtin_ctzll(left);
+            pairs[next[w]++] = {w, labels[i]};
+            ++range.rescored[slot + w];
+          }
+        TopK<float>* top = range.top + slot;
+        offer_pairs<Tag>(pairs.size(), [&](int64_t i) { return pairs[i]; },
+                         [&](int64_t i) -> const Document& { return *documents[i]; },
+                         [&](int64_t i) -> TopK<float>& { return top[i]; });
+        if (m_.merge != Merge::mean) continue;
+        for (int64_t i = 0; i < count; ++i) {
+          if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();
+          bounds[slot + i] = bound_for(*documents[i], top[i]);
+        }
       }
     }
+  }
+
+  template <int W>
+  ByteScan block_scan(const ScanRange& range, int64_t block, const uint8_t* bounds) const {
+    ByteScan scan{range.tables + block * m_.R * m_.B * W, p_.index->codes, m_.R, m_.B,
+                  (m_.R + groups_ - 1) / groups_, shift_, bounds, ~uint64_t(0) >> (64 - W), 0, 0, m_.R};
+    for (int64_t i = block * W; i < std::min((block + 1) * W, range.count); ++i)
+      if (range.documents[i]->from_low) {
+        scan.below &= ~(uint64_t(1) << (i % W));
+        if (shift_) scan.saturated_too |= uint64_t(1) << (i % W);
+      }
+    return scan;
   }
 
   // How many repetitions to add before the labels are looked at for the first time: the cheapest number by a
@@ -716,7 +753,6 @@ class Decoder {
       const double cost = r * row_cost(r * m_.B * W) + left * (kAgain + (m_.R - r) * row * 1.3);
       if (cost < best) best = cost, stage = r;
     }
-    if (std::getenv("MT")) { fprintf(stderr,"stage %ld alive:",stage); for (auto a: alive) fprintf(stderr," %ld",a); fprintf(stderr,"\n"); }
     return stage;
   }
 
@@ -726,6 +762,7 @@ class Decoder {
   int64_t groups_ = 1;  // of repetitions, each with a sum of its own in the scan
   int shift_ = 0;       // of each group's sum: 2^shift >= groups
   bool possible_ = false;
+  int64_t width_ = 1;  // documents of a scan
   double scan_cost_ = 0;
 };
 

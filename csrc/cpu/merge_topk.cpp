@@ -33,6 +33,11 @@ struct Rows {
     return v;
   }
   void store(uint8_t* p) const { __builtin_memcpy(p, byte, W); }
+  Rows least(const Rows& o) const {
+    Rows v;
+    for (int i = 0; i < W; ++i) v.byte[i] = byte[i] < o.byte[i] ? byte[i] : o.byte[i];
+    return v;
+  }
   uint64_t at_least(const Rows& o) const {
     uint64_t mask = 0;
     for (int i = 0; i < W; ++i) mask |= static_cast<uint64_t>(byte[i] >= o.byte[i]) << i;
@@ -51,6 +56,7 @@ struct Rows<MACH_ISA, 16> {
     return {_mm_and_si128(_mm_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                           _mm_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  Rows least(const Rows& o) const { return {_mm_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
     return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(v, o.v), v)));
@@ -67,6 +73,7 @@ struct Rows<MACH_ISA, 32> {
     return {_mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                              _mm256_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  Rows least(const Rows& o) const { return {_mm256_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
     return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, o.v), v)));
@@ -84,6 +91,7 @@ struct Rows<MACH_ISA, 64> {
   }
   Rows plus(const Rows& o) const { return {low.plus(o.low), high.plus(o.high)}; }
   Rows shifted(int bits) const { return {low.shifted(bits), high.shifted(bits)}; }
+  Rows least(const Rows& o) const { return {low.least(o.low), high.least(o.high)}; }
   void store(uint8_t* p) const { low.store(p), high.store(p + 32); }
   uint64_t at_least(const Rows& o) const { return low.at_least(o.low) | high.at_least(o.high) << 32; }
 };
@@ -98,6 +106,7 @@ struct Rows<MACH_ISA, 64> {
     return {_mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)),
                              _mm512_set1_epi8(static_cast<char>(255 >> bits)))};
   }
+  Rows least(const Rows& o) const { return {_mm512_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
   uint64_t at_least(const Rows& o) const { return _mm512_cmpge_epu8_mask(v, o.v); }
 };
@@ -185,7 +194,29 @@ void quantize(const float* scores, int64_t B, float origin, float scale, uint8_t
     for (int64_t b = 0; b < B; ++b) bytes[b] = scores[b] >= origin ? 0 : 1;
     return;
   }
-  for (int64_t b = 0; b < B; ++b) {
+  int64_t b = 0;
+#if defined(MACH_ISA_IS_Avx512)
+  const __m512 o = _mm512_set1_ps(origin), s = _mm512_set1_ps(scale), zero = _mm512_setzero_ps();
+  for (; b + 16 <= B; b += 16) {  // the order of max's arguments: NaN -> 0
+    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + b), o), s);
+    const __m512i steps = _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(x, zero), _mm512_set1_ps(255)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + b), _mm512_cvtepi32_epi8(steps));
+  }
+#elif defined(MACH_ISA_IS_Avx2)
+  const __m256 o = _mm256_set1_ps(origin), s = _mm256_set1_ps(scale), zero = _mm256_setzero_ps();
+  const auto eight = [&](int64_t at) {
+    const __m256 x = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(scores + at), o), s);
+    return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(x, zero), _mm256_set1_ps(255)));
+  };
+  for (; b + 32 <= B; b += 32) {  // packing works within halves: put the quarters in order at the end
+    const __m256i low = _mm256_packs_epi32(eight(b), eight(b + 8));
+    const __m256i high = _mm256_packs_epi32(eight(b + 16), eight(b + 24));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + b),
+                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+  }
+#endif
+  for (; b < B; ++b) {
     float x = (scores[b] - origin) * scale;
     x = x > 0 ? x : 0;
     x = x < 255 ? x : 255;
@@ -207,6 +238,35 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
   const V bound = V::load(p.bound);
   constexpr int kLabels = 4;
   int64_t found = 0, label = begin;
+  if (!p.shift && !p.saturated_too && p.below == ~uint64_t(0) >> (64 - W)) {
+    // The usual case, and nearly all of it labels that nobody wants: all documents want small sums.
+    const uint8_t* table = p.table + p.begin * p.B * W;
+    constexpr int64_t kAhead = 64;  // labels
+    const int64_t stride = p.B * W, stage_end = p.end;
+    const uint16_t *c0 = p.codes + label * p.R, *c1 = c0 + p.R, *c2 = c1 + p.R, *c3 = c2 + p.R;
+    for (; label + kLabels <= end; label += kLabels) {
+      // The codes come from memory, in order, but faster than the hardware asks for them.
+      for (int64_t ahead = 0; ahead < kLabels * p.R; ahead += 32) __builtin_prefetch(c0 + kAhead * p.R + ahead);
+      V s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
+      const uint8_t* rows = table;
+#pragma GCC unroll 4
+      for (int64_t r = p.begin; r < stage_end; ++r, rows += stride) {
+        s0 = s0.plus(V::load(rows + static_cast<int64_t>(c0[r]) * W));
+        s1 = s1.plus(V::load(rows + static_cast<int64_t>(c1[r]) * W));
+        s2 = s2.plus(V::load(rows + static_cast<int64_t>(c2[r]) * W));
+        s3 = s3.plus(V::load(rows + static_cast<int64_t>(c3[r]) * W));
+      }
+      c0 += 4 * p.R, c1 += 4 * p.R, c2 += 4 * p.R, c3 += 4 * p.R;
+      if (s0.least(s1).least(s2.least(s3)).at_least(bound) == p.below) continue;
+      const V total[kLabels] = {s0, s1, s2, s3};
+      for (int i = 0; i < kLabels; ++i) {
+        labels[found] = static_cast<int32_t>(label + i);
+        documents[found] = total[i].at_least(bound) ^ p.below;
+        total[i].store(sums + found * W);
+        found += documents[found] != 0;
+      }
+    }
+  }
   const auto some = [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     int64_t ids[kCount];

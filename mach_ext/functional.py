@@ -444,7 +444,7 @@ def merge_topk(
     return _ops.merge_topk(scores, hash.buckets, index, k, merge)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _label_index(hash: LabelHash) -> tuple[Tensor, Tensor, Tensor] | None:
     return hash.label_index()
 

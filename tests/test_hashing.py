@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import mach_ext.hashing as hashing
+from mach_ext import _reference
 from mach_ext.hashing import CollisionWarning, LabelHash
 
 PRIME = 2**31 - 1
@@ -514,3 +515,38 @@ def test_read_under_torch_compile():
 def test_examples_in_the_documentation():
     assert doctest.testmod(hashing).attempted > 0
     assert doctest.testmod(hashing).failed == 0
+
+
+def test_label_index_lists_the_labels_of_each_bucket():
+    hash = LabelHash(num_labels=300, num_buckets=17, num_repetitions=4, seed=3)
+    codes, starts, labels = hash.label_index()
+    assert codes.dtype == torch.uint16
+    assert torch.equal(codes.int().T, hash.buckets)
+    for r in range(4):
+        for b in range(17):
+            listed = labels[r, starts[r, b] : starts[r, b + 1]]
+            assert torch.equal(listed, (hash.buckets[r] == b).nonzero().squeeze(1).int())
+    for ours, reference in zip((starts, labels), _reference.label_index(hash.buckets, 17)[1:], strict=True):
+        assert torch.equal(ours, reference)
+
+
+def test_label_index_is_built_once_counted_and_never_copied():
+    hash = LabelHash(num_labels=300, num_buckets=17, num_repetitions=4, seed=3)
+    before = hash.diagnostics().bytes
+    assert set(before) == {"buckets", "everything"}
+    index = hash.label_index()
+    assert all(a is b for a, b in zip(hash.label_index(), index, strict=True))
+    after = hash.diagnostics().bytes
+    assert after["codes"] == 2 * 4 * 300
+    assert after["list_labels"] == 4 * 4 * 300
+    assert after["everything"] == before["everything"] + sum(t.nbytes for t in index)
+    for copied in (copy.deepcopy(hash), pickle.loads(pickle.dumps(hash))):
+        assert set(copied.diagnostics().bytes) == {"buckets", "everything"}
+        assert torch.equal(copied.label_index()[2], index[2])
+
+
+def test_label_index_of_changed_buckets_is_refused():
+    hash = LabelHash(num_labels=300, num_buckets=17, num_repetitions=4, seed=3)
+    hash.buckets[0, 0] = 5
+    with pytest.raises(ValueError, match="buckets was changed in place"):
+        hash.label_index()

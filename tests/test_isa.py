@@ -67,6 +67,7 @@ def outputs():
             at = (logits, draw(N, 37), weight[0, :37], limit, N * M, *outputs)
             keep(f"bucket_backward {limit}", _ops.bucket_backward(*at), *outputs)
 
+        index = _ops.label_index(buckets, M) if dtype == torch.float32 else None
         for merge in ("mean", "min", "median"):
             for name, scores in {
                 "normal": torch.randn(N, R, M, generator=generator, dtype=dtype),
@@ -79,7 +80,9 @@ def outputs():
                     f"merge_scores_grad {merge} {name}",
                     _ops.merge_scores_grad(draw(N, m), scores, buckets, labels, merge),
                 )
-                keep(f"merge_topk {merge} {name}", *_ops.merge_topk(scores, buckets, 40, merge))
+                for path in ("direct", "scan", "lists"):
+                    args = (scores, buckets, index, 40, merge, path)
+                    keep(f"merge_topk {merge} {name} {path}", *_ops.merge_topk(*args))
 
         for rows in (torch.tensor([0, 2, 5]), None):
             step = draw(3 if rows is not None else 9, M)
@@ -132,7 +135,7 @@ def test_every_operator_is_compared(results):
     operators = {
         name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("mach_ext::")
     }
-    assert operators - names == {"check_csr", "cpu_isa"}  # no kernel of theirs has variants
+    assert operators - names == {"check_csr", "cpu_isa", "label_index"}  # no kernel of theirs has variants
 
 
 def test_unknown_name():

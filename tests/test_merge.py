@@ -26,6 +26,7 @@ from mach_ext import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MERGES = ("mean", "min", "median")
+PATHS = ("auto", "direct", "scan", "lists")  # of merge_topk on the CPU; the public function takes "auto"
 parametrize_merge = pytest.mark.parametrize("merge", MERGES)
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -89,16 +90,24 @@ def layout(scores, kind):
     return strided(scores) if kind == "strided" else scores
 
 
-def assert_is_brute_force(device, scores, hash, k, merge):
-    values, labels = F.merge_topk(scores.to(device), hash.to(device), k, merge)
-    expected_values, expected_labels = _reference.merge_topk(scores, hash.buckets, k, merge)
+def assert_is_brute_force(device, scores, hash, k, merge, path="auto"):
+    """Through the public function; another path than "auto" is forced, and what was done is returned."""
+    trace = None
+    if path == "auto":
+        values, labels = F.merge_topk(scores.to(device), hash.to(device), k, merge)
+    else:
+        trace = torch.empty(len(scores), 3, dtype=torch.int64)
+        args = (scores, hash.buckets, hash.label_index(), k, merge)
+        values, labels = _ops.merge_topk(*args, path=path, trace=trace)
+    expected_values, expected_labels = _reference.merge_topk(scores, hash.buckets, None, k, merge)
     assert torch.equal(labels.cpu(), expected_labels)
     assert bitwise_equal(values, expected_values)
+    return trace
 
 
 @st.composite
 def decodes(draw, num_documents, num_labels, num_repetitions, num_buckets):
-    """scores, hash, k, merge."""
+    """scores, hash, k, merge, path."""
     N, L, R, B = (
         draw(st.integers(*bounds)) for bounds in (num_documents, num_labels, num_repetitions, num_buckets)
     )
@@ -107,7 +116,8 @@ def decodes(draw, num_documents, num_labels, num_repetitions, num_buckets):
     scores = distribution(generator, (N, R, B), draw(st.sampled_from(FLOATS)))
     scores = layout(scores, draw(st.sampled_from(["contiguous", "repetition-major", "strided"])))
     k = min(L, draw(st.sampled_from([0, 1, L, draw(st.integers(0, L))])))
-    return scores, random_hash(generator, L, B, R), k, draw(st.sampled_from(MERGES))
+    path = draw(st.sampled_from(PATHS)) if scores.dtype == torch.float32 else "auto"
+    return scores, random_hash(generator, L, B, R), k, draw(st.sampled_from(MERGES)), path
 
 
 # -------------------------------------------------------------------------------------------- merge_topk
@@ -125,8 +135,9 @@ def test_topk_is_the_brute_force_on_100_000_documents(device):
         @given(decodes(**bounds))
         def check(decode):
             nonlocal documents
+            path = "auto" if device.type == "cuda" else decode[-1]
             with num_threads(threads):
-                assert_is_brute_force(device, *decode)
+                assert_is_brute_force(device, *decode[:-1], path)
             documents += len(decode[0])
 
         check()
@@ -152,6 +163,77 @@ def test_topk_every_distribution(device, R, merge):
             scores = distribution(generator, (20, R, 7), dtype)
             for k in (10, 50):
                 assert_is_brute_force(device, scores, hash, k, merge)
+
+
+def like_a_model(generator, hash, N):
+    """Logits [N, R, B] in which a few labels stand out in nearly all of their buckets, as a model's do."""
+    R, L = hash.buckets.shape
+    scores = -7 + 1.2 * torch.randn(N, R, hash.num_buckets, generator=generator)
+    for count, mean in ((40, -3.0), (5, 1.0)):
+        at = hash.buckets.long()[:, torch.randint(L, (N, count), generator=generator)].transpose(0, 1)
+        scores.scatter_(2, at, mean + 1.5 * torch.randn(at.shape, generator=generator))
+    return scores
+
+
+def with_one(value):
+    """One bucket of repetition 1 set to the value in every document."""
+
+    def change(scores):
+        scores[:, 1, 2] = value
+        return scores
+
+    return change
+
+
+OUTLIERS = {
+    "none": lambda scores: scores,
+    "one far above": with_one(1e6),
+    "one far below": with_one(-1e6),
+    "one -inf": with_one(-torch.inf),
+    "a tenth -inf": lambda scores: scores.masked_fill(torch.arange(scores.shape[2]) % 10 == 3, -torch.inf),
+    "repetitions apart": lambda scores: scores + 100 * torch.arange(scores.shape[1])[:, None],
+}
+
+
+@pytest.mark.parametrize("outlier", OUTLIERS)
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("R", [16, 100], ids=lambda R: f"R{R}")  # 100: several groups in the byte sums
+def test_paths_do_what_they_are_for(generator, R, merge, outlier):
+    """Same bits as the brute force; and the bounds are of use: most labels never get an exact key."""
+    L, B, N = 6000, 300, 70
+    hash = random_hash(generator, L, B, R)
+    scores = OUTLIERS[outlier](like_a_model(generator, hash, N))
+    for k in (1, 5, 60):
+        for path in ("scan", "lists"):
+            trace = assert_is_brute_force("cpu", scores, hash, k, merge, path)
+            taken, _, rescored = trace.unbind(1)
+            assert (taken == (2 if path == "lists" and merge == "mean" else 1)).float().mean() > 0.9
+            assert rescored.float().mean() < L / 4
+    one = like_a_model(generator, hash, 1)
+    for path in PATHS:
+        assert_is_brute_force("cpu", one, hash, 5, merge, path)
+
+
+def test_path_is_chosen_by_cost():
+    """Peaky scores over many labels: lists for one document, scan for many, direct where labels are few."""
+    generator = torch.Generator().manual_seed(1)
+    few, many = random_hash(generator, 500, 100, 4), random_hash(generator, 400_000, 4000, 16)
+    chosen = {}
+    for name, hash, N in (("few", few, 30), ("one", many, 1), ("batch", many, 64)):
+        trace = torch.empty(N, 3, dtype=torch.int64)
+        scores = like_a_model(generator, hash, N)
+        _ops.merge_topk(scores, hash.buckets, hash.label_index(), 5, "mean", trace=trace)
+        chosen[name] = trace[:, 0].float().mean().item()
+    assert chosen["few"] == 0
+    assert chosen["one"] == 2
+    assert chosen["batch"] > 0
+
+
+def test_more_buckets_than_a_code_holds():
+    generator = torch.Generator().manual_seed(2)
+    hash = random_hash(generator, 3000, 65_537, 3)
+    assert hash.label_index() is None
+    assert_is_brute_force("cpu", torch.randn(2, 3, 65_537, generator=generator), hash, 7, "mean")
 
 
 @parametrize_merge
@@ -208,6 +290,10 @@ def test_topk_does_not_depend_on_batch_or_threads(generator, merge, dtype):
     hash = random_hash(generator, 5000, 40, 5)
     scores = choice([-1.0, 0.0, 0.5, 2.0])(generator, (19, 5, 40), dtype)
     assert_deterministic(lambda: F.merge_topk(scores, hash, 30, merge))
+    if dtype == torch.float32:
+        args = (scores, hash.buckets, hash.label_index(), 30, merge)
+        for path in PATHS:
+            assert_deterministic(lambda path=path: _ops.merge_topk(*args, path=path))
     together = F.merge_topk(scores, hash, 30, merge)
     for n in range(19):
         alone = F.merge_topk(scores[n : n + 1], hash, 30, merge)
@@ -243,7 +329,7 @@ def test_scores_are_the_twins_bits(device):
         st.sampled_from(INTS),
     )
     def check(decode, m, index):
-        scores, hash, _, merge = decode
+        scores, hash, _, merge, _ = decode
         labels = torch.randint(hash.num_labels, (len(scores), m)).to(index)
         expected = _reference.merge_scores(scores, hash.buckets, labels.long(), merge)
         on_device = scores.to(device), hash.to(device)
@@ -266,7 +352,7 @@ def test_gradient_matches_reference(device, merge, dtype):
         st.integers(0, 12),
     )
     def check(decode, m):
-        scores, hash, _, _ = decode
+        scores, hash, *_ = decode
         scores = scores.to(dtype)
         generator = torch.Generator().manual_seed(m)
         labels = torch.randint(hash.num_labels, (len(scores), m), generator=generator)
@@ -352,15 +438,15 @@ def test_strided_arguments_give_the_same_bits(device, generator, merge):
         _ops.merge_scores(scores, buckets, labels, merge),
         _ops.merge_scores_grad(grad, scores, buckets, labels, merge),
     )
-    top = _ops.merge_topk(scores, buckets, 9, merge)
+    top = _ops.merge_topk(scores, buckets, None, 9, merge)
     for kind in ("repetition-major", "strided"):
         args = (layout(scores, kind), strided(buckets), strided(labels), merge)
         assert bitwise_equal(_ops.merge_scores(*args), out)
         assert bitwise_equal(_ops.merge_scores_grad(strided(grad), *args), gradient)
-        for a, b in zip(_ops.merge_topk(*args[:2], 9, merge), top, strict=True):
+        for a, b in zip(_ops.merge_topk(*args[:2], None, 9, merge), top, strict=True):
             assert bitwise_equal(a, b)
     one = scores[:1].expand(5, -1, -1)  # documents 0 elements apart
-    assert bitwise_equal(_ops.merge_topk(one, buckets, 9, merge)[0], top[0][:1].expand(5, -1))
+    assert bitwise_equal(_ops.merge_topk(one, buckets, None, 9, merge)[0], top[0][:1].expand(5, -1))
 
 
 @parametrize_merge
@@ -374,7 +460,14 @@ def test_opcheck(device, generator, merge, dtype):
     ops = torch.ops.mach_ext
     torch.library.opcheck(ops.merge_scores, (scores, buckets, labels, merge))
     torch.library.opcheck(ops.merge_scores_grad, (grad, scores, buckets, labels, merge))
-    torch.library.opcheck(ops.merge_topk, (scores, buckets, 4, merge))
+    index = (None, None, None)
+    if device.type == "cpu":
+        torch.library.opcheck(ops.label_index, (buckets, 4))
+        index = ops.label_index(buckets, 4)
+    torch.library.opcheck(ops.merge_topk, (scores, buckets, *index, 4, merge, "auto", None))
+    torch.library.opcheck(
+        ops.merge_topk, (scores, buckets, *index, 4, merge, "scan", torch.zeros(2, 3, dtype=torch.int64))
+    )
 
 
 @parametrize_merge
@@ -454,4 +547,21 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
         ops.merge_scores_grad(grad.double(), SCORES, HASH.buckets, labels, "mean")
     for k in (-1, 10):
         with pytest.raises(RuntimeError, match=rf"merge_topk: needs 0 <= k <= L < 2\^31, got k={k}, L=9"):
-            ops.merge_topk(SCORES, HASH.buckets, k, "mean")
+            ops.merge_topk(SCORES, HASH.buckets, None, None, None, k, "mean", "auto", None)
+    index = HASH.label_index()
+    for wrong, message in {
+        (index[0], None, None): "codes, list_starts and list_labels come together",
+        (index[0].int(), *index[1:]): "codes must be UInt16, got Int",
+        (index[0][1:], *index[1:]): r"codes must have shape \[9, 3\], got \[8, 3\]",
+        (index[0], index[1][:, 1:], index[2]): r"list_starts must have shape \[3, 6\], got \[3, 5\]",
+    }.items():
+        with pytest.raises(RuntimeError, match=f"merge_topk: {message}"):
+            ops.merge_topk(SCORES, HASH.buckets, *wrong, 3, "mean", "auto", None)
+    with pytest.raises(RuntimeError, match="path must be auto, direct, scan or lists, got fast"):
+        ops.merge_topk(SCORES, HASH.buckets, *index, 3, "mean", "fast", None)
+    with pytest.raises(RuntimeError, match=r"trace must have shape \[2, 3\], got \[1, 3\]"):
+        ops.merge_topk(SCORES, HASH.buckets, *index, 3, "mean", "auto", torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match=r"label_index: buckets must be in \[0, B=4\)"):
+        ops.label_index(torch.tensor([[0, 4]], dtype=torch.int32), 4)
+    with pytest.raises(RuntimeError, match="label_index: needs 1 <= B <= 65536"):
+        ops.label_index(HASH.buckets, 65537)

@@ -17,11 +17,12 @@ generator = torch.Generator().manual_seed(0)
 buckets = torch.randint(0, B, (R, L), dtype=torch.int32, generator=generator)
 scores = torch.randn(N, R, B, generator=generator)
 scores[4:] = scores[4:].round()  # many equal keys: the order among ties counts
-_ops.merge_topk(scores[:, :, :10], buckets[:, :100] % 10, k, "mean")  # thread pool and allocator warm
+index = _ops.label_index(buckets, B)
+_ops.merge_topk(scores[:, :, :10], buckets[:, :100] % 10, None, k, "mean")  # thread pool and allocator warm
 
 open("/proc/self/clear_refs", "w").write("5")  # restart the peak
 before = peak_mb()
-values, labels = _ops.merge_topk(scores, buckets, k, "mean")
+values, labels = _ops.merge_topk(scores, buckets, index, k, "mean")
 print(f"peak memory {peak_mb() - before:.1f} MB beyond the inputs; N x L floats: {N * L * 4 / 2**20:.0f} MB")
 assert peak_mb() - before < N * L * 4 / 2**20 / 10
 
@@ -29,6 +30,9 @@ control = torch.ones(L)  # the meter sees one float a label, so it would have se
 assert peak_mb() - before > L * 4 / 2**20 / 2
 del control
 
+for path in ("direct", "scan", "lists"):
+    for a, b in zip(_ops.merge_topk(scores, buckets, index, k, "mean", path), (values, labels)):
+        assert torch.equal(a, b), path
 for n in range(N):  # the definition: fp32 sum in the order r = 0 ... R-1, one division; ties by label
     key = np.zeros(L, np.float32)
     for r in range(R):

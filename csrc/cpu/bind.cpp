@@ -746,11 +746,10 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   if (values.numel() == 0) return {values, labels};
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
-    decode(Decode<T>{a.params<T>(), codes ? &index : nullptr, N, k, parse_path(op, path),
-                     num_threads_for(N * L * R),
-                     [](int64_t count, const auto& task) { run_tasks(count, task); },
-                     mutable_pointer<T>(values), mutable_pointer<int64_t>(labels),
-                     trace ? mutable_pointer<int64_t>(*trace) : nullptr});
+    decode(Decode<T>{
+        a.params<T>(), codes ? &index : nullptr, N, k, parse_path(op, path), num_threads_for(N * L * R),
+        [](int64_t count, const auto& task) { run_tasks(count, task); }, mutable_pointer<T>(values),
+        mutable_pointer<int64_t>(labels), trace ? mutable_pointer<int64_t>(*trace) : nullptr});
   });
   return {values, labels};
 }

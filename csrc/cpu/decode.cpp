@@ -21,50 +21,63 @@
 namespace mach {
 namespace {
 
-constexpr int64_t kBlock = 2048;   // labels whose exact keys are computed together
-constexpr int64_t kGroup = 8;      // documents that share a block's codes while they are in the cache
-constexpr int64_t kWidth = 64;     // documents in a scan
-constexpr int64_t kChunk = 256;    // documents planned together, at most; fewer where their scores are large
+constexpr int64_t kBlock = 2048;  // labels whose exact keys are computed together
+constexpr int64_t kGroup = 8;     // documents that share a block's codes while they are in the cache
+constexpr int64_t kWidth = 64;    // documents in a scan
+constexpr int64_t kChunk = 256;   // documents planned together, at most; fewer where their scores are large
 constexpr int64_t kChunkBytes = 12 << 20;  // of scores planned together: exact keys find them in the cache
 constexpr int64_t kTableBytes = 12 << 20;  // of byte tables, for scans that go through the codes together
-constexpr int64_t kTile = 1 << 16; // labels between two updates of a scan's bounds
-constexpr int64_t kPairs = 1024;   // exact keys computed together
-constexpr int64_t kSums = 1 << 19; // labels of the lists path's sums: they stay in the second-level cache
+constexpr int64_t kTile = 1 << 16;         // labels between two updates of a scan's bounds
+constexpr int64_t kJudged = 4096;          // labels of a tile from which on it is asked whether a scan pays
+constexpr int64_t kPairs = 1024;           // exact keys computed together
+constexpr int64_t kSums = 1 << 19;  // labels of the lists path's sums: they stay in the second-level cache
 constexpr int64_t kLanes = 16;
 
 // ns, measured on one core (Zen 4, AVX-512); only their ratios matter, and only for speed.
-constexpr double kDirectCost = 0.35;    // a score of a label, path direct
-constexpr double kPairCost = 1.5;       // the same where labels are far apart
-constexpr double kQuantizeCost = 0.15;  // a score, into the byte table
-constexpr double kExtremesCost = 0.06;  // a score, its extremes
-constexpr double kPostingCost = 2;      // a label in a list
-constexpr double kSegmentCost = 20;     // a list in a block of labels
-constexpr double kSweepCost = 0.025;    // a label's sum
-constexpr double kRaiseFrom = 8e3;      // a document: less is not worth looking for a better threshold
-constexpr int64_t kRaiseUpTo = 32;      // k: more are not found in a few buckets
-constexpr double kListsFrom = 400e3;    // a document: less is not worth planning the lists path for
-double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
+constexpr double kDirectCost = 0.35;     // a score of a label, path direct
+constexpr double kPairCost = 1.5;        // the same where labels are far apart
+constexpr double kPairOverhead = 25;     // a label that is far from others
+constexpr double kQuantizeCost = 0.15;   // a score, into the byte table
+constexpr double kInterleaveCost = 0.7;  // a score, into the table of sums
+constexpr double kExtremesCost = 0.06;   // a score, its extremes
+constexpr double kPostingCost = 2;       // a label in a list
+constexpr double kSegmentCost = 20;      // a list in a block of labels
+constexpr double kSweepCost = 0.025;     // a label's sum
+constexpr double kRaiseFrom = 8e3;       // a document: less is not worth looking for a better threshold
+constexpr int64_t kRaiseUpTo = 32;       // k: more are not found in a few buckets
+constexpr double kListsFrom = 400e3;     // a document: less is not worth planning the lists path for
+double row_cost(int64_t table_bytes) {   // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
   return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Free {
-  void operator()(uint8_t* p) const { std::free(p); }
-};
-
-// Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find.
-std::unique_ptr<uint8_t, Free> scattered_bytes(int64_t bytes) {
-  constexpr int64_t kHuge = 2 << 20;
-  const int64_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
-  std::unique_ptr<uint8_t, Free> memory(static_cast<uint8_t*>(std::aligned_alloc(kHuge, rounded)));
-  if (memory == nullptr) throw std::bad_alloc();
+// Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find;
+// kept from use to use, so that they are made once.
+class Table {
+ public:
+  uint8_t* of(int64_t bytes) {
+    if (bytes > size_) {
+      constexpr int64_t kHuge = 2 << 20;
+      size_ = (bytes + kHuge - 1) / kHuge * kHuge;
+      memory_.reset();
+      memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHuge, size_)));
+      if (memory_ == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  if (rounded >= kHuge) madvise(memory.get(), rounded, MADV_HUGEPAGE);
+      madvise(memory_.get(), size_, MADV_HUGEPAGE);
 #endif
-  return memory;
-}
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t, Free> memory_;
+  int64_t size_ = 0;
+};
 
 // Where a run of labels [begin, end) is cut into `parts` for as many threads.
 int64_t cut(int64_t begin, int64_t end, int64_t parts, int64_t i) {
@@ -117,9 +130,8 @@ void write_result(const Decode<T>& p, int64_t n, const std::vector<Candidate<T>>
     if (value == 0 || value != value) {  // the rank has lost the sign of -0 and NaN's bits
       MergeScores<T> document = p.merge;
       document.scores += n * p.merge.document_stride;
-      with_isa<T>([&](auto isa) {
-        merge_scores<decltype(isa)>(document, &label, 1, &value, sorted.data(), 0, 1);
-      });
+      with_isa<T>(
+          [&](auto isa) { merge_scores<decltype(isa)>(document, &label, 1, &value, sorted.data(), 0, 1); });
     }
   }
 }
@@ -131,8 +143,7 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
   const int64_t N = documents.size(), L = p.merge.L, groups = (N + kGroup - 1) / kGroup;
   const int64_t blocks = (L + kBlock - 1) / kBlock;
   // Enough tasks for all threads even when there is one document; ranges are whole blocks.
-  const int64_t ranges =
-      std::min(blocks, groups >= p.threads ? 1 : (p.threads + groups - 1) / groups);
+  const int64_t ranges = std::min(blocks, groups >= p.threads ? 1 : (p.threads + groups - 1) / groups);
   std::vector<TopK<T>> top(N * ranges, TopK<T>(p.k));
   with_isa<T>([&](auto isa) {
     p.run_tasks(groups * ranges, [&](int64_t task) {
@@ -170,9 +181,9 @@ struct Heavy {
 struct Document {
   int64_t n = 0;
   Path path = Path::direct;
-  TopK<float> top{1};        // the sample's labels [0, sample), later those of the scan, too
-  std::vector<float> high;   // [R] greatest score
-  std::vector<float> low;    // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
+  TopK<float> top{1};       // the sample's labels [0, sample), later those of the scan, too
+  std::vector<float> high;  // [R] greatest score
+  std::vector<float> low;   // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
   double sum_high = 0, sum_low = 0, slack_high = 0;
   bool from_low = false;     // scan: bytes count up from low, not down from high
   double unit = 1;           // scan: score units a step of the final sum
@@ -192,10 +203,10 @@ struct Document {
   double theta() const { return key_of<float>(top.threshold()); }
 
   // Slack: a label whose fp32 key reaches theta has a sum of scores, in exact arithmetic, of at least
-  // R theta - slack(theta). With u = 2^-24 the fp32 sum errs by at most (R - 1) u / (1 - ...) times the sum of
-  // the magnitudes, the division by one more rounding. For a sum s of scores that are at most `high` the
-  // magnitudes add up to 2 * (sum of the positive ones) - s. The factor 4 is more than enough for second-order
-  // terms, the last term for results below the least normal number.
+  // R theta - slack(theta). With u = 2^-24 the fp32 sum errs by at most (R - 1) u / (1 - ...) times the sum
+  // of the magnitudes, the division by one more rounding. For a sum s of scores that are at most `high` the
+  // magnitudes add up to 2 * (sum of the positive ones) - s. The factor 4 is more than enough for
+  // second-order terms, the last term for results below the least normal number.
   double slack(int64_t R, double theta) const {
     return (R + 4) * 0x1p-22 * (2 * slack_high + R * std::abs(theta)) + R * 1e-44;
   }
@@ -218,12 +229,11 @@ class Decoder {
  public:
   explicit Decoder(const Decode<float>& p) : p_(p), m_(p.merge) {
     // How many labels are scored exactly before anything else, for a first threshold.
-    sample_ = std::min(m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k)
-                                                       : std::max<int64_t>(8, p.k));
+    sample_ = std::min(
+        m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k) : std::max<int64_t>(8, p.k));
     groups_ = m_.R <= 80 || m_.merge != Merge::mean ? 1 : (m_.R + 31) / 32;
     while ((int64_t(1) << shift_) < groups_) ++shift_;
-    possible_ = p.index != nullptr && sample_ < m_.L &&
-                (m_.merge == Merge::mean ? shift_ <= 6 : m_.R <= 250);
+    possible_ = p.index != nullptr && sample_ < m_.L && (m_.merge == Merge::mean ? shift_ <= 6 : m_.R <= 250);
   }
 
   void run() {
@@ -237,11 +247,11 @@ class Decoder {
     std::vector<int64_t> direct;
     std::vector<Document> planned;
     const int64_t width = std::min(kWidth, end - begin);
+    width_ = width;
     const bool worth_a_plan =
         possible_ && p_.path != Path::direct &&
-        (p_.path != Path::automatic ||
-         (plan_cost() < 0.7 * direct_cost() && (scan_cost(width) < direct_cost() || direct_cost() > kListsFrom)));
-    width_ = width;
+        (p_.path != Path::automatic || (plan_cost() < 0.7 * direct_cost() &&
+                                        (scan_cost(width) < direct_cost() || direct_cost() > kListsFrom)));
     scan_cost_ = scan_cost(width);
     if (worth_a_plan) {
       planned.resize(end - begin);
@@ -271,10 +281,13 @@ class Decoder {
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
     });
-    const int64_t together = kWidth * std::clamp<int64_t>(kTableBytes / (m_.R * m_.B * kWidth), 1, kChunk / kWidth);
+    const int64_t together =
+        kWidth * std::clamp<int64_t>(kTableBytes / (m_.R * m_.B * kWidth), 1, kChunk / kWidth);
     for (size_t i = 0; i < scan.size(); i += together)
       run_scan({scan.begin() + i, scan.begin() + std::min<size_t>(scan.size(), i + together)});
-    if (!direct.empty()) decode_direct(p_, direct);
+    for (const Document* document : scan)
+      if (document->path == Path::direct) direct.push_back(document->n);
+    if (!direct.empty()) run_direct(direct);
     if (p_.trace)
       for (const Document& document : planned)
         if (document.path != Path::direct) {
@@ -291,7 +304,15 @@ class Decoder {
   double key_cost() const {  // an exact key's arithmetic beside its loads
     return m_.merge == Merge::mean ? 1 : m_.merge == Merge::min ? 2 : 4 + m_.R / 8.0;
   }
-  double direct_cost() const { return static_cast<double>(m_.L) * m_.R * kDirectCost * key_cost(); }
+  double alone_cost() const { return static_cast<double>(m_.L) * m_.R * kDirectCost * key_cost(); }
+  double sums_cost() const {  // of up to 16 documents together
+    const int64_t table = m_.R * m_.B * kSumLanes;
+    return table * kInterleaveCost + m_.L * m_.R * row_cost(4 * table);
+  }
+  double direct_cost() const {
+    const int64_t together = std::min<int64_t>(width_, kSumLanes);
+    return m_.merge == Merge::mean ? std::min(alone_cost(), sums_cost() / together) : alone_cost();
+  }
   double plan_cost() const {
     return sample_ * m_.R * kDirectCost * key_cost() + static_cast<double>(m_.R) * m_.B * kExtremesCost;
   }
@@ -306,8 +327,9 @@ class Decoder {
   void plan(int64_t n, Document& d, Scratch& scratch) const {
     d.n = n;
     const bool mean = m_.merge == Merge::mean;
-    const bool lists_pay = mean && (p_.path == Path::lists || (p_.path == Path::automatic &&
-                                                               std::min(scan_cost_, direct_cost()) > kListsFrom));
+    const bool lists_pay =
+        mean && (p_.path == Path::lists ||
+                 (p_.path == Path::automatic && std::min(scan_cost_, direct_cost()) > kListsFrom));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       if (mean && !find_extremes<Tag>(d, lists_pay)) return;
@@ -322,13 +344,14 @@ class Decoder {
         if (p_.path != Path::automatic || (p_.k <= kRaiseUpTo && scan_cost_ > kRaiseFrom) ||
             d.down(m_.R) > 4 * d.up(m_.R))
           raise_threshold<Tag>(d, scratch);
-        if (!std::isfinite(d.down(m_.R))) return;
+        // Nothing to prune by: sums that can't be told apart from their bounds.
+        if (!(d.sum_high - d.sum_low > 8 * d.slack(m_.R, d.theta()))) return;
         if (lists_pay && plan_lists(d)) {
           d.path = Path::lists;
           return;
         }
-        // Bytes count steps below `high`; or, where the threshold is far nearer to `low` (some score far above
-        // all others would make those steps useless), above `low`.
+        // Bytes count steps below `high`; or, where the threshold is far nearer to `low` (some score far
+        // above all others would make those steps useless), above `low`.
         d.from_low = d.up(m_.R) > 0 && d.down(m_.R) > 16 * d.up(m_.R);
         d.unit = std::max(d.from_low ? d.up(m_.R) / 160 : d.down(m_.R) / 250, 1e-30);
       }
@@ -371,15 +394,16 @@ class Decoder {
     const int32_t* starts = p_.index->list_starts + r * (m_.B + 1);
     const int32_t* labels = p_.index->list_labels + r * m_.L;
     for (int64_t i = 0; i < count; ++i)
-      d.heavy.push_back({static_cast<int32_t>(r), row[found[i]], labels + starts[found[i]],
-                         labels + starts[found[i] + 1]});
+      d.heavy.push_back(
+          {static_cast<int32_t>(r), row[found[i]], labels + starts[found[i]], labels + starts[found[i] + 1]});
   }
 
-  // A better threshold than the sample's: the exact keys of the labels that are in the document's best buckets
-  // in at least two of a few repetitions. Those best in many are usually among them.
+  // A better threshold than the sample's: the exact keys of the labels that are in the document's best
+  // buckets in at least two of a few repetitions. Those best in many are usually among them.
   template <class Tag>
   void raise_threshold(Document& d, Scratch& scratch) const {
     const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
+    const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
     const bool found_before = !d.heavy.empty();
     std::vector<int32_t>& labels = scratch.labels;
     std::vector<Heavy>& best = scratch.best;
@@ -394,7 +418,8 @@ class Decoder {
       const auto end = best.begin() + std::min<int64_t>(buckets, best.size());
       std::partial_sort(best.begin(), end, best.end(),
                         [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
-      for (auto h = best.begin(); h < end; ++h)
+      int64_t taken = 0;
+      for (auto h = best.begin(); h < end && taken < enough; taken += h->last - h->first, ++h)
         for (const int32_t* label = h->first; label < h->last; ++label) visit(*label);
     };
     for (int64_t i = 0; i < repetitions; ++i) {
@@ -468,7 +493,8 @@ class Decoder {
       for (double power : {4.0, 8.0, 12.0, 18.0, 27.0}) {
         double exponent = -power;
         for (int i = 0; i <= kBins; ++i)
-          if (postings[i] > 0) exponent += postings[i] / L * std::expm1(power * std::min(1.0, (i + 0.5) / kBins));
+          if (postings[i] > 0)
+            exponent += postings[i] / L * std::expm1(power * std::min(1.0, (i + 0.5) / kBins));
         candidates = std::min(candidates, L * std::exp(exponent));
       }
       const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
@@ -476,6 +502,88 @@ class Decoder {
       if (cost < best) best = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
     }
     return !d.tau.empty();
+  }
+
+  // ------------------------------------------------------------------------------------------ the direct
+
+  void run_direct(const std::vector<int64_t>& documents) {
+    std::vector<int64_t> others;
+    const int64_t count = documents.size();
+    const bool possible = p_.index != nullptr && m_.merge == Merge::mean && sample_ < m_.L;
+    for (int64_t first = 0; first < count; first += kSumLanes) {
+      const int64_t some = std::min<int64_t>(kSumLanes, count - first);
+      if (possible && sums_cost() < some * alone_cost())
+        sum_together(&documents[first], some, others);
+      else
+        others.insert(others.end(), &documents[first], &documents[first] + some);
+    }
+    if (!others.empty()) decode_direct(p_, others);
+  }
+
+  // Up to 16 documents at a time: one addition for all of them, in the order of the definition. A document
+  // for which `above` can't be said (fewer than k keys that are numbers in the sample) goes to `others`.
+  void sum_together(const int64_t* documents, int64_t count, std::vector<int64_t>& others) {
+    const int64_t R = m_.R, B = m_.B, L = m_.L;
+    float* table = reinterpret_cast<float*>(table_.of(R * B * kSumLanes * sizeof(float)));
+    with_isa<float>([&](auto isa) {
+      using Tag = decltype(isa);
+      p_.run_tasks(R, [&](int64_t r) {
+        const float* rows[kSumLanes] = {};
+        for (int64_t i = 0; i < count; ++i) rows[i] = scores(documents[i], r);
+        interleave_scores<Tag>(rows, B, table + r * B * kSumLanes);
+      });
+      std::vector<TopK<float>> sample(count, TopK<float>(p_.k));
+      p_.run_tasks(count, [&](int64_t i) {
+        Scratch scratch;
+        scratch.sorted.resize(R);
+        offer_all<Tag>(m_, documents[i], 0, sample_, scratch.keys.data(), scratch.sorted.data(),
+                       scratch.positions.data(), sample[i]);
+        sample[i].compact();
+      });
+      const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (L - sample_) / 1024));
+      std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
+      p_.run_tasks(parts, [&](int64_t part) {
+        TopK<float>* tops = &top[part * count];
+        for (int64_t i = 0; i < count; ++i) tops[i].require_above(sample[i].threshold());
+        sum_range<Tag>(table, count, cut(sample_, L, parts, part), cut(sample_, L, parts, part + 1), tops);
+      });
+      for (int64_t i = 0; i < count; ++i)
+        if (std::isnan(key_of<float>(sample[i].threshold()))) others.push_back(documents[i]);
+      p_.run_tasks(count, [&](int64_t i) {
+        if (std::isnan(key_of<float>(sample[i].threshold()))) return;
+        std::vector<TopK<float>*> all{&sample[i]};
+        for (int64_t part = 0; part < parts; ++part) all.push_back(&top[part * count + i]);
+        write_result(p_, documents[i], first_k<float>(all, p_.k));
+        if (p_.trace) p_.trace[documents[i] * kTraceColumns + kTraceRescored] = L;
+      });
+    });
+  }
+
+  template <class Tag>
+  void sum_range(const float* table, int64_t count, int64_t begin, int64_t end, TopK<float>* top) const {
+    const std::unique_ptr<int32_t[]> labels(new int32_t[kBlock + 1]);
+    const std::unique_ptr<float[]> sums(new float[(kBlock + 1) * kSumLanes]);
+    float above[kSumLanes];
+    for (int64_t first = begin; first < end; first += kBlock) {
+      for (int64_t i = 0; i < kSumLanes; ++i) above[i] = i < count ? sum_above(top[i]) : kInfinity;
+      const int64_t found = sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first,
+                                            std::min(end, first + kBlock), above, labels.get(), sums.get());
+      for (int64_t j = 0; j < found; ++j)
+        for (int64_t i = 0; i < count; ++i)
+          if (sums[j * kSumLanes + i] > above[i])
+            top[i].offer(sums[j * kSumLanes + i] / static_cast<float>(m_.R), labels[j]);
+    }
+  }
+
+  // Sums up to this one have keys up to the threshold.
+  float sum_above(const TopK<float>& top) const {
+    const float key = key_of<float>(top.threshold());
+    if (!std::isfinite(key)) return std::isnan(key) ? kInfinity : key;
+    const double sum = static_cast<double>(key) * m_.R;
+    // Half a unit in the last place of the key, and more.
+    const double lower = sum - std::abs(sum) * 1e-6 - m_.R * 1e-44;
+    constexpr float kGreatest = std::numeric_limits<float>::max();  // a sum that overflows is above
+    return lower >= kGreatest ? kGreatest : std::nextafter(static_cast<float>(lower), -kInfinity);
   }
 
   // ------------------------------------------------------------------------------------------- the lists
@@ -493,8 +601,8 @@ class Decoder {
         top[i].require_above(d.top.threshold());
         with_isa<float>([&](auto isa) {
           go_through_lists<decltype(isa)>(d, cut(sample_, m_.L, parts, i % parts),
-                                          cut(sample_, m_.L, parts, i % parts + 1), scratch, top[i], postings[i],
-                                          rescored[i]);
+                                          cut(sample_, m_.L, parts, i % parts + 1), scratch, top[i],
+                                          postings[i], rescored[i]);
         });
       }
     });
@@ -546,8 +654,9 @@ class Decoder {
       const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
       for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
-      offer_pairs<Tag>(found, [&](int64_t i) { return std::pair(0, positions[i]); },
-                       [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
+      offer_pairs<Tag>(
+          found, [&](int64_t i) { return std::pair(0, positions[i]); },
+          [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
     }
   }
 
@@ -564,7 +673,8 @@ class Decoder {
         documents[i] = static_cast<int32_t>(document(slot).n);
         labels[i] = label;
       }
-      merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), some, keys.data(), sorted.data());
+      merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), some, keys.data(),
+                       sorted.data());
       for (int64_t i = 0; i < some; ++i) top(slots[i]).offer(keys[i], labels[i]);
     }
   }
@@ -582,12 +692,12 @@ class Decoder {
     }
   }
 
-  // Blocks of W documents, each with a table of its own; they go through the labels together, tile by tile, so
-  // that the codes come from memory once.
+  // Blocks of W documents, each with a table of its own; they go through the labels together, tile by tile,
+  // so that the codes come from memory once.
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
-    const std::unique_ptr<uint8_t, Free> tables = scattered_bytes(blocks * R * B * W);
+    uint8_t* tables = table_.of(blocks * R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       // The bytes of min and median depend on the threshold, so they are renewed as it rises.
@@ -596,14 +706,21 @@ class Decoder {
         p_.run_tasks(blocks * R, [&](int64_t task) {
           const int64_t first = task / R * W, r = task % R;
           fill_table<Tag, W>(documents.data() + first, std::min<int64_t>(W, count - first), r,
-                             tables.get() + (task / R * R + r) * B * W);
+                             tables + (task / R * R + r) * B * W);
         });
         const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (end - begin) / 1024));
         std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
         std::vector<int64_t> rescored(parts * count);
+        std::vector<uint8_t> hopeless(parts * count, 0);
         p_.run_tasks(parts, [&](int64_t part) {
-          const ScanRange range{cut(begin, end, parts, part), cut(begin, end, parts, part + 1), count,
-                                documents.data(), tables.get(), &top[part * count], &rescored[part * count]};
+          const ScanRange range{cut(begin, end, parts, part),
+                                cut(begin, end, parts, part + 1),
+                                count,
+                                documents.data(),
+                                tables,
+                                &top[part * count],
+                                &rescored[part * count],
+                                &hopeless[part * count]};
           scan_range<Tag, W>(range);
         });
         p_.run_tasks(count, [&](int64_t i) {
@@ -611,8 +728,9 @@ class Decoder {
           for (int64_t part = 0; part < parts; ++part) {
             d.top.absorb(top[part * count + i].kept());
             d.rescored += rescored[part * count + i];
+            if (hopeless[part * count + i]) d.path = Path::direct;
           }
-          if (end == L) write_result(p_, d.n, d.top.take());
+          if (end == L && d.path == Path::scan) write_result(p_, d.n, d.top.take());
         });
       }
     });
@@ -666,12 +784,13 @@ class Decoder {
     const uint8_t* tables;       // [count / W rounded up, R, B, W]
     TopK<float>* top;
     int64_t* rescored;
+    uint8_t* hopeless;  // set where a document is better off with the direct path
   };
 
   template <class Tag, int W>
   void scan_range(const ScanRange& range) const {
     const int64_t blocks = (range.count + W - 1) / W;
-    // For a slot without a document: sums below 0.
+    // For a slot without a document, or one that is hopeless: sums below 0.
     std::vector<uint8_t> bounds(blocks * W, 0);
     for (int64_t i = 0; i < range.count; ++i) {
       range.top[i].require_above(range.documents[i]->top.threshold());
@@ -683,13 +802,16 @@ class Decoder {
     const std::unique_ptr<uint64_t[]> wanted(new uint64_t[room]);
     const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
     std::vector<std::pair<int32_t, int32_t>> pairs;
+    uint8_t* hopeless = range.hopeless;
+    const double pair_cost = kPairOverhead + m_.R * kPairCost * key_cost();
     int64_t tile = 256;
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
       const int64_t last = std::min(range.end, first + tile);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t slot = block * W, count = std::min<int64_t>(W, range.count - slot);
+        if (std::all_of(hopeless + slot, hopeless + slot + count, [](uint8_t h) { return h; })) continue;
         Document* const* documents = range.documents + slot;
-        ByteScan scan = block_scan<W>(range, block, bounds.data() + slot);
+        ByteScan scan = block_scan<W>(range, block, bounds.data() + slot, hopeless);
         // Sums only grow: a label that nobody wants after some repetitions need not get the others.
         scan.end = first_stage<Tag, W>(scan, first, last);
         int64_t found = scan_labels<Tag, W>(scan, first, last, labels.get(), wanted.get(), sums.get());
@@ -708,14 +830,26 @@ class Decoder {
           for (uint64_t left = wanted[i]; left; left &= left - 1) {
             const int w = __builtin_ctzll(left);
             pairs[next[w]++] = {w, labels[i]};
-            ++range.rescored[slot + w];
           }
         TopK<float>* top = range.top + slot;
-        offer_pairs<Tag>(pairs.size(), [&](int64_t i) { return pairs[i]; },
-                         [&](int64_t i) -> const Document& { return *documents[i]; },
-                         [&](int64_t i) -> TopK<float>& { return top[i]; });
-        if (m_.merge != Merge::mean) continue;
+        offer_pairs<Tag>(
+            pairs.size(), [&](int64_t i) { return pairs[i]; },
+            [&](int64_t i) -> const Document& { return *documents[i]; },
+            [&](int64_t i) -> TopK<float>& { return top[i]; });
+        // Where many labels stay, as with equal scores, the bounds cost more than they save.
         for (int64_t i = 0; i < count; ++i) {
+          const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
+          range.rescored[slot + i] += stayed;
+          if (tile >= kJudged && stayed * pair_cost > (last - first) * direct_cost() / m_.L) {
+            hopeless[slot + i] = 1;
+          }
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          if (hopeless[slot + i]) {
+            bounds[slot + i] = 0;
+            continue;
+          }
+          if (m_.merge != Merge::mean) continue;
           if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();
           bounds[slot + i] = bound_for(*documents[i], top[i]);
         }
@@ -724,11 +858,21 @@ class Decoder {
   }
 
   template <int W>
-  ByteScan block_scan(const ScanRange& range, int64_t block, const uint8_t* bounds) const {
-    ByteScan scan{range.tables + block * m_.R * m_.B * W, p_.index->codes, m_.R, m_.B,
-                  (m_.R + groups_ - 1) / groups_, shift_, bounds, ~uint64_t(0) >> (64 - W), 0, 0, m_.R};
+  ByteScan block_scan(const ScanRange& range, int64_t block, const uint8_t* bounds,
+                      const uint8_t* hopeless) const {
+    ByteScan scan{range.tables + block * m_.R * m_.B * W,
+                  p_.index->codes,
+                  m_.R,
+                  m_.B,
+                  (m_.R + groups_ - 1) / groups_,
+                  shift_,
+                  bounds,
+                  ~uint64_t(0) >> (64 - W),
+                  0,
+                  0,
+                  m_.R};
     for (int64_t i = block * W; i < std::min((block + 1) * W, range.count); ++i)
-      if (range.documents[i]->from_low) {
+      if (range.documents[i]->from_low && !hopeless[i]) {
         scan.below &= ~(uint64_t(1) << (i % W));
         if (shift_) scan.saturated_too |= uint64_t(1) << (i % W);
       }
@@ -763,6 +907,7 @@ class Decoder {
   int shift_ = 0;       // of each group's sum: 2^shift >= groups
   bool possible_ = false;
   int64_t width_ = 1;  // documents of a scan
+  Table table_;
   double scan_cost_ = 0;
 };
 

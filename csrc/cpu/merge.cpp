@@ -88,8 +88,8 @@ void merge_labels(const MergeScores<T>& p, int64_t document, int64_t label_begin
     for (int64_t i = 0; i < count; ++i) keys[i] /= divisor;
   } else {
     for (int64_t i = 0; i < count; ++i)
-      keys[i] =
-          key<T>(Label<T>{scores, p.repetition_stride, p.buckets + label_begin + i, p.L}, p.R, p.merge, sorted);
+      keys[i] = key<T>(Label<T>{scores, p.repetition_stride, p.buckets + label_begin + i, p.L}, p.R, p.merge,
+                       sorted);
   }
 }
 
@@ -164,13 +164,13 @@ void merge_scores_grad(const MergeScores<T>& p, const int64_t* labels, int64_t m
     }
 }
 
-#define MACH_MERGE(ISA, T)                                                                              \
-  template void merge_labels<ISA, T>(const MergeScores<T>&, int64_t, int64_t, int64_t, T*, T*);         \
-  template void merge_pairs<ISA, T>(const MergeScores<T>&, const uint16_t*, const int32_t*,              \
-                                    const int32_t*, int64_t, T*, T*);                                   \
-  template void merge_scores<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, T*, T*, int64_t,   \
-                                     int64_t);                                                          \
-  template void merge_scores_grad<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, const T*, T*, \
+#define MACH_MERGE(ISA, T)                                                                                  \
+  template void merge_labels<ISA, T>(const MergeScores<T>&, int64_t, int64_t, int64_t, T*, T*);             \
+  template void merge_pairs<ISA, T>(const MergeScores<T>&, const uint16_t*, const int32_t*, const int32_t*, \
+                                    int64_t, T*, T*);                                                       \
+  template void merge_scores<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, T*, T*, int64_t,       \
+                                     int64_t);                                                              \
+  template void merge_scores_grad<ISA, T>(const MergeScores<T>&, const int64_t*, int64_t, const T*, T*,     \
                                           int32_t*, int64_t, int64_t);
 MACH_INSTANTIATE_FLOATING(MACH_MERGE)
 

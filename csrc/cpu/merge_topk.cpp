@@ -116,8 +116,8 @@ struct Rows<MACH_ISA, 64> {
 // labels at a time: their chains of additions are independent, and a repetition's base address is computed
 // once.
 template <class Isa, int W, int kLabels>
-inline void add_rows(const ByteScan& p, const int64_t* labels, const Rows<Isa, W>& bound,
-                     Rows<Isa, W>* total, uint64_t* wanted) {
+inline void add_rows(const ByteScan& p, const int64_t* labels, const Rows<Isa, W>& bound, Rows<Isa, W>* total,
+                     uint64_t* wanted) {
   using V = Rows<Isa, W>;
   const uint8_t* rows = p.table + p.begin * p.B * W;
   const uint16_t* codes[kLabels];
@@ -168,7 +168,7 @@ inline void transpose_16(const uint8_t* columns, int64_t column_stride, uint8_t*
 #if defined(__SSE2__)
   if (count == 16) {
     __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i) 
+    for (int i = 0; i < 16; ++i)
       a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns + i * column_stride));
     // Four rounds of interleaving row i with row i + 8.
     for (int round = 0; round < 4; ++round) {
@@ -246,7 +246,8 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
     const uint16_t *c0 = p.codes + label * p.R, *c1 = c0 + p.R, *c2 = c1 + p.R, *c3 = c2 + p.R;
     for (; label + kLabels <= end; label += kLabels) {
       // The codes come from memory, in order, but faster than the hardware asks for them.
-      for (int64_t ahead = 0; ahead < kLabels * p.R; ahead += 32) __builtin_prefetch(c0 + kAhead * p.R + ahead);
+      for (int64_t ahead = 0; ahead < kLabels * p.R; ahead += 32)
+        __builtin_prefetch(c0 + kAhead * p.R + ahead);
       V s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
       const uint8_t* rows = table;
 #pragma GCC unroll 4
@@ -333,6 +334,61 @@ void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive) 
 }
 
 template <class Isa>
+void interleave_scores(const float* const* scores, int64_t B, float* rows) {
+  constexpr int64_t kBuckets = 64;  // of one document after another, within the first-level cache
+  for (int64_t first = 0; first < B; first += kBuckets) {
+    const int64_t last = first + kBuckets < B ? first + kBuckets : B;
+    for (int w = 0; w < kSumLanes; ++w)
+      for (int64_t b = first; b < last; ++b) rows[b * kSumLanes + w] = scores[w] ? scores[w][b] : 0;
+  }
+}
+
+template <class Isa>
+int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
+                   int64_t end, const float* above, int32_t* labels, float* sums) {
+  typedef float Lanes __attribute__((vector_size(kSumLanes * sizeof(float))));
+  // References, not values: a vector wider than the registers has no place in a call.
+  const auto any_above = [](const Lanes& sum, const Lanes& bound) {
+    const auto is_above = sum > bound;
+    int64_t halves[kSumLanes / 2], any = 0;
+    __builtin_memcpy(halves, &is_above, sizeof halves);
+    for (int i = 0; i < kSumLanes / 2; ++i) any |= halves[i];
+    return any != 0;
+  };
+  Lanes bound;
+  __builtin_memcpy(&bound, above, sizeof bound);
+  constexpr int kLabels = 4;
+  int64_t found = 0;
+  const auto some = [&](int64_t label, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    Lanes sum[kCount];
+    const uint16_t* code[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      code[i] = codes + (label + i) * R;
+      __builtin_memcpy(&sum[i], table + code[i][0] * kSumLanes, sizeof(Lanes));
+    }
+    const float* rows = table;
+    for (int64_t r = 1; r < R; ++r) {
+      rows += B * kSumLanes;
+      for (int i = 0; i < kCount; ++i) {
+        Lanes row;
+        __builtin_memcpy(&row, rows + code[i][r] * kSumLanes, sizeof row);
+        sum[i] += row;
+      }
+    }
+    for (int i = 0; i < kCount; ++i)
+      if (any_above(sum[i], bound)) {
+        labels[found] = static_cast<int32_t>(label + i);
+        __builtin_memcpy(sums + found++ * kSumLanes, &sum[i], sizeof(Lanes));
+      }
+  };
+  int64_t label = begin;
+  for (; label + kLabels <= end; label += kLabels) some(label, std::integral_constant<int, kLabels>());
+  for (; label < end; ++label) some(label, std::integral_constant<int, 1>());
+  return found;
+}
+
+template <class Isa>
 bool lane_extremes(const float* scores, int64_t count, float* low, float* high) {
   constexpr int kLanes = 16;
   constexpr float kInfinity = __builtin_inff();
@@ -344,7 +400,7 @@ bool lane_extremes(const float* scores, int64_t count, float* low, float* high) 
   Faults fault[kTurns];
   for (int t = 0; t < kTurns; ++t)
     least[t] = Lanes{} + kInfinity, greatest[t] = Lanes{} - kInfinity, fault[t] = Faults{};
-  const auto take = [&](int t, Lanes x) {
+  const auto take = [&](int t, const Lanes& x) {
     fault[t] |= ~(x < kInfinity);
     least[t] = x < least[t] ? x : least[t];
     greatest[t] = x > greatest[t] ? x : greatest[t];
@@ -424,20 +480,22 @@ int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* posi
   return found;
 }
 
-#define MACH_ROWS(ISA, W)                                                                              \
-  template void transpose_bytes<ISA, W>(const uint8_t*, int64_t, int64_t, uint8_t*);                   \
-  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*,         \
-                                       uint8_t*);                                                      \
-  template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);        \
+#define MACH_ROWS(ISA, W)                                                                                 \
+  template void transpose_bytes<ISA, W>(const uint8_t*, int64_t, int64_t, uint8_t*);                      \
+  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*, uint8_t*); \
+  template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);           \
   template void count_alive<ISA, W>(const ByteScan&, int64_t, int64_t, int64_t*);
-#define MACH_MERGE_TOPK(ISA)                                                                           \
-  MACH_ROWS(ISA, 16)                                                                                   \
-  MACH_ROWS(ISA, 32)                                                                                   \
-  MACH_ROWS(ISA, 64)                                                                                   \
-  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                          \
-  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                             \
-  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                   \
-  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);      \
+#define MACH_MERGE_TOPK(ISA)                                                                          \
+  MACH_ROWS(ISA, 16)                                                                                  \
+  MACH_ROWS(ISA, 32)                                                                                  \
+  MACH_ROWS(ISA, 64)                                                                                  \
+  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                         \
+  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                         \
+  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, \
+                                   const float*, int32_t*, float*);                                   \
+  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                            \
+  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                  \
+  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);     \
   template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
 MACH_MERGE_TOPK(MACH_ISA)
 

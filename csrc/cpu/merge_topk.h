@@ -49,6 +49,19 @@ int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* 
 template <class Isa, int W>
 void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive);
 
+// The exact sums of 16 documents at a time. Table: rows of 16 scores, a document each, [R, B, 16].
+constexpr int kSumLanes = 16;
+
+// One repetition's scores of up to 16 documents (null: none, 0) -> rows [B, 16].
+template <class Isa>
+void interleave_scores(const float* const* scores, int64_t B, float* rows);
+
+// Labels of [begin, end) with a sum s_0 + s_1 + ... + s_{R-1}, added in this order, above some document's
+// `above`: the label and all 16 sums, with room for one more than there are labels. Returns how many.
+template <class Isa>
+int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
+                   int64_t end, const float* above, int32_t* labels, float* sums);
+
 // low[i], high[i]: least and greatest of scores[i], scores[i + 16], ... (+-inf where there is none). Returns
 // whether all scores are below +inf and none is NaN.
 template <class Isa>
@@ -58,8 +71,8 @@ bool lane_extremes(const float* scores, int64_t count, float* low, float* high);
 template <class Isa>
 int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room);
 
-// sums[label - first] += amount, saturating at 255, for the leading ones of the ascending labels that are below
-// `stop`; returns how many those are.
+// sums[label - first] += amount, saturating at 255, for the leading ones of the ascending labels that are
+// below `stop`; returns how many those are.
 template <class Isa>
 int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
                        int amount);

@@ -41,7 +41,7 @@ struct Candidate {
   Rank<T> rank;
   int32_t label;
   bool operator<(const Candidate& other) const {  // "comes before"
-    if constexpr (sizeof(T) == 4) {  // one comparison of 64 bits, no branch
+    if constexpr (sizeof(T) == 4) {               // one comparison of 64 bits, no branch
       const auto packed = [](const Candidate& c) {
         return static_cast<uint64_t>(c.rank) << 32 | ~static_cast<uint32_t>(c.label);
       };

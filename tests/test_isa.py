@@ -79,7 +79,7 @@ def outputs():
                     f"merge_scores_grad {merge} {name}",
                     _ops.merge_scores_grad(draw(N, m), scores, buckets, labels, merge),
                 )
-                keep(f"merge_topk {merge} {name}", *_ops.merge_topk(scores, buckets, 40, merge))
+                keep(f"merge_topk {merge} {name}", *_ops.merge_topk(scores, buckets, None, 40, merge))
 
         for rows in (torch.tensor([0, 2, 5]), None):
             step = draw(3 if rows is not None else 9, M)

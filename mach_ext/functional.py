@@ -72,7 +72,8 @@ def sparse_linear(
         _check_documents(op, values, indices, indptr)
         _check_tensor(op, "weight", weight, 2, values)
         _check_bias(op, bias, weight.shape[1:], values)
-    _check_activation(op, activation)
+    if activation is not None:
+        _check_activation(op, activation)
     if validate:
         _check_contents(op, values, indices, indptr, weight.shape[0], validate)
     return _sparse_linear(values, indices, indptr, weight, bias, activation == "relu", sparse_grad)
@@ -842,25 +843,22 @@ def _plainly_right(values: Any, indices: Any, indptr: Any, weight: Any, bias: An
         and isinstance(indices, Tensor)
         and isinstance(indptr, Tensor)
         and isinstance(weight, Tensor)
-        and (dtype := values.dtype) in _FLOATS
-        and weight.dtype is dtype
+        and weight.dtype is values.dtype in _FLOATS
         and indices.dtype in _INTS
         and indptr.dtype in _INTS
         and values.is_cpu
         and indices.is_cpu
         and indptr.is_cpu
         and weight.is_cpu
+        and values.ndim == indices.ndim == indptr.ndim == 1
         and weight.ndim == 2
-        and values.ndim == 1
-        and indices.ndim == 1
         and values.numel() == indices.numel()
-        and indptr.ndim == 1
         and indptr.numel() > 0
         and (
             bias is None
             or (
                 isinstance(bias, Tensor)
-                and bias.dtype is dtype
+                and bias.dtype is values.dtype
                 and bias.is_cpu
                 and bias.shape == weight.shape[1:]
             )

@@ -5,7 +5,7 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // a batch's non-zeros by feature -> features [U], offsets [U + 1], positions [E], documents [E]; what the
   // others take as `order`, where it is known
   m.def("feature_order(Tensor indices, Tensor indptr, int num_features) -> (Tensor, Tensor, Tensor, Tensor)");
-  // sparse documents (CSR) times weight [R, D, M], bias and relu fused -> [N, R, M]
+  // sparse documents (CSR) times weight [R, D, M] (or [D, M]), bias and relu fused -> [N, R, M] (or [N, M])
   m.def(
       "sparse_linear(Tensor values, Tensor indices, Tensor indptr, Tensor weight, Tensor? bias, bool relu, "
       "Tensor[]? order=None) -> Tensor");

@@ -59,18 +59,18 @@ def sparse_linear(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
-    weight: Tensor,  # [R, D, M]
-    bias: Tensor | None,  # [R, M]
+    weight: Tensor,  # [R, D, M] or [D, M]
+    bias: Tensor | None,  # [R, M] or [M]
     relu: bool,
     order: FeatureOrder | None = None,  # of this batch, where known; the result does not depend on it
-) -> Tensor:  # [N, R, M]
-    out: Tensor = _raw.sparse_linear(values, indices, indptr, weight, bias, relu, order)
+) -> Tensor:  # [N, R, M] or [N, M]
+    out: Tensor = _raw.sparse_linear.default(values, indices, indptr, weight, bias, relu, order)
     return out
 
 
 @_fake("mach_ext::sparse_linear")
 def _(values, indices, indptr, weight, bias, relu, order=None):  # type: ignore[no-untyped-def]
-    return values.new_empty(indptr.shape[0] - 1, weight.shape[0], weight.shape[2])
+    return values.new_empty(indptr.shape[0] - 1, *weight.shape[:-2], weight.shape[-1])
 
 
 def sparse_linear_grad_values(

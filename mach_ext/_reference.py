@@ -32,6 +32,8 @@ def feature_order(indices: Tensor, indptr: Tensor, num_features: int) -> Feature
 def sparse_linear(
     values: Tensor, indices: Tensor, indptr: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
 ) -> Tensor:
+    if weight.dim() == 2:
+        return sparse_linear(values, indices, indptr, weight[None], bias, relu)[:, 0]
     R, _, M = weight.shape
     terms = values[:, None, None] * weight.to(values.dtype)[:, indices.long()].transpose(0, 1)  # [nnz, R, M]
     out = values.new_zeros(indptr.numel() - 1, R, M).index_add(0, documents(indptr), terms)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +68,15 @@ def sparse_linear(
         tensor([[ 7., 70.]])
     """
     op = "sparse_linear"
-    _check_documents(op, values, indices, indptr)
-    _check_tensor(op, "weight", weight, 2, values)
-    _check_bias(op, bias, weight.shape[1:], values)
-    _check_activation(op, activation)
-    _check_contents(op, values, indices, indptr, weight.shape[0], validate)
-    out = _sparse_linear(values, indices, indptr, weight, bias, activation == "relu", sparse_grad)
-    return out.squeeze(1)
+    if not _plainly_right(values, indices, indptr, weight, bias):
+        _check_documents(op, values, indices, indptr)
+        _check_tensor(op, "weight", weight, 2, values)
+        _check_bias(op, bias, weight.shape[1:], values)
+    if activation is not None:
+        _check_activation(op, activation)
+    if validate:
+        _check_contents(op, values, indices, indptr, weight.shape[0], validate)
+    return _sparse_linear(values, indices, indptr, weight, bias, activation == "relu", sparse_grad)
 
 
 def bucket_logits(
@@ -488,24 +490,15 @@ def _sparse_linear(
     bias: Tensor | None,  # [R, M] or [M]
     relu: bool,
     sparse_grad: bool,
-) -> Tensor:  # [N, R, M], R = 1 for a weight [D, M]
+) -> Tensor:  # [N, R, M] or [N, M]
     if bias is not None:
         bias = bias.to(values.dtype)
     if not _needs_grad(values, weight, bias):
-        return _ops.sparse_linear(values, indices, indptr, _stacked(weight, 3), _stacked(bias, 2), relu)
+        return _ops.sparse_linear(values, indices, indptr, weight, bias, relu)
     if weight.requires_grad:
         _check_float32_or_64("sparse_linear", "weight", weight)
     out: Tensor = _SparseLinear.apply(values, indices, indptr, weight, bias, relu, sparse_grad)
     return out
-
-
-@overload
-def _stacked(t: Tensor, dim: int) -> Tensor: ...
-@overload
-def _stacked(t: Tensor | None, dim: int) -> Tensor | None: ...
-def _stacked(t: Tensor | None, dim: int) -> Tensor | None:
-    """A weight or bias with the dimension R in front, 1 where it had none."""
-    return t if t is None or t.dim() == dim else t.unsqueeze(0)
 
 
 def _weight_gradient(
@@ -550,7 +543,7 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, indices, indptr, weight, bias, relu, sparse_grad):  # type: ignore[no-untyped-def]
         order = _feature_order(indices, indptr, weight) if ctx.needs_input_grad[3] else None
-        out = _ops.sparse_linear(values, indices, indptr, _stacked(weight, 3), _stacked(bias, 2), relu, order)
+        out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order)
         ctx.save_for_backward(values, indices, indptr, weight, out if relu else None, *(order or ()))
         ctx.sparse_grad = sparse_grad
         ctx.bias_shape = None if bias is None else bias.shape
@@ -561,10 +554,13 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         values, indices, indptr, weight, out, *order = ctx.saved_tensors
         grad = grad.contiguous() if out is None else torch.where(out > 0, grad, 0)
+        if weight.dim() == 2:
+            grad = grad.unsqueeze(1)  # [N, R, M]
         needs_values, _, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
         grad_values = grad_weight = grad_bias = None
         if needs_values:
-            grad_values = _ops.sparse_linear_grad_values(grad, indices, indptr, _stacked(weight, 3))
+            stacked = weight if weight.dim() == 3 else weight.unsqueeze(0)  # [R, D, M]
+            grad_values = _ops.sparse_linear_grad_values(grad, indices, indptr, stacked)
         if needs_weight:
             grad_weight = _weight_gradient(
                 grad, values, indices, indptr, weight.shape, ctx.sparse_grad,
@@ -835,6 +831,39 @@ def _check_documents(op: str, values: Any, indices: Any, indptr: Any) -> None:
         )
     _check_device(op, "indices", indices, values.device)
     _check_device(op, "indptr", indptr, values.device)
+
+
+def _plainly_right(values: Any, indices: Any, indptr: Any, weight: Any, bias: Any) -> bool:
+    """Whether `sparse_linear`'s arguments pass its checks as most do, on CPU and of one dtype: a shortcut.
+
+    One after the other the checks take as long as the operator takes for a small batch.
+    """
+    return (
+        isinstance(values, Tensor)
+        and isinstance(indices, Tensor)
+        and isinstance(indptr, Tensor)
+        and isinstance(weight, Tensor)
+        and weight.dtype is values.dtype in _FLOATS
+        and indices.dtype in _INTS
+        and indptr.dtype in _INTS
+        and values.is_cpu
+        and indices.is_cpu
+        and indptr.is_cpu
+        and weight.is_cpu
+        and values.ndim == indices.ndim == indptr.ndim == 1
+        and weight.ndim == 2
+        and values.numel() == indices.numel()
+        and indptr.numel() > 0
+        and (
+            bias is None
+            or (
+                isinstance(bias, Tensor)
+                and bias.dtype is values.dtype
+                and bias.is_cpu
+                and bias.shape == weight.shape[1:]
+            )
+        )
+    )
 
 
 def _check_contents(

@@ -515,8 +515,8 @@ class _Run:
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         with torch.no_grad():
-            encoder = model.encoder_weight.unsqueeze(0), model.encoder_bias.unsqueeze(0)
-            first = _ops.sparse_linear(values, indices, indptr, *encoder, True, order).squeeze(1)
+            encoder = model.encoder_weight, model.encoder_bias
+            first = _ops.sparse_linear(values, indices, indptr, *encoder, True, order)
         first.requires_grad_()
         encoded = model.encode_hidden(first)
         hidden = encoded.detach()  # [N, H] or [N, R, H]

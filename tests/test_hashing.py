@@ -287,13 +287,6 @@ def test_diagnostics_of_one_label():
     assert [(load.min, load.max, load.empty) for load in diagnostics.load] == [(0, 1, 9)] * 2
 
 
-def test_diagnostics_count_lazily_built_tensors():
-    hash = LabelHash(100, 50, 8)
-    hash.diagnostics()
-    hash.codes = torch.zeros(8, 100, dtype=torch.int16)
-    assert hash.diagnostics().bytes == {"buckets": 3200, "codes": 1600, "everything": 4800}
-
-
 def peak_bytes(function, *args):
     gc.collect()
     tracemalloc.start()

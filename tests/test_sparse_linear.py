@@ -48,6 +48,9 @@ def test_forward_and_gradients_match_reference(device, dtype):
         assert out.dtype == dtype
         expected = _reference.sparse_linear(*double((*X, weight, bias)), relu)
         assert_matches(out, expected)
+        if R == 1:  # without the dimension R: the same numbers
+            flat = [None if t is None else t[0].to(device) for t in (weight, bias)]
+            assert bitwise_equal(_ops.sparse_linear(*to(device, X), *flat, relu), out[:, 0])
 
         grad = uniform(generator, *out.shape, dtype=dtype)
         values, indices, indptr = to(device, X)
@@ -364,6 +367,7 @@ def test_opcheck(device, generator, dtype):
     ops = torch.ops.mach_ext
     for b in (bias.to(value), None):
         torch.library.opcheck(ops.sparse_linear, (*X, weight, b, True))
+        torch.library.opcheck(ops.sparse_linear, (*X, weight[0], None if b is None else b[0], True))
     torch.library.opcheck(ops.sparse_linear_grad_values, (grad, *X[1:], weight))
     torch.library.opcheck(ops.sparse_linear_grad_weight, (grad, *X, 7))
     torch.library.opcheck(ops.sparse_linear_grad_rows, (grad, *X, 7))
@@ -502,6 +506,10 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
         ops.sparse_linear(X.values, X.indices[:2], X.indptr, weight, None, False)
     with pytest.raises(RuntimeError, match=r"sparse_linear: bias must have shape \[1, 5\], got \[5\]"):
         ops.sparse_linear(*X, weight, BIAS, False)
+    with pytest.raises(RuntimeError, match=r"sparse_linear: bias must have shape \[5\], got \[1, 5\]"):
+        ops.sparse_linear(*X, weight[0], BIAS[None], False)
+    with pytest.raises(RuntimeError, match=r"sparse_linear: weight must be \[R, D, M\] or \[D, M\]"):
+        ops.sparse_linear(*X, weight[0, 0], None, False)
     with pytest.raises(RuntimeError, match=r"sparse_linear: weight must be Double, got Float"):
         ops.sparse_linear(X.values.double(), *X[1:], weight, None, False)
     with pytest.raises(RuntimeError, match=r"sparse_linear_grad_values: grad must have shape \[2, 1, 5\]"):

@@ -21,9 +21,24 @@
 namespace mach {
 namespace {
 
-using torch::stable::contiguous;
-using torch::stable::new_empty;
 using torch::stable::new_zeros;
+
+// torch::stable::contiguous and new_empty look the operator up by name and go through the dispatcher: half a
+// microsecond each, where a small batch takes two in all.
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// Not initialised, of at most 3 dimensions, on CPU.
+Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
+                std::optional<ScalarType> type = std::nullopt) {
+  int64_t stride[3], next = 1;
+  for (size_t d = size.size(); d-- > 0; next *= std::max<int64_t>(1, size.begin()[d])) stride[d] = next;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(size.size()), size.begin(), stride,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type.value_or(like.scalar_type()))),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
 
 // Fewer elementary operations than this are not worth a second thread.
 constexpr int64_t kSerialWork = 1 << 15;
@@ -78,7 +93,7 @@ void parallel_balanced(const int64_t* prefix, int64_t count, int64_t work, const
 // whatever came in. Faulty input is reported by check_csr; here it only must not crash.
 std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
   STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
-  const Tensor dense = contiguous(indptr);
+  const Tensor dense = as_contiguous(indptr);
   std::vector<int64_t> safe(dense.size(0));
   dispatch_index(op, "indptr", dense, [&](auto index) {
     const auto* source = pointer<decltype(index)>(dense);
@@ -101,8 +116,16 @@ Merge parse_merge(const char* op, const std::string& merge) {
 template <class T, class W, class I>
 SparseLinear<T, W, I> sparse_linear_params(const Tensor& values, const Tensor& indices,
                                            const std::vector<int64_t>& indptr, const Tensor& weight) {
-  return {pointer<T>(values), pointer<I>(indices), indptr.data(),  pointer<W>(weight), nullptr,
-          indices.numel(),    weight.size(0),      weight.size(1), weight.size(2),     false};
+  return {pointer<T>(values),
+          pointer<I>(indices),
+          indptr.data(),
+          pointer<W>(weight),
+          nullptr,
+          indices.numel(),
+          weight.dim() == 3 ? weight.size(0) : 1,
+          weight.size(-2),
+          weight.size(-1),
+          false};
 }
 
 // f(T(), W(), I()): element types of values (or the gradient), weight and indices.
@@ -131,7 +154,7 @@ struct Order {
 };
 
 Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indptr_, int64_t num_features) {
-  const Tensor indices = contiguous(indices_);
+  const Tensor indices = as_contiguous(indices_);
   const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
   const RunTasks run = [](int64_t count, const std::function<void(int64_t)>& task) {
@@ -141,7 +164,7 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
   dispatch_index(op, "indices", indices, [&](auto index) {
     const FeatureSort sort(pointer<decltype(index)>(indices), indptr.data(), N, num_features,
                            num_threads_for(4 * indices.numel()), run);
-    const auto empty = [&](int64_t count) { return new_empty(indices, {count}, ScalarType::Long); };
+    const auto empty = [&](int64_t count) { return allocate(indices, {count}, ScalarType::Long); };
     const int64_t U = sort.num_features(), E = sort.num_entries();
     order = {empty(U), empty(U + 1), empty(E), empty(E)};
     sort.write(indptr.data(), N, mutable_pointer<int64_t>(order.features),
@@ -156,8 +179,8 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D) {
   STD_TORCH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
   for (const Tensor& t : tensors) check_dtype(op, "order", t, ScalarType::Long);
-  const Order order{contiguous(tensors[0]), contiguous(tensors[1]), contiguous(tensors[2]),
-                    contiguous(tensors[3])};
+  const Order order{as_contiguous(tensors[0]), as_contiguous(tensors[1]), as_contiguous(tensors[2]),
+                    as_contiguous(tensors[3])};
   const FeatureOrder v = order.view();
   check_shape(op, "order's offsets", order.offsets, {v.U + 1});
   check_shape(op, "order's documents", order.documents, {v.E});
@@ -208,7 +231,8 @@ bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
   const int64_t begin = p.indptr[0], end = p.indptr[N], entries = end - begin;
   const int64_t row_bytes = p.M * static_cast<int64_t>(sizeof(W));
   if (entries < kReuse * N || N < kReuse || p.M < threads * 64 ||
-      N * 64 * static_cast<int64_t>(sizeof(T)) > kOutputs || std::min(entries, p.D) * row_bytes < kCached)
+      N * 64 * static_cast<int64_t>(sizeof(T)) > kOutputs || p.D * row_bytes < kCached ||
+      entries * row_bytes < kReuse * kCached)  // what the last line needs, whatever the number of features
     return false;
   for (int64_t n = 0; n < N; ++n) {
     bool sorted = true;
@@ -226,22 +250,24 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
                          const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
                          const OptionalOrder& given) {
   const char* op = "sparse_linear";
-  const Tensor values = contiguous(values_), indices = contiguous(indices_), weight = contiguous(weight_);
+  const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
+               weight = as_contiguous(weight_);
   const int64_t nnz = values.numel();
   check_shape(op, "indices", indices, {nnz});
-  STD_TORCH_CHECK(weight.dim() == 3, op, ": weight must be [R, D, M]");
-  const int64_t R = weight.size(0), M = weight.size(2);
+  const bool stacked = weight.dim() == 3;
+  STD_TORCH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
+  const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
   const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
-    bias = contiguous(*bias_);
-    check_shape(op, "bias", *bias, {R, M});
+    bias = as_contiguous(*bias_);
+    stacked ? check_shape(op, "bias", *bias, {R, M}) : check_shape(op, "bias", *bias, {M});
     check_dtype(op, "bias", *bias, values.scalar_type());
   }
   std::optional<Order> order;
-  if (given) order = given_order(op, *given, nnz, N, weight.size(1));
-  Tensor out = new_empty(values, {N, R, M});
+  if (given) order = given_order(op, *given, nnz, N, D);
+  Tensor out = stacked ? allocate(values, {N, R, M}) : allocate(values, {N, M});
   if (out.numel() == 0) return out;
 
   dispatch_sparse(op, values, weight, indices, [&](auto t, auto w, auto index) {
@@ -287,7 +313,8 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
 Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_, const Tensor& indptr_,
                                      const Tensor& weight_) {
   const char* op = "sparse_linear_grad_values";
-  const Tensor grad = contiguous(grad_), indices = contiguous(indices_), weight = contiguous(weight_);
+  const Tensor grad = as_contiguous(grad_), indices = as_contiguous(indices_),
+               weight = as_contiguous(weight_);
   const int64_t nnz = indices.numel();
   const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1, R = weight.size(0), M = weight.size(2);
@@ -358,7 +385,7 @@ void sparse_linear_grad_each_row(const Tensor& grad, const Tensor& values, const
 Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_, const Tensor& indices,
                                      const Tensor& indptr, int64_t num_features, const OptionalOrder& given) {
   const char* op = "sparse_linear_grad_weight";
-  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
   const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
   const FeatureOrder order = tensors.view();
   const int64_t R = grad.size(1), M = grad.size(2);
@@ -377,13 +404,13 @@ std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cpu(const Tensor& grad_, cons
                                                        const Tensor& indices, const Tensor& indptr,
                                                        int64_t num_features, const OptionalOrder& given) {
   const char* op = "sparse_linear_grad_rows";
-  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
   const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
   const FeatureOrder order = tensors.view();
   const int64_t R = grad.size(1), M = grad.size(2), U = order.U;
-  Tensor rows = new_empty(grad, {U}, ScalarType::Long);
+  Tensor rows = allocate(grad, {U}, ScalarType::Long);
   std::copy_n(order.features, U, mutable_pointer<int64_t>(rows));
-  Tensor out = new_empty(grad, {R, U, M});
+  Tensor out = allocate(grad, {R, U, M});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     using T = decltype(t);
     T* base = mutable_pointer<T>(out);
@@ -431,7 +458,7 @@ LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_dtype(op, "labels", labels, ScalarType::Long);
   check_shape(op, "buckets", buckets, {R, buckets.size(1)});
-  return {contiguous(hidden), contiguous(weight), contiguous(buckets), contiguous(labels)};
+  return {as_contiguous(hidden), as_contiguous(weight), as_contiguous(buckets), as_contiguous(labels)};
 }
 
 Tensor label_logits_cpu(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias_,
@@ -441,11 +468,11 @@ Tensor label_logits_cpu(const Tensor& hidden, const Tensor& weight, const std::o
   const int64_t N = labels.size(0), m = labels.size(1), R = weight.size(0), B = weight.size(2);
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
-    bias = contiguous(*bias_);
+    bias = as_contiguous(*bias_);
     check_shape(op, "bias", *bias, {R, B});
     check_dtype(op, "bias", *bias, hidden.scalar_type());
   }
-  Tensor out = new_empty(hidden, {N, m, R});
+  Tensor out = allocate(hidden, {N, m, R});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
     LabelLogits<T> params = a.params<T>();
@@ -463,7 +490,7 @@ Tensor label_logits_grad_hidden_cpu(const Tensor& grad_, const Tensor& hidden, c
                                     const Tensor& buckets, const Tensor& labels) {
   const char* op = "label_logits_grad_hidden";
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = contiguous(grad_);
+  const Tensor grad = as_contiguous(grad_);
   check_shape(op, "grad", grad, {labels.size(0), labels.size(1), weight.size(0)});
   check_dtype(op, "grad", grad, hidden.scalar_type());
   Tensor out = new_zeros(a.hidden, a.hidden.sizes());
@@ -484,7 +511,7 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, con
                                                         const Tensor& labels) {
   const char* op = "label_logits_grad_weight";
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = contiguous(grad_);
+  const Tensor grad = as_contiguous(grad_);
   const int64_t R = weight.size(0), H = weight.size(1), B = weight.size(2);
   check_shape(op, "grad", grad, {labels.size(0), labels.size(1), R});
   check_dtype(op, "grad", grad, hidden.scalar_type());
@@ -513,10 +540,10 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
   const int64_t N = logits.size(0), B = logits.size(1);
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
-  const Tensor buckets = contiguous(buckets_), label_indices = contiguous(label_indices_);
+  const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_);
   const std::vector<int64_t> indptr = safe_indptr(op, label_indptr, label_indices.numel());
   STD_TORCH_CHECK(static_cast<int64_t>(indptr.size()) == N + 1, op, ": label_indptr must have N + 1 entries");
-  Tensor loss = new_empty(logits, {N}, ScalarType::Double);
+  Tensor loss = allocate(logits, {N}, ScalarType::Double);
   dispatch_floating(op, "logits", logits, [&](auto t) {
     using T = decltype(t);
     const BucketBce<T> params{mutable_pointer<T>(logits),
@@ -559,9 +586,9 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
   STD_TORCH_CHECK(grad_weight.is_contiguous() && (H <= 1 || grad_hidden.stride(1) == 1), op,
                   ": grad_weight must be contiguous, grad_hidden's rows, too");
   STD_TORCH_CHECK(N <= INT32_MAX && B <= INT32_MAX, op, ": N and B must be below 2^31");
-  const Tensor gradient = contiguous(gradient_), weight = contiguous(weight_);
-  const Tensor hidden = H <= 1 || hidden_.stride(1) == 1 ? hidden_ : contiguous(hidden_);
-  Tensor found = new_empty(gradient, {}, ScalarType::Long);
+  const Tensor gradient = as_contiguous(gradient_), weight = as_contiguous(weight_);
+  const Tensor hidden = H <= 1 || hidden_.stride(1) == 1 ? hidden_ : as_contiguous(hidden_);
+  Tensor found = allocate(gradient, {}, ScalarType::Long);
   dispatch_floating(op, "gradient", gradient, [&](auto t) {
     using T = decltype(t);
     const BucketBackward<T> params{pointer<T>(gradient),
@@ -579,7 +606,7 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
       using Tag = decltype(isa);
       std::vector<T> row(N), column(B);
       std::vector<int64_t> offset(N + 1), bucket_offset(B + 1);
-      const Tensor kept = new_empty(gradient, {N, B}, ScalarType::Int);
+      const Tensor kept = allocate(gradient, {N, B}, ScalarType::Int);
       parallel_ranges(B, N * B, [&](int64_t begin, int64_t end) {
         negligible_columns<Tag>(params, column.data(), begin, end);
       });
@@ -638,13 +665,13 @@ MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tenso
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_shape(op, "buckets", buckets, {scores.size(1), buckets.size(1)});
   const bool adjacent = scores.size(2) <= 1 || scores.stride(2) == 1;
-  return {adjacent ? scores : contiguous(scores), contiguous(buckets), parse_merge(op, merge)};
+  return {adjacent ? scores : as_contiguous(scores), as_contiguous(buckets), parse_merge(op, merge)};
 }
 
 Tensor checked_labels(const char* op, const Tensor& labels, int64_t N) {
   check_dtype(op, "labels", labels, ScalarType::Long);
   STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == N, op, ": labels must be [N, m]");
-  return contiguous(labels);
+  return as_contiguous(labels);
 }
 
 Tensor merge_scores_cpu(const Tensor& scores, const Tensor& buckets, const Tensor& labels_,
@@ -653,7 +680,7 @@ Tensor merge_scores_cpu(const Tensor& scores, const Tensor& buckets, const Tenso
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   const Tensor labels = checked_labels(op, labels_, a.N());
   const int64_t m = labels.size(1);
-  Tensor out = new_empty(scores, {a.N(), m});
+  Tensor out = allocate(scores, {a.N(), m});
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
     with_isa<T>([&](auto isa) {
@@ -671,7 +698,7 @@ Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Te
                              const Tensor& labels_, const std::string& merge) {
   const char* op = "merge_scores_grad";
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const Tensor labels = checked_labels(op, labels_, a.N()), grad = contiguous(grad_);
+  const Tensor labels = checked_labels(op, labels_, a.N()), grad = as_contiguous(grad_);
   check_shape(op, "grad", grad, {a.N(), labels.size(1)});
   check_dtype(op, "grad", grad, scores.scalar_type());
   Tensor out = new_zeros(scores, {a.N(), a.R(), scores.size(2)});
@@ -695,9 +722,9 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cpu(const Tensor& buckets_, int64
   const int64_t R = buckets_.size(0), L = buckets_.size(1), B = num_buckets;
   STD_TORCH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
                   " and L < 2^31, got B=", B, ", L=", L);
-  const Tensor buckets = contiguous(buckets_);
-  Tensor codes = new_empty(buckets, {L, R}, ScalarType::UInt16);
-  Tensor starts = new_empty(buckets, {R, B + 1}), labels = new_empty(buckets, {R, L});
+  const Tensor buckets = as_contiguous(buckets_);
+  Tensor codes = allocate(buckets, {L, R}, ScalarType::UInt16);
+  Tensor starts = allocate(buckets, {R, B + 1}), labels = allocate(buckets, {R, L});
   const bool in_range = label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
                                     mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels),
                                     [](int64_t count, const auto& task) { run_tasks(count, task); });
@@ -723,6 +750,7 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   const int64_t N = a.N(), R = a.R(), B = scores.size(2), L = a.buckets.size(1);
   STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
+  STD_TORCH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
   LabelIndex index{};
   if (codes) {
     STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
@@ -742,7 +770,7 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
     STD_TORCH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
     std::fill_n(mutable_pointer<int64_t>(*trace), trace->numel(), 0);
   }
-  Tensor values = new_empty(scores, {N, k}), labels = new_empty(scores, {N, k}, ScalarType::Long);
+  Tensor values = allocate(scores, {N, k}), labels = allocate(scores, {N, k}, ScalarType::Long);
   if (values.numel() == 0) return {values, labels};
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
@@ -772,9 +800,9 @@ void dispatch_row_step(const char* op, const Tensor& parameter, const std::optio
     check_dtype(op, "state", s, parameter.scalar_type());
     STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
   }
-  const Tensor dense_gradient = contiguous(gradient);
+  const Tensor dense_gradient = as_contiguous(gradient);
   std::optional<Tensor> dense_rows;
-  if (rows) dense_rows = contiguous(*rows);
+  if (rows) dense_rows = as_contiguous(*rows);
   dispatch_floating(op, "parameter", parameter, [&](auto t) {
     using T = decltype(t);
     T* x = mutable_pointer<T>(parameter);
@@ -833,7 +861,7 @@ void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_l
     check_dtype(op, "state", s, weight.scalar_type());
     STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
   }
-  const Tensor grad = contiguous(grad_), values = contiguous(values_);
+  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
   const Order tensors = given_order(op, given, values.numel(), grad.size(0), D);
   const FeatureOrder order = tensors.view();
   dispatch_floating(op, "weight", weight, [&](auto t) {
@@ -879,10 +907,10 @@ std::tuple<int64_t, int64_t, int64_t> check_csr_cpu(const std::optional<Tensor>&
                                                     const Tensor& indices_, const Tensor& indptr_,
                                                     int64_t num_columns) {
   const char* op = "check_csr";
-  const Tensor indices = contiguous(indices_), indptr = contiguous(indptr_);
+  const Tensor indices = as_contiguous(indices_), indptr = as_contiguous(indptr_);
   std::optional<Tensor> values;
   if (values_.has_value()) {
-    values = contiguous(*values_);
+    values = as_contiguous(*values_);
     check_shape(op, "values", *values, {indices.numel()});
   }
   STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");

@@ -104,11 +104,11 @@ void offer_all(const MergeScores<T>& p, int64_t n, int64_t begin, int64_t end, T
   int64_t count;
   for (int64_t label = begin; label < end; label += count) {
     // Few labels first, for a threshold to hold the others against.
-    count = std::min({kBlock, end - label, top.full() ? kBlock : top.wants()});
+    count = std::min({kBlock, end - label, top.has_threshold() ? kBlock : top.wants()});
     merge_labels<Isa>(p, n, label, count, keys, sorted);
     if constexpr (std::is_same_v<T, float>) {
       const float threshold = key_of<float>(top.threshold());
-      if (top.full() && threshold == threshold) {
+      if (top.has_threshold() && threshold == threshold) {
         const int64_t found = find_above<Isa>(keys, count, threshold, positions, count);
         for (int64_t i = 0; i < found; ++i) top.offer(keys[positions[i]], label + positions[i]);
         continue;
@@ -187,8 +187,8 @@ struct Document {
   double sum_high = 0, sum_low = 0, slack_high = 0;
   bool from_low = false;     // scan: bytes count up from low, not down from high
   double unit = 1;           // scan: score units a step of the final sum
-  std::vector<Heavy> heavy;  // all buckets above `floor`, where they were looked for
-  std::vector<float> floor;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
+  std::vector<Heavy> heavy;  // all buckets above `least_heavy`, where they were looked for
+  std::vector<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
   std::vector<double> tau;   // [R] lists
   double gap = 0;            // lists: what the excesses over tau must add up to
   int64_t postings = 0, rescored = 0;
@@ -277,6 +277,8 @@ class Decoder {
       scan.clear();
     }
     if (!lists.empty()) run_lists(lists);
+    for (const Document* document : lists)
+      if (document->path == Path::direct) direct.push_back(document->n);
     // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
@@ -313,15 +315,16 @@ class Decoder {
     const int64_t together = std::min<int64_t>(width_, kSumLanes);
     return m_.merge == Merge::mean ? std::min(alone_cost(), sums_cost() / together) : alone_cost();
   }
+  double pair_cost() const { return kPairOverhead + m_.R * kPairCost * key_cost(); }
   double plan_cost() const {
     return sample_ * m_.R * kDirectCost * key_cost() + static_cast<double>(m_.R) * m_.B * kExtremesCost;
   }
   static int64_t lanes_for(int64_t documents) { return documents <= 16 ? 16 : documents <= 32 ? 32 : 64; }
   double scan_cost(int64_t documents, double share = 1) const {  // share of a label's rows that are added
     const int64_t lanes = lanes_for(documents), table = m_.R * m_.B * lanes;
-    const double rescored = 3.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
-    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table)) / documents +
-           rescored * m_.R * kPairCost * key_cost();
+    const double rescored = 6.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
+    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table) * (shift_ ? 1.5 : 1)) / documents +
+           rescored * pair_cost();
   }
 
   void plan(int64_t n, Document& d, Scratch& scratch) const {
@@ -363,25 +366,26 @@ class Decoder {
     return m_.scores + n * m_.document_stride + r * m_.repetition_stride;
   }
 
-  // False where bounds by sums of scores would not hold: NaN, +inf, sums that could overflow.
+  // False where bounds by sums of scores would not hold: NaN, +inf, sums that could overflow, or distances:
+  // the least float less 1e30 is still the least float.
   template <class Tag>
   bool find_extremes(Document& d, bool find_heavy) const {
     d.high.resize(m_.R);
     d.low.resize(m_.R);
-    d.floor.resize(m_.R);
+    d.least_heavy.resize(m_.R);
     for (int64_t r = 0; r < m_.R; ++r) {
       float low[kLanes], high[kLanes];
       if (!lane_extremes<Tag>(scores(d.n, r), m_.B, low, high)) return false;
       const int64_t lanes = std::min(kLanes, m_.B);
       d.high[r] = *std::max_element(high, high + lanes);
-      d.floor[r] = *std::min_element(high, high + lanes);
+      d.least_heavy[r] = *std::min_element(high, high + lanes);
       d.low[r] = std::max(*std::max_element(low, low + lanes), -1e30f);
       d.sum_high += d.high[r];
       d.sum_low += d.low[r];
       d.slack_high += std::max(d.high[r], 0.0f);
       if (find_heavy) this->find_heavy<Tag>(d, r);  // now, while the row is in the cache
     }
-    return std::isfinite(d.sum_high) && d.slack_high < 1e37;
+    return std::isfinite(d.sum_high) && d.slack_high < 1e30;
   }
 
   template <class Tag>
@@ -389,8 +393,8 @@ class Decoder {
     constexpr int64_t kRoom = 256;
     int32_t found[kRoom];
     const float* row = scores(d.n, r);
-    const int64_t count = find_above<Tag>(row, m_.B, d.floor[r], found, kRoom);
-    if (count == kRoom) d.floor[r] = kInfinity;  // not all of them: of no use as a bound
+    const int64_t count = find_above<Tag>(row, m_.B, d.least_heavy[r], found, kRoom);
+    if (count == kRoom) d.least_heavy[r] = kInfinity;  // not all of them: of no use as a bound
     const int32_t* starts = p_.index->list_starts + r * (m_.B + 1);
     const int32_t* labels = p_.index->list_labels + r * m_.L;
     for (int64_t i = 0; i < count; ++i)
@@ -419,8 +423,11 @@ class Decoder {
       std::partial_sort(best.begin(), end, best.end(),
                         [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
       int64_t taken = 0;
-      for (auto h = best.begin(); h < end && taken < enough; taken += h->last - h->first, ++h)
+      for (auto h = best.begin(); h < end; ++h) {
+        taken += h->last - h->first;
+        if (taken > enough) break;
         for (const int32_t* label = h->first; label < h->last; ++label) visit(*label);
+      }
     };
     for (int64_t i = 0; i < repetitions; ++i) {
       if (!found_before) find_heavy<Tag>(d, R * i / repetitions);
@@ -440,7 +447,7 @@ class Decoder {
     std::sort(labels.begin(), labels.end());
     labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
-    const int64_t count = labels.size();
+    const int64_t count = std::min<int64_t>(labels.size(), 1024 + 4 * p_.k);
     std::vector<float> keys(count), sorted(R);
     const std::vector<int32_t> documents(count, static_cast<int32_t>(d.n));
     merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), count, keys.data(), sorted.data());
@@ -456,13 +463,13 @@ class Decoder {
   }
 
   // Whether the lists path is worth it, and with which tau: the same height above `low` in all repetitions,
-  // but nowhere under `floor`, below which no buckets are known.
+  // but nowhere under `least_heavy`, below which no buckets are known.
   bool plan_lists(Document& d) const {
     const int64_t R = m_.R, L = m_.L;
     const double wanted = d.wanted(R);
     double magnitude = 0;  // doubles must resolve the gap
     for (int64_t r = 0; r < R; ++r)
-      magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.floor[r]);
+      magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.least_heavy[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
     // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
     const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / R);
@@ -472,7 +479,7 @@ class Decoder {
     for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
       for (int64_t r = 0; r < R; ++r) {
-        tau[r] = std::max<double>(d.floor[r], d.low[r] + height * (wanted - d.sum_low) / R);
+        tau[r] = std::max<double>(d.least_heavy[r], d.low[r] + height * (wanted - d.sum_low) / R);
         gap -= tau[r];
       }
       if (!(gap > 1e-8 * magnitude)) continue;
@@ -498,7 +505,7 @@ class Decoder {
         candidates = std::min(candidates, L * std::exp(exponent));
       }
       const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
-                          (candidates + 2 * p_.k) * R * kPairCost;
+                          (candidates + 2 * p_.k) * pair_cost();
       if (cost < best) best = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
     }
     return !d.tau.empty();
@@ -593,6 +600,7 @@ class Decoder {
     const int64_t parts = count >= p_.threads ? 1 : p_.threads;
     std::vector<TopK<float>> top(count * parts, TopK<float>(p_.k));
     std::vector<int64_t> postings(count * parts), rescored(count * parts);
+    std::vector<uint8_t> gave_up(count * parts);
     const int64_t tasks = std::min(count * parts, 4 * p_.threads);
     p_.run_tasks(tasks, [&](int64_t task) {
       Scratch scratch;
@@ -600,9 +608,9 @@ class Decoder {
         const Document& d = *documents[i / parts];
         top[i].require_above(d.top.threshold());
         with_isa<float>([&](auto isa) {
-          go_through_lists<decltype(isa)>(d, cut(sample_, m_.L, parts, i % parts),
-                                          cut(sample_, m_.L, parts, i % parts + 1), scratch, top[i],
-                                          postings[i], rescored[i]);
+          gave_up[i] = !go_through_lists<decltype(isa)>(d, cut(sample_, m_.L, parts, i % parts),
+                                                        cut(sample_, m_.L, parts, i % parts + 1), scratch,
+                                                        top[i], postings[i], rescored[i]);
         });
       }
     });
@@ -613,13 +621,15 @@ class Decoder {
         all.push_back(&top[i * parts + part]);
         d.postings += postings[i * parts + part];
         d.rescored += rescored[i * parts + part];
+        if (gave_up[i * parts + part]) d.path = Path::direct;
       }
-      write_result(p_, d.n, first_k<float>(all, p_.k));
+      if (d.path == Path::lists) write_result(p_, d.n, first_k<float>(all, p_.k));
     });
   }
 
+  // False where so many candidates came that the direct path is cheaper: buckets that are not like random.
   template <class Tag>
-  void go_through_lists(const Document& d, int64_t begin, int64_t end, Scratch& scratch, TopK<float>& top,
+  bool go_through_lists(const Document& d, int64_t begin, int64_t end, Scratch& scratch, TopK<float>& top,
                         int64_t& postings, int64_t& rescored) const {
     constexpr int kReach = 200;  // sum of a label that could be among the first k
     struct Cursor {
@@ -654,10 +664,12 @@ class Decoder {
       const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
       for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
+      if (p_.path == Path::automatic && rescored * pair_cost() > alone_cost()) return false;
       offer_pairs<Tag>(
           found, [&](int64_t i) { return std::pair(0, positions[i]); },
           [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
     }
+    return true;
   }
 
   // Offers the exact keys of pairs pair(0) ... pair(count - 1) = (slot, label), labels ascending.
@@ -765,7 +777,7 @@ class Decoder {
       // upper of the middle two, does not (median).
       return static_cast<uint8_t>(m_.merge == Merge::min ? 1 : R / 2 + 1);
     }
-    constexpr double kRounding = 1e-3;  // of the bytes' fp32 arithmetic: 255 * 2^-22 a score, R <= 1024
+    constexpr double kRounding = 1e-3;  // of the bytes' fp32 arithmetic: 255 * 2^-22 a score, R <= 2048
     const double theta = key_of<float>(top.threshold());
     const double wanted = R * theta - d.slack(R, theta);
     double bound;
@@ -794,7 +806,8 @@ class Decoder {
     std::vector<uint8_t> bounds(blocks * W, 0);
     for (int64_t i = 0; i < range.count; ++i) {
       range.top[i].require_above(range.documents[i]->top.threshold());
-      bounds[i] = bound_for(*range.documents[i], range.top[i]);
+      range.hopeless[i] = range.documents[i]->path != Path::scan;  // by an earlier round
+      bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
     }
     // Not initialised: a vector would write all of them before they are used.
     const int64_t room = std::min(kTile, range.end - range.begin) + 1;
@@ -803,7 +816,6 @@ class Decoder {
     const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
     std::vector<std::pair<int32_t, int32_t>> pairs;
     uint8_t* hopeless = range.hopeless;
-    const double pair_cost = kPairOverhead + m_.R * kPairCost * key_cost();
     int64_t tile = 256;
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
       const int64_t last = std::min(range.end, first + tile);
@@ -840,7 +852,8 @@ class Decoder {
         for (int64_t i = 0; i < count; ++i) {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
-          if (tile >= kJudged && stayed * pair_cost > (last - first) * direct_cost() / m_.L) {
+          if (p_.path == Path::automatic && tile >= kJudged &&
+              stayed * pair_cost() > (last - first) * direct_cost() / m_.L) {
             hopeless[slot + i] = 1;
           }
         }

@@ -94,10 +94,11 @@ inline void run_tiles(const Tile& tile, int64_t begin, int64_t end) {
   run_tiles<Registers<Isa>::bytes, Registers<Isa>::tile, T>(tile, begin, end);
 }
 
-// Asks for the cache lines of [p, p + bytes), no nearer than the second-level cache: the first level has too
-// few lines under way to spare for rows that are long in coming. An address out of any array does no harm.
+// Asks for the cache lines of [p, p + bytes), no nearer than cache kLevel. The first level has too few lines
+// under way to spare for long pieces that are long in coming. An address out of any array does no harm.
+template <int kLevel = 2>
 inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 4 - kLevel);
 }
 
 // Address of weight row `index`, whatever the index.
@@ -160,7 +161,8 @@ struct DocumentTile {
       if constexpr (kFar) {
         const bool here = e + kAhead < end;
         const int64_t ahead = here ? e + kAhead : e + kAhead + then;
-        prefetch(row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
+        prefetch<(kTileBytes <= 512 ? 1 : 2)>(
+            row_address(here ? w : then_w, indices[ahead < last ? ahead : last], M), kTileBytes);
       }
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k) sum[k] = sum[k] + v * load<T, kBytes>(row + k * kWidth);

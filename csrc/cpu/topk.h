@@ -61,13 +61,13 @@ class TopK {
 
   // From now on only ranks above `rank` count: the caller knows k labels that come before all others.
   void require_above(Rank<T> rank) {
-    if (full_ && rank <= threshold_) return;
-    full_ = true;
+    if (has_threshold_ && rank <= threshold_) return;
+    has_threshold_ = true;
     threshold_ = rank;
   }
 
   // Whether there is a threshold yet, and what it is: keys of a rank up to it are not among the first k.
-  bool full() const { return full_; }
+  bool has_threshold() const { return has_threshold_; }
   Rank<T> threshold() const { return threshold_; }
 
   int64_t wants() const { return std::max<int64_t>(64, 2 * k_); }  // offers that make a first threshold
@@ -75,7 +75,7 @@ class TopK {
   void offer(T key, int64_t label) {
     const Rank<T> rank = rank_of(key);
     // An equal rank loses: its label is higher than that of the k-th.
-    if (full_ && rank <= threshold_) return;
+    if (has_threshold_ && rank <= threshold_) return;
     kept_.push_back({rank, static_cast<int32_t>(label)});
     if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + kSlack) compact();
   }
@@ -108,7 +108,7 @@ class TopK {
   static constexpr int64_t kSlack = 32;
 
   int64_t k_;
-  bool full_ = false;
+  bool has_threshold_ = false;
   Rank<T> threshold_ = 0;
   std::vector<Candidate<T>> kept_;
 };

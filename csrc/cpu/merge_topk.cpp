@@ -9,7 +9,7 @@
 namespace mach {
 namespace {
 
-// W bytes, one a document. Rows<Isa, W>: add with saturation, shift, compare.
+// W bytes, one a document. Rows<Isa, W>: add with saturation, compare.
 template <class Isa, int W>
 struct Rows {
   uint8_t byte[W];
@@ -25,11 +25,6 @@ struct Rows {
       const uint8_t sum = static_cast<uint8_t>(byte[i] + o.byte[i]);
       v.byte[i] = sum < byte[i] ? 255 : sum;
     }
-    return v;
-  }
-  Rows shifted(int bits) const {
-    Rows v;
-    for (int i = 0; i < W; ++i) v.byte[i] = static_cast<uint8_t>(byte[i] >> bits);
     return v;
   }
   void store(uint8_t* p) const { __builtin_memcpy(p, byte, W); }
@@ -52,10 +47,6 @@ struct Rows<MACH_ISA, 16> {
   static Rows zero() { return {_mm_setzero_si128()}; }
   static Rows load(const uint8_t* p) { return {_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))}; }
   Rows plus(const Rows& o) const { return {_mm_adds_epu8(v, o.v)}; }
-  Rows shifted(int bits) const {
-    return {_mm_and_si128(_mm_srl_epi16(v, _mm_cvtsi32_si128(bits)),
-                          _mm_set1_epi8(static_cast<char>(255 >> bits)))};
-  }
   Rows least(const Rows& o) const { return {_mm_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
@@ -69,10 +60,6 @@ struct Rows<MACH_ISA, 32> {
   static Rows zero() { return {_mm256_setzero_si256()}; }
   static Rows load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
   Rows plus(const Rows& o) const { return {_mm256_adds_epu8(v, o.v)}; }
-  Rows shifted(int bits) const {
-    return {_mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(bits)),
-                             _mm256_set1_epi8(static_cast<char>(255 >> bits)))};
-  }
   Rows least(const Rows& o) const { return {_mm256_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   uint64_t at_least(const Rows& o) const {
@@ -90,7 +77,6 @@ struct Rows<MACH_ISA, 64> {
     return {Rows<MACH_ISA, 32>::load(p), Rows<MACH_ISA, 32>::load(p + 32)};
   }
   Rows plus(const Rows& o) const { return {low.plus(o.low), high.plus(o.high)}; }
-  Rows shifted(int bits) const { return {low.shifted(bits), high.shifted(bits)}; }
   Rows least(const Rows& o) const { return {low.least(o.low), high.least(o.high)}; }
   void store(uint8_t* p) const { low.store(p), high.store(p + 32); }
   uint64_t at_least(const Rows& o) const { return low.at_least(o.low) | high.at_least(o.high) << 32; }
@@ -102,43 +88,22 @@ struct Rows<MACH_ISA, 64> {
   static Rows zero() { return {_mm512_setzero_si512()}; }
   static Rows load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   Rows plus(const Rows& o) const { return {_mm512_adds_epu8(v, o.v)}; }
-  Rows shifted(int bits) const {
-    return {_mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(bits)),
-                             _mm512_set1_epi8(static_cast<char>(255 >> bits)))};
-  }
   Rows least(const Rows& o) const { return {_mm512_min_epu8(v, o.v)}; }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
   uint64_t at_least(const Rows& o) const { return _mm512_cmpge_epu8_mask(v, o.v); }
 };
 #endif
 
-// Adds repetitions [p.begin, p.end) of kLabels labels to their totals and returns who wants them. Several
-// labels at a time: their chains of additions are independent, and a repetition's base address is computed
-// once.
+// Adds repetitions [p.begin, p.end) of kLabels labels to their totals. Several labels at a time: their chains
+// of additions are independent, and a repetition's base address is computed once.
 template <class Isa, int W, int kLabels>
-inline void add_rows(const ByteScan& p, const int64_t* labels, const Rows<Isa, W>& bound, Rows<Isa, W>* total,
-                     uint64_t* wanted) {
-  using V = Rows<Isa, W>;
+inline void add_rows(const ByteScan& p, const int64_t* labels, Rows<Isa, W>* total) {
   const uint8_t* rows = p.table + p.begin * p.B * W;
   const uint16_t* codes[kLabels];
-  uint64_t saturated[kLabels] = {};
   for (int i = 0; i < kLabels; ++i) codes[i] = p.codes + labels[i] * p.R;
-  for (int64_t r = p.begin; r < p.end;) {
-    const int64_t end = r + p.group < p.end ? r + p.group : p.end;
-    V sum[kLabels];
-    for (int i = 0; i < kLabels; ++i) sum[i] = p.shift ? V::zero() : total[i];
-    for (; r < end; ++r, rows += p.B * W)
-      for (int i = 0; i < kLabels; ++i)
-        sum[i] = sum[i].plus(V::load(rows + static_cast<int64_t>(codes[i][r]) * W));
-    if (p.saturated_too) {
-      uint8_t full[W];
-      __builtin_memset(full, 255, W);
-      for (int i = 0; i < kLabels; ++i) saturated[i] |= sum[i].at_least(V::load(full));
-    }
-    for (int i = 0; i < kLabels; ++i) total[i] = p.shift ? total[i].plus(sum[i].shifted(p.shift)) : sum[i];
-  }
-  for (int i = 0; i < kLabels; ++i)
-    wanted[i] = (total[i].at_least(bound) ^ p.below) | (saturated[i] & p.saturated_too);
+  for (int64_t r = p.begin; r < p.end; ++r, rows += p.B * W)
+    for (int i = 0; i < kLabels; ++i)
+      total[i] = total[i].plus(Rows<Isa, W>::load(rows + static_cast<int64_t>(codes[i][r]) * W));
 }
 
 // Bit i: values[i] > threshold.
@@ -238,7 +203,7 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
   const V bound = V::load(p.bound);
   constexpr int kLabels = 4;
   int64_t found = 0, label = begin;
-  if (!p.shift && !p.saturated_too && p.below == ~uint64_t(0) >> (64 - W)) {
+  if (p.below == ~uint64_t(0) >> (64 - W)) {
     // The usual case, and nearly all of it labels that nobody wants: all documents want small sums.
     const uint8_t* table = p.table + p.begin * p.B * W;
     constexpr int64_t kAhead = 64;  // labels
@@ -271,18 +236,15 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
   const auto some = [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     int64_t ids[kCount];
-    uint64_t wanted[kCount], any = 0;
     V total[kCount];
     for (int i = 0; i < kCount; ++i) ids[i] = label + i, total[i] = V::zero();
-    add_rows<Isa, W, kCount>(p, ids, bound, total, wanted);
+    add_rows<Isa, W, kCount>(p, ids, total);
     label += kCount;
-    for (int i = 0; i < kCount; ++i) any |= wanted[i];
-    if (!any) return;
     for (int i = 0; i < kCount; ++i) {
       labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = wanted[i];
+      documents[found] = total[i].at_least(bound) ^ p.below;
       total[i].store(sums + found * W);
-      found += wanted[i] != 0;
+      found += documents[found] != 0;
     }
   };
   while (label + kLabels <= end) some(std::integral_constant<int, kLabels>());
@@ -299,16 +261,15 @@ int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* 
   const auto some = [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     int64_t ids[kCount];
-    uint64_t wanted[kCount];
     V total[kCount];
     for (int i = 0; i < kCount; ++i) ids[i] = labels[at + i], total[i] = V::load(sums + (at + i) * W);
-    add_rows<Isa, W, kCount>(p, ids, bound, total, wanted);
+    add_rows<Isa, W, kCount>(p, ids, total);
     at += kCount;
     for (int i = 0; i < kCount; ++i) {  // never ahead of what was read
       labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = wanted[i];
+      documents[found] = total[i].at_least(bound) ^ p.below;
       total[i].store(sums + found * W);
-      found += wanted[i] != 0;
+      found += documents[found] != 0;
     }
   };
   while (at + kLabels <= count) some(std::integral_constant<int, kLabels>());
@@ -322,12 +283,10 @@ void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive) 
   const V bound = V::load(p.bound);
   for (int64_t label = begin; label < end; ++label) {
     const uint16_t* codes = p.codes + label * p.R;
-    V total = V::zero(), sum = V::zero();
+    V sum = V::zero();
     for (int64_t r = 0; r < p.R; ++r) {
-      if (r % p.group == 0 && p.shift) total = total.plus(sum.shifted(p.shift)), sum = V::zero();
       sum = sum.plus(V::load(p.table + (r * p.B + codes[r]) * W));
-      const V so_far = p.shift ? total.plus(sum.shifted(p.shift)) : sum;
-      if (!(so_far.at_least(bound) ^ p.below)) break;
+      if (!(sum.at_least(bound) ^ p.below)) break;
       ++alive[r];
     }
   }

@@ -5,8 +5,7 @@
 //   table[(r * B + b) * W + w] = min(255, floor((score - origin) * scale)),  0 where that is negative
 // or, with scale 0, whether the score is *not* at least the origin (1 also for NaN).
 // A label's R rows are added with saturation, all W documents in one instruction, and compared with a bound
-// of each document. The rows of a group of repetitions share one sum of bytes; where there are several
-// groups their sums are shifted right before they are added, so that R does not make the steps coarser.
+// of each document.
 #pragma once
 
 #include <cstdint>
@@ -27,12 +26,9 @@ struct ByteScan {
   const uint8_t* table;   // [R, B, W]
   const uint16_t* codes;  // [L, R]
   int64_t R, B;
-  int64_t group;           // repetitions in a group
-  int shift;               // of each group's sum
-  const uint8_t* bound;    // [W]
-  uint64_t below;          // documents that want sums below their bound; the others: at least their bound
-  uint64_t saturated_too;  // documents for which a saturated group decides: wanted
-  int64_t begin, end;      // repetitions to add
+  const uint8_t* bound;  // [W]
+  uint64_t below;        // documents that want sums below their bound; the others: at least their bound
+  int64_t begin, end;    // repetitions to add
 };
 
 // Labels that some document wants once repetitions [p.begin, p.end) are added: the label, the documents and

@@ -849,10 +849,9 @@ class Decoder {
         for (int64_t i = 0; i < count; ++i) {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
-          // As many more may come each time that the labels gone through double.
-          const double to_come = stayed * std::max(1.0, std::log2(static_cast<double>(range.end) / last));
-          if (p_.path == Path::automatic && tile >= kJudged &&
-              to_come * pair_cost() > (range.end - last) * direct_cost() / m_.L) {
+          // As many more may come each time that the labels gone through double; direct starts again.
+          const double to_come = stayed * std::log2(static_cast<double>(range.end) / last);
+          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost()) {
             hopeless[slot + i] = 1;
           }
         }

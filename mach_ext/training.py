@@ -313,6 +313,7 @@ def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> 
     R, B = model.num_repetitions, model.num_buckets
     hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
     table = model.hash.buckets.numel() * model.hash.buckets.element_size()
+    index = model.hash.label_index_bytes()
     # A step holds one repetition's logits, which become their gradient, a second table of that size to find
     # its negligible entries, and the batch's features in order; with hidden layers also one repetition's
     # weight gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
@@ -323,7 +324,7 @@ def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> 
     return {
         "weights": weights,
         "label hash": table,
-        "predicting, peak": weights + table + 4 * predict_batch(R, B) * R * B + hidden,
+        "predicting, peak": weights + table + index + 4 * predict_batch(R, B) * R * B + hidden,
         "training, peak": weights + moments + table + step,
     }
 

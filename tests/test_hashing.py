@@ -533,6 +533,7 @@ def test_label_index_is_built_once_counted_and_never_copied():
     assert after["codes"] == 2 * 4 * 300
     assert after["list_labels"] == 4 * 4 * 300
     assert after["everything"] == before["everything"] + sum(t.nbytes for t in index)
+    assert hash.label_index_bytes() == sum(t.nbytes for t in index)
     for copied in (copy.deepcopy(hash), pickle.loads(pickle.dumps(hash))):
         assert set(copied.diagnostics().bytes) == {"buckets", "everything"}
         assert torch.equal(copied.label_index()[2], index[2])

@@ -271,7 +271,10 @@ class Decoder {
     // A scan costs about as much for a few documents as for 64.
     if (p_.path == Path::automatic && !scan.empty() &&
         scan_cost(std::min<int64_t>(kWidth, scan.size())) > direct_cost()) {
-      for (const Document* document : scan) direct.push_back(document->n);
+      for (Document* document : scan) {
+        document->path = Path::direct;
+        direct.push_back(document->n);
+      }
       scan.clear();
     }
     if (!lists.empty()) run_lists(lists);

@@ -51,6 +51,14 @@ double row_cost(int64_t table_bytes) {   // a row of the byte table, by where th
   return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
 }
 
+// The same where a document's scores don't fit the second-level cache: then each repetition's scores should
+// serve many labels before those of the next one take their place.
+constexpr int64_t kLongBlock = 1 << 15;
+template <class T>
+int64_t block_labels(const MergeScores<T>& p) {
+  return p.R * p.B * static_cast<int64_t>(sizeof(T)) > (1 << 20) ? kLongBlock : kBlock;
+}
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find;
@@ -101,10 +109,11 @@ std::vector<Candidate<T>> first_k(std::vector<TopK<T>*> parts, int64_t k) {
 template <class Isa, class T>
 void offer_all(const MergeScores<T>& p, int64_t n, int64_t begin, int64_t end, T* keys, T* sorted,
                int32_t* positions, TopK<T>& top) {
+  const int64_t block = block_labels(p);
   int64_t count;
   for (int64_t label = begin; label < end; label += count) {
     // Few labels first, for a threshold to hold the others against.
-    count = std::min({kBlock, end - label, top.has_threshold() ? kBlock : top.wants()});
+    count = std::min({block, end - label, top.has_threshold() ? block : top.wants()});
     merge_labels<Isa>(p, n, label, count, keys, sorted);
     if constexpr (std::is_same_v<T, float>) {
       const float threshold = key_of<float>(top.threshold());
@@ -141,7 +150,7 @@ void write_result(const Decode<T>& p, int64_t n, const std::vector<Candidate<T>>
 template <class T>
 void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
   const int64_t N = documents.size(), L = p.merge.L, groups = (N + kGroup - 1) / kGroup;
-  const int64_t blocks = (L + kBlock - 1) / kBlock;
+  const int64_t block = block_labels(p.merge), blocks = (L + block - 1) / block;
   // Enough tasks for all threads even when there is one document; ranges are whole blocks.
   const int64_t ranges = std::min(blocks, groups >= p.threads ? 1 : (p.threads + groups - 1) / groups);
   std::vector<TopK<T>> top(N * ranges, TopK<T>(p.k));
@@ -149,12 +158,12 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
     p.run_tasks(groups * ranges, [&](int64_t task) {
       const int64_t group = task / ranges, range = task % ranges;
       const int64_t first = group * kGroup, last = std::min(N, first + kGroup);
-      const int64_t end = std::min(L, blocks * (range + 1) / ranges * kBlock);
-      std::vector<T> keys(kBlock), sorted(p.merge.R);
-      std::vector<int32_t> positions(kBlock);
-      for (int64_t label = blocks * range / ranges * kBlock; label < end; label += kBlock)
+      const int64_t end = std::min(L, blocks * (range + 1) / ranges * block);
+      std::vector<T> keys(block), sorted(p.merge.R);
+      std::vector<int32_t> positions(block);
+      for (int64_t label = blocks * range / ranges * block; label < end; label += block)
         for (int64_t i = first; i < last; ++i)
-          offer_all<decltype(isa)>(p.merge, documents[i], label, std::min(end, label + kBlock), keys.data(),
+          offer_all<decltype(isa)>(p.merge, documents[i], label, std::min(end, label + block), keys.data(),
                                    sorted.data(), positions.data(), top[i * ranges + range]);
     });
   });
@@ -218,8 +227,10 @@ struct Document {
 
 // Of one thread, from document to document.
 struct Scratch {
-  std::vector<float> keys = std::vector<float>(kBlock), sorted;
-  std::vector<int32_t> positions = std::vector<int32_t>(kBlock), labels;
+  explicit Scratch(const MergeScores<float>& p)
+      : keys(block_labels(p)), sorted(p.R), positions(block_labels(p)) {}
+  std::vector<float> keys, sorted;
+  std::vector<int32_t> positions, labels;
   std::vector<Heavy> best;
   std::vector<uint64_t> seen;
   std::vector<uint8_t> sums;
@@ -255,7 +266,7 @@ class Decoder {
       planned.resize(end - begin);
       const int64_t parts = std::min(end - begin, 4 * p_.threads);
       p_.run_tasks(parts, [&](int64_t part) {
-        Scratch scratch;
+        Scratch scratch(m_);
         for (int64_t n = cut(begin, end, parts, part); n < cut(begin, end, parts, part + 1); ++n)
           plan(n, planned[n - begin], scratch);
       });
@@ -338,7 +349,6 @@ class Decoder {
       using Tag = decltype(isa);
       if (mean && !find_extremes<Tag>(d, lists_pay)) return;
       d.top = TopK<float>(p_.k);
-      scratch.sorted.resize(m_.R);
       offer_all<Tag>(m_, n, 0, sample_, scratch.keys.data(), scratch.sorted.data(), scratch.positions.data(),
                      d.top);
       d.top.compact();
@@ -542,8 +552,7 @@ class Decoder {
       });
       std::vector<TopK<float>> sample(count, TopK<float>(p_.k));
       p_.run_tasks(count, [&](int64_t i) {
-        Scratch scratch;
-        scratch.sorted.resize(R);
+        Scratch scratch(m_);
         offer_all<Tag>(m_, documents[i], 0, sample_, scratch.keys.data(), scratch.sorted.data(),
                        scratch.positions.data(), sample[i]);
         sample[i].compact();
@@ -604,7 +613,7 @@ class Decoder {
     std::vector<uint8_t> gave_up(count * parts);
     const int64_t tasks = std::min(count * parts, 4 * p_.threads);
     p_.run_tasks(tasks, [&](int64_t task) {
-      Scratch scratch;
+      Scratch scratch(m_);
       for (int64_t i = cut(0, count * parts, tasks, task); i < cut(0, count * parts, tasks, task + 1); ++i) {
         const Document& d = *documents[i / parts];
         top[i].require_above(d.top.threshold());

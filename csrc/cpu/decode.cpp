@@ -260,7 +260,7 @@ class Decoder {
     const bool worth_a_plan =
         possible_ && p_.path != Path::direct &&
         (p_.path != Path::automatic || (plan_cost() < 0.7 * direct_cost() &&
-                                        (scan_cost(width) < direct_cost() || direct_cost() > kListsFrom)));
+                                        (scan_cost(width) < direct_cost() || lists_may_pay(direct_cost()))));
     scan_cost_ = scan_cost(width);
     if (worth_a_plan) {
       planned.resize(end - begin);
@@ -339,12 +339,15 @@ class Decoder {
            rescored * pair_cost();
   }
 
+  // Beside a path of this cost; many of few labels don't stand out by their best buckets.
+  bool lists_may_pay(double cost) const { return cost > kListsFrom && p_.k <= m_.L / 4096; }
+
   void plan(int64_t n, Document& d, Scratch& scratch) const {
     d.n = n;
     const bool mean = m_.merge == Merge::mean;
     const bool lists_pay =
         mean && (p_.path == Path::lists ||
-                 (p_.path == Path::automatic && std::min(scan_cost_, direct_cost()) > kListsFrom));
+                 (p_.path == Path::automatic && lists_may_pay(std::min(scan_cost_, direct_cost()))));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       if (mean && !find_extremes<Tag>(d, lists_pay)) return;

@@ -219,10 +219,9 @@ struct Document {
   double slack(int64_t R, double theta) const {
     return (R + 4) * 0x1p-22 * (2 * slack_high + R * std::abs(theta)) + R * 1e-44;
   }
-  double wanted(int64_t R) const {  // sum of scores that a label needs at least
-    const double t = theta();
-    return R * t - slack(R, t);
-  }
+  // Sum of scores that a label needs at least for a key of theta.
+  double wanted(int64_t R, double theta) const { return R * theta - slack(R, theta); }
+  double wanted(int64_t R) const { return wanted(R, theta()); }
 };
 
 // Of one thread, from document to document.
@@ -791,8 +790,7 @@ class Decoder {
       return static_cast<uint8_t>(m_.merge == Merge::min ? 1 : R / 2 + 1);
     }
     constexpr double kRounding = 1e-3;  // of the bytes' fp32 arithmetic: 255 * 2^-22 a score
-    const double theta = key_of<float>(top.threshold());
-    const double wanted = R * theta - d.slack(R, theta);
+    const double wanted = d.wanted(R, key_of<float>(top.threshold()));
     double bound;
     if (d.from_low)  // each floor may have lost a step
       bound = std::floor((wanted - d.sum_low) / d.unit - R - kRounding * R);
@@ -804,11 +802,11 @@ class Decoder {
   struct ScanRange {
     int64_t begin, end;  // labels
     int64_t count;
-    Document* const* documents;  // [count], of each next three, too
+    Document* const* documents;  // [count]
     const uint8_t* tables;       // [count / W rounded up, R, B, W]
-    TopK<float>* top;
-    int64_t* rescored;
-    uint8_t* hopeless;  // set where a document is better off with the direct path
+    TopK<float>* top;            // [count]
+    int64_t* rescored;           // [count]
+    uint8_t* hopeless;           // [count], set where a document is better off with the direct path
   };
 
   template <class Tag, int W>

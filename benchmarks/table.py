@@ -1,6 +1,7 @@
 """README's table of performance, from the kept results: `python benchmarks/table.py` writes it into README.
 
-`--check` only says, by its exit code, whether README has the table that the results give.
+`--check` only says, by its exit code, whether README has the table that the results give; `--cuda FILE`
+prints the table of the CUDA results in FILE.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks: written by `make bench-table` -->\n", "<!-- /benchmarks -->\n"
 MODULES = ("decode", "sparse", "training", "parser")  # and the order in the table
+CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 HEAD = ("work", "floor, ms", "of it reached", "beside", "ratio", "target", "met")
 
 
@@ -30,9 +32,51 @@ def render(folder: Path = RESULTS) -> str:
     rows = [row for name, by_threads in works.items() for row in lines(name, by_threads)]
     if grid:
         rows.append(grid_line(grid))
-    table = [HEAD, ("---",) * len(HEAD), *rows]
-    text = "".join(f"| {' | '.join(row)} |\n" for row in table)
-    return text + "\n" + footnotes(results, grid)
+    text = markdown(HEAD, rows) + "\n" + footnotes(results, grid)
+    measured, predicted = folder / "cuda.json", folder / "cuda_predicted.json"
+    file = measured if measured.exists() else predicted
+    return text + ("\n" + render_cuda(json.loads(file.read_text())) if file.exists() else "")
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+def render_cuda(results: list[dict[str, Any]]) -> str:
+    """The table of bench_cuda.py, measured or predicted."""
+    rows = []
+    for result in results:
+        ours, floor = result["providers"]["mach_ext"], result["floor"]
+        others = [(r["over"], r["ratio"]) for r in result["ratios"]]
+        rows.append(
+            (
+                title(result),
+                f"{milliseconds(floor['seconds'])} ({floor['bound'].replace('_', ' ')})",
+                milliseconds(ours["median"]),
+                f"{ours['share_of_floor']:.0%}",
+                " / ".join(name for name, _ in others),
+                " / ".join(f"{ratio:.3g}" for _, ratio in others),
+                *cuda_promise(result, ours, [ratio for _, ratio in others]),
+            )
+        )
+    devices = ", ".join(sorted({r["device"] for r in results}))
+    text = f"**CUDA**, {devices}"
+    if results[0]["predicted"]:
+        text += ": **predictions**, from the bytes and sums of each kernel; no GPU has run this version yet"
+    return f"{text}.\n\n" + markdown(CUDA_HEAD, rows)
+
+
+def cuda_promise(result: dict[str, Any], ours: dict[str, Any], ratios: list[float]) -> tuple[str, str]:
+    target = result["target"]
+    if target is None:
+        return "", ""
+    value = target["value"]
+    text, met = {
+        "share": (f"≥ {value:.0%} of the floor's speed", ours["share_of_floor"] >= value),
+        "ms": (f"≤ {value:g} ms", ours["median"] * 1e3 <= value),
+        "ratio": (f"≥ {value:g} x", bool(ratios) and min(ratios) >= value),
+    }[target["of"]]
+    return text, "" if result["predicted"] else "yes" if met else "**no**"
 
 
 def title(result: dict[str, Any]) -> str:
@@ -146,10 +190,15 @@ def updated(readme: str, table: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--cuda", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if args.cuda is not None:
+        print(render_cuda(json.loads(args.cuda.read_text())))
+        return
     file = ROOT / "README.md"
     readme = file.read_text(encoding="utf-8")
     new = updated(readme, render())
-    if parser.parse_args().check:
+    if args.check:
         if new != readme:
             raise SystemExit("README.md: not the table of benchmarks/results; make bench-table")
     else:

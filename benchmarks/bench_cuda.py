@@ -1,0 +1,382 @@
+"""The CUDA operators on one GPU, beside PyTorch, against the ceilings that ceilings.cu measured on it.
+
+Run by gpu.sh, or `pytest benchmarks/bench_cuda.py -q -s` on a machine with a GPU; results go into cuda.json.
+Without a GPU every test skips, and
+
+    python benchmarks/bench_cuda.py
+
+writes cuda_predicted.json: for each work the figure that the kernel's arithmetic gives for an H200. README's
+table has the measured figures where there are any, else the predicted ones, marked as such.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from conftest import CACHE, circumstances, keep
+from inputs import bucket_scores, documents, label_hash
+
+import mach_ext
+from mach_ext import _ops, training
+
+F = mach_ext.functional
+GPU = torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "mach_ext::sparse_linear", "CUDA"
+)
+pytestmark = pytest.mark.skipif(not GPU, reason="no CUDA GPU, or a build without CUDA operators")
+
+# Bytes/s and flop/s of an H200: copy and product measured elsewhere; L2, shared memory assumed.
+H200 = {
+    "hbm_copy": 4.3e12,
+    "row_gather": 4.0e12,
+    "l2_gather": 5.5e12,
+    "shared_gather": 11.4e12,
+    "bf16_gemm": 7.8e14,
+    "fp32_gemm": 5.0e13,
+}
+
+# ------------------------------------------------------------------------------------------- the works
+
+
+@dataclass(frozen=True)
+class Work:
+    """One line of the table.
+
+    Attributes:
+        floor: Amount of each resource (a key of H200) that the work cannot do without.
+        share: Of the floor's speed, what the kernel is expected to reach: the prediction.
+        target: Share of the ceiling ("share"), milliseconds ("ms") or ratio over `over` ("ratio").
+        prepare: Providers by name, "mach_ext" among them, made when the work is run.
+    """
+
+    name: str
+    shape: dict[str, Any]
+    floor: dict[str, float]
+    share: float
+    target: tuple[str, float] | None
+    prepare: Callable[..., dict[str, Callable[[], Any]]] = field(compare=False)
+    over: str = ""
+
+    def floor_seconds(self, ceilings: dict[str, float]) -> tuple[float, str]:
+        times = {resource: amount / ceilings[resource] for resource, amount in self.floor.items()}
+        bound = max(times, key=lambda resource: times[resource])
+        return times[bound], bound
+
+    @property
+    def id(self) -> str:
+        return "-".join([self.name, *(f"{k}{v}" for k, v in self.shape.items())]).replace(" ", "_")
+
+
+def _unique_features(N: int, nnz: int, D: int) -> int:
+    return int(documents(N, nnz, D)[1].unique().numel())
+
+
+def sparse_linear_work(N: int, nnz: int, D: int, M: int, dtype: torch.dtype) -> Work:
+    def prepare() -> dict[str, Callable[[], Any]]:
+        values, indices, indptr = (t.cuda() for t in documents(N, nnz, D))
+        weight = torch.empty(D, M, dtype=dtype, device="cuda").normal_()
+        bag = torch.nn.functional.embedding_bag
+        offsets, long, scale = indptr[:-1].long(), indices.long(), values.to(dtype)
+        return {
+            "mach_ext": lambda: F.sparse_linear(values, indices, indptr, weight, validate=False),
+            "embedding_bag": lambda: bag(long, weight, offsets, mode="sum", per_sample_weights=scale),
+        }
+
+    size = torch.empty(0, dtype=dtype).element_size()
+    moved = N * nnz * M * size + N * M * 4
+    shape = {"N": N, "nnz": nnz, "D": D, "M": M, "dtype": str(dtype).removeprefix("torch.")}
+    return Work("sparse_linear", shape, {"row_gather": moved}, 0.85, ("share", 0.8), prepare, "embedding_bag")
+
+
+def step_work(N: int, nnz: int, D: int, M: int) -> Work:
+    """The gradient of a weight [D, M] and Adam's step of the rows that occur, fused."""
+
+    def prepare() -> dict[str, Callable[[], Any]]:
+        values, indices, indptr = (t.cuda() for t in documents(N, nnz, D))
+        weight = torch.zeros(1, D, M, device="cuda")
+        moments = torch.zeros_like(weight), torch.zeros_like(weight)
+        grad = torch.randn(N, 1, M, device="cuda")
+        order = _ops.feature_order(indices, indptr, D)
+        table = torch.nn.Parameter(torch.zeros(D, M, device="cuda"))
+        adam = torch.optim.SparseAdam([table])
+        bag = torch.nn.functional.embedding_bag
+        offsets, long = indptr[:-1].long(), indices.long()
+
+        def step() -> None:
+            _ops.sparse_linear_adam(weight, *moments, grad, values, order, 1e-3, 0.9, 0.999, 1e-8)
+
+        def step_with_order() -> None:
+            mine = _ops.feature_order(indices, indptr, D)
+            _ops.sparse_linear_adam(weight, *moments, grad, values, mine, 1e-3, 0.9, 0.999, 1e-8)
+
+        def plain() -> None:
+            out = bag(long, table, offsets, mode="sum", per_sample_weights=values, sparse=True)
+            adam.zero_grad()
+            out.backward(grad[:, 0])
+            adam.step()
+
+        return {"mach_ext": step, "mach_ext with its order": step_with_order, "torch": plain}
+
+    rows = _unique_features(N, nnz, D)
+    moved = rows * M * 4 * 6 + N * M * 4  # three arrays read and written
+    shape = {"N": N, "nnz": nnz, "D": D, "M": M}
+    return Work("backward + Adam", shape, {"row_gather": moved}, 0.75, ("share", 0.7), prepare, "torch")
+
+
+def torch_decode(scores: torch.Tensor, buckets: torch.Tensor, k: int) -> Any:
+    """gather + mean + topk, as many documents at a time as keep [n, R, L] within 2 GB."""
+    N, (R, L) = len(scores), buckets.shape
+    chunk = max(1, min(N, int(2e9 / (4 * R * L))))
+    parts = []
+    for start in range(0, N, chunk):
+        some = scores[start : start + chunk]
+        parts.append(_gather_mean_topk(some, buckets, k))
+    return parts
+
+
+def _gather_mean_topk(scores: torch.Tensor, buckets: torch.Tensor, k: int) -> Any:
+    return scores.gather(2, buckets.expand(len(scores), -1, -1)).mean(1).topk(k)
+
+
+def decode_work(kind: str, N: int, L: int, R: int, B: int, k: int, ms: float | None) -> Work:
+    def prepare() -> dict[str, Callable[[], Any]]:
+        hash = label_hash(L, R, B).to("cuda")
+        scores = bucket_scores(kind, N, L, R, B).cuda()
+        run = lambda: F.merge_topk(scores, hash, k)  # noqa: E731
+        providers: dict[str, Callable[[], Any]] = {"mach_ext": run}
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        providers["mach_ext, CUDA graph"] = graph.replay
+        buckets = hash.buckets.long()
+        few = scores[: max(1, min(N, 16))]
+        compiled = torch.compile(_gather_mean_topk, dynamic=False)
+        scale = N / len(few)
+        providers[f"torch x{scale:g}"] = lambda: torch_decode(few, buckets, k)
+        if L <= 1_000_000:
+            one = few[:4]
+            providers[f"torch.compile x{N / len(one):g}"] = lambda: compiled(one, buckets, k)
+        return providers
+
+    lookups = N * L * R  # bytes: one u8 a document, label and repetition
+    shared = 16 * B <= 200 * 1024
+    codes = 2 * L * R
+    floor = {"shared_gather" if shared else "l2_gather": lookups, "hbm_copy": codes}
+    shape = {"kind": kind, "N": N, "L": L, "R": R, "B": B, "k": k}
+    target = None if ms is None else ("ms", ms)
+    return Work("merge_topk", shape, floor, 0.7, target, prepare, "torch")
+
+
+def training_work(precision: str) -> Work:
+    """A step at the shape of Amazon-670K, over plain PyTorch, eager and compiled."""
+    D, L, R, B, H, N, nnz, labels = 135_909, 670_091, 32, 2000, 512, 2048, 75, 5
+
+    def prepare() -> dict[str, Callable[[], Any]]:
+        values, indices, indptr = documents(N, nnz, D)
+        rng = np.random.default_rng(0)
+        X = scipy.sparse.csr_matrix((values.numpy(), indices.numpy(), indptr.numpy()), (N, D))
+        ids = np.sort(rng.integers(0, L // labels, (N, labels)) + np.arange(labels) * (L // labels), axis=1)
+        label_indptr = np.arange(0, N * labels + 1, labels)
+        Y = scipy.sparse.csr_matrix((np.ones(N * labels, np.float32), ids.ravel(), label_indptr), (N, L))
+        model = mach_ext.MACH(D, L, R, B, H).to("cuda").train()
+        given = {"precision": precision} if precision != "float32" else {}
+        settings = training.Hyperparameters.of(model, batch_size=N, **given)
+        run = training._Run(model, settings, X, Y, None, None, False, False)
+        (batch,) = mach_ext.data.iter_batches(X, Y, N)
+        tensors = [t.cuda() for t in batch[:5]]
+        ours = lambda: run._hidden_step(*tensors)  # noqa: E731
+        plain = PlainMach(model, precision)
+        targets = plain.positions(tensors[3], tensors[4])
+        X_torch = (tensors[1].long(), tensors[2][:-1].long(), tensors[0])
+        compiled = torch.compile(plain.loss)
+        return {
+            "mach_ext": ours,
+            "torch": lambda: plain.step(plain.loss, *X_torch, targets),
+            "torch.compile": lambda: plain.step(compiled, *X_torch, targets),
+        }
+
+    gemm = 3 * 2 * N * R * H * B
+    kind = "bf16_gemm" if precision == "bfloat16" else "fp32_gemm"
+    weights = R * H * B * 4 * 6
+    shape = {"D": D, "L": L, "R": R, "B": B, "H": H, "N": N, "precision": precision}
+    return Work(
+        "training step", shape, {kind: gemm, "hbm_copy": weights}, 0.5, ("ratio", 4.0), prepare, "torch"
+    )
+
+
+class PlainMach:
+    """MACH as one writes it in PyTorch: EmbeddingBag(sparse), one bmm, BCEWithLogits on a dense target."""
+
+    def __init__(self, model: mach_ext.MACH, precision: str) -> None:
+        D, H = model.encoder_weight.shape
+        self.hash, (self.R, _, self.B) = model.hash, model.bucket_weight.shape
+        self.bag = torch.nn.EmbeddingBag(D, H, mode="sum", sparse=True, device="cuda")
+        self.bias = torch.nn.Parameter(torch.zeros(H, device="cuda"))
+        self.weight = torch.nn.Parameter(model.bucket_weight.detach().clone())
+        self.bucket_bias = torch.nn.Parameter(model.bucket_bias.detach().clone())
+        self.sparse = torch.optim.SparseAdam(self.bag.parameters())
+        self.dense = torch.optim.Adam([self.bias, self.weight, self.bucket_bias], fused=True)
+        self.precision = precision
+
+    def positions(self, label_indices: torch.Tensor, label_indptr: torch.Tensor) -> torch.Tensor:
+        """Flat places of the positive buckets in [N, R, B]."""
+        N = len(label_indptr) - 1
+        document = torch.repeat_interleave(torch.arange(N, device="cuda"), label_indptr.diff().long())
+        bucket = self.hash.buckets[:, label_indices.long()].long()  # [R, labels]
+        r = torch.arange(self.R, device="cuda").unsqueeze(1)
+        return ((document * self.R + r) * self.B + bucket).reshape(-1)
+
+    def loss(
+        self, indices: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor, positive: torch.Tensor
+    ) -> torch.Tensor:
+        hidden = (self.bag(indices, offsets, values) + self.bias).relu()
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = torch.einsum("nh,rhb->nrb", hidden, self.weight) + self.bucket_bias
+        target = torch.zeros(logits.numel(), device="cuda")
+        target[positive] = 1
+        bce = torch.nn.functional.binary_cross_entropy_with_logits
+        return bce(logits.float(), target.view_as(logits), reduction="sum") / (len(offsets) * self.R)
+
+    def step(self, loss: Callable[..., torch.Tensor], *args: torch.Tensor) -> None:
+        self.sparse.zero_grad()
+        self.dense.zero_grad()
+        loss(*args).backward()
+        self.sparse.step()
+        self.dense.step()
+
+
+WORKS = [
+    sparse_linear_work(256, 75, 136_000, 8192, torch.bfloat16),
+    sparse_linear_work(256, 75, 1_000_000, 8192, torch.bfloat16),
+    sparse_linear_work(256, 75, 1_000_000, 512, torch.float32),
+    step_work(256, 75, 100_000, 512),
+    step_work(2048, 75, 135_909, 512),
+    *(
+        decode_work(kind, 256, L, R, B, 5, ms if kind == "flat" else ms / 4)
+        for L, R, B, ms in (
+            (31_000, 32, 1000, 0.04),
+            (670_000, 16, 2000, 0.3),
+            (670_000, 32, 20_000, 1.5),
+            (10_000_000, 16, 20_000, 10.0),
+        )
+        for kind in ("flat", "peaky")
+    ),
+    decode_work("peaky", 256, 670_000, 16, 2000, 100, None),
+    decode_work("peaky", 1, 670_000, 16, 2000, 5, None),
+    training_work("float32"),
+    training_work("bfloat16"),
+]
+
+# ------------------------------------------------------------------------------------------ measuring
+
+
+@pytest.fixture(scope="module")
+def ceilings() -> dict[str, float]:
+    """Of this GPU: ceilings.cu, and a product of 8192 squared in bf16 and (TF32 off) fp32."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    program = CACHE / "ceilings"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).with_name("ceilings.cu")
+    subprocess.run([nvcc, "-O3", "-arch=native", source, "-o", program], check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(printed.stdout)
+    for name, dtype, n in (("bf16_gemm", torch.bfloat16, 8192), ("fp32_gemm", torch.float32, 4096)):
+        a = torch.randn(n, n, device="cuda").to(dtype)
+        found[name] = 2 * n**3 / min(milliseconds(lambda a=a: a @ a) for _ in range(5)) * 1e3
+    return found
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / repeats
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.id)
+def test_cuda(request: Any, ceilings: dict[str, float], work: Work) -> None:
+    torch.cuda.empty_cache()
+    providers = work.prepare()
+    peaks, repeats, samples = {}, {}, {name: [] for name in providers}
+    for name, call in providers.items():
+        call()
+        call()
+        peaks[name] = peak_bytes(call)
+        repeats[name] = max(1, min(50, int(2.0 / max(1e-3, milliseconds(call)))))
+    for _ in range(15):
+        for name, call in providers.items():
+            scale = float(name.rpartition(" x")[2]) if " x" in name else 1.0
+            samples[name].append(scale * milliseconds(call, repeats[name]) / 1e3)
+    floor, bound = work.floor_seconds(ceilings)
+    rows = {}
+    for name, times in samples.items():
+        q1, median, q3 = np.percentile(times, (25, 50, 75)).tolist()
+        rows[name] = {
+            "median": median,
+            "iqr": q3 - q1,
+            "peak_bytes": peaks[name],
+            "share_of_floor": floor / median,
+        }
+    keep(request.config, record(work, rows, floor, bound) | {"ceilings": ceilings}, "cuda")
+
+
+def record(work: Work, rows: dict[str, Any], floor: float, bound: str) -> dict[str, Any]:
+    ours = rows["mach_ext"]["median"]
+    others = {name: row["median"] for name, row in rows.items() if not name.startswith("mach_ext")}
+    ratios = [{"ours": "mach_ext", "over": name, "ratio": t / ours} for name, t in others.items()]
+    return {
+        "name": work.id,
+        "work": work.name,
+        "shape": work.shape,
+        "providers": rows,
+        "ratios": ratios,
+        "floor": {"seconds": floor, "bound": bound, **work.floor},
+        "target": None if work.target is None else {"of": work.target[0], "value": work.target[1]},
+        "device": torch.cuda.get_device_name() if GPU else "H200 (not measured)",
+        "predicted": not GPU,
+        **circumstances(),
+    }
+
+
+def main() -> None:
+    """Predictions, where there is no GPU."""
+    results = []
+    for work in WORKS:
+        floor, bound = work.floor_seconds(H200)
+        row = {"median": floor / work.share, "share_of_floor": work.share}
+        results.append(record(work, {"mach_ext": row}, floor, bound))
+    file = Path(__file__).parent / "results" / "cuda_predicted.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    for result in results:
+        print(f"{result['name']}: {result['providers']['mach_ext']['median'] * 1e3:.3g} ms")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.fspath(Path(__file__).parent))
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext.data import atomic_path, check_csr, write_json
+from mach_ext.data import atomic_path, check_csr, iter_on_device, write_json
 from mach_ext.hashing import LabelHash
 
 # What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
@@ -362,8 +363,9 @@ class MACH(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with torch.inference_mode():
-                for start, (values, indices, indptr) in _batches(X, batch_size, self.bucket_bias.device):
+            with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
+                batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
+                for start, values, indices, indptr in batches:
                     if self.bucket_weight.dtype == torch.float64:
                         values = values.double()
                     best, ids = self.topk(values, indices, indptr, k, validate=False)
@@ -461,6 +463,19 @@ def predict_batch(num_repetitions: int, num_buckets: int) -> int:
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
 
 
+@contextlib.contextmanager
+def memory_advice(op: str, advice: str, model: MACH) -> Iterator[None]:
+    """A GPU that is out of memory says what would help; the error stays torch.OutOfMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        B, R = model.num_buckets, model.num_repetitions
+        raise torch.OutOfMemoryError(
+            f"{op}: out of memory on {model.bucket_bias.device}: {advice} (the model has R={R} repetitions "
+            f"of B={B} buckets; `mach-ext info` states what it takes). PyTorch says: {error}"
+        ) from None
+
+
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
     """Reads a model folder written by `MACH.save`, in eval mode.
 
@@ -536,16 +551,14 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
     return model.eval().to(device)
 
 
-def _batches(
-    X: Any, batch_size: int, device: torch.device
-) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-    """Consecutive documents of a canonical CSR matrix as tensors; on CPU they share its memory."""
+def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Consecutive documents of a canonical CSR matrix, the first one's number before them; its own memory."""
     for start in range(0, X.shape[0], batch_size):
         indptr = X.indptr[start : start + batch_size + 1]
         at = slice(indptr[0], indptr[-1])
         arrays = (X.data[at], X.indices[at], indptr - indptr[0])
-        values, indices, indptr = (torch.from_numpy(a).to(device) for a in arrays)
-        yield start, (values, indices, indptr)
+        values, indices, indptr = map(torch.from_numpy, arrays)
+        yield start, values, indices, indptr
 
 
 def _check_configuration(

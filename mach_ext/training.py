@@ -31,9 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mach_ext import _ops, metrics, optim
-from mach_ext.data import Batch, check_csr, check_labels, iter_batches, write_json
+from mach_ext.data import Batch, check_csr, check_labels, iter_batches, iter_on_device, write_json
 from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, predict_batch, save_tensors
+from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -358,6 +358,7 @@ class _Run:
         self.model, self.settings = model, settings
         self.X, self.Y, self.dev = X, Y, dev
         self.folder, self.resuming, self.progress = folder, resume, progress
+        self.device = model.bucket_bias.device
         self.state = Progress()
         self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
@@ -384,7 +385,13 @@ class _Run:
         state, settings = self.state, self.settings
         if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
             self.checkpoint()
-        with _finish_step_on_interrupt() as interrupted, torch.random.fork_rng(devices=[]):
+        gpus = [self.device] if self.device.type == "cuda" else []
+        advice = "lower batch_size, num_buckets or hidden_size"
+        with (
+            _finish_step_on_interrupt() as interrupted,
+            torch.random.fork_rng(devices=gpus),
+            memory_advice("fit", advice, self.model),
+        ):
             last_checkpoint = time.monotonic()
             while state.epoch < settings.epochs and not self._patience_is_out():
                 self.model.train()
@@ -445,7 +452,7 @@ class _Run:
         self.model.eval()
 
     def _batches(self) -> Iterator[Batch]:
-        return iter_batches(
+        batches = iter_batches(
             self.X,
             self.Y,
             self.settings.batch_size,
@@ -453,6 +460,7 @@ class _Run:
             epoch=self.state.epoch,
             start=self.state.batch,
         )
+        return iter_on_device(batches, self.device)
 
     def _step(self, batch: Batch) -> None:
         state, settings = self.state, self.settings
@@ -465,8 +473,7 @@ class _Run:
         torch.manual_seed(
             int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         )
-        tensors = [t.to(self.model.bucket_bias.device) for t in batch[:5]]
-        value = self._linear_step(*tensors) if self.model.is_linear else self._hidden_step(*tensors)
+        value = self._linear_step(*batch[:5]) if self.model.is_linear else self._hidden_step(*batch[:5])
         state.batch += 1
         state.loss_sum += value * len(batch.rows)
         state.documents += len(batch.rows)

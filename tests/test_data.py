@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from mach_ext import data
@@ -30,6 +31,7 @@ from mach_ext.data import (
     check_labels,
     iter_batches,
     iter_jsonl,
+    iter_on_device,
     load,
     read_folder,
     read_npz,
@@ -927,6 +929,18 @@ def test_batches_cover_every_document_once():
     order = np.concatenate(seen)
     assert sorted(order) == list(range(25))
     assert order.tolist() != list(range(25))
+
+
+def test_batches_on_a_device_are_the_same_batches(device):
+    split = random_split(rows=25)
+    batches = list(iter_on_device(iter_batches(split.X, split.Y, 4, seed=7), device))
+    assert len(batches) == 7
+    for moved, batch in zip(batches, iter_batches(split.X, split.Y, 4, seed=7), strict=True):
+        assert type(moved) is type(batch)
+        assert (moved.rows == batch.rows).all()
+        for a, b in zip(moved[:5], batch[:5], strict=True):
+            assert a.device.type == device.type
+            assert torch.equal(a.cpu(), b)
 
 
 def test_batches_are_reproducible_and_can_start_anywhere():

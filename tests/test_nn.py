@@ -159,6 +159,18 @@ def test_predict_leaves_training_mode_and_the_matrix_alone():
         assert (a == b).all()  # no dropout
 
 
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+
+    model = build()
+    monkeypatch.setattr(model, "topk", full)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"MACH.predict: out of memory on cpu: lower batch_size .*B="
+    ):
+        model.predict(draw(), k=3)
+
+
 def test_predict_edges():
     model = randomise(build())
     nothing = scipy.sparse.csr_matrix((0, D), dtype=np.float32)

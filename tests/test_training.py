@@ -470,6 +470,18 @@ def test_documents_without_features_or_labels_are_fine():
     assert np.isfinite(record.history[-1]["loss"])
 
 
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(training._Run, "_hidden_step", full)
+    message = (
+        r"fit: out of memory on cpu: lower batch_size, .*R=8 repetitions of B=16.*Tried to allocate 20.00 GiB"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        mach_ext.fit(build(), X, Y, **options)
+
+
 def test_linear_models_have_no_negligible_gradients():
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     with pytest.raises(ValueError, match="negligible_gradient is for models with a hidden layer"):

@@ -3,7 +3,7 @@
 :func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
 """
 
-from .batching import Batch, iter_batches
+from .batching import Batch, iter_batches, iter_on_device
 from .formats import (
     Dataset,
     Split,
@@ -44,6 +44,7 @@ __all__ = [
     "fetch",
     "iter_batches",
     "iter_jsonl",
+    "iter_on_device",
     "iter_xmc",
     "label_matrix",
     "load",

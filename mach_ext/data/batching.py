@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,3 +65,38 @@ def iter_batches(
         yield Batch(
             tensor(x.data), tensor(x.indices), tensor(x.indptr), tensor(y.indices), tensor(y.indptr), numbers
         )
+
+
+def iter_on_device(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """The same tuples (or named tuples) with their tensors on `device`; on CPU nothing happens to them.
+
+    For a GPU a thread is one tuple ahead: it takes it from `batches`, pins it and copies it on a stream of
+    its own, so that slicing and copying hide behind the work on the tuple before.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+
+    def load() -> Any:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            moved = (
+                t.pin_memory().to(device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch
+            )
+            made = getattr(type(batch), "_make", tuple)(moved)
+            return made, stream.record_event()
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        while (loaded := loading.result()) is not None:
+            loading = pool.submit(load)
+            batch, copied = loaded
+            current = torch.cuda.current_stream(device)
+            current.wait_event(copied)
+            for t in batch:
+                if isinstance(t, Tensor):
+                    t.record_stream(current)  # its memory is not reused before this stream is done with it
+            yield batch

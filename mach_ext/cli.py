@@ -186,6 +186,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--negligible-gradient", type=float, default=None, help="see mach_ext.training (0: exact)"
     )
+    fit.add_argument(
+        "--precision", choices=training.PRECISIONS, default=None, help="of the products (float32)"
+    )
     fit.add_argument("--patience", type=_positive, default=None, help="epochs without gain before stopping")
     fit.add_argument(
         "--repetitions-at-a-time",
@@ -288,6 +291,7 @@ def train(args: Any) -> None:
             seed=args.seed,
             patience=args.patience,
             negligible_gradient=args.negligible_gradient,
+            precision=args.precision,
             metric=args.metric,
         )
     results: dict[str, Any] = {}

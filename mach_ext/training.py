@@ -37,6 +37,7 @@ from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 _CHECKPOINT = "checkpoint"
 # bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
@@ -70,6 +71,10 @@ class Hyperparameters:
             biases' gradient stay exact; with p this number, entries of the gradient to a document's hidden
             units are off by at most 2 p B max |bucket_weight| / (N R), of bucket_weight's by 2 p max |hidden|
             / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000).
+        precision: Of what goes into the products of a step. "bfloat16" rounds weights, hidden units and the
+            logits' gradient for them; the sums are float32 (on CPU the result of a dense product is bfloat16,
+            too). Weights and moments stay float32, so that small steps are not lost; the weight that takes
+            the documents has a bfloat16 copy beside it.
     """
 
     epochs: int = 5
@@ -82,6 +87,7 @@ class Hyperparameters:
     patience: int | None = None
     metric: str = "P@1"
     negligible_gradient: float = 0.0
+    precision: str = "float32"
 
     @classmethod
     def of(cls, model: MACH, **given: Any) -> Hyperparameters:
@@ -96,6 +102,8 @@ class Hyperparameters:
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
+            raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
         return settings
 
     def __post_init__(self) -> None:
@@ -107,7 +115,8 @@ class Hyperparameters:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
-        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"fit: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
@@ -359,6 +368,9 @@ class _Run:
         self.X, self.Y, self.dev = X, Y, dev
         self.folder, self.resuming, self.progress = folder, resume, progress
         self.device = model.bucket_bias.device
+        master = model.bucket_bias.dtype
+        self.product_dtype = master if settings.precision == "float32" else torch.bfloat16
+        self._rounded: Tensor | None = None  # of the weight that takes the documents
         self.state = Progress()
         self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
@@ -496,12 +508,15 @@ class _Run:
         labels = (label_indices.long(), label_indptr)
         total = 0.0
         optimizer.begin_step()
+        rounded = self._rounded_rows(weight)
         for r in range(R):
-            z = _ops.sparse_linear(values, indices, indptr, weight[r : r + 1], bias[r : r + 1], False, order)
+            one = slice(r, r + 1)
+            z = _ops.sparse_linear(values, indices, indptr, rounded[one], bias[one], False, order)
             loss = _ops.bucket_bce(z[:, 0], buckets[r], *labels, self.share / R / N, True)  # z: its gradient
             total += self._finite(loss.sum().item())
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, r, z, values, order)
+                self._round_rows(weight[r], rounded[r], order)
             if bias.requires_grad:
                 optimizer.step_rows(bias, r, z.sum(0))
         return total / (N * R)
@@ -523,8 +538,8 @@ class _Run:
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         with torch.no_grad():
-            encoder = model.encoder_weight, model.encoder_bias
-            first = _ops.sparse_linear(values, indices, indptr, *encoder, True, order)
+            rounded = self._rounded_rows(model.encoder_weight)
+            first = _ops.sparse_linear(values, indices, indptr, rounded, model.encoder_bias, True, order)
         first.requires_grad_()
         encoded = model.encode_hidden(first)
         hidden = encoded.detach()  # [N, H] or [N, R, H]
@@ -533,13 +548,15 @@ class _Run:
         optimizer.begin_step()
         with torch.no_grad():
             grad_hidden, grad_weight, logits = torch.zeros_like(hidden), self._grad_weight, self._logits[:N]
+            factor = hidden.to(self.product_dtype)
             for r in range(R):
                 at = slice(None) if hidden.dim() == 2 else (slice(None), r)
-                torch.addmm(bias[r], hidden[at], weight[r], out=logits)
+                classifier = weight[r].to(self.product_dtype)
+                self._add_product(bias[r], factor[at], classifier, logits)
                 loss = _ops.bucket_bce(logits, buckets[r], *labels, 1 / R / N, True)
                 total += self._finite(loss.sum().item())
                 # logits now holds its own gradient.
-                self._classifier_backward(logits, hidden[at], weight[r], grad_hidden[at], grad_weight)
+                self._classifier_backward(logits, factor[at], classifier, grad_hidden[at], grad_weight)
                 if weight.requires_grad:
                     optimizer.step_rows(weight, r, grad_weight)
                 if bias.requires_grad:
@@ -552,6 +569,7 @@ class _Run:
                 optimizer.step_sparse_linear(
                     model.encoder_weight, None, grad_first.unsqueeze(1), values, order
                 )
+                self._round_rows(model.encoder_weight, rounded, order)
             if model.encoder_bias.requires_grad:
                 optimizer.step_rows(model.encoder_bias, slice(None), grad_first.sum(0))
             for parameter in (model.hidden_weight, model.hidden_bias) if len(model.hidden_sizes) == 2 else ():
@@ -573,10 +591,33 @@ class _Run:
             negligible = self.settings.negligible_gradient / self.model.num_repetitions / N
             most = int(_WORTH_SKIPPING * N * B)
             outputs = (grad_hidden, grad_weight)
-            if _ops.bucket_backward(gradient, hidden, weight, negligible, most, *outputs) <= most:
+            exact = hidden.to(gradient.dtype), weight.to(gradient.dtype)
+            if _ops.bucket_backward(gradient, *exact, negligible, most, *outputs) <= most:
                 return
-        grad_hidden.addmm_(gradient, weight.T)
-        torch.mm(hidden.T, gradient, out=grad_weight)
+        gradient = gradient.to(self.product_dtype)
+        self._add_product(grad_hidden, gradient, weight.T, grad_hidden)
+        self._add_product(None, hidden.T, gradient, grad_weight)
+
+    def _add_product(self, term: Tensor | None, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """term + a b -> out, float32 (or float64); a and b are of the run's precision."""
+        if a.dtype == out.dtype:
+            torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
+            return
+        product = torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else torch.mm(a, b)
+        out.copy_(product) if term is None else torch.add(term, product, out=out)
+
+    def _rounded_rows(self, weight: Tensor) -> Tensor:
+        """The weight that takes the documents, in the run's precision: itself, or its copy."""
+        if weight.dtype == self.product_dtype:
+            return weight.detach()
+        if self._rounded is None:
+            self._rounded = weight.detach().to(self.product_dtype)
+        return self._rounded
+
+    def _round_rows(self, weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
+        """The rows [., M] of the copy that a step has changed."""
+        if rounded.dtype != weight.dtype:
+            rounded[order.features] = weight.detach()[order.features].to(rounded.dtype)
 
     # One repetition's [N, B] and [H, B], kept from step to step: fresh memory would cost page faults.
 

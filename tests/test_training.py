@@ -1,5 +1,6 @@
 """fit: learns, keeps the best epoch, resumes with the same bits after any kill, refuses what it should."""
 
+import copy
 import json
 import os
 import random
@@ -61,6 +62,57 @@ def test_every_architecture_learns(name, optimizer):
     assert not model.training
     assert record.history[-1]["loss"] < record.history[0]["loss"] * 0.7
     assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_learns_in_bfloat16_with_float32_weights(name):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
+    rate = 0.5 if name == "linear" else 0.02
+    exact = copy.deepcopy(model)
+    settings = {**options, "epochs": 30, "learning_rate": rate, "encoder_learning_rate": rate}
+    record = mach_ext.fit(model, X, Y, precision="bfloat16", **settings)
+    other = mach_ext.fit(exact, X, Y, **settings)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert record.history[0]["loss"] == pytest.approx(other.history[0]["loss"], rel=0.02)
+    assert record.history[0]["loss"] != other.history[0]["loss"]
+    assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
+
+
+@pytest.mark.parametrize("name", ["linear", "shared"])
+def test_the_bfloat16_copy_is_the_rounded_weight(name):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
+    run = training._Run(
+        model, training.Hyperparameters.of(model, precision="bfloat16"), X, Y, None, None, False, False
+    )
+    run.train(1e9)
+    weight = model.bucket_weight if name == "linear" else model.encoder_weight
+    assert torch.equal(run._rounded, weight.detach().bfloat16())
+
+
+def test_bfloat16_resumes_with_the_same_bits(tmp_path, monkeypatch):
+    whole = build()
+    mach_ext.fit(whole, X, Y, precision="bfloat16", **options)
+    step, steps = training._Run._step, iter(range(70))
+
+    def stops(run, batch):
+        if next(steps, None) is None:
+            raise RuntimeError("killed")
+        step(run, batch)
+
+    monkeypatch.setattr(training._Run, "_step", stops)
+    with pytest.raises(RuntimeError, match="killed"):
+        mach_ext.fit(build(), X, Y, precision="bfloat16", output=tmp_path, **options)
+    monkeypatch.setattr(training._Run, "_step", step)
+    model = build()
+    mach_ext.fit(model, X, Y, precision="bfloat16", output=tmp_path, resume=True, **options)
+    assert same_bits(weights(model), weights(whole))
+
+
+def test_bfloat16_is_for_float32_models():
+    with pytest.raises(ValueError, match="fit: precision is for float32 models"):
+        mach_ext.fit(build().double(), X, Y, precision="bfloat16", **options)
+    with pytest.raises(ValueError, match="fit: precision must be one of float32, bfloat16, got 'half'"):
+        mach_ext.fit(build(), X, Y, precision="half", **options)
 
 
 def test_same_seed_same_bits_and_another_seed_others():

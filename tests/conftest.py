@@ -121,7 +121,7 @@ def shim_ops(pytestconfig):
 
 @pytest.fixture(autouse=True)
 def operators(request, monkeypatch):
-    """Which operators the test runs: "cpu" or "cuda", registered for mach_ext, or the "shim"'s in their place."""
+    """Which operators the test runs: "cpu" or "cuda", those of mach_ext, or "shim", in their place."""
     callspec = getattr(request.node, "callspec", None)
     which = callspec.params.get("device", "cpu") if callspec else "cpu"
     if which == "shim":
@@ -141,7 +141,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """One line in the summary, with the number of tests skipped for want of a device, not one for each test."""
+    """One line in the summary, with the number of tests, for those skipped for want of a device."""
     report = yield
     for why in (NO_GPU, NO_SHIM):
         if report.skipped and report.longrepr[2] == f"Skipped: {why}":

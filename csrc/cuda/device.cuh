@@ -35,7 +35,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                                                    static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return cudaGetLastError(), error;
   }
-  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+  // clang-format off: it would cut >>> up
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  // clang-format on
   return cudaGetLastError();
 }
 

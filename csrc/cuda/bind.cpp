@@ -7,6 +7,7 @@
 #include "../check.h"
 #include "label_index.cuh"
 #include "merge.cuh"
+#include "merge_scan.cuh"
 #include "merge_topk.cuh"
 #include "runtime.h"
 #include "sparse_optim.cuh"
@@ -205,6 +206,40 @@ Path parse_path(const char* op, const std::string& path) {
   return Path::automatic;
 }
 
+constexpr int64_t kScanFrom = 1 << 16;   // L * R: less is not worth the scan's launches
+constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
+
+// Scans the labels of a few hundred documents at a time, then takes the best of what is left.
+void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
+               const Tensor& list_labels, const MergeTopKParams<float>& all, cudaStream_t stream) {
+  const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
+  Tensor codes = codes_;
+  int64_t stride = codes.stride(1);
+  if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L) {  // not as label_index_cuda leaves them
+    stride = padded_labels(L);
+    codes = allocate(codes, {R, stride});
+    const Tensor faults = allocate(a.buckets, {1});
+    check_cuda(launch_label_codes({pointer<int32_t>(a.buckets), R, B, L, mutable_pointer<uint16_t>(codes),
+                                   stride, mutable_pointer<uint32_t>(faults)},
+                                  stream));
+  }
+  const int64_t size = std::min(N, kScanDocuments);
+  const Tensor scratch = allocate(codes, {scan_scratch_bytes(size, R, B, L, k)}, ScalarType::Byte);
+  for (int64_t begin = 0; begin < N; begin += size) {
+    MergeTopKParams<float> some = all;
+    some.merge.N = std::min(size, N - begin);
+    some.merge.scores += begin * all.merge.document_stride;
+    some.values += begin * k;
+    some.labels += begin * k;
+    if (all.trace) some.trace += begin * kTraceColumns;
+    check_cuda(
+        launch_merge_scan({some.merge, k, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
+                           pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
+                          &some.candidates, stream));
+    check_cuda(launch_merge_topk(some, stream));
+  }
+}
+
 std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& buckets,
                                            const std::optional<Tensor>& codes,
                                            const std::optional<Tensor>& list_starts,
@@ -249,7 +284,11 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
                               mutable_pointer<T>(values),
                               mutable_pointer<int64_t>(labels),
                               trace ? mutable_pointer<int64_t>(*trace) : nullptr};
-    (void)path;
+    if constexpr (std::is_same_v<T, float>) {
+      const bool possible = codes && a.merge == Merge::mean && k <= kMaxScanK && R <= kMaxScanRepetitions;
+      if (possible && (path == Path::scan || (path == Path::automatic && L * R >= kScanFrom)))
+        return scan_topk(a, *codes, *list_starts, *list_labels, params, stream);
+    }
     params.blocks = blocks_per_document(N, L);
     std::optional<Tensor> shared;
     if (params.blocks > 1) {

@@ -26,9 +26,7 @@ def outcomes(program, case):
 
 
 @pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
-@pytest.mark.parametrize(
-    "case", ["block_sum", "turn", "collectives", "collect", "limits", "shapes", "again"]
-)
+@pytest.mark.parametrize("case", ["block_sum", "turn", "collectives", "collect", "limits", "shapes", "again"])
 def test_right_kernels_pass_on_every_seed(program, case):
     assert outcomes(program, case) == ["right"] * SEEDS
 

@@ -1,3 +1,4 @@
+#include "device.cuh"
 #include "sparse_optim.cuh"
 
 namespace mach {
@@ -27,9 +28,9 @@ template <class T>
 cudaError_t launch_sparse_adagrad(const SparseAdagradParams<T>& params, cudaStream_t stream) {
   const int64_t blocks = (params.U * params.M + kThreads - 1) / kThreads;
   if (blocks == 0) return cudaSuccess;
-  sparse_adagrad_kernel<T>
-      <<<static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return MACH_LAUNCH(sparse_adagrad_kernel<T>,
+                     static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream,
+                     params);
 }
 
 template cudaError_t launch_sparse_adagrad(const SparseAdagradParams<float>&, cudaStream_t);

@@ -1,0 +1,466 @@
+#include <algorithm>
+#include <cmath>
+
+#include "merge_scan.cuh"
+#include "select.cuh"
+
+#ifndef MACH_SHIM
+#include <cuda_pipeline_primitives.h>
+#endif
+
+namespace mach {
+namespace {
+
+constexpr int kThreads = 256;          // of the small kernels
+constexpr int kScanThreads = 512;      // one block a multiprocessor: half of its registers hold sums
+constexpr int kLabels = 8;             // a thread's, in the scan: their codes are one load of 16 bytes
+constexpr int kDocuments = 16;         // of an entry of the table, a byte each
+constexpr int kWide = 4;               // entries of a row of the table where it is read from global memory
+constexpr int64_t kListed = 1024;      // labels of best buckets in the sample
+constexpr int64_t kTableChunk = 4096;  // buckets of a block of the table's kernel
+constexpr uint16_t kNever = 0x7fff;    // a bound that no sum meets
+
+// Sizes and places in the scratch.
+struct Scan {
+  MergeScanParams p;
+  int64_t run, each;  // the sample: labels [0, run), up to `each` of every repetition's best bucket
+  int64_t capacity;   // candidates of a document
+  int64_t rows;       // documents, rounded up to whole rows of the table
+  int wide;           // entries of a row: 1 or kWide
+  bool from_shared;   // the table goes through shared memory, a repetition at a time
+  float clip;         // greatest byte
+  float *high, *low;  // [N, R]
+  int32_t* best;      // [N, R]
+  float* scale;       // [rows] steps a unit of score: under high, or, where positive, above low
+  uint16_t* bounds;   // [rows / 16, 16], place() of the document, plus 2^15
+  uint32_t* sample;   // [N, run + R * each] ranks
+  uint4* table;       // [rows / 16 / wide, R, B, wide]
+  Candidates candidates;
+  int64_t bytes;
+};
+
+// The sums of an entry's 16 documents lie in 8 registers as pairs of 16 bits: 0, 2 | 4, 6 | ... | 1, 3 | ...
+__host__ __device__ inline int place(int document) {
+  return (document & 1) * 8 + document / 4 * 2 + (document / 2 & 1);
+}
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+}
+
+Scan make_scan(const MergeScanParams& p) {
+  const MergeInput<float>& m = p.merge;
+  Scan s{};
+  s.p = p;
+  const int64_t N = m.N, R = m.R, B = m.B, L = m.L;
+  // With a sample of M labels about k L / M others come above its k-th best: they cost as much as the sample.
+  const auto balanced = static_cast<int64_t>(std::sqrt(static_cast<double>(p.k) * static_cast<double>(L)));
+  s.run = std::min(L, std::max<int64_t>(256, std::min<int64_t>(balanced, 1 << 14)));
+  s.each = std::max<int64_t>(4, kListed / R);
+  s.capacity = std::min(L, 2048 + std::min<int64_t>(4 * balanced, 1 << 16));
+  // Read from shared memory, an entry costs some 10 cycles a warp, but the table has to be brought there for
+  // every 4096 labels: from some 4000 buckets on that costs more than it saves.
+  const int64_t shared = 2 * B * static_cast<int64_t>(sizeof(uint4));
+  s.from_shared = B <= 4096 && shared <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
+  s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
+  s.clip = static_cast<float>(std::min<int64_t>(255, 32767 / R));
+  const auto take = [&](auto*& pointer, int64_t count) {
+    const auto address = reinterpret_cast<uintptr_t>(p.scratch) + static_cast<uintptr_t>(s.bytes);
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
+    s.bytes += (count * static_cast<int64_t>(sizeof *pointer) + 15) / 16 * 16;
+  };
+  take(s.table, s.rows / kDocuments * R * B);
+  take(s.bounds, s.rows);
+  take(s.high, N * R);
+  take(s.low, N * R);
+  take(s.best, N * R);
+  take(s.scale, s.rows);
+  take(s.sample, N * (s.run + R * s.each));
+  take(s.candidates.labels, N * s.capacity);
+  take(s.candidates.ranks, N * s.capacity);
+  take(s.candidates.counts, N);
+  s.candidates.capacity = s.capacity;
+  s.candidates.sampled = std::min(L, s.run + R * s.each);
+  return s;
+}
+
+// ------------------------------------------------------------------------------------------- extremes
+
+// One warp a (document, repetition). high: NaN where a score is NaN or +inf. low: the greatest of the lanes'
+// least scores, so that few outliers don't count; from -1e30 on, so that distances don't overflow.
+__global__ void __launch_bounds__(kThreads) extremes_kernel(const Scan s) {
+  const MergeInput<float>& m = s.p.merge;
+  const int lane = lane_id(), B = static_cast<int>(m.B);
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_id(); i < m.N * m.R;
+       i += warps) {
+    const int64_t n = i / m.R;
+    const float* scores = m.scores + n * m.document_stride + (i - n * m.R) * m.repetition_stride;
+    float high = -INFINITY, low = INFINITY;
+    int best = lane;
+    bool good = true;
+#pragma unroll 8
+    for (int b = lane; b < B; b += kWarp) {
+      const float x = scores[b];
+      good = good && x < INFINITY;
+      low = x < low ? x : low;
+      if (x > high) {
+        high = x;
+        best = b;
+      }
+    }
+    if (lane >= B) low = -INFINITY;
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      const float other_high = __shfl_xor_sync(kAllLanes, high, distance);
+      const int other_best = __shfl_xor_sync(kAllLanes, best, distance);
+      const float other_low = __shfl_xor_sync(kAllLanes, low, distance);
+      if (other_high > high || (other_high == high && other_best < best)) {
+        high = other_high;
+        best = other_best;
+      }
+      low = other_low > low ? other_low : low;
+    }
+    good = __all_sync(kAllLanes, good);
+    if (lane == 0) {
+      s.high[i] = good ? high : __int_as_float(0x7fc00000);
+      s.low[i] = low > -1e30f ? low : -1e30f;
+      s.best[i] = best < B ? best : 0;
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------------------- plan
+
+struct PlanShared {
+  SelectShared<float> select;
+  double sum_high, sum_low, slack_high;
+  int32_t best[kMaxScanRepetitions];
+  float high[kMaxScanRepetitions], low[kMaxScanRepetitions];
+};
+
+// The rank of sample entry i of document n; 0 where there is no label, or one that is counted elsewhere: a
+// label counts with the first repetition whose best bucket holds it, in the run only if none does.
+__device__ uint32_t sample_rank(const Scan& s, const int32_t* best, int64_t n, int64_t i) {
+  const MergeInput<float>& m = s.p.merge;
+  const int R = static_cast<int>(m.R);
+  int source = R;
+  int64_t label = i;
+  if (i >= s.run) {
+    source = static_cast<int>((i - s.run) / s.each);
+    const int64_t at = (i - s.run) - source * s.each;
+    const int32_t* starts = s.p.list_starts + source * (m.B + 1) + best[source];
+    const int64_t first = starts[0], count = starts[1] - first;
+    if (at >= count) return 0;
+    // Not the same part of all lists: lists ascend, so that would be the same part of all labels.
+    label = s.p.list_labels[source * m.L + first + (count * source / R + at) % count];
+  }
+  const float* scores = m.scores + n * m.document_stride;
+  const uint16_t* code = s.p.codes + label;
+  float sum = 0;
+  bool elsewhere = false;
+#pragma unroll 8
+  for (int r = 0; r < R; ++r) {
+    const int bucket = code[r * s.p.code_stride];
+    const float x = scores[r * m.repetition_stride + bucket];
+    sum = r == 0 ? x : sum + x;
+    elsewhere = elsewhere || (r < source && bucket == best[r]);
+  }
+  return elsewhere ? 0 : rank_of(sum / static_cast<float>(R));
+}
+
+// What a label's exact sum of scores may lack of R theta when its fp32 key reaches theta. u = 2^-24: the fp32
+// sum errs by at most (R - 1) u / (1 - ...) times the sum of the magnitudes, the division by one more
+// rounding. For a sum s of scores that are at most `high` the magnitudes add up to 2 * (sum of the positive
+// ones) - s. The factor 4 is more than enough for second-order terms, the last term for results below the
+// least normal number.
+__device__ double slack(int R, double theta, double slack_high) {
+  return (R + 4) * 2.384185791015625e-7 * (2 * slack_high + R * fabs(theta)) + R * 1e-44;
+}
+
+// The bound for threshold theta, and the scale; kNever where the scan is of no use.
+__device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double theta, float* scale) {
+  const int R = static_cast<int>(s.p.merge.R);
+  const double err = slack(R, theta, shared.slack_high), wanted = R * theta - err;
+  const double down = shared.sum_high - wanted, up = wanted - shared.sum_low;
+  // Sums that can't be told apart, or distances that overflow in fp32.
+  if (!(shared.sum_high - shared.sum_low > 8 * err) || !(down < 1e37)) return kNever;
+  constexpr double kRounding = 1e-3;  // of a byte's fp32 arithmetic: 255 * 2^-22
+  const double clip = s.clip;
+  if (up > 0 && down > 16 * up) {
+    // The threshold is far nearer to `low`: some score far above all others would make steps under `high`
+    // useless. Steps above low, turned round: clip - step. One clipped step is enough for a candidate.
+    const double unit = fmax(up / (0.63 * clip), 1e-30);
+    *scale = static_cast<float>(1 / unit);
+    const double least = floor(up / unit - R - kRounding * R);  // each step may have lost almost one
+    return static_cast<uint16_t>(0x8000 + static_cast<int>(R * clip - fmax(least, 0.0)));
+  }
+  // A few bytes at their greatest exceed the bound: the finer the steps, the more of them it takes.
+  const double unit = fmax(down / ((clip - 2) * fmax(1.0, R / 4.0)), 1e-30);
+  *scale = static_cast<float>(-1 / unit);
+  return static_cast<uint16_t>(0x8000 + static_cast<int>(floor(fmax(down, 0.0) / unit + kRounding * R)));
+}
+
+// One block a document.
+__global__ void __launch_bounds__(kSelectThreads, 1) plan_kernel(const Scan s) {
+  auto& shared = *dynamic_shared<PlanShared>();
+  const MergeInput<float>& m = s.p.merge;
+  const int R = static_cast<int>(m.R);
+  const int64_t size = s.run + R * s.each;
+  for (int64_t n = blockIdx.x; n < s.rows; n += gridDim.x) {
+    uint16_t bound = kNever;
+    float scale = 0;
+    if (n < m.N) {
+      for (int r = threadIdx.x; r < R; r += kSelectThreads) {
+        shared.high[r] = s.high[n * R + r];
+        shared.low[r] = s.low[n * R + r];
+        shared.best[r] = s.best[n * R + r];
+      }
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        double high = 0, low = 0, slack_high = 0;
+        for (int r = 0; r < R; ++r) {
+          high += shared.high[r];
+          low += shared.low[r];
+          slack_high += shared.high[r] > 0 ? shared.high[r] : 0;
+        }
+        shared.sum_high = high;
+        shared.sum_low = low;
+        shared.slack_high = slack_high;
+        shared.select.counter = 0xffffffffu;
+      }
+      __syncthreads();
+      // Bounds by sums of scores hold: no NaN, no +inf, no repetition of -inf, no sum that could overflow.
+      const bool holds = fabs(shared.sum_high) < 1e37 && shared.slack_high < 1e30;
+      if (holds && size >= s.p.k) {
+        uint32_t* sample = s.sample + n * size;
+        for (int64_t i = threadIdx.x; i < size; i += kSelectThreads)
+          sample[i] = sample_rank(s, shared.best, n, i);
+        const auto visit = [&](const auto& f) {
+          for (int64_t begin = 0; begin < size; begin += kSelectThreads) {
+            const int64_t i = begin + threadIdx.x;
+            f(i < size, i < size ? sample[i] : 0, 0);
+          }
+        };
+        Selection<float> selection =
+            select_from<float>(static_cast<uint32_t>(s.p.k), static_cast<uint32_t>(size));
+        for (int pass = 0; pass < kRankPasses<float> && !selection.done; ++pass) {
+          count_digits(shared.select, selection, pass, visit);
+          choose_bin(shared.select, selection, pass);
+        }
+        // Those above selection.rank are k or more; the least of them is the k-th.
+        uint32_t least = 0xffffffffu;
+        visit([&](bool some, uint32_t rank, uint32_t) {
+          if (some && rank >= selection.rank && rank < least) least = rank;
+        });
+        atomicMin(&shared.select.counter, least);
+        __syncthreads();
+        const float theta = key_of(shared.select.counter);
+        if (fabsf(theta) < INFINITY) bound = bound_of(s, shared, theta, &scale);
+      }
+    }
+    if (threadIdx.x == 0) {
+      s.bounds[n / kDocuments * kDocuments + place(static_cast<int>(n % kDocuments))] = bound;
+      s.scale[n] = scale;
+      if (n < m.N) s.candidates.counts[n] = bound == kNever ? 0xffffffffu : 0;
+    }
+    __syncthreads();
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- table
+
+// A block: 16 documents, a repetition, a chunk of its buckets. Each document's scores are read in order.
+__global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
+  auto* lines = dynamic_shared<float2>();  // origin, scale
+  const MergeInput<float>& m = s.p.merge;
+  const int64_t chunks = (m.B + kTableChunk - 1) / kTableChunk, groups = s.rows / kDocuments;
+  for (int64_t block = blockIdx.x; block < groups * m.R * chunks; block += gridDim.x) {
+    const int64_t chunk = block % chunks, r = block / chunks % m.R, group = block / chunks / m.R;
+    const int64_t first = group * kDocuments;
+    if (threadIdx.x < kDocuments) {
+      const int64_t n = first + threadIdx.x;
+      const float scale = s.scale[n];
+      const float origin = n >= m.N ? 0 : scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
+      lines[threadIdx.x] = make_float2(origin, scale);
+    }
+    __syncthreads();
+    const int documents = static_cast<int>(m.N - first < kDocuments ? m.N - first : kDocuments);
+    const int64_t end = m.B < (chunk + 1) * kTableChunk ? m.B : (chunk + 1) * kTableChunk;
+    uint4* rows = s.table + (group / s.wide * m.R + r) * m.B * s.wide + group % s.wide;
+    for (int64_t b = chunk * kTableChunk + threadIdx.x; b < end; b += kThreads) {
+      const float* scores = m.scores + first * m.document_stride + r * m.repetition_stride + b;
+      uint32_t words[kDocuments / 4] = {};
+#pragma unroll
+      for (int i = 0; i < kDocuments; ++i) {
+        if (i >= documents) continue;
+        const float2 line = lines[i];
+        float x = (scores[i * m.document_stride] - line.x) * line.y;
+        x = x > 0 ? x : 0;
+        x = x < s.clip ? x : s.clip;
+        const auto steps = static_cast<uint32_t>(x);
+        words[i / 4] |= (line.y > 0 ? static_cast<uint32_t>(s.clip) - steps : steps) << (8 * (i % 4));
+      }
+      rows[b * s.wide] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    __syncthreads();
+  }
+}
+
+// ----------------------------------------------------------------------------------------------- scan
+
+// 16 bytes from global to shared memory, in the background; then the wait for all of a thread's own.
+__device__ __forceinline__ void copy_behind(uint4* to, const uint4* from) {
+#ifdef MACH_SHIM
+  *to = *from;
+#else
+  __pipeline_memcpy_async(to, from, sizeof(uint4));
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#ifndef MACH_SHIM
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+#endif
+}
+
+__device__ __forceinline__ uint32_t component(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// A block goes through tiles of labels, a tile through the repetitions; a thread holds the sums of 8 labels
+// for the 16 documents of an entry: of all bytes of a word as one number (modulo 2^32), and of the odd ones,
+// which tells the even ones.
+//
+//   shared memory   an entry is a row. The table of the next repetition (or of the next tile's first) is
+//                   brought in while this one's is read. By kernels.md's figures a warp's read costs 10.4
+//                   cycles; per 4096 labels and repetition that is 1330, the copy's write 0.125 B, and the
+//                   copy 16 B bytes through the L2.
+//   global memory   rows of four entries for four lanes, 64 bytes: as many loads of 16 bytes in flight as a
+//                   thread has labels.
+template <bool kFromShared>
+__global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
+  const MergeInput<float>& m = s.p.merge;
+  const int R = static_cast<int>(m.R), wide = kFromShared ? 1 : s.wide;
+  const int part = static_cast<int>(threadIdx.x) % wide, slot = static_cast<int>(threadIdx.x) / wide;
+  const int64_t tile_labels = kScanThreads / wide * kLabels, tiles = (m.L + tile_labels - 1) / tile_labels;
+  const int64_t items = s.rows / (kDocuments * wide) * tiles;
+  const int64_t first = items * blockIdx.x / gridDim.x, last = items * (blockIdx.x + 1) / gridDim.x;
+  const int64_t table_size = m.B * wide;  // entries of a repetition
+  uint4* buffers = dynamic_shared<uint4>();
+  int turn = 0;
+
+  const auto fetch = [&](int64_t item, int r, uint4* to) {
+    const uint4* from = s.table + (item / tiles * R + r) * table_size;
+    for (int64_t i = threadIdx.x; i < table_size; i += kScanThreads) copy_behind(to + i, from + i);
+  };
+  const auto codes_of = [&](int64_t item, int r) {
+    const int64_t label = item % tiles * tile_labels + slot * kLabels;
+    if (label >= m.L) return make_uint4(0, 0, 0, 0);
+    return *reinterpret_cast<const uint4*>(s.p.codes + r * s.p.code_stride + label);
+  };
+
+  if (kFromShared && first < last) fetch(first, 0, buffers);
+  uint4 next_codes = first < last ? codes_of(first, 0) : make_uint4(0, 0, 0, 0);
+  for (int64_t item = first; item < last; ++item) {
+    uint32_t all[kLabels][4] = {}, odd[kLabels][4] = {};
+    for (int r = 0; r < R; ++r) {
+      const uint4 codes = next_codes;
+      const bool more = r + 1 < R || item + 1 < last;
+      const int64_t next_item = r + 1 < R ? item : item + 1;
+      const int next_r = r + 1 < R ? r + 1 : 0;
+      if (more) next_codes = codes_of(next_item, next_r);
+      const uint4* table;
+      if (kFromShared) {
+        wait_for_copies();
+        __syncthreads();  // all of this table is there, and nobody reads the one before any more
+        table = buffers + turn * table_size;
+        turn ^= 1;
+        if (more) fetch(next_item, next_r, buffers + turn * table_size);
+      } else {
+        table = s.table + (item / tiles * R + r) * table_size + part;
+      }
+#pragma unroll
+      for (int q = 0; q < kLabels; ++q) {
+        const uint32_t code = component(codes, q / 2) >> (16 * (q % 2)) & 0xffff;
+        const uint4 entry = table[code * wide];
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const uint32_t bytes = component(entry, w);
+          all[q][w] += bytes;
+          odd[q][w] += __byte_perm(bytes, 0, 0x4341);  // bytes 1 and 3, each in 16 bits
+        }
+      }
+    }
+    const int64_t entry = item / tiles * wide + part;  // which 16 documents
+    const int64_t label = item % tiles * tile_labels + slot * kLabels;
+    uint16_t* bounds = s.bounds + entry * kDocuments;
+    const uint4 even_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds));
+    const uint4 odd_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds) + 1);
+#pragma unroll
+    for (int q = 0; q < kLabels; ++q) {
+      uint32_t even_left[4], odd_left[4], any = 0;  // the top bit of 16: the sum is up to the bound
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        even_left[w] = component(even_bounds, w) - (all[q][w] - (odd[q][w] << 8));
+        odd_left[w] = component(odd_bounds, w) - odd[q][w];
+        any |= (even_left[w] | odd_left[w]) & 0x80008000u;
+      }
+      if (any == 0 || label + q >= m.L) continue;
+      uint32_t documents = 0;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        documents |= (even_left[w] >> 15 & 1) << (4 * w) | even_left[w] >> 31 << (4 * w + 2);
+        documents |= (odd_left[w] >> 15 & 1) << (4 * w + 1) | odd_left[w] >> 31 << (4 * w + 3);
+      }
+      for (; documents; documents &= documents - 1) {
+        const int i = __ffs(static_cast<int>(documents)) - 1;
+        const int64_t n = entry * kDocuments + i;
+        const uint32_t at = atomicAdd(&s.candidates.counts[n], 1u);
+        if (at < s.capacity) s.candidates.labels[n * s.capacity + at] = static_cast<int32_t>(label + q);
+        if (at == s.capacity) bounds[place(i)] = kNever;  // it gets all of its labels: no need to go on
+      }
+    }
+  }
+}
+
+unsigned at_most(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20)); }
+
+}  // namespace
+
+int64_t scan_scratch_bytes(int64_t N, int64_t R, int64_t B, int64_t L, int64_t k) {
+  MergeScanParams p{};
+  p.merge.N = N;
+  p.merge.R = R;
+  p.merge.B = B;
+  p.merge.L = L;
+  p.k = k;
+  return make_scan(p).bytes;
+}
+
+cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candidates, cudaStream_t stream) {
+  const Scan s = make_scan(params);
+  const MergeInput<float>& m = params.merge;
+  *candidates = s.candidates;
+  constexpr int64_t kRows = kThreads / kWarp;
+  cudaError_t error =
+      MACH_LAUNCH(extremes_kernel, at_most((m.N * m.R + kRows - 1) / kRows), kThreads, 0, stream, s);
+  if (error != cudaSuccess) return error;
+  error = MACH_LAUNCH(plan_kernel, at_most(s.rows), kSelectThreads, sizeof(PlanShared), stream, s);
+  if (error != cudaSuccess) return error;
+  const int64_t chunks = (m.B + kTableChunk - 1) / kTableChunk;
+  error = MACH_LAUNCH(table_kernel, at_most(s.rows / kDocuments * m.R * chunks), kThreads,
+                      kDocuments * sizeof(float2), stream, s);
+  if (error != cudaSuccess) return error;
+  const int64_t tile_labels = kScanThreads / s.wide * kLabels;
+  const int64_t items = s.rows / (kDocuments * s.wide) * ((m.L + tile_labels - 1) / tile_labels);
+  const int64_t room = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
+  const auto blocks = static_cast<unsigned>(std::min(items, room));
+  if (s.from_shared)
+    return MACH_LAUNCH((scan_kernel<true>), blocks, kScanThreads, 2 * m.B * sizeof(uint4), stream, s);
+  return MACH_LAUNCH((scan_kernel<false>), blocks, kScanThreads, 0, stream, s);
+}
+
+}  // namespace mach

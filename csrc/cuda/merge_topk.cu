@@ -1,0 +1,179 @@
+#include <algorithm>
+
+#include "merge_topk.cuh"
+#include "select.cuh"
+
+namespace mach {
+namespace {
+
+// A document that several blocks share.
+template <class T>
+struct SharedDocument {
+  uint32_t bins[kBins];
+  uint32_t arrived;  // blocks, in this pass
+  uint32_t taken;    // labels
+  Selection<T> selection;
+};
+
+// Adds a block's bins to the document's. True for the last block to come, which gets the sums.
+template <class T>
+__device__ bool add_bins(SelectShared<T>& shared, SharedDocument<T>& d, int blocks) {
+  for (int i = threadIdx.x; i < kBins; i += kSelectThreads)
+    if (shared.bins[i]) atomicAdd(&d.bins[i], shared.bins[i]);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared.counter = atomicAdd(&d.arrived, 1u);
+  __syncthreads();
+  if (shared.counter != static_cast<uint32_t>(blocks) - 1) return false;
+  __threadfence();
+  for (int i = threadIdx.x; i < kBins; i += kSelectThreads) shared.bins[i] = atomicExch(&d.bins[i], 0u);
+  if (threadIdx.x == 0) d.arrived = 0;
+  __syncthreads();
+  return true;
+}
+
+// Sorts a document's k labels and writes their values. `ranks` and `labels`: shared memory, k rounded up to
+// a power of two.
+template <class T>
+__device__ void order_labels(const MergeTopKParams<T>& p, int64_t n, int size, Rank<T>* ranks,
+                             uint32_t* labels) {
+  int64_t* out = p.labels + n * p.k;
+  for (int i = threadIdx.x; i < size; i += kSelectThreads) {
+    const bool some = i < p.k;
+    labels[i] = some ? static_cast<uint32_t>(out[i]) : 0xffffffffu;
+    ranks[i] = some ? rank_of(merge_key(p.merge, n, out[i])) : 0;
+  }
+  for (int run = 2; run <= size; run *= 2)  // bitonic
+    for (int step = run / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < size / 2; i += kSelectThreads) {
+        const int a = 2 * i - (i & (step - 1)), b = a + step;
+        const bool a_first = ranks[a] > ranks[b] || (ranks[a] == ranks[b] && labels[a] < labels[b]);
+        if (a_first != ((a & run) == 0)) {
+          const Rank<T> rank = ranks[a];
+          const uint32_t label = labels[a];
+          ranks[a] = ranks[b];
+          labels[a] = labels[b];
+          ranks[b] = rank;
+          labels[b] = label;
+        }
+      }
+    }
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.k; i += kSelectThreads) {
+    out[i] = labels[i];
+    p.values[n * p.k + i] = merge_key(p.merge, n, labels[i]);  // the rank has lost the sign of -0
+  }
+}
+
+// Passes [first, last) of the documents' selections; the pass after the last takes the labels. `size`: k
+// rounded up to a power of two; 0: the labels are not put in order.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads, 1)
+    merge_topk_kernel(const MergeTopKParams<T> p, int first, int last, int size) {
+  auto& shared = *dynamic_shared<SelectShared<T>>();
+  const int blocks = p.blocks, lane = lane_id();
+  const int64_t L = p.merge.L, share = blockIdx.x % blocks;
+  const uint32_t k = static_cast<uint32_t>(p.k);
+  for (int64_t n = blockIdx.x / blocks; n < p.merge.N; n += gridDim.x / blocks) {
+    int64_t count = p.candidates.labels ? p.candidates.counts[n] : L;
+    const bool few = p.candidates.labels && count >= k && count <= p.candidates.capacity;
+    const int32_t* labels = p.candidates.labels + n * p.candidates.capacity;
+    uint32_t* ranks = p.candidates.ranks + n * p.candidates.capacity;
+    if (!few) count = L;
+    if (few) {
+      for (int64_t i = threadIdx.x; i < count; i += kSelectThreads)
+        ranks[i] = static_cast<uint32_t>(rank_of(merge_key(p.merge, n, labels[i])));
+      __syncthreads();
+    }
+    const auto visit = [&](const auto& f) {
+      for (int64_t begin = share * kSelectThreads; begin < count; begin += blocks * kSelectThreads) {
+        const int64_t i = begin + threadIdx.x;
+        const bool some = i < count;
+        if (few)
+          f(some, some ? ranks[i] : 0, some ? static_cast<uint32_t>(labels[i]) : 0);
+        else
+          f(some, some ? rank_of(merge_key(p.merge, n, i)) : 0, static_cast<uint32_t>(i));
+      }
+    };
+    auto* document = blocks > 1 ? static_cast<SharedDocument<T>*>(p.shared) + n : nullptr;
+    Selection<T> s = first == 0 ? select_from<T>(k, static_cast<uint32_t>(count)) : document->selection;
+    if (blocks > 1 && first == 0 && s.done && share == 0 && threadIdx.x == 0) document->selection = s;
+    for (int pass = first; pass < last && pass < kPasses<T> && !s.done; ++pass) {
+      // Digits that are 0 in all labels.
+      if (pass >= kRankPasses<T> && pass + 1 < kPasses<T> && (L - 1) >> digit_shift<T>(pass) == 0) continue;
+      count_digits(shared, s, pass, visit);
+      if (blocks > 1 && !add_bins(shared, *document, blocks)) break;
+      choose_bin(shared, s, pass);
+      if (blocks > 1 && threadIdx.x == 0) document->selection = s;
+    }
+    if (last <= kPasses<T>) continue;
+    if (threadIdx.x == 0) shared.counter = 0;
+    __syncthreads();
+    uint32_t* taken = blocks > 1 ? &document->taken : &shared.counter;
+    visit([&](bool some, Rank<T> rank, uint32_t label) {
+      const bool takes = some && s.takes(rank, label);
+      const unsigned mask = __ballot_sync(kAllLanes, takes);
+      if (mask == 0) return;
+      uint32_t at = 0;
+      if (lane == 0) at = atomicAdd(taken, static_cast<uint32_t>(__popc(mask)));
+      at = __shfl_sync(kAllLanes, at, 0) + __popc(mask & ((1u << lane) - 1));
+      if (takes && at < k) p.labels[n * p.k + at] = label;
+    });
+    __syncthreads();
+    if (size > 0) {
+      auto* sorted = reinterpret_cast<Rank<T>*>(&shared + 1);
+      order_labels(p, n, size, sorted, reinterpret_cast<uint32_t*>(sorted + size));
+    }
+    if (p.trace && share == 0 && threadIdx.x == 0) {
+      p.trace[n * kTraceColumns] = few;
+      p.trace[n * kTraceColumns + 1] = 0;
+      p.trace[n * kTraceColumns + 2] = few ? count + p.candidates.sampled : L;
+    }
+    __syncthreads();  // before the next document's shared memory
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads, 1) order_kernel(const MergeTopKParams<T> p, int size) {
+  auto* ranks = dynamic_shared<Rank<T>>();
+  for (int64_t n = blockIdx.x; n < p.merge.N; n += gridDim.x) {
+    order_labels(p, n, size, ranks, reinterpret_cast<uint32_t*>(ranks + size));
+    __syncthreads();
+  }
+}
+
+constexpr int64_t kBlocks = 264;  // that a large GPU has room for at once
+
+}  // namespace
+
+int blocks_per_document(int64_t N, int64_t L) {
+  const int64_t useful = (L + 8 * kSelectThreads - 1) / (8 * kSelectThreads);
+  return static_cast<int>(std::max<int64_t>(1, std::min(useful, kBlocks / std::max<int64_t>(1, N))));
+}
+
+int64_t shared_bytes(int64_t N) { return N * static_cast<int64_t>(sizeof(SharedDocument<double>)); }
+
+template <class T>
+cudaError_t launch_merge_topk(const MergeTopKParams<T>& params, cudaStream_t stream) {
+  const auto documents = static_cast<unsigned>(std::min<int64_t>(params.merge.N, 1 << 16));
+  int size = 0;
+  if (params.k <= kMaxOrdered)
+    for (size = 1; size < params.k;) size *= 2;
+  const size_t ordered = size * (sizeof(Rank<T>) + sizeof(uint32_t));
+  if (params.blocks == 1)
+    return MACH_LAUNCH((merge_topk_kernel<T>), documents, kSelectThreads, sizeof(SelectShared<T>) + ordered,
+                       stream, params, 0, kPasses<T> + 1, size);
+  for (int pass = 0; pass <= kPasses<T>; ++pass) {
+    const cudaError_t error = MACH_LAUNCH((merge_topk_kernel<T>), documents * params.blocks, kSelectThreads,
+                                          sizeof(SelectShared<T>), stream, params, pass, pass + 1, 0);
+    if (error != cudaSuccess) return error;
+  }
+  if (size == 0) return cudaSuccess;
+  return MACH_LAUNCH((order_kernel<T>), documents, kSelectThreads, ordered, stream, params, size);
+}
+
+template cudaError_t launch_merge_topk(const MergeTopKParams<float>&, cudaStream_t);
+template cudaError_t launch_merge_topk(const MergeTopKParams<double>&, cudaStream_t);
+
+}  // namespace mach

@@ -1,0 +1,46 @@
+// CUDA twin of cpu/decode.h: the exact k best labels of each document over all L.
+//
+// One block goes over the exact keys of a document's labels, several times (select.cuh), each time computing
+// them anew: nothing of size N x L is ever held. Where a scan (merge_scan.cuh) has left few labels of a
+// document, only over those. Where there are fewer documents than the GPU has room for, several blocks share
+// a document, one launch a pass.
+#pragma once
+
+#include "merge.cuh"
+
+namespace mach {
+
+constexpr int64_t kMaxOrdered = 2048;  // up to this k, launch_merge_topk leaves the labels in order
+
+// Columns of the trace [N, kTraceColumns], what was done for a document: path (0 direct, 1 scan), postings
+// (always 0), labels that got an exact key. As on the CPU.
+constexpr int kTraceColumns = 3;
+
+// Labels of each document that its first k are surely among.
+struct Candidates {
+  int32_t* labels;   // [N, capacity]
+  uint32_t* ranks;   // [N, capacity] scratch
+  uint32_t* counts;  // [N]; outside [k, capacity]: all labels count
+  int64_t capacity;
+  int64_t sampled;  // labels whose exact key it took to find them
+};
+
+template <class T>
+struct MergeTopKParams {
+  MergeInput<T> merge;
+  int64_t k;              // 1 <= k <= L
+  Candidates candidates;  // labels null: none
+  int blocks;             // that share a document: blocks_per_document(), 1 with candidates
+  void* shared;           // where blocks > 1: shared_bytes() of scratch, all zero
+  T* values;              // [N, k]; not written where k > kMaxOrdered
+  int64_t* labels;        // [N, k]; in no order where k > kMaxOrdered
+  int64_t* trace;         // [N, kTraceColumns] or null
+};
+
+int blocks_per_document(int64_t N, int64_t L);
+int64_t shared_bytes(int64_t N);  // of N documents that are shared by several blocks
+
+template <class T>
+cudaError_t launch_merge_topk(const MergeTopKParams<T>& params, cudaStream_t stream);
+
+}  // namespace mach

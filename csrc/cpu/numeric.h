@@ -17,6 +17,11 @@ struct bf16 {
   }
 };
 
+// float16 in memory, for CUDA kernels only.
+struct fp16 {
+  uint16_t bits;
+};
+
 // Dot product in a fixed order: lane i sums the elements i, i+16, ...; then the lanes are summed 0 ... 15.
 // 16 lanes are one AVX-512 or two AVX2 registers, so every ISA can vectorise it and returns the same bits.
 template <class Isa, class T, class W>

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH_VERSION := 2.13.0
 
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* tests/cuda_shim/*)
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
@@ -52,16 +52,16 @@ $(VENV)/built: $(VENV)/tools $(NATIVE)
 $(VENV)/built-cuda: $(VENV)/tools $(NATIVE)
 ifeq ($(NVCC),)
 	@echo "no nvcc: the CUDA operators are not compiled here"
-	$(INSTALL)
+	MACH_SHIM=1 $(INSTALL)
 else
-	MACH_CUDA=1 MACH_WERROR=1 $(INSTALL)
+	MACH_CUDA=1 MACH_SHIM=1 MACH_WERROR=1 $(INSTALL)
 endif
 	touch $(VENV)/built $@
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	$(BIN)/mypy
 
 test: $(VENV)/built-cuda lint

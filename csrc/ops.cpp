@@ -1,7 +1,11 @@
 // Every operator of mach_ext. Shapes and meanings: mach_ext/_ops.py; definitions: mach_ext/_reference.py.
 #include <torch/csrc/stable/library.h>
 
+#ifdef MACH_SHIM  // a second library beside it, in tests (tests/cuda_shim)
+STABLE_TORCH_LIBRARY(mach_ext_shim, m) {
+#else
 STABLE_TORCH_LIBRARY(mach_ext, m) {
+#endif
   // a batch's non-zeros by feature -> features [U], offsets [U + 1], positions [E], documents [E]; what the
   // others take as `order`, where it is known
   m.def("feature_order(Tensor indices, Tensor indptr, int num_features) -> (Tensor, Tensor, Tensor, Tensor)");

@@ -1,8 +1,10 @@
 """What the operator tests share: devices, tolerances, random sparse batches, comparison to the bit."""
 
 import contextlib
+import ctypes
 import os
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from mach_ext import CollisionWarning, LabelHash
+from mach_ext import CollisionWarning, LabelHash, _ops
 
 # CI draws the same examples in every run; at a desk every run draws new ones.
 settings.register_profile("mach_ext", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
@@ -42,21 +44,108 @@ NO_GPU = "the GPU half of the operator tests did not run: " + (
     "no CUDA GPU here" if CUDA_KERNELS else "the operators have no CUDA kernels in this build"
 )
 
+# The CUDA operators for CPU tensors, kernels on fibers (cuda_shim/), where they were built: make test.
+SHIM = (Path(_ops.__file__).parent / "_cpu.so").resolve().with_name("_cuda_shim.so")
+NO_SHIM = (
+    "the CUDA kernels did not run on the CPU: _cuda_shim.so is not built, `make test` or MACH_SHIM=1 does"
+)
+SHIM_SEEDS = range(4)
 
-@pytest.fixture(params=["cpu", "cuda"], scope="session")
+
+@pytest.fixture(params=["cpu", "shim", "cuda"], scope="session")
 def device(request):
-    """Every test that takes it runs on the CPU and, where there is one, on a GPU."""
+    """Every test that takes it runs with the CPU operators, with the CUDA operators on the CPU (shim), and
+    with them on a GPU where there is one."""
     if request.param == "cuda" and not (CUDA_KERNELS and torch.cuda.is_available()):
         pytest.skip(NO_GPU)
-    return torch.device(request.param)
+    if request.param == "shim" and not SHIM.exists():
+        pytest.skip(NO_SHIM)
+    return torch.device("cpu" if request.param == "shim" else request.param)
+
+
+class ShimOp:
+    """An operator of the shim, run once for each seed: the same bits whatever the schedule of the threads."""
+
+    def __init__(self, library, op):
+        self.library, self.op = library, op
+        self.written = [a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments]
+
+    @property
+    def default(self):
+        return self
+
+    def __call__(self, *args):
+        copies = [
+            [a.clone() if w and a is not None else a for a, w in zip(args, self.written, strict=False)]
+            for _ in SHIM_SEEDS[1:]
+        ]
+        result = self.run(SHIM_SEEDS[0], args)
+        for seed, copy in zip(SHIM_SEEDS[1:], copies, strict=True):
+            again = self.run(seed, copy)
+            for a, b in zip(self.tensors(result, args), self.tensors(again, copy), strict=True):
+                assert bitwise_equal(a, b), f"{self.op} depends on the schedule: seeds 0 and {seed} differ"
+        return result
+
+    def run(self, seed, args):
+        self.library.mach_shim_set_seed(seed)
+        return self.op(*args)
+
+    def tensors(self, result, args):
+        """All that a call returned or wrote."""
+        returned = result if isinstance(result, (tuple, list)) else [result]
+        written = [a for a, w in zip(args, self.written, strict=False) if w]
+        return [t for t in (*returned, *written) if isinstance(t, torch.Tensor)]
+
+
+class ShimOps:
+    """Stands in for torch.ops.mach_ext; operators without a CUDA kernel are the CPU's."""
+
+    def __init__(self):
+        torch.ops.load_library(str(SHIM))
+        self.library = ctypes.CDLL(str(SHIM))
+        self.library.mach_shim_set_seed.argtypes = [ctypes.c_uint64]
+        self.library.mach_shim_totals.restype = ctypes.c_char_p
+
+    def __getattr__(self, name):
+        there = torch._C._dispatch_has_kernel_for_dispatch_key(f"mach_ext_shim::{name}", "CPU")
+        op = ShimOp(self.library, getattr(torch.ops.mach_ext_shim, name).default) if there else None
+        setattr(self, name, op or getattr(torch.ops.mach_ext, name))
+        return getattr(self, name)
+
+
+@pytest.fixture(scope="session")
+def shim_ops(pytestconfig):
+    pytestconfig.shim_ops = ShimOps()
+    return pytestconfig.shim_ops
+
+
+@pytest.fixture(autouse=True)
+def operators(request, monkeypatch):
+    """Which operators the test runs: "cpu" or "cuda", those of mach_ext, or "shim", in their place."""
+    callspec = getattr(request.node, "callspec", None)
+    which = callspec.params.get("device", "cpu") if callspec else "cpu"
+    if which == "shim":
+        monkeypatch.setattr(_ops, "_raw", request.getfixturevalue("shim_ops"))
+    return which
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    ops = getattr(config, "shim_ops", None)
+    if ops is None:
+        return
+    terminalreporter.section("CUDA kernels run without a GPU")
+    for line in ops.library.mach_shim_totals().decode().splitlines():
+        name, launches, blocks, threads, _ = line.split()
+        terminalreporter.line(f"{name:40} {launches:>9} launches {blocks:>11} blocks {threads:>13} threads")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """One line in the summary, with the number of tests skipped for want of a GPU, not one for each test."""
+    """One line in the summary, with the number of tests, for those skipped for want of a device."""
     report = yield
-    if report.skipped and report.longrepr[2] == f"Skipped: {NO_GPU}":
-        report.longrepr = (__file__, None, report.longrepr[2])
+    for why in (NO_GPU, NO_SHIM):
+        if report.skipped and report.longrepr[2] == f"Skipped: {why}":
+            report.longrepr = (__file__, None, report.longrepr[2])
     return report
 
 

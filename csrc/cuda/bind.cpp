@@ -1,21 +1,12 @@
 // CUDA operators: tensors -> params structs, device guard, current stream. Kernels are in <op>.cu.
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include <optional>
 
 #include "../check.h"
+#include "runtime.h"
 #include "sparse_optim.cuh"
 
 namespace mach {
 namespace {
-
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 void sparse_adagrad_cuda(Tensor parameter, const std::optional<Tensor>& rows_, const Tensor& gradient_,
                          Tensor sum, double lr, double eps) {
@@ -27,7 +18,7 @@ void sparse_adagrad_cuda(Tensor parameter, const std::optional<Tensor>& rows_, c
   check_shape(op, "sum", sum, {P, M});
   check_dtype(op, "gradient", gradient_, parameter.scalar_type());
   check_dtype(op, "sum", sum, parameter.scalar_type());
-  const torch::stable::accelerator::DeviceGuard guard(parameter.get_device_index());
+  const DeviceGuard guard(parameter);
   const Tensor gradient = torch::stable::contiguous(gradient_);
   std::optional<Tensor> rows;
   if (rows_) {
@@ -45,13 +36,11 @@ void sparse_adagrad_cuda(Tensor parameter, const std::optional<Tensor>& rows_, c
                                         U,
                                         static_cast<T>(lr),
                                         static_cast<T>(eps)};
-    STD_CUDA_CHECK(launch_sparse_adagrad(params, current_stream(parameter)));
+    check_cuda(launch_sparse_adagrad(params, current_stream(parameter)));
   });
 }
 
 }  // namespace
 }  // namespace mach
 
-STABLE_TORCH_LIBRARY_IMPL(mach_ext, CUDA, m) {
-  m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cuda));
-}
+MACH_CUDA_LIBRARY_IMPL(m) { m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cuda)); }

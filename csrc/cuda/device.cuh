@@ -1,0 +1,76 @@
+// What kernels share. Compiled by nvcc, and by g++ with MACH_SHIM for the tests that run kernels without a
+// GPU (tests/cuda_shim): all shared memory is dynamic, launches go through MACH_LAUNCH, and what only nvcc
+// knows (PTX, cp.async, CUB) stands in `#ifndef MACH_SHIM` beside a plain way.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mach {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// MACH_LAUNCH(kernel, grid, block, bytes of shared memory, stream, arguments...) -> cudaError_t; the name of
+// the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
+#ifdef MACH_SHIM
+#define MACH_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ((void)(stream), ::mach_shim::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
+
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  return static_cast<T*>(::mach_shim::dynamic_shared());
+}
+#else
+#define MACH_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ::mach::launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  if (shared_bytes > 48 << 10) {  // more has to be asked for
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return cudaGetLastError(), error;
+  }
+  // clang-format off: it would cut >>> up
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  // clang-format on
+  return cudaGetLastError();
+}
+
+// The block's shared memory, aligned to 16 bytes; undefined contents.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char mach_dynamic_shared[];
+  return reinterpret_cast<T*>(mach_dynamic_shared);
+}
+#endif
+
+// Blocks of one dimension, a multiple of kWarp threads.
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// Sum over the warp, in all lanes: pairs at distance 16, then 8, 4, 2, 1. All lanes have the same bits, since
+// a + b and b + a have.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, value, distance);
+    value = value < other ? other : value;
+  }
+  return value;
+}
+
+}  // namespace mach

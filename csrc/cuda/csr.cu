@@ -1,5 +1,4 @@
 #include "csr.cuh"
-
 #include "device.cuh"
 
 namespace mach {
@@ -74,9 +73,9 @@ cudaError_t launch_group_write(const GroupWriteParams<Key>& params, cudaStream_t
   return MACH_LAUNCH(group_write_kernel<Key>, blocks_for(params.count), kThreads, 0, stream, params);
 }
 
-#define MACH_GROUPS(KEY)                                                                  \
-  template cudaError_t launch_feature_keys(const FeatureKeysParams<KEY>&, cudaStream_t);  \
-  template cudaError_t launch_group_heads(const GroupHeadsParams<KEY>&, cudaStream_t);    \
+#define MACH_GROUPS(KEY)                                                                 \
+  template cudaError_t launch_feature_keys(const FeatureKeysParams<KEY>&, cudaStream_t); \
+  template cudaError_t launch_group_heads(const GroupHeadsParams<KEY>&, cudaStream_t);   \
   template cudaError_t launch_group_write(const GroupWriteParams<KEY>&, cudaStream_t);
 MACH_GROUPS(int32_t)
 MACH_GROUPS(int64_t)

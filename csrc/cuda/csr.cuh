@@ -80,18 +80,18 @@ struct GroupHeadsParams {
   const Key* keys;  // [count], sorted
   int64_t count;
   Key none;
-  int32_t* heads;  // [count]
+  int64_t* heads;  // [count]
 };
 template <class Key>
 cudaError_t launch_group_heads(const GroupHeadsParams<Key>& params, cudaStream_t stream);
 
 template <class Key>
 struct GroupWriteParams {
-  const Key* keys;            // [count], sorted
-  const int64_t* entries;     // [count] where each came from
-  const int64_t* ranks;       // [count] running sum of heads
-  const int64_t* document;    // [count] of each entry, before the sort
-  int64_t count;              // > 0
+  const Key* keys;          // [count], sorted
+  const int64_t* entries;   // [count] where each came from
+  const int64_t* ranks;     // [count] running sum of heads
+  const int64_t* document;  // [count] of each entry, before the sort
+  int64_t count;            // > 0
   Key none;
   int64_t* features;   // [count], U are written
   int64_t* offsets;    // [count + 1], U + 1 are written

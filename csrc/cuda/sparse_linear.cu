@@ -1,19 +1,18 @@
 // Floors, in bytes of device memory for a batch with E non-zeros, U features that occur, weights of w bytes:
 //   sparse_linear  w R M U where a row that several documents want stays in L2, w R M E where it does not,
-//                  and 4 N R M written. 256 x 75, M = 8192, bf16: 205 MB of unique rows (12.5K of them), 315 MB
-//                  as gathered: 49 and 73 us at 4.3 TB/s.
+//                  and 4 N R M written. 256 x 75, M = 8192, bf16: 205 MB of unique rows (12.5K of them), 315
+//                  MB as gathered: 49 and 73 us at 4.3 TB/s.
 //   grad_values    the same reads; the gradient's rows come from L1 or L2.
 //   feature_rows   4 R M U written, or 24 R M U for a step of Adam, 16 for Adagrad; 4 N R M read once. The
 //                  4 R M E of gathered gradient rows come out of L2: 8 MB of them at N = 256, M = 8192.
 // All three are gathers of rows by warps of 512 bytes a load. Nothing but the number of loads under way hides
 // the latency of memory: a lane issues kRows of them before it uses the first, and the next 32 indices are
 // asked for before the present ones are used.
-#include "sparse_linear.cuh"
-
 #include <type_traits>
 
 #include "columns.cuh"
 #include "device.cuh"
+#include "sparse_linear.cuh"
 
 namespace mach {
 namespace {
@@ -111,15 +110,18 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 4)
 
 // --------------------------------------------------------------------------- sparse_linear_grad_values
 
-// Eight columns a lane for every type, so that a narrow weight and the same weight widened give the same sums.
+// Eight columns a lane for every type, so that a narrow weight and the same weight widened give the same
+// sums.
 constexpr int kSampledWidth = 8, kPositions = 8, kSampledWarps = 4;
 
 template <class W, bool kAligned>
-constexpr int kSampledRows = sizeof(W) == 8 ? 2 : kAligned && sizeof(W) == 2 ? 8 : 4;
+constexpr int kSampledRows = sizeof(W) == 8               ? 2
+                             : kAligned && sizeof(W) == 2 ? 8
+                                                          : 4;
 
-// One block for kPositions neighbouring non-zeros: its warps share the tiles of all repetitions, each with the
-// gradient's tile in registers for all non-zeros of one document. The sums of the lanes, then of the warps,
-// are added in a fixed order.
+// One block for kPositions neighbouring non-zeros: its warps share the tiles of all repetitions, each with
+// the gradient's tile in registers for all non-zeros of one document. The sums of the lanes, then of the
+// warps, are added in a fixed order.
 template <class T, class W, bool kAligned>
 __global__ void __launch_bounds__(32 * kSampledWarps)
     sparse_linear_grad_values_kernel(const SparseLinearGradValuesParams<T, W> p, int64_t tiles) {
@@ -186,8 +188,8 @@ __global__ void __launch_bounds__(32 * kSampledWarps)
 
 constexpr int kFeatureWarps = 8, kFeatureWidth = 4, kFeatureTile = 32 * kFeatureWidth;
 
-// Sums of the entries [begin, end) of p.groups, E in all: of a tile of the gradient's columns, from `grad` on,
-// and of the values. Most features occur once or twice in a batch: four rows under way are enough.
+// Sums of the entries [begin, end) of p.groups, E in all: of a tile of the gradient's columns, from `grad`
+// on, and of the values. Most features occur once or twice in a batch: four rows under way are enough.
 template <class T, bool kAligned>
 __device__ inline void sum_entries(const FeatureRowsParams<T>& p, int64_t begin, int64_t end, const T* grad,
                                    const Lane<kFeatureWidth, kAligned>& lane, T (&sum)[kFeatureWidth],
@@ -227,8 +229,8 @@ __device__ inline void sum_entries(const FeatureRowsParams<T>& p, int64_t begin,
 }
 
 // One warp a (feature, tile of columns), one block kFeatureWarps features. A few features occur in most
-// documents: what would take one warp long, more than kShort entries, is afterwards shared by all warps of the
-// block, a piece of the entries each, and their sums are added in order. Frequent features are often
+// documents: what would take one warp long, more than kShort entries, is afterwards shared by all warps of
+// the block, a piece of the entries each, and their sums are added in order. Frequent features are often
 // neighbours, so a block's features are taken from all over the range.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(32 * kFeatureWarps)
@@ -242,7 +244,8 @@ __global__ void __launch_bounds__(32 * kFeatureWarps)
   const int64_t blocks = (U + kFeatureWarps - 1) / kFeatureWarps;
   if (blockIdx.x >= blocks) return;
   const int64_t u = blockIdx.x + warp_id() * blocks;
-  const int64_t r = (first_y + blockIdx.y) / tiles, column = (first_y + blockIdx.y - r * tiles) * kFeatureTile;
+  const int64_t r = (first_y + blockIdx.y) / tiles,
+                column = (first_y + blockIdx.y - r * tiles) * kFeatureTile;
   const Lane<kFeatureWidth, kAligned> lane(column, p.M);
   int64_t begin = 0, end = 0, feature = -1;
   if (u < U) {
@@ -356,7 +359,8 @@ cudaError_t launch_sparse_linear_grad_values(const SparseLinearGradValuesParams<
   const size_t shared = static_cast<size_t>(warps) * kPositions * sizeof(T);
   if constexpr (sizeof(T) == 4) {
     if (p.M % kSampledWidth == 0 && is_aligned(p.weight) && is_aligned(p.grad))
-      return MACH_LAUNCH((sparse_linear_grad_values_kernel<T, W, true>), grid, block, shared, stream, p, tiles);
+      return MACH_LAUNCH((sparse_linear_grad_values_kernel<T, W, true>), grid, block, shared, stream, p,
+                         tiles);
   }
   return MACH_LAUNCH((sparse_linear_grad_values_kernel<T, W, false>), grid, block, shared, stream, p, tiles);
 }
@@ -372,13 +376,14 @@ cudaError_t launch_feature_rows(const FeatureRowsParams<T>& p, cudaStream_t stre
     const dim3 grid(static_cast<unsigned>((p.groups.U + kFeatureWarps - 1) / kFeatureWarps), count);
     const dim3 block(32 * kFeatureWarps);
     if constexpr (sizeof(T) == 4)
-      if (aligned) return MACH_LAUNCH((feature_rows_kernel<T, true>), grid, block, shared, stream, p, tiles, y);
+      if (aligned)
+        return MACH_LAUNCH((feature_rows_kernel<T, true>), grid, block, shared, stream, p, tiles, y);
     return MACH_LAUNCH((feature_rows_kernel<T, false>), grid, block, shared, stream, p, tiles, y);
   });
 }
 
-#define MACH_WEIGHTED(T, W)                                                                       \
-  template cudaError_t launch_sparse_linear(const SparseLinearParams<T, W>&, cudaStream_t);       \
+#define MACH_WEIGHTED(T, W)                                                                        \
+  template cudaError_t launch_sparse_linear(const SparseLinearParams<T, W>&, cudaStream_t);        \
   template cudaError_t launch_sparse_linear_grad_values(const SparseLinearGradValuesParams<T, W>&, \
                                                         cudaStream_t);
 MACH_WEIGHTED(float, float)

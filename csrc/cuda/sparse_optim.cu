@@ -1,9 +1,8 @@
 // Floor: 7 passes over the U rows for Adam (four read, three written), 5 for Adagrad: 28 and 20 bytes an
 // element of float32.
-#include "sparse_optim.cuh"
-
 #include "columns.cuh"
 #include "device.cuh"
+#include "sparse_optim.cuh"
 
 namespace mach {
 namespace {
@@ -38,12 +37,12 @@ __global__ void __launch_bounds__(32 * kWarps) sparse_optim_kernel(const RowStep
 
 template <class T>
 cudaError_t launch_sparse_optim(const RowStepParams<T>& params, cudaStream_t stream) {
+  if (params.U * params.M == 0) return cudaSuccess;
   RowStepParams<T> p = params;
   if (!p.rows) {  // one long row: no end of a row within it
     p.M *= p.P;
     p.P = p.U = 1;
   }
-  if (p.U * p.M == 0) return cudaSuccess;
   const int64_t tiles = (p.M + kTile - 1) / kTile, blocks = (p.U * tiles + kWarps - 1) / kWarps;
   const auto grid = static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20);
   if constexpr (sizeof(T) == 4) {

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../check.h"
+#include "bucket_bce.cuh"
 #include "csr.cuh"
+#include "label_logits.cuh"
 #include "runtime.h"
 #include "sparse_linear.cuh"
 #include "sparse_optim.cuh"
@@ -387,6 +389,157 @@ void sparse_linear_adagrad_cuda(Tensor weight, Tensor sum, const Tensor& grad, c
                      [&](auto t) { return adagrad_step<decltype(t)>(sum, lr, eps); });
 }
 
+// Contiguous arguments of label_logits and its gradients, checked.
+struct LabelLogitsArguments {
+  Tensor hidden, weight, buckets, labels;
+  bool shared;
+  int64_t N, m, R, H, B, L;
+
+  template <class T>
+  LabelLogitsParams<T> params(const T* bias = nullptr) const {
+    return {pointer<T>(hidden),
+            shared,
+            pointer<T>(weight),
+            bias,
+            pointer<int32_t>(buckets),
+            pointer<int64_t>(labels),
+            N,
+            m,
+            R,
+            H,
+            B,
+            L};
+  }
+};
+
+LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden, const Tensor& weight,
+                                            const Tensor& buckets, const Tensor& labels) {
+  STD_TORCH_CHECK(weight.dim() == 3 && labels.dim() == 2 && buckets.dim() == 2, op,
+                  ": weight must be [R, H, B], buckets [R, L], labels [N, m]");
+  check_device(op, hidden, {weight, buckets, labels});
+  const int64_t N = labels.size(0), R = weight.size(0), H = weight.size(1);
+  const bool shared = hidden.dim() != 3;
+  shared ? check_shape(op, "hidden", hidden, {N, H}) : check_shape(op, "hidden", hidden, {N, R, H});
+  check_dtype(op, "weight", weight, hidden.scalar_type());
+  check_dtype(op, "buckets", buckets, ScalarType::Int);
+  check_dtype(op, "labels", labels, ScalarType::Long);
+  check_shape(op, "buckets", buckets, {R, buckets.size(1)});
+  return {as_contiguous(hidden),
+          as_contiguous(weight),
+          as_contiguous(buckets),
+          as_contiguous(labels),
+          shared,
+          N,
+          labels.size(1),
+          R,
+          H,
+          weight.size(2),
+          buckets.size(1)};
+}
+
+Tensor label_logits_cuda(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias_,
+                         const Tensor& buckets, const Tensor& labels) {
+  const char* op = "label_logits";
+  const DeviceGuard guard(hidden);
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  std::optional<Tensor> bias;
+  if (bias_.has_value()) {
+    bias = as_contiguous(*bias_);
+    check_device(op, hidden, {*bias});
+    check_shape(op, "bias", *bias, {a.R, a.B});
+    check_dtype(op, "bias", *bias, hidden.scalar_type());
+  }
+  Tensor out = new_empty(hidden, {a.N, a.m, a.R});
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    check_cuda(launch_label_logits(a.params<T>(bias ? pointer<T>(*bias) : nullptr), mutable_pointer<T>(out),
+                                   current_stream(hidden)));
+  });
+  return out;
+}
+
+Tensor label_logits_grad_hidden_cuda(const Tensor& grad_, const Tensor& hidden, const Tensor& weight,
+                                     const Tensor& buckets, const Tensor& labels) {
+  const char* op = "label_logits_grad_hidden";
+  const DeviceGuard guard(hidden);
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const Tensor grad = as_contiguous(grad_);
+  check_device(op, hidden, {grad});
+  check_shape(op, "grad", grad, {a.N, a.m, a.R});
+  check_dtype(op, "grad", grad, hidden.scalar_type());
+  Tensor out = new_empty(hidden, a.hidden.sizes());
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    check_cuda(launch_label_logits_grad_hidden(a.params<T>(), pointer<T>(grad), mutable_pointer<T>(out),
+                                               current_stream(hidden)));
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> label_logits_grad_weight_cuda(const Tensor& grad_, const Tensor& hidden,
+                                                         const Tensor& weight, const Tensor& buckets,
+                                                         const Tensor& labels) {
+  const char* op = "label_logits_grad_weight";
+  const DeviceGuard guard(hidden);
+  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const Tensor grad = as_contiguous(grad_);
+  check_device(op, hidden, {grad});
+  check_shape(op, "grad", grad, {a.N, a.m, a.R});
+  check_dtype(op, "grad", grad, hidden.scalar_type());
+  Tensor grad_weight = new_zeros(hidden, {a.R, a.H, a.B}), grad_bias = new_zeros(hidden, {a.R, a.B});
+  const Groups groups =
+      group(hidden, a.N * a.m * a.R, a.R * a.B, [&](auto key, auto* keys, int64_t* documents) {
+        check_cuda(launch_label_keys(
+            LabelKeysParams<decltype(key)>{a.shared, pointer<int32_t>(a.buckets), pointer<int64_t>(a.labels),
+                                           a.N, a.m, a.R, a.B, a.L, keys, documents},
+            current_stream(hidden)));
+      });
+  dispatch_floating(op, "hidden", hidden, [&](auto t) {
+    using T = decltype(t);
+    FeatureRowsParams<T> params{};
+    params.values = pointer<T>(grad);
+    params.nnz = grad.numel();
+    params.groups = groups.view();
+    params.grad = pointer<T>(a.hidden);
+    params.N = a.shared ? a.N : a.N * a.R;
+    params.R = 1;
+    params.D = a.R * a.B;
+    params.M = a.H;
+    params.to = GradientTo::columns;
+    params.out = mutable_pointer<T>(grad_weight);
+    params.B = a.B;
+    params.sums = mutable_pointer<T>(grad_bias);
+    check_cuda(launch_feature_rows(params, current_stream(hidden)));
+  });
+  return {grad_weight, grad_bias};
+}
+
+Tensor bucket_bce_cuda(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
+                       const Tensor& label_indptr_, double scale, bool gradient) {
+  const char* op = "bucket_bce";
+  STD_TORCH_CHECK(logits.dim() == 2 && (logits.numel() == 0 || logits.stride(1) == 1), op,
+                  ": logits must be [N, B] with contiguous rows");
+  const DeviceGuard guard(logits);
+  const int64_t N = logits.size(0), B = logits.size(1);
+  check_dtype(op, "buckets", buckets_, ScalarType::Int);
+  check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
+  const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_),
+               label_indptr = as_contiguous(label_indptr_);
+  check_device(op, logits, {buckets, label_indices, label_indptr});
+  const Rows labels = rows_of(op, "label_indptr", label_indptr, label_indices.numel());
+  STD_TORCH_CHECK(labels.N == N, op, ": label_indptr must have N + 1 entries");
+  Tensor loss = new_empty(logits, {N}, ScalarType::Double);
+  dispatch_floating(op, "logits", logits, [&](auto t) {
+    using T = decltype(t);
+    check_cuda(launch_bucket_bce(
+        BucketBceParams<T>{mutable_pointer<T>(logits), N ? logits.stride(0) : B, B, pointer<int32_t>(buckets),
+                           buckets.numel(), pointer<int64_t>(label_indices), labels, static_cast<T>(scale),
+                           gradient, mutable_pointer<double>(loss)},
+        current_stream(logits)));
+  });
+  return loss;
+}
+
 }  // namespace
 }  // namespace mach
 
@@ -396,6 +549,10 @@ MACH_CUDA_LIBRARY_IMPL(m) {
   m.impl("sparse_linear_grad_values", TORCH_BOX(&mach::sparse_linear_grad_values_cuda));
   m.impl("sparse_linear_grad_weight", TORCH_BOX(&mach::sparse_linear_grad_weight_cuda));
   m.impl("sparse_linear_grad_rows", TORCH_BOX(&mach::sparse_linear_grad_rows_cuda));
+  m.impl("label_logits", TORCH_BOX(&mach::label_logits_cuda));
+  m.impl("label_logits_grad_hidden", TORCH_BOX(&mach::label_logits_grad_hidden_cuda));
+  m.impl("label_logits_grad_weight", TORCH_BOX(&mach::label_logits_grad_weight_cuda));
+  m.impl("bucket_bce", TORCH_BOX(&mach::bucket_bce_cuda));
   m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cuda));
   m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cuda));
   m.impl("sparse_linear_adam", TORCH_BOX(&mach::sparse_linear_adam_cuda));

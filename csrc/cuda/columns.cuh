@@ -6,10 +6,8 @@
 // memory. Columns past the end of the row are neither read nor written.
 #pragma once
 
-#include <cuda_runtime.h>
-#ifndef MACH_SHIM
 #include <cuda_fp16.h>
-#endif
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
@@ -18,23 +16,10 @@
 
 namespace mach {
 
-inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+__host__ __device__ inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 __device__ inline float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
-#ifndef MACH_SHIM
 __device__ inline float widen(fp16 x) { return __half2float(__ushort_as_half(x.bits)); }
-#else
-__device__ inline float widen(fp16 x) {
-  // The exponent's bias is 15, not 127; what had the largest exponent, infinities and NaN, still has.
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7FFF;
-  const float value = __uint_as_float(rest << 13) * __uint_as_float((127 + 112) << 23);
-  return __uint_as_float(sign | (rest < 0x7C00 ? __float_as_uint(value) : 0x7F800000 | rest << 13));
-}
-#endif
-
-// One lane's columns of a tile as they lie in memory: kWidth elements W, used as T.
-template <class T, class W, int kWidth, bool kAligned>
-struct Columns;
 
 // Where a lane's columns are: a tile begins at column `first`, of M.
 template <int kWidth, bool kAligned>

@@ -367,8 +367,8 @@ cudaError_t launch_sparse_linear_grad_values(const SparseLinearGradValuesParams<
 
 template <class T>
 cudaError_t launch_feature_rows(const FeatureRowsParams<T>& p, cudaStream_t stream) {
-  if (p.groups.U * p.R * p.M == 0) return cudaSuccess;
-  const int64_t tiles = (p.M + kFeatureTile - 1) / kFeatureTile;
+  if (p.groups.U * p.R == 0 || (p.M == 0 && !p.sums)) return cudaSuccess;
+  const int64_t tiles = p.M == 0 ? 1 : (p.M + kFeatureTile - 1) / kFeatureTile;
   const size_t shared = 2 * kFeatureWarps * sizeof(int64_t) + kFeatureWarps * (kFeatureTile + 1) * sizeof(T);
   const bool aligned = p.M % kFeatureWidth == 0 && is_aligned(p.grad) && is_aligned(p.out) &&
                        is_aligned(p.step.first) && is_aligned(p.step.second);

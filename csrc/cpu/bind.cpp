@@ -23,11 +23,7 @@ namespace {
 
 using torch::stable::new_zeros;
 
-// torch::stable::contiguous and new_empty look the operator up by name and go through the dispatcher: half a
-// microsecond each, where a small batch takes two in all.
-Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-// Not initialised, of at most 3 dimensions, on CPU.
+// Not initialised, of at most 3 dimensions, on CPU. (torch::stable::new_empty goes through the dispatcher.)
 Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
                 std::optional<ScalarType> type = std::nullopt) {
   int64_t stride[3], next = 1;
@@ -42,15 +38,6 @@ Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
 
 // Fewer elementary operations than this are not worth a second thread.
 constexpr int64_t kSerialWork = 1 << 15;
-
-template <class T>
-const T* pointer(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <class T>
-T* mutable_pointer(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 int64_t num_threads_for(int64_t work) {
   return work < kSerialWork ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());

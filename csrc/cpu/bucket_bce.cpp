@@ -5,17 +5,6 @@
 namespace mach {
 namespace {
 
-// softplus(x) and sigmoid(x). With e = exp(-|x|) nothing overflows: softplus = max(x, 0) + log(1 + e),
-// sigmoid = 1 / (1 + e) or e / (1 + e).
-template <class Isa, class T>
-inline void logistic(T x, T& softplus, T& sigmoid) {
-  const T e = exp_nonpositive<Isa>(x < 0 ? x : -x);
-  T log1p, inverse;
-  log1p_and_inverse<Isa>(e, log1p, inverse);
-  softplus = (x < 0 ? T(0) : x) + log1p;
-  sigmoid = (x < 0 ? e : T(1)) * inverse;
-}
-
 constexpr int64_t kBlock = 64, kLanes = 16;
 
 // kBlock buckets as if all were negative: adds softplus(z) to lane[bucket % kLanes]; with kGradient, z

@@ -1,8 +1,17 @@
 // Element types and the one summation order that kernels share.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
+
+// What CUDA kernels use, too.
+#ifdef __CUDACC__
+#define MACH_EVERYWHERE __host__ __device__
+#else
+#define MACH_EVERYWHERE
+#endif
 
 namespace mach {
 
@@ -15,6 +24,11 @@ struct bf16 {
     std::memcpy(&value, &wide, sizeof value);
     return value;
   }
+};
+
+// float16 in memory, for CUDA kernels only.
+struct fp16 {
+  uint16_t bits;
 };
 
 // Dot product in a fixed order: lane i sums the elements i, i+16, ...; then the lanes are summed 0 ... 15.
@@ -35,7 +49,7 @@ inline T dot(const T* x, const W* y, int64_t n, int64_t y_stride = 1) {
 // exp(x) for x <= 0, within 2 ulp, as straight-line arithmetic: loops over it vectorise, and every ISA
 // returns the same bits. float64 takes the C library's.
 template <class Isa>
-inline float exp_nonpositive(float x) {
+MACH_EVERYWHERE inline float exp_nonpositive(float x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   constexpr float kRound = 12582912.0f;
   constexpr int32_t kRoundBits = 0x4B400000;
@@ -56,14 +70,14 @@ inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : p * power;
 }
 template <class Isa>
-inline double exp_nonpositive(double x) {
-  return __builtin_exp(x);
+MACH_EVERYWHERE inline double exp_nonpositive(double x) {
+  return ::exp(x);
 }
 
 // log(1 + e) and 1 / (1 + e) for 0 <= e <= 1, within 3 ulp, likewise; a division is what costs here, so the
 // two share one.
 template <class Isa>
-inline void log1p_and_inverse(float e, float& log1p, float& inverse) {
+MACH_EVERYWHERE inline void log1p_and_inverse(float e, float& log1p, float& inverse) {
   const float a = 1.0f + e, b = 2.0f + e, q = 1.0f / (a * b);
   inverse = b * q;
   // log(1 + e) = 2 atanh(s), s = e / (2 + e) <= 1/3. 1e-12 changes nothing but keeps powers from underflow,
@@ -74,9 +88,20 @@ inline void log1p_and_inverse(float e, float& log1p, float& inverse) {
   log1p = 2.0f * s + 2.0f * s * (s2 * p);
 }
 template <class Isa>
-inline void log1p_and_inverse(double e, double& log1p, double& inverse) {
-  log1p = __builtin_log1p(e);
+MACH_EVERYWHERE inline void log1p_and_inverse(double e, double& log1p, double& inverse) {
+  log1p = ::log1p(e);
   inverse = 1.0 / (1.0 + e);
+}
+
+// softplus(x) and sigmoid(x). With e = exp(-|x|) nothing overflows: softplus = max(x, 0) + log(1 + e),
+// sigmoid = 1 / (1 + e) or e / (1 + e).
+template <class Isa, class T>
+MACH_EVERYWHERE inline void logistic(T x, T& softplus, T& sigmoid) {
+  const T e = exp_nonpositive<Isa>(x < 0 ? x : -x);
+  T log1p, inverse;
+  log1p_and_inverse<Isa>(e, log1p, inverse);
+  softplus = (x < 0 ? T(0) : x) + log1p;
+  sigmoid = (x < 0 ? e : T(1)) * inverse;
 }
 
 }  // namespace mach

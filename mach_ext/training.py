@@ -69,7 +69,8 @@ class Hyperparameters:
             documents, which costs next to nothing. 0, the default, computes each. The loss and the bucket
             biases' gradient stay exact; with p this number, entries of the gradient to a document's hidden
             units are off by at most 2 p B max |bucket_weight| / (N R), of bucket_weight's by 2 p max |hidden|
-            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000).
+            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000). On the CPU only: a GPU
+            multiplies dense matrices faster than it could leave entries out.
     """
 
     epochs: int = 5
@@ -96,6 +97,9 @@ class Hyperparameters:
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        device = model.bucket_bias.device
+        if settings.negligible_gradient > 0 and device.type != "cpu":
+            raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
         return settings
 
     def __post_init__(self) -> None:
@@ -280,6 +284,7 @@ def _available_memory() -> int:
 def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     """Repetitions [first, last) of a linear model as a model of their own, on the same memory."""
     some = LabelHash.from_buckets(model.hash.buckets[first:last], model.num_buckets)
+    some = some.to(model.hash.buckets.device)
     configuration = {**model.configuration(), "num_repetitions": last - first}
     with torch.device("meta"):
         part = MACH(**configuration, hash=some)
@@ -384,7 +389,9 @@ class _Run:
         state, settings = self.state, self.settings
         if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
             self.checkpoint()
-        with _finish_step_on_interrupt() as interrupted, torch.random.fork_rng(devices=[]):
+        device = self.model.bucket_bias.device
+        seeded = [device] if device.type == "cuda" else []
+        with _finish_step_on_interrupt() as interrupted, torch.random.fork_rng(devices=seeded):
             last_checkpoint = time.monotonic()
             while state.epoch < settings.epochs and not self._patience_is_out():
                 self.model.train()
@@ -487,17 +494,17 @@ class _Run:
         values = model.drop_features(values)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
-        total = 0.0
+        total: float | Tensor = 0.0
         optimizer.begin_step()
         for r in range(R):
             z = _ops.sparse_linear(values, indices, indptr, weight[r : r + 1], bias[r : r + 1], False, order)
             loss = _ops.bucket_bce(z[:, 0], buckets[r], *labels, self.share / R / N, True)  # z: its gradient
-            total += self._finite(loss.sum().item())
+            total = self._add_loss(total, loss)
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, r, z, values, order)
             if bias.requires_grad:
                 optimizer.step_rows(bias, r, z.sum(0))
-        return total / (N * R)
+        return self._finite(float(total)) / (N * R)
 
     def _hidden_step(
         self, values: Tensor, indices: Tensor, indptr: Tensor, label_indices: Tensor, label_indptr: Tensor
@@ -521,7 +528,7 @@ class _Run:
         first.requires_grad_()
         encoded = model.encode_hidden(first)
         hidden = encoded.detach()  # [N, H] or [N, R, H]
-        total = 0.0
+        total: float | Tensor = 0.0
         optimizer.zero_grad()
         optimizer.begin_step()
         with torch.no_grad():
@@ -530,7 +537,7 @@ class _Run:
                 at = slice(None) if hidden.dim() == 2 else (slice(None), r)
                 torch.addmm(bias[r], hidden[at], weight[r], out=logits)
                 loss = _ops.bucket_bce(logits, buckets[r], *labels, 1 / R / N, True)
-                total += self._finite(loss.sum().item())
+                total = self._add_loss(total, loss)
                 # logits now holds its own gradient.
                 self._classifier_backward(logits, hidden[at], weight[r], grad_hidden[at], grad_weight)
                 if weight.requires_grad:
@@ -550,7 +557,7 @@ class _Run:
             for parameter in (model.hidden_weight, model.hidden_bias) if len(model.hidden_sizes) == 2 else ():
                 if parameter.grad is not None:
                     optimizer.step_rows(parameter, slice(None), parameter.grad)
-        return total / (N * R)
+        return self._finite(float(total)) / (N * R)
 
     def _classifier_backward(
         self,
@@ -581,6 +588,15 @@ class _Run:
     @functools.cached_property
     def _grad_weight(self) -> Tensor:
         return self.model.bucket_weight.new_empty(self.model.bucket_weight.shape[1:])
+
+    def _add_loss(self, total: float | Tensor, loss: Tensor) -> float | Tensor:
+        """`total` and a repetition's loss [N].
+
+        On the CPU it is checked before anything is stepped by it. On a GPU that would be a wait for each
+        repetition, so the total stays there, and is checked when the step is over.
+        """
+        repetition = loss.sum()
+        return total + (repetition if repetition.is_cuda else self._finite(repetition.item()))
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):

@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
       "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
       "bool gradient) -> Tensor");
   // gradients of one repetition, negligible entries of its logits' gradient as one rank-one matrix -> how
-  // many entries were kept; more than `most`: nothing is done
+  // many entries were kept; more than `most`: nothing is done. CPU only: a GPU's dense products are faster
   m.def(
       "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
       "grad_hidden, Tensor(b!) grad_weight) -> Tensor");
@@ -68,7 +68,8 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "sparse_linear_adagrad(Tensor(a!) weight, Tensor(b!) sum, Tensor grad, Tensor values, Tensor[] order, "
       "float lr, float eps) -> ()");
-  // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none
+  // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none. CPU only: on
+  // CUDA, documents are not looked at, which would be a wait for the device
   m.def("check_csr(Tensor? values, Tensor indices, Tensor indptr, int num_columns) -> (int, int, int)");
   // instruction set in use: 0 scalar, 1 AVX2, 2 AVX-512
   m.def("cpu_isa() -> int");

@@ -4,6 +4,10 @@ Shapes use the project's letters: N documents, D features, R repetitions, B buck
 columns, L labels, m labels asked for, U features that occur. Nothing here is differentiable or checks for
 users: `mach_ext.functional` does both. Each op's definition in plain PyTorch has the same name in
 `mach_ext._reference`; its schema is in csrc/ops.cpp.
+
+On CUDA an operator only queues its work; the exceptions, whose sizes depend on the data, are `feature_order`
+and `sparse_linear_grad_rows` without an `order`. A given `order` is checked in full on the CPU; CUDA kernels
+pass over what is out of range in it. `bucket_backward` and `check_csr` are for the CPU alone.
 """
 
 from __future__ import annotations

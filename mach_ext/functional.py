@@ -47,7 +47,8 @@ def sparse_linear(
         values: Non-zeros, float32 or float64, [nnz].
         indices: Features, [nnz], unique within a row.
         indptr: Row starts, [N + 1].
-        weight: [D, M], the dtype of `values`, or bfloat16 with float32 values (then without a gradient).
+        weight: [D, M], the dtype of `values`, or bfloat16, on CUDA also float16, with float32 values (then
+            without a gradient).
         bias: [M] or None.
         activation: None or "relu".
         sparse_grad: True: the weight's gradient is a sparse COO tensor of the rows that occur, unique and
@@ -88,8 +89,8 @@ def bucket_logits(
 
     Args:
         hidden: [N, H], shared by the repetitions, or [N, R, H], one encoder each.
-        weight: [R, H, B], the dtype of `hidden`, or bfloat16 (then it is widened one repetition at a time,
-            and has no gradient).
+        weight: [R, H, B], the dtype of `hidden`, or bfloat16, on CUDA also float16 (then it is widened one
+            repetition at a time, and has no gradient).
         bias: [R, B] or None.
 
     Returns:
@@ -533,7 +534,8 @@ def _row_sparse(
 
 
 def _feature_order(indices: Tensor, indptr: Tensor, weight: Tensor) -> _ops.FeatureOrder | None:
-    """The order that forward, backward and repetitions share. Its sizes depend on the data: no compiling."""
+    """The order that forward, backward and repetitions share. Its sizes depend on the data: no compiling,
+    and on CUDA a wait for the device."""
     if torch.compiler.is_compiling():
         return None
     return _ops.feature_order(indices, indptr, weight.shape[-2])
@@ -542,7 +544,9 @@ def _feature_order(indices: Tensor, indptr: Tensor, weight: Tensor) -> _ops.Feat
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, indices, indptr, weight, bias, relu, sparse_grad):  # type: ignore[no-untyped-def]
-        order = _feature_order(indices, indptr, weight) if ctx.needs_input_grad[3] else None
+        # On CUDA only the backward pass has a use for it, and a dense gradient no need to wait for its size.
+        wanted = ctx.needs_input_grad[3] and not indices.is_cuda
+        order = _feature_order(indices, indptr, weight) if wanted else None
         out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order)
         ctx.save_for_backward(values, indices, indptr, weight, out if relu else None, *(order or ()))
         ctx.sparse_grad = sparse_grad
@@ -782,9 +786,9 @@ def _check_device(op: str, name: str, t: Tensor, device: torch.device) -> None:
 
 
 def _check_tensor(op: str, name: str, t: Any, dim: int, like: Tensor) -> None:
-    """A weight or bias: the dtype and device of `like`, or bfloat16 beside float32."""
-    allowed = (like.dtype, torch.bfloat16) if like.dtype == torch.float32 else (like.dtype,)
-    _check_kind(op, name, t, dim, allowed)
+    """A weight or bias: the dtype and device of `like`, or bfloat16, on CUDA also float16, beside float32."""
+    narrow = (torch.bfloat16, torch.float16) if like.is_cuda else (torch.bfloat16,)
+    _check_kind(op, name, t, dim, (like.dtype, *(narrow if like.dtype == torch.float32 else ())))
     _check_device(op, name, t, like.device)
 
 

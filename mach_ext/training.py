@@ -70,7 +70,8 @@ class Hyperparameters:
             documents, which costs next to nothing. 0, the default, computes each. The loss and the bucket
             biases' gradient stay exact; with p this number, entries of the gradient to a document's hidden
             units are off by at most 2 p B max |bucket_weight| / (N R), of bucket_weight's by 2 p max |hidden|
-            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000).
+            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000). On the CPU only: a GPU
+            multiplies dense matrices faster than it could leave entries out.
         precision: Of what goes into the products of a step. "bfloat16" rounds weights, hidden units and the
             logits' gradient for them; the sums are float32 (on CPU the result of a dense product is bfloat16,
             too). Weights and moments stay float32, so that small steps are not lost; the weight that takes
@@ -102,6 +103,9 @@ class Hyperparameters:
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        device = model.bucket_bias.device
+        if settings.negligible_gradient > 0 and device.type != "cpu":
+            raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
         if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
             raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
         return settings
@@ -289,6 +293,7 @@ def _available_memory() -> int:
 def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     """Repetitions [first, last) of a linear model as a model of their own, on the same memory."""
     some = LabelHash.from_buckets(model.hash.buckets[first:last], model.num_buckets)
+    some = some.to(model.hash.buckets.device)
     configuration = {**model.configuration(), "num_repetitions": last - first}
     with torch.device("meta"):
         part = MACH(**configuration, hash=some)
@@ -506,20 +511,20 @@ class _Run:
         values = model.drop_features(values)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
-        total = 0.0
+        total: float | Tensor = 0.0
         optimizer.begin_step()
         rounded = self._rounded_rows(weight)
         for r in range(R):
             one = slice(r, r + 1)
             z = _ops.sparse_linear(values, indices, indptr, rounded[one], bias[one], False, order)
             loss = _ops.bucket_bce(z[:, 0], buckets[r], *labels, self.share / R / N, True)  # z: its gradient
-            total += self._finite(loss.sum().item())
+            total = self._add_loss(total, loss)
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, r, z, values, order)
                 self._round_rows(weight[r], rounded[r], order)
             if bias.requires_grad:
                 optimizer.step_rows(bias, r, z.sum(0))
-        return total / (N * R)
+        return self._finite(float(total)) / (N * R)
 
     def _hidden_step(
         self, values: Tensor, indices: Tensor, indptr: Tensor, label_indices: Tensor, label_indptr: Tensor
@@ -543,7 +548,7 @@ class _Run:
         first.requires_grad_()
         encoded = model.encode_hidden(first)
         hidden = encoded.detach()  # [N, H] or [N, R, H]
-        total = 0.0
+        total: float | Tensor = 0.0
         optimizer.zero_grad()
         optimizer.begin_step()
         with torch.no_grad():
@@ -554,7 +559,7 @@ class _Run:
                 classifier = weight[r].to(self.product_dtype)
                 self._add_product(bias[r], factor[at], classifier, logits)
                 loss = _ops.bucket_bce(logits, buckets[r], *labels, 1 / R / N, True)
-                total += self._finite(loss.sum().item())
+                total = self._add_loss(total, loss)
                 # logits now holds its own gradient.
                 self._classifier_backward(logits, factor[at], classifier, grad_hidden[at], grad_weight)
                 if weight.requires_grad:
@@ -575,7 +580,7 @@ class _Run:
             for parameter in (model.hidden_weight, model.hidden_bias) if len(model.hidden_sizes) == 2 else ():
                 if parameter.grad is not None:
                     optimizer.step_rows(parameter, slice(None), parameter.grad)
-        return total / (N * R)
+        return self._finite(float(total)) / (N * R)
 
     def _classifier_backward(
         self,
@@ -629,6 +634,15 @@ class _Run:
     @functools.cached_property
     def _grad_weight(self) -> Tensor:
         return self.model.bucket_weight.new_empty(self.model.bucket_weight.shape[1:])
+
+    def _add_loss(self, total: float | Tensor, loss: Tensor) -> float | Tensor:
+        """`total` and a repetition's loss [N].
+
+        On the CPU it is checked before anything is stepped by it. On a GPU that would be a wait for each
+        repetition, so the total stays there, and is checked when the step is over.
+        """
+        repetition = loss.sum()
+        return total + (repetition if repetition.is_cuda else self._finite(repetition.item()))
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):

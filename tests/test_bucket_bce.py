@@ -115,6 +115,27 @@ def test_raw_op_on_rows_of_a_wider_tensor(device, generator):
     assert bitwise_equal(wider[:, [0, 1, 7, 8]], before[:, [0, 1, 7, 8]])
 
 
+@pytest.mark.parametrize("B", [7, 2052, 70_001])
+def test_gradient_has_the_same_bits_on_every_device(device, generator, B):
+    """70,001 buckets are more than a CUDA block has bits for at one time."""
+    buckets = random_hash(generator, 60, B, 1).buckets[0]
+    labels = random_csr(generator, [40, 0, 7], 60)[1:]
+    logits = uniform(generator, 3, B, dtype=torch.float32) * 20
+    expected, ours = logits.clone(), logits.to(device)
+    cpu_loss = torch.ops.mach_ext.bucket_bce(expected, buckets, *labels, 0.3, True)
+    loss = _ops.bucket_bce(ours, *to(device, (buckets, *labels)), 0.3, True)
+    assert bitwise_equal(ours, expected)
+    torch.testing.assert_close(loss.cpu(), cpu_loss, rtol=1e-6, atol=0)
+
+
+def test_labels_out_of_range_make_the_loss_nan(device):
+    buckets = torch.tensor([1, 0, 1], dtype=torch.int32, device=device)
+    for wrong in (-1, 3, 2**40, -(2**40)):
+        labels = torch.tensor([2, wrong, 1], device=device), torch.tensor([0, 2, 3], device=device)
+        loss = _ops.bucket_bce(torch.zeros(2, 2, device=device), buckets, *labels, 1.0, True)
+        assert loss.isnan().tolist() == [True, False]
+
+
 @parametrize_dtype
 @pytest.mark.parametrize("gradient", [False, True])
 def test_opcheck(device, generator, dtype, gradient):

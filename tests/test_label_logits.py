@@ -141,6 +141,21 @@ def test_deterministic(generator, shared):
 
 
 @parametrize_shared
+def test_labels_that_all_ask_for(device, generator, shared):
+    """Two labels, in one bucket of the first repetition: its column's gradient is a sum of 300 entries."""
+    N, m, R, H, B = 3, 100, 2, 36, 5
+    hidden, weight, bias, _, labels = arguments(generator, N, m, R, H, B, 2, torch.float32, shared)
+    buckets = torch.tensor([[1, 1], [4, 0]], dtype=torch.int32)
+    grad = uniform(generator, N, m, R, dtype=torch.float32)
+    args = to(device, (grad, hidden, weight, buckets, labels))
+    ours = [_ops.label_logits_grad_hidden(*args), *_ops.label_logits_grad_weight(*args)]
+    leaves = [t.requires_grad_() for t in double((hidden, weight, bias))]
+    logits = _reference.label_logits(*leaves, buckets, labels)
+    for a, b in zip(ours, torch.autograd.grad(logits, leaves, grad.double()), strict=True):
+        assert_matches(a / 8, b / 8)
+
+
+@parametrize_shared
 @parametrize_dtype
 def test_opcheck(device, generator, dtype, shared):
     hidden, weight, bias, buckets, labels = to(device, arguments(generator, 3, 4, 2, 5, 4, 6, dtype, shared))

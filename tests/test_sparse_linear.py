@@ -165,22 +165,29 @@ def test_relu_of_nan_is_nan(device):
 # ------------------------------------------------------------------------------------------ feature order
 
 
-@given(csr_batches(torch.float32), st.sampled_from([0, 1, 40, 10**6, 2**40]))
-def test_feature_order_matches_reference(batch, more):
-    """Features far apart take several passes of the sort."""
-    X, D, _ = batch
-    indices = X.indices.long() * (1 + more)
-    order = _ops.feature_order(indices, X.indptr, D * (1 + more))
-    for ours, twin in zip(order, _reference.feature_order(indices, X.indptr, D * (1 + more)), strict=True):
-        assert torch.equal(ours, twin)
+def test_feature_order_matches_reference(device):
+    """Features far apart take several passes of the CPU's sort, and the GPU's of 64 bits."""
+
+    @given(csr_batches(torch.float32), st.sampled_from([0, 1, 40, 10**6, 2**40]))
+    def check(batch, more):
+        X, D, _ = batch
+        indices = X.indices.long() * (1 + more)
+        order = _ops.feature_order(*to(device, (indices, X.indptr)), D * (1 + more))
+        twin = _reference.feature_order(indices, X.indptr, D * (1 + more))
+        for ours, expected in zip(order, twin, strict=True):
+            assert torch.equal(ours.cpu(), expected)
+
+    check()
 
 
-def test_feature_order_leaves_out_what_is_out_of_range():
-    indices, indptr = torch.tensor([3, -1, 1, 4, 3, 0]), torch.tensor([0, 3, 6])
+def test_feature_order_leaves_out_what_is_out_of_range(device):
+    indices, indptr = to(device, (torch.tensor([3, -1, 1, 4, 3, 0]), torch.tensor([0, 3, 6])))
     order = _ops.feature_order(indices, indptr, 4)
     assert [t.tolist() for t in order] == [[0, 1, 3], [0, 1, 2, 4], [5, 2, 0, 4], [1, 0, 0, 1]]
-    order = _ops.feature_order(indices[:0], indptr[:1], 4)
-    assert [t.tolist() for t in order] == [[], [0], [], []]
+    order = _ops.feature_order(indices, indptr + 1, 4)  # the first entry is in no row
+    assert [t.tolist() for t in order] == [[0, 1, 3], [0, 1, 2, 3], [5, 2, 4], [1, 0, 1]]
+    for nothing in ((indices[:0], indptr[:1], 4), (indices - 9, indptr, 4), (indices, indptr, 0)):
+        assert [t.tolist() for t in _ops.feature_order(*nothing)] == [[], [0], [], []]
 
 
 @pytest.mark.parametrize("D", [7, 5000, 10**9])
@@ -194,10 +201,11 @@ def test_feature_order_is_deterministic(generator, D):
 
 
 @parametrize_dtype
-def test_a_given_order_changes_no_bit(generator, dtype):
-    X = random_csr(generator, [3, 0, 80, 21], 90, dtype)
-    weight, bias = weights(generator, 3, 90, 33, dtype)
-    grad, order = uniform(generator, 4, 3, 33, dtype=dtype), _ops.feature_order(*X[1:], 90)
+def test_a_given_order_changes_no_bit(device, generator, dtype):
+    X = Csr(*to(device, random_csr(generator, [3, 0, 80, 21], 90, dtype)))
+    weight, bias = to(device, weights(generator, 3, 90, 33, dtype))
+    grad = uniform(generator, 4, 3, 33, dtype=dtype).to(device)
+    order = _ops.feature_order(*X[1:], 90)
     for call in (
         lambda order: [_ops.sparse_linear(*X, weight, bias, True, order)],
         lambda order: [_ops.sparse_linear_grad_weight(grad, *X, 90, order)],
@@ -230,6 +238,40 @@ def test_by_feature_and_by_document_give_the_same_bits(generator, dtype, relu):
     assert_deterministic(lambda: (_ops.sparse_linear(*X, weight, bias.to(value), relu),))
     for order in (None, _ops.feature_order(*X[1:], D)):
         assert bitwise_equal(_ops.sparse_linear(*X, weight, bias.to(value), relu, order), expected)
+
+
+@parametrize_dtype
+@pytest.mark.parametrize("M", [4, 130, 264])
+def test_frequent_features(device, generator, dtype, M):
+    """Features 0, 1 and 50 in all of 300 documents, others in few; M: less than a tile, tiles with an end."""
+    N, D = 300, 60
+    rows = [torch.tensor([0, 1, 50, 2 + int(torch.randint(40, (), generator=generator))]) for _ in range(N)]
+    X = Csr(uniform(generator, 4 * N, dtype=dtype), torch.cat(rows), torch.arange(0, 4 * N + 1, 4))
+    grad = uniform(generator, N, 2, M, dtype=dtype)
+    at = to(device, (grad, *X))
+    ours = _ops.sparse_linear_grad_weight(*at, D)
+    assert_matches(ours / 4, _reference.sparse_linear_grad_weight(*double((grad, *X)), D) / 4)
+    rows, grads = _ops.sparse_linear_grad_rows(*at, D)
+    assert torch.equal(rows.cpu(), torch.unique(X.indices))
+    assert bitwise_equal(grads, ours[:, rows])
+
+
+def test_a_weight_may_begin_anywhere(device, generator):
+    """16 bytes a load or one element: the same bits forward. M is the largest of either on each side."""
+    X = Csr(*to(device, random_csr(generator, [3, 0, 70, 31], 80)))
+    for dtype in (torch.float32, torch.bfloat16):
+        for M in (8, 296):
+            weight, bias = (t[0].to(device) for t in weights(generator, 1, 80, M, torch.float32))
+            shifted = torch.empty(80 * M + 1, dtype=dtype, device=device)[1:].view(80, M).copy_(weight)
+            grad = uniform(generator, 4, 1, M, dtype=torch.float32).to(device)
+            assert bitwise_equal(
+                _ops.sparse_linear(*X, shifted, bias, True),
+                _ops.sparse_linear(*X, shifted.clone(), bias, True),
+            )
+            torch.testing.assert_close(
+                _ops.sparse_linear_grad_values(grad, *X[1:], shifted[None]),
+                _ops.sparse_linear_grad_values(grad, *X[1:], shifted.clone()[None]),
+            )
 
 
 # -------------------------------------------------------------------------------------------- derivatives
@@ -302,6 +344,29 @@ def test_bfloat16_weight_is_widened_exactly(device, generator, index):
     assert out.dtype == grad.dtype == torch.float32
     assert bitwise_equal(out, expected_out)
     assert bitwise_equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("M", [33, 264])
+def test_float16_weight_is_widened_exactly(device, operators, generator, M):
+    """CUDA only. Small and infinite numbers, too."""
+    X = to(device, random_csr(generator, [3, 0, 40], 60))
+    narrow = (
+        uniform(generator, 1, 60, M) * 2.0 ** torch.randint(-24, 15, (1, 60, M), generator=generator)
+    ).half()
+    narrow[0, 0, 0], narrow = float("inf"), narrow.to(device)
+    grad = uniform(generator, 3, 1, M, dtype=torch.float32).to(device)
+    if operators == "cpu":
+        with pytest.raises(RuntimeError, match="sparse_linear: weight must be Float, got Half"):
+            _ops.sparse_linear(*X, narrow, None, False)
+        return
+    wide = narrow.float()
+    assert bitwise_equal(
+        _ops.sparse_linear(*X, narrow, None, False), _ops.sparse_linear(*X, wide, None, False)
+    )
+    assert bitwise_equal(
+        _ops.sparse_linear_grad_values(grad, *X[1:], narrow),
+        _ops.sparse_linear_grad_values(grad, *X[1:], wide),
+    )
 
 
 def test_bfloat16_weight_has_no_gradient(generator):
@@ -422,6 +487,64 @@ def test_unvalidated_indptr_stays_inside(device, generator, indptr, pointer):
     assert _ops.sparse_linear_grad_weight(grad, values, indices, indptr, 9).shape == (1, 9, 20)
     assert _ops.sparse_linear_grad_rows(grad, values, indices, indptr, 9)[0].numel() <= 6
     assert _ops.sparse_linear_grad_values(grad, indices, indptr, weight).shape == (6,)
+
+
+def fenced(t):
+    """The same values between others: NaN, or no index of anything."""
+    larger = t.new_full((len(t) + 16, *t.shape[1:]), float("nan") if t.is_floating_point() else 2**29)
+    larger[8:-8] = t
+    return larger[8:-8]
+
+
+def fence_stands(t):
+    fence = torch.cat((t._base[:8], t._base[-8:]))
+    return bool(fence.isnan().all() if t.is_floating_point() else (fence == 2**29).all())
+
+
+GARBAGE = [-1, 0, 1, 5, 7, 2**31, -(2**40), 2**62]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cuda_kernels_stay_inside_whatever_the_indices_say(device, operators, seed):
+    """Documents and orders of garbage: nothing beside the tensors is read (it is NaN) or written. The CPU
+    refuses such an order."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def garbage(*shape):
+        return torch.tensor(GARBAGE)[torch.randint(len(GARBAGE), shape, generator=generator)]
+
+    R, D, M, N, nnz = 2, 6, 20, 5, 40
+    values = fenced(uniform(generator, nnz, dtype=torch.float32).to(device))
+    indices, indptr = (fenced(garbage(n).to(device)) for n in (nnz, N + 1))
+    weight, grad = (
+        fenced(uniform(generator, *shape, dtype=torch.float32).to(device)) for shape in ((R, D, M), (N, R, M))
+    )
+    in_range = fenced(torch.randint(D, (nnz,), generator=generator).to(device))
+    for each in (indices, in_range):
+        out = _ops.sparse_linear(values, each, indptr, weight, None, False)
+        assert (
+            not out[out.isnan().all(2).logical_not()].isnan().any()
+        )  # documents of garbage are NaN as a whole
+        assert _ops.sparse_linear_grad_values(grad, each, indptr, weight).isfinite().all()
+        assert _ops.sparse_linear_grad_weight(grad, values, each, indptr, D).isfinite().all()
+        assert _ops.sparse_linear_grad_rows(grad, values, each, indptr, D)[1].isfinite().all()
+    assert _ops.sparse_linear(values, in_range, indptr, weight, None, False).isfinite().all()
+
+    U, E = 7, 30
+    order = _ops.FeatureOrder(*(fenced(garbage(n).to(device)) for n in (U, U + 1, E, E)))
+    moments = [fenced(torch.ones_like(weight)) for _ in range(2)]
+    if operators == "cpu":
+        with pytest.raises(RuntimeError, match="sparse_linear_adam: order is not of this batch"):
+            _ops.sparse_linear_adam(weight, *moments, grad, values, order, 0.1, 0.9, 0.99, 1e-8)
+        return
+    # A feature twice in an order is stepped by two warps at once: no bits to compare.
+    order = order._replace(features=fenced(torch.tensor([-3, 0, 4, 2**40, 5, 1, 6], device=device)))
+    _ops.sparse_linear_adam(weight, *moments, grad, values, order, 0.1, 0.9, 0.99, 1e-8)
+    for t in (weight, *moments):
+        assert t.isfinite().all()
+        assert fence_stands(t)
+    for op in (_ops.sparse_linear_grad_weight, lambda *t: _ops.sparse_linear_grad_rows(*t)[1]):
+        assert op(grad, values, in_range, indptr, D, order).isfinite().all()
 
 
 X = Csr(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 2, 1]), torch.tensor([0, 2, 3]))

@@ -137,10 +137,12 @@ class ByAutograd(training._Run):
         self.optimizer.step()
         return loss.item()
 
+    _linear_step = _hidden_step
 
-def after_steps(kind, name, optimizer="adam", steps=12, **settings):
+
+def after_steps(kind, name, optimizer="adam", steps=12, device="cpu", **settings):
     """The run after some steps of an architecture of ARCHITECTURES."""
-    model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, **ARCHITECTURES[name])
+    model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, **ARCHITECTURES[name]).to(device)
     given = {"batch_size": 50, "learning_rate": 0.01, "optimizer": optimizer, "epochs": 2, **settings}
     chosen = training.Hyperparameters.of(model, **given)
     run = kind(model, chosen, X, Y, None, None, False, False)
@@ -169,6 +171,14 @@ def assert_same_run(a, b):
 def test_steps_are_those_of_autograd(name, optimizer):
     """Also its dropout, its two learning rates, their decay."""
     assert_same_run(after_steps(training._Run, name, optimizer), after_steps(ByAutograd, name, optimizer))
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("linear", "adagrad"), ("two layers", "adam")])
+def test_steps_on_each_device(device, name, optimizer):
+    runs = [
+        after_steps(kind, name, optimizer, steps=2, device=device) for kind in (training._Run, ByAutograd)
+    ]
+    assert_same_run(*runs)
 
 
 def test_batches_of_as_many_documents_as_hidden_units():
@@ -532,6 +542,12 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
     )
     with pytest.raises(torch.OutOfMemoryError, match=message):
         mach_ext.fit(build(), X, Y, **options)
+
+
+def test_negligible_gradients_are_for_the_cpu():
+    model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8).to("meta")
+    with pytest.raises(ValueError, match="negligible_gradient is for models on the CPU, this one is on meta"):
+        mach_ext.fit(model, X, Y, negligible_gradient=0.01)
 
 
 def test_linear_models_have_no_negligible_gradients():

@@ -242,7 +242,7 @@ def label_index(
     buckets: Tensor,  # [R, L] int32 in [0, B)
     num_buckets: int,  # B, at most 65,536
 ) -> tuple[Tensor, Tensor, Tensor]:  # codes [L, R] uint16, list_starts [R, B + 1], list_labels [R, L] int32
-    # On CUDA the codes lie repetition by repetition, rows padded to 8 labels: strides (1, L padded). Waits there.
+    # On CUDA it waits for the device, and codes lie repetition by repetition: strides (1, L rounded up to 8).
     codes, list_starts, list_labels = _raw.label_index(buckets, num_buckets)
     return codes, list_starts, list_labels
 

@@ -246,6 +246,7 @@ def label_index(
     buckets: Tensor,  # [R, L] int32 in [0, B)
     num_buckets: int,  # B, at most 65,536
 ) -> tuple[Tensor, Tensor, Tensor]:  # codes [L, R] uint16, list_starts [R, B + 1], list_labels [R, L] int32
+    # On CUDA it waits for the device, and codes lie repetition by repetition: strides (1, L rounded up to 8).
     codes, list_starts, list_labels = _raw.label_index(buckets, num_buckets)
     return codes, list_starts, list_labels
 
@@ -253,8 +254,9 @@ def label_index(
 @_fake("mach_ext::label_index")
 def _(buckets, num_buckets):  # type: ignore[no-untyped-def]
     R, L = buckets.shape
+    by_repetition = buckets.new_empty(R, (L + 7) // 8 * 8, dtype=torch.uint16)
     return (
-        buckets.new_empty(L, R, dtype=torch.uint16),
+        by_repetition.T[:L] if buckets.is_cuda else buckets.new_empty(L, R, dtype=torch.uint16),
         buckets.new_empty(R, num_buckets + 1),
         buckets.new_empty(R, L),
     )
@@ -266,7 +268,7 @@ def merge_topk(
     index: tuple[Tensor, Tensor, Tensor] | None,  # label_index(buckets, B); None: slower
     k: int,
     merge: str,
-    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists
+    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists (CUDA: as scan)
     trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, labels scored exactly
 ) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
     codes, list_starts, list_labels = (None, None, None) if index is None else index

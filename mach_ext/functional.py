@@ -440,7 +440,7 @@ def merge_topk(
     k = as_int(op, "k", k)
     if not 0 <= k <= hash.num_labels:
         raise ValueError(f"{op}: k must be in 0 ... L={hash.num_labels}, got {k}")
-    index = _label_index(hash) if scores.device.type == "cpu" and scores.dtype == torch.float32 else None
+    index = _label_index(hash) if scores.dtype == torch.float32 else None
     if _needs_grad(scores):
         values, labels = _MergeTopK.apply(scores, hash.buckets, index, k, merge)
         return values, labels

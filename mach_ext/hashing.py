@@ -244,9 +244,10 @@ class LabelHash:
             )
 
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """What the CPU's `merge_topk` reads besides `buckets`; built by the first call and kept.
+        """What `merge_topk` reads besides `buckets`; built by the first call and kept.
 
-        Takes `label_index_bytes`: 6 a label and repetition.
+        Takes `label_index_bytes`: 6 a label and repetition. On CUDA the first call waits for the device, so
+        it can't be part of a graph that is captured.
 
         Returns:
             codes [L, R] uint16, the buckets of a label side by side; list_starts [R, B + 1] and list_labels

@@ -510,9 +510,9 @@ def test_examples_in_the_documentation():
     assert doctest.testmod(hashing).failed == 0
 
 
-def test_label_index_lists_the_labels_of_each_bucket():
-    hash = LabelHash(num_labels=300, num_buckets=17, num_repetitions=4, seed=3)
-    codes, starts, labels = hash.label_index()
+def test_label_index_lists_the_labels_of_each_bucket(device):
+    hash = LabelHash(num_labels=301, num_buckets=17, num_repetitions=4, seed=3)
+    codes, starts, labels = (t.cpu() for t in hash.to(device).label_index())
     assert codes.dtype == torch.uint16
     assert torch.equal(codes.int().T, hash.buckets)
     for r in range(4):

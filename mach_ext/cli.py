@@ -506,7 +506,7 @@ def info(args: Any) -> None:
         "folder": str(folder),
         "model": model.configuration(),
         "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
-        "memory": training.expected_memory(model),
+        "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": model.hash.diagnostics().as_dict(),
         "training": _optional_json(folder / "checkpoint.json"),
         "metrics": _optional_json(folder / "metrics.json"),
@@ -520,9 +520,9 @@ def info(args: Any) -> None:
     print(f"\nparameters  {total:,}")
     for name, parameter in model.named_parameters():
         print(f"  {name:<16}{list(parameter.shape)!s:<24}{parameter.numel():>16,}  {parameter.dtype}")
-    print("\nmemory")
-    for name, size in record["memory"].items():
-        print(f"  {name:<40}{_size(size):>12}")
+    print(f"\n{'memory, batches of 256 documents':<42}{'CPU':>12}{'CUDA':>12}")
+    for name, size in record["memory"]["cpu"].items():
+        print(f"  {name:<40}{_size(size):>12}{_size(record['memory']['cuda'][name]):>12}")
     print(f"\nlabel hash\n{model.hash.diagnostics()}")
     if record["training"] is not None:
         state, settings = record["training"]["progress"], record["training"]["hyperparameters"]

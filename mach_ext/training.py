@@ -316,11 +316,14 @@ def evaluate_model(
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
 
 
-def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> dict[str, int]:
+def expected_memory(
+    model: MACH, batch_size: int = 256, nonzeros: int = 100, device: str = "cpu"
+) -> dict[str, int]:
     """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
 
     Counted from the shapes, for float32 training and `nonzeros` features a document; a batch names at most
-    batch_size * nonzeros rows of the weight that takes the documents.
+    batch_size * nonzeros rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the
+    model in use; it need not be there.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
@@ -335,10 +338,15 @@ def expected_memory(model: MACH, batch_size: int = 256, nonzeros: int = 100) -> 
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
+    documents = predict_batch(R, B)
+    decode = 4 * documents * R * B
+    if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
+        decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
+        step += 32 * nonzeros * batch_size  # the library's sort, the next batch
     return {
         "weights": weights,
         "label hash": table,
-        "predicting, peak": weights + table + index + 4 * predict_batch(R, B) * R * B + hidden,
+        "predicting, peak": weights + table + index + decode + hidden,
         "training, peak": weights + moments + table + step,
     }
 

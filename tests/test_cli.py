@@ -100,7 +100,7 @@ def test_train_evaluate_predict_info(here, dataset_folder, capsys):
     for part in ("encoder_weight", "training, peak", "label pairs that share all their buckets", "epoch 20:"):
         assert part in shown
     assert run("info", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["memory"]["weights"] > 0
+    assert json.loads(capsys.readouterr().out)["memory"]["cuda"]["weights"] > 0
 
 
 def test_predict_from_files_is_one_answer_whatever_the_format(here, dataset_folder, capsys):

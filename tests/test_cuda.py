@@ -11,6 +11,7 @@ from conftest import CUDA_KERNELS, bitwise_equal, random_csr, random_hash, unifo
 
 import mach_ext
 from mach_ext import functional as F
+from mach_ext import training
 
 GPU = CUDA_KERNELS and torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(not GPU, reason="only a GPU can run this, and there is none")
@@ -194,6 +195,20 @@ def test_trains_predicts_and_travels(corpus, hidden_size, tmp_path):
     np.testing.assert_allclose(on_cpu.predict(X, 5)[0], scores, rtol=1e-4, atol=1e-4)
     on_gpu = mach_ext.load(tmp_path, "cuda")
     assert (on_gpu.predict(X, 5)[1] == labels).all()
+
+
+def test_peak_memory_is_what_info_states(corpus):
+    """Of a model large enough that PyTorch's own rounding does not show."""
+    model = mach_ext.MACH(60, 60, num_repetitions=16, num_buckets=20_000, hidden_size=64).to(cuda)
+    stated = training.expected_memory(model, 64, 3, "cuda")
+    for name, run in (
+        ("predicting, peak", lambda: model.predict(corpus[0], 5)),
+        ("training, peak", lambda: mach_ext.fit(model, *corpus, epochs=1, batch_size=64, progress=False)),
+    ):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        assert 0.5 * stated[name] < torch.cuda.max_memory_allocated() < 1.5 * stated[name], name
 
 
 def test_really_out_of_memory_says_what_to_lower(corpus):

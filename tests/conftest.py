@@ -1,5 +1,6 @@
 """What the operator tests share: devices, tolerances, random sparse batches, comparison to the bit."""
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -45,11 +46,12 @@ NO_GPU = "the GPU half of the operator tests did not run: " + (
 )
 
 # The CUDA operators for CPU tensors, kernels on fibers (cuda_shim/), where they were built: make test.
-SHIM = (Path(_ops.__file__).parent / "_cpu.so").resolve().with_name("_cuda_shim.so")
+SHIM = (Path(_ops.__file__).parent / "_cpu.so").resolve()
+SHIM = SHIM.with_name(os.environ.get("MACH_SHIM_LIBRARY", "_cuda_shim.so"))
 NO_SHIM = (
     "the CUDA kernels did not run on the CPU: _cuda_shim.so is not built, `make test` or MACH_SHIM=1 does"
 )
-SHIM_SEEDS = range(4)
+SHIM_SEEDS = range(int(os.environ.get("MACH_SHIM_SEEDS", "4")))
 
 
 @pytest.fixture(params=["cpu", "shim", "cuda"], scope="session")
@@ -113,30 +115,65 @@ class ShimOps:
         return getattr(self, name)
 
 
+class ShimReport:
+    """How often each kernel ran, and in how many tests: the launches before and after each."""
+
+    def __init__(self, library):
+        self.library, self.tests = library, collections.Counter()
+
+    def launches(self):
+        lines = self.library.mach_shim_totals().decode().splitlines()
+        return {name: [int(n) for n in numbers] for name, *numbers in map(str.split, lines)}
+
+    def __enter__(self):
+        self.before = self.launches()
+
+    def __exit__(self, *_):
+        self.tests.update(
+            name for name, numbers in self.launches().items() if numbers != self.before.get(name)
+        )
+
+
 @pytest.fixture(scope="session")
 def shim_ops(pytestconfig):
-    pytestconfig.shim_ops = ShimOps()
-    return pytestconfig.shim_ops
+    ops = ShimOps()
+    pytestconfig.shim_report = ShimReport(ops.library)
+    return ops
 
 
 @pytest.fixture(autouse=True)
 def operators(request, monkeypatch):
     """Which operators the test runs: "cpu" or "cuda", those of mach_ext, or "shim", in their place."""
-    callspec = getattr(request.node, "callspec", None)
-    which = callspec.params.get("device", "cpu") if callspec else "cpu"
+    which = device_of(request.node) or "cpu"
     if which == "shim":
         monkeypatch.setattr(_ops, "_raw", request.getfixturevalue("shim_ops"))
-    return which
+        with request.config.shim_report:
+            yield which
+    else:
+        yield which
+
+
+def device_of(item):
+    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
+
+
+def pytest_collection_modifyitems(items):
+    """opcheck and torch.compile go to torch.ops.mach_ext itself: without the shim."""
+    items[:] = [
+        item
+        for item in items
+        if device_of(item) != "shim" or not ("opcheck" in item.name or item.path.name == "test_compile.py")
+    ]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    ops = getattr(config, "shim_ops", None)
-    if ops is None:
+    report = getattr(config, "shim_report", None)
+    if report is None:
         return
     terminalreporter.section("CUDA kernels run without a GPU")
-    for line in ops.library.mach_shim_totals().decode().splitlines():
-        name, launches, blocks, threads, _ = line.split()
-        terminalreporter.line(f"{name:40} {launches:>9} launches {blocks:>11} blocks {threads:>13} threads")
+    for name, (launches, blocks, threads, _) in sorted(report.launches().items()):
+        counts = f"{launches:9} launches {blocks:10} blocks {threads:12} threads"
+        terminalreporter.line(f"{name:40} {report.tests[name]:5} tests {counts}")
 
 
 @pytest.hookimpl(wrapper=True)

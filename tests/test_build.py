@@ -1,6 +1,8 @@
-"""Packaging: what ships, what a build without torch says, that a built wheel stands alone."""
+"""What ships, what a build without torch says, that a wheel stands alone; what CUDA kernels use."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -116,12 +118,64 @@ def test_import_without_the_compiled_part_says_what_to_run(tmp_path):
     assert "pip install --no-build-isolation ." in run.stderr
 
 
-@pytest.mark.skipif(not (ROOT / "mach_ext" / "_cuda.so").exists(), reason="built without MACH_CUDA=1 or nvcc")
+CUDA_LIBRARY = ROOT / "mach_ext" / "_cuda.so"
+needs_cuda_library = pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without MACH_CUDA=1 or nvcc")
+
+
+@needs_cuda_library
 def test_cuda_library_needs_libtorch_cuda_and_leaves_no_stub():
-    out = subprocess.run(
-        ["readelf", "-d", ROOT / "mach_ext" / "_cuda.so"], check=True, capture_output=True, text=True
-    ).stdout
+    out = subprocess.run(["readelf", "-d", CUDA_LIBRARY], check=True, capture_output=True, text=True).stdout
     assert "libtorch_cuda.so" in out
     assert "libcudart" not in out  # linked in: no second copy of a driver-facing library to find
     assert "RPATH" not in out
     assert "RUNPATH" not in out
+
+
+def kernel_resources():
+    """{kernel: {architecture: (registers, static shared, stack, spilled bytes)}}, as ptxas said it."""
+    logs = list(CUDA_LIBRARY.resolve().parent.glob("CMakeFiles/_cuda.dir/csrc/cuda/*.cu.o.ptxas"))
+    text = "".join(log.read_text() for log in logs)
+    text = subprocess.run(["c++filt"], input=text, check=True, capture_output=True, text=True).stdout
+    found = {}
+    for entry in text.split("Compiling entry function '")[1:]:
+        name = re.match(r"(.*)' for 'sm_(\d+)", entry)
+        kernel = re.sub(r"^void |\(anonymous namespace\)::|\bmach::|\(.*", "", name[1])
+        stack, stores, loads = (
+            int(re.search(rf"(\d+) bytes {what}", entry)[1])
+            for what in ("stack frame", "spill stores", "spill loads")
+        )
+        registers = int(re.search(r"Used (\d+) registers", entry)[1])
+        shared = re.search(r"(\d+) bytes smem", entry)
+        found.setdefault(kernel, {})[int(name[2])] = (
+            registers, int(shared[1]) if shared else 0, stack, stores + loads,
+        )  # fmt: skip
+    return found
+
+
+@needs_cuda_library
+def test_cuda_kernels_keep_their_budget():
+    """Registers in steps of 8, the unit they are given out in; static shared memory and stack in bytes."""
+    budget = json.loads((ROOT / "tests" / "cuda_budget.json").read_text())
+    found = kernel_resources()
+    wrong = []
+    for kernel, by_architecture in sorted(found.items()):
+        registers, shared, stack, spilled = map(max, zip(*by_architecture.values(), strict=True))
+        line = json.dumps({"registers": -(-registers // 8) * 8, "shared": shared, "stack": stack})
+        kept = budget.get(kernel)
+        if spilled:
+            wrong.append(
+                f"{kernel} spills: { ({a: r[3] for a, r in by_architecture.items() if r[3]}) } bytes"
+            )
+        if kept is None:
+            wrong.append(f'missing:  "{kernel}": {line},')
+        elif registers > kept["registers"] or shared > kept["shared"] or stack > kept["stack"]:
+            wrong.append(f'beyond {json.dumps(kept)}:  "{kernel}": {line},')
+    wrong += [f"{kernel} is no longer there" for kernel in sorted(budget.keys() - found.keys())]
+    assert not wrong, "tests/cuda_budget.json and the last build differ:\n" + "\n".join(wrong)
+
+
+@needs_cuda_library
+@pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" in os.environ, reason="TORCH_CUDA_ARCH_LIST chose architectures")
+def test_cuda_kernels_are_compiled_for_every_architecture():
+    for kernel, by_architecture in kernel_resources().items():
+        assert {75, 80, 86, 89, 90, 100} <= by_architecture.keys(), kernel

@@ -3,7 +3,7 @@
 // A fiber runs until it waits for others, ends, or (sometimes) does an atomic operation; then one of those
 // that can go on is resumed, which one is drawn from a generator seeded by the seed, the kernel and the shape
 // of the launch. Seed 0: in order of threads and blocks, never preempted.
-// Shared memory is exactly as large as asked for, filled with poison for each block, and followed by a page
+// Shared memory is exactly as large as asked for, filled with poison for each block, and followed by pages
 // that can't be touched (by ASan's red zone under ASan).
 // Held to more than the hardware asks, so that what passes is portable: every thread of the block reaches
 // the same __syncthreads; every lane that a mask names exists and comes to the same collective with the same
@@ -19,7 +19,6 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "cuda_runtime.h"
 
@@ -50,7 +49,8 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr size_t kMaxShared = 227 << 10;  // of sm_90 and sm_100
 constexpr size_t kStack = MACH_SHIM_ASAN ? 256 << 10 : 64 << 10;
 constexpr size_t kPage = 4096;
-constexpr size_t kCanary = 64;  // bytes of poison kept in front of the shared memory
+constexpr size_t kCanary = 64;         // bytes of poison kept in front of the shared memory
+constexpr size_t kGuard = 64 * kPage;  // not to be touched, behind it
 
 // ----------------------------------------------------------------------------------------- one fiber
 
@@ -92,7 +92,7 @@ struct Fiber {
   char* stack = nullptr;       // kStack bytes above a page that can't be touched
   void* fake_stack = nullptr;  // ASan's
 
-  void prepare(size_t number);
+  void prepare();
 };
 
 struct Meeting_ : Meeting {
@@ -119,8 +119,9 @@ struct Thread {
 std::mutex one_launch;
 Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / 32];
-std::vector<Fiber*> idle;
-size_t num_fibers = 0;
+Fiber fibers[kMaxThreads];  // their stacks are made when first needed and kept
+Fiber* idle[kMaxThreads];
+unsigned num_fibers = 0, num_idle = 0;
 unsigned num_threads, current;
 Context scheduler;
 bool in_fiber = false;
@@ -138,7 +139,6 @@ struct {
   Site site;
 } at_barrier;
 
-char* arena = nullptr;  // not under ASan: room for the largest shared memory, then a page without access
 char* shared;
 size_t shared_size;
 
@@ -211,7 +211,7 @@ void fiber_main() {
   }
 }
 
-void Fiber::prepare(size_t number) {
+void Fiber::prepare() {
   if (stack == nullptr) {
     void* mapped = mmap(nullptr, kStack + kPage, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -223,7 +223,7 @@ void Fiber::prepare(size_t number) {
   __asan_unpoison_memory_region(stack, kStack);
 #endif
   fake_stack = nullptr;
-  const size_t colour = number % 16 * 256;  // the tops of all stacks would share a few sets of the cache
+  const size_t colour = (this - fibers) % 16 * 256;  // else all tops of stacks share a few sets of the cache
 #if MACH_SHIM_SWITCH
   void** top = reinterpret_cast<void**>(stack + kStack - colour);
   *--top = nullptr;  // where fiber_main would return to
@@ -300,42 +300,46 @@ std::string stuck() {
   return out;
 }
 
-void fill(char* begin, char* end) {
-  for (; begin < end; ++begin)
-    *begin = static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)));
+char poison_at(const char* p) {
+  return static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(p) & 3)));
 }
-bool is_filled(const char* begin, const char* end) {
-  for (; begin < end; ++begin)
-    if (*begin != static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(begin) & 3)))) return false;
-  return true;
+void fill(char* begin, char* end) {
+  for (; begin < end && reinterpret_cast<uintptr_t>(begin) % 4; ++begin) *begin = poison_at(begin);
+  for (; end - begin >= 4; begin += 4) std::memcpy(begin, &kPoison, 4);
+  for (; begin < end; ++begin) *begin = poison_at(begin);
 }
 
-void open_shared() {
 #if MACH_SHIM_ASAN
+void open_shared() {
   shared = static_cast<char*>(std::malloc(shared_size));
+  fill(shared, shared + shared_size);
+}
+void close_shared() { std::free(shared); }
 #else
+char* arena = nullptr;  // end of the room for the largest shared memory; kGuard follows
+
+void open_shared() {
   if (arena == nullptr) {
     const size_t room = (kMaxShared + kCanary + kPage) / kPage * kPage;
-    void* mapped = mmap(nullptr, room + 64 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* mapped = mmap(nullptr, room + kGuard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED || mprotect(mapped, room, PROT_READ | PROT_WRITE) != 0)
       throw std::runtime_error("cuda shim: no memory for shared memory");
     arena = static_cast<char*>(mapped) + room;
   }
   shared = arena - (shared_size + 15) / 16 * 16;
-  fill(shared - kCanary, shared);
-  fill(shared + shared_size, arena);
-#endif
-  fill(shared, shared + shared_size);
+  fill(shared - kCanary, arena);
 }
 
+bool is_filled(const char* begin, const char* end) {
+  for (; begin < end; ++begin)
+    if (*begin != poison_at(begin)) return false;
+  return true;
+}
 void close_shared() {
-#if MACH_SHIM_ASAN
-  std::free(shared);
-#else
   if (!is_filled(shared - kCanary, shared)) fault = head() + "wrote in front of its shared memory";
   if (!is_filled(shared + shared_size, arena)) fault = head() + "wrote behind its shared memory";
-#endif
 }
+#endif
 
 void run_block() {
   ready_begin = ready_size = 0;
@@ -351,17 +355,17 @@ void run_block() {
     const unsigned t = next_ready();
     Thread& thread = threads[t];
     if (thread.fiber == nullptr) {
-      if (idle.empty()) {
-        idle.push_back(new Fiber);
-        idle.back()->prepare(num_fibers++);
+      if (num_idle > 0) {
+        thread.fiber = idle[--num_idle];
+      } else {
+        fibers[num_fibers].prepare();
+        thread.fiber = &fibers[num_fibers++];
       }
-      thread.fiber = idle.back();
-      idle.pop_back();
     }
     resume(t);
     if (!fault.empty()) return;
     if (thread.ended) {
-      idle.push_back(thread.fiber);
+      idle[num_idle++] = thread.fiber;
       thread.fiber = nullptr;
       --left;
     }
@@ -369,30 +373,22 @@ void run_block() {
   if (left > 0) fault = stuck();
 }
 
-// A touch of memory that is not there, by a fiber: ends the launch. Anything else: as before.
-struct sigaction before[2];
-void on_signal(int signal, siginfo_t* info, void*) {
-  if (!in_fiber) {
-    sigaction(signal, &before[signal == SIGBUS], nullptr);
-    return;
-  }
-  const char* at = static_cast<const char*>(info->si_addr);
-  const Fiber& f = *threads[current].fiber;
-  char buffer[128];
-  if (at >= arena && at < arena + 64 * kPage)
-    std::snprintf(buffer, sizeof buffer, "touches byte %zu of its %zu bytes of shared memory",
-                  static_cast<size_t>(at - shared), shared_size);
-  else if (at < f.stack && at >= f.stack - kPage)
-    std::snprintf(buffer, sizeof buffer, "needs a stack of more than %zu bytes", kStack);
-  else
-    std::snprintf(buffer, sizeof buffer, "touches memory that is not there, at %p", info->si_addr);
-  fail_in_fiber(buffer);
-}
-
-// While a kernel runs.
+// While a kernel runs, touching memory that is not there ends the launch with a report. ASan has its own,
+// and ends the process; what is added to it is which thread it was.
+#if MACH_SHIM_ASAN
 class Signals {
  public:
-#if !MACH_SHIM_ASAN
+  Signals() {
+    __sanitizer_set_death_callback([] {
+      if (in_fiber)
+        std::fprintf(stderr, "%sthread %s\n", head().c_str(), text(threads[current].index).c_str());
+    });
+  }
+  ~Signals() {}
+};
+#else
+class Signals {
+ public:
   Signals() {
     static char stack[64 << 10];
     stack_t mine{};
@@ -400,24 +396,40 @@ class Signals {
     mine.ss_size = sizeof stack;
     sigaltstack(&mine, &stack_before_);
     struct sigaction action{};
-    action.sa_sigaction = on_signal;
+    action.sa_sigaction = handle;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handler is left without a return
-    sigaction(SIGSEGV, &action, &before[0]);
-    sigaction(SIGBUS, &action, &before[1]);
+    sigaction(SIGSEGV, &action, &before_[0]);
+    sigaction(SIGBUS, &action, &before_[1]);
   }
   ~Signals() {
-    sigaction(SIGSEGV, &before[0], nullptr);
-    sigaction(SIGBUS, &before[1], nullptr);
+    sigaction(SIGSEGV, &before_[0], nullptr);
+    sigaction(SIGBUS, &before_[1], nullptr);
     sigaltstack(&stack_before_, nullptr);
   }
 
  private:
+  static void handle(int signal, siginfo_t* info, void*) {
+    if (!in_fiber) {  // not a kernel's: as it would have been
+      sigaction(signal, &before_[signal == SIGBUS], nullptr);
+      return;
+    }
+    const char* at = static_cast<const char*>(info->si_addr);
+    const Fiber& f = *threads[current].fiber;
+    char buffer[128];
+    if (at >= arena && at < arena + kGuard)
+      std::snprintf(buffer, sizeof buffer, "touches byte %zu of its %zu bytes of shared memory",
+                    static_cast<size_t>(at - shared), shared_size);
+    else if (at < f.stack && at >= f.stack - kPage)
+      std::snprintf(buffer, sizeof buffer, "needs a stack of more than %zu bytes", kStack);
+    else
+      std::snprintf(buffer, sizeof buffer, "touches memory that is not there, at %p", info->si_addr);
+    fail_in_fiber(buffer);
+  }
+
+  static inline struct sigaction before_[2];
   stack_t stack_before_;
-#else
-  Signals() {}
-  ~Signals() {}
-#endif
 };
+#endif
 
 std::string plain(const char* name) {  // (kernel<T, 3>) -> kernel
   std::string out = name;
@@ -482,11 +494,10 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
     }
   }
   if (!fault.empty()) {  // fibers that will not go on start anew
-    size_t number = 0;
     for (unsigned t = 0; t < num_threads; ++t) {
       if (threads[t].fiber == nullptr) continue;
-      threads[t].fiber->prepare(number++);
-      idle.push_back(threads[t].fiber);
+      threads[t].fiber->prepare();
+      idle[num_idle++] = threads[t].fiber;
       threads[t].fiber = nullptr;
     }
     const std::string what = std::move(fault);

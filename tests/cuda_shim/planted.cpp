@@ -1,0 +1,299 @@
+// Small kernels, right and with mistakes planted: what test_cuda_shim.py runs to see what the shim catches.
+//   planted CASE SEEDS    one line for each seed 0 ... SEEDS - 1: "right", "wrong" (results) or the report
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/device.cuh"
+
+extern "C" void mach_shim_set_seed(uint64_t seed);
+
+namespace mach {
+namespace {
+
+enum class Plant {
+  none,
+  barrier,
+  warp,
+  own_lane,
+  lanes,
+  half,
+  other_barrier,
+  ended,
+  before,
+  behind,
+  far,
+  loaded
+};
+
+// out[block] = sum of the block's part of x, x[i] = i + 1.
+template <Plant plant>
+__global__ void block_sum_kernel(const int* x, int* out, int n) {
+  int* shared = dynamic_shared<int>();
+  const int t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int i = static_cast<int>(blockIdx.x) * threads + t;
+  shared[t] = i < n ? x[i] : 0;
+  if (plant == Plant::before && t == 5) shared[-1] = 7;
+  if (plant == Plant::behind && t == 5) shared[threads] = 7;
+  if (plant == Plant::far && t == 5) shared[threads + 1000] = 7;
+  if (plant == Plant::loaded && t == 5) shared[t] += shared[threads + 1000];
+  if (plant == Plant::ended && t >= 96) return;
+  for (int half = threads / 2; half > 0; half /= 2) {
+    if (plant == Plant::other_barrier && t == 3)
+      __syncthreads();
+    else if (plant == Plant::half ? t < 32 : plant != Plant::barrier || half != threads / 4)
+      __syncthreads();
+    if (t < half) shared[t] += shared[t + half];
+  }
+  if (t == 0) out[blockIdx.x] = shared[0];
+}
+
+template <Plant plant>
+bool block_sum(unsigned threads, size_t shared_ints) {
+  const int n = 1000, blocks = static_cast<int>((n + threads - 1) / threads);
+  std::vector<int> x(n), out(blocks, -1);
+  for (int i = 0; i < n; ++i) x[i] = i + 1;
+  const cudaError_t error = MACH_LAUNCH(block_sum_kernel<plant>, blocks, threads, shared_ints * sizeof(int),
+                                        nullptr, x.data(), out.data(), n);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  int sum = 0;
+  for (int s : out) sum += s;
+  return sum == n * (n + 1) / 2;
+}
+
+// Each warp turns its part of x around through shared memory.
+template <Plant plant>
+__global__ void turn_kernel(int* x) {
+  int* shared = dynamic_shared<int>() + warp_id() * kWarp;
+  shared[lane_id()] = x[threadIdx.x];
+  if (plant == Plant::own_lane)
+    __syncwarp(0xffff);
+  else if (plant == Plant::lanes) {
+    if (lane_id() < 16) __syncwarp();
+  } else if (plant != Plant::warp)
+    __syncwarp();
+  x[threadIdx.x] = shared[kWarp - 1 - lane_id()];
+}
+
+template <Plant plant>
+bool turn(unsigned threads = 64) {
+  std::vector<int> x(threads);
+  for (unsigned i = 0; i < threads; ++i) x[i] = static_cast<int>(i);
+  MACH_LAUNCH(turn_kernel<plant>, 1, threads, threads * sizeof(int), nullptr, x.data());
+  for (unsigned i = 0; i < threads; ++i)
+    if (x[i] != static_cast<int>(i / 32 * 32 + 31 - i % 32)) return false;
+  return true;
+}
+
+// Every collective against what its definition says, in one warp; lanes of both halves on their own as well.
+__global__ void collectives_kernel(int* failures) {
+  const int lane = lane_id();
+  const auto expect = [&](int number, bool right) {
+    if (!right) atomicOr(failures, 1 << number);
+  };
+  expect(0, warp_sum(lane) == 496 && warp_max(lane ^ 5) == 31);
+  expect(1, __shfl_sync(kAllLanes, 100 + lane, 7) == 107 &&
+                __shfl_sync(kAllLanes, lane, 3, 8) == lane / 8 * 8 + 3);
+  expect(2, __shfl_up_sync(kAllLanes, lane, 3u) == (lane < 3 ? lane : lane - 3));
+  expect(3, __shfl_down_sync(kAllLanes, lane, 2u, 16) == (lane % 16 < 14 ? lane + 2 : lane));
+  expect(4, __shfl_xor_sync(kAllLanes, 1.5 * lane, 9) == 1.5 * (lane ^ 9));
+  expect(5, __ballot_sync(kAllLanes, lane % 3 == 0) == 0x49249249u);
+  expect(6,
+         __any_sync(kAllLanes, lane == 9) && !__all_sync(kAllLanes, lane != 9) && __all_sync(kAllLanes, 1));
+  expect(7, __match_any_sync(kAllLanes, lane % 4) == 0x11111111u << lane % 4);
+  if (lane < 16) {
+    expect(8, __ballot_sync(0xffffu, lane & 1) == 0xaaaau && __shfl_sync(0xffffu, lane, 15) == 15);
+  } else {
+    expect(9, __ballot_sync(0xffff0000u, lane & 1) == 0xaaaa0000u);
+    expect(10, __float_as_uint(__shfl_sync(0xffff0000u, 0.f, 0)) == mach_shim::kPoison);
+  }
+  expect(11,
+         __syncthreads_count(lane < 5) == 5 && __syncthreads_or(lane == 3) && !__syncthreads_and(lane == 3));
+}
+
+bool collectives() {
+  int failures = 0;
+  MACH_LAUNCH(collectives_kernel, 3, 32, 0, nullptr, &failures);
+  if (failures) std::printf("failures 0x%x ", failures);
+  return failures == 0;
+}
+
+// Values below 50 into a list of room for all of them, the place taken from a counter.
+template <bool atomically>
+__global__ void collect_kernel(const int* x, int n, int* count, int* list) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+    if (x[i] >= 50) continue;
+    const int at = atomically ? atomicAdd(count, 1) : atomicAdd(count, 0);
+    list[at] = x[i];
+    if (!atomically) atomicExch(count, at + 1);
+  }
+}
+
+template <bool atomically>
+bool collect() {
+  std::vector<int> x(300), list(300);
+  for (int i = 0; i < 300; ++i) x[i] = i * 7 % 300;
+  int count = 0, sum = 0;
+  MACH_LAUNCH(collect_kernel<atomically>, 1, 64, 0, nullptr, x.data(), 300, &count, list.data());
+  for (int i = 0; i < count; ++i) sum += list[i];
+  return count == 50 && sum == 49 * 50 / 2;
+}
+
+__global__ void unwritten_kernel(float* out) { out[threadIdx.x] = dynamic_shared<float>()[threadIdx.x]; }
+
+bool unwritten() {
+  std::vector<float> out(32);
+  for (int i = 0; i < 2; ++i) MACH_LAUNCH(unwritten_kernel, 2, 32, 128, nullptr, out.data());
+  for (float x : out)
+    if (x == x) return true;
+  return false;
+}
+
+__global__ void nowhere_kernel(int* p) { p[threadIdx.x] = 1; }
+
+bool nowhere() {
+  MACH_LAUNCH(nowhere_kernel, 1, 32, 0, nullptr, reinterpret_cast<int*>(64));
+  return true;
+}
+
+__global__ void deep_kernel(int* out) {
+  volatile char local[300 << 10];
+  local[threadIdx.x] = 1;
+  *out += local[threadIdx.x];
+}
+
+bool deep() {
+  int out = 0;
+  MACH_LAUNCH(deep_kernel, 1, 32, 0, nullptr, &out);
+  return out == 32;
+}
+
+__global__ void empty_kernel(int* out) { *out = 1; }
+
+bool limits() {
+  int out = 0;
+  const auto error = [&](dim3 grid, dim3 block, size_t shared) {
+    return MACH_LAUNCH(empty_kernel, grid, block, shared, nullptr, &out);
+  };
+  return error(1, 1024, 227 << 10) == cudaSuccess && error(dim3(1, 1, 65535), 1, 0) == cudaSuccess &&
+         out == 1 && error(0, 32, 0) == cudaErrorInvalidConfiguration &&
+         error(1, 0, 0) == cudaErrorInvalidConfiguration &&
+         error(dim3(1, 0), 32, 0) == cudaErrorInvalidConfiguration &&
+         error(1, 1025, 0) == cudaErrorInvalidConfiguration &&
+         error(1, dim3(32, 33), 0) == cudaErrorInvalidConfiguration &&
+         error(1, dim3(1, 1, 65), 0) == cudaErrorInvalidConfiguration &&
+         error(dim3(1, 65536), 32, 0) == cudaErrorInvalidConfiguration &&
+         error(dim3(1, 1, 65536), 32, 0) == cudaErrorInvalidConfiguration &&
+         error(1, 32, (227 << 10) + 1) == cudaErrorInvalidValue;
+}
+
+// Where the blocks and threads of every shape are, each once.
+__global__ void shape_kernel(int* count) {
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  ++count[block * blockDim.x * blockDim.y * blockDim.z + thread];
+}
+
+bool shapes() {
+  for (const dim3 grid : {dim3(1), dim3(2), dim3(3), dim3(7), dim3(2, 3, 4), dim3(1, 5)})
+    for (const dim3 block : {dim3(1), dim3(33), dim3(4, 3, 2)}) {
+      const size_t n = size_t{1} * grid.x * grid.y * grid.z * block.x * block.y * block.z;
+      std::vector<int> count(n);
+      MACH_LAUNCH(shape_kernel, grid, block, 0, nullptr, count.data());
+      for (int c : count)
+        if (c != 1) return false;
+    }
+  return true;
+}
+
+// A launch that fails, and the next one works.
+bool again() {
+  for (int i = 0; i < 3; ++i) {
+    try {
+      block_sum<Plant::half>(128, 128);
+      return false;
+    } catch (const std::runtime_error&) {
+    }
+    if (!block_sum<Plant::none>(128, 128) || !collectives()) return false;
+  }
+  return true;
+}
+
+__global__ void switches_kernel(int times) {
+  for (int i = 0; i < times; ++i) __syncthreads();
+}
+__global__ void sums_kernel(int times, int* out) {
+  int x = lane_id();
+  for (int i = 0; i < times; ++i) x = warp_sum(x) & 15;
+  out[threadIdx.x] = x;
+}
+__global__ void straight_kernel(int* out) { out[threadIdx.x] += 1; }
+
+// Nanoseconds: of a thread at a barrier; of a thread at a shuffle; of a thread that waits for none.
+bool speed() {
+  std::vector<int> out(1024);
+  const auto time = [](double count, auto&& f) {
+    double best = 1e9;
+    for (int i = 0; i < 5; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      f();
+      best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::printf("%.1f ", best / count * 1e9);
+  };
+  time(256 * 1000., [] { MACH_LAUNCH(switches_kernel, 1, 256, 0, nullptr, 1000); });
+  time(256 * 200 * 5., [&] { MACH_LAUNCH(sums_kernel, 1, 256, 0, nullptr, 200, out.data()); });
+  time(256 * 1000., [&] { MACH_LAUNCH(straight_kernel, 1000, 256, 0, nullptr, out.data()); });
+  return true;
+}
+
+const std::map<std::string, bool (*)()> cases = {
+    {"block_sum", [] { return block_sum<Plant::none>(128, 128) && block_sum<Plant::none>(512, 512); }},
+    {"turn", [] { return turn<Plant::none>(); }},
+    {"collectives", collectives},
+    {"collect", collect<true>},
+    {"unwritten", unwritten},
+    {"limits", limits},
+    {"shapes", shapes},
+    {"again", again},
+    {"speed", speed},
+    {"missing_barrier", [] { return block_sum<Plant::barrier>(128, 128); }},
+    {"missing_syncwarp", [] { return turn<Plant::warp>(); }},
+    {"collect_in_two_steps", collect<false>},
+    {"divergent_half", [] { return block_sum<Plant::half>(128, 128); }},
+    {"divergent_other", [] { return block_sum<Plant::other_barrier>(128, 128); }},
+    {"divergent_ended", [] { return block_sum<Plant::ended>(128, 128); }},
+    {"mask_without_self", [] { return turn<Plant::own_lane>(); }},
+    {"mask_of_others", [] { return turn<Plant::lanes>(); }},
+    {"mask_of_none", [] { return turn<Plant::none>(48); }},
+    {"before", [] { return block_sum<Plant::before>(128, 128); }},
+    {"behind", [] { return block_sum<Plant::behind>(128, 128); }},
+    {"behind_in_padding", [] { return block_sum<Plant::none>(128, 127); }},
+    {"far_behind", [] { return block_sum<Plant::far>(128, 128); }},
+    {"loaded_behind", [] { return block_sum<Plant::loaded>(128, 128); }},
+    {"nowhere", nowhere},
+    {"deep", deep},
+    {"too_many_threads", [] { return block_sum<Plant::none>(1056, 1056); }},
+    {"too_much_shared", [] { return block_sum<Plant::none>(128, 58113); }},
+};
+
+}  // namespace
+}  // namespace mach
+
+int main(int, char** argv) {
+  for (int seed = 0; seed < std::atoi(argv[2]); ++seed) {
+    mach_shim_set_seed(seed);
+    std::string outcome;
+    try {
+      outcome = mach::cases.at(argv[1])() ? "right" : "wrong";
+    } catch (const std::runtime_error& error) {
+      outcome = error.what();
+    }
+    for (size_t at; (at = outcome.find('\n')) != std::string::npos;) outcome.replace(at, 1, " |");
+    std::puts(outcome.c_str());
+  }
+}

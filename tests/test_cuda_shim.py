@@ -1,0 +1,81 @@
+"""What the CUDA kernels run on without a GPU (cuda_shim/) catches, shown on kernels with planted mistakes."""
+
+import os
+import subprocess
+
+import pytest
+from conftest import NO_SHIM, SHIM
+
+SEEDS = 16
+ASAN = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # a launch that fails leaves its fibers as they are
+
+
+def run(program, case, seeds=SEEDS):
+    path = SHIM.with_name(program)
+    if not path.exists():
+        pytest.skip(NO_SHIM if program != "planted_asan" else "ASan is not built: the compiler has none")
+    return subprocess.run([path, case, str(seeds)], capture_output=True, text=True, env=ASAN, timeout=300)
+
+
+def outcomes(program, case):
+    done = run(program, case)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == SEEDS
+    return lines
+
+
+@pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
+@pytest.mark.parametrize("case", ["block_sum", "turn", "collectives", "collect", "limits", "shapes", "again"])
+def test_right_kernels_pass_on_every_seed(program, case):
+    assert outcomes(program, case) == ["right"] * SEEDS
+
+
+@pytest.mark.parametrize("program", ["planted", "planted_ucontext"])
+@pytest.mark.parametrize(
+    ("case", "at_least"),
+    [("missing_barrier", 16), ("missing_syncwarp", 16), ("collect_in_two_steps", 12), ("unwritten", 16)],
+)
+def test_races_and_unwritten_memory_show(program, case, at_least):
+    assert outcomes(program, case).count("wrong") >= at_least
+
+
+@pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
+@pytest.mark.parametrize(
+    ("case", "report"),
+    [
+        ("divergent_half", ["threads 0-31: in __syncthreads, planted.cpp:", "threads 32-127: ended"]),
+        ("divergent_other", ["threads 0-2: in __syncthreads", "thread 3: in __syncthreads"]),
+        ("divergent_ended", ["threads 0-95: in __syncthreads", "threads 96-127: ended"]),
+        ("mask_without_self", ["calls __syncwarp with mask 0x0000ffff, in which it is not, planted.cpp:"]),
+        ("mask_of_others", ["threads 0-15: in __syncwarp, mask 0xffffffff", "threads 16-31: ended"]),
+        ("mask_of_none", ["threads 32-47: in __syncwarp, mask 0xffffffff, planted.cpp:"]),
+        ("too_many_threads", ["more than 1024 threads a block"]),
+        ("too_much_shared", ["more than 227 KB of shared memory"]),
+    ],
+)
+def test_threads_that_can_not_go_on_and_limits_are_reported(program, case, report):
+    for line in outcomes(program, case):
+        assert line.startswith("cuda shim: kernel ")
+        assert all(part in line for part in report), line
+
+
+@pytest.mark.parametrize(
+    ("case", "report"),
+    [
+        ("before", "wrote in front of its shared memory"),
+        ("behind", "thread (5, 0, 0) touches byte 512 of its 512 bytes of shared memory"),
+        ("behind_in_padding", "wrote behind its shared memory"),
+        ("far_behind", "thread (5, 0, 0) touches byte 4512 of its 512 bytes of shared memory"),
+        ("loaded_behind", "touches byte 4512 of its 512 bytes of shared memory"),
+        ("nowhere", "touches memory that is not there, at 0x"),
+        ("deep", "needs a stack of more than 65536 bytes"),
+    ],
+)
+def test_memory_out_of_bounds_is_reported(case, report):
+    for program in ("planted", "planted_ucontext"):
+        assert all(report in line for line in outcomes(program, case))
+    done = run("planted_asan", case, 1)
+    assert done.returncode != 0
+    assert "ERROR: AddressSanitizer: " in done.stderr
+    assert "cuda shim: kernel " in done.stderr  # which thread of which block

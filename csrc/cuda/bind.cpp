@@ -1,6 +1,5 @@
 // CUDA operators: tensors -> params structs, device guard, current stream. Kernels are in <op>.cu.
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -28,7 +27,7 @@ Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
 }
 
 // Values and where they came from, equal values in their order.
-std::tuple<Tensor, Tensor> stable_sort(const Tensor& t, bool descending = false) {
+std::tuple<Tensor, Tensor> stable_sort(const Tensor& t, bool descending) {
   using torch::stable::detail::from;
   StableIValue stack[]{from(t), from(std::optional<bool>(true)), from(int64_t{-1}), from(descending)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
@@ -147,9 +146,9 @@ struct Groups {
 };
 
 Tensor running_sum(const Tensor& t) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(t), torch::stable::detail::from(int64_t(0)),
-                                    torch::stable::detail::from(std::optional<ScalarType>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  using torch::stable::detail::from;
+  StableIValue stack[]{from(t), from(int64_t{0}), from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -170,7 +169,7 @@ Groups group(const Tensor& like, int64_t count, int64_t none, const F& fill) {
     const Tensor keys = new_empty(like, {count}, sizeof(Key) == 4 ? ScalarType::Int : ScalarType::Long);
     const Tensor documents = empty(count), heads = empty(count);
     fill(key, mutable_pointer<Key>(keys), mutable_pointer<int64_t>(documents));
-    const auto [sorted, entries] = stable_sort(keys);
+    const auto [sorted, entries] = stable_sort(keys, false);
     check_cuda(launch_group_heads(GroupHeadsParams<Key>{pointer<Key>(sorted), count, static_cast<Key>(none),
                                                         mutable_pointer<int64_t>(heads)},
                                   stream));

@@ -7,7 +7,7 @@
 namespace mach {
 namespace {
 
-constexpr int kWarps = 8, kAtOnce = 8;    // loads under way a lane
+constexpr int kWarps = 8;
 constexpr int64_t kMostBlocks = 1 << 20;  // beyond that a block takes several strides
 
 // Bucket of the label at (n, j) in repetition r; -1 where the label, or what the table says, is out of range.
@@ -48,7 +48,8 @@ template <class T>
 __global__ void __launch_bounds__(kWarp* kWarps)
     label_logits_grad_hidden_kernel(const LabelLogitsParams<T> p, const T* __restrict__ grad,
                                     T* __restrict__ grad_hidden, int64_t tiles) {
-  T* partial = dynamic_shared<T>();  // [kWarps, kWarp]
+  constexpr int kAtOnce = sizeof(T) == 4 ? 8 : 4;  // loads under way a lane
+  T* partial = dynamic_shared<T>();                // [kWarps, kWarp]
   const int64_t row = blockIdx.x / tiles, h = (blockIdx.x - row * tiles) * kWarp + lane_id();
   const int64_t n = p.shared ? row : row / p.R, first_r = p.shared ? 0 : row - n * p.R;
   const int64_t pairs = p.shared ? p.R * p.m : p.m;

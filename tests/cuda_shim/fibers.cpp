@@ -2,7 +2,7 @@
 //
 // A fiber runs until it waits for others, ends, or (sometimes) does an atomic operation; then one of those
 // that can go on is resumed, which one is drawn from a generator seeded by the seed, the kernel and the shape
-// of the launch. Seed 0: in order of threads and blocks, never preempted.
+// of the launch. Seed 0: in order of threads and blocks.
 // Shared memory is exactly as large as asked for, filled with poison for each block, and followed by pages
 // that can't be touched (by ASan's red zone under ASan).
 // Held to more than the hardware asks, so that what passes is portable: every thread of the block reaches
@@ -122,7 +122,8 @@ Warp warps[kMaxThreads / 32];
 Fiber fibers[kMaxThreads];  // their stacks are made when first needed and kept
 Fiber* idle[kMaxThreads];
 unsigned num_fibers = 0, num_idle = 0;
-unsigned num_threads, current;
+unsigned num_threads, num_alive, current;
+bool scheduler_starts;  // the current thread, which has no fiber yet
 Context scheduler;
 bool in_fiber = false;
 std::string fault;
@@ -154,60 +155,105 @@ uint64_t draw() {  // splitmix64
   return z ^ (z >> 31);
 }
 unsigned draw(unsigned below) { return static_cast<unsigned>((draw() >> 32) * below >> 32); }
-void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 0; }
+void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
 struct Totals {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
 };
 std::map<std::string, Totals> totals;
 uint64_t num_switches;
+unsigned num_preemptions;  // of the block
+constexpr unsigned kMaxPreemptions = 4'000'000;
 std::string last_error;
 
+// ---------------------------------------------------------------------------------------- scheduling
+
+void make_ready(unsigned t) {
+  threads[t].waits = nullptr;
+  ready[(ready_begin + ready_size++) % kMaxThreads] = t;
+}
+
+unsigned next_ready() {
+  if (seed) std::swap(ready[ready_begin], ready[(ready_begin + draw(ready_size)) % kMaxThreads]);
+  const unsigned t = ready[ready_begin];
+  ready_begin = (ready_begin + 1) % kMaxThreads;
+  --ready_size;
+  return t;
+}
+
+void set_current(unsigned t) {
+  current = t;
+  threadIdx = threads[t].index;
+}
+
+// From one fiber to another or, where there is none, to the scheduler; `from` null: from the scheduler.
 #if MACH_SHIM_ASAN
 const void* scheduler_stack;
 size_t scheduler_stack_size;
-#endif
+bool from_scheduler;
 
-void to_scheduler(bool for_good = false) {
-  Fiber& f = *threads[current].fiber;
-  in_fiber = false;
-#if MACH_SHIM_ASAN
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &f.fake_stack, scheduler_stack, scheduler_stack_size);
-#else
-  (void)for_good;
-#endif
-  switch_context(f.context, scheduler);
-#if MACH_SHIM_ASAN
-  __sanitizer_finish_switch_fiber(f.fake_stack, &scheduler_stack, &scheduler_stack_size);
-#endif
-  in_fiber = true;
+void arrived(void* fake_stack) {
+  const void* stack;
+  size_t size;
+  __sanitizer_finish_switch_fiber(fake_stack, &stack, &size);
+  if (from_scheduler) scheduler_stack = stack, scheduler_stack_size = size;
 }
-
-void resume(unsigned t) {
-  current = t;
-  Fiber& f = *threads[t].fiber;
-  threadIdx = threads[t].index;
-#if MACH_SHIM_ASAN
+void switch_fiber(Fiber* from, Fiber* to) {
   void* fake_stack;
-  __sanitizer_start_switch_fiber(&fake_stack, f.stack, kStack);
+  from_scheduler = from == nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, to ? to->stack : scheduler_stack,
+                                 to ? kStack : scheduler_stack_size);
+  in_fiber = to != nullptr;
+  switch_context(from ? from->context : scheduler, to ? to->context : scheduler);
+  arrived(fake_stack);
+}
+#else
+void arrived(void*) {}
+void switch_fiber(Fiber* from, Fiber* to) {
+  in_fiber = to != nullptr;
+  switch_context(from ? from->context : scheduler, to ? to->context : scheduler);
+}
 #endif
-  switch_context(scheduler, f.context);
-#if MACH_SHIM_ASAN
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
+
+// The current thread waits (or is in the queue of those that are ready, too).
+void wait() {
+  Fiber* const self = threads[current].fiber;
+  Fiber* next = nullptr;
+  if (ready_size > 0) {
+    set_current(next_ready());
+    Thread& thread = threads[current];
+    if (thread.fiber == nullptr && num_idle > 0) thread.fiber = idle[--num_idle];
+    next = thread.fiber;  // none: one has to be made, by the scheduler
+    if (next == self) return;
+    scheduler_starts = next == nullptr;
+  }
   ++num_switches;
+  switch_fiber(self, next);
 }
 
 // One thread after another runs on a fiber.
 void fiber_main() {
-#if MACH_SHIM_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
-#endif
-  in_fiber = true;
+  arrived(nullptr);
   for (;;) {
     body(body_data);
-    threads[current].ended = true;
-    to_scheduler();
+    Thread& ended = threads[current];
+    Fiber* const self = ended.fiber;
+    ended.ended = true;
+    ended.fiber = nullptr;
+    --num_alive;
+    Fiber* next = nullptr;
+    if (ready_size > 0) {
+      set_current(next_ready());
+      Thread& thread = threads[current];
+      if (thread.fiber == nullptr) {
+        thread.fiber = self;
+        continue;
+      }
+      next = thread.fiber;
+    }
+    idle[num_idle++] = self;
+    ++num_switches;
+    switch_fiber(self, next);
   }
 }
 
@@ -239,20 +285,7 @@ void Fiber::prepare() {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------- scheduling
-
-void make_ready(unsigned t) {
-  threads[t].waits = nullptr;
-  ready[(ready_begin + ready_size++) % kMaxThreads] = t;
-}
-
-unsigned next_ready() {
-  if (seed) std::swap(ready[ready_begin], ready[(ready_begin + draw(ready_size)) % kMaxThreads]);
-  const unsigned t = ready[ready_begin];
-  ready_begin = (ready_begin + 1) % kMaxThreads;
-  --ready_size;
-  return t;
-}
+// ------------------------------------------------------------------------------------------- reports
 
 std::string text(const uint3& v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
@@ -271,7 +304,7 @@ std::string head() {
 
 [[noreturn]] void fail_in_fiber(const std::string& what) {
   fault = head() + "thread " + text(threads[current].index) + " " + what;
-  to_scheduler(true);
+  switch_fiber(threads[current].fiber, nullptr);
   std::abort();
 }
 
@@ -342,7 +375,7 @@ void close_shared() {
 #endif
 
 void run_block() {
-  ready_begin = ready_size = 0;
+  ready_begin = ready_size = num_preemptions = 0;
   at_barrier.arrived = 0;
   at_barrier.total = 0;
   for (unsigned w = 0; w <= (num_threads - 1) / 32; ++w) warps[w].open = warps[w].used = 0;
@@ -350,27 +383,21 @@ void run_block() {
     threads[t].ended = false;
     make_ready(t);
   }
-  unsigned left = num_threads;
-  while (ready_size > 0) {
-    const unsigned t = next_ready();
-    Thread& thread = threads[t];
-    if (thread.fiber == nullptr) {
-      if (num_idle > 0) {
-        thread.fiber = idle[--num_idle];
-      } else {
-        fibers[num_fibers].prepare();
-        thread.fiber = &fibers[num_fibers++];
-      }
+  num_alive = num_threads;
+  set_current(next_ready());
+  scheduler_starts = true;
+  while (scheduler_starts) {
+    Thread& thread = threads[current];
+    if (num_idle > 0) {
+      thread.fiber = idle[--num_idle];
+    } else {
+      fibers[num_fibers].prepare();
+      thread.fiber = &fibers[num_fibers++];
     }
-    resume(t);
-    if (!fault.empty()) return;
-    if (thread.ended) {
-      idle[num_idle++] = thread.fiber;
-      thread.fiber = nullptr;
-      --left;
-    }
+    scheduler_starts = false;
+    switch_fiber(nullptr, thread.fiber);
   }
-  if (left > 0) fault = stuck();
+  if (fault.empty() && num_alive > 0) fault = stuck();
 }
 
 // While a kernel runs, touching memory that is not there ends the launch with a report. ASan has its own,
@@ -522,7 +549,7 @@ int barrier(const char* what, bool predicate, Count count, Site site) {
   if (b.arrived > 0 && (b.what != what || b.site.file != site.file || b.site.line != site.line)) {
     Thread& self = threads[current];
     self.waits = what, self.site = site, self.mask = 0;
-    to_scheduler();  // for good: the others wait at another barrier
+    wait();  // for good: the others wait at another barrier
   }
   b.total += predicate;
   ++b.arrived;
@@ -533,11 +560,11 @@ int barrier(const char* what, bool predicate, Count count, Site site) {
     b.arrived = 0;
     b.total = 0;
     for (unsigned t = 0; t < num_threads; ++t) make_ready(t);
-    to_scheduler();
+    wait();
   } else {
     Thread& self = threads[current];
     self.waits = what, self.site = site, self.mask = 0;
-    to_scheduler();
+    wait();
   }
   return b.result;
 }
@@ -576,7 +603,7 @@ Meeting& meet(const char* what, unsigned mask, uint64_t value, Site site) {
   } else {
     thread.waits = what, thread.site = site, thread.mask = mask;
   }
-  to_scheduler();
+  wait();
   return m;
 }
 
@@ -588,9 +615,11 @@ void leave(Meeting& meeting) {
 }
 
 void preempt() {
+  if (++num_preemptions == kMaxPreemptions)
+    fail_in_fiber("waits by atomic operations for what does not come");
   draw_preemption();
   make_ready(current);
-  to_scheduler();
+  wait();
 }
 
 }  // namespace mach_shim

@@ -1,19 +1,23 @@
 """What the CUDA kernels run on without a GPU (cuda_shim/) catches, shown on kernels with planted mistakes."""
 
 import os
+import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import NO_SHIM, SHIM
 
 SEEDS = 16
+NO_ASAN = "the compiler has no ASan, or MACH_SHIM=1 was not built"
 ASAN = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # a launch that fails leaves its fibers as they are
 
 
 def run(program, case, seeds=SEEDS):
     path = SHIM.with_name(program)
     if not path.exists():
-        pytest.skip(NO_SHIM if program != "planted_asan" else "ASan is not built: the compiler has none")
+        pytest.skip(NO_SHIM if program != "planted_asan" else NO_ASAN)
     return subprocess.run([path, case, str(seeds)], capture_output=True, text=True, env=ASAN, timeout=300)
 
 
@@ -26,7 +30,9 @@ def outcomes(program, case):
 
 
 @pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
-@pytest.mark.parametrize("case", ["block_sum", "turn", "collectives", "collect", "limits", "shapes", "again"])
+@pytest.mark.parametrize(
+    "case", ["block_sum", "turn", "collectives", "collect", "wait", "limits", "shapes", "again"]
+)
 def test_right_kernels_pass_on_every_seed(program, case):
     assert outcomes(program, case) == ["right"] * SEEDS
 
@@ -79,3 +85,32 @@ def test_memory_out_of_bounds_is_reported(case, report):
     assert done.returncode != 0
     assert "ERROR: AddressSanitizer: " in done.stderr
     assert "cuda shim: kernel " in done.stderr  # which thread of which block
+
+
+def test_waiting_for_what_never_comes_is_reported():
+    assert "thread (3, 0, 0) waits by atomic operations for what" in run("planted", "wait_in_vain", 1).stdout
+
+
+@pytest.mark.skipif("MACH_SHIM_LIBRARY" in os.environ, reason="this is that run")
+def test_every_operator_under_asan_and_ubsan(shim_ops, pytestconfig):
+    """The operator tests of the shim once more, in a process of their own, one seed."""
+    library = SHIM.with_name("_cuda_shim_asan.so")
+    if not library.exists():
+        pytest.skip(NO_ASAN)
+    linked = subprocess.run(["ldd", library], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", Path(__file__).parent),
+            *("-m", "shim", "-k", "not 100_000"),
+        ],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+        env={
+            **ASAN,
+            "LD_PRELOAD": re.search(r"libasan\S* => (\S+)", linked)[1],
+            "MACH_SHIM_LIBRARY": library.name,
+            "MACH_SHIM_SEEDS": "5",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    pytestconfig.shim_report.sanitized = [line for line in done.stdout.splitlines() if " launches " in line]
+    assert pytestconfig.shim_report.sanitized

@@ -2,7 +2,7 @@
 //
 // A fiber runs until it waits for others, ends, or (sometimes) does an atomic operation; then one of those
 // that can go on is resumed, which one is drawn from a generator seeded by the seed, the kernel and the shape
-// of the launch. Seed 0: in order of threads and blocks, never preempted.
+// of the launch. Seed 0: in order of threads and blocks.
 // Shared memory is exactly as large as asked for, filled with poison for each block, and followed by pages
 // that can't be touched (by ASan's red zone under ASan).
 // Held to more than the hardware asks, so that what passes is portable: every thread of the block reaches
@@ -154,13 +154,15 @@ uint64_t draw() {  // splitmix64
   return z ^ (z >> 31);
 }
 unsigned draw(unsigned below) { return static_cast<unsigned>((draw() >> 32) * below >> 32); }
-void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 0; }
+void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
 struct Totals {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
 };
 std::map<std::string, Totals> totals;
 uint64_t num_switches;
+unsigned num_preemptions;  // of the block
+constexpr unsigned kMaxPreemptions = 4'000'000;
 std::string last_error;
 
 #if MACH_SHIM_ASAN
@@ -342,7 +344,7 @@ void close_shared() {
 #endif
 
 void run_block() {
-  ready_begin = ready_size = 0;
+  ready_begin = ready_size = num_preemptions = 0;
   at_barrier.arrived = 0;
   at_barrier.total = 0;
   for (unsigned w = 0; w <= (num_threads - 1) / 32; ++w) warps[w].open = warps[w].used = 0;
@@ -588,6 +590,8 @@ void leave(Meeting& meeting) {
 }
 
 void preempt() {
+  if (++num_preemptions == kMaxPreemptions)
+    fail_in_fiber("waits by atomic operations for what does not come");
   draw_preemption();
   make_ready(current);
   to_scheduler();

@@ -172,6 +172,21 @@ bool deep() {
   return out == 32;
 }
 
+// A thread that waits for what another writes, or nobody.
+template <bool comes>
+__global__ void wait_kernel(int* number) {
+  if (comes && threadIdx.x == 40) atomicExch(number, 1);
+  while (threadIdx.x == 3 && atomicAdd(number, 0) == 0) {
+  }
+}
+
+template <bool comes>
+bool wait() {
+  int number = 0;
+  MACH_LAUNCH(wait_kernel<comes>, 2, 64, 0, nullptr, &number);
+  return number == 1;
+}
+
 __global__ void empty_kernel(int* out) { *out = 1; }
 
 bool limits() {
@@ -256,6 +271,8 @@ const std::map<std::string, bool (*)()> cases = {
     {"turn", [] { return turn<Plant::none>(); }},
     {"collectives", collectives},
     {"collect", collect<true>},
+    {"wait", wait<true>},
+    {"wait_in_vain", wait<false>},
     {"unwritten", unwritten},
     {"limits", limits},
     {"shapes", shapes},

@@ -701,7 +701,7 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
                                    stride, mutable_pointer<uint32_t>(faults)},
                                   stream));
   }
-  const int64_t size = std::min(N, kScanDocuments);
+  const int64_t parts = (N + kScanDocuments - 1) / kScanDocuments, size = (N + parts - 1) / parts;
   const Tensor scratch = allocate(codes, {scan_scratch_bytes(size, R, B, L, k)}, ScalarType::Byte);
   for (int64_t begin = 0; begin < N; begin += size) {
     MergeTopKParams<float> some = all;

@@ -91,5 +91,8 @@ __device__ inline uint64_t rank_of(double key) {
 __device__ inline float key_of(uint32_t rank) {
   return __uint_as_float(rank >> 31 ? rank & 0x7fffffffu : ~rank);
 }
+__device__ inline double key_of(uint64_t rank) {
+  return __longlong_as_double(static_cast<long long>(rank >> 63 ? rank & 0x7fffffffffffffffu : ~rank));
+}
 
 }  // namespace mach

@@ -57,8 +57,9 @@ Scan make_scan(const MergeScanParams& p) {
   const int64_t N = m.N, R = m.R, B = m.B, L = m.L;
   // With a sample of M labels about k L / M others come above its k-th best: they cost as much as the sample.
   const auto balanced = static_cast<int64_t>(std::sqrt(static_cast<double>(p.k) * static_cast<double>(L)));
-  s.run = std::min(L, std::max<int64_t>(256, std::min<int64_t>(balanced, 1 << 14)));
   s.each = std::max<int64_t>(4, kListed / R);
+  const int64_t listed = std::min(s.each, L / B) * R;
+  s.run = std::min(L, std::max<int64_t>(256, std::min<int64_t>(balanced - listed, 1 << 14)));
   s.capacity = std::min(L, 2048 + std::min<int64_t>(4 * balanced, 1 << 16));
   // Read from shared memory, an entry costs some 10 cycles a warp, but the table has to be brought there for
   // every 4096 labels: from some 4000 buckets on that costs more than it saves.
@@ -100,16 +101,26 @@ __global__ void __launch_bounds__(kThreads) extremes_kernel(const Scan s) {
     const int64_t n = i / m.R;
     const float* scores = m.scores + n * m.document_stride + (i - n * m.R) * m.repetition_stride;
     float high = -INFINITY, low = INFINITY;
-    int best = lane;
+    int best = 0;
     bool good = true;
-#pragma unroll 8
-    for (int b = lane; b < B; b += kWarp) {
-      const float x = scores[b];
-      good = good && x < INFINITY;
-      low = x < low ? x : low;
-      if (x > high) {
-        high = x;
-        best = b;
+    constexpr int kTogether = 8;  // loads under way
+    const int own = lane < B ? lane : B - 1;
+    for (int first = lane; first - lane < B; first += kTogether * kWarp) {
+      float x[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {  // beyond the end: one that the lane has seen
+        const int b = first + i * kWarp;
+        x[i] = scores[b < B ? b : own];
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        good = good && x[i] < INFINITY;
+        low = x[i] < low ? x[i] : low;
+        if (x[i] > high) {
+          const int b = first + i * kWarp;
+          high = x[i];
+          best = b < B ? b : own;
+        }
       }
     }
     if (lane >= B) low = -INFINITY;
@@ -127,24 +138,18 @@ __global__ void __launch_bounds__(kThreads) extremes_kernel(const Scan s) {
     if (lane == 0) {
       s.high[i] = good ? high : __int_as_float(0x7fc00000);
       s.low[i] = low > -1e30f ? low : -1e30f;
-      s.best[i] = best < B ? best : 0;
+      s.best[i] = best;
     }
   }
 }
 
-// ----------------------------------------------------------------------------------------------- plan
-
-struct PlanShared {
-  SelectShared<float> select;
-  double sum_high, sum_low, slack_high;
-  int32_t best[kMaxScanRepetitions];
-  float high[kMaxScanRepetitions], low[kMaxScanRepetitions];
-};
+// --------------------------------------------------------------------------------------------- sample
 
 // The rank of sample entry i of document n; 0 where there is no label, or one that is counted elsewhere: a
 // label counts with the first repetition whose best bucket holds it, in the run only if none does.
-__device__ uint32_t sample_rank(const Scan& s, const int32_t* best, int64_t n, int64_t i) {
+__device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
   const MergeInput<float>& m = s.p.merge;
+  const int32_t* best = s.best + n * m.R;
   const int R = static_cast<int>(m.R);
   int source = R;
   int64_t label = i;
@@ -170,6 +175,21 @@ __device__ uint32_t sample_rank(const Scan& s, const int32_t* best, int64_t n, i
   }
   return elsewhere ? 0 : rank_of(sum / static_cast<float>(R));
 }
+
+__global__ void __launch_bounds__(kThreads) sample_kernel(const Scan s) {
+  const int64_t size = s.run + s.p.merge.R * s.each, stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < s.p.merge.N * size;
+       i += stride)
+    s.sample[i] = sample_rank(s, i / size, i % size);
+}
+
+// ----------------------------------------------------------------------------------------------- plan
+
+struct PlanShared {
+  SelectShared<float> select;
+  double sum_high, sum_low, slack_high;
+  float high[kMaxScanRepetitions], low[kMaxScanRepetitions];
+};
 
 // What a label's exact sum of scores may lack of R theta when its fp32 key reaches theta. u = 2^-24: the fp32
 // sum errs by at most (R - 1) u / (1 - ...) times the sum of the magnitudes, the division by one more
@@ -204,7 +224,7 @@ __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double the
 }
 
 // One block a document.
-__global__ void __launch_bounds__(kSelectThreads, 1) plan_kernel(const Scan s) {
+__global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
   auto& shared = *dynamic_shared<PlanShared>();
   const MergeInput<float>& m = s.p.merge;
   const int R = static_cast<int>(m.R);
@@ -216,7 +236,6 @@ __global__ void __launch_bounds__(kSelectThreads, 1) plan_kernel(const Scan s) {
       for (int r = threadIdx.x; r < R; r += kSelectThreads) {
         shared.high[r] = s.high[n * R + r];
         shared.low[r] = s.low[n * R + r];
-        shared.best[r] = s.best[n * R + r];
       }
       __syncthreads();
       if (threadIdx.x == 0) {
@@ -235,9 +254,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1) plan_kernel(const Scan s) {
       // Bounds by sums of scores hold: no NaN, no +inf, no repetition of -inf, no sum that could overflow.
       const bool holds = fabs(shared.sum_high) < 1e37 && shared.slack_high < 1e30;
       if (holds && size >= s.p.k) {
-        uint32_t* sample = s.sample + n * size;
-        for (int64_t i = threadIdx.x; i < size; i += kSelectThreads)
-          sample[i] = sample_rank(s, shared.best, n, i);
+        const uint32_t* sample = s.sample + n * size;
         const auto visit = [&](const auto& f) {
           for (int64_t begin = 0; begin < size; begin += kSelectThreads) {
             const int64_t i = begin + threadIdx.x;
@@ -290,18 +307,22 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
     const int documents = static_cast<int>(m.N - first < kDocuments ? m.N - first : kDocuments);
     const int64_t end = m.B < (chunk + 1) * kTableChunk ? m.B : (chunk + 1) * kTableChunk;
     uint4* rows = s.table + (group / s.wide * m.R + r) * m.B * s.wide + group % s.wide;
+    const float* scores = m.scores + first * m.document_stride + r * m.repetition_stride;
     for (int64_t b = chunk * kTableChunk + threadIdx.x; b < end; b += kThreads) {
-      const float* scores = m.scores + first * m.document_stride + r * m.repetition_stride + b;
+      float x[kDocuments] = {};
+      if (documents > 0) {
+#pragma unroll
+        for (int i = 0; i < kDocuments; ++i) x[i] = scores[(i < documents ? i : 0) * m.document_stride + b];
+      }
       uint32_t words[kDocuments / 4] = {};
 #pragma unroll
       for (int i = 0; i < kDocuments; ++i) {
-        if (i >= documents) continue;
         const float2 line = lines[i];
-        float x = (scores[i * m.document_stride] - line.x) * line.y;
-        x = x > 0 ? x : 0;
-        x = x < s.clip ? x : s.clip;
-        const auto steps = static_cast<uint32_t>(x);
-        words[i / 4] |= (line.y > 0 ? static_cast<uint32_t>(s.clip) - steps : steps) << (8 * (i % 4));
+        float steps = (x[i] - line.x) * line.y;
+        steps = steps > 0 ? steps : 0;
+        steps = steps < s.clip ? steps : s.clip;
+        if (line.y > 0) steps = s.clip - truncf(steps);
+        words[i / 4] |= static_cast<uint32_t>(steps) << (8 * (i % 4));
       }
       rows[b * s.wide] = make_uint4(words[0], words[1], words[2], words[3]);
     }
@@ -345,47 +366,56 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
   const MergeInput<float>& m = s.p.merge;
   const int R = static_cast<int>(m.R), wide = kFromShared ? 1 : s.wide;
   const int part = static_cast<int>(threadIdx.x) % wide, slot = static_cast<int>(threadIdx.x) / wide;
-  const int64_t tile_labels = kScanThreads / wide * kLabels, tiles = (m.L + tile_labels - 1) / tile_labels;
-  const int64_t items = s.rows / (kDocuments * wide) * tiles;
-  const int64_t first = items * blockIdx.x / gridDim.x, last = items * (blockIdx.x + 1) / gridDim.x;
+  const uint32_t tile_labels = kScanThreads / wide * kLabels;
+  const auto tiles = static_cast<uint32_t>((m.L + tile_labels - 1) / tile_labels);
+  const auto items = static_cast<uint32_t>(s.rows / (kDocuments * wide)) * tiles;
+  const auto first = static_cast<uint32_t>(static_cast<uint64_t>(items) * blockIdx.x / gridDim.x);
+  const auto last = static_cast<uint32_t>(static_cast<uint64_t>(items) * (blockIdx.x + 1) / gridDim.x);
   const int64_t table_size = m.B * wide;  // entries of a repetition
   uint4* buffers = dynamic_shared<uint4>();
   int turn = 0;
 
-  const auto fetch = [&](int64_t item, int r, uint4* to) {
-    const uint4* from = s.table + (item / tiles * R + r) * table_size;
-    for (int64_t i = threadIdx.x; i < table_size; i += kScanThreads) copy_behind(to + i, from + i);
+  // What an item reads in repetition 0.
+  const auto table_of = [&](uint32_t item) { return s.table + item / tiles * R * table_size; };
+  const auto label_of = [&](uint32_t item) {
+    return static_cast<int64_t>(item % tiles) * tile_labels + slot * kLabels;
   };
-  const auto codes_of = [&](int64_t item, int r) {
-    const int64_t label = item % tiles * tile_labels + slot * kLabels;
-    if (label >= m.L) return make_uint4(0, 0, 0, 0);
-    return *reinterpret_cast<const uint4*>(s.p.codes + r * s.p.code_stride + label);
+  // Beyond the last label: those of the first ones, to no effect.
+  const auto codes_of = [&](int64_t label) { return s.p.codes + (label < m.L ? label : 0); };
+  const auto load_codes = [](const uint16_t* codes) { return *reinterpret_cast<const uint4*>(codes); };
+  const auto fetch = [&](const uint4* from, uint4* to) {
+    for (int i = threadIdx.x; i < static_cast<int>(table_size); i += kScanThreads)
+      copy_behind(to + i, from + i);
   };
 
-  if (kFromShared && first < last) fetch(first, 0, buffers);
-  uint4 next_codes = first < last ? codes_of(first, 0) : make_uint4(0, 0, 0, 0);
-  for (int64_t item = first; item < last; ++item) {
+  if (first == last) return;
+  const uint4* table = table_of(first);
+  int64_t label = label_of(first);
+  const uint16_t* codes = codes_of(label);
+  if (kFromShared) fetch(table, buffers);
+  uint4 next = load_codes(codes);
+  for (uint32_t item = first; item < last; ++item) {
+    const uint4* next_table = item + 1 < last ? table_of(item + 1) : nullptr;
+    const int64_t next_label = item + 1 < last ? label_of(item + 1) : 0;
+    const uint16_t* next_codes = codes_of(next_label);
     uint32_t all[kLabels][4] = {}, odd[kLabels][4] = {};
     for (int r = 0; r < R; ++r) {
-      const uint4 codes = next_codes;
-      const bool more = r + 1 < R || item + 1 < last;
-      const int64_t next_item = r + 1 < R ? item : item + 1;
-      const int next_r = r + 1 < R ? r + 1 : 0;
-      if (more) next_codes = codes_of(next_item, next_r);
-      const uint4* table;
+      const uint4 now = next;
+      codes = r + 1 < R ? codes + s.p.code_stride : next_codes;
+      next = load_codes(codes);
+      const uint4* rows = table + part;
+      table = r + 1 < R ? table + table_size : next_table;
       if (kFromShared) {
         wait_for_copies();
         __syncthreads();  // all of this table is there, and nobody reads the one before any more
-        table = buffers + turn * table_size;
+        rows = buffers + turn * table_size;
         turn ^= 1;
-        if (more) fetch(next_item, next_r, buffers + turn * table_size);
-      } else {
-        table = s.table + (item / tiles * R + r) * table_size + part;
+        if (table) fetch(table, buffers + turn * table_size);
       }
 #pragma unroll
       for (int q = 0; q < kLabels; ++q) {
-        const uint32_t code = component(codes, q / 2) >> (16 * (q % 2)) & 0xffff;
-        const uint4 entry = table[code * wide];
+        const uint32_t code = component(now, q / 2) >> (16 * (q % 2)) & 0xffff;
+        const uint4 entry = rows[code * wide];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
           const uint32_t bytes = component(entry, w);
@@ -394,8 +424,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
         }
       }
     }
-    const int64_t entry = item / tiles * wide + part;  // which 16 documents
-    const int64_t label = item % tiles * tile_labels + slot * kLabels;
+    const int64_t entry = static_cast<int64_t>(item / tiles) * wide + part;  // which 16 documents
     uint16_t* bounds = s.bounds + entry * kDocuments;
     const uint4 even_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds));
     const uint4 odd_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds) + 1);
@@ -423,6 +452,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
         if (at == s.capacity) bounds[place(i)] = kNever;  // it gets all of its labels: no need to go on
       }
     }
+    label = next_label;
   }
 }
 
@@ -447,6 +477,9 @@ cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candida
   constexpr int64_t kRows = kThreads / kWarp;
   cudaError_t error =
       MACH_LAUNCH(extremes_kernel, at_most((m.N * m.R + kRows - 1) / kRows), kThreads, 0, stream, s);
+  if (error != cudaSuccess) return error;
+  const int64_t sampled = m.N * (s.run + m.R * s.each);
+  error = MACH_LAUNCH(sample_kernel, at_most((sampled + kThreads - 1) / kThreads), kThreads, 0, stream, s);
   if (error != cudaSuccess) return error;
   error = MACH_LAUNCH(plan_kernel, at_most(s.rows), kSelectThreads, sizeof(PlanShared), stream, s);
   if (error != cudaSuccess) return error;

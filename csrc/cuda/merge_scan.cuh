@@ -1,10 +1,11 @@
 // CUDA twin of the CPU's scan (cpu/decode.h): for fp32 means, upper bounds on the keys of all labels, 16
 // documents with one load of 16 bytes; what is left of a document's labels gets its exact key in
-// launch_merge_topk. Four kernels:
+// launch_merge_topk. Five kernels:
 //
 //   extremes   of each document and repetition: the greatest score and its bucket, a low score.
-//   plan       a threshold: the k-th best exact key of a sample of labels, those of the best buckets and a
-//              run of others. From it the step, in which scores are counted, and the bound.
+//   sample     exact keys of some labels, those of the best buckets and a run of others.
+//   plan       the k-th best of them is the threshold. From it the step, in which scores are counted, and the
+//              bound.
 //   table      how far each score lies under its repetition's greatest, in steps, rounded down: a byte.
 //   scan       for each label the sum of R bytes, for 16 documents in 8 registers; sums up to the bound are
 //              candidates.

@@ -32,16 +32,13 @@ __device__ bool add_bins(SelectShared<T>& shared, SharedDocument<T>& d, int bloc
   return true;
 }
 
-// Sorts a document's k labels and writes their values. `ranks` and `labels`: shared memory, k rounded up to
-// a power of two.
+// Sorts `count` pairs in shared memory, with room for `size`, the next power of two, and writes the first k.
 template <class T>
-__device__ void order_labels(const MergeTopKParams<T>& p, int64_t n, int size, Rank<T>* ranks,
+__device__ void order_labels(const MergeTopKParams<T>& p, int64_t n, int count, int size, Rank<T>* ranks,
                              uint32_t* labels) {
-  int64_t* out = p.labels + n * p.k;
-  for (int i = threadIdx.x; i < size; i += kSelectThreads) {
-    const bool some = i < p.k;
-    labels[i] = some ? static_cast<uint32_t>(out[i]) : 0xffffffffu;
-    ranks[i] = some ? rank_of(merge_key(p.merge, n, out[i])) : 0;
+  for (int i = count + threadIdx.x; i < size; i += kSelectThreads) {  // after all others
+    ranks[i] = 0;
+    labels[i] = 0xffffffffu;
   }
   for (int run = 2; run <= size; run *= 2)  // bitonic
     for (int step = run / 2; step > 0; step /= 2) {
@@ -61,17 +58,28 @@ __device__ void order_labels(const MergeTopKParams<T>& p, int64_t n, int size, R
     }
   __syncthreads();
   for (int i = threadIdx.x; i < p.k; i += kSelectThreads) {
-    out[i] = labels[i];
-    p.values[n * p.k + i] = merge_key(p.merge, n, labels[i]);  // the rank has lost the sign of -0
+    T key = key_of(ranks[i]);
+    if (key == 0 || key != key) key = merge_key(p.merge, n, labels[i]);  // the sign of -0, NaN's bits
+    p.values[n * p.k + i] = key;
+    p.labels[n * p.k + i] = labels[i];
   }
 }
 
-// Passes [first, last) of the documents' selections; the pass after the last takes the labels. `size`: k
-// rounded up to a power of two; 0: the labels are not put in order.
+__host__ __device__ inline int power_of_two(int64_t count) {
+  int size = 1;
+  while (size < count) size *= 2;
+  return size;
+}
+
+constexpr int kSorted = 512;  // up to so many candidates are put in order without a selection
+
+// Passes [first, last) of the documents' selections; the pass after the last takes the labels, and where
+// `ordered` puts them in order.
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads, 1)
-    merge_topk_kernel(const MergeTopKParams<T> p, int first, int last, int size) {
+__global__ void __launch_bounds__(kSelectThreads, sizeof(T) == 4 ? 2 : 1)
+    merge_topk_kernel(const MergeTopKParams<T> p, int first, int last, bool ordered) {
   auto& shared = *dynamic_shared<SelectShared<T>>();
+  auto* sorted_ranks = reinterpret_cast<Rank<T>*>(&shared + 1);
   const int blocks = p.blocks, lane = lane_id();
   const int64_t L = p.merge.L, share = blockIdx.x % blocks;
   const uint32_t k = static_cast<uint32_t>(p.k);
@@ -96,8 +104,10 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
           f(some, some ? rank_of(merge_key(p.merge, n, i)) : 0, static_cast<uint32_t>(i));
       }
     };
+    // Few enough are taken as they are, and put in order.
+    const uint32_t wanted = few && ordered && count <= kSorted ? static_cast<uint32_t>(count) : k;
     auto* document = blocks > 1 ? static_cast<SharedDocument<T>*>(p.shared) + n : nullptr;
-    Selection<T> s = first == 0 ? select_from<T>(k, static_cast<uint32_t>(count)) : document->selection;
+    Selection<T> s = first == 0 ? select_from<T>(wanted, static_cast<uint32_t>(count)) : document->selection;
     if (blocks > 1 && first == 0 && s.done && share == 0 && threadIdx.x == 0) document->selection = s;
     for (int pass = first; pass < last && pass < kPasses<T> && !s.done; ++pass) {
       // Digits that are 0 in all labels.
@@ -111,6 +121,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
     if (threadIdx.x == 0) shared.counter = 0;
     __syncthreads();
     uint32_t* taken = blocks > 1 ? &document->taken : &shared.counter;
+    const int size = power_of_two(wanted);
+    auto* sorted_labels = reinterpret_cast<uint32_t*>(sorted_ranks + size);
     visit([&](bool some, Rank<T> rank, uint32_t label) {
       const bool takes = some && s.takes(rank, label);
       const unsigned mask = __ballot_sync(kAllLanes, takes);
@@ -118,13 +130,16 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
       uint32_t at = 0;
       if (lane == 0) at = atomicAdd(taken, static_cast<uint32_t>(__popc(mask)));
       at = __shfl_sync(kAllLanes, at, 0) + __popc(mask & ((1u << lane) - 1));
-      if (takes && at < k) p.labels[n * p.k + at] = label;
+      if (!takes || at >= wanted) return;
+      if (ordered) {
+        sorted_ranks[at] = rank;
+        sorted_labels[at] = label;
+      } else {
+        p.labels[n * p.k + at] = label;
+      }
     });
     __syncthreads();
-    if (size > 0) {
-      auto* sorted = reinterpret_cast<Rank<T>*>(&shared + 1);
-      order_labels(p, n, size, sorted, reinterpret_cast<uint32_t*>(sorted + size));
-    }
+    if (ordered) order_labels(p, n, static_cast<int>(wanted), size, sorted_ranks, sorted_labels);
     if (p.trace && share == 0 && threadIdx.x == 0) {
       p.trace[n * kTraceColumns] = few;
       p.trace[n * kTraceColumns + 1] = 0;
@@ -134,11 +149,19 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
   }
 }
 
+// Of documents that several blocks took the labels of.
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads, 1) order_kernel(const MergeTopKParams<T> p, int size) {
+__global__ void __launch_bounds__(kSelectThreads, 1) order_kernel(const MergeTopKParams<T> p) {
+  const int k = static_cast<int>(p.k), size = power_of_two(k);
   auto* ranks = dynamic_shared<Rank<T>>();
+  auto* labels = reinterpret_cast<uint32_t*>(ranks + size);
   for (int64_t n = blockIdx.x; n < p.merge.N; n += gridDim.x) {
-    order_labels(p, n, size, ranks, reinterpret_cast<uint32_t*>(ranks + size));
+    for (int i = threadIdx.x; i < k; i += kSelectThreads) {
+      labels[i] = static_cast<uint32_t>(p.labels[n * k + i]);
+      ranks[i] = rank_of(merge_key(p.merge, n, labels[i]));
+    }
+    __syncthreads();
+    order_labels(p, n, k, size, ranks, labels);
     __syncthreads();
   }
 }
@@ -157,20 +180,23 @@ int64_t shared_bytes(int64_t N) { return N * static_cast<int64_t>(sizeof(SharedD
 template <class T>
 cudaError_t launch_merge_topk(const MergeTopKParams<T>& params, cudaStream_t stream) {
   const auto documents = static_cast<unsigned>(std::min<int64_t>(params.merge.N, 1 << 16));
-  int size = 0;
-  if (params.k <= kMaxOrdered)
-    for (size = 1; size < params.k;) size *= 2;
-  const size_t ordered = size * (sizeof(Rank<T>) + sizeof(uint32_t));
-  if (params.blocks == 1)
-    return MACH_LAUNCH((merge_topk_kernel<T>), documents, kSelectThreads, sizeof(SelectShared<T>) + ordered,
-                       stream, params, 0, kPasses<T> + 1, size);
+  const bool ordered = params.k <= kMaxOrdered;
+  const auto sorted_bytes = [](int64_t count) {
+    return power_of_two(count) * (sizeof(Rank<T>) + sizeof(uint32_t));
+  };
+  if (params.blocks == 1) {
+    const int64_t sorted = params.candidates.labels ? std::max<int64_t>(params.k, kSorted) : params.k;
+    return MACH_LAUNCH((merge_topk_kernel<T>), documents, kSelectThreads,
+                       sizeof(SelectShared<T>) + (ordered ? sorted_bytes(sorted) : 0), stream, params, 0,
+                       kPasses<T> + 1, ordered);
+  }
   for (int pass = 0; pass <= kPasses<T>; ++pass) {
     const cudaError_t error = MACH_LAUNCH((merge_topk_kernel<T>), documents * params.blocks, kSelectThreads,
-                                          sizeof(SelectShared<T>), stream, params, pass, pass + 1, 0);
+                                          sizeof(SelectShared<T>), stream, params, pass, pass + 1, false);
     if (error != cudaSuccess) return error;
   }
-  if (size == 0) return cudaSuccess;
-  return MACH_LAUNCH((order_kernel<T>), documents, kSelectThreads, ordered, stream, params, size);
+  if (!ordered) return cudaSuccess;
+  return MACH_LAUNCH((order_kernel<T>), documents, kSelectThreads, sorted_bytes(params.k), stream, params);
 }
 
 template cudaError_t launch_merge_topk(const MergeTopKParams<float>&, cudaStream_t);

@@ -33,22 +33,37 @@ constexpr int64_t kPairs = 1024;           // exact keys computed together
 constexpr int64_t kSums = 1 << 19;  // labels of the lists path's sums: they stay in the second-level cache
 constexpr int64_t kLanes = 16;
 
-// ns, measured on one core (Zen 4, AVX-512); only their ratios matter, and only for speed.
-constexpr double kDirectCost = 0.35;     // a score of a label, path direct
-constexpr double kPairCost = 1.5;        // the same where labels are far apart
-constexpr double kPairOverhead = 25;     // a label that is far from others
-constexpr double kQuantizeCost = 0.15;   // a score, into the byte table
-constexpr double kInterleaveCost = 0.7;  // a score, into the table of sums
-constexpr double kExtremesCost = 0.06;   // a score, its extremes
-constexpr double kPostingCost = 2;       // a label in a list
-constexpr double kSegmentCost = 20;      // a list in a block of labels
-constexpr double kSweepCost = 0.025;     // a label's sum
-constexpr double kRaiseFrom = 8e3;       // a document: less is not worth looking for a better threshold
-constexpr int64_t kRaiseUpTo = 32;       // k: more are not found in a few buckets
-constexpr double kListsFrom = 400e3;     // a document: less is not worth planning the lists path for
-double row_cost(int64_t table_bytes) {   // a row of the byte table, by where the table lies
+// ns on one core (Zen 4, AVX-512); only their ratios matter, and only for speed. Fitted to the forced paths'
+// times (bench_decode.py, test_paths): the scores of models trained on wordnet and eurlex57k, logits and
+// probabilities, and peaky, soft and flat ones of 4K to 3M labels, N = 1 ... 256, k = 5 and 100.
+constexpr double kDirectCost = 0.35;      // a score of a label, path direct
+constexpr double kBucketsFar = 0.3;       // the same, more where the buckets come from memory
+constexpr double kPairCost = 1.5;         // a score of a label, where labels are far apart
+constexpr double kPairOverhead = 25;      // a label that is far from others
+constexpr double kQuantizeCost = 0.15;    // a score, into the byte table
+constexpr double kScoresFar = 0.3;        // the same, more where the scores come from memory
+constexpr double kInterleaveCost = 0.7;   // a score, into the table of sums
+constexpr double kSumRow = 0.7;           // a row of sums, in rows of bytes
+constexpr double kOfferCost = 50;         // a label that is among the first k for a while, path direct
+constexpr double kSurvivors = 5;          // labels that get an exact key in a scan, beside those
+constexpr double kExtremesCost = 0.1;     // a score, its extremes
+constexpr double kPostingCost = 2;        // a label in a list
+constexpr double kSegmentCost = 60;       // a list in a block of labels
+constexpr double kSweepCost = 0.025;      // a label's sum
+constexpr double kRaiseCost = 5e3;        // a document: looking for a better threshold
+constexpr double kRaiseFrom = 8e3;        // a document: less is not worth that
+constexpr int64_t kRaiseUpTo = 32;        // k: more are not found in a few buckets
+constexpr double kListsFrom = 60e3;       // a document: less is not worth planning the lists path for
+constexpr double kListsFromMany = 300e3;  // the same where more than kFew documents could share a scan
+constexpr int64_t kFew = 8;
+constexpr double kSaved =
+    0.6;  // of what a document costs that shares a scan: what the scan is cheaper without
+constexpr double kChernoff = 4;  // candidates by Chernoff's bound / those that came
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr int64_t kFarBuckets = 24 << 20, kFarScores = 8 << 20;  // bytes
+double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
-  return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
+  return kib <= 768 ? 0.5 : kib <= 1536 ? 0.75 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
 }
 
 // The same where a document's scores don't fit the second-level cache: then each repetition's scores should
@@ -100,8 +115,11 @@ std::vector<Candidate<T>> first_k(std::vector<TopK<T>*> parts, int64_t k) {
     const std::vector<Candidate<T>>& kept = part->kept();
     all.insert(all.end(), kept.begin(), kept.end());
   }
+  if (static_cast<int64_t>(all.size()) > k) {
+    std::nth_element(all.begin(), all.begin() + (k - 1), all.end());
+    all.resize(k);
+  }
   std::sort(all.begin(), all.end());
-  if (static_cast<int64_t>(all.size()) > k) all.resize(k);
   return all;
 }
 
@@ -200,6 +218,7 @@ struct Document {
   std::vector<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
   std::vector<double> tau;         // [R] lists
   double gap = 0;                  // lists: what the excesses over tau must add up to
+  double lists_cost = kNever;
   int64_t postings = 0, rescored = 0;
 
   double down(int64_t R) const { return sum_high - wanted(R); }
@@ -239,8 +258,10 @@ class Decoder {
  public:
   explicit Decoder(const Decode<float>& p) : p_(p), m_(p.merge) {
     // How many labels are scored exactly before anything else, for a first threshold.
-    sample_ = std::min(
-        m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k) : std::max<int64_t>(8, p.k));
+    // Fewer of few labels where a path is asked for, so that it has something to do.
+    const int64_t usual = std::max<int64_t>(128, 4 * p.k);
+    sample_ = p.path == Path::automatic ? std::min(m_.L, usual)
+                                        : std::min({m_.L, usual, std::max({int64_t(8), p.k, m_.L / 16})});
     possible_ = p.index != nullptr && sample_ < m_.L && m_.R <= 250;  // sums of bytes
   }
 
@@ -254,13 +275,13 @@ class Decoder {
   void chunk(int64_t begin, int64_t end) {
     std::vector<int64_t> direct;
     std::vector<Document> planned;
-    const int64_t width = std::min(kWidth, end - begin);
-    width_ = width;
+    together_ = std::min(kWidth, end - begin);
+    scan_cost_ = scan_cost(together_);
+    direct_cost_ = direct_cost(together_);
     const bool worth_a_plan =
         possible_ && p_.path != Path::direct &&
-        (p_.path != Path::automatic || (plan_cost() < 0.7 * direct_cost() &&
-                                        (scan_cost(width) < direct_cost() || lists_may_pay(direct_cost()))));
-    scan_cost_ = scan_cost(width);
+        (p_.path != Path::automatic ||
+         (plan_cost() < 0.7 * direct_cost_ && (scan_cost_ < direct_cost_ || lists_may_pay(direct_cost_))));
     if (worth_a_plan) {
       planned.resize(end - begin);
       const int64_t parts = std::min(end - begin, 4 * p_.threads);
@@ -279,17 +300,26 @@ class Decoder {
         (document->path == Path::lists ? lists : scan).push_back(document);
     }
     // A scan costs about as much for a few documents as for 64.
-    if (p_.path == Path::automatic && !scan.empty() &&
-        scan_cost(std::min<int64_t>(kWidth, scan.size())) > direct_cost()) {
+    const int64_t left = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path == Path::automatic && left > 0 && left < together_) {
+      const double others = std::min(scan_cost(left), direct_cost(left));
+      const auto to_lists = std::stable_partition(
+          scan.begin(), scan.end(), [&](const Document* document) { return document->lists_cost >= others; });
+      for (auto document = to_lists; document < scan.end(); ++document) (*document)->path = Path::lists;
+      lists.insert(lists.end(), to_lists, scan.end());
+      scan.erase(to_lists, scan.end());
+    }
+    if (!lists.empty()) run_lists(lists);
+    for (Document* document : lists)
+      if (document->path == Path::scan) scan.push_back(document);  // gave up
+    const int64_t rest = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path == Path::automatic && rest > 0 && scan_cost(rest) > direct_cost(rest)) {
       for (Document* document : scan) {
         document->path = Path::direct;
         direct.push_back(document->n);
       }
       scan.clear();
     }
-    if (!lists.empty()) run_lists(lists);
-    for (const Document* document : lists)
-      if (document->path == Path::direct) direct.push_back(document->n);
     // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
@@ -317,14 +347,21 @@ class Decoder {
   double key_cost() const {  // an exact key's arithmetic beside its loads
     return m_.merge == Merge::mean ? 1 : m_.merge == Merge::min ? 2 : 4 + m_.R / 8.0;
   }
-  double alone_cost() const { return static_cast<double>(m_.L) * m_.R * kDirectCost * key_cost(); }
-  double sums_cost() const {  // of up to 16 documents together
-    const int64_t table = m_.R * m_.B * kSumLanes;
-    return table * kInterleaveCost + m_.L * m_.R * row_cost(4 * table);
+  // Labels that come to be among the first k, of random order.
+  double firsts() const { return p_.k * std::log2(static_cast<double>(m_.L) / sample_); }
+  double alone_cost(int64_t documents) const {
+    const double far = 4 * m_.L * m_.R > kFarBuckets ? kBucketsFar / std::min(kGroup, documents) : 0;
+    return static_cast<double>(m_.L) * m_.R * (kDirectCost * key_cost() + far);
   }
-  double direct_cost() const {
-    const int64_t together = std::min<int64_t>(width_, kSumLanes);
-    return m_.merge == Merge::mean ? std::min(alone_cost(), sums_cost() / together) : alone_cost();
+  double sums_cost(int64_t documents) const {  // of up to 16 documents together
+    const int64_t table = m_.R * m_.B * kSumLanes;
+    return table * kInterleaveCost + m_.L * m_.R * kSumRow * row_cost(4 * table) +
+           documents * firsts() * kOfferCost;
+  }
+  double direct_cost(int64_t documents) const {
+    const int64_t some = std::min<int64_t>(documents, kSumLanes);
+    const double alone = alone_cost(documents);
+    return m_.merge == Merge::mean ? std::min(alone, sums_cost(some) / some) : alone;
   }
   double pair_cost() const { return kPairOverhead + m_.R * kPairCost * key_cost(); }
   double plan_cost() const {
@@ -333,20 +370,24 @@ class Decoder {
   static int64_t lanes_for(int64_t documents) { return documents <= 16 ? 16 : documents <= 32 ? 32 : 64; }
   double scan_cost(int64_t documents, double share = 1) const {  // share of a label's rows that are added
     const int64_t lanes = lanes_for(documents), table = m_.R * m_.B * lanes;
-    const double rescored = 6.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
-    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table)) / documents +
-           rescored * pair_cost();
+    const double quantize = kQuantizeCost + (4 * p_.N * m_.R * m_.B > kFarScores ? kScoresFar : 0);
+    return plan_cost() + (p_.k <= kRaiseUpTo ? kRaiseCost : 0) +
+           (table * quantize + share * m_.L * m_.R * row_cost(table)) / documents +
+           kSurvivors * firsts() * pair_cost();
   }
 
   // Beside a path of this cost; many of few labels don't stand out by their best buckets.
-  bool lists_may_pay(double cost) const { return cost > kListsFrom && p_.k <= m_.L / 4096; }
+  bool lists_may_pay(double cost) const {
+    return cost > (together_ <= kFew ? kListsFrom : kListsFromMany) &&
+           p_.k <= std::max(m_.L / 4096, std::min(kRaiseUpTo, m_.L / 256));
+  }
 
   void plan(int64_t n, Document& d, Scratch& scratch) const {
     d.n = n;
     const bool mean = m_.merge == Merge::mean;
     const bool lists_pay =
         mean && (p_.path == Path::lists ||
-                 (p_.path == Path::automatic && lists_may_pay(std::min(scan_cost_, direct_cost()))));
+                 (p_.path == Path::automatic && lists_may_pay(std::min(scan_cost_, direct_cost_))));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       if (mean && !find_extremes<Tag>(d, lists_pay)) return;
@@ -362,17 +403,23 @@ class Decoder {
           raise_threshold<Tag>(d, scratch);
         // Nothing to prune by: sums that can't be told apart from their bounds.
         if (!(d.sum_high - d.sum_low > 8 * d.slack(m_.R, d.theta()))) return;
-        if (lists_pay && plan_lists(d)) {
-          d.path = Path::lists;
-          return;
-        }
         // Bytes count steps below `high`; or, where the threshold is far nearer to `low` (some score far
         // above all others would make those steps useless), above `low`.
         d.from_low = d.up(m_.R) > 0 && d.down(m_.R) > 16 * d.up(m_.R);
         d.unit = std::max(d.from_low ? d.up(m_.R) / 160 : d.down(m_.R) / 250, 1e-30);
       }
-      d.path = Path::scan;
+      if (lists_pay) plan_lists(d);
+      d.path = d.lists_cost < others_cost(d) ? Path::lists : Path::scan;
     });
+  }
+
+  // What the lists path must stay below.
+  double others_cost(const Document& d) const {
+    if (p_.path == Path::lists) return kNever;
+    // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
+    const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / m_.R);
+    const double cost = std::min(scan_cost(together_, share), direct_cost_);
+    return together_ <= kFew ? cost : kSaved * cost;
   }
 
   const float* scores(int64_t n, int64_t r) const {
@@ -475,19 +522,15 @@ class Decoder {
     if (kth > rank_of(-kInfinity)) d.top.require_above(kth - 1);
   }
 
-  // Whether the lists path is worth it, and with which tau: the same height above `low` in all repetitions,
-  // but nowhere under `least_heavy`, below which no buckets are known.
-  bool plan_lists(Document& d) const {
+  // The lists path's best tau, if it is possible: the same height above `low` in all repetitions, but nowhere
+  // under `least_heavy`, below which no buckets are known.
+  void plan_lists(Document& d) const {
     const int64_t R = m_.R, L = m_.L;
     const double wanted = d.wanted(R);
     double magnitude = 0;  // doubles must resolve the gap
     for (int64_t r = 0; r < R; ++r)
       magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.least_heavy[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
-    // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
-    const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / R);
-    double best = p_.path == Path::lists ? std::numeric_limits<double>::infinity()
-                                         : std::min(scan_cost(width_, share), direct_cost());
     std::vector<double> tau(R);
     for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
@@ -508,7 +551,8 @@ class Decoder {
         ++lists;
       }
       // Candidates to expect of random buckets, by Chernoff's bound: for any s >= 0
-      // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r)
+      // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r); it is four to thirty times too
+      // high.
       double candidates = L;
       for (double power : {4.0, 8.0, 12.0, 18.0, 27.0}) {
         double exponent = -power;
@@ -518,10 +562,9 @@ class Decoder {
         candidates = std::min(candidates, L * std::exp(exponent));
       }
       const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
-                          (candidates + 2 * p_.k) * pair_cost();
-      if (cost < best) best = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
+                          (candidates / kChernoff + 2 * p_.k) * pair_cost();
+      if (cost < d.lists_cost) d.lists_cost = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
     }
-    return !d.tau.empty();
   }
 
   // ------------------------------------------------------------------------------------------ the direct
@@ -532,7 +575,7 @@ class Decoder {
     const bool possible = p_.index != nullptr && m_.merge == Merge::mean && sample_ < m_.L;
     for (int64_t first = 0; first < count; first += kSumLanes) {
       const int64_t some = std::min<int64_t>(kSumLanes, count - first);
-      if (possible && sums_cost() < some * alone_cost())
+      if (possible && sums_cost(some) < some * alone_cost(some))
         sum_together(&documents[first], some, others);
       else
         others.insert(others.end(), &documents[first], &documents[first] + some);
@@ -581,16 +624,20 @@ class Decoder {
   template <class Tag>
   void sum_range(const float* table, int64_t count, int64_t begin, int64_t end, TopK<float>* top) const {
     const std::unique_ptr<int32_t[]> labels(new int32_t[kBlock + 1]);
+    const std::unique_ptr<uint32_t[]> documents(new uint32_t[kBlock + 1]);
     const std::unique_ptr<float[]> sums(new float[(kBlock + 1) * kSumLanes]);
     float above[kSumLanes];
-    for (int64_t first = begin; first < end; first += kBlock) {
+    int64_t block = kBlock / 8;  // at first the thresholds rise fast
+    for (int64_t first = begin; first < end; first += block, block = std::min(kBlock, 2 * block)) {
       for (int64_t i = 0; i < kSumLanes; ++i) above[i] = i < count ? sum_above(top[i]) : kInfinity;
-      const int64_t found = sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first,
-                                            std::min(end, first + kBlock), above, labels.get(), sums.get());
+      const int64_t found =
+          sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first, std::min(end, first + block), above,
+                          labels.get(), documents.get(), sums.get());
       for (int64_t j = 0; j < found; ++j)
-        for (int64_t i = 0; i < count; ++i)
-          if (sums[j * kSumLanes + i] > above[i])
-            top[i].offer(sums[j * kSumLanes + i] / static_cast<float>(m_.R), labels[j]);
+        for (uint32_t left = documents[j]; left; left &= left - 1) {
+          const int i = __builtin_ctz(left);
+          top[i].offer(sums[j * kSumLanes + i] / static_cast<float>(m_.R), labels[j]);
+        }
     }
   }
 
@@ -633,13 +680,13 @@ class Decoder {
         all.push_back(&top[i * parts + part]);
         d.postings += postings[i * parts + part];
         d.rescored += rescored[i * parts + part];
-        if (gave_up[i * parts + part]) d.path = Path::direct;
+        if (gave_up[i * parts + part]) d.path = Path::scan;
       }
       if (d.path == Path::lists) write_result(p_, d.n, first_k<float>(all, p_.k));
     });
   }
 
-  // False where so many candidates came that the direct path is cheaper: buckets that are not like random.
+  // False where so many candidates came that another path is cheaper: buckets that are not like random.
   template <class Tag>
   bool go_through_lists(const Document& d, int64_t begin, int64_t end, Scratch& scratch, TopK<float>& top,
                         int64_t& postings, int64_t& rescored) const {
@@ -676,7 +723,8 @@ class Decoder {
       const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
       for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
-      if (p_.path == Path::automatic && rescored * pair_cost() > alone_cost()) return false;
+      if (p_.path == Path::automatic && rescored * pair_cost() > std::min(scan_cost_, direct_cost_))
+        return false;
       offer_pairs<Tag>(
           found, [&](int64_t i) { return std::pair(0, positions[i]); },
           [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
@@ -864,7 +912,7 @@ class Decoder {
           range.rescored[slot + i] += stayed;
           // As many more may come each time that the labels gone through double; direct starts again.
           const double to_come = stayed * std::log2(static_cast<double>(range.end) / last);
-          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost()) {
+          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost_) {
             hopeless[slot + i] = 1;
           }
         }
@@ -922,9 +970,9 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  int64_t width_ = 1;  // documents of a scan
   Table table_;
-  double scan_cost_ = 0;
+  int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
+  double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
 };
 
 }  // namespace

@@ -570,48 +570,71 @@ class Decoder {
   // ------------------------------------------------------------------------------------------ the direct
 
   void run_direct(const std::vector<int64_t>& documents) {
-    std::vector<int64_t> others;
-    const int64_t count = documents.size();
+    const int64_t count = documents.size(), groups = (count + kSumLanes - 1) / kSumLanes;
     const bool possible = p_.index != nullptr && m_.merge == Merge::mean && sample_ < m_.L;
-    for (int64_t first = 0; first < count; first += kSumLanes) {
-      const int64_t some = std::min<int64_t>(kSumLanes, count - first);
-      if (possible && sums_cost(some) < some * alone_cost(some))
-        sum_together(&documents[first], some, others);
-      else
-        others.insert(others.end(), &documents[first], &documents[first] + some);
-    }
-    if (!others.empty()) decode_direct(p_, others);
+    // Each thread takes groups of its own where that leaves none idle for long; else all work on one group.
+    const bool apart = p_.threads > 1 && (groups % p_.threads == 0 || groups >= 4 * p_.threads);
+    const int64_t runs = apart ? p_.threads : 1;
+    const Team alone{[](int64_t tasks, const auto& task) {
+                       for (int64_t i = 0; i < tasks; ++i) task(i);
+                     },
+                     1};
+    const Team team = apart ? alone : Team{p_.run_tasks, p_.threads};
+    if (static_cast<int64_t>(tables_.size()) < runs) tables_.resize(runs);
+    std::vector<std::vector<int64_t>> others(runs);
+    const auto run = [&](int64_t i) {
+      for (int64_t group = cut(0, groups, runs, i); group < cut(0, groups, runs, i + 1); ++group) {
+        const int64_t* first = &documents[group * kSumLanes];
+        const int64_t some = std::min<int64_t>(kSumLanes, count - group * kSumLanes);
+        if (possible && sums_cost(some) < some * alone_cost(some))
+          sum_together(first, some, team, tables_[i], others[i]);
+        else
+          others[i].insert(others[i].end(), first, first + some);
+      }
+    };
+    if (apart)
+      p_.run_tasks(runs, run);
+    else
+      run(0);
+    for (int64_t i = 1; i < runs; ++i) others[0].insert(others[0].end(), others[i].begin(), others[i].end());
+    if (!others[0].empty()) decode_direct(p_, others[0]);
   }
+
+  struct Team {
+    Tasks run_tasks;
+    int64_t threads;
+  };
 
   // Up to 16 documents at a time: one addition for all of them, in the order of the definition. A document
   // for which `above` can't be said (fewer than k keys that are numbers in the sample) goes to `others`.
-  void sum_together(const int64_t* documents, int64_t count, std::vector<int64_t>& others) {
+  void sum_together(const int64_t* documents, int64_t count, const Team& team, Table& memory,
+                    std::vector<int64_t>& others) const {
     const int64_t R = m_.R, B = m_.B, L = m_.L;
-    float* table = reinterpret_cast<float*>(table_.of(R * B * kSumLanes * sizeof(float)));
+    float* table = reinterpret_cast<float*>(memory.of(R * B * kSumLanes * sizeof(float)));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
-      p_.run_tasks(R, [&](int64_t r) {
+      team.run_tasks(R, [&](int64_t r) {
         const float* rows[kSumLanes] = {};
         for (int64_t i = 0; i < count; ++i) rows[i] = scores(documents[i], r);
         interleave_scores<Tag>(rows, B, table + r * B * kSumLanes);
       });
       std::vector<TopK<float>> sample(count, TopK<float>(p_.k));
-      p_.run_tasks(count, [&](int64_t i) {
+      team.run_tasks(count, [&](int64_t i) {
         Scratch scratch(m_);
         offer_all<Tag>(m_, documents[i], 0, sample_, scratch.keys.data(), scratch.sorted.data(),
                        scratch.positions.data(), sample[i]);
         sample[i].compact();
       });
-      const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (L - sample_) / 1024));
+      const int64_t parts = std::max<int64_t>(1, std::min(team.threads, (L - sample_) / 1024));
       std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
-      p_.run_tasks(parts, [&](int64_t part) {
+      team.run_tasks(parts, [&](int64_t part) {
         TopK<float>* tops = &top[part * count];
         for (int64_t i = 0; i < count; ++i) tops[i].require_above(sample[i].threshold());
         sum_range<Tag>(table, count, cut(sample_, L, parts, part), cut(sample_, L, parts, part + 1), tops);
       });
       for (int64_t i = 0; i < count; ++i)
         if (std::isnan(key_of<float>(sample[i].threshold()))) others.push_back(documents[i]);
-      p_.run_tasks(count, [&](int64_t i) {
+      team.run_tasks(count, [&](int64_t i) {
         if (std::isnan(key_of<float>(sample[i].threshold()))) return;
         std::vector<TopK<float>*> all{&sample[i]};
         for (int64_t part = 0; part < parts; ++part) all.push_back(&top[part * count + i]);
@@ -769,7 +792,7 @@ class Decoder {
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
-    uint8_t* tables = table_.of(blocks * R * B * W);
+    uint8_t* tables = tables_[0].of(blocks * R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       // The bytes of min and median depend on the threshold, so they are renewed as it rises.
@@ -970,7 +993,7 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  Table table_;
+  std::vector<Table> tables_{1};            // one a thread
   int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
   double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
 };

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -54,11 +55,11 @@ constexpr double kRaiseCost = 5e3;        // a document: looking for a better th
 constexpr double kRaiseFrom = 8e3;        // a document: less is not worth that
 constexpr int64_t kRaiseUpTo = 32;        // k: more are not found in a few buckets
 constexpr double kListsFrom = 60e3;       // a document: less is not worth planning the lists path for
-constexpr double kListsFromMany = 300e3;  // the same where more than kFew documents could share a scan
+constexpr double kListsFromMany = 200e3;  // the same where more than kFew documents could share a scan
 constexpr int64_t kFew = 8;
 constexpr double kSaved =
     0.6;  // of what a document costs that shares a scan: what the scan is cheaper without
-constexpr double kChernoff = 4;  // candidates by Chernoff's bound / those that came
+constexpr double kChernoff = 8;  // candidates by Chernoff's bound / those that came
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr int64_t kFarBuckets = 24 << 20, kFarScores = 8 << 20;  // bytes
 double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
@@ -199,9 +200,8 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
 
 // A bucket with one of its repetition's greatest scores.
 struct Heavy {
-  int32_t repetition;
+  int32_t repetition, bucket;
   float score;
-  const int32_t *first, *last;  // its labels
 };
 
 // What is known of a document before its labels are gone through.
@@ -243,6 +243,11 @@ struct Document {
   double wanted(int64_t R) const { return wanted(R, theta()); }
 };
 
+// A document, by its place among some, and a label of it.
+struct Pair {
+  int32_t slot, label;
+};
+
 // Of one thread, from document to document.
 struct Scratch {
   explicit Scratch(const MergeScores<float>& p)
@@ -250,6 +255,7 @@ struct Scratch {
   std::vector<float> keys, sorted;
   std::vector<int32_t> positions, labels;
   std::vector<Heavy> best;
+  std::vector<Pair> pairs;
   std::vector<uint64_t> seen;
   std::vector<uint8_t> sums;
 };
@@ -443,72 +449,95 @@ class Decoder {
       d.sum_high += d.high[r];
       d.sum_low += d.low[r];
       d.slack_high += std::max(d.high[r], 0.0f);
-      if (find_heavy) this->find_heavy<Tag>(d, r);  // now, while the row is in the cache
+      if (find_heavy) this->find_heavy<Tag>(d, r, d.heavy);  // now, while the row is in the cache
     }
     return std::isfinite(d.sum_high) && d.slack_high < 1e30;
   }
 
+  // Appends the buckets above least_heavy.
   template <class Tag>
-  void find_heavy(Document& d, int64_t r) const {
+  void find_heavy(Document& d, int64_t r, std::vector<Heavy>& heavy) const {
     constexpr int64_t kRoom = 256;
     int32_t found[kRoom];
     const float* row = scores(d.n, r);
     const int64_t count = find_above<Tag>(row, m_.B, d.least_heavy[r], found, kRoom);
     if (count == kRoom) d.least_heavy[r] = kInfinity;  // not all of them: of no use as a bound
-    const int32_t* starts = p_.index->list_starts + r * (m_.B + 1);
-    const int32_t* labels = p_.index->list_labels + r * m_.L;
-    for (int64_t i = 0; i < count; ++i)
-      d.heavy.push_back(
-          {static_cast<int32_t>(r), row[found[i]], labels + starts[found[i]], labels + starts[found[i] + 1]});
+    for (int64_t i = 0; i < count; ++i) heavy.push_back({static_cast<int32_t>(r), found[i], row[found[i]]});
+  }
+
+  struct Labels {
+    const int32_t *first, *last;
+    const int32_t* begin() const { return first; }
+    const int32_t* end() const { return last; }
+    int64_t size() const { return last - first; }
+  };
+  Labels labels_of(const Heavy& h) const {
+    const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
+    const int32_t* labels = p_.index->list_labels + h.repetition * m_.L;
+    return {labels + starts[0], labels + starts[1]};
+  }
+
+  // The document's best buckets in a few repetitions, of at most some labels each, to scratch.best.
+  template <class Tag>
+  void find_best(Document& d, Scratch& scratch) const {
+    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
+    const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
+    const bool found_before = !d.heavy.empty();
+    std::vector<Heavy>& best = scratch.best;
+    best.clear();
+    auto heavy = d.heavy.cbegin();  // its repetitions ascend
+    for (int64_t i = 0; i < repetitions; ++i) {
+      const int64_t r = R * i / repetitions, begin = best.size();
+      if (found_before) {
+        for (; heavy < d.heavy.cend() && heavy->repetition <= r; ++heavy)
+          if (heavy->repetition == r) best.push_back(*heavy);
+      } else {
+        find_heavy<Tag>(d, r, best);
+      }
+      const auto first = best.begin() + begin, end = first + std::min<int64_t>(buckets, best.end() - first);
+      std::partial_sort(first, end, best.end(),
+                        [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
+      int64_t taken = 0;
+      auto last = first;
+      while (last < end && (taken += labels_of(*last).size()) <= enough) ++last;
+      best.erase(last, best.end());
+    }
+  }
+
+  // Labels that are in two of scratch.best at least, ascending, to scratch.labels.
+  void find_repeated(Scratch& scratch) const {
+    std::vector<int32_t>& labels = scratch.labels;
+    labels.clear();
+    scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
+    int64_t marked = 0;
+    for (const Heavy& h : scratch.best) {
+      marked += labels_of(h).size();
+      for (int32_t label : labels_of(h)) {
+        uint64_t& word = scratch.seen[label / 64];
+        const uint64_t bit = uint64_t(1) << (label % 64);
+        if (word & bit) labels.push_back(label);
+        word |= bit;
+      }
+    }
+    if (marked > static_cast<int64_t>(scratch.seen.size()) / 8)
+      std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
+    else
+      for (const Heavy& h : scratch.best)
+        for (int32_t label : labels_of(h)) scratch.seen[label / 64] = 0;
+    std::sort(labels.begin(), labels.end());
+    labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
   }
 
   // A better threshold than the sample's: the exact keys of the labels that are in the document's best
   // buckets in at least two of a few repetitions. Those best in many are usually among them.
   template <class Tag>
   void raise_threshold(Document& d, Scratch& scratch) const {
-    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
-    const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
-    const bool found_before = !d.heavy.empty();
+    find_best<Tag>(d, scratch);
+    find_repeated(scratch);
     std::vector<int32_t>& labels = scratch.labels;
-    std::vector<Heavy>& best = scratch.best;
-    labels.clear();
-    scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
-    int64_t marked = 0;
-    const auto of_best = [&](int64_t i, const auto& visit) {
-      const int64_t r = R * i / repetitions;
-      best.clear();
-      for (const Heavy& h : d.heavy)
-        if (h.repetition == r) best.push_back(h);
-      const auto end = best.begin() + std::min<int64_t>(buckets, best.size());
-      std::partial_sort(best.begin(), end, best.end(),
-                        [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
-      int64_t taken = 0;
-      for (auto h = best.begin(); h < end; ++h) {
-        taken += h->last - h->first;
-        if (taken > enough) break;
-        for (const int32_t* label = h->first; label < h->last; ++label) visit(*label);
-      }
-    };
-    for (int64_t i = 0; i < repetitions; ++i) {
-      if (!found_before) find_heavy<Tag>(d, R * i / repetitions);
-      of_best(i, [&](int32_t label) {
-        uint64_t& word = scratch.seen[label / 64];
-        const uint64_t bit = uint64_t(1) << (label % 64);
-        if (word & bit) labels.push_back(label);
-        word |= bit;
-        ++marked;
-      });
-    }
-    if (marked > static_cast<int64_t>(scratch.seen.size()) / 8)
-      std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
-    else
-      for (int64_t i = 0; i < repetitions; ++i)
-        of_best(i, [&](int32_t label) { scratch.seen[label / 64] = 0; });
-    std::sort(labels.begin(), labels.end());
-    labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
     const int64_t count = std::min<int64_t>(labels.size(), 1024 + 4 * p_.k);
-    std::vector<float> keys(count), sorted(R);
+    std::vector<float> keys(count), sorted(m_.R);
     const std::vector<int32_t> documents(count, static_cast<int32_t>(d.n));
     merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), count, keys.data(), sorted.data());
     d.rescored += count;
@@ -531,6 +560,15 @@ class Decoder {
     for (int64_t r = 0; r < R; ++r)
       magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.least_heavy[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
+    constexpr int kBins = 16;
+    constexpr std::array<double, 5> kPowers = {4, 8, 12, 18, 27};
+    static const auto chernoff = [&] {
+      std::array<std::array<double, kBins + 1>, kPowers.size()> table;
+      for (size_t s = 0; s < kPowers.size(); ++s)
+        for (int i = 0; i <= kBins; ++i)
+          table[s][i] = std::expm1(kPowers[s] * std::min(1.0, (i + 0.5) / kBins));
+      return table;
+    }();
     std::vector<double> tau(R);
     for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
@@ -540,12 +578,11 @@ class Decoder {
       }
       if (!(gap > 1e-8 * magnitude)) continue;
       // Postings by excess over tau, in shares of the gap.
-      constexpr int kBins = 16;
       double postings[kBins + 1] = {}, all = 0, lists = 0;
       for (const Heavy& h : d.heavy) {
         const double excess = h.score - tau[h.repetition];
         if (excess <= 0) continue;
-        const double count = static_cast<double>(h.last - h.first);
+        const double count = static_cast<double>(labels_of(h).size());
         postings[static_cast<int>(std::min(1.0, excess / gap) * kBins)] += count;
         all += count;
         ++lists;
@@ -554,11 +591,9 @@ class Decoder {
       // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r); it is four to thirty times too
       // high.
       double candidates = L;
-      for (double power : {4.0, 8.0, 12.0, 18.0, 27.0}) {
-        double exponent = -power;
-        for (int i = 0; i <= kBins; ++i)
-          if (postings[i] > 0)
-            exponent += postings[i] / L * std::expm1(power * std::min(1.0, (i + 0.5) / kBins));
+      for (size_t s = 0; s < chernoff.size(); ++s) {
+        double exponent = -kPowers[s];
+        for (int i = 0; i <= kBins; ++i) exponent += postings[i] / L * chernoff[s][i];
         candidates = std::min(candidates, L * std::exp(exponent));
       }
       const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
@@ -722,14 +757,14 @@ class Decoder {
     for (const Heavy& h : d.heavy) {
       const double excess = h.score - d.tau[h.repetition];
       if (excess <= 0) continue;
-      const int32_t* first = h.first;
+      auto [first, last] = labels_of(h);
       if (begin > sample_)
-        first = std::lower_bound(first, h.last, static_cast<int32_t>(begin));
+        first = std::lower_bound(first, last, static_cast<int32_t>(begin));
       else
-        while (first < h.last && *first < begin) ++first;
+        while (first < last && *first < begin) ++first;
       // Rounded up: never less than the excess in steps of gap / kReach.
       const double steps = excess / d.gap * kReach;
-      if (first < h.last) cursors.push_back({first, h.last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
+      if (first < last) cursors.push_back({first, last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
     }
     const int64_t size = std::min(kSums, end - begin);
     scratch.sums.resize(std::max<size_t>(scratch.sums.size(), size), 0);  // all 0 again at the end
@@ -744,33 +779,32 @@ class Decoder {
         postings += added;
       }
       const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
-      for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
-      if (p_.path == Path::automatic && rescored * pair_cost() > std::min(scan_cost_, direct_cost_))
+      if (p_.path == Path::automatic && rescored * pair_cost() > 2 * std::min(scan_cost_, direct_cost_))
         return false;
-      offer_pairs<Tag>(
-          found, [&](int64_t i) { return std::pair(0, positions[i]); },
-          [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
+      std::vector<Pair>& pairs = scratch.pairs;
+      pairs.clear();
+      for (int64_t i = 0; i < found; ++i) pairs.push_back({0, static_cast<int32_t>(first + positions[i])});
+      const Document* document = &d;
+      offer_pairs<Tag>(pairs, &document, &top);
     }
     return true;
   }
 
-  // Offers the exact keys of pairs pair(0) ... pair(count - 1) = (slot, label), labels ascending.
-  template <class Tag, class Pair, class Of, class Top>
-  void offer_pairs(int64_t count, const Pair& pair, const Of& document, const Top& top) const {
-    std::vector<int32_t> slots(kPairs), documents(kPairs), labels(kPairs);
-    std::vector<float> keys(kPairs), sorted(m_.R);
+  // Offers the exact keys of the pairs, a slot's labels ascending, to the TopK of their slots.
+  template <class Tag>
+  void offer_pairs(const std::vector<Pair>& pairs, const Document* const* documents, TopK<float>* top) const {
+    const int64_t count = pairs.size(), most = std::min(kPairs, count);
+    std::vector<int32_t> ids(most), labels(most);
+    std::vector<float> keys(most), sorted(m_.R);
     for (int64_t begin = 0; begin < count; begin += kPairs) {
       const int64_t some = std::min(kPairs, count - begin);
       for (int64_t i = 0; i < some; ++i) {
-        const auto [slot, label] = pair(begin + i);
-        slots[i] = slot;
-        documents[i] = static_cast<int32_t>(document(slot).n);
-        labels[i] = label;
+        ids[i] = static_cast<int32_t>(documents[pairs[begin + i].slot]->n);
+        labels[i] = pairs[begin + i].label;
       }
-      merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), some, keys.data(),
-                       sorted.data());
-      for (int64_t i = 0; i < some; ++i) top(slots[i]).offer(keys[i], labels[i]);
+      merge_pairs<Tag>(m_, p_.index->codes, ids.data(), labels.data(), some, keys.data(), sorted.data());
+      for (int64_t i = 0; i < some; ++i) top[pairs[begin + i].slot].offer(keys[i], labels[i]);
     }
   }
 
@@ -885,17 +919,20 @@ class Decoder {
     const int64_t blocks = (range.count + W - 1) / W;
     // For a slot without a document, or one that is hopeless: sums below 0.
     std::vector<uint8_t> bounds(blocks * W, 0);
+    const auto set_bound = [&](int64_t i) {
+      bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
+    };
     for (int64_t i = 0; i < range.count; ++i) {
       range.top[i].require_above(range.documents[i]->top.threshold());
       range.hopeless[i] = range.documents[i]->path != Path::scan;  // by an earlier round
-      bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
+      set_bound(i);
     }
     // Not initialised: a vector would write all of them before they are used.
     const int64_t room = std::min(kTile, range.end - range.begin) + 1;
     const std::unique_ptr<int32_t[]> labels(new int32_t[room]);
     const std::unique_ptr<uint64_t[]> wanted(new uint64_t[room]);
     const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
-    std::vector<std::pair<int32_t, int32_t>> pairs;
+    std::vector<Pair> pairs;
     uint8_t* hopeless = range.hopeless;
     int64_t tile = 256;
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
@@ -925,28 +962,17 @@ class Decoder {
             pairs[next[w]++] = {w, labels[i]};
           }
         TopK<float>* top = range.top + slot;
-        offer_pairs<Tag>(
-            pairs.size(), [&](int64_t i) { return pairs[i]; },
-            [&](int64_t i) -> const Document& { return *documents[i]; },
-            [&](int64_t i) -> TopK<float>& { return top[i]; });
+        offer_pairs<Tag>(pairs, documents, top);
         // Where many labels stay, as with equal scores, the bounds cost more than they save.
         for (int64_t i = 0; i < count; ++i) {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
           // As many more may come each time that the labels gone through double; direct starts again.
           const double to_come = stayed * std::log2(static_cast<double>(range.end) / last);
-          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost_) {
+          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost_)
             hopeless[slot + i] = 1;
-          }
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          if (hopeless[slot + i]) {
-            bounds[slot + i] = 0;
-            continue;
-          }
-          if (m_.merge != Merge::mean) continue;
           if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();
-          bounds[slot + i] = bound_for(*documents[i], top[i]);
+          set_bound(slot + i);
         }
       }
     }

@@ -106,6 +106,16 @@ inline void add_rows(const ByteScan& p, const int64_t* labels, Rows<Isa, W>* tot
       total[i] = total[i].plus(Rows<Isa, W>::load(rows + static_cast<int64_t>(codes[i][r]) * W));
 }
 
+// Keeps a label at `found` if some document wants it; returns found or found + 1.
+template <class Isa, int W>
+inline int64_t keep(const ByteScan& p, const Rows<Isa, W>& bound, int64_t label, const Rows<Isa, W>& total,
+                    int64_t found, int32_t* labels, uint64_t* documents, uint8_t* sums) {
+  labels[found] = static_cast<int32_t>(label);
+  documents[found] = total.at_least(bound) ^ p.below;
+  total.store(sums + found * W);
+  return found + (documents[found] != 0);
+}
+
 // Bit i: values[i] > bounds[i], of 16.
 template <class Isa>
 inline uint32_t above_16(const float* values, const float* bounds) {
@@ -243,12 +253,8 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
       c0 += 4 * p.R, c1 += 4 * p.R, c2 += 4 * p.R, c3 += 4 * p.R;
       if (s0.least(s1).least(s2.least(s3)).at_least(bound) == p.below) continue;
       const V total[kLabels] = {s0, s1, s2, s3};
-      for (int i = 0; i < kLabels; ++i) {
-        labels[found] = static_cast<int32_t>(label + i);
-        documents[found] = total[i].at_least(bound) ^ p.below;
-        total[i].store(sums + found * W);
-        found += documents[found] != 0;
-      }
+      for (int i = 0; i < kLabels; ++i)
+        found = keep(p, bound, label + i, total[i], found, labels, documents, sums);
     }
   }
   const auto some = [&](auto count) {
@@ -258,12 +264,7 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
     for (int i = 0; i < kCount; ++i) ids[i] = label + i, total[i] = V::zero();
     add_rows<Isa, W, kCount>(p, ids, total);
     label += kCount;
-    for (int i = 0; i < kCount; ++i) {
-      labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = total[i].at_least(bound) ^ p.below;
-      total[i].store(sums + found * W);
-      found += documents[found] != 0;
-    }
+    for (int i = 0; i < kCount; ++i) found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
   };
   while (label + kLabels <= end) some(std::integral_constant<int, kLabels>());
   while (label < end) some(std::integral_constant<int, 1>());
@@ -283,12 +284,8 @@ int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* 
     for (int i = 0; i < kCount; ++i) ids[i] = labels[at + i], total[i] = V::load(sums + (at + i) * W);
     add_rows<Isa, W, kCount>(p, ids, total);
     at += kCount;
-    for (int i = 0; i < kCount; ++i) {  // never ahead of what was read
-      labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = total[i].at_least(bound) ^ p.below;
-      total[i].store(sums + found * W);
-      found += documents[found] != 0;
-    }
+    for (int i = 0; i < kCount; ++i)  // never ahead of what was read
+      found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
   };
   while (at + kLabels <= count) some(std::integral_constant<int, kLabels>());
   while (at < count) some(std::integral_constant<int, 1>());

@@ -1,7 +1,8 @@
 """Decode (merge + exact top-k): ours beside two forms in PyTorch and the scheme of the original MACH.
 
-`test_decode` is the list of promises, `test_real` the scores of trained models, `test_grid` some sixty
-shapes and score distributions between them. Before anything is timed, all providers must agree.
+`test_decode` is the list of promises, `test_real` the scores of trained models, `test_paths` the choice
+between our own ways, `test_grid` some sixty shapes and score distributions between them. Before anything is
+timed, all providers must agree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from conftest import Floor, Part, Target, original_mach, seconds
@@ -19,6 +21,7 @@ from inputs import KINDS, bucket_scores, label_hash, real_scores
 from torch import Tensor
 
 import mach_ext
+from mach_ext import _ops
 from mach_ext import functional as F
 
 TopK = tuple[Tensor, Tensor]  # values, labels [N, k]
@@ -176,13 +179,14 @@ def test_cost_a_document_is_constant(compare):
     )
 
 
+@pytest.mark.parametrize("k", [5, 100])
 @pytest.mark.parametrize("name", ["wordnet", "eurlex57k"])
 @pytest.mark.parametrize("logits", [True, False], ids=["logits", "probabilities"])
-def test_real(compare, real_data, name, logits):
+def test_real(compare, real_data, name, logits, k):
     scores, hash = real_scores(name, real_data, 256)
     if not logits:
         scores.sigmoid_()
-    case = Case(hash.num_labels, hash.num_repetitions, hash.num_buckets, 256, 5, name, logits)
+    case = Case(hash.num_labels, hash.num_repetitions, hash.num_buckets, 256, k, name, logits)
     run(compare, "decode", case, scores, hash, 256, {"torch": None, "original": None})
 
 
@@ -206,6 +210,82 @@ def run(compare, work, case, scores, hash, documents, wanted, best_only=False, *
         floor=floor(case),
         targets=[Target("mach_ext", over, ratio) for over, ratio in wanted.items()],
         **limits,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the paths
+
+PATHS = ("direct", "scan", "lists")  # in the order of their numbers in a trace
+TRAINED = [(name, logits) for name in ("wordnet", "eurlex57k") for logits in (True, False)]
+SYNTHETIC = [
+    (kind, *shape)
+    for kind in ("peaky", "soft", "flat")
+    for shape in ((31_000, 32, 1000), (670_000, 16, 2000))
+]
+
+
+@pytest.mark.parametrize("k", [5, 100])
+@pytest.mark.parametrize("N", [1, 256])
+@pytest.mark.parametrize(("name", "logits"), TRAINED)
+def test_paths_trained(compare, real_data, name, logits, N, k):
+    scores, hash = real_scores(name, real_data, 256)
+    if not logits:
+        scores.sigmoid_()
+    case = Case(hash.num_labels, hash.num_repetitions, hash.num_buckets, N, k, name, logits)
+    compare_paths(compare, case, scores, hash)
+
+
+@pytest.mark.parametrize("k", [5, 100])
+@pytest.mark.parametrize("N", [1, 64])
+@pytest.mark.parametrize(("kind", "L", "R", "B"), SYNTHETIC)
+def test_paths_synthetic(compare, kind, L, R, B, N, k):
+    compare_paths(compare, Case(L, R, B, N, k, kind), bucket_scores(kind, 64, L, R, B), label_hash(L, R, B))
+
+
+def compare_paths(compare: Callable[..., None], case: Case, scores: Tensor, hash: mach_ext.LabelHash) -> None:
+    """What `auto` takes beside each path forced on all documents, and what each had to do (`trace`)."""
+    N = case.N
+    some = scores[:: len(scores) // N][:N].contiguous()
+    times = 20 if N * case.L * case.R < 1_000_000 else 1
+
+    def decode(path: str, trace: Tensor | None = None) -> TopK:
+        args = (some, hash.buckets, hash.label_index(), case.k, "mean")
+        return _ops.merge_topk(*args, path=path, trace=trace)
+
+    def provider(path: str) -> Part:  # after calls of its own, so that what it needs is in the cache
+        def warm() -> None:
+            for _ in range(4 if N == 1 else 1):
+                decode(path)
+
+        def timed(_: None) -> None:
+            for _ in range(times):
+                decode(path)
+
+        return Part(timed, 1 / times, before=warm)
+
+    done = {}
+    answer = decode("direct")
+    for path in ("auto", *PATHS):
+        trace = torch.empty(N, 3, dtype=torch.int64)
+        for ours, direct in zip(decode(path, trace), answer, strict=True):
+            assert torch.equal(ours, direct)
+        taken, postings, exact = trace.unbind(1)
+        done[path] = {
+            "documents": {name: (taken == i).double().mean().item() for i, name in enumerate(PATHS)},
+            "postings": dict(zip(("median", "p90"), np.percentile(postings, (50, 90)).tolist(), strict=True)),
+            "labels scored exactly": dict(
+                zip(("median", "p90"), np.percentile(exact, (50, 90)).tolist(), strict=True)
+            ),
+        }
+    compare(
+        "decode paths",
+        {"mach_ext": provider("auto"), **{f"path {path}": provider(path) for path in PATHS}},
+        shape=case._asdict(),
+        floor=floor(case),
+        targets=[Target("mach_ext", "path", 0.9)],
+        budget=0.5,
+        rounds=(5, 100),
+        done=done,
     )
 
 

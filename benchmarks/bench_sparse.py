@@ -1,4 +1,4 @@
-"""sparse_linear, forward and backward with the optimiser's step, beside PyTorch and SciPy."""
+"""sparse_linear: forward, gradient to the values, backward with the optimiser's step; PyTorch and SciPy."""
 
 from __future__ import annotations
 
@@ -116,6 +116,68 @@ def test_linear_mach(compare):
             shape={"N": N, "nnz": nnz, "D": D, "R": R, "B": B, "zipf": 0.8},
             floor=floor(N, nnz, R * B, unique, 4 * R * B, "rows that occur"),
             targets=[Target("mach_ext", "embedding_bag", 1.0)],
+        )
+
+
+# --------------------------------------------------------------------------------- gradient to the values
+
+GRAD_VALUES = [
+    (16, 75, 100_000, 64, 0.8),
+    (256, 75, 100_000, 512, 0.8),
+    (256, 75, 100_000, 4096, 0.8),
+    (256, 700, 100_000, 512, 0.8),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("shape", GRAD_VALUES, ids=lambda s: "x".join(map(str, s)))
+def test_grad_values(compare, shape):
+    """A sampled dense-dense product: for each non-zero (n, d) the product of gradient[n] and weight[d].
+
+    PyTorch's forms: sampled_addmm, what embedding_bag's backward calls, and rows gathered, so many documents
+    at a time that they stay in the cache.
+    """
+    N, nnz, D, M, exponent = shape
+    values, indices, indptr = documents(N, nnz, D, exponent)
+    weight, gradient = weight_of(indices, D, M), torch.randn(N, M)
+    pattern = torch.sparse_csr_tensor(
+        indptr, indices, torch.zeros_like(values), (N, D), check_invariants=False
+    )
+    bags = torch.arange(N, dtype=torch.int32).repeat_interleave(nnz)
+    some = max(1, (1 << 19) // (nnz * M))  # documents: 2 MB of rows
+
+    def gathered() -> Tensor:
+        parts = zip(indices.view(N, nnz).split(some), gradient.split(some), strict=True)
+        return torch.cat([torch.bmm(weight[i], g[:, :, None]).flatten() for i, g in parts])
+
+    providers: dict[str, Callable[[], Tensor]] = {
+        "mach_ext": lambda: _ops.sparse_linear_grad_values(gradient[:, None], indices, indptr, weight[None]),
+        "torch sampled_addmm": lambda: torch.sparse.sampled_addmm(
+            pattern, gradient, weight.t(), beta=0.0
+        ).values(),
+        "torch embedding_bag": lambda: torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            gradient, weight, indices, indptr[:-1], bags, 0
+        ),
+        "torch gather + bmm": gathered,
+    }
+    expected = gathered()
+    for name in list(providers):
+        try:
+            got = providers[name]()
+        except RuntimeError as error:  # sampled_addmm needs MKL
+            print(f"{name}: {error}")
+            del providers[name]
+            continue
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    unique = len(indices.unique())
+    with torch.no_grad():
+        compare(
+            "sparse_linear, gradient to the values",
+            providers,
+            shape=dict(zip(("N", "nnz", "D", "M", "zipf"), shape, strict=True)),
+            floor=floor(N, nnz, M, unique, 4 * M, "rows that occur"),
+            targets=[Target("mach_ext", "torch", None)],
+            reuse=len(indices) / unique,
         )
 
 

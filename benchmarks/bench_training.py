@@ -1,4 +1,5 @@
-"""Training steps as `fit` runs them, beside the same model written in plain PyTorch; memory of a step.
+"""Training steps as `fit` runs them, beside the same model written in plain PyTorch; memory of a step; what
+skipping negligible gradients does to dev P@k.
 
 A share of an epoch is timed (`STEPS` steps of each provider in turn, again and again) and scaled to the
 epoch. Data order, batches and mathematics are the same; that the losses are is checked first.
@@ -10,13 +11,14 @@ import copy
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Floor, Part, Target, circumstances, keep
+from conftest import Floor, Part, Target, circumstances, keep, num_threads
 from inputs import DATASETS, dataset, trained
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
@@ -233,6 +235,60 @@ def test_hidden_epoch(compare, real_data, name, stage):
     ]
     work = f"epoch of hidden-layer MACH, {name}, {stage}"
     epoch(compare, work, model, X, ours, plain, floor, targets)
+
+
+# ------------------------------------------------------------------------------------------------- dev P@k
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["eurlex57k", "wordnet"])
+def test_negligible_gradient(request, real_data, name):
+    """Dev P@k of whole trainings by `fit`'s defaults, with NEGLIGIBLE and without; the test split isn't read.
+
+    One thread; seconds are the processor's, so other work on the machine adds little to them. The same seeds
+    (label hash, first weights, order of the documents) with both.
+    """
+    data = dataset(name, real_data)
+    dev = (data.dev.X, data.dev.Y)
+    R, B = DATASETS[name]
+    runs = []
+    with num_threads(1):
+        for seed, negligible in itertools.product(SEEDS, (0.0, NEGLIGIBLE)):
+            model = mach_ext.MACH(data.num_features, data.num_labels, R, B, seed=seed)
+            start = time.process_time()
+            settings = {"seed": seed, "negligible_gradient": negligible, "progress": False}
+            record = mach_ext.fit(model, data.train.X, data.train.Y, *dev, **settings)
+            best = record.history[record.best_epoch - 1]
+            runs.append(
+                {"seed": seed, "negligible_gradient": negligible, "best_epoch": record.best_epoch}
+                | {"dev": best["dev"], "loss": best["loss"], "cpu_seconds": time.process_time() - start}
+                | {"dev_by_epoch": [epoch["dev"]["P@1"] for epoch in record.history]}
+            )
+    points = {
+        k: [
+            100 * (skipped["dev"][k] - exact["dev"][k])
+            for exact, skipped in zip(runs[::2], runs[1::2], strict=True)
+        ]
+        for k in ("P@1", "P@3", "P@5")
+    }
+    mean = sum(points["P@1"]) / len(SEEDS)
+    result = {
+        "name": request.node.name,
+        "work": f"dev P@1, {name}, negligible gradients skipped and not",
+        "shape": {"N": data.train.X.shape[0], "dev": dev[0].shape[0], "R": R, "B": B, "H": 512}
+        | {"epochs": Hyperparameters().epochs, "seeds": len(SEEDS)},
+        "threads": 1,
+        "runs": runs,
+        "points": points,
+        "providers": {},
+        "ratios": [
+            {"ours": "mach_ext, negligible skipped", "over": "points of difference, mean of the seeds"}
+            | {"ratio": abs(mean), "target": 0.1, "at_most": True, "met": abs(mean) <= 0.1}
+        ],
+        **circumstances(),
+    }
+    keep(request.config, result, "training")
 
 
 # ---------------------------------------------------------------------------------------------------- memory

@@ -16,6 +16,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks: written by `make bench-table` -->\n", "<!-- /benchmarks -->\n"
 MODULES = ("decode", "sparse", "training", "parser")  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
+SUMMARISED = {
+    "decode grid": "decode",
+    "decode paths": "decode, the path chosen by cost",
+}  # works with one line
 HEAD = ("work", "floor, ms", "of it reached", "beside", "ratio", "target", "met")
 
 
@@ -24,15 +28,16 @@ def render(folder: Path = RESULTS) -> str:
     results = [r for m in MODULES if (f := folder / f"{m}.json").exists() for r in json.loads(f.read_text())]
     if not results:
         return "No results are kept: `make bench`.\n"
-    grid = [r for r in results if r["work"] == "decode grid"]
+    summarised = [r for r in results if r["work"] in SUMMARISED]
     works: dict[str, dict[int, Any]] = {}  # a work and its shape -> threads -> result
     for result in results:
-        if result not in grid:
+        if result["work"] not in SUMMARISED:
             works.setdefault(title(result), {})[result.get("threads", 0)] = result
     rows = [row for name, by_threads in works.items() for row in lines(name, by_threads)]
-    if grid:
-        rows.append(grid_line(grid))
-    text = markdown(HEAD, rows) + "\n" + footnotes(results, grid)
+    for work, name in SUMMARISED.items():
+        if some := [r for r in summarised if r["work"] == work]:
+            rows.append(summary_line(name, some))
+    text = markdown(HEAD, rows) + "\n" + footnotes(results, summarised)
     measured, predicted = folder / "cuda.json", folder / "cuda_predicted.json"
     file = measured if measured.exists() else predicted
     return text + ("\n" + render_cuda(json.loads(file.read_text())) if file.exists() else "")
@@ -123,7 +128,7 @@ def promise(ratios: list[dict[str, Any]]) -> tuple[str, str]:
     return f"{sign} {target:g}", "yes" if all(met) else "**no**" if not any(met) else "**not at all threads**"
 
 
-def grid_line(grid: list[dict[str, Any]]) -> tuple[str, ...]:
+def summary_line(name: str, grid: list[dict[str, Any]]) -> tuple[str, ...]:
     worst = {}
     for threads in sorted({r["threads"] for r in grid}):
         worst[threads] = min(r["ratios"][0]["ratio"] for r in grid if r["threads"] == threads)
@@ -133,17 +138,17 @@ def grid_line(grid: list[dict[str, Any]]) -> tuple[str, ...]:
     under = sum(not r["ratios"][0]["met"] for r in grid)
     met = "yes" if not under else f"**no**, {under} of {len(grid)} under"
     return (
-        f"decode, {points} shapes and inputs, the least ratio",
+        f"{name}, {points} shapes and inputs, the least ratio",
         "",
         "",
-        "torch",
+        grid[0]["ratios"][0]["among"] + (" forced" if "path" in name else ""),
         ratios,
         f"≥ {target:g}",
         met,
     )
 
 
-def footnotes(results: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
+def footnotes(results: list[dict[str, Any]], summarised: list[dict[str, Any]]) -> str:
     text = ["Ratio: median of the other / median of mach_ext, in turn in one run. "]
     text.append(
         "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
@@ -155,7 +160,7 @@ def footnotes(results: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
             names = floors.setdefault(result["floor"]["how"], [])
             names += [] if result["work"].split(" ")[0] in names else [result["work"].split(" ")[0]]
     text += [f"* {', '.join(works)}: {how}.\n" for how, works in floors.items()]
-    for result in grid:
+    for result in summarised:
         ratio = result["ratios"][0]
         if not ratio["met"]:
             text.append(f"* Under: {title(result)}, {result['threads']} threads: {ratio['ratio']:.2f}.\n")

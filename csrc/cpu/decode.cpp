@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -33,22 +34,37 @@ constexpr int64_t kPairs = 1024;           // exact keys computed together
 constexpr int64_t kSums = 1 << 19;  // labels of the lists path's sums: they stay in the second-level cache
 constexpr int64_t kLanes = 16;
 
-// ns, measured on one core (Zen 4, AVX-512); only their ratios matter, and only for speed.
-constexpr double kDirectCost = 0.35;     // a score of a label, path direct
-constexpr double kPairCost = 1.5;        // the same where labels are far apart
-constexpr double kPairOverhead = 25;     // a label that is far from others
-constexpr double kQuantizeCost = 0.15;   // a score, into the byte table
-constexpr double kInterleaveCost = 0.7;  // a score, into the table of sums
-constexpr double kExtremesCost = 0.06;   // a score, its extremes
-constexpr double kPostingCost = 2;       // a label in a list
-constexpr double kSegmentCost = 20;      // a list in a block of labels
-constexpr double kSweepCost = 0.025;     // a label's sum
-constexpr double kRaiseFrom = 8e3;       // a document: less is not worth looking for a better threshold
-constexpr int64_t kRaiseUpTo = 32;       // k: more are not found in a few buckets
-constexpr double kListsFrom = 400e3;     // a document: less is not worth planning the lists path for
-double row_cost(int64_t table_bytes) {   // a row of the byte table, by where the table lies
+// ns on one core (Zen 4, AVX-512); only their ratios matter, and only for speed. Fitted to the forced paths'
+// times (bench_decode.py, test_paths): the scores of models trained on wordnet and eurlex57k, logits and
+// probabilities, and peaky, soft and flat ones of 4K to 3M labels, N = 1 ... 256, k = 5 and 100.
+constexpr double kDirectCost = 0.35;      // a score of a label, path direct
+constexpr double kBucketsFar = 0.3;       // the same, more where the buckets come from memory
+constexpr double kPairCost = 1.5;         // a score of a label, where labels are far apart
+constexpr double kPairOverhead = 25;      // a label that is far from others
+constexpr double kQuantizeCost = 0.15;    // a score, into the byte table
+constexpr double kScoresFar = 0.3;        // the same, more where the scores come from memory
+constexpr double kInterleaveCost = 0.7;   // a score, into the table of sums
+constexpr double kSumRow = 0.7;           // a row of sums, in rows of bytes
+constexpr double kOfferCost = 50;         // a label that is among the first k for a while, path direct
+constexpr double kSurvivors = 5;          // labels that get an exact key in a scan, beside those
+constexpr double kExtremesCost = 0.1;     // a score, its extremes
+constexpr double kPostingCost = 2;        // a label in a list
+constexpr double kSegmentCost = 60;       // a list in a block of labels
+constexpr double kSweepCost = 0.025;      // a label's sum
+constexpr double kRaiseCost = 5e3;        // a document: looking for a better threshold
+constexpr double kRaiseFrom = 8e3;        // a document: less is not worth that
+constexpr int64_t kRaiseUpTo = 32;        // k: more are not found in a few buckets
+constexpr double kListsFrom = 60e3;       // a document: less is not worth planning the lists path for
+constexpr double kListsFromMany = 200e3;  // the same where more than kFew documents could share a scan
+constexpr int64_t kFew = 8;
+constexpr double kSaved =
+    0.6;  // of what a document costs that shares a scan: what the scan is cheaper without
+constexpr double kChernoff = 8;  // candidates by Chernoff's bound / those that came
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr int64_t kFarBuckets = 24 << 20, kFarScores = 8 << 20;  // bytes
+double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
-  return kib <= 768 ? 0.6 : kib <= 1536 ? 0.9 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
+  return kib <= 768 ? 0.5 : kib <= 1536 ? 0.75 : kib <= 4096 ? 1.3 : kib <= 24576 ? 2.0 : 4.0;
 }
 
 // The same where a document's scores don't fit the second-level cache: then each repetition's scores should
@@ -100,8 +116,11 @@ std::vector<Candidate<T>> first_k(std::vector<TopK<T>*> parts, int64_t k) {
     const std::vector<Candidate<T>>& kept = part->kept();
     all.insert(all.end(), kept.begin(), kept.end());
   }
+  if (static_cast<int64_t>(all.size()) > k) {
+    std::nth_element(all.begin(), all.begin() + (k - 1), all.end());
+    all.resize(k);
+  }
   std::sort(all.begin(), all.end());
-  if (static_cast<int64_t>(all.size()) > k) all.resize(k);
   return all;
 }
 
@@ -181,9 +200,8 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
 
 // A bucket with one of its repetition's greatest scores.
 struct Heavy {
-  int32_t repetition;
+  int32_t repetition, bucket;
   float score;
-  const int32_t *first, *last;  // its labels
 };
 
 // What is known of a document before its labels are gone through.
@@ -200,6 +218,7 @@ struct Document {
   std::vector<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
   std::vector<double> tau;         // [R] lists
   double gap = 0;                  // lists: what the excesses over tau must add up to
+  double lists_cost = kNever;
   int64_t postings = 0, rescored = 0;
 
   double down(int64_t R) const { return sum_high - wanted(R); }
@@ -224,6 +243,11 @@ struct Document {
   double wanted(int64_t R) const { return wanted(R, theta()); }
 };
 
+// A document, by its place among some, and a label of it.
+struct Pair {
+  int32_t slot, label;
+};
+
 // Of one thread, from document to document.
 struct Scratch {
   explicit Scratch(const MergeScores<float>& p)
@@ -231,6 +255,7 @@ struct Scratch {
   std::vector<float> keys, sorted;
   std::vector<int32_t> positions, labels;
   std::vector<Heavy> best;
+  std::vector<Pair> pairs;
   std::vector<uint64_t> seen;
   std::vector<uint8_t> sums;
 };
@@ -239,8 +264,10 @@ class Decoder {
  public:
   explicit Decoder(const Decode<float>& p) : p_(p), m_(p.merge) {
     // How many labels are scored exactly before anything else, for a first threshold.
-    sample_ = std::min(
-        m_.L, p.path == Path::automatic ? std::max<int64_t>(128, 4 * p.k) : std::max<int64_t>(8, p.k));
+    // Fewer of few labels where a path is asked for, so that it has something to do.
+    const int64_t usual = std::max<int64_t>(128, 4 * p.k);
+    sample_ = p.path == Path::automatic ? std::min(m_.L, usual)
+                                        : std::min({m_.L, usual, std::max({int64_t(8), p.k, m_.L / 16})});
     possible_ = p.index != nullptr && sample_ < m_.L && m_.R <= 250;  // sums of bytes
   }
 
@@ -254,13 +281,13 @@ class Decoder {
   void chunk(int64_t begin, int64_t end) {
     std::vector<int64_t> direct;
     std::vector<Document> planned;
-    const int64_t width = std::min(kWidth, end - begin);
-    width_ = width;
+    together_ = std::min(kWidth, end - begin);
+    scan_cost_ = scan_cost(together_);
+    direct_cost_ = direct_cost(together_);
     const bool worth_a_plan =
         possible_ && p_.path != Path::direct &&
-        (p_.path != Path::automatic || (plan_cost() < 0.7 * direct_cost() &&
-                                        (scan_cost(width) < direct_cost() || lists_may_pay(direct_cost()))));
-    scan_cost_ = scan_cost(width);
+        (p_.path != Path::automatic ||
+         (plan_cost() < 0.7 * direct_cost_ && (scan_cost_ < direct_cost_ || lists_may_pay(direct_cost_))));
     if (worth_a_plan) {
       planned.resize(end - begin);
       const int64_t parts = std::min(end - begin, 4 * p_.threads);
@@ -279,17 +306,26 @@ class Decoder {
         (document->path == Path::lists ? lists : scan).push_back(document);
     }
     // A scan costs about as much for a few documents as for 64.
-    if (p_.path == Path::automatic && !scan.empty() &&
-        scan_cost(std::min<int64_t>(kWidth, scan.size())) > direct_cost()) {
+    const int64_t left = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path == Path::automatic && left > 0 && left < together_) {
+      const double others = std::min(scan_cost(left), direct_cost(left));
+      const auto to_lists = std::stable_partition(
+          scan.begin(), scan.end(), [&](const Document* document) { return document->lists_cost >= others; });
+      for (auto document = to_lists; document < scan.end(); ++document) (*document)->path = Path::lists;
+      lists.insert(lists.end(), to_lists, scan.end());
+      scan.erase(to_lists, scan.end());
+    }
+    if (!lists.empty()) run_lists(lists);
+    for (Document* document : lists)
+      if (document->path == Path::scan) scan.push_back(document);  // gave up
+    const int64_t rest = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path == Path::automatic && rest > 0 && scan_cost(rest) > direct_cost(rest)) {
       for (Document* document : scan) {
         document->path = Path::direct;
         direct.push_back(document->n);
       }
       scan.clear();
     }
-    if (!lists.empty()) run_lists(lists);
-    for (const Document* document : lists)
-      if (document->path == Path::direct) direct.push_back(document->n);
     // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
@@ -317,14 +353,21 @@ class Decoder {
   double key_cost() const {  // an exact key's arithmetic beside its loads
     return m_.merge == Merge::mean ? 1 : m_.merge == Merge::min ? 2 : 4 + m_.R / 8.0;
   }
-  double alone_cost() const { return static_cast<double>(m_.L) * m_.R * kDirectCost * key_cost(); }
-  double sums_cost() const {  // of up to 16 documents together
-    const int64_t table = m_.R * m_.B * kSumLanes;
-    return table * kInterleaveCost + m_.L * m_.R * row_cost(4 * table);
+  // Labels that come to be among the first k, of random order.
+  double firsts() const { return p_.k * std::log2(static_cast<double>(m_.L) / sample_); }
+  double alone_cost(int64_t documents) const {
+    const double far = 4 * m_.L * m_.R > kFarBuckets ? kBucketsFar / std::min(kGroup, documents) : 0;
+    return static_cast<double>(m_.L) * m_.R * (kDirectCost * key_cost() + far);
   }
-  double direct_cost() const {
-    const int64_t together = std::min<int64_t>(width_, kSumLanes);
-    return m_.merge == Merge::mean ? std::min(alone_cost(), sums_cost() / together) : alone_cost();
+  double sums_cost(int64_t documents) const {  // of up to 16 documents together
+    const int64_t table = m_.R * m_.B * kSumLanes;
+    return table * kInterleaveCost + m_.L * m_.R * kSumRow * row_cost(4 * table) +
+           documents * firsts() * kOfferCost;
+  }
+  double direct_cost(int64_t documents) const {
+    const int64_t some = std::min<int64_t>(documents, kSumLanes);
+    const double alone = alone_cost(documents);
+    return m_.merge == Merge::mean ? std::min(alone, sums_cost(some) / some) : alone;
   }
   double pair_cost() const { return kPairOverhead + m_.R * kPairCost * key_cost(); }
   double plan_cost() const {
@@ -333,20 +376,24 @@ class Decoder {
   static int64_t lanes_for(int64_t documents) { return documents <= 16 ? 16 : documents <= 32 ? 32 : 64; }
   double scan_cost(int64_t documents, double share = 1) const {  // share of a label's rows that are added
     const int64_t lanes = lanes_for(documents), table = m_.R * m_.B * lanes;
-    const double rescored = 6.0 * p_.k * std::log2(static_cast<double>(m_.L) / sample_);
-    return plan_cost() + (table * kQuantizeCost + share * m_.L * m_.R * row_cost(table)) / documents +
-           rescored * pair_cost();
+    const double quantize = kQuantizeCost + (4 * p_.N * m_.R * m_.B > kFarScores ? kScoresFar : 0);
+    return plan_cost() + (p_.k <= kRaiseUpTo ? kRaiseCost : 0) +
+           (table * quantize + share * m_.L * m_.R * row_cost(table)) / documents +
+           kSurvivors * firsts() * pair_cost();
   }
 
   // Beside a path of this cost; many of few labels don't stand out by their best buckets.
-  bool lists_may_pay(double cost) const { return cost > kListsFrom && p_.k <= m_.L / 4096; }
+  bool lists_may_pay(double cost) const {
+    return cost > (together_ <= kFew ? kListsFrom : kListsFromMany) &&
+           p_.k <= std::max(m_.L / 4096, std::min(kRaiseUpTo, m_.L / 256));
+  }
 
   void plan(int64_t n, Document& d, Scratch& scratch) const {
     d.n = n;
     const bool mean = m_.merge == Merge::mean;
     const bool lists_pay =
         mean && (p_.path == Path::lists ||
-                 (p_.path == Path::automatic && lists_may_pay(std::min(scan_cost_, direct_cost()))));
+                 (p_.path == Path::automatic && lists_may_pay(std::min(scan_cost_, direct_cost_))));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       if (mean && !find_extremes<Tag>(d, lists_pay)) return;
@@ -362,17 +409,23 @@ class Decoder {
           raise_threshold<Tag>(d, scratch);
         // Nothing to prune by: sums that can't be told apart from their bounds.
         if (!(d.sum_high - d.sum_low > 8 * d.slack(m_.R, d.theta()))) return;
-        if (lists_pay && plan_lists(d)) {
-          d.path = Path::lists;
-          return;
-        }
         // Bytes count steps below `high`; or, where the threshold is far nearer to `low` (some score far
         // above all others would make those steps useless), above `low`.
         d.from_low = d.up(m_.R) > 0 && d.down(m_.R) > 16 * d.up(m_.R);
         d.unit = std::max(d.from_low ? d.up(m_.R) / 160 : d.down(m_.R) / 250, 1e-30);
       }
-      d.path = Path::scan;
+      if (lists_pay) plan_lists(d);
+      d.path = d.lists_cost < others_cost(d) ? Path::lists : Path::scan;
     });
+  }
+
+  // What the lists path must stay below.
+  double others_cost(const Document& d) const {
+    if (p_.path == Path::lists) return kNever;
+    // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
+    const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / m_.R);
+    const double cost = std::min(scan_cost(together_, share), direct_cost_);
+    return together_ <= kFew ? cost : kSaved * cost;
   }
 
   const float* scores(int64_t n, int64_t r) const {
@@ -396,72 +449,95 @@ class Decoder {
       d.sum_high += d.high[r];
       d.sum_low += d.low[r];
       d.slack_high += std::max(d.high[r], 0.0f);
-      if (find_heavy) this->find_heavy<Tag>(d, r);  // now, while the row is in the cache
+      if (find_heavy) this->find_heavy<Tag>(d, r, d.heavy);  // now, while the row is in the cache
     }
     return std::isfinite(d.sum_high) && d.slack_high < 1e30;
   }
 
+  // Appends the buckets above least_heavy.
   template <class Tag>
-  void find_heavy(Document& d, int64_t r) const {
+  void find_heavy(Document& d, int64_t r, std::vector<Heavy>& heavy) const {
     constexpr int64_t kRoom = 256;
     int32_t found[kRoom];
     const float* row = scores(d.n, r);
     const int64_t count = find_above<Tag>(row, m_.B, d.least_heavy[r], found, kRoom);
     if (count == kRoom) d.least_heavy[r] = kInfinity;  // not all of them: of no use as a bound
-    const int32_t* starts = p_.index->list_starts + r * (m_.B + 1);
-    const int32_t* labels = p_.index->list_labels + r * m_.L;
-    for (int64_t i = 0; i < count; ++i)
-      d.heavy.push_back(
-          {static_cast<int32_t>(r), row[found[i]], labels + starts[found[i]], labels + starts[found[i] + 1]});
+    for (int64_t i = 0; i < count; ++i) heavy.push_back({static_cast<int32_t>(r), found[i], row[found[i]]});
+  }
+
+  struct Labels {
+    const int32_t *first, *last;
+    const int32_t* begin() const { return first; }
+    const int32_t* end() const { return last; }
+    int64_t size() const { return last - first; }
+  };
+  Labels labels_of(const Heavy& h) const {
+    const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
+    const int32_t* labels = p_.index->list_labels + h.repetition * m_.L;
+    return {labels + starts[0], labels + starts[1]};
+  }
+
+  // The document's best buckets in a few repetitions, of at most some labels each, to scratch.best.
+  template <class Tag>
+  void find_best(Document& d, Scratch& scratch) const {
+    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
+    const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
+    const bool found_before = !d.heavy.empty();
+    std::vector<Heavy>& best = scratch.best;
+    best.clear();
+    auto heavy = d.heavy.cbegin();  // its repetitions ascend
+    for (int64_t i = 0; i < repetitions; ++i) {
+      const int64_t r = R * i / repetitions, begin = best.size();
+      if (found_before) {
+        for (; heavy < d.heavy.cend() && heavy->repetition <= r; ++heavy)
+          if (heavy->repetition == r) best.push_back(*heavy);
+      } else {
+        find_heavy<Tag>(d, r, best);
+      }
+      const auto first = best.begin() + begin, end = first + std::min<int64_t>(buckets, best.end() - first);
+      std::partial_sort(first, end, best.end(),
+                        [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
+      int64_t taken = 0;
+      auto last = first;
+      while (last < end && (taken += labels_of(*last).size()) <= enough) ++last;
+      best.erase(last, best.end());
+    }
+  }
+
+  // Labels that are in two of scratch.best at least, ascending, to scratch.labels.
+  void find_repeated(Scratch& scratch) const {
+    std::vector<int32_t>& labels = scratch.labels;
+    labels.clear();
+    scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
+    int64_t marked = 0;
+    for (const Heavy& h : scratch.best) {
+      marked += labels_of(h).size();
+      for (int32_t label : labels_of(h)) {
+        uint64_t& word = scratch.seen[label / 64];
+        const uint64_t bit = uint64_t(1) << (label % 64);
+        if (word & bit) labels.push_back(label);
+        word |= bit;
+      }
+    }
+    if (marked > static_cast<int64_t>(scratch.seen.size()) / 8)
+      std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
+    else
+      for (const Heavy& h : scratch.best)
+        for (int32_t label : labels_of(h)) scratch.seen[label / 64] = 0;
+    std::sort(labels.begin(), labels.end());
+    labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
   }
 
   // A better threshold than the sample's: the exact keys of the labels that are in the document's best
   // buckets in at least two of a few repetitions. Those best in many are usually among them.
   template <class Tag>
   void raise_threshold(Document& d, Scratch& scratch) const {
-    const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
-    const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
-    const bool found_before = !d.heavy.empty();
+    find_best<Tag>(d, scratch);
+    find_repeated(scratch);
     std::vector<int32_t>& labels = scratch.labels;
-    std::vector<Heavy>& best = scratch.best;
-    labels.clear();
-    scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
-    int64_t marked = 0;
-    const auto of_best = [&](int64_t i, const auto& visit) {
-      const int64_t r = R * i / repetitions;
-      best.clear();
-      for (const Heavy& h : d.heavy)
-        if (h.repetition == r) best.push_back(h);
-      const auto end = best.begin() + std::min<int64_t>(buckets, best.size());
-      std::partial_sort(best.begin(), end, best.end(),
-                        [](const Heavy& a, const Heavy& b) { return a.score > b.score; });
-      int64_t taken = 0;
-      for (auto h = best.begin(); h < end; ++h) {
-        taken += h->last - h->first;
-        if (taken > enough) break;
-        for (const int32_t* label = h->first; label < h->last; ++label) visit(*label);
-      }
-    };
-    for (int64_t i = 0; i < repetitions; ++i) {
-      if (!found_before) find_heavy<Tag>(d, R * i / repetitions);
-      of_best(i, [&](int32_t label) {
-        uint64_t& word = scratch.seen[label / 64];
-        const uint64_t bit = uint64_t(1) << (label % 64);
-        if (word & bit) labels.push_back(label);
-        word |= bit;
-        ++marked;
-      });
-    }
-    if (marked > static_cast<int64_t>(scratch.seen.size()) / 8)
-      std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
-    else
-      for (int64_t i = 0; i < repetitions; ++i)
-        of_best(i, [&](int32_t label) { scratch.seen[label / 64] = 0; });
-    std::sort(labels.begin(), labels.end());
-    labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
     const int64_t count = std::min<int64_t>(labels.size(), 1024 + 4 * p_.k);
-    std::vector<float> keys(count), sorted(R);
+    std::vector<float> keys(count), sorted(m_.R);
     const std::vector<int32_t> documents(count, static_cast<int32_t>(d.n));
     merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), count, keys.data(), sorted.data());
     d.rescored += count;
@@ -475,19 +551,24 @@ class Decoder {
     if (kth > rank_of(-kInfinity)) d.top.require_above(kth - 1);
   }
 
-  // Whether the lists path is worth it, and with which tau: the same height above `low` in all repetitions,
-  // but nowhere under `least_heavy`, below which no buckets are known.
-  bool plan_lists(Document& d) const {
+  // The lists path's best tau, if it is possible: the same height above `low` in all repetitions, but nowhere
+  // under `least_heavy`, below which no buckets are known.
+  void plan_lists(Document& d) const {
     const int64_t R = m_.R, L = m_.L;
     const double wanted = d.wanted(R);
     double magnitude = 0;  // doubles must resolve the gap
     for (int64_t r = 0; r < R; ++r)
       magnitude += std::abs(d.low[r]) + std::abs(d.high[r]) + std::abs(d.least_heavy[r]);
     const int64_t blocks = (L - sample_ + kSums - 1) / kSums;
-    // A label's score lies on average about two thirds down from high to low; it is dropped at the threshold.
-    const double share = std::min(1.0, 1.5 * d.depth() + 1.0 / R);
-    double best = p_.path == Path::lists ? std::numeric_limits<double>::infinity()
-                                         : std::min(scan_cost(width_, share), direct_cost());
+    constexpr int kBins = 16;
+    constexpr std::array<double, 5> kPowers = {4, 8, 12, 18, 27};
+    static const auto chernoff = [&] {
+      std::array<std::array<double, kBins + 1>, kPowers.size()> table;
+      for (size_t s = 0; s < kPowers.size(); ++s)
+        for (int i = 0; i <= kBins; ++i)
+          table[s][i] = std::expm1(kPowers[s] * std::min(1.0, (i + 0.5) / kBins));
+      return table;
+    }();
     std::vector<double> tau(R);
     for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
@@ -497,78 +578,98 @@ class Decoder {
       }
       if (!(gap > 1e-8 * magnitude)) continue;
       // Postings by excess over tau, in shares of the gap.
-      constexpr int kBins = 16;
       double postings[kBins + 1] = {}, all = 0, lists = 0;
       for (const Heavy& h : d.heavy) {
         const double excess = h.score - tau[h.repetition];
         if (excess <= 0) continue;
-        const double count = static_cast<double>(h.last - h.first);
+        const double count = static_cast<double>(labels_of(h).size());
         postings[static_cast<int>(std::min(1.0, excess / gap) * kBins)] += count;
         all += count;
         ++lists;
       }
       // Candidates to expect of random buckets, by Chernoff's bound: for any s >= 0
-      // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r)
+      // P(sum_r excess_r >= gap) <= exp(-s gap) * prod_r E exp(s excess_r); it is four to thirty times too
+      // high.
       double candidates = L;
-      for (double power : {4.0, 8.0, 12.0, 18.0, 27.0}) {
-        double exponent = -power;
-        for (int i = 0; i <= kBins; ++i)
-          if (postings[i] > 0)
-            exponent += postings[i] / L * std::expm1(power * std::min(1.0, (i + 0.5) / kBins));
+      for (size_t s = 0; s < chernoff.size(); ++s) {
+        double exponent = -kPowers[s];
+        for (int i = 0; i <= kBins; ++i) exponent += postings[i] / L * chernoff[s][i];
         candidates = std::min(candidates, L * std::exp(exponent));
       }
       const double cost = all * kPostingCost + lists * blocks * kSegmentCost + L * kSweepCost +
-                          (candidates + 2 * p_.k) * pair_cost();
-      if (cost < best) best = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
+                          (candidates / kChernoff + 2 * p_.k) * pair_cost();
+      if (cost < d.lists_cost) d.lists_cost = cost, d.gap = gap * (1 - 1e-6), d.tau = tau;
     }
-    return !d.tau.empty();
   }
 
   // ------------------------------------------------------------------------------------------ the direct
 
   void run_direct(const std::vector<int64_t>& documents) {
-    std::vector<int64_t> others;
-    const int64_t count = documents.size();
+    const int64_t count = documents.size(), groups = (count + kSumLanes - 1) / kSumLanes;
     const bool possible = p_.index != nullptr && m_.merge == Merge::mean && sample_ < m_.L;
-    for (int64_t first = 0; first < count; first += kSumLanes) {
-      const int64_t some = std::min<int64_t>(kSumLanes, count - first);
-      if (possible && sums_cost() < some * alone_cost())
-        sum_together(&documents[first], some, others);
-      else
-        others.insert(others.end(), &documents[first], &documents[first] + some);
-    }
-    if (!others.empty()) decode_direct(p_, others);
+    // Each thread takes groups of its own where that leaves none idle for long; else all work on one group.
+    const bool apart = p_.threads > 1 && (groups % p_.threads == 0 || groups >= 4 * p_.threads);
+    const int64_t runs = apart ? p_.threads : 1;
+    const Team alone{[](int64_t tasks, const auto& task) {
+                       for (int64_t i = 0; i < tasks; ++i) task(i);
+                     },
+                     1};
+    const Team team = apart ? alone : Team{p_.run_tasks, p_.threads};
+    if (static_cast<int64_t>(tables_.size()) < runs) tables_.resize(runs);
+    std::vector<std::vector<int64_t>> others(runs);
+    const auto run = [&](int64_t i) {
+      for (int64_t group = cut(0, groups, runs, i); group < cut(0, groups, runs, i + 1); ++group) {
+        const int64_t* first = &documents[group * kSumLanes];
+        const int64_t some = std::min<int64_t>(kSumLanes, count - group * kSumLanes);
+        if (possible && sums_cost(some) < some * alone_cost(some))
+          sum_together(first, some, team, tables_[i], others[i]);
+        else
+          others[i].insert(others[i].end(), first, first + some);
+      }
+    };
+    if (apart)
+      p_.run_tasks(runs, run);
+    else
+      run(0);
+    for (int64_t i = 1; i < runs; ++i) others[0].insert(others[0].end(), others[i].begin(), others[i].end());
+    if (!others[0].empty()) decode_direct(p_, others[0]);
   }
+
+  struct Team {
+    Tasks run_tasks;
+    int64_t threads;
+  };
 
   // Up to 16 documents at a time: one addition for all of them, in the order of the definition. A document
   // for which `above` can't be said (fewer than k keys that are numbers in the sample) goes to `others`.
-  void sum_together(const int64_t* documents, int64_t count, std::vector<int64_t>& others) {
+  void sum_together(const int64_t* documents, int64_t count, const Team& team, Table& memory,
+                    std::vector<int64_t>& others) const {
     const int64_t R = m_.R, B = m_.B, L = m_.L;
-    float* table = reinterpret_cast<float*>(table_.of(R * B * kSumLanes * sizeof(float)));
+    float* table = reinterpret_cast<float*>(memory.of(R * B * kSumLanes * sizeof(float)));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
-      p_.run_tasks(R, [&](int64_t r) {
+      team.run_tasks(R, [&](int64_t r) {
         const float* rows[kSumLanes] = {};
         for (int64_t i = 0; i < count; ++i) rows[i] = scores(documents[i], r);
         interleave_scores<Tag>(rows, B, table + r * B * kSumLanes);
       });
       std::vector<TopK<float>> sample(count, TopK<float>(p_.k));
-      p_.run_tasks(count, [&](int64_t i) {
+      team.run_tasks(count, [&](int64_t i) {
         Scratch scratch(m_);
         offer_all<Tag>(m_, documents[i], 0, sample_, scratch.keys.data(), scratch.sorted.data(),
                        scratch.positions.data(), sample[i]);
         sample[i].compact();
       });
-      const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (L - sample_) / 1024));
+      const int64_t parts = std::max<int64_t>(1, std::min(team.threads, (L - sample_) / 1024));
       std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
-      p_.run_tasks(parts, [&](int64_t part) {
+      team.run_tasks(parts, [&](int64_t part) {
         TopK<float>* tops = &top[part * count];
         for (int64_t i = 0; i < count; ++i) tops[i].require_above(sample[i].threshold());
         sum_range<Tag>(table, count, cut(sample_, L, parts, part), cut(sample_, L, parts, part + 1), tops);
       });
       for (int64_t i = 0; i < count; ++i)
         if (std::isnan(key_of<float>(sample[i].threshold()))) others.push_back(documents[i]);
-      p_.run_tasks(count, [&](int64_t i) {
+      team.run_tasks(count, [&](int64_t i) {
         if (std::isnan(key_of<float>(sample[i].threshold()))) return;
         std::vector<TopK<float>*> all{&sample[i]};
         for (int64_t part = 0; part < parts; ++part) all.push_back(&top[part * count + i]);
@@ -581,16 +682,20 @@ class Decoder {
   template <class Tag>
   void sum_range(const float* table, int64_t count, int64_t begin, int64_t end, TopK<float>* top) const {
     const std::unique_ptr<int32_t[]> labels(new int32_t[kBlock + 1]);
+    const std::unique_ptr<uint32_t[]> documents(new uint32_t[kBlock + 1]);
     const std::unique_ptr<float[]> sums(new float[(kBlock + 1) * kSumLanes]);
     float above[kSumLanes];
-    for (int64_t first = begin; first < end; first += kBlock) {
+    int64_t block = kBlock / 8;  // at first the thresholds rise fast
+    for (int64_t first = begin; first < end; first += block, block = std::min(kBlock, 2 * block)) {
       for (int64_t i = 0; i < kSumLanes; ++i) above[i] = i < count ? sum_above(top[i]) : kInfinity;
-      const int64_t found = sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first,
-                                            std::min(end, first + kBlock), above, labels.get(), sums.get());
+      const int64_t found =
+          sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first, std::min(end, first + block), above,
+                          labels.get(), documents.get(), sums.get());
       for (int64_t j = 0; j < found; ++j)
-        for (int64_t i = 0; i < count; ++i)
-          if (sums[j * kSumLanes + i] > above[i])
-            top[i].offer(sums[j * kSumLanes + i] / static_cast<float>(m_.R), labels[j]);
+        for (uint32_t left = documents[j]; left; left &= left - 1) {
+          const int i = __builtin_ctz(left);
+          top[i].offer(sums[j * kSumLanes + i] / static_cast<float>(m_.R), labels[j]);
+        }
     }
   }
 
@@ -633,13 +738,13 @@ class Decoder {
         all.push_back(&top[i * parts + part]);
         d.postings += postings[i * parts + part];
         d.rescored += rescored[i * parts + part];
-        if (gave_up[i * parts + part]) d.path = Path::direct;
+        if (gave_up[i * parts + part]) d.path = Path::scan;
       }
       if (d.path == Path::lists) write_result(p_, d.n, first_k<float>(all, p_.k));
     });
   }
 
-  // False where so many candidates came that the direct path is cheaper: buckets that are not like random.
+  // False where so many candidates came that another path is cheaper: buckets that are not like random.
   template <class Tag>
   bool go_through_lists(const Document& d, int64_t begin, int64_t end, Scratch& scratch, TopK<float>& top,
                         int64_t& postings, int64_t& rescored) const {
@@ -652,14 +757,14 @@ class Decoder {
     for (const Heavy& h : d.heavy) {
       const double excess = h.score - d.tau[h.repetition];
       if (excess <= 0) continue;
-      const int32_t* first = h.first;
+      auto [first, last] = labels_of(h);
       if (begin > sample_)
-        first = std::lower_bound(first, h.last, static_cast<int32_t>(begin));
+        first = std::lower_bound(first, last, static_cast<int32_t>(begin));
       else
-        while (first < h.last && *first < begin) ++first;
+        while (first < last && *first < begin) ++first;
       // Rounded up: never less than the excess in steps of gap / kReach.
       const double steps = excess / d.gap * kReach;
-      if (first < h.last) cursors.push_back({first, h.last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
+      if (first < last) cursors.push_back({first, last, steps < 254 ? static_cast<int>(steps) + 1 : 255});
     }
     const int64_t size = std::min(kSums, end - begin);
     scratch.sums.resize(std::max<size_t>(scratch.sums.size(), size), 0);  // all 0 again at the end
@@ -674,32 +779,32 @@ class Decoder {
         postings += added;
       }
       const int64_t found = take_at_least<Tag>(sums, stop - first, kReach - 1, positions);
-      for (int64_t i = 0; i < found; ++i) positions[i] += static_cast<int32_t>(first);
       rescored += found;
-      if (p_.path == Path::automatic && rescored * pair_cost() > alone_cost()) return false;
-      offer_pairs<Tag>(
-          found, [&](int64_t i) { return std::pair(0, positions[i]); },
-          [&](int64_t) -> const Document& { return d; }, [&](int64_t) -> TopK<float>& { return top; });
+      if (p_.path == Path::automatic && rescored * pair_cost() > 2 * std::min(scan_cost_, direct_cost_))
+        return false;
+      std::vector<Pair>& pairs = scratch.pairs;
+      pairs.clear();
+      for (int64_t i = 0; i < found; ++i) pairs.push_back({0, static_cast<int32_t>(first + positions[i])});
+      const Document* document = &d;
+      offer_pairs<Tag>(pairs, &document, &top);
     }
     return true;
   }
 
-  // Offers the exact keys of pairs pair(0) ... pair(count - 1) = (slot, label), labels ascending.
-  template <class Tag, class Pair, class Of, class Top>
-  void offer_pairs(int64_t count, const Pair& pair, const Of& document, const Top& top) const {
-    std::vector<int32_t> slots(kPairs), documents(kPairs), labels(kPairs);
-    std::vector<float> keys(kPairs), sorted(m_.R);
+  // Offers the exact keys of the pairs, a slot's labels ascending, to the TopK of their slots.
+  template <class Tag>
+  void offer_pairs(const std::vector<Pair>& pairs, const Document* const* documents, TopK<float>* top) const {
+    const int64_t count = pairs.size(), most = std::min(kPairs, count);
+    std::vector<int32_t> ids(most), labels(most);
+    std::vector<float> keys(most), sorted(m_.R);
     for (int64_t begin = 0; begin < count; begin += kPairs) {
       const int64_t some = std::min(kPairs, count - begin);
       for (int64_t i = 0; i < some; ++i) {
-        const auto [slot, label] = pair(begin + i);
-        slots[i] = slot;
-        documents[i] = static_cast<int32_t>(document(slot).n);
-        labels[i] = label;
+        ids[i] = static_cast<int32_t>(documents[pairs[begin + i].slot]->n);
+        labels[i] = pairs[begin + i].label;
       }
-      merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), some, keys.data(),
-                       sorted.data());
-      for (int64_t i = 0; i < some; ++i) top(slots[i]).offer(keys[i], labels[i]);
+      merge_pairs<Tag>(m_, p_.index->codes, ids.data(), labels.data(), some, keys.data(), sorted.data());
+      for (int64_t i = 0; i < some; ++i) top[pairs[begin + i].slot].offer(keys[i], labels[i]);
     }
   }
 
@@ -721,7 +826,7 @@ class Decoder {
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
-    uint8_t* tables = table_.of(blocks * R * B * W);
+    uint8_t* tables = tables_[0].of(blocks * R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       // The bytes of min and median depend on the threshold, so they are renewed as it rises.
@@ -814,17 +919,20 @@ class Decoder {
     const int64_t blocks = (range.count + W - 1) / W;
     // For a slot without a document, or one that is hopeless: sums below 0.
     std::vector<uint8_t> bounds(blocks * W, 0);
+    const auto set_bound = [&](int64_t i) {
+      bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
+    };
     for (int64_t i = 0; i < range.count; ++i) {
       range.top[i].require_above(range.documents[i]->top.threshold());
       range.hopeless[i] = range.documents[i]->path != Path::scan;  // by an earlier round
-      bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
+      set_bound(i);
     }
     // Not initialised: a vector would write all of them before they are used.
     const int64_t room = std::min(kTile, range.end - range.begin) + 1;
     const std::unique_ptr<int32_t[]> labels(new int32_t[room]);
     const std::unique_ptr<uint64_t[]> wanted(new uint64_t[room]);
     const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
-    std::vector<std::pair<int32_t, int32_t>> pairs;
+    std::vector<Pair> pairs;
     uint8_t* hopeless = range.hopeless;
     int64_t tile = 256;
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
@@ -854,28 +962,17 @@ class Decoder {
             pairs[next[w]++] = {w, labels[i]};
           }
         TopK<float>* top = range.top + slot;
-        offer_pairs<Tag>(
-            pairs.size(), [&](int64_t i) { return pairs[i]; },
-            [&](int64_t i) -> const Document& { return *documents[i]; },
-            [&](int64_t i) -> TopK<float>& { return top[i]; });
+        offer_pairs<Tag>(pairs, documents, top);
         // Where many labels stay, as with equal scores, the bounds cost more than they save.
         for (int64_t i = 0; i < count; ++i) {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
           // As many more may come each time that the labels gone through double; direct starts again.
           const double to_come = stayed * std::log2(static_cast<double>(range.end) / last);
-          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost()) {
+          if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost_)
             hopeless[slot + i] = 1;
-          }
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          if (hopeless[slot + i]) {
-            bounds[slot + i] = 0;
-            continue;
-          }
-          if (m_.merge != Merge::mean) continue;
           if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();
-          bounds[slot + i] = bound_for(*documents[i], top[i]);
+          set_bound(slot + i);
         }
       }
     }
@@ -922,9 +1019,9 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  int64_t width_ = 1;  // documents of a scan
-  Table table_;
-  double scan_cost_ = 0;
+  std::vector<Table> tables_{1};            // one a thread
+  int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
+  double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
 };
 
 }  // namespace

@@ -106,7 +106,35 @@ inline void add_rows(const ByteScan& p, const int64_t* labels, Rows<Isa, W>* tot
       total[i] = total[i].plus(Rows<Isa, W>::load(rows + static_cast<int64_t>(codes[i][r]) * W));
 }
 
-// Bit i: values[i] > threshold.
+// Keeps a label at `found` if some document wants it; returns found or found + 1.
+template <class Isa, int W>
+inline int64_t keep(const ByteScan& p, const Rows<Isa, W>& bound, int64_t label, const Rows<Isa, W>& total,
+                    int64_t found, int32_t* labels, uint64_t* documents, uint8_t* sums) {
+  labels[found] = static_cast<int32_t>(label);
+  documents[found] = total.at_least(bound) ^ p.below;
+  total.store(sums + found * W);
+  return found + (documents[found] != 0);
+}
+
+// Bit i: values[i] > bounds[i], of 16.
+template <class Isa>
+inline uint32_t above_16(const float* values, const float* bounds) {
+#if defined(MACH_ISA_IS_Avx512)
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(values), _mm512_loadu_ps(bounds), _CMP_GT_OQ);
+#elif defined(MACH_ISA_IS_Avx2)
+  const auto eight = [&](int i) {
+    return _mm256_movemask_ps(
+        _mm256_cmp_ps(_mm256_loadu_ps(values + i), _mm256_loadu_ps(bounds + i), _CMP_GT_OQ));
+  };
+  return static_cast<uint32_t>(eight(0) | eight(8) << 8);
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(values[i] > bounds[i]) << i;
+  return mask;
+#endif
+}
+
+// Bit i: values[i] > threshold, of 64.
 template <class Isa>
 inline uint64_t above_64(const float* values, float threshold) {
   uint64_t mask = 0;
@@ -225,12 +253,8 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
       c0 += 4 * p.R, c1 += 4 * p.R, c2 += 4 * p.R, c3 += 4 * p.R;
       if (s0.least(s1).least(s2.least(s3)).at_least(bound) == p.below) continue;
       const V total[kLabels] = {s0, s1, s2, s3};
-      for (int i = 0; i < kLabels; ++i) {
-        labels[found] = static_cast<int32_t>(label + i);
-        documents[found] = total[i].at_least(bound) ^ p.below;
-        total[i].store(sums + found * W);
-        found += documents[found] != 0;
-      }
+      for (int i = 0; i < kLabels; ++i)
+        found = keep(p, bound, label + i, total[i], found, labels, documents, sums);
     }
   }
   const auto some = [&](auto count) {
@@ -240,12 +264,7 @@ int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labe
     for (int i = 0; i < kCount; ++i) ids[i] = label + i, total[i] = V::zero();
     add_rows<Isa, W, kCount>(p, ids, total);
     label += kCount;
-    for (int i = 0; i < kCount; ++i) {
-      labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = total[i].at_least(bound) ^ p.below;
-      total[i].store(sums + found * W);
-      found += documents[found] != 0;
-    }
+    for (int i = 0; i < kCount; ++i) found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
   };
   while (label + kLabels <= end) some(std::integral_constant<int, kLabels>());
   while (label < end) some(std::integral_constant<int, 1>());
@@ -265,12 +284,8 @@ int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* 
     for (int i = 0; i < kCount; ++i) ids[i] = labels[at + i], total[i] = V::load(sums + (at + i) * W);
     add_rows<Isa, W, kCount>(p, ids, total);
     at += kCount;
-    for (int i = 0; i < kCount; ++i) {  // never ahead of what was read
-      labels[found] = static_cast<int32_t>(ids[i]);
-      documents[found] = total[i].at_least(bound) ^ p.below;
-      total[i].store(sums + found * W);
-      found += documents[found] != 0;
-    }
+    for (int i = 0; i < kCount; ++i)  // never ahead of what was read
+      found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
   };
   while (at + kLabels <= count) some(std::integral_constant<int, kLabels>());
   while (at < count) some(std::integral_constant<int, 1>());
@@ -304,18 +319,8 @@ void interleave_scores(const float* const* scores, int64_t B, float* rows) {
 
 template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
-                   int64_t end, const float* above, int32_t* labels, float* sums) {
+                   int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums) {
   typedef float Lanes __attribute__((vector_size(kSumLanes * sizeof(float))));
-  // References, not values: a vector wider than the registers has no place in a call.
-  const auto any_above = [](const Lanes& sum, const Lanes& bound) {
-    const auto is_above = sum > bound;
-    int64_t halves[kSumLanes / 2], any = 0;
-    __builtin_memcpy(halves, &is_above, sizeof halves);
-    for (int i = 0; i < kSumLanes / 2; ++i) any |= halves[i];
-    return any != 0;
-  };
-  Lanes bound;
-  __builtin_memcpy(&bound, above, sizeof bound);
   constexpr int kLabels = 4;
   int64_t found = 0;
   const auto some = [&](int64_t label, auto count) {
@@ -336,8 +341,9 @@ int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t
       }
     }
     for (int i = 0; i < kCount; ++i)
-      if (any_above(sum[i], bound)) {
+      if (const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above)) {
         labels[found] = static_cast<int32_t>(label + i);
+        documents[found] = wanted;
         __builtin_memcpy(sums + found++ * kSumLanes, &sum[i], sizeof(Lanes));
       }
   };
@@ -451,7 +457,7 @@ int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* posi
   template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                         \
   template void interleave_scores<ISA>(const float* const*, int64_t, float*);                         \
   template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, \
-                                   const float*, int32_t*, float*);                                   \
+                                   const float*, int32_t*, uint32_t*, float*);                        \
   template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                            \
   template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                  \
   template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);     \

@@ -53,10 +53,11 @@ template <class Isa>
 void interleave_scores(const float* const* scores, int64_t B, float* rows);
 
 // Labels of [begin, end) with a sum s_0 + s_1 + ... + s_{R-1}, added in this order, above some document's
-// `above`: the label and all 16 sums, with room for one more than there are labels. Returns how many.
+// `above`: the label, the documents (a bit each) and all 16 sums, with room for one more than there are
+// labels. Returns how many.
 template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
-                   int64_t end, const float* above, int32_t* labels, float* sums);
+                   int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums);
 
 // low[i], high[i]: least and greatest of scores[i], scores[i + 16], ... (+-inf where there is none). Returns
 // whether all scores are below +inf and none is NaN.

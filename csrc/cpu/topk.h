@@ -25,11 +25,12 @@ inline Rank<T> rank_of(T key) {
   return bits & kSign ? U(~bits) : U(bits | kSign);
 }
 
-// A key of that rank; NaN for the ranks below that of -inf.
+// The greatest key of at most that rank; NaN for the ranks below that of -inf.
 template <class T>
 inline T key_of(Rank<T> rank) {
   using U = Rank<T>;
   constexpr U kSign = U(1) << (8 * sizeof(T) - 1);
+  if (rank == kSign - 1) --rank;  // that of -0, if it did not count as +0: keys above it are above -0, too
   const U bits = rank & kSign ? U(rank & ~kSign) : U(~rank);
   T key;
   std::memcpy(&key, &bits, sizeof key);

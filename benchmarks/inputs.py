@@ -107,15 +107,25 @@ def dataset(name: str, real_data: Path) -> mach_ext.data.Dataset:
         pytest.skip(f"no {name}: {error}")
 
 
-def trained(name: str, real_data: Path, epochs: int = 2) -> mach_ext.MACH:
+def trained(
+    name: str, real_data: Path, epochs: int = 2, num_repetitions: int | None = None, seed: int = 0
+) -> mach_ext.MACH:
     """A model with the defaults of `fit`, trained once (a minute or two) and kept in the user's cache."""
     R, B = DATASETS[name]
-    folder = CACHE / f"{name}-R{R}-B{B}-{epochs}-epochs-{mach_ext.__version__}"
+    R = num_repetitions or R
+    run = f"{name}-R{R}-B{B}-{epochs}-epochs" + (f"-seed-{seed}" if seed else "")
+    folder = CACHE / f"{run}-{mach_ext.__version__}"
     if not folder.exists():
         data = dataset(name, real_data)
-        model = mach_ext.MACH(data.num_features, data.num_labels, R, B)
-        mach_ext.fit(model, data.train.X, data.train.Y, epochs=epochs, output=folder, progress=False)
-    return mach_ext.load(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", mach_ext.CollisionWarning)  # small R: that is what is studied
+            model = mach_ext.MACH(data.num_features, data.num_labels, R, B, seed=seed)
+            mach_ext.fit(
+                model, data.train.X, data.train.Y, epochs=epochs, seed=seed, output=folder, progress=False
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        return mach_ext.load(folder)
 
 
 def real_scores(name: str, real_data: Path, N: int) -> tuple[Tensor, mach_ext.LabelHash]:

@@ -31,10 +31,10 @@ import functools
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -221,32 +221,22 @@ def integrated_gradients(
     label_names = _label_names(op, model, label_names)
     ids = resolve_labels(op, model, labels, label_names)
     feature_names = _feature_names(op, model, feature_names)
-    scores = _scores(model, path, ids, score)
+    blocks = [
+        path.explain(block, score, method, n_steps, tolerance, max_steps) for block in path.label_blocks(ids)
+    ]
+    attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
+    scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
     change = scores[:, 0] - scores[:, 1]
-    bound = tolerance * np.abs(scores).sum(1)
-    blocks = path.label_blocks(ids)
-    if method == "exact":
-        steps, pull = 0, path.puller(score, None)
-    elif n_steps is not None:
-        steps, pull = n_steps, path.puller(score, path.nodes(n_steps, n_steps))
-    else:
-        met_before = False
-        for steps in _doubled(max_steps):
-            pull = path.puller(score, path.nodes(steps, _PANEL))
-            totals = np.concatenate([path.total(block, pull(block)).cpu().numpy() for block in blocks])
-            met = bool((np.abs(totals - change) <= bound).all())
-            if met and met_before:
-                break
-            met_before = met
-        if not met:
-            worst = int(np.argmax(np.abs(totals - change) - bound))
-            warnings.warn(
-                f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g} twice in a row; after "
-                f"{steps} label {ids[worst]} has delta {totals[worst] - change[worst]:.3g}",
-                StepsWarning,
-                stacklevel=2,
-            )
-    attributions = np.concatenate([path.project(block, pull(block)).cpu().numpy() for block in blocks])
+    delta = attributions.sum(1) - change
+    steps = max(block.steps for block in blocks)
+    if not all(block.met for block in blocks):
+        worst = np.argmax(np.abs(delta) - tolerance * np.abs(scores).sum(1))
+        warnings.warn(
+            f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g}: after {steps} steps label "
+            f"{ids[worst]} has delta {delta[worst]:.3g}",
+            StepsWarning,
+            stacklevel=2,
+        )
     features = path.features.cpu().numpy()
     return Explanation(
         features=features,
@@ -258,7 +248,7 @@ def integrated_gradients(
         scores=scores[:, 0],
         baseline_scores=scores[:, 1],
         attributions=attributions,
-        delta=attributions.sum(1) - change,
+        delta=delta,
         score=score,
         method=method,
         n_steps=steps,
@@ -321,13 +311,28 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
 # ------------------------------------------------------------------------- the path through the encoder
 
 
+_Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
+
+
+class _Block(NamedTuple):
+    """What is known of some labels."""
+
+    attributions: Tensor  # [m, nnz]
+    scores: Tensor  # [m, 2], of document and baseline
+    steps: int
+    met: bool  # the tolerance
+
+
 class _Path:
     """The straight path from baseline to document, as far as it is the same for all labels; float64.
 
-    `puller` gives a function from labels to the score's derivative to the first layer (linear MACH: to the
-    labels' buckets), averaged along the path; `project` takes that to the features; `total` is the sum of a
-    row of `project`. With `nodes` None averages are exact (logit scores only), else sums over the nodes.
+    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull`
+    takes them to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged
+    along the path; `project` takes that to the features; `total` is the sum of a row of `project`. With
+    `nodes` None averages are exact (logit scores only), else sums over the nodes.
     """
+
+    numbers_a_label: int  # of `columns`
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
         self.model = model
@@ -354,17 +359,33 @@ class _Path:
             for row in (self.document, self.baseline)
         )
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Document and baseline in CSR form, as the model takes them."""
-        both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
-        return _tensors(self.model, both)
-
     def label_blocks(self, ids: NDArray[np.int64]) -> list[Tensor]:
         """Labels, as many at a time as keep temporaries within _BLOCK_BYTES."""
         size = max(1, _BLOCK_BYTES // (8 * self.numbers_a_label))
         return list(torch.from_numpy(ids).to(self.device).split(size))
 
-    numbers_a_label: int
+    def explain(
+        self, labels: Tensor, score: str, method: str, n_steps: int | None, tolerance: float, max_steps: int
+    ) -> _Block:
+        buckets = self.model.hash.buckets.long()[:, labels]  # [R, m]
+        columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
+        scores = self.scores(columns, bias, score)
+        steps, met = n_steps or 0, True
+        if method == "exact":
+            pulled = self.pull(columns, bias, score, None)
+        elif n_steps is not None:
+            pulled = self.pull(columns, bias, score, self.nodes(n_steps, n_steps))
+        else:
+            change = (scores[:, 0] - scores[:, 1]).double()
+            bound = tolerance * scores.abs().sum(1)
+            steps, met, met_before = _PANEL, False, False
+            while True:
+                pulled = self.pull(columns, bias, score, self.nodes(steps, _PANEL))
+                met = bool(((self.total(columns, pulled) - change).abs() <= bound).all())
+                if (met and met_before) or 2 * steps > max_steps:
+                    break
+                steps, met_before = 2 * steps, met
+        return _Block(self.project(columns, pulled), scores, steps, met)
 
     def nodes(self, steps: int, panel: int) -> _Nodes:
         """The Gauss-Legendre rule of `panel` nodes on each of steps / panel equal pieces of the path."""
@@ -374,17 +395,27 @@ class _Path:
         numbers = np.stack((at.ravel(), np.tile(weights / pieces, pieces)))
         return tuple(torch.from_numpy(numbers).to(self.device))
 
-    def puller(self, score: str, nodes: _Nodes | None) -> Callable[[Tensor], Tensor]:
+    def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
+        """Of document and baseline, by the model's own operators on the labels' part of its weights."""
+        transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
+        with _evaluating(self.model):
+            logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
+            return F.merge_repetitions(logits if transform is None else transform(logits), merge).T
+
+    def columns(self, buckets: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def total(self, labels: Tensor, pulled: Tensor) -> Tensor:  # [m]
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:  # [2, R, m]
         raise NotImplementedError
 
-    def project(self, labels: Tensor, pulled: Tensor) -> Tensor:  # [m, nnz]
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: _Nodes | None) -> Tensor:
         raise NotImplementedError
 
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m]
+        raise NotImplementedError
 
-_Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m, nnz]
+        raise NotImplementedError
 
 
 class _LinearPath(_Path):
@@ -394,39 +425,34 @@ class _LinearPath(_Path):
         super().__init__(op, model, X, baseline)
         self.numbers_a_label = model.num_repetitions * len(self.features)
 
-    def puller(self, score: str, nodes: _Nodes | None) -> Callable[[Tensor], Tensor]:  # labels [m] -> [m, R]
-        R = self.model.num_repetitions
-        if _is_mean_logit(self.model, score):
-            return lambda labels: self.x.new_full((len(labels), R), 1 / R)
-        assert nodes is not None
-        return functools.partial(self._pull_merged, nodes)
+    def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
+        weight = self.model.bucket_weight.detach()
+        rows = (w.index_select(0, self.features) for w in weight)
+        return torch.stack([row.index_select(1, b) for row, b in zip(rows, buckets, strict=True)])
 
-    def _pull_merged(self, nodes: _Nodes, labels: Tensor) -> Tensor:  # [m, R]
-        model, R = self.model, self.model.num_repetitions
-        start, step = torch.zeros(2, len(labels), R, dtype=torch.float64, device=self.device)
-        for r, columns in self._columns(labels):
-            bias = model.bucket_bias[r].detach()[model.hash.buckets[r].long()[labels]].double()
-            start[:, r] = columns.T @ self.b + bias
-            step[:, r] = columns.T @ (self.x - self.b)
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        both = torch.stack((self.x, self.b)).to(_values_dtype(self.model))
+        at = torch.arange(both.numel(), device=self.device)
+        indices, indptr = at % both.shape[1], at.new_tensor([0, both.shape[1], both.numel()])
+        return F.bucket_forward(both.flatten(), indices, indptr, None, None, columns, bias, validate=False)
+
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: _Nodes | None) -> Tensor:  # [m, R]
+        R, _, m = columns.shape
+        if _is_mean_logit(self.model, score):
+            return self.x.new_full((m, R), 1 / R)
+        assert nodes is not None
+        start, step = ((v @ columns.double()).T for v in (self.b, self.x - self.b))  # [m, R]
+        start = start + bias.T
         pulled = torch.zeros_like(start)
         for position, weight in zip(*nodes, strict=True):
-            pulled += weight * _merge_gradient(model, start + position * step)
+            pulled += weight * _merge_gradient(self.model, start + position * step)
         return pulled
 
-    def total(self, labels: Tensor, pulled: Tensor) -> Tensor:
-        return self.project(labels, pulled).sum(1)
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        return self.project(columns, pulled).sum(1)
 
-    def project(self, labels: Tensor, pulled: Tensor) -> Tensor:
-        rows = self.x.new_zeros(len(labels), len(self.features))
-        for r, columns in self._columns(labels):
-            rows += pulled[:, r : r + 1] * columns.T
-        return rows * (self.x - self.b)
-
-    def _columns(self, labels: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Each repetition's weights [nnz, m] from the document's features to the labels' buckets."""
-        weight = self.model.bucket_weight.detach()
-        for r, buckets in enumerate(self.model.hash.buckets.long()[:, labels]):
-            yield r, weight[r, self.features[:, None], buckets].double()
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        return torch.einsum("mr,rdm->md", pulled, columns.double()) * (self.x - self.b)
 
 
 class _HiddenPath(_Path):
@@ -452,43 +478,53 @@ class _HiddenPath(_Path):
         size = max(1, _BLOCK_BYTES // (8 * encoder.shape[1]))
         for begin in range(0, len(self.features), size):
             at = slice(begin, begin + size)
-            yield at, encoder[self.features[at]].double()
+            if self._only_rows is None or size < len(self.features):
+                self._only_rows = encoder.index_select(0, self.features[at]).double()
+            yield at, self._only_rows
 
-    def total(self, labels: Tensor, pulled: Tensor) -> Tensor:
+    _only_rows: Tensor | None = None  # kept where one block is all
+
+    def columns(self, buckets: Tensor) -> Tensor:  # [R, H, m]
+        weight = self.model.bucket_weight.detach()
+        return torch.stack([w.index_select(1, b) for w, b in zip(weight, buckets, strict=True)])
+
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        return F.bucket_logits(self._hidden, columns, bias)
+
+    @functools.cached_property
+    def _hidden(self) -> Tensor:
+        both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
+        return self.model.encode(*_tensors(self.model, both), validate=False)
+
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
         return pulled @ self.step.flatten()
 
-    def project(self, labels: Tensor, pulled: Tensor) -> Tensor:
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
         rows = torch.cat([pulled @ weight.T for _, weight in self._encoder_rows()], 1)
         return rows * (self.x - self.b)
 
-    def puller(self, score: str, nodes: _Nodes | None) -> Callable[[Tensor], Tensor]:  # [m] -> [m, C * H1]
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: _Nodes | None) -> Tensor:  # [m, C * H1]
         if not _is_mean_logit(self.model, score):
             assert nodes is not None
-            return functools.partial(self._pull_merged, nodes)
-        if len(self.model.hidden_sizes) == 1:
-            activity = self.activity(nodes)
-            return lambda labels: (self._mean_bucket_columns(labels) * activity).flatten(1)
-        joint = self.joint_weight(nodes)
-        return lambda labels: torch.einsum("mck,cjk->mcj", self._mean_bucket_columns(labels), joint).flatten(
-            1
-        )
-
-    def _mean_bucket_columns(self, labels: Tensor) -> Tensor:  # [m, C, H]
-        """The label's weight on each last-layer unit: the mean over its R buckets (C = R: a term each)."""
+            return self._pull_merged(columns, bias, nodes)
+        # The label's weight on each last-layer unit, [C, H, m], but for 1 / R: the sum over its R buckets, or
+        # with an encoder for each of them a term each.
         R = self.model.num_repetitions
-        weight = self.model.bucket_weight.detach()
-        units = self.x.new_zeros(self.copies, weight.shape[1], len(labels))
-        for r, buckets in enumerate(self.model.hash.buckets.long()[:, labels]):
-            units[r % self.copies] += weight[r].index_select(1, buckets)
-        return (units / R).permute(2, 0, 1)
+        units = columns.double() if self.copies == R else columns.sum(0, keepdim=True, dtype=torch.float64)
+        if len(self.model.hidden_sizes) == 1:
+            first = units * self.activity(nodes).unsqueeze(2)
+        else:
+            first = self.joint_weight(nodes) @ units
+        return first.flatten(0, 1).T / R
 
     def activity(self, nodes: _Nodes | None) -> Tensor:  # [C, H1]
         """Fraction of the path on which each first-layer unit is active."""
         if nodes is None:
             return _active_fraction(self.start, self.start + self.step)
-        positions, weights = nodes
-        active = self.start + positions[:, None, None] * self.step > 0  # [S, C, H1]
-        return torch.einsum("s,sch->ch", weights, active.double())
+        activity = torch.zeros_like(self.start)
+        for position, weight in zip(*nodes, strict=True):
+            activity += weight * (self.start + position * self.step > 0)
+        return activity
 
     def joint_weight(self, nodes: _Nodes | None) -> Tensor:  # [C, H1, H2]
         """Second layer's weight times the fraction of the path on which both of its units are active.
@@ -515,16 +551,11 @@ class _HiddenPath(_Path):
             joint.append(weight * (first.double().T @ measure))
         return torch.stack(joint)
 
-    def _pull_merged(self, nodes: _Nodes, labels: Tensor) -> Tensor:  # [m, C * H1]
+    def _pull_merged(self, columns: Tensor, bias: Tensor, nodes: _Nodes) -> Tensor:  # [m, C * H1]
         """For scores that bend: the chain rule at each node, as many nodes at a time as fit."""
-        model, m, C = self.model, len(labels), self.copies
-        R = model.num_repetitions
-        weight, bias = model.bucket_weight.detach(), model.bucket_bias.detach()
-        buckets = model.hash.buckets.long()[:, labels]
-        columns = torch.stack(
-            [weight[r].index_select(1, buckets[r]).T for r in range(R)]
-        ).double()  # [R, m, H]
-        bias = torch.stack([bias[r, buckets[r]] for r in range(R)]).double()  # [R, m]
+        model, C = self.model, self.copies
+        R, _, m = columns.shape
+        columns, bias = columns.double(), bias.double().unsqueeze(1)
         two = len(model.hidden_sizes) == 2
         if two:
             second_weight = model.hidden_weight.detach().double()  # [C, H1, H2]
@@ -537,10 +568,10 @@ class _HiddenPath(_Path):
             if two:
                 second = last @ second_weight + second_bias  # [C, S, H2]
                 last = second.relu()
-            logits = last.expand(R, -1, -1) @ columns.mT + bias[:, None]  # [R, S, m]
+            logits = last.expand(R, -1, -1) @ columns + bias  # [R, S, m]
             gradient = _merge_gradient(model, logits.permute(1, 2, 0)) * node_weights[:, None, None]
             # To the last hidden layer, [C, S, m, H]: summed over the repetitions that share it.
-            subscripts = "smr,rmh->smh" if C == 1 else "smr,rmh->rsmh"
+            subscripts = "smr,rhm->smh" if C == 1 else "smr,rhm->rsmh"
             back = torch.einsum(subscripts, gradient, columns).view(C, len(at), m, -1)
             if two:
                 back = (back * (second > 0).unsqueeze(2)) @ second_weight.mT.unsqueeze(1)
@@ -599,13 +630,6 @@ def _method(
     if F.as_int(op, "max_steps", max_steps) < _PANEL:
         raise ValueError(f"{op}: max_steps must be at least {_PANEL}, got {max_steps}")
     return method
-
-
-def _doubled(most: int) -> Iterator[int]:
-    steps = _PANEL
-    while steps <= most:
-        yield steps
-        steps *= 2
 
 
 @functools.lru_cache(maxsize=16)
@@ -889,7 +913,13 @@ def removals(
         if absent.size:
             raise ValueError(f"{op}: the document has no feature {_named(absent[0], feature_names)}")
     labels = model.predict(document, k)[1][0]
-    scores = _scores(model, path, labels, "model")[:, 0]
+    asked = torch.from_numpy(labels).to(path.device)
+
+    def scored(X: Any) -> NDArray[np.float64]:  # [N, k]
+        with _evaluating(model):
+            return model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
+
+    scores = scored(document)[0]
     changes = np.empty((len(chosen), k))
     left, entered = [], []
     size = max(1, min(256, (1 << 22) // max(1, document.nnz)))
@@ -898,10 +928,7 @@ def removals(
         without = scipy.sparse.vstack([document] * len(block), format="csr")
         without.data[np.arange(len(block)) * document.nnz + np.searchsorted(present, block)] = 0
         without.eliminate_zeros()
-        with _evaluating(model):
-            asked = torch.from_numpy(labels).to(path.device)
-            again = model.label_scores(*_tensors(model, without), asked, "model").double().cpu().numpy()
-        changes[start : start + size] = again - scores
+        changes[start : start + size] = scored(without) - scores
         for row in model.predict(without, k)[1]:
             left.append(tuple(label for label in labels.tolist() if label not in row))
             entered.append(tuple(label for label in row.tolist() if label not in labels))
@@ -1089,14 +1116,6 @@ def _evaluating(model: MACH) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _scores(model: MACH, path: _Path, ids: NDArray[np.int64], score: str) -> NDArray[np.float64]:
-    """The model's own scores [m, 2] of document and baseline."""
-    with _evaluating(model):
-        X = path.tensors()
-        rows = [model.label_scores(*X, block, score).T for block in path.label_blocks(ids)]
-        return torch.cat(rows).double().cpu().numpy()
 
 
 def resolve_labels(

@@ -68,8 +68,8 @@ __all__ = [
 
 Labels: TypeAlias = "int | str | Sequence[int | str] | NDArray[Any] | Tensor"
 Names: TypeAlias = "Sequence[str] | None"
-_SCORES = ("logit", "model")
-_METHODS = ("exact", "gausslegendre")
+SCORES = ("logit", "model")
+METHODS = ("exact", "gausslegendre")
 _BLOCK_BYTES = 1 << 24  # temporaries of any loop below: 16 MiB
 _PANEL = 32  # Gauss-Legendre nodes on each piece of the path when the number of steps is found
 
@@ -611,13 +611,13 @@ def _is_mean_logit(model: MACH, score: str) -> bool:
 def _method(
     op: str, model: MACH, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> str:
-    if score not in _SCORES:
+    if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
     exact = _is_mean_logit(model, score)
     if method is None:
         method = "exact" if exact and n_steps is None else "gausslegendre"
-    if method not in _METHODS:
-        raise ValueError(f"{op}: method must be one of {', '.join(_METHODS)}, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "exact" and not exact:
         raise ValueError(
             f'{op}: method="exact" needs a mean of logits (score="logit"); this model\'s own merge is '
@@ -656,6 +656,7 @@ class Votes:
         certainty: Chance that the label would rank before its rival if not R hash functions voted but all
             there are, as far as R of them tell: Student's t of the differences of their votes, in repetitions
             where their buckets differ [m]. NaN with fewer than two of those.
+        k: Of the top k that is meant.
     """
 
     labels: NDArray[np.int64]
@@ -666,6 +667,7 @@ class Votes:
     standard_error: NDArray[np.float64]
     rivals: NDArray[np.int64]
     certainty: NDArray[np.float64]
+    k: int
 
 
 def votes(
@@ -708,6 +710,7 @@ def votes(
         standard_error=spread / math.sqrt(R),
         rivals=rivals,
         certainty=np.array(certainty),
+        k=k,
     )
 
 
@@ -867,6 +870,7 @@ class Removals:
         changes: Score without the feature - score [n, k].
         left, entered: Labels that leave the top k when the feature is removed, and those that take their
             place: a tuple of ids for each feature.
+        merge: The model's, by which scores and top k are.
     """
 
     features: NDArray[np.int64]
@@ -877,6 +881,7 @@ class Removals:
     changes: NDArray[np.float64]
     left: list[tuple[int, ...]]
     entered: list[tuple[int, ...]]
+    merge: str
 
 
 def removals(
@@ -941,6 +946,7 @@ def removals(
         changes=changes,
         left=left,
         entered=entered,
+        merge=model.merge,
     )
 
 
@@ -1055,7 +1061,7 @@ def captum_inputs(
         True
     """
     op = "captum_inputs"
-    if score not in _SCORES:
+    if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
     X = _check_columns(op, model, X)
     N, lengths = X.shape[0], np.diff(X.indptr)
@@ -1162,7 +1168,8 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
     if len(found) > 1:
         raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
     if not found:
-        close = difflib.get_close_matches(name, names, 3) if len(names) < 100_000 else []
+        close = [other for other in names if name in other][:3]
+        close = close or (difflib.get_close_matches(name, names, 3) if len(names) < 100_000 else [])
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"{op}: the model has no {kind} {name!r}{hint}")
     return found[0]

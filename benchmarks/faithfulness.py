@@ -1,4 +1,6 @@
-"""Are the explanations faithful? `python benchmarks/faithfulness.py` trains what it needs, makes table and plot.
+"""Are the explanations faithful? `python benchmarks/faithfulness.py` makes the table and the plot.
+
+Models are trained as they are needed and kept in the user's cache.
 
 For the first predicted label of each of 500 test documents, features are ordered by an attribution, highest
 first. *Deletion* removes them in that order, *insertion* puts them in that order into an empty document; the
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,9 +114,8 @@ def collision_check(model: mach_ext.MACH, X: Any, Y: Any) -> dict[str, Any]:
         for name in ("signal", "collision", "undecided")
     }
     nearest = [np.abs(score[signal] - s).argsort()[:10] for s in score[verdict == "collision"]]
-    result["signals of those scores"] = (
-        float(np.mean([hit[signal][i].mean() for i in nearest])) if nearest else None
-    )
+    alike = [hit[signal][i].mean() for i in nearest]
+    result["signals of those scores"] = float(np.mean(alike)) if alike else None
     return result
 
 
@@ -156,34 +158,23 @@ def study(name: str, real_data: Path, R: int, documents: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a dataset, R and method."""
-    lines = [
-        "| data | R | order | deletion area | insertion area | IG - it, deletion |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Markdown: areas, a row a dataset, R and method; then stability and collision check."""
+    rows = [("data", "R", "order", "deletion area", "insertion area", "IG - it, deletion"), ("---",) * 6]
     for r in results:
         for method in METHODS:
             cells = [_interval(r["areas"][method][curve]) for curve in CURVES]
             margin = "" if method == METHODS[0] else _interval(r["IG minus"][method]["deletion"])
-            lines.append(f"| {r['dataset']} | {r['R']} | {method} | {cells[0]} | {cells[1]} | {margin} |")
-    lines += [
-        "",
-        "| data | R | P@1 of the models | stability across seeds | signals | collisions | signals of their scores |",
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
+            rows.append((r["dataset"], str(r["R"]), method, *cells, margin))
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    head = ("data", "R", "P@1", "stability", "signals right", "collisions right", "signals of those scores")
+    rows = [head, ("---",) * len(head)]
     for r in results:
         checks = r["collision check"]
-        right = " / ".join(f"{p:.3f}" for p in r["P@1"])
-        signals = " / ".join(_share(c["signal"]) for c in checks)
-        collided = " / ".join(_share(c["collision"]) for c in checks)
-        near = " / ".join(
-            "-" if c["signals of those scores"] is None else f"{c['signals of those scores']:.3f}"
-            for c in checks
-        )
-        lines.append(
-            f"| {r['dataset']} | {r['R']} | {right} | {_interval(r['stability'])} | {signals} | {collided} | {near} |"
-        )
-    return "\n".join(lines) + "\n"
+        shares = [" / ".join(_share(*check[name]) for check in checks) for name in ("signal", "collision")]
+        alike = " / ".join(_share(None, check["signals of those scores"]) for check in checks)
+        right = " / ".join(_share(None, p) for p in r["P@1"])
+        rows.append((r["dataset"], str(r["R"]), right, _interval(r["stability"]), *shares, alike))
+    return text + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _interval(values: list[float]) -> str:
@@ -191,9 +182,10 @@ def _interval(values: list[float]) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _share(count_and_share: tuple[int, float | None]) -> str:
-    count, share = count_and_share
-    return "none" if share is None else f"{share:.3f} of {count}"
+def _share(count: int | None, share: float | None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.1%}" if count is None else f"{share:.1%} of {count}"
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
@@ -207,28 +199,21 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     for row, name in zip(grid, names, strict=True):
         mine = [r for r in results if r["dataset"] == name]
         R = [str(r["R"]) for r in mine]
-        for j, curve in enumerate(CURVES):
-            for method in METHODS:
-                row[j].plot(
-                    np.linspace(0, 100, STEPS),
-                    mine[-1]["curves"][method][j],
-                    color=colours[method],
-                    label=method,
-                )
-            row[j].set(
-                title=f"{name}, R={R[-1]}: {curve}",
-                xlabel=f"features {'removed' if j == 0 else 'inserted'}, %",
-            )
-        for method in METHODS:
-            mean, low, high = np.array([r["areas"][method]["deletion"] for r in mine]).T
-            row[2].errorbar(
-                R, mean, (mean - low, high - mean), color=colours[method], marker="o", ms=4, capsize=3
-            )
+
+        def bars(axes: Any, found: list[list[float]], colour: str, at: list[str] = R) -> None:
+            mean, low, high = np.array(found).T
+            error = (mean - low, high - mean)
+            axes.errorbar(at, mean, error, color=colour, marker="o", markersize=4, capsize=3)
+
+        for j, (curve, verb) in enumerate(zip(CURVES, ("removed", "inserted"), strict=True)):
+            for method, colour in colours.items():
+                heights = mine[-1]["curves"][method][j]
+                row[j].plot(np.linspace(0, 100, STEPS), heights, color=colour, label=method)
+            row[j].set(title=f"{name}, R={R[-1]}: {curve}", xlabel=f"features {verb}, %")
+        for method, colour in colours.items():
+            bars(row[2], [r["areas"][method]["deletion"] for r in mine], colour)
         row[2].set(title="deletion area", xlabel="R")
-        mean, low, high = np.array([r["stability"] for r in mine]).T
-        row[3].errorbar(
-            R, mean, (mean - low, high - mean), color=colours[METHODS[0]], marker="o", ms=4, capsize=3
-        )
+        bars(row[3], [r["stability"] for r in mine], colours[METHODS[0]])
         row[3].set(title="IG across hash seeds", xlabel="R", ylim=(0, 1), ylabel="Spearman correlation")
         row[0].set(ylabel="score, scaled")
         row[0].legend(frameon=False, fontsize=8)
@@ -242,9 +227,8 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["eurlex57k", "wordnet"])
     parser.add_argument("--repetitions", nargs="+", type=int, default=list(REPETITIONS), metavar="R")
     parser.add_argument("--documents", type=int, default=500)
-    parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of eurlex57k"
-    )
+    shared = os.environ.get("MACH_SHARED_DATA", ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=shared, help="folder with eurlex57k")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and plot go")
     args = parser.parse_args()
     file = args.results / "faithfulness.json"

@@ -367,7 +367,7 @@ class _Path:
     def explain(
         self, labels: Tensor, score: str, method: str, n_steps: int | None, tolerance: float, max_steps: int
     ) -> _Block:
-        buckets = self.model.hash.buckets.long()[:, labels]  # [R, m]
+        buckets = self.model.hash.buckets[:, labels].long()  # [R, m]
         columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
         scores = self.scores(columns, bias, score)
         steps, met = n_steps or 0, True

@@ -210,7 +210,7 @@ def integrated_gradients(
         >>> result = mach_ext.explain.integrated_gradients(model, x, [7, 450])
         >>> result.attributions.shape
         (2, 2)
-        >>> abs(result.delta).max() < 1e-5
+        >>> float(abs(result.delta).max()) < 1e-5
         True
     """
     op = "integrated_gradients"

@@ -42,16 +42,17 @@ def attribution_lines(explanation: Explanation, label: int, n: int = 10, width: 
     """The n features of largest effect as lines of signed bars; positive ones to the right."""
     top = explanation.top(n, label)
     most = max((abs(effect) for _, effect in top), default=0.0) or 1.0
-    name_width = min(28, max((len(name) for name, _ in top), default=0))
+    others = len(explanation.features) - len(top)
+    last = f"{others} others"
+    name_width = min(28, max(len(name) for name in [last, *(name for name, _ in top)]))
     lines = []
     for name, effect in top:
         whole, half = divmod(round(2 * abs(effect) / most * width), 2)
         left, right = ("", "█" * whole + "▌" * half) if effect > 0 else ("▐" * half + "█" * whole, "")
         lines.append(f"  {_short(name, name_width):<{name_width}} {effect:>+8.3f} {left:>{width}}|{right}")
     rest = explanation.attributions[explanation.row(label)].sum() - sum(effect for _, effect in top)
-    others = len(explanation.features) - len(top)
     if others > 0:
-        lines.append(f"  {f'{others} others':<{name_width}} {rest:>+8.3f}")
+        lines.append(f"  {last:<{name_width}} {rest:>+8.3f}")
     return lines
 
 

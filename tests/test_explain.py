@@ -1,5 +1,6 @@
 """Explanations: against dense Integrated Gradients, against Captum, and MACH's own questions by hand."""
 
+import html.parser
 import json
 import math
 import warnings
@@ -13,7 +14,7 @@ from captum.metrics import infidelity, sensitivity_max
 from test_nn import ARCHITECTURES, MERGES, B, D, L, R, build, dense_forward, draw, randomise, tensors
 
 import mach_ext
-from mach_ext import explain
+from mach_ext import explain, report
 from mach_ext import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -429,3 +430,84 @@ def test_errors():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+# ------------------------------------------------------------------------------------------------- report
+
+
+class Page(html.parser.HTMLParser):
+    """Counts elements and refuses a page whose tags do not match."""
+
+    VOID = ("meta", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_page():
+    model, X = model_of(), draw(n=1)
+    names = [f"<b>{d}" for d in range(D)]
+    result = explain.integrated_gradients(model, X, [7, 3], feature_names=names)
+    page = Page(result.to_html())
+    assert sum(tag == "section" for tag, _ in page.elements) == 2
+    assert names[result.features[0]] in page.texts  # as text, not as an element
+    voted = explain.votes(model, X, [3, 7])
+    checks = [explain.collisions(model, X, label) for label in (3, 7)]
+    removed = explain.removals(model, X, 2, feature_names=names)
+    page = Page(report.explanation_page(result, voted, checks, removed, true_labels=[7]))
+    assert sum(attrs.get("class") == "true" for _, attrs in page.elements) == 1
+    assert page.texts.count("Votes of the repetitions") == page.texts.count("Collision check") == 2
+    bars = [attrs for tag, attrs in page.elements if tag == "rect" and attrs.get("rx") == "1.5"]
+    assert len(bars) == 2 * R
+    for tag, attrs in page.elements:
+        assert "nan" not in str(attrs.values()), tag
+    Page(explain.contrast(model, X, 3, 7).to_html())
+    Page(explain.integrated_gradients(model, X, 3, baseline=X).to_html())  # no effect at all
+
+
+def test_words_of_the_text_are_shaded_by_their_own_feature():
+    vectorizer = mach_ext.data.Vectorizer(["cat", "dog", "the"], [1.0, 1.0, 0.1])
+    text = "The dog, the DOG & a bird"
+    model = randomise(mach_ext.MACH(3, L, R, B, hidden_size=4))
+    result = explain.integrated_gradients(model, vectorizer.transform([text]), 3, text=text)
+    effects = dict(zip(result.features.tolist(), result.attributions[0], strict=True))
+    page = Page(report.explanation_page(result, vectorizer=vectorizer))
+    at = page.elements.index(next(e for e in page.elements if e[1].get("class", "") == "document"))
+    shaded = [attrs["title"] for tag, attrs in page.elements[at + 1 : at + 5] if tag == "span"]
+    assert shaded == [f"{effects[feature]:+.4f}" for feature in (2, 1, 2, 1)]
+    assert text in "".join(page.texts)
+
+
+def test_terminal_bars_and_plot(tmp_path):
+    model, X = model_of(), draw(n=1)
+    result = explain.integrated_gradients(model, X, [7, 3])
+    lines = report.attribution_lines(result, 3, n=4, width=10)
+    assert len(lines) == 5
+    for line, (name, effect) in zip(lines, result.top(4, 3), strict=False):
+        assert line.split()[0] == name
+        left, _, right = line.partition("|")
+        assert ("█" in left) == (effect < 0) or abs(effect) < 0.1 * abs(result.top(1, 3)[0][1])
+        assert not ("█" in left and "█" in right)
+    assert f"{len(result.features) - 4} others" in lines[-1]
+    figure = result.plot(5, label=3)
+    figure.savefig(tmp_path / "plot.png")
+    assert len(figure.axes[0].patches) == 5
+    assert report.sparkline([0, 1, 2], 0, 2) == "▁▅█"

@@ -107,15 +107,28 @@ def dataset(name: str, real_data: Path) -> mach_ext.data.Dataset:
         pytest.skip(f"no {name}: {error}")
 
 
-def trained(name: str, real_data: Path, epochs: int = 2) -> mach_ext.MACH:
+def trained(
+    name: str,
+    real_data: Path,
+    epochs: int = 2,
+    num_repetitions: int | None = None,
+    hidden_size: int = 512,
+    seed: int = 0,
+) -> mach_ext.MACH:
     """A model with the defaults of `fit`, trained once (a minute or two) and kept in the user's cache."""
     R, B = DATASETS[name]
-    folder = CACHE / f"{name}-R{R}-B{B}-{epochs}-epochs-{mach_ext.__version__}"
-    if not folder.exists():
-        data = dataset(name, real_data)
-        model = mach_ext.MACH(data.num_features, data.num_labels, R, B)
-        mach_ext.fit(model, data.train.X, data.train.Y, epochs=epochs, output=folder, progress=False)
-    return mach_ext.load(folder)
+    R = num_repetitions or R
+    run = f"{name}-R{R}-B{B}-{epochs}-epochs"
+    run += (f"-H{hidden_size}" if hidden_size != 512 else "") + (f"-seed{seed}" if seed else "")
+    folder = CACHE / f"{run}-{mach_ext.__version__}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)  # at small R they are what is studied
+        if not folder.exists():
+            data = dataset(name, real_data)
+            model = mach_ext.MACH(data.num_features, data.num_labels, R, B, hidden_size, seed=seed)
+            X, Y = data.train.X, data.train.Y
+            mach_ext.fit(model, X, Y, epochs=epochs, seed=seed, output=folder, progress=False)
+        return mach_ext.load(folder)
 
 
 def real_scores(name: str, real_data: Path, N: int) -> tuple[Tensor, mach_ext.LabelHash]:

@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- benchmarks: written by `make bench-table` -->\n", "<!-- /benchmarks -->\n"
-MODULES = ("decode", "sparse", "training", "parser")  # and the order in the table
+MODULES = ("decode", "sparse", "training", "explain", "parser")  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 SUMMARISED = {
     "decode grid": "decode",

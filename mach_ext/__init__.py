@@ -5,10 +5,21 @@ Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; READ
 
 from importlib.metadata import version as _version
 
-from mach_ext import data, functional, metrics, optim
+from mach_ext import data, explain, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load
 from mach_ext.training import fit
 
 __version__ = _version("mach-ext")
-__all__ = ["MACH", "CollisionWarning", "LabelHash", "data", "fit", "functional", "load", "metrics", "optim"]
+__all__ = [
+    "MACH",
+    "CollisionWarning",
+    "LabelHash",
+    "data",
+    "explain",
+    "fit",
+    "functional",
+    "load",
+    "metrics",
+    "optim",
+]

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import data, metrics, nn, training
+from mach_ext import data, explain, metrics, nn, report, training
 
 RUNS = Path("runs")
 KS = (1, 3, 5)
@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_evaluate(command("evaluate", evaluate, "P, nDCG, PSP, PSnDCG and R of a run, by label frequency"))
     _add_predict(command("predict", predict, "top labels of documents, as names with scores"))
+    _add_explain(command("explain", explain_document, "which features give a document its labels, and why"))
     _add_info(command("info", info, "shape, parameters, memory, collisions and training record of a run"))
     _add_data(commands, common)
     return parser
@@ -221,6 +222,25 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="(tsv)")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    _model_path(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--sample-id", type=_natural, metavar="N", help="a document of the run's dataset")
+    source.add_argument("--text", default=None, help="a document as text")
+    parser.add_argument(
+        "--split", choices=("train", "dev", "test"), default="test", help="of the sample (test)"
+    )
+    parser.add_argument(
+        "--label", action="append", default=None, help="number or name; may be repeated (default: the top k)"
+    )
+    parser.add_argument("--k", "--top-k", type=_positive, default=5, help="labels explained; of ranks (5)")
+    parser.add_argument("--method", choices=explain.METHODS, default=None, help="(exact where it holds)")
+    parser.add_argument("--score", choices=explain.SCORES, default="logit", help="what is explained (logit)")
+    parser.add_argument("--n-steps", type=_positive, default=None, help="of gausslegendre (as it needs)")
+    parser.add_argument("--show", type=_positive, default=10, metavar="N", help="features a label (10)")
+    parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="also as one HTML page")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -327,6 +347,8 @@ def _attachments(dataset: data.Dataset, args: Any) -> dict[str, bytes]:
         files["labels.json"] = json.dumps(list(dataset.label_names))
     if dataset.vectorizer is not None:
         files["vectorizer.json"] = dataset.vectorizer.to_json()
+    elif dataset.feature_names is not None:
+        files["features.json"] = json.dumps(list(dataset.feature_names))
     return {name: content.encode() for name, content in files.items()}
 
 
@@ -419,7 +441,7 @@ def predict(args: Any) -> None:
 
 def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     """A line a document, written as it is computed: memory does not grow with the number of documents."""
-    names: Sequence[str] = _Numbers()
+    names: Sequence[str] = explain.Numbers()
     if "labels.json" in model.attachments:
         names = json.loads(model.attachments["labels.json"])
     number = 0
@@ -477,23 +499,116 @@ def _file_documents(file: Path, model: nn.MACH, base: int | None) -> Iterator[An
         )
 
 
+def _vectorizer(model: nn.MACH) -> data.Vectorizer | None:
+    kept = model.attachments.get("vectorizer.json")
+    return None if kept is None else data.Vectorizer.from_json(kept)
+
+
 def _vectorised(texts: Iterable[str], model: nn.MACH, block: int = 1024) -> Iterator[Any]:
-    if "vectorizer.json" not in model.attachments:
-        raise ValueError("the model was trained on vectors, not on text; give --input with features")
-    vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
+    vectorizer = _vectorizer(model)
+    if vectorizer is None:
+        raise ValueError("the model was trained on vectors, not on text; give features: --input, --sample-id")
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, block)):
         yield vectorizer.transform(chunk)
 
 
-class _Numbers(Sequence[str]):
-    """Label ids as their own names."""
+# --------------------------------------------------------------------------------------------- explain
 
-    def __getitem__(self, label: Any) -> Any:
-        return str(label)
 
-    def __len__(self) -> int:
-        return 2**31
+def explain_document(args: Any) -> None:
+    folder = _run_folder(args)
+    model = nn.load(folder, args.device)
+    k = min(args.k, model.num_labels)
+    X, text, title, true, dataset = _one_document(args, model, folder)
+    feature_names = label_names = None
+    if dataset is not None and not {"vectorizer.json", "features.json"} & set(model.attachments):
+        feature_names = dataset.feature_names
+    if dataset is not None and "labels.json" not in model.attachments:
+        label_names = dataset.label_names
+    labels = model.predict(X, k)[1][0]
+    if args.label is not None:
+        labels = [int(label) if label.isdecimal() else label for label in args.label]
+    found = explain.integrated_gradients(
+        model,
+        X,
+        labels,
+        method=args.method,
+        score=args.score,
+        n_steps=args.n_steps,
+        feature_names=feature_names,
+        label_names=label_names,
+        text=text,
+    )
+    voted = explain.votes(model, X, found.labels, k=k, label_names=label_names)
+    checks = [
+        explain.collisions(model, X, label, k=k, label_names=label_names) for label in found.labels.tolist()
+    ]
+    _show_explanation(title, found, voted, checks, true, args.show)
+    pages = [args.html] if args.html is not None else []
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        found.to_json(args.output / "explanation.json")
+        found.plot().savefig(args.output / "explanation.png", dpi=150)
+        pages.append(args.output / "explanation.html")
+    if pages:
+        removed = explain.removals(model, X, k, feature_names=feature_names, label_names=label_names)
+        page = report.explanation_page(found, voted, checks, removed, _vectorizer(model), title, true)
+        for file in pages:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with data.atomic_path(file) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            _say(f"page: {file}")
+
+
+def _one_document(
+    args: Any, model: nn.MACH, folder: Path
+) -> tuple[Any, str | None, str, list[int] | None, data.Dataset | None]:
+    """The document, its text, what to call it, its true labels, its dataset: as far as they are known."""
+    if args.text is not None:
+        (X,) = _vectorised([args.text], model)
+        if X.nnz == 0:
+            raise ValueError("--text: none of its words is in the model's vocabulary: nothing to explain")
+        return X, args.text, "Explanation of a text", None, None
+    dataset = _run_dataset(model, folder, None)
+    if args.split not in dataset.splits:
+        raise ValueError(f"no {args.split} split; there are: {', '.join(dataset.splits)}")
+    split, n = dataset.splits[args.split], args.sample_id
+    if n >= len(split):
+        raise ValueError(f"--sample-id must be in 0 ... {len(split) - 1}, the {args.split} split, got {n}")
+    if split.X[n].nnz == 0:
+        raise ValueError(f"--sample-id {n}: the document has no features: nothing to explain")
+    text = None if split.texts is None else split.texts[n]
+    title = f"{dataset.name}, {args.split}, document {n}"
+    return split.X[n], text, title, split.Y[n].indices.tolist(), dataset
+
+
+def _show_explanation(
+    title: str,
+    found: explain.Explanation,
+    voted: explain.Votes,
+    checks: Sequence[explain.Collisions],
+    true: Sequence[int] | None,
+    show: int,
+) -> None:
+    print(f"{title}: {found.text or f'{len(found.features)} features'}")
+    low, high = float(voted.logits.min()), float(voted.logits.max())
+    steps = f"{found.n_steps} steps" if found.n_steps else "exact"
+    for i, label in enumerate(found.labels.tolist()):
+        right = "" if true is None else ("  (right)" if label in true else "  (wrong)")
+        print(f"\n{found.label_names[i]}{right}")
+        print(
+            f"  score {found.scores[i]:+.3f}, of the baseline {found.baseline_scores[i]:+.3f}; "
+            f"delta {found.delta[i]:.1e} ({steps})"
+        )
+        certain = "" if voted.certainty[i] != voted.certainty[i] else f", {voted.certainty[i]:.1%} certain"
+        print(
+            f"  votes {report.sparkline(voted.logits[i].tolist(), low, high)}  "
+            f"{voted.scores[i]:+.2f} ± {voted.standard_error[i]:.2f}{certain}; {checks[i].verdict}, "
+            f"own score {checks[i].own_score:+.2f}"
+        )
+        for line in report.attribution_lines(found, label, show):
+            print(line)
 
 
 # ------------------------------------------------------------------------------------------------ info

@@ -260,7 +260,7 @@ def linear_label_logits(
     known_label, known = (labels >= 0) & (labels < hash.num_labels), (features >= 0) & (features < D)
     position = torch.arange(len(values), device=values.device)
     document = torch.searchsorted(indptr.long().contiguous(), position, right=True).sub(1).clamp(0, N - 1)
-    asked = hash.buckets.long()[:, labels.where(known_label, 0)].permute(1, 2, 0)  # [N, m, R]
+    asked = hash.buckets[:, labels.where(known_label, 0)].long().permute(1, 2, 0)  # [N, m, R]
     repetition = torch.arange(R, device=values.device)
     terms = weight[repetition, features.where(known, 0)[:, None, None], asked[document]].to(values.dtype)
     out = values.new_zeros(asked.shape)

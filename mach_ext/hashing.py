@@ -267,6 +267,21 @@ class LabelHash:
             self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
 
+    def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
+        """The labels of one bucket, ascending: from the index where it is built, else by one look at all L.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).labels_in(0, 1)
+            tensor([0, 2])
+        """
+        repetition = _integer("LabelHash.labels_in: repetition", repetition, 0, self.num_repetitions - 1)
+        bucket = _integer("LabelHash.labels_in: bucket", bucket, 0, self.num_buckets - 1)
+        if self._index:
+            begin, end = self._index["list_starts"][repetition, bucket : bucket + 2].tolist()
+            return self._index["list_labels"][repetition, begin:end].long()
+        return (self.buckets[repetition] == bucket).nonzero().flatten()
+
     def label_index_bytes(self) -> int:
         """Memory that `label_index` takes, built or not; 0 where there is none."""
         if self.num_buckets > _MAX_INDEXED:

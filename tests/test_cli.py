@@ -289,3 +289,75 @@ def test_label_ids_that_are_column_numbers_place_the_names(here):
     assert data.read_names(here / "labels.txt") == ["name zero", "name one"]
     (here / "labels.txt").write_text("31\tname zero\n30\tname one\n")  # an id of somebody else's
     assert data.read_names(here / "labels.txt") == ["name zero", "name one"]
+
+
+def test_explain_a_document_of_the_dataset(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    capsys.readouterr()
+    command = ["explain", "--sample_id", "3", "--top-k", "2", "--show", "1"]
+    assert run(*command, "--html", "page.html", "--output", "out") == 0
+    shown = capsys.readouterr()
+    test, model = data.load(dataset_folder).test, mach_ext.load(here / "runs" / "tiny")
+    found = mach_ext.explain.integrated_gradients(model, test.X[3], model.predict(test.X[3], 2)[1][0])
+    assert found.label_names[0].startswith("label ")
+    assert shown.out.count("(right)") == 2
+    assert "(exact)" in shown.out
+    for row, label in enumerate(found.labels):
+        assert found.label_names[row] in shown.out
+        name, effect = found.top(1, int(label))[0]
+        assert f"{name} " in shown.out
+        assert f"{effect:+.3f} " in shown.out
+    kept = json.loads((here / "out" / "explanation.json").read_text())
+    np.testing.assert_allclose(kept["attributions"], found.attributions)
+    assert (here / "out" / "explanation.png").read_bytes()[:4] == b"\x89PNG"
+    page = (here / "page.html").read_text()
+    assert page == (here / "out" / "explanation.html").read_text()
+    assert "tiny, test, document 3" in page
+
+    assert run(*command, "--label", "label 7", "--label", "12", "--method", "gausslegendre") == 0
+    shown = capsys.readouterr().out
+    assert "label 7\n" in shown or "label 7  (" in shown
+    assert "steps)" in shown
+    assert "not predicted" in shown
+
+
+def test_explain_a_text(here, text_folder, capsys):
+    assert run("train", "--dataset", text_folder, *FAST) == 0
+    capsys.readouterr()
+    text = 'Word3, "word5" <script>unknown</script>'
+    assert run("explain", "--text", text, "--html", "page.html") == 0
+    assert text in capsys.readouterr().out
+    page = (here / "page.html").read_text()
+    assert "<script" not in page
+    assert "https://" not in page.lower()  # self-contained
+    for word in ("Word3", "word5"):
+        assert f">{word}</span>" in page
+    assert "unknown</span>" not in page
+    assert run("explain", "--sample_id", "0") == 0  # the text of the dataset's document
+    assert data.load(text_folder).test.texts[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sample-id", "40"], "--sample-id must be in 0 ... 39, the test split, got 40"),
+        (["--sample-id", "0", "--label", "40"], "labels must be in [0, L=40), got 40"),
+        (
+            ["--sample-id", "0", "--label", "label 77"],
+            "the model has no label 'label 77'; did you mean 'label 7'",
+        ),
+        (["--sample-id", "0", "--model-path", "bare"], "does not say which dataset it is of"),
+        (["--text", "w1"], "trained on vectors, not on text"),
+    ],
+)
+def test_explain_refuses(here, dataset_folder, capsys, argv, message):
+    assert run("train", "--dataset", dataset_folder, *FAST, "--epochs", "1") == 0
+    mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(here / "bare")
+    assert run("explain", *argv) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_explain_refuses_a_text_of_unknown_words(here, text_folder, capsys):
+    assert run("train", "--dataset", text_folder, *FAST, "--epochs", "1") == 0
+    assert run("explain", "--text", "quite unknown") == 1
+    assert "none of its words is in the model's vocabulary" in capsys.readouterr().err

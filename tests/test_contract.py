@@ -68,6 +68,18 @@ def test_model(tmp_path):
     assert (mach_ext.load(tmp_path).predict(X, k)[1] == labels).all()
 
 
+def test_explain():
+    X, _ = documents()
+    model = mach_ext.MACH(D, L, num_repetitions=R, num_buckets=B, hidden_size=H)
+    forward, inputs, args = mach_ext.explain.captum_inputs(model, X, labels=list(range(m)))
+    assert inputs.shape == args[0].shape == (N, np.diff(X.indptr).max())
+    assert forward(inputs, *args).shape == args[1].shape == (N, m)
+    result = mach_ext.explain.integrated_gradients(
+        model, X[0], list(range(m)), method="exact", n_steps=None, score="logit"
+    )
+    assert result.attributions.shape == (m, X[0].nnz)
+
+
 def test_metrics():
     Y, _ = labels_csr()
     predictions = np.argsort(np.random.default_rng(0).random((N, L)), axis=1)[:, :10]

@@ -48,7 +48,7 @@ def randomise(model, seed=0):
 
 def dense_forward(model, X):
     """The definition, on a dense matrix: [N, R, B]."""
-    x = torch.from_numpy(X.toarray())
+    x = X if isinstance(X, torch.Tensor) else torch.from_numpy(X.toarray())
     if model.is_linear:
         return torch.einsum("nd,rdb->nrb", x, model.bucket_weight) + model.bucket_bias
     hidden = (x @ model.encoder_weight + model.encoder_bias).relu()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +75,17 @@ class Vectorizer:
         """Texts -> X [N, D], CSR float32, indices sorted; unknown words count nothing."""
         return self._tfidf.transform(texts)
 
+    def words(self, text: str) -> Iterator[tuple[int, int, int | None]]:
+        """Where the words of a text are: start, end and column in the vocabulary, None if it is not there.
+
+        Example:
+            >>> from mach_ext.data import Vectorizer
+            >>> list(Vectorizer(["cat", "dog"], [1.0, 1.0]).words("A dog!"))
+            [(0, 1, None), (2, 5, 1)]
+        """
+        for word in re.finditer(TOKEN_PATTERN, text):
+            yield word.start(), word.end(), self._columns.get(word.group().lower())
+
     def to_json(self) -> str:
         """The vectoriser as JSON text."""
         idf = [float(f"{x:.9g}") for x in self.idf]  # nine digits name a float32
@@ -93,6 +105,10 @@ class Vectorizer:
             return cls(content["vocabulary"], [float(x) for x in content["idf"]])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{source}: must be a vectorizer's JSON, got: {error!r}") from None
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, int]:
+        return {word: column for column, word in enumerate(self.vocabulary)}
 
     @functools.cached_property
     def _tfidf(self) -> Any:

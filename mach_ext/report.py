@@ -1,0 +1,306 @@
+"""Plots and HTML: what explanations look like.
+
+A page is one self-contained file, without scripts from elsewhere: the document with its words shaded by what
+they add to (blue) or take from (orange) a label's score, a switch between labels, the votes of the
+repetitions, the collision check, the delta. Colours are a pair that colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mach_ext.data import Vectorizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mach_ext.explain import Collisions, Explanation, Removals, Votes
+
+FOR, AGAINST = "#2166ac", "#c8571b"
+_RGB = {True: (33, 102, 172), False: (216, 105, 35)}
+_SHOWN_FEATURES = 20  # as bars
+_SHOWN_WORDS = 120  # of documents that are known by their features only
+_VERDICTS = {
+    "signal": "its own votes keep it in the top k",
+    "collision": "without its bucket mates' votes it leaves the top k",
+    "undecided": "no vote is its own",
+    "not predicted": "outside the top k",
+    "": "",
+}
+
+
+# ------------------------------------------------------------------------------------------------ terminal
+
+
+def attribution_lines(explanation: Explanation, label: int, n: int = 10, width: int = 24) -> list[str]:
+    """The n features of largest effect as lines of signed bars; positive ones to the right."""
+    top = explanation.top(n, label)
+    most = max((abs(effect) for _, effect in top), default=0.0) or 1.0
+    others = len(explanation.features) - len(top)
+    last = f"{others} others"
+    name_width = min(28, max(len(name) for name in [last, *(name for name, _ in top)]))
+    lines = []
+    for name, effect in top:
+        whole, half = divmod(round(2 * abs(effect) / most * width), 2)
+        left, right = ("", "█" * whole + "▌" * half) if effect > 0 else ("▐" * half + "█" * whole, "")
+        lines.append(f"  {_short(name, name_width):<{name_width}} {effect:>+8.3f} {left:>{width}}|{right}")
+    rest = explanation.attributions[explanation.row(label)].sum() - sum(effect for _, effect in top)
+    if others > 0:
+        lines.append(f"  {last:<{name_width}} {rest:>+8.3f}")
+    return lines
+
+
+def _short(name: str, width: int) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def sparkline(votes: Sequence[float], low: float, high: float) -> str:
+    """One block a vote, from low to high."""
+    levels = "▁▂▃▄▅▆▇█"
+    scale = (len(levels) - 1) / ((high - low) or 1.0)
+    return "".join(levels[round((min(max(vote, low), high) - low) * scale)] for vote in votes)
+
+
+# -------------------------------------------------------------------------------------------------- charts
+
+
+def plot_attributions(explanation: Explanation, n: int = 15, label: int | None = None) -> Figure:
+    """Bars of the n largest attributions, largest on top."""
+    from matplotlib.figure import Figure
+
+    row = explanation.row(label)
+    top = explanation.top(n, int(explanation.labels[row]))[::-1]
+    figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(top)), layout="constrained")
+    axes = figure.subplots()
+    effects = [effect for _, effect in top]
+    axes.barh(
+        range(len(top)), effects, color=[FOR if effect > 0 else AGAINST for effect in effects], height=0.72
+    )
+    axes.set_yticks(range(len(top)), [_short(name, 32) for name, _ in top])
+    axes.axvline(0, color="0.2", linewidth=0.8)
+    axes.set_xlabel("effect on the score")
+    axes.set_title(
+        f"{_short(explanation.label_names[row], 50)}: score {explanation.scores[row]:.3f}", fontsize=11
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- HTML
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of text; `style` shades it, `title` says its effect."""
+
+    text: str
+    style: str = ""
+    title: str = ""
+
+
+def explanation_page(
+    explanation: Explanation,
+    votes: Votes | None = None,
+    collisions: Sequence[Collisions] = (),
+    removals: Removals | None = None,
+    vectorizer: Vectorizer | None = None,
+    title: str = "Explanation",
+    true_labels: Sequence[int] | None = None,
+) -> str:
+    """The page of one document and its labels, as HTML text.
+
+    Args:
+        explanation: Its labels are the page's tabs.
+        votes: Of the same labels, in any order.
+        collisions: Of some of them.
+        removals: Of the document.
+        vectorizer: Finds the features in `explanation.text`; without it features are shown by name.
+        title: The page's.
+        true_labels: Which labels are right, where that is known: they get a mark.
+    """
+    in_text = explanation.text is not None and vectorizer is not None
+    checked = {one.label: one for one in collisions}
+    tabs = []
+    for row, label in enumerate(explanation.labels.tolist()):
+        effects = explanation.attributions[row]
+        scale = float(np.abs(effects).max()) or 1.0
+        top = explanation.top(_SHOWN_FEATURES, label)
+        voted = None
+        if votes is not None and label in votes.labels:
+            at = votes.labels.tolist().index(label)
+            voted = {
+                "chart": _votes_chart(votes.logits[at], checked.get(label)),
+                "spread": votes.spread[at],
+                "error": votes.standard_error[at],
+                "certainty": votes.certainty[at],
+            }
+        tabs.append(
+            {
+                "name": explanation.label_names[row],
+                "id": label,
+                "true": true_labels is not None and label in true_labels,
+                "score": explanation.scores[row],
+                "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
+                "baseline": explanation.baseline_scores[row],
+                "delta": explanation.delta[row],
+                "pieces": _pieces(explanation, row, scale, vectorizer),
+                "chart": _bars_chart(top, scale),
+                "others": len(explanation.features) - len(top),
+                "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
+                "rest": float(effects.sum() - sum(effect for _, effect in top)),
+                "votes": voted,
+                "collisions": checked.get(label),
+            }
+        )
+    page: str = _template().render(
+        title=title,
+        tabs=tabs,
+        explanation=explanation,
+        verdicts=_VERDICTS,
+        removals=_removal_rows(removals),
+        own_merge=removals is not None and explanation.score == "logit" and removals.merge != "mean_logit",
+        removals_labels=[] if removals is None else removals.label_names,
+        in_text=in_text,
+        k=votes.k if votes is not None else len(explanation.labels),
+        FOR=FOR,
+        AGAINST=AGAINST,
+    )
+    return page
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _shade(effect: float, scale: float) -> str:
+    """Background of a word; text turns white on the darkest."""
+    strength = min(1.0, abs(effect) / scale) ** 0.75
+    if strength < 0.04:
+        return ""
+    r, g, b = _RGB[effect > 0]
+    ink = ";color:#fff" if strength > 0.74 else ""
+    return f"background:rgba({r},{g},{b},{0.9 * strength:.2f}){ink}"
+
+
+def _pieces(explanation: Explanation, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+    """The text cut into shaded words and what is between them; without text, features by effect."""
+    effects = explanation.attributions[row]
+    if explanation.text is None or vectorizer is None:
+        order = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN_WORDS]
+        return [
+            _Piece(explanation.feature_names[i], _shade(effects[i], scale), f"{effects[i]:+.4f}")
+            for i in order
+        ]
+    effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
+    pieces, done = [], 0
+    for start, end, feature in vectorizer.words(explanation.text):
+        effect = effect_of.get(feature)
+        if effect is None:  # not in the vocabulary
+            continue
+        pieces += [_Piece(explanation.text[done:start])] if done < start else []
+        pieces.append(_Piece(explanation.text[start:end], _shade(effect, scale), f"{effect:+.4f}"))
+        done = end
+    return [*pieces, _Piece(explanation.text[done:])]
+
+
+def _bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
+    """Geometry of the horizontal bars: zero in the middle only if effects have both signs."""
+    negative = max((-effect for _, effect in top if effect < 0), default=0.0)
+    positive = max((effect for _, effect in top if effect > 0), default=0.0)
+    width, gutter = 330.0, 52.0  # the gutters hold the numbers
+    left, right = gutter * (negative > 0), gutter * (positive > 0)
+    unit = (width - left - right) / ((negative + positive) or 1.0)
+    zero = left + negative * unit
+    rows = []
+    for i, (name, effect) in enumerate(top):
+        size = abs(effect) * unit
+        rows.append(
+            {
+                "name": _short(name, 24),
+                "full": name,
+                "y": 20 * i,
+                "x": zero if effect > 0 else zero - size,
+                "width": max(size, 0.5),
+                "colour": FOR if effect > 0 else AGAINST,
+                "effect": f"{effect:+.3f}".replace("-", "\u2212"),
+                "label_x": zero + size + 5 if effect > 0 else zero - size - 5,
+                "anchor": "start" if effect > 0 else "end",
+            }
+        )
+    return {"rows": rows, "zero": zero, "width": width, "height": 20 * len(rows)}
+
+
+def _votes_chart(logits: np.ndarray[Any, Any], check: Collisions | None) -> dict[str, Any]:
+    """Columns of the R votes with their mean; what a bucket mate claims is hatched."""
+    R = len(logits)
+    low, high = min(0.0, float(logits.min())), max(0.0, float(logits.max()))
+    span = (high - low) or 1.0
+    height, width, left = 120.0, 430.0, 34.0
+    step = (width - left) / R
+    y = [height * (high - value) / span for value in (0.0, *logits.tolist(), float(logits.mean()))]
+    claimed = [-1] * R if check is None or check.claimed_by is None else check.claimed_by.tolist()
+    names = {} if check is None else {mate.label: mate.name for mate in check.mates}
+    bars = [
+        {
+            "x": left + r * step + 0.14 * step,
+            "width": 0.72 * step,
+            "y": min(y[0], y[r + 1]),
+            "height": max(abs(y[0] - y[r + 1]), 0.75),
+            "fill": "url(#hatch)" if claimed[r] >= 0 else (FOR if logits[r] > 0 else "#8fa9c4"),
+            "title": f"repetition {r}: {logits[r]:+.2f}"
+            + (f", claimed by {names.get(claimed[r], claimed[r])}" if claimed[r] >= 0 else ""),
+            "number": r if R <= 20 or r % 4 == 0 else "",
+            "middle": left + (r + 0.5) * step,
+        }
+        for r in range(R)
+    ]
+    ticks = [
+        {"y": height * (high - v) / span, "text": f"{v:g}".replace("-", "\u2212")} for v in _ticks(low, high)
+    ]
+    return {"bars": bars, "mean": y[-1], "ticks": ticks, "width": width, "height": height, "left": left}
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """A few round numbers."""
+    rough = (high - low) / 4 or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [round(i * step, 9) + 0.0 for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
+    """Features by their largest effect on a label of the top k."""
+    if removals is None:
+        return []
+    order = np.argsort(-np.abs(removals.changes).max(1), kind="stable")[:8]
+    scale = float(np.abs(removals.changes).max()) or 1.0
+    return [
+        {
+            "name": removals.feature_names[i],
+            "cells": [
+                {"text": f"{change:+.2f}".replace("-", "\u2212"), "style": _shade(change, scale)}
+                for change in removals.changes[i].tolist()
+            ],
+            "left": len(removals.left[i]),
+        }
+        for i in order.tolist()
+    ]
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mach_ext", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html.jinja")

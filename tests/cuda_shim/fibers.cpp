@@ -5,6 +5,7 @@
 // of the launch. Seed 0: in order of threads and blocks.
 // Shared memory is exactly as large as asked for, filled with poison for each block, and followed by pages
 // that can't be touched (by ASan's red zone under ASan).
+// MACH_SHIM_SHARED_KB: a device with less of it (64: sm_75, 99: sm_86 and sm_89, 163: sm_80).
 // Held to more than the hardware asks, so that what passes is portable: every thread of the block reaches
 // the same __syncthreads; every lane that a mask names exists and comes to the same collective with the same
 // mask. Faults end the launch with std::runtime_error, which says who waits for what and where.
@@ -46,7 +47,8 @@ unsigned until_preempted = 0;
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
-constexpr size_t kMaxShared = 227 << 10;  // of sm_90 and sm_100
+constexpr size_t kMaxShared =
+    227 << 10;  // of sm_90 and sm_100; what the device has, shared_limit, may be less
 constexpr size_t kStack = MACH_SHIM_ASAN ? 256 << 10 : 64 << 10;
 constexpr size_t kPage = 4096;
 constexpr size_t kCanary = 64;         // bytes of poison kept in front of the shared memory
@@ -143,10 +145,12 @@ struct {
 char* shared;
 size_t shared_size;
 
-uint64_t seed = [] {
-  const char* text = std::getenv("MACH_SHIM_SEED");
-  return text ? std::strtoull(text, nullptr, 10) : 0;
-}();
+uint64_t setting(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+uint64_t seed = setting("MACH_SHIM_SEED", 0);
+const size_t shared_limit = std::min<size_t>(setting("MACH_SHIM_SHARED_KB", 227) << 10, kMaxShared);
 uint64_t state;
 uint64_t draw() {  // splitmix64
   uint64_t z = (state += 0x9e3779b97f4a7c15);
@@ -483,8 +487,8 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
                   "invalid configuration: grid beyond (2^31 - 1, 65535, 65535)");
   if (block.x > 1024 || block.y > 1024 || block.z > 64 || per_block > kMaxThreads)
     return refuse(cudaErrorInvalidConfiguration, "invalid configuration: more than 1024 threads a block");
-  if (shared_bytes > kMaxShared)
-    return refuse(cudaErrorInvalidValue, "invalid value: more than 227 KB of shared memory");
+  if (shared_bytes > shared_limit)
+    return refuse(cudaErrorInvalidValue, "invalid value: more shared memory than a block can have");
 
   gridDim = grid;
   blockDim = block;
@@ -633,7 +637,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMultiProcessorCount:
       return *value = 4, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = mach_shim::kMaxShared, cudaSuccess;
+      return *value = static_cast<int>(mach_shim::shared_limit), cudaSuccess;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
       return *value = 2048, cudaSuccess;
     case cudaDevAttrL2CacheSize:

@@ -288,9 +288,7 @@ std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cuda(const Tensor& grad_, con
   const Groups groups = gradient_groups(op, grad, values, indices, indptr, num_features, order, true);
   // A copy: an operator may not return its argument.
   const Tensor features = order ? torch::stable::clone(groups.features) : groups.features;
-  // Rows of features out of range, of a faulty order, are not written.
-  Tensor out = order ? new_zeros(grad, {grad.size(1), features.numel(), grad.size(2)})
-                     : new_empty(grad, {grad.size(1), features.numel(), grad.size(2)});
+  Tensor out = new_empty(grad, {grad.size(1), features.numel(), grad.size(2)});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     check_cuda(launch_feature_rows(
         feature_rows_params<decltype(t)>(values, groups, grad, num_features, GradientTo::rows, out),

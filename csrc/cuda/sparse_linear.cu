@@ -253,8 +253,11 @@ __global__ void __launch_bounds__(32 * kFeatureWarps)
     begin = p.groups.offsets[u], end = p.groups.offsets[u + 1];
     begin = begin < 0 ? 0 : begin < E ? begin : E;
     end = end < begin ? begin : end < E ? end : E;
+    if (feature < 0 || feature >= p.D) {  // its row is of zeros, or is none
+      feature = p.to == GradientTo::rows ? 0 : -1;
+      end = begin;
+    }
   }
-  if (feature < 0 || feature >= p.D) feature = -1, end = begin;
   const bool is_long = end - begin > kShort;
   if (lane_id() == 0) {
     range[2 * warp_id()] = begin;

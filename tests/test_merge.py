@@ -523,14 +523,10 @@ def test_opcheck(device, generator, merge, dtype):
     ops = torch.ops.mach_ext
     torch.library.opcheck(ops.merge_scores, (scores, buckets, labels, merge))
     torch.library.opcheck(ops.merge_scores_grad, (grad, scores, buckets, labels, merge))
-    index = (None, None, None)
-    if device.type == "cpu":
-        torch.library.opcheck(ops.label_index, (buckets, 4))
-        index = ops.label_index(buckets, 4)
-    torch.library.opcheck(ops.merge_topk, (scores, buckets, *index, 4, merge, "auto", None))
-    torch.library.opcheck(
-        ops.merge_topk, (scores, buckets, *index, 4, merge, "scan", torch.zeros(2, 3, dtype=torch.int64))
-    )
+    torch.library.opcheck(ops.label_index, (buckets, 4))
+    index = ops.label_index(buckets, 4)
+    for path, trace in (("auto", None), ("scan", torch.zeros(2, 3, dtype=torch.int64, device=device))):
+        torch.library.opcheck(ops.merge_topk, (scores, buckets, *index, 4, merge, path, trace))
 
 
 @parametrize_merge

@@ -17,7 +17,8 @@ constexpr int kLabels = 8;             // a thread's, in the scan: their codes a
 constexpr int kDocuments = 16;         // of an entry of the table, a byte each
 constexpr int kWide = 4;               // entries of a row of the table where it is read from global memory
 constexpr int64_t kListed = 1024;      // labels of best buckets in the sample
-constexpr int64_t kTableChunk = 4096;  // buckets of a block of the table's kernel
+constexpr int64_t kTableChunk = 1024;  // buckets of a block of the table's kernel
+constexpr int kCheck = 4;              // repetitions between two looks at the sums
 constexpr uint16_t kNever = 0x7fff;    // a bound that no sum meets
 
 // Sizes and places in the scratch.
@@ -217,8 +218,9 @@ __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double the
     const double least = floor(up / unit - R - kRounding * R);  // each step may have lost almost one
     return static_cast<uint16_t>(0x8000 + static_cast<int>(R * clip - fmax(least, 0.0)));
   }
-  // A few bytes at their greatest exceed the bound: the finer the steps, the more of them it takes.
-  const double unit = fmax(down / ((clip - 2) * fmax(1.0, R / 4.0)), 1e-30);
+  // R / 8 bytes at their greatest are up to the bound. Finer steps would tell labels apart by less than they
+  // cost: it would take more repetitions until nobody wants a label any more.
+  const double unit = fmax(down / ((clip - 2) * fmax(1.0, R / 8.0)), 1e-30);
   *scale = static_cast<float>(-1 / unit);
   return static_cast<uint16_t>(0x8000 + static_cast<int>(floor(fmax(down, 0.0) / unit + kRounding * R)));
 }
@@ -351,9 +353,41 @@ __device__ __forceinline__ uint32_t component(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
+// Sums of an entry's 16 documents, by words of the entry: of all bytes as one number modulo 2^32, and of the
+// odd bytes, which tells those of the even ones.
+struct Sums {
+  uint32_t all[4], odd[4];
+
+  __device__ __forceinline__ void add(const uint4& entry) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const uint32_t bytes = component(entry, w);
+      all[w] += bytes;
+      odd[w] += __byte_perm(bytes, 0, 0x4341);  // bytes 1 and 3, each in 16 bits
+    }
+  }
+
+  // bounds - sums, in pairs: the top bit of 16 says that the sum is up to the bound. Documents 4 w and 4 w +
+  // 2, 4 w + 1 and 4 w + 3.
+  __device__ __forceinline__ uint32_t even_left(const uint4& even_bounds, int w) const {
+    return component(even_bounds, w) - (all[w] - (odd[w] << 8));
+  }
+  __device__ __forceinline__ uint32_t odd_left(const uint4& odd_bounds, int w) const {
+    return component(odd_bounds, w) - odd[w];
+  }
+
+  // Not 0 where some document's sum is up to its bound.
+  __device__ __forceinline__ uint32_t any_left(const uint4& even_bounds, const uint4& odd_bounds) const {
+    uint32_t any = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) any |= even_left(even_bounds, w) | odd_left(odd_bounds, w);
+    return any & 0x80008000u;
+  }
+};
+
 // A block goes through tiles of labels, a tile through the repetitions; a thread holds the sums of 8 labels
-// for the 16 documents of an entry: of all bytes of a word as one number (modulo 2^32), and of the odd ones,
-// which tells the even ones.
+// for the 16 documents of an entry. Sums only grow: every few repetitions it is asked whether any document
+// still wants one of them. Where scores are peaky, mostly none does.
 //
 //   shared memory   an entry is a row. The table of the next repetition (or of the next tile's first) is
 //                   brought in while this one's is read. By kernels.md's figures a warp's read costs 10.4
@@ -390,24 +424,49 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
 
   if (first == last) return;
   const uint4* table = table_of(first);
-  int64_t label = label_of(first);
-  const uint16_t* codes = codes_of(label);
+  const uint16_t* codes = codes_of(label_of(first));
   if (kFromShared) fetch(table, buffers);
   uint4 next = load_codes(codes);
   for (uint32_t item = first; item < last; ++item) {
     const uint4* next_table = item + 1 < last ? table_of(item + 1) : nullptr;
-    const int64_t next_label = item + 1 < last ? label_of(item + 1) : 0;
-    const uint16_t* next_codes = codes_of(next_label);
-    uint32_t all[kLabels][4] = {}, odd[kLabels][4] = {};
+    const uint16_t* next_codes = codes_of(item + 1 < last ? label_of(item + 1) : 0);
+    const int64_t entry = static_cast<int64_t>(item / tiles) * wide + part;  // which 16 documents
+    uint16_t* bounds = s.bounds + entry * kDocuments;
+    Sums sums[kLabels] = {};
+    bool wanted = true;
     for (int r = 0; r < R; ++r) {
+      const bool check = r > 0 && r % kCheck == 0;
+      if (check) {
+        const auto* both = reinterpret_cast<const uint4*>(bounds);
+        const uint4 even_bounds = both[0], odd_bounds = both[1];
+        uint32_t any = 0;
+#pragma unroll
+        for (int q = 0; q < kLabels; ++q) any |= sums[q].any_left(even_bounds, odd_bounds);
+        wanted = any != 0;
+      }
+      if (kFromShared) {
+        // Then all of this repetition's table is there, and nobody reads the one before any more.
+        wait_for_copies();
+        if (check)
+          wanted = __syncthreads_or(wanted);
+        else
+          __syncthreads();
+      } else if (check) {
+        wanted = __any_sync(kAllLanes, wanted);
+      }
+      if (!wanted) {  // by any document, nor will it be: on to the next item
+        table = next_table;
+        codes = next_codes;
+        next = load_codes(codes);
+        if (kFromShared && table) fetch(table, buffers + turn * table_size);
+        break;
+      }
       const uint4 now = next;
       codes = r + 1 < R ? codes + s.p.code_stride : next_codes;
       next = load_codes(codes);
       const uint4* rows = table + part;
       table = r + 1 < R ? table + table_size : next_table;
       if (kFromShared) {
-        wait_for_copies();
-        __syncthreads();  // all of this table is there, and nobody reads the one before any more
         rows = buffers + turn * table_size;
         turn ^= 1;
         if (table) fetch(table, buffers + turn * table_size);
@@ -415,34 +474,22 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
 #pragma unroll
       for (int q = 0; q < kLabels; ++q) {
         const uint32_t code = component(now, q / 2) >> (16 * (q % 2)) & 0xffff;
-        const uint4 entry = rows[code * wide];
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const uint32_t bytes = component(entry, w);
-          all[q][w] += bytes;
-          odd[q][w] += __byte_perm(bytes, 0, 0x4341);  // bytes 1 and 3, each in 16 bits
-        }
+        sums[q].add(rows[code * wide]);
       }
     }
-    const int64_t entry = static_cast<int64_t>(item / tiles) * wide + part;  // which 16 documents
-    uint16_t* bounds = s.bounds + entry * kDocuments;
+    if (!wanted) continue;
+    const int64_t label = label_of(item);
     const uint4 even_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds));
     const uint4 odd_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds) + 1);
 #pragma unroll
     for (int q = 0; q < kLabels; ++q) {
-      uint32_t even_left[4], odd_left[4], any = 0;  // the top bit of 16: the sum is up to the bound
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        even_left[w] = component(even_bounds, w) - (all[q][w] - (odd[q][w] << 8));
-        odd_left[w] = component(odd_bounds, w) - odd[q][w];
-        any |= (even_left[w] | odd_left[w]) & 0x80008000u;
-      }
-      if (any == 0 || label + q >= m.L) continue;
+      if (sums[q].any_left(even_bounds, odd_bounds) == 0 || label + q >= m.L) continue;
       uint32_t documents = 0;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        documents |= (even_left[w] >> 15 & 1) << (4 * w) | even_left[w] >> 31 << (4 * w + 2);
-        documents |= (odd_left[w] >> 15 & 1) << (4 * w + 1) | odd_left[w] >> 31 << (4 * w + 3);
+        const uint32_t even = sums[q].even_left(even_bounds, w), odd = sums[q].odd_left(odd_bounds, w);
+        documents |= (even >> 15 & 1) << (4 * w) | even >> 31 << (4 * w + 2);
+        documents |= (odd >> 15 & 1) << (4 * w + 1) | odd >> 31 << (4 * w + 3);
       }
       for (; documents; documents &= documents - 1) {
         const int i = __ffs(static_cast<int>(documents)) - 1;
@@ -452,7 +499,6 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
         if (at == s.capacity) bounds[place(i)] = kNever;  // it gets all of its labels: no need to go on
       }
     }
-    label = next_label;
   }
 }
 

@@ -61,6 +61,7 @@ constexpr double kSaved =
     0.6;  // of what a document costs that shares a scan: what the scan is cheaper without
 constexpr double kChernoff = 8;  // candidates by Chernoff's bound / those that came
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr int64_t kNearScores = 512 << 10;  // bytes of a document, that stay in the second-level cache
 constexpr int64_t kFarBuckets = 24 << 20, kFarScores = 8 << 20;  // bytes
 double row_cost(int64_t table_bytes) {  // a row of the byte table, by where the table lies
   const int64_t kib = table_bytes >> 10;
@@ -219,6 +220,7 @@ struct Document {
   std::vector<double> tau;         // [R] lists
   double gap = 0;                  // lists: what the excesses over tau must add up to
   double lists_cost = kNever;
+  uint8_t* bytes = nullptr;  // [R, B] scan: the scores in bytes, where that was done in the plan
   int64_t postings = 0, rescored = 0;
 
   double down(int64_t R) const { return sum_high - wanted(R); }
@@ -290,6 +292,11 @@ class Decoder {
          (plan_cost() < 0.7 * direct_cost_ && (scan_cost_ < direct_cost_ || lists_may_pay(direct_cost_))));
     if (worth_a_plan) {
       planned.resize(end - begin);
+      // In several chunks: one alone would not pay for the memory.
+      if (m_.merge == Merge::mean && 4 * m_.R * m_.B <= kNearScores && p_.N >= 2 * (end - begin)) {
+        uint8_t* bytes = bytes_.of((end - begin) * m_.R * m_.B);
+        for (int64_t i = 0; i < end - begin; ++i) planned[i].bytes = bytes + i * m_.R * m_.B;
+      }
       const int64_t parts = std::min(end - begin, 4 * p_.threads);
       p_.run_tasks(parts, [&](int64_t part) {
         Scratch scratch(m_);
@@ -416,6 +423,10 @@ class Decoder {
       }
       if (lists_pay) plan_lists(d);
       d.path = d.lists_cost < others_cost(d) ? Path::lists : Path::scan;
+      if (d.path == Path::lists)
+        d.bytes = nullptr;
+      else if (d.bytes != nullptr)  // now, while the scores are in the cache
+        for (int64_t r = 0; r < m_.R; ++r) quantize_mean<Tag>(d, r, d.bytes + r * m_.B);
     });
   }
 
@@ -865,6 +876,13 @@ class Decoder {
     });
   }
 
+  template <class Tag>
+  void quantize_mean(const Document& d, int64_t r, uint8_t* bytes) const {
+    const float steps = static_cast<float>(1 / d.unit);
+    quantize<Tag>(scores(d.n, r), m_.B, d.from_low ? d.low[r] : d.high[r], d.from_low ? steps : -steps,
+                  bytes);
+  }
+
   template <class Tag, int W>
   void fill_table(Document* const* documents, int64_t count, int64_t r, uint8_t* rows) const {
     const int64_t B = m_.B, stride = (B + 127) / 64 * 64 | 64;  // odd in cache lines: no two columns collide
@@ -872,16 +890,13 @@ class Decoder {
     std::memset(columns.get() + count * stride, 0, (W - count) * stride);
     for (int64_t i = 0; i < count; ++i) {
       const Document& d = *documents[i];
-      float origin, scale;
-      if (m_.merge == Merge::mean) {
-        const float steps = static_cast<float>(1 / d.unit);
-        origin = d.from_low ? d.low[r] : d.high[r];
-        scale = d.from_low ? steps : -steps;
-      } else {  // whether the score is below theta. The mean of two scores from there on may overflow.
-        origin = static_cast<float>(std::min(d.theta(), 0x1p126));
-        scale = 0;
-      }
-      quantize<Tag>(scores(d.n, r), B, origin, scale, columns.get() + i * stride);
+      uint8_t* column = columns.get() + i * stride;
+      if (d.bytes != nullptr)
+        std::memcpy(column, d.bytes + r * B, B);
+      else if (m_.merge == Merge::mean)
+        quantize_mean<Tag>(d, r, column);
+      else  // whether the score is below theta. The mean of two scores from there on may overflow.
+        quantize<Tag>(scores(d.n, r), B, static_cast<float>(std::min(d.theta(), 0x1p126)), 0, column);
     }
     transpose_bytes<Tag, W>(columns.get(), stride, B, rows);
   }
@@ -1019,7 +1034,8 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  std::vector<Table> tables_{1};            // one a thread
+  std::vector<Table> tables_{1};  // one a thread
+  Table bytes_;
   int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
   double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
 };

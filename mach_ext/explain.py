@@ -330,10 +330,10 @@ class _Block(NamedTuple):
 class _Path:
     """The straight path from baseline to document, as far as it is the same for all labels; float64.
 
-    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull` takes
-    them to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged along the
-    path; `project` takes that to the features; `total` is the sum of a row of `project`. With
-    `nodes` None averages are exact (logit scores only), else sums over the nodes.
+    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull` takes them
+    to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged along the
+    path; `project` takes that to the features; `total` is the sum of a row of `project`. With `nodes` None
+    averages are exact (logit scores only), else sums over the nodes.
     """
 
     numbers_a_label: int  # of `columns`

@@ -1,6 +1,6 @@
-"""README's table of performance, from the kept results: `python benchmarks/table.py` writes it into README.
+"""README's tables, from the kept results: `python benchmarks/table.py` writes them into README.
 
-`--check` only says, by its exit code, whether README has the table that the results give; `--cuda FILE`
+`--check` only says, by its exit code, whether README has the tables that the results give; `--cuda FILE`
 prints the table of the CUDA results in FILE.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- benchmarks: written by `make bench-table` -->\n", "<!-- /benchmarks -->\n"
+MARKERS = ("<!-- {}: written by `make bench-table` -->\n", "<!-- /{} -->\n")
 MODULES = ("decode", "sparse", "training", "explain", "parser")  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 SUMMARISED = {
@@ -183,12 +183,34 @@ def short(number: Any) -> str:
     return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
-def updated(readme: str, table: str) -> str:
+def faithfulness(folder: Path = RESULTS) -> str:
+    """The short form of what faithfulness.py found: a row a dataset and R."""
+    orders = ("integrated gradients", "gradient x input", "ablation", "random")
+    head = ("data", "R", "IG", "gradient x input", "ablation", "random", "IG - random", "IG across seeds")
+    rows = [(*head, "right: signals", "collisions", "signals of their scores"), ("---",) * (len(head) + 3)]
+    for r in json.loads((folder / "faithfulness.json").read_text())["results"]:
+        areas = [f"{r['areas'][order]['deletion'][0]:.3f}" for order in orders]
+        mean, low, high = r["IG minus"]["random"]["deletion"]
+        margin = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        right = []
+        for verdict in ("signal", "collision"):
+            found = [check[verdict] for check in r["collision check"] if check[verdict][0]]
+            count = sum(n for n, _ in found)
+            right.append(f"{sum(n * share for n, share in found) / count:.0%} of {count}" if count else "-")
+        alike = [c["signals of those scores"] for c in r["collision check"]]
+        alike = [share for share in alike if share is not None]
+        right.append(f"{sum(alike) / len(alike):.0%}" if alike else "-")
+        rows.append((r["dataset"], str(r["R"]), *areas, margin, f"{r['stability'][0]:.2f}", *right))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def updated(readme: str, name: str, table: str) -> str:
     """README with the table between its markers."""
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    before, after = (marker.format(name) for marker in MARKERS)
+    head, begin, rest = readme.partition(before)
+    _, end, tail = rest.partition(after)
     if not begin or not end:
-        raise SystemExit(f"README.md: needs the markers {BEGIN.strip()} and {END.strip()}")
+        raise SystemExit(f"README.md: needs the markers {before.strip()} and {after.strip()}")
     return head + begin + table + end + tail
 
 
@@ -202,10 +224,10 @@ def main() -> None:
         return
     file = ROOT / "README.md"
     readme = file.read_text(encoding="utf-8")
-    new = updated(readme, render())
+    new = updated(updated(readme, "benchmarks", render()), "faithfulness", faithfulness())
     if args.check:
         if new != readme:
-            raise SystemExit("README.md: not the table of benchmarks/results; make bench-table")
+            raise SystemExit("README.md: not the tables of benchmarks/results; make bench-table")
     else:
         file.write_text(new, encoding="utf-8")
 

@@ -150,11 +150,15 @@ class Explanation:
 
         return report.plot_attributions(self, n, label)
 
-    def to_html(self, file: str | Path | None = None) -> str:
-        """One self-contained page: shaded document, a switch between labels, delta. See `mach_ext.report`."""
+    def to_html(self, file: str | Path | None = None, **options: Any) -> str:
+        """One self-contained page, also written to `file`, if given.
+
+        Options as in `mach_ext.report.explanation_page`: votes, collisions, removals, and the vectoriser that
+        finds the words in `text`.
+        """
         from mach_ext import report
 
-        page = report.explanation_page(self)
+        page = report.explanation_page(self, **options)
         if file is not None:
             Path(file).write_text(page, encoding="utf-8")
         return page
@@ -326,10 +330,10 @@ class _Block(NamedTuple):
 class _Path:
     """The straight path from baseline to document, as far as it is the same for all labels; float64.
 
-    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull`
-    takes them to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged
-    along the path; `project` takes that to the features; `total` is the sum of a row of `project`. With
-    `nodes` None averages are exact (logit scores only), else sums over the nodes.
+    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull` takes them
+    to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged along the
+    path; `project` takes that to the features; `total` is the sum of a row of `project`. With `nodes` None
+    averages are exact (logit scores only), else sums over the nodes.
     """
 
     numbers_a_label: int  # of `columns`
@@ -427,8 +431,7 @@ class _LinearPath(_Path):
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
         weight = self.model.bucket_weight.detach()
-        rows = (w.index_select(0, self.features) for w in weight)
-        return torch.stack([row.index_select(1, b) for row, b in zip(rows, buckets, strict=True)])
+        return torch.stack([w[self.features[:, None], b] for w, b in zip(weight, buckets, strict=True)])
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
         both = torch.stack((self.x, self.b)).to(_values_dtype(self.model))

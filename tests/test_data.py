@@ -705,6 +705,16 @@ def test_vectorizer_by_hand():
     np.testing.assert_allclose(X.toarray(), expected, rtol=1e-6)
 
 
+def test_vectorizer_words_are_the_ones_it_counts():
+    vectorizer = Vectorizer(["é1", "big", "cat", "x" * 39], [1.0] * 4)
+    text = "Big_CAT, cats É1!  " + "x" * 39 + " " + "x" * 40
+    words = [(text[start:end], column) for start, end, column in vectorizer.words(text)]
+    assert words == [("Big", 1), ("CAT", 2), ("cats", None), ("É1", 0), ("x" * 39, 3)]
+    assert sorted(column for _, column in words if column is not None) == [
+        *vectorizer.transform([text]).indices
+    ]
+
+
 def test_vectorizer_json_is_exact():
     rng = np.random.default_rng(0)
     words = np.array([f"w{i}é" for i in range(300)])

@@ -472,7 +472,7 @@ def test_page():
     voted = explain.votes(model, X, [3, 7])
     checks = [explain.collisions(model, X, label) for label in (3, 7)]
     removed = explain.removals(model, X, 2, feature_names=names)
-    page = Page(report.explanation_page(result, voted, checks, removed, true_labels=[7]))
+    page = Page(result.to_html(votes=voted, collisions=checks, removals=removed, true_labels=[7]))
     assert sum(attrs.get("class") == "true" for _, attrs in page.elements) == 1
     assert page.texts.count("Votes of the repetitions") == page.texts.count("Collision check") == 2
     bars = [attrs for tag, attrs in page.elements if tag == "rect" and attrs.get("rx") == "1.5"]
@@ -489,7 +489,7 @@ def test_words_of_the_text_are_shaded_by_their_own_feature():
     model = randomise(mach_ext.MACH(3, L, R, B, hidden_size=4))
     result = explain.integrated_gradients(model, vectorizer.transform([text]), 3, text=text)
     effects = dict(zip(result.features.tolist(), result.attributions[0], strict=True))
-    page = Page(report.explanation_page(result, vectorizer=vectorizer))
+    page = Page(result.to_html(vectorizer=vectorizer))
     at = page.elements.index(next(e for e in page.elements if e[1].get("class", "") == "document"))
     shaded = [attrs["title"] for tag, attrs in page.elements[at + 1 : at + 5] if tag == "span"]
     assert shaded == [f"{effects[feature]:+.4f}" for feature in (2, 1, 2, 1)]

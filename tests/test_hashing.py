@@ -544,3 +544,17 @@ def test_label_index_of_changed_buckets_is_refused():
     hash.buckets[0, 0] = 5
     with pytest.raises(ValueError, match="buckets was changed in place"):
         hash.label_index()
+
+
+def test_labels_in_a_bucket_by_a_look_and_by_the_index():
+    hash = LabelHash(30, 20, 3, seed=1)
+    looked = [[hash.labels_in(r, b) for b in range(20)] for r in range(3)]
+    hash.label_index()
+    for r, buckets in enumerate(looked):
+        for b, labels in enumerate(buckets):
+            assert torch.equal(labels, (hash.buckets[r] == b).nonzero().flatten())
+            assert torch.equal(labels, hash.labels_in(r, b))
+    with pytest.raises(ValueError, match="bucket must be from 0 to 19, got 20"):
+        hash.labels_in(0, 20)
+    with pytest.raises(ValueError, match="repetition must be from 0 to 2, got 3"):
+        hash.labels_in(3, 0)

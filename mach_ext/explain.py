@@ -30,6 +30,7 @@ import difflib
 import functools
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -1171,7 +1172,8 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
     if len(found) > 1:
         raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
     if not found:
-        close = [other for other in names if name in other][:3]
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        close = sorted((other for other in names if word.search(other)), key=len)[:3]
         close = close or (difflib.get_close_matches(name, names, 3) if len(names) < 100_000 else [])
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"{op}: the model has no {kind} {name!r}{hint}")

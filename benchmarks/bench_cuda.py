@@ -150,7 +150,9 @@ def _gather_mean_topk(scores: torch.Tensor, buckets: torch.Tensor, k: int) -> An
     return scores.gather(2, buckets.expand(len(scores), -1, -1)).mean(1).topk(k)
 
 
-def decode_work(kind: str, N: int, L: int, R: int, B: int, k: int, ms: float | None) -> Work:
+def decode_work(
+    kind: str, N: int, L: int, R: int, B: int, k: int, predicted_ms: float, ms: float | None = None
+) -> Work:
     def prepare() -> dict[str, Callable[[], Any]]:
         hash = label_hash(L, R, B).to("cuda")
         scores = bucket_scores(kind, N, L, R, B).cuda()
@@ -178,7 +180,8 @@ def decode_work(kind: str, N: int, L: int, R: int, B: int, k: int, ms: float | N
     floor = {"shared_gather" if shared else "l2_gather": lookups, "hbm_copy": codes}
     shape = {"kind": kind, "N": N, "L": L, "R": R, "B": B, "k": k}
     target = None if ms is None else ("ms", ms)
-    return Work("merge_topk", shape, floor, 0.7, target, prepare, "torch")
+    share = max(amount / H200[resource] for resource, amount in floor.items()) / predicted_ms * 1e3
+    return Work("merge_topk", shape, floor, share, target, prepare, "torch")
 
 
 def training_work(precision: str) -> Work:
@@ -265,18 +268,19 @@ WORKS = [
     sparse_linear_work(256, 75, 1_000_000, 512, torch.float32),
     step_work(256, 75, 100_000, 512),
     step_work(2048, 75, 135_909, 512),
-    *(
-        decode_work(kind, 256, L, R, B, 5, ms if kind == "flat" else ms / 4)
-        for L, R, B, ms in (
-            (31_000, 32, 1000, 0.04),
-            (670_000, 16, 2000, 0.3),
-            (670_000, 32, 20_000, 1.5),
-            (10_000_000, 16, 20_000, 10.0),
-        )
-        for kind in ("flat", "peaky")
-    ),
-    decode_work("peaky", 256, 670_000, 16, 2000, 100, None),
-    decode_work("peaky", 1, 670_000, 16, 2000, 5, None),
+    # Predicted: the scan at 10.4 cycles an entry from shared memory or 24 bytes a cycle and multiprocessor
+    # from L2, the scores read and the table written once, 2 us a launch; of peaky scores, as many repetitions
+    # as a simulation adds before the scan of a warp's labels stops.
+    decode_work("flat", 256, 31_000, 32, 1000, 5, 0.065, 0.04),
+    decode_work("peaky", 256, 31_000, 32, 1000, 5, 0.06, 0.01),
+    decode_work("flat", 256, 670_000, 16, 2000, 5, 0.33, 0.3),
+    decode_work("peaky", 256, 670_000, 16, 2000, 5, 0.27, 0.075),
+    decode_work("flat", 256, 670_000, 32, 20_000, 5, 1.6, 1.5),
+    decode_work("peaky", 256, 670_000, 32, 20_000, 5, 1.1, 0.375),
+    decode_work("flat", 256, 10_000_000, 16, 20_000, 5, 9.0, 10.0),
+    decode_work("peaky", 256, 10_000_000, 16, 20_000, 5, 5.4, 2.5),
+    decode_work("peaky", 256, 670_000, 16, 2000, 100, 0.3),
+    decode_work("peaky", 1, 670_000, 16, 2000, 5, 0.04),
     training_work("float32"),
     training_work("bfloat16"),
 ]

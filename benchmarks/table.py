@@ -81,7 +81,10 @@ def cuda_promise(result: dict[str, Any], ours: dict[str, Any], ratios: list[floa
         "ms": (f"≤ {value:g} ms", ours["median"] * 1e3 <= value),
         "ratio": (f"≥ {value:g} x", bool(ratios) and min(ratios) >= value),
     }[target["of"]]
-    return text, "" if result["predicted"] else "yes" if met else "**no**"
+    if target["of"] == "ratio" and not ratios:
+        return text, ""
+    word = "yes" if met else "**no**"
+    return text, f"{word} (predicted)" if result["predicted"] else word
 
 
 def title(result: dict[str, Any]) -> str:

@@ -93,7 +93,8 @@ Scan make_scan(const MergeScanParams& p) {
 
 // One warp a (document, repetition). high: NaN where a score is NaN or +inf. low: the greatest of the lanes'
 // least scores, so that few outliers don't count; from -1e30 on, so that distances don't overflow.
-__global__ void __launch_bounds__(kThreads) extremes_kernel(const Scan s) {
+// Four blocks a multiprocessor: registers for many loads in flight say more than more warps.
+__global__ void __launch_bounds__(kThreads, 4) extremes_kernel(const Scan s) {
   const MergeInput<float>& m = s.p.merge;
   const int lane = lane_id(), B = static_cast<int>(m.B);
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) extremes_kernel(const Scan s) {
     float high = -INFINITY, low = INFINITY;
     int best = 0;
     bool good = true;
-    constexpr int kTogether = 8;  // loads under way
+    constexpr int kTogether = 16;  // loads under way
     const int own = lane < B ? lane : B - 1;
     for (int first = lane; first - lane < B; first += kTogether * kWarp) {
       float x[kTogether];

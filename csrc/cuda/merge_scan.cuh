@@ -8,7 +8,7 @@
 //              bound.
 //   table      how far each score lies under its repetition's greatest, in steps, rounded down: a byte.
 //   scan       for each label the sum of R bytes, for 16 documents in 8 registers; sums up to the bound are
-//              candidates.
+//              candidates. Where nobody wants a label any more after some repetitions, it gets no others.
 //
 // A label whose fp32 key reaches the threshold has a sum up to the bound: see `slack` in merge_scan.cu. A
 // document for which that can't be said (NaN, +inf, nothing to tell labels apart), and one with too many

@@ -585,13 +585,15 @@ MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tenso
   STD_TORCH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_shape(op, "buckets", buckets, {scores.size(1), buckets.size(1)});
+  check_device(op, scores, {buckets});
   const bool adjacent = scores.size(2) <= 1 || scores.stride(2) == 1;
   return {adjacent ? scores : as_contiguous(scores), as_contiguous(buckets), parse_merge(op, merge)};
 }
 
-Tensor checked_labels(const char* op, const Tensor& labels, int64_t N) {
+Tensor checked_labels(const char* op, const Tensor& labels, const Tensor& scores) {
   check_dtype(op, "labels", labels, ScalarType::Long);
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == N, op, ": labels must be [N, m]");
+  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == scores.size(0), op, ": labels must be [N, m]");
+  check_device(op, scores, {labels});
   return as_contiguous(labels);
 }
 
@@ -600,7 +602,7 @@ Tensor merge_scores_cuda(const Tensor& scores, const Tensor& buckets, const Tens
   const char* op = "merge_scores";
   const DeviceGuard guard(scores);
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const Tensor labels = checked_labels(op, labels_, a.N());
+  const Tensor labels = checked_labels(op, labels_, scores);
   Tensor out = allocate(scores, {a.N(), labels.size(1)});
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
@@ -616,11 +618,12 @@ Tensor merge_scores_grad_cuda(const Tensor& grad_, const Tensor& scores, const T
   const char* op = "merge_scores_grad";
   const DeviceGuard guard(scores);
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const Tensor labels = checked_labels(op, labels_, a.N()), grad = as_contiguous(grad_);
+  const Tensor labels = checked_labels(op, labels_, scores), grad = as_contiguous(grad_);
   const int64_t m = labels.size(1);
   check_shape(op, "grad", grad, {a.N(), m});
   check_dtype(op, "grad", grad, scores.scalar_type());
-  Tensor out = torch::stable::new_zeros(scores, {a.N(), a.R(), a.B()});
+  check_device(op, scores, {grad});
+  Tensor out = new_zeros(scores, {a.N(), a.R(), a.B()});
   std::optional<Tensor> chosen;
   if (a.merge != Merge::mean) chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
   dispatch_floating(op, "scores", scores, [&](auto t) {
@@ -653,7 +656,7 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int6
   const Tensor buckets = as_contiguous(buckets_);
   const int64_t stride = padded_labels(L);
   const Tensor codes = allocate(buckets, {R, stride}, ScalarType::UInt16);
-  const Tensor faults = torch::stable::new_zeros(buckets, {1});
+  const Tensor faults = new_zeros(buckets, {1});
   check_cuda(launch_label_codes({pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes), stride,
                                  mutable_pointer<uint32_t>(faults)},
                                 stream));
@@ -737,12 +740,14 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
     check_shape(op, "codes", *codes, {L, R});
     check_shape(op, "list_starts", *list_starts, {R, B + 1});
     check_shape(op, "list_labels", *list_labels, {R, L});
+    check_device(op, scores, {*codes, *list_starts, *list_labels});
     STD_TORCH_CHECK(list_starts->is_contiguous() && list_labels->is_contiguous(), op,
                     ": list_starts and list_labels must be contiguous");
   }
   if (trace) {
     check_shape(op, "trace", *trace, {N, kTraceColumns});
     check_dtype(op, "trace", *trace, ScalarType::Long);
+    check_device(op, scores, {*trace});
     STD_TORCH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
     Tensor rows = *trace;
     torch::stable::zero_(rows);
@@ -768,7 +773,7 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
     params.blocks = blocks_per_document(N, L);
     std::optional<Tensor> shared;
     if (params.blocks > 1) {
-      shared = torch::stable::new_zeros(scores, {shared_bytes(N)}, ScalarType::Byte);
+      shared = new_zeros(scores, {shared_bytes(N)}, ScalarType::Byte);
       params.shared = shared->mutable_data_ptr();
     }
     check_cuda(launch_merge_topk(params, stream));

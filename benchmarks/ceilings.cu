@@ -105,17 +105,19 @@ int main() {
   const double copied = fastest([&] { copy<<<blocks, threads>>>(memory, memory + kGiB / 16, kGiB / 16); });
   const auto gathered = [&](int64_t bytes, int lanes) {
     constexpr int kSteps = 64;
-    const double seconds = fastest(
-        [&] { gather<<<blocks, threads>>>(memory, static_cast<uint32_t>(bytes / (16 * lanes)), lanes, kSteps, sink); });
+    const double seconds = fastest([&] {
+      gather<<<blocks, threads>>>(memory, static_cast<uint32_t>(bytes / (16 * lanes)), lanes, kSteps, sink);
+    });
     return static_cast<double>(blocks) * threads * kSteps * 8 * 16 / seconds;
   };
   const double l2 = gathered(32 << 20, 4), hbm = gathered(kTable, 4), rows = gathered(kTable, 64);
   constexpr int kEntries = 2048, kSteps = 512;
-  const double shared =
-      static_cast<double>(blocks) * threads * kSteps * 8 * 16 /
-      fastest([&] { shared_gather<<<blocks, threads, kEntries * 16>>>(kEntries, kSteps, sink); });
-  std::printf("{\"hbm_copy\": %.4g, \"l2_gather\": %.4g, \"hbm_gather\": %.4g, \"row_gather\": %.4g, "
-              "\"shared_gather\": %.4g}\n",
-              2.0 * kGiB / copied, l2, hbm, rows, shared);
+  const double shared = static_cast<double>(blocks) * threads * kSteps * 8 * 16 / fastest([&] {
+                          shared_gather<<<blocks, threads, kEntries * 16>>>(kEntries, kSteps, sink);
+                        });
+  std::printf(
+      "{\"hbm_copy\": %.4g, \"l2_gather\": %.4g, \"hbm_gather\": %.4g, \"row_gather\": %.4g, "
+      "\"shared_gather\": %.4g}\n",
+      2.0 * kGiB / copied, l2, hbm, rows, shared);
   return 0;
 }

@@ -45,7 +45,7 @@ constexpr double kQuantizeCost = 0.15;    // a score, into the byte table
 constexpr double kScoresFar = 0.3;        // the same, more where the scores come from memory
 constexpr double kInterleaveCost = 0.7;   // a score, into the table of sums
 constexpr double kSumRow = 0.7;           // a row of sums, in rows of bytes
-constexpr double kOfferCost = 50;         // a label that is among the first k for a while, path direct
+constexpr double kOfferCost = 40;         // a label that is among the first k for a while, path direct
 constexpr double kSurvivors = 5;          // labels that get an exact key in a scan, beside those
 constexpr double kExtremesCost = 0.1;     // a score, its extremes
 constexpr double kPostingCost = 2;        // a label in a list
@@ -366,15 +366,14 @@ class Decoder {
     const double far = 4 * m_.L * m_.R > kFarBuckets ? kBucketsFar / std::min(kGroup, documents) : 0;
     return static_cast<double>(m_.L) * m_.R * (kDirectCost * key_cost() + far);
   }
-  double sums_cost(int64_t documents) const {  // of up to 16 documents together
+  double sums_cost() const {  // of up to 16 documents together
     const int64_t table = m_.R * m_.B * kSumLanes;
-    return table * kInterleaveCost + m_.L * m_.R * kSumRow * row_cost(4 * table) +
-           documents * firsts() * kOfferCost;
+    return table * kInterleaveCost + m_.L * m_.R * kSumRow * row_cost(4 * table);
   }
   double direct_cost(int64_t documents) const {
-    const int64_t some = std::min<int64_t>(documents, kSumLanes);
-    const double alone = alone_cost(documents);
-    return m_.merge == Merge::mean ? std::min(alone, sums_cost(some) / some) : alone;
+    const double alone = alone_cost(documents),
+                 together = sums_cost() / std::min<int64_t>(documents, kSumLanes);
+    return (m_.merge == Merge::mean ? std::min(alone, together) : alone) + firsts() * kOfferCost;
   }
   double pair_cost() const { return kPairOverhead + m_.R * kPairCost * key_cost(); }
   double plan_cost() const {
@@ -632,7 +631,7 @@ class Decoder {
       for (int64_t group = cut(0, groups, runs, i); group < cut(0, groups, runs, i + 1); ++group) {
         const int64_t* first = &documents[group * kSumLanes];
         const int64_t some = std::min<int64_t>(kSumLanes, count - group * kSumLanes);
-        if (possible && sums_cost(some) < some * alone_cost(some))
+        if (possible && sums_cost() < some * alone_cost(some))
           sum_together(first, some, team, tables_[i], others[i]);
         else
           others[i].insert(others[i].end(), first, first + some);

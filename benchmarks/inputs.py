@@ -145,7 +145,7 @@ def real_scores(name: str, real_data: Path, N: int) -> tuple[Tensor, mach_ext.La
 # ------------------------------------------------------------------------------------------ sparse documents
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def documents(N: int, nnz: int, D: int, exponent: float = 0.8) -> tuple[Tensor, Tensor, Tensor]:
     """CSR documents: values, indices (int32), indptr; `nnz` distinct features each.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -232,8 +234,9 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("train", "dev", "test"), default="test", help="of the sample (test)"
     )
+    parser.add_argument("--dataset", default=None, help="other data than the run's own")
     parser.add_argument(
-        "--label", action="append", default=None, help="number or name; may be repeated (default: the top k)"
+        "--label", action="append", default=None, help="name or number; may be repeated (default: the top k)"
     )
     parser.add_argument("--k", "--top-k", type=_positive, default=5, help="labels explained; of ranks (5)")
     parser.add_argument("--method", choices=explain.METHODS, default=None, help="(exact where it holds)")
@@ -507,7 +510,9 @@ def _vectorizer(model: nn.MACH) -> data.Vectorizer | None:
 def _vectorised(texts: Iterable[str], model: nn.MACH, block: int = 1024) -> Iterator[Any]:
     vectorizer = _vectorizer(model)
     if vectorizer is None:
-        raise ValueError("the model was trained on vectors, not on text; give features: --input, --sample-id")
+        raise ValueError(
+            "the model was trained on vectors, not on text: predict --input or explain --sample-id"
+        )
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, block)):
         yield vectorizer.transform(chunk)
@@ -526,13 +531,10 @@ def explain_document(args: Any) -> None:
         feature_names = dataset.feature_names
     if dataset is not None and "labels.json" not in model.attachments:
         label_names = dataset.label_names
-    labels = model.predict(X, k)[1][0]
-    if args.label is not None:
-        labels = [int(label) if label.isdecimal() else label for label in args.label]
     found = explain.integrated_gradients(
         model,
         X,
-        labels,
+        model.predict(X, k)[1][0] if args.label is None else args.label,
         method=args.method,
         score=args.score,
         n_steps=args.n_steps,
@@ -545,20 +547,26 @@ def explain_document(args: Any) -> None:
         explain.collisions(model, X, label, k=k, label_names=label_names) for label in found.labels.tolist()
     ]
     _show_explanation(title, found, voted, checks, true, args.show)
+    files: dict[Path, bytes] = {}  # written when all of them are there
     pages = [args.html] if args.html is not None else []
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        found.to_json(args.output / "explanation.json")
-        found.plot().savefig(args.output / "explanation.png", dpi=150)
+        picture = io.BytesIO()
+        found.plot().savefig(picture, dpi=150)
+        files[args.output / "explanation.json"] = (found.to_json() + "\n").encode()
+        files[args.output / "explanation.png"] = picture.getvalue()
         pages.append(args.output / "explanation.html")
     if pages:
-        removed = explain.removals(model, X, k, feature_names=feature_names, label_names=label_names)
+        # A decode for each feature: of those that count for some label.
+        most = np.unique(np.argsort(-np.abs(found.attributions), axis=1)[:, : args.show])
+        names = {"feature_names": feature_names, "label_names": label_names}
+        removed = explain.removals(model, X, k, found.features[most].tolist(), **names)
         page = report.explanation_page(found, voted, checks, removed, _vectorizer(model), title, true)
-        for file in pages:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with data.atomic_path(file) as temporary:
-                temporary.write_text(page, encoding="utf-8")
-            _say(f"page: {file}")
+        files.update((file, page.encode()) for file in pages)
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with data.atomic_path(file) as temporary:
+            temporary.write_bytes(content)
+        _say(f"written: {file}")
 
 
 def _one_document(
@@ -570,7 +578,7 @@ def _one_document(
         if X.nnz == 0:
             raise ValueError("--text: none of its words is in the model's vocabulary: nothing to explain")
         return X, args.text, "Explanation of a text", None, None
-    dataset = _run_dataset(model, folder, None)
+    dataset = _run_dataset(model, folder, args.dataset)
     if args.split not in dataset.splits:
         raise ValueError(f"no {args.split} split; there are: {', '.join(dataset.splits)}")
     split, n = dataset.splits[args.split], args.sample_id
@@ -591,7 +599,8 @@ def _show_explanation(
     true: Sequence[int] | None,
     show: int,
 ) -> None:
-    print(f"{title}: {found.text or f'{len(found.features)} features'}")
+    text = "".join(c if c.isprintable() else " " for c in found.text or "")
+    print(f"{title}: {text[:300] + ' ...' if len(text) > 300 else text or f'{len(found.features)} features'}")
     low, high = float(voted.logits.min()), float(voted.logits.max())
     steps = f"{found.n_steps} steps" if found.n_steps else "exact"
     for i, label in enumerate(found.labels.tolist()):

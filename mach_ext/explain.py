@@ -200,7 +200,8 @@ def integrated_gradients(
         n_steps: Steps of "gausslegendre", Captum's rule of that name. None: from 32 on they double until
             |delta| <= tolerance * (|F(x)| + |F(baseline)|) for every label, twice in a row (once may be
             chance).
-        tolerance, max_steps: For n_steps None. A `StepsWarning` says when max_steps is not enough.
+        tolerance, max_steps: For n_steps None. A `StepsWarning` says when max_steps is not enough. What is
+            bounded is the sum of a label's attributions; a single one can be off by a few times as much.
         feature_names, label_names: All D, all L names; None: those kept with the model, else numbers.
         text: The raw text, kept for the report.
 
@@ -691,15 +692,20 @@ def votes(
     logits, best, _ = _bucket_logits_and_top(op, model, X, k)
     label_names = _label_names(op, model, label_names)
     ids = resolve_labels(op, model, best[:k] if labels is None else labels, label_names)
-    R, buckets = model.num_repetitions, model.hash.buckets.cpu().numpy()
+    R = model.num_repetitions
+
+    def buckets(asked: NDArray[np.int64]) -> NDArray[np.int32]:  # [R, m]
+        some = torch.from_numpy(asked).to(model.hash.buckets.device)
+        found: NDArray[np.int32] = model.hash.buckets[:, some].cpu().numpy()
+        return found
 
     def of(asked: NDArray[np.int64]) -> NDArray[np.float64]:  # [m, R]
-        voted: NDArray[np.float64] = logits[np.arange(R), buckets[:, asked].T]
+        voted: NDArray[np.float64] = logits[np.arange(R), buckets(asked).T]
         return voted
 
     own = of(ids)
     rivals = np.array([_rival(label, best, k) for label in ids.tolist()], np.int64)
-    others = buckets[:, ids] != buckets[:, rivals.clip(0)]  # [R, m]
+    others = buckets(ids) != buckets(rivals.clip(0))  # [R, m]
     difference = own - of(rivals.clip(0))
     certainty = [
         _student(difference[i][others[:, i]]) if rivals[i] >= 0 else math.nan for i in range(len(ids))
@@ -1152,6 +1158,12 @@ def _resolve(
         given = [given]
     if isinstance(given, (list, tuple)) and any(isinstance(one, str) for one in given):
         given = [_id_of(op, kind, one, names) if isinstance(one, str) else one for one in given]
+    if isinstance(given, np.ndarray) and given.dtype.kind in "UO":
+        return _resolve(op, kind, given.tolist(), count, size, names)
+    if isinstance(given, (list, tuple)):
+        for one in given:
+            if isinstance(one, int) and not 0 <= one < count:  # which may be beyond int64
+                raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {one}")
     ids = np.asarray(given)
     if ids.size == 0:
         raise ValueError(f"{op}: {kind}s must be at least one, got none")
@@ -1167,10 +1179,14 @@ def _resolve(
 
 def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
     if isinstance(names, Numbers):
+        if name.isdecimal():
+            return int(name)
         raise ValueError(f"{op}: the model keeps no {kind} names; give {kind}s by number, got {name!r}")
     found = [i for i, other in enumerate(names) if other == name]
     if len(found) > 1:
         raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
+    if not found and name.isdecimal():  # a name of digits comes before a number
+        return int(name)
     if not found:
         word = re.compile(rf"\b{re.escape(name)}\b")
         close = sorted((other for other in names if word.search(other)), key=len)[:3]

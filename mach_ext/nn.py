@@ -465,10 +465,16 @@ def predict_batch(num_repetitions: int, num_buckets: int) -> int:
 
 @contextlib.contextmanager
 def memory_advice(op: str, advice: str, model: MACH) -> Iterator[None]:
-    """A GPU that is out of memory says what would help; the error stays torch.OutOfMemoryError."""
+    """A GPU that is out of memory says what would help; the error is torch.OutOfMemoryError.
+
+    Where one of mach_ext's operators asked PyTorch for the memory, all that comes back is which call failed.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        asked = model.bucket_bias.is_cuda and "aten::" in str(error) and "API call failed" in str(error)
+        if not asked and not isinstance(error, torch.OutOfMemoryError):
+            raise
         B, R = model.num_buckets, model.num_repetitions
         raise torch.OutOfMemoryError(
             f"{op}: out of memory on {model.bucket_bias.device}: {advice} (the model has R={R} repetitions "

@@ -83,11 +83,13 @@ def plot_attributions(explanation: Explanation, n: int = 15, label: int | None =
     axes.barh(
         range(len(top)), effects, color=[FOR if effect > 0 else AGAINST for effect in effects], height=0.72
     )
-    axes.set_yticks(range(len(top)), [_short(name, 32) for name, _ in top])
+    axes.set_yticks(range(len(top)), [_short(name, 32) for name, _ in top], parse_math=False)
     axes.axvline(0, color="0.2", linewidth=0.8)
     axes.set_xlabel("effect on the score")
     axes.set_title(
-        f"{_short(explanation.label_names[row], 50)}: score {explanation.scores[row]:.3f}", fontsize=11
+        f"{_short(explanation.label_names[row], 50)}: score {explanation.scores[row]:.3f}",
+        fontsize=11,
+        parse_math=False,
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -267,24 +267,30 @@ def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted
         if wanted < R and settings.patience is not None:
             raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
         return wanted
-    needed = expected_memory(model, settings.batch_size, math.ceil(X.nnz / X.shape[0]))
+    device = model.bucket_bias.device
+    nonzeros = math.ceil(X.nnz / X.shape[0])
+    needed = expected_memory(model, settings.batch_size, nonzeros, device.type, settings.precision)
     more = needed["training, peak"] - needed["weights"] - needed["label hash"]
-    if more > _available_memory():
+    free = _available_memory(device)
+    if more > free:
         advice = ""
         if model.is_linear:
-            fit_in = max(1, int(0.8 * _available_memory() / (more / R)))
+            fit_in = max(1, int(0.8 * free / (more / R)))
             advice = f"; repetitions_at_a_time={fit_in} would fit"
         warnings.warn(
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
-            f"{_available_memory() / 2**30:.1f} GiB are free{advice}",
+            f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
             stacklevel=3,
         )
     return R
 
 
-def _available_memory() -> int:
-    """Bytes that can be had without swapping; unknown counts as plenty."""
+def _available_memory(device: torch.device) -> int:
+    """Bytes that can be had, on CPU without swapping; unknown counts as plenty."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
         return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     return 2**62
@@ -317,13 +323,17 @@ def evaluate_model(
 
 
 def expected_memory(
-    model: MACH, batch_size: int = 256, nonzeros: int = 100, device: str = "cpu"
+    model: MACH,
+    batch_size: int = 256,
+    nonzeros: int = 100,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> dict[str, int]:
     """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
 
-    Counted from the shapes, for float32 training and `nonzeros` features a document; a batch names at most
-    batch_size * nonzeros rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the
-    model in use; it need not be there.
+    Counted from the shapes, for `nonzeros` features a document; a batch names at most batch_size * nonzeros
+    rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the model in use; it need not
+    be there. `precision`: of training, as in `Hyperparameters`.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
@@ -338,6 +348,12 @@ def expected_memory(
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
+    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, the factors
+        rows = model.bucket_weight if model.is_linear else model.encoder_weight
+        copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
+        step += 2 * rows.numel() + 10 * copied + 6 * batch_size * B
+        if not model.is_linear:
+            step += 6 * model.hidden_sizes[-1] * B + hidden // 2
     documents = predict_batch(R, B)
     decode = 4 * documents * R * B
     if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
@@ -412,6 +428,8 @@ class _Run:
             self.checkpoint()
         gpus = [self.device] if self.device.type == "cuda" else []
         advice = "lower batch_size, num_buckets or hidden_size"
+        if self.model.is_linear:
+            advice = "lower repetitions_at_a_time, batch_size or num_buckets"
         with (
             _finish_step_on_interrupt() as interrupted,
             torch.random.fork_rng(devices=gpus),
@@ -770,6 +788,10 @@ class _Run:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
+            # A run of before there was a hyper-parameter had its default.
+            fields = Hyperparameters.__dataclass_fields__.items()
+            defaults = {name: field.default for name, field in fields}
+            identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
             state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None

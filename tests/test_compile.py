@@ -18,6 +18,7 @@ pytestmark = [
         "ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"
     ),
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
 ]
 
 

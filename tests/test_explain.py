@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from captum import attr
-from captum.metrics import infidelity, sensitivity_max
 from test_nn import ARCHITECTURES, MERGES, B, D, L, R, build, dense_forward, draw, randomise, tensors
 
 import mach_ext
 from mach_ext import explain, report
 from mach_ext import functional as F
+
+attr = pytest.importorskip("captum.attr", reason="Captum is not installed: nothing to compare with")
+captum_metrics = pytest.importorskip("captum.metrics")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = [3, 0, 89]
@@ -237,12 +238,18 @@ def test_captum_metrics():
 
     torch.manual_seed(0)
     attributions = attr.Saliency(forward).attribute(inputs, additional_forward_args=args, target=0, abs=False)
-    found = infidelity(forward, perturb, inputs, attributions, additional_forward_args=args, target=0)
+    found = captum_metrics.infidelity(
+        forward, perturb, inputs, attributions, additional_forward_args=args, target=0
+    )
     assert found.shape == (3,)
     assert found.isfinite().all()
-    far = infidelity(forward, perturb, inputs, attributions + 5, additional_forward_args=args, target=0)
+    far = captum_metrics.infidelity(
+        forward, perturb, inputs, attributions + 5, additional_forward_args=args, target=0
+    )
     assert (found < far).all()
-    found = sensitivity_max(explained, inputs, n_perturb_samples=2, additional_forward_args=args, target=0)
+    found = captum_metrics.sensitivity_max(
+        explained, inputs, n_perturb_samples=2, additional_forward_args=args, target=0
+    )
     assert found.isfinite().all()
 
 
@@ -511,3 +518,21 @@ def test_terminal_bars_and_plot(tmp_path):
     figure.savefig(tmp_path / "plot.png")
     assert len(figure.axes[0].patches) == 5
     assert report.sparkline([0, 1, 2], 0, 2) == "▁▅█"
+
+
+def test_labels_by_digits_are_names_first():
+    names = [str(label + 1) for label in range(L)]
+    model = model_of()
+    for asked, expected in ((["3"], 2), ([3], 3), (["0"], 0)):
+        found = explain.integrated_gradients(model, draw()[0], asked, label_names=names)
+        assert found.labels.tolist() == [expected]
+    assert explain.votes(model, draw()[0], np.array(["5", "6"])).labels.tolist() == [5, 6]
+    with pytest.raises(ValueError, match=r"labels must be in \[0, L=\d+\), got 1180591620717411303424"):
+        explain.integrated_gradients(model, draw()[0], 2**70)
+
+
+def test_names_are_not_mathematics(tmp_path):
+    found = explain.integrated_gradients(
+        model_of(), draw()[0], [1], feature_names=[r"$\frac{$"] * D, label_names=[r"$\frac{$"] * L
+    )
+    found.plot().savefig(tmp_path / "plot.png")

@@ -608,7 +608,7 @@ def test_short_memory_is_said_beforehand(monkeypatch):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     settings = training.Hyperparameters.of(model)
     assert training._repetitions_together(model, X, settings, None) == 8
-    monkeypatch.setattr(training, "_available_memory", lambda: 12_000)
+    monkeypatch.setattr(training, "_available_memory", lambda device: 12_000)
     with pytest.warns(ResourceWarning, match="repetitions_at_a_time=1 would fit"):
         training._repetitions_together(model, X, settings, None)
     with pytest.raises(ValueError, match=r"repetitions_at_a_time must be in 1 ... R=8, got 9"):

@@ -5,7 +5,7 @@ Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; READ
 
 from importlib.metadata import version as _version
 
-from mach_ext import data, explain, functional, metrics, optim
+from mach_ext import attack, data, explain, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load
 from mach_ext.training import fit
@@ -15,6 +15,7 @@ __all__ = [
     "MACH",
     "CollisionWarning",
     "LabelHash",
+    "attack",
     "data",
     "explain",
     "fit",

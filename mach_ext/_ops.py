@@ -354,6 +354,19 @@ def _(weight, sum, grad, values, order, lr, eps):  # type: ignore[no-untyped-def
     return None
 
 
+def signs(
+    gradient: Tensor,  # [N, T], rows contiguous; overwritten by its signs, 0 for NaN
+    nonnegative: bool,  # -1 becomes 0
+) -> Tensor:  # [N] int64: how many are not 0
+    counts: Tensor = _raw.signs(gradient, nonnegative)
+    return counts
+
+
+@_fake("mach_ext::signs")
+def _(gradient, nonnegative):  # type: ignore[no-untyped-def]
+    return gradient.new_empty(gradient.shape[0], dtype=torch.int64)
+
+
 def check_csr(
     values: Tensor | None,  # [nnz]
     indices: Tensor,  # [nnz]

@@ -221,3 +221,11 @@ def sparse_linear_adagrad(
 ) -> None:
     parameter, squares = (t.view(-1, t.shape[2]) for t in (weight, sum))
     sparse_adagrad(parameter, *_gradient_of(weight, grad, values, order), squares, lr, eps)
+
+
+def signs(gradient: Tensor, nonnegative: bool) -> Tensor:
+    step = (gradient > 0).to(gradient.dtype)
+    if not nonnegative:
+        step -= (gradient < 0).to(step.dtype)
+    gradient.copy_(step)
+    return step.count_nonzero(1)

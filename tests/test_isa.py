@@ -63,6 +63,8 @@ def outputs():
         logits, label_rows = 20 * draw(N, M), random_csr(generator, [3, 0, 9, 1, 1, 2], L)[1:]
         loss = _ops.bucket_bce(logits, buckets[0], *label_rows, 0.3, True)
         keep("bucket_bce", loss, logits)
+        tile = draw(N, M)
+        keep("signs", _ops.signs(tile, False), tile)
         for limit in (0.0, 0.01):
             outputs = draw(N, 37), draw(37, M)
             at = (logits, draw(N, 37), weight[0, :37], limit, N * M, *outputs)

@@ -15,6 +15,7 @@
 #include "label_index.h"
 #include "label_logits.h"
 #include "merge.h"
+#include "signs.h"
 #include "sparse_linear.h"
 #include "sparse_optim.h"
 
@@ -517,6 +518,26 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, con
   return {grad_weight, grad_bias};
 }
 
+// ------------------------------------------------------------------------------------------------ signs
+
+Tensor signs_cpu(Tensor gradient, bool nonnegative) {
+  const char* op = "signs";
+  STD_TORCH_CHECK(gradient.dim() == 2 && (gradient.numel() == 0 || gradient.stride(1) == 1), op,
+                  ": gradient must be [N, T] with contiguous rows");
+  const int64_t N = gradient.size(0), columns = gradient.size(1), stride = N ? gradient.stride(0) : columns;
+  Tensor counts = allocate(gradient, {N}, ScalarType::Long);
+  dispatch_floating(op, "gradient", gradient, [&](auto t) {
+    using T = decltype(t);
+    const Signs<T> params{mutable_pointer<T>(gradient), stride, columns, nonnegative};
+    with_isa<T>([&](auto isa) {
+      parallel_ranges(N, N * columns, [&](int64_t begin, int64_t end) {
+        signs<decltype(isa)>(params, mutable_pointer<int64_t>(counts), begin, end);
+      });
+    });
+  });
+  return counts;
+}
+
 // ------------------------------------------------------------------------------------------- bucket_bce
 
 Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
@@ -938,6 +959,7 @@ STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
   m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cpu));
   m.impl("label_index", TORCH_BOX(&mach::label_index_cpu));
   m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cpu));
+  m.impl("signs", TORCH_BOX(&mach::signs_cpu));
   m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cpu));
   m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cpu));
   m.impl("sparse_linear_adam", TORCH_BOX(&mach::sparse_linear_adam_cpu));

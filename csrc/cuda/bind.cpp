@@ -14,6 +14,7 @@
 #include "merge_scan.cuh"
 #include "merge_topk.cuh"
 #include "runtime.h"
+#include "signs.cuh"
 #include "sparse_linear.cuh"
 #include "sparse_optim.cuh"
 
@@ -522,6 +523,22 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cuda(const Tensor& grad_, co
   return {grad_weight, grad_bias};
 }
 
+Tensor signs_cuda(Tensor gradient, bool nonnegative) {
+  const char* op = "signs";
+  const DeviceGuard guard(gradient);
+  STD_TORCH_CHECK(gradient.dim() == 2 && (gradient.numel() == 0 || gradient.stride(1) == 1), op,
+                  ": gradient must be [N, T] with contiguous rows");
+  const int64_t N = gradient.size(0), columns = gradient.size(1), stride = N ? gradient.stride(0) : columns;
+  Tensor counts = allocate(gradient, {N}, ScalarType::Long);
+  dispatch_floating(op, "gradient", gradient, [&](auto t) {
+    using T = decltype(t);
+    check_cuda(launch_signs(SignsParams<T>{mutable_pointer<T>(gradient), N, stride, columns, nonnegative,
+                                           mutable_pointer<int64_t>(counts)},
+                            current_stream(gradient)));
+  });
+  return counts;
+}
+
 Tensor bucket_bce_cuda(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
                        const Tensor& label_indptr_, double scale, bool gradient) {
   const char* op = "bucket_bce";
@@ -809,6 +826,7 @@ MACH_CUDA_LIBRARY_IMPL(m) {
   m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cuda));
   m.impl("label_index", TORCH_BOX(&mach::label_index_cuda));
   m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cuda));
+  m.impl("signs", TORCH_BOX(&mach::signs_cuda));
   m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cuda));
   m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cuda));
   m.impl("sparse_linear_adam", TORCH_BOX(&mach::sparse_linear_adam_cuda));

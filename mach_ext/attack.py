@@ -682,6 +682,21 @@ class Perturbation:
             whole[:, begin:end] = torch.where(change.cpu() == 0, x, moved).numpy()
         return scipy.sparse.csr_matrix(whole)
 
+    def changes(self, n: int) -> list[tuple[int, float, float]]:
+        """What became of document n: feature, old value, new value, by feature."""
+        batch = next(b for b in reversed(self._batches) if b.start <= n)
+        row = n - batch.start
+        old = dict(zip(self.X[n].indices.tolist(), self.X[n].data.tolist(), strict=True))
+        if batch.directions:
+            moved: dict[int, float] = {}
+            for begin, _, change in self._changes(batch):
+                at = change[row].nonzero()[:, 0]
+                moved.update(zip((at + begin).tolist(), change[row, at].tolist(), strict=True))
+            return [(f, old.get(f, 0.0), old.get(f, 0.0) + by) for f, by in sorted(moved.items())]
+        own = slice(int(batch.indptr[row]), int(batch.indptr[row + 1]))
+        arrays = (batch.indices[own].tolist(), batch.x[own].tolist(), batch.values[own].tolist())
+        return sorted((f, a, b) for f, a, b in zip(*arrays, strict=True) if a != b)
+
     def holds(self, max_bytes: int = 1 << 30) -> bool:
         """Proves that every document stays within the threat model: by its numbers, or, where all features
         are changed and they would not fit, by the weights of the steps that it is a sum of."""
@@ -1238,15 +1253,18 @@ def _is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
 # ----------------------------------------------------------------------------------------------- evaluation
 
 
-_ATTACKS: dict[str, type[_Attack]] = {"fgsm": FGSM, "pgd": PGD, "random": Random}
-
-
-def _make(name: str, model: MACH, threat: ThreatModel, goal: str, k: int, seed: int, steps: int) -> _Attack:
+def attack(
+    name: str, model: MACH, threat: str | ThreatModel, goal: str, k: int, seed: int = 0, steps: int = 10
+) -> FGSM:
+    """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words)."""
     if name in ("delete", "insert"):
         return Greedy(model, threat, goal, k, seed=seed)
     if name == "pgd":
         return PGD(model, threat, goal, k, steps=steps, seed=seed)
     return FGSM(model, threat, goal, k, seed=seed)
+
+
+_named = attack  # evaluate has an argument of that name
 
 
 def evaluate(
@@ -1306,7 +1324,7 @@ def evaluate(
         raise ValueError(f"{op}: epsilons must be at least one number")
     ks = [_check_k(op, model, one) for one in ks]
     goals = [goal, *(("positive", "negative") if targeted else ())]
-    attacks = [_make(attack, model, threat, one, k, seed, steps) for one in goals]
+    attacks = [_named(attack, model, threat, one, k, seed, steps) for one in goals]
     control = Random(model, threat, goal=goal, k=k, seed=seed)
     X = check_csr(X, f"{op}: X")
     Y = attacks[0]._check_labels(op, X, Y)

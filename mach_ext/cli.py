@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import data, explain, metrics, nn, report, training
+from mach_ext import attack, data, explain, metrics, nn, report, training
 
 RUNS = Path("runs")
 KS = (1, 3, 5)
@@ -122,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(command("evaluate", evaluate, "P, nDCG, PSP, PSnDCG and R of a run, by label frequency"))
     _add_predict(command("predict", predict, "top labels of documents, as names with scores"))
     _add_explain(command("explain", explain_document, "which features give a document its labels, and why"))
+    _add_attack(command("attack", attack_model, "P@k and nDCG@k of a run, clean and under attack, by size"))
     _add_info(command("info", info, "shape, parameters, memory, collisions and training record of a run"))
     _add_data(commands, common)
     return parser
@@ -244,6 +245,46 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-steps", type=_positive, default=None, help="of gausslegendre (as it needs)")
     parser.add_argument("--show", type=_positive, default=10, metavar="N", help="features a label (10)")
     parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="also as one HTML page")
+
+
+def _add_attack(parser: argparse.ArgumentParser) -> None:
+    _model_path(parser)
+    parser.add_argument("--dataset", default=None, help="other data than the run's own")
+    parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
+    parser.add_argument(
+        "--eps", type=_numbers, default=None, metavar="E[,E2,...]",
+        help="sizes (0.01); of delete: how many words (1,2,3); one size is shown within a curve of six",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attack", choices=("fgsm", "pgd", "delete", "insert"), default="fgsm",
+        help="one step, several steps, words removed, words added (fgsm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threat", default=None, metavar="MODEL",
+        help="what may change: support (a document's own features; the default), dense (all), insert(M) "
+        "(M new features, too), l2, l1, delete",
+    )  # fmt: skip
+    parser.add_argument("--signed", action="store_true", default=False, help="values may fall below 0")
+    parser.add_argument(
+        "--goal", choices=("untargeted", "own"), default="untargeted",
+        help="the loss of the true labels rises, or of the model's own (untargeted)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--targeted", action="store_true", default=False,
+        help="also: how often a right label leaves the top k, and a wrong one enters",
+    )  # fmt: skip
+    parser.add_argument("--k", "--top-k", type=_positive, default=5, help="of metrics and goals (5)")
+    parser.add_argument("--steps", type=_positive, default=10, help="of pgd (10)")
+    parser.add_argument("--sample", type=_positive, default=None, metavar="N", help="the first N documents")
+    parser.add_argument("--transfer", type=Path, default=None, metavar="DIR", help="another run, asked too")
+    parser.add_argument("--report", type=Path, default=None, metavar="FILE", help="one HTML page")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between, got {text!r}") from None
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -618,6 +659,152 @@ def _show_explanation(
         )
         for line in report.attribution_lines(found, label, show):
             print(line)
+
+
+# ---------------------------------------------------------------------------------------------- attack
+
+
+def attack_model(args: Any) -> None:
+    folder = _run_folder(args)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        model = nn.load(folder, args.device)
+        dataset = _run_dataset(model, folder, args.dataset)
+        other = None if args.transfer is None else nn.load(args.transfer, args.device)
+    if args.split not in dataset.splits:
+        raise ValueError(f"{dataset.path}: no {args.split} split; there are: {', '.join(dataset.splits)}")
+    split = dataset.splits[args.split]
+    some = slice(0, args.sample)
+    X, Y = split.X[some], split.Y[some]
+    default = {"delete": "delete", "insert": "insert(3)"}.get(args.attack, "support")
+    threat = attack.threat_model(args.threat or default, False if args.signed else None)
+    wanted = args.eps or ([1.0, 2.0, 3.0] if args.attack == "delete" else [0.01])
+    grid = _eps_grid(wanted, args.attack)
+    propensity = metrics.inverse_propensity(dataset.train.Y) if len(dataset.train) >= 3 else None
+    with _timed(seconds, "attack"):
+        result = attack.evaluate(
+            model,
+            X,
+            Y,
+            attack=args.attack,
+            threat_model=threat,
+            epsilons=grid,
+            goal=args.goal,
+            targeted=args.targeted,
+            ks=[k for k in dict.fromkeys((*KS, args.k)) if k <= args.k],
+            k=args.k,
+            inverse_propensity=propensity,
+            bands=metrics.label_frequency_bands(dataset.train.Y),
+            transfer=other,
+            steps=args.steps,
+            seed=args.seed,
+            progress=not args.quiet,
+        )
+    _show_attack(f"{dataset.name}, {args.split}", result, wanted)
+    output = args.output or folder
+    output.mkdir(parents=True, exist_ok=True)
+    record = {
+        **result, "split": args.split, "dataset": dataset.name, "model": model.configuration(),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }  # fmt: skip
+    data.write_json(output / "attack.json", record)
+    file = output / "metrics.json"
+    former: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a damaged file is written anew
+        former = _optional_json(file) or {}
+    if former.get("model") == model.configuration() or not former:
+        kept = former.get("attacks", {})
+        name = f"{args.attack} {result['threat_model']} {args.split}"
+        short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in result["adversarial"]}
+        kept[name] = {"clean": result["clean"], "adversarial": short}
+        data.write_json(file, {"model": model.configuration(), **former, "attacks": kept})
+    report.plot_attack(result, wanted).savefig(output / "attack.png", dpi=150)
+    _say(f"chart: {output / 'attack.png'}; numbers: {output / 'attack.json'}")
+    if args.report is not None:
+        samples = _attack_samples(args, model, dataset, X, Y, threat, wanted[-1])
+        page = report.attack_page(result, wanted, samples, f"{dataset.name}, {args.split}: {args.attack}")
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        with data.atomic_path(args.report) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        _say(f"page: {args.report}")
+
+
+def _eps_grid(wanted: Sequence[float], kind: str) -> list[float]:
+    """What is asked for, 0, and for a single size a curve around it."""
+    grid = {0.0, *wanted}
+    if len(wanted) == 1 and kind != "delete":
+        grid |= {round(wanted[0] * factor, 12) for factor in (0.1, 0.3, 3, 10, 30)}
+    return sorted(grid)
+
+
+def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) -> None:
+    print(
+        f"{title}: {result['attack']}, threat model {result['threat_model']}, goal {result['goal']}, "
+        f"{result['documents']:,} documents"
+    )
+    names = [name for name in result["clean"] if not name.endswith("interval")]
+    print(f"\n{'eps':>10}" + "".join(f"{name:>9}" for name in names) + f"{'|change|':>10}{'added':>9}")
+    for entry in result["adversarial"]:
+        size = entry["size"]
+        rows = [("metrics", f"{entry['epsilon']:g}"), ("random", "noise"), ("transfer", "transfer")]
+        for key, label in rows if entry["epsilon"] else rows[:1]:
+            if key not in entry:
+                continue
+            cells = "".join(f"{entry[key][name]:>9.4f}" for name in names)
+            tail = f"{size['l2']:>10.4f}{size['added']:>9.1f}" if key == "metrics" else ""
+            print(
+                f"{label:>10}{cells}{tail}"
+                + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")
+            )
+    for entry in result["adversarial"]:
+        if entry["epsilon"] in wanted:
+            for name in names:
+                if "interval" not in name and f"{name} interval" in entry["metrics"]:
+                    low, high = entry["metrics"][f"{name} interval"]
+                    clean = result["clean"][name]
+                    print(
+                        f"eps {entry['epsilon']:g}: {name} {clean:.4f} -> {entry['metrics'][name]:.4f} "
+                        f"[{low:.4f}, {high:.4f}], noise {entry['random'][name]:.4f}"
+                    )
+            for goal, rates in entry.get("targeted", {}).items():
+                what = "right label out of" if goal == "positive" else "wrong label into"
+                cells = ", ".join(
+                    f"{band} {rate['success']:.1%} of {rate['documents']:,}" for band, rate in rates.items()
+                    if rate["documents"]
+                )  # fmt: skip
+                print(f"eps {entry['epsilon']:g}: {what} the top {result['k']}: {cells}")
+
+
+def _attack_samples(
+    args: Any, model: nn.MACH, dataset: data.Dataset, X: Any, Y: Any, threat: Any, epsilon: float
+) -> list[dict[str, Any]]:
+    """Some documents before and after: those whose loss rose most among the first 256."""
+    first = slice(0, 256)
+    X, Y = X[first], Y[first]
+    one = attack.attack(
+        args.attack, model, threat, args.goal, min(args.k, model.num_labels), args.seed, args.steps
+    )
+    found = one.perturb(X, Y, epsilon)
+    before, after = model.predict(X, args.k)[1], found.predict(args.k)[1]
+    label_names: Any = dataset.label_names or explain.Numbers()
+    feature_names: Any = dataset.feature_names or explain.Numbers()
+    texts = dataset.splits[args.split].texts
+    samples = []
+    for n in sorted(range(X.shape[0]), key=lambda n: found.clean_loss[n] - found.loss[n])[:8]:
+        changes = found.changes(n)
+        top = sorted(changes, key=lambda change: -abs(change[2] - change[1]))[:12]
+        true = set(Y[n].indices.tolist())
+        samples.append({
+            "number": n,
+            "text": None if texts is None else texts[n],
+            "loss": (float(found.clean_loss[n]), float(found.loss[n])),
+            "true": [label_names[label] for label in sorted(true)],
+            "before": [(label_names[label], label in true) for label in before[n].tolist()],
+            "after": [(label_names[label], label in true) for label in after[n].tolist()],
+            "changes": [(feature_names[feature], old, new) for feature, old, new in top],
+            "others": len(changes) - len(top),
+        })  # fmt: skip
+    return samples
 
 
 # ------------------------------------------------------------------------------------------------ info

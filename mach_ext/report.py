@@ -1,4 +1,4 @@
-"""Plots and HTML: what explanations look like.
+"""Plots and HTML: what explanations and attacks look like.
 
 A page is one self-contained file, without scripts from elsewhere: the document with its words shaded by what
 they add to (blue) or take from (orange) a label's score, a switch between labels, the votes of the
@@ -7,7 +7,9 @@ repetitions, the collision check, the delta. Colours are a pair that colour-blin
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +95,46 @@ def plot_attributions(explanation: Explanation, n: int = 15, label: int | None =
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
+    """Of `mach_ext.attack.evaluate`: P@k and nDCG@k clean and adversarial at a size; P@k along the sizes."""
+    from matplotlib.figure import Figure
+
+    entries = result["adversarial"]
+    shown = next((e for e in entries if e["epsilon"] == wanted[-1]), entries[-1])
+    names = [n for n in shown["metrics"] if n.startswith(("P@", "nDCG@")) and not n.endswith("interval")]
+    figure = Figure(figsize=(10.4, 4.0), layout="constrained")
+    bars, curve = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    columns = [("clean", result["clean"], FOR), ("noise", shown["random"], "#a9b4c0"),
+               ("adversarial", shown["metrics"], AGAINST)]  # fmt: skip
+    for i, (label, values, colour) in enumerate(columns):
+        heights = [values[name] for name in names]
+        spans = [values.get(f"{name} interval", (h, h)) for name, h in zip(names, heights, strict=True)]
+        errors = [[max(0.0, h - s[0]) for h, s in zip(heights, spans, strict=True)],
+                  [max(0.0, s[1] - h) for h, s in zip(heights, spans, strict=True)]]  # fmt: skip
+        at = [x + 0.27 * (i - 1) for x in range(len(names))]
+        bars.bar(at, heights, 0.25, label=label, color=colour, yerr=errors, error_kw={"elinewidth": 0.8})
+    bars.set_xticks(range(len(names)), names)
+    bars.set_title(f"{result['attack']}, {result['threat_model']}, eps = {shown['epsilon']:g}", fontsize=11)
+    bars.legend(frameon=False)
+    sizes = [entry["epsilon"] for entry in entries]
+    for name in [n for n in names if n.startswith("P@")]:
+        line = [entry["metrics"][name] for entry in entries]
+        (drawn,) = curve.plot(range(len(sizes)), line, marker="o", markersize=4, label=name)
+        if f"{name} interval" in entries[0]["metrics"]:
+            low, high = zip(*(entry["metrics"][f"{name} interval"] for entry in entries), strict=True)
+            curve.fill_between(range(len(sizes)), low, high, alpha=0.18, color=drawn.get_color(), linewidth=0)
+        noise = [entry["random"][name] for entry in entries]
+        curve.plot(range(len(sizes)), noise, ":", color=drawn.get_color(), linewidth=1.2)
+    curve.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+    curve.set_xlabel("words removed" if result["attack"] == "delete" else "eps")
+    curve.set_title("P@k by size; dotted: noise", fontsize=11)
+    curve.legend(frameon=False)
+    for axes in (bars, curve):
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -298,11 +340,31 @@ def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _template() -> Any:
+def _template(name: str = "report.html.jinja") -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mach_ext", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
+
+
+def attack_page(
+    result: dict[str, Any], wanted: Sequence[float], samples: Sequence[dict[str, Any]], title: str
+) -> str:
+    """The page of `mach_ext.attack.evaluate`, with documents before and after."""
+    image = io.BytesIO()
+    plot_attack(result, wanted).savefig(image, dpi=130, format="png")
+    names = [name for name in result["clean"] if not name.endswith("interval")]
+    page: str = _template("attack.html.jinja").render(
+        title=title,
+        result=result,
+        names=names,
+        samples=samples,
+        wanted=wanted,
+        chart=base64.b64encode(image.getvalue()).decode(),
+        FOR=FOR,
+        AGAINST=AGAINST,
+    )
+    return page

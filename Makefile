@@ -1,7 +1,7 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
-#   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, all under runs/demo/
+#   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
 #   make bench-table   README's tables from that JSON
 #   make build    just the editable install in .venv
@@ -75,7 +75,7 @@ bench-table: $(VENV)/built
 	$(BIN)/python benchmarks/table.py
 
 # From nothing to predictions in words and why: the wordnet dataset, a model, its metrics, an explanation of one
-# prediction, all under runs/demo/.
+# prediction, P@k clean and adversarial with its chart, all under runs/demo/.
 demo: $(VENV)/built
 	$(BIN)/mach-ext train --dataset wordnet --no-holdout --buckets 1000 --output runs/demo $(ARGS)
 	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
@@ -83,6 +83,7 @@ demo: $(VENV)/built
 	  --text "move quickly on foot" --text "a disease caused by a virus"
 	$(BIN)/mach-ext explain --model-path runs/demo --k 3 --html runs/demo/explanation.html \
 	  --text "any of various large cats of Africa having a tawny coat and a shaggy mane"
+	$(BIN)/mach-ext attack --model-path runs/demo --attack fgsm --eps 0.1 --sample 2000 --report runs/demo/attack.html
 
 # One binary, several torch: this build's wheel under another release (gigabytes to download).
 OTHER_TORCH ?= torch==2.14.1

@@ -60,7 +60,7 @@ __all__ = [
 GOALS = ("untargeted", "own", "positive", "negative")
 _FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
 _TILE = 1 << 22  # numbers of a tile of documents x features: 16 MiB
-_ROUNDING = 1e-6  # how far inside a ball of norms that are sums points are kept
+_ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 _NEAREST = 100  # ranks in which a false label to push up is looked for
 
 
@@ -109,8 +109,8 @@ class ThreatModel:
             shrink = shrink.nan_to_num(1.0)
             inside = x.double() + (inside - x.double()) * shrink[rows]
         near = inside.to(x.dtype)
-        near = torch.where(near.double() > high, near.nextafter(near.new_tensor(-math.inf)), near)
-        return torch.where(near.double() < low, near.nextafter(near.new_tensor(math.inf)), near)
+        beyond = (near.double() - x.double()).abs() > (inside - x.double()).abs()
+        return torch.where(beyond, near.nextafter(x), near)
 
     def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
         """The step of a given size, in the norm of the ball, that the gradient g rises most along."""
@@ -765,8 +765,8 @@ class _Attack:
             X: Documents [N, D], a SciPy sparse matrix.
             Y: True labels [N, L], a SciPy sparse matrix; not needed for goal "own".
             epsilon: How far, or several numbers: then a list of perturbations, which share what they can.
-            targets: For goal "negative", the false label of each document that is to enter [N]; None: the
-                best-ranked false label outside the top k.
+            targets: For goal "negative", the false label of each document that is to enter [N], -1 for none;
+                None: the best-ranked false label outside the top k.
             progress: Called with a number of documents when these are done.
 
         Raises:
@@ -839,13 +839,12 @@ class _Attack:
             wanted = ~true
             wanted[:, :k] = False
             rival = ranked[:, k - 1]
-        place = wanted.argmax(1)
-        target = np.where(wanted.any(1), ranked[np.arange(N), place], -1)
+        target = _first(ranked, wanted)
         if chosen is not None:
             target = np.asarray(chosen, np.int64)
-            if N and not (target.min() >= 0 and target.max() < model.num_labels):
-                raise ValueError(f"{op}: targets must be labels in [0, L={model.num_labels})")
-            if _is_true(Y, target[:, None]).any():
+            if N and not (target.min() >= -1 and target.max() < model.num_labels):
+                raise ValueError(f"{op}: targets must be labels in [0, L={model.num_labels}), or -1 for none")
+            if (_is_true(Y, target[:, None])[:, 0] & (target >= 0)).any():
                 raise ValueError(f"{op}: targets must be labels that are false for their documents")
         active = target >= 0
         safe = np.where(active, target, 0)
@@ -1241,6 +1240,12 @@ def _check_k(op: str, model: MACH, k: Any) -> int:
     return number
 
 
+def _first(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of each document the first label that is wanted, or -1."""
+    at = ranked[np.arange(len(ranked)), wanted.argmax(1)]
+    return np.where(wanted.any(1), at, -1).astype(np.int64)
+
+
 def _is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
     """Whether labels [N, K] are true for their documents."""
     stride = Y.shape[1]
@@ -1298,8 +1303,9 @@ def evaluate(
         threat_model: Object or name.
         epsilons: The grid.
         goal: What the attack is after: "untargeted" or "own".
-        targeted: Also both targeted goals: how many documents lose their best right label from the top k, how
-            many get a wrong one into it, by band of the label.
+        targeted: Also both targeted goals: how many documents lose their best right label from the top k, by
+            band of that label; how many get a wrong label of each band into it, the best-ranked one of the
+            first 100.
         ks: Of the metrics.
         k: Of the goals.
         inverse_propensity: [L], for PSP.
@@ -1336,7 +1342,7 @@ def evaluate(
 
     columns: list[list[NDArray[np.float64]]] = [[] for _ in range(1 + 3 * len(grid))]
     sizes: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in grid]
-    won: dict[tuple[str, int], list[NDArray[Any]]] = {}
+    won: dict[tuple[str, str, int], list[NDArray[Any]]] = {}
     batch = attacks[0].batch_size
     with tqdm(total=N, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
         for start in range(0, N, batch):
@@ -1358,10 +1364,12 @@ def evaluate(
                      "random_l2": random.norms["l2"]}
                 )  # fmt: skip
             for one in attacks[1:]:
-                for i, changed in enumerate(one.perturb(x, y, grid)):
-                    inside = (changed.predict(k)[1] == changed.targets[:, None]).any(1)
-                    success = inside if one.goal == "negative" else ~inside
-                    won.setdefault((one.goal, i), []).append(np.stack((changed.targets, success)))
+                for band, chosen in _aims(one, x, y, bands):
+                    for i, changed in enumerate(one.perturb(x, y, grid, targets=chosen)):
+                        inside = (changed.predict(k)[1] == changed.targets[:, None]).any(1)
+                        success = inside if one.goal == "negative" else ~inside
+                        outcome = np.stack((changed.targets, success))
+                        won.setdefault((one.goal, band, i), []).append(outcome)
             bar.update(x.shape[0])
     names = [f"{name}@{one}" for name in ("P", "nDCG", "PSP")[: 3 if q is not None else 2] for one in ks]
     everything = _summaries(columns, names, len(ks), resamples, seed)
@@ -1380,9 +1388,12 @@ def evaluate(
         if transfer is not None:
             entry["transfer"] = everything[1 + 2 * len(grid) + i]
         if targeted:
-            entry["targeted"] = {
-                one: _rates(np.concatenate(won[one, i], 1), bands) for one in ("positive", "negative")
-            }
+            entry["targeted"] = {}
+            for aim in ("positive", "negative"):
+                entry["targeted"][aim] = {
+                    name: _rate(np.concatenate(won[aim, name if aim == "negative" else "all", i], 1), band)
+                    for name, band in bands.items()
+                }
         results.append(entry)
     return {
         "attack": attack,
@@ -1396,14 +1407,23 @@ def evaluate(
     }
 
 
-def _rates(won: NDArray[Any], bands: Any) -> dict[str, dict[str, float]]:
-    targets, success = won
-    rates = {}
+def _aims(one: _Attack, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
+    """Targets of a goal: one run for "positive", one a band for "negative"."""
+    if one.goal == "positive":
+        yield "all", None
+        return
+    ranked = one.model.predict(X, min(one.model.num_labels, max(_NEAREST, one.k + 1)))[1]
+    false = ~_is_true(Y, ranked)
+    false[:, : one.k] = False
     for name, band in bands.items():
-        inside = (targets >= 0) & np.asarray(band)[np.maximum(targets, 0)]
-        count = int(inside.sum())
-        rates[name] = {"success": float(success[inside].mean()) if count else math.nan, "documents": count}
-    return rates
+        yield name, _first(ranked, false & np.asarray(band)[ranked])
+
+
+def _rate(won: NDArray[Any], band: Any) -> dict[str, float]:
+    targets, success = won
+    inside = (targets >= 0) & np.asarray(band)[np.maximum(targets, 0)]
+    count = int(inside.sum())
+    return {"success": float(success[inside].mean()) if count else math.nan, "documents": count}
 
 
 def _by_document(Y: Any, labels: NDArray[Any], ks: Sequence[int], q: Any) -> NDArray[np.float64]:

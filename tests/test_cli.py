@@ -361,3 +361,50 @@ def test_explain_refuses_a_text_of_unknown_words(here, text_folder, capsys):
     assert run("train", "--dataset", text_folder, *FAST, "--epochs", "1") == 0
     assert run("explain", "--text", "quite unknown") == 1
     assert "none of its words is in the model's vocabulary" in capsys.readouterr().err
+
+
+def test_attack(here, dataset_folder, capsys):
+    """As the README writes it, on the newest run: table, chart, JSON; a page; every kind of attack."""
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    folder = here / "runs" / "tiny"
+    assert run("attack", "--eps", "0.01", "--attack", "fgsm", "--quiet") == 0
+    out = capsys.readouterr()
+    assert "using the newest run" in out.err
+    assert "P@1" in out.out
+    assert "eps 0.01: nDCG@5 " in out.out
+    record = json.loads((folder / "attack.json").read_text())
+    assert [entry["epsilon"] for entry in record["adversarial"]] == [0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
+    clean, first = record["clean"], record["adversarial"][0]["metrics"]
+    assert clean == first
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["P@1"] == pytest.approx(clean["P@1"])
+    assert "fgsm support test" in metrics["attacks"]
+    assert (folder / "attack.png").read_bytes()[:4] == b"\x89PNG"
+    for kind, threat, eps in (
+        ("pgd", "dense", "0.1,0.2"), ("delete", "delete", "1"), ("insert", "insert(2)", "0.5,1"),
+    ):  # fmt: skip
+        page = here / f"{kind}.html"
+        argv = (
+            "--attack",
+            kind,
+            "--threat",
+            threat,
+            "--eps",
+            eps,
+            "--steps",
+            2,
+            "--targeted",
+            "--report",
+            page,
+        )
+        assert run("attack", *argv, "--quiet", "--transfer", folder, "--output", here / "out") == 0
+        assert "before" in page.read_text()
+        record = json.loads((here / "out" / "attack.json").read_text())
+        last = record["adversarial"][-1]
+        assert last["metrics"]["P@1"] <= clean["P@1"]
+        assert last["transfer"]["P@5"] == pytest.approx(last["metrics"]["P@5"])
+    assert run("attack", "--eps", "-1", "--quiet") == 1
+    assert "epsilon must be a number >= 0, got -1" in capsys.readouterr().err
+    assert run("attack", "--threat", "all", "--quiet") == 1
+    assert run("attack", "--k", "50", "--quiet") == 1
+    assert "k must be in 1 ... L=40, got 50" in capsys.readouterr().err

@@ -679,6 +679,8 @@ def attack_model(args: Any) -> None:
     default = {"delete": "delete", "insert": "insert(3)"}.get(args.attack, "support")
     threat = attack.threat_model(args.threat or default, False if args.signed else None)
     wanted = args.eps or ([1.0, 2.0, 3.0] if args.attack == "delete" else [0.01])
+    if not min(wanted) >= 0:
+        raise ValueError(f"--eps must be numbers >= 0, got {min(wanted):g}")
     grid = _eps_grid(wanted, args.attack)
     propensity = metrics.inverse_propensity(dataset.train.Y) if len(dataset.train) >= 3 else None
     with _timed(seconds, "attack"):

@@ -404,7 +404,7 @@ def test_attack(here, dataset_folder, capsys):
         assert last["metrics"]["P@1"] <= clean["P@1"]
         assert last["transfer"]["P@5"] == pytest.approx(last["metrics"]["P@5"])
     assert run("attack", "--eps", "-1", "--quiet") == 1
-    assert "epsilon must be a number >= 0, got -1" in capsys.readouterr().err
+    assert "--eps must be numbers >= 0, got -1" in capsys.readouterr().err
     assert run("attack", "--threat", "all", "--quiet") == 1
     assert run("attack", "--k", "50", "--quiet") == 1
     assert "k must be in 1 ... L=40, got 50" in capsys.readouterr().err

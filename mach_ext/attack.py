@@ -59,7 +59,7 @@ __all__ = [
 
 GOALS = ("untargeted", "own", "positive", "negative")
 _FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
-_TILE = 1 << 22  # numbers of a tile of documents x features: 16 MiB
+_TILE = 1 << 23  # numbers of a tile of documents x features: 32 MiB; smaller ones keep BLAS's threads waiting
 _ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 _NEAREST = 100  # ranks in which a false label to push up is looked for
 
@@ -410,20 +410,25 @@ class _Direction:
     def __init__(self, layer: _Layer, gradient: Tensor | None, N: int, seed: int = 0) -> None:
         self.layer, self.gradient, self.N, self.seed = layer, gradient, N, seed
 
-    def tile(self, begin: int, end: int) -> Tensor:  # [N, end - begin]
+    def tile(self, begin: int, end: int, buffer: Tensor | None = None) -> Tensor:  # [N, end - begin]
+        """With a `buffer`, N * (end - begin) numbers or more, in its memory."""
         if self.gradient is None:
             generator = torch.Generator(self.layer.device).manual_seed((self.seed << 32) + begin)
             shape, dtype = (self.N, end - begin), self.layer.dtype
             return torch.randn(shape, generator=generator, device=self.layer.device, dtype=dtype)
         weight = self.layer.weight[:, begin:end].to(self.layer.dtype)
-        tile = self.gradient[:, 0] @ weight[0].T
+        out = None if buffer is None else buffer[: self.N * (end - begin)].view(self.N, -1)
+        tile = torch.mm(self.gradient[:, 0], weight[0].T, out=out)
         for c in range(1, len(weight)):
             tile.addmm_(self.gradient[:, c], weight[c].T)
         return tile
 
+    @property
+    def width(self) -> int:
+        return min(self.layer.weight.shape[1], max(64, _TILE // max(1, self.N)))
+
     def tiles(self) -> Iterator[tuple[int, int]]:
-        D = self.layer.weight.shape[1]
-        width = max(64, _TILE // max(1, self.N))
+        D, width = self.layer.weight.shape[1], self.width
         return ((begin, min(D, begin + width)) for begin in range(0, D, width))
 
 
@@ -453,8 +458,9 @@ def sign_pass(
     offset = torch.zeros(C, direction.N, M, dtype=layer.dtype, device=layer.device)
     counts = torch.zeros(direction.N, dtype=torch.int64, device=layer.device)
     own = torch.empty(len(entries.order), dtype=layer.dtype, device=layer.device)
+    buffer = torch.empty(direction.N * direction.width, dtype=layer.dtype, device=layer.device)
     for begin, end in direction.tiles():
-        tile = direction.tile(begin, end)
+        tile = direction.tile(begin, end, buffer)
         counts += _ops.signs(tile, nonnegative)
         positions, rows, columns = entries.within(begin, end)
         own[positions] = tile[rows, columns]

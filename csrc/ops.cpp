@@ -68,7 +68,8 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "sparse_linear_adagrad(Tensor(a!) weight, Tensor(b!) sum, Tensor grad, Tensor values, Tensor[] order, "
       "float lr, float eps) -> ()");
-  // a tile of a gradient [N, T] into its signs (nonnegative: -1 into 0), in place -> how many are not 0, [N] int64
+  // a tile of a gradient [N, T] into its signs (nonnegative: -1 into 0), in place -> how many are not 0, [N]
+  // int64
   m.def("signs(Tensor(a!) gradient, bool nonnegative) -> Tensor");
   // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none. CPU only: on
   // CUDA, documents are not looked at, which would be a wait for the device

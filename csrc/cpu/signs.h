@@ -1,6 +1,6 @@
 // signs: the step that a gradient of bounded components takes, as used over all features (FGSM): G [N, T] is
-// overwritten by its signs, +1, -1, or 0 (also where it is NaN); with `nonnegative`, for features that may not
-// fall, -1 becomes 0. A tile of T features at a time is all that a dense step holds, whatever D is.
+// overwritten by its signs, +1, -1, or 0 (also where it is NaN); with `nonnegative`, for features that may
+// not fall, -1 becomes 0. A tile of T features at a time is all that a dense step holds, whatever D is.
 #pragma once
 
 #include <cstdint>

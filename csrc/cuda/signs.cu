@@ -1,5 +1,5 @@
-// Floor: 8 bytes an entry of float32, read and written once; a tile [1024, 2048] that a matrix product has just
-// written is in L2.
+// Floor: 8 bytes an entry of float32, read and written once; a tile [1024, 2048] that a matrix product has
+// just written is in L2.
 #include "device.cuh"
 #include "signs.cuh"
 

@@ -357,8 +357,7 @@ class _Layer:
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
         for r in range(self.model.num_repetitions):
             if self.model.is_linear:
-                z = values[:, r].contiguous()
-                z = z.clone() if z.data_ptr() == values.data_ptr() else z
+                z = values[:, r].clone(memory_format=torch.contiguous_format)
             else:
                 h = values if values.dim() == 2 else values[:, r]
                 w = weight[r].to(self.dtype)
@@ -929,6 +928,8 @@ class FGSM(_Attack):
             x, indices, indptr = self._with_new(x, indices, indptr, direction, self.threat_model.m)
         clean = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
         slope = self._on_values(direction, indices, indptr)
+        if direction.gradient is None and isinstance(self.threat_model, Insert):
+            slope = torch.where(x == 0, slope.abs(), slope)  # noise, too, really adds the new features
         return [self._sparse(clean, slope, goal, epsilon) for epsilon in grid]
 
     # -------------------------------------------------------------- the document's own (and m new) features
@@ -1206,11 +1207,13 @@ class Greedy(FGSM):
             effect[values == 0] = -math.inf
             chosen = _first_of_rows(_rank_in_rows(effect, clean.rows), clean.rows, len(indptr) - 1)
             chosen = chosen[effect[chosen] > 0]
+            if not len(chosen):  # nothing more helps, in any document
+                break
             values = values.clone()
             values[chosen] = 0
             best = self._choose(clean, best, values, goal)
             found[count] = best
-        return [found[int(epsilon)] for epsilon in grid]
+        return [found[min(int(epsilon), len(found) - 1)] for epsilon in grid]
 
     def _insert(self, clean: _Batch, goal: _Targets, epsilon: float, m: int) -> _Batch:
         best, now = clean, clean
@@ -1269,7 +1272,10 @@ def attack(
 ) -> FGSM:
     """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words)."""
     if name in ("delete", "insert"):
-        return Greedy(model, threat, goal, k, seed=seed)
+        greedy = Greedy(model, threat, goal, k, seed=seed)
+        if not isinstance(greedy.threat_model, Delete if name == "delete" else Insert):
+            raise ValueError(f"attack: {name!r} is not for the threat model {greedy.threat_model}")
+        return greedy
     if name == "pgd":
         return PGD(model, threat, goal, k, steps=steps, seed=seed)
     return FGSM(model, threat, goal, k, seed=seed)
@@ -1336,6 +1342,12 @@ def evaluate(
         raise ValueError(f"{op}: epsilons must be at least one number")
     ks = [_check_k(op, model, one) for one in ks]
     goals = [goal, *(("positive", "negative") if targeted else ())]
+    if transfer is not None:
+        sizes_of = [(m.num_features, m.num_labels) for m in (model, transfer)]
+        if sizes_of[0] != sizes_of[1]:
+            raise ValueError(
+                f"{op}: transfer must have the model's (features, labels) {sizes_of[0]}, got {sizes_of[1]}"
+            )
     attacks = [_named(attack, model, threat, one, k, seed, steps) for one in goals]
     control = Random(model, threat, goal=goal, k=k, seed=seed)
     X = check_csr(X, f"{op}: X")

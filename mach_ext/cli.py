@@ -716,11 +716,13 @@ def attack_model(args: Any) -> None:
         former = _optional_json(file) or {}
     if former.get("model") == model.configuration() or not former:
         kept = former.get("attacks", {})
-        name = f"{args.attack} {result['threat_model']} {args.split}"
+        whole = "" if args.dataset is None and args.sample is None else f" {dataset.name} {X.shape[0]}"
+        name = f"{args.attack} {result['threat_model']} {args.split}{whole}"
         short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in result["adversarial"]}
         kept[name] = {"clean": result["clean"], "adversarial": short}
         data.write_json(file, {"model": model.configuration(), **former, "attacks": kept})
-    report.plot_attack(result, wanted).savefig(output / "attack.png", dpi=150)
+    with data.atomic_path(output / "attack.png") as temporary:
+        report.plot_attack(result, wanted).savefig(temporary, dpi=150, format="png")
     _say(f"chart: {output / 'attack.png'}; numbers: {output / 'attack.json'}")
     if args.report is not None:
         samples = _attack_samples(args, model, dataset, X, Y, threat, wanted[-1])

@@ -118,7 +118,7 @@ def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
         bars.bar(at, heights, 0.25, label=label, color=colour, yerr=errors, error_kw={"elinewidth": 0.8})
     bars.set_xticks(range(len(names)), names)
     bars.set_title(f"{result['attack']}, {result['threat_model']}, eps = {shown['epsilon']:g}", fontsize=11)
-    bars.legend(frameon=False)
+    bars.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.2))
     sizes = [entry["epsilon"] for entry in entries]
     for name in [n for n in names if n.startswith("P@")]:
         line = [entry["metrics"][name] for entry in entries]

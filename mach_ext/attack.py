@@ -21,7 +21,6 @@ of M units: the encoder (C = 1) or, for linear MACH, the R bucket classifiers.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from tqdm import tqdm
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
-from mach_ext.nn import MACH, MODEL_MERGES, predict_batch
+from mach_ext.nn import MACH, MODEL_MERGES, evaluating, predict_batch
 
 __all__ = [
     "FGSM",
@@ -483,17 +482,6 @@ def _best_new_features(direction: _Direction, entries: _Entries, m: int, nonnega
     return features.sort(1).values
 
 
-@contextlib.contextmanager
-def _evaluating(model: MACH) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 # ------------------------------------------------------------------------------------------- perturbations
 
 
@@ -572,7 +560,7 @@ class Perturbation:
         layer = self._layer(model)
         if layer.model.is_linear:
             raise ValueError("Perturbation.hidden: linear MACH (hidden_size=0) has no hidden layer")
-        with _evaluating(layer.model):
+        with evaluating(layer.model):
             return torch.cat([layer.hidden(self._first(layer, batch)) for batch in self._batches])
 
     def predict(self, k: int = 5, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -581,7 +569,7 @@ class Perturbation:
         k = _check_k("Perturbation.predict", layer.model, k)
         N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
-        with _evaluating(layer.model):
+        with evaluating(layer.model):
             for batch in self._batches:
                 first = self._first(layer, batch)
                 for begin in range(0, len(first), some):
@@ -793,7 +781,7 @@ class _Attack:
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
         batches: list[list[_Batch]] = [[] for _ in grid]
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for start in range(0, X.shape[0], self.batch_size):
                 rows = slice(start, min(X.shape[0], start + self.batch_size))
                 x, indices, indptr = self._tensors(X[rows])

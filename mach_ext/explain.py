@@ -25,7 +25,6 @@ Notation: N documents, D features, L labels, m labels asked for, R repetitions, 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import json
@@ -46,7 +45,7 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext.data import check_csr
-from mach_ext.nn import MACH, MODEL_MERGES
+from mach_ext.nn import MACH, MODEL_MERGES, evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -404,7 +403,7 @@ class _Path:
     def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
         """Of document and baseline, by the model's own operators on the labels' part of its weights."""
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
-        with _evaluating(self.model):
+        with evaluating(self.model):
             logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
             return F.merge_repetitions(logits if transform is None else transform(logits), merge).T
 
@@ -931,7 +930,7 @@ def removals(
     asked = torch.from_numpy(labels).to(path.device)
 
     def scored(X: Any) -> NDArray[np.float64]:  # [N, k]
-        with _evaluating(model):
+        with evaluating(model):
             return model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
 
     scores = scored(document)[0]
@@ -967,7 +966,7 @@ def _bucket_logits_and_top(
     path, k = _path(op, model, X, None), F.as_int(op, "k", k)
     if not 1 <= k <= model.num_labels:
         raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {k}")
-    with _evaluating(model):
+    with evaluating(model):
         logits = model(*_tensors(model, path.document))
         scores, best = F.merge_topk(logits, model.hash, min(k + 1, model.num_labels))
     return (
@@ -1120,18 +1119,6 @@ def _tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:
     device = model.bucket_bias.device
     values = torch.from_numpy(X.data).to(device, _values_dtype(model))
     return values, torch.from_numpy(X.indices).to(device), torch.from_numpy(X.indptr).to(device)
-
-
-@contextlib.contextmanager
-def _evaluating(model: MACH) -> Iterator[None]:
-    """Eval mode, no gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def resolve_labels(

@@ -464,6 +464,18 @@ def predict_batch(num_repetitions: int, num_buckets: int) -> int:
 
 
 @contextlib.contextmanager
+def evaluating(model: MACH) -> Iterator[None]:
+    """Eval mode, no gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
 def memory_advice(op: str, advice: str, model: MACH) -> Iterator[None]:
     """A GPU that is out of memory says what would help; the error is torch.OutOfMemoryError.
 

@@ -7,7 +7,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
+
+#include "merge_kind.h"
 
 namespace mach {
 
@@ -45,6 +48,25 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType type) {
   STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ",
                   name_of(t.scalar_type()));
+}
+
+inline Merge parse_merge(const char* op, const std::string& merge) {
+  if (merge == "mean") return Merge::mean;
+  if (merge == "min") return Merge::min;
+  STD_TORCH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
+  return Merge::median;
+}
+
+// What label_index made for L labels, R repetitions, B buckets.
+inline void check_label_index(const char* op, const Tensor& codes, const std::optional<Tensor>& list_starts,
+                              const std::optional<Tensor>& list_labels, int64_t R, int64_t L, int64_t B) {
+  STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
+  check_dtype(op, "codes", codes, ScalarType::UInt16);
+  check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
+  check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
+  check_shape(op, "codes", codes, {L, R});
+  check_shape(op, "list_starts", *list_starts, {R, B + 1});
+  check_shape(op, "list_labels", *list_labels, {R, L});
 }
 
 // f(T()) with T = float or double, the element type of t.

@@ -92,13 +92,6 @@ std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t n
   return safe;
 }
 
-Merge parse_merge(const char* op, const std::string& merge) {
-  if (merge == "mean") return Merge::mean;
-  if (merge == "min") return Merge::min;
-  STD_TORCH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
-  return Merge::median;
-}
-
 // ---------------------------------------------------------------------------------------- sparse_linear
 
 template <class T, class W, class I>
@@ -761,13 +754,7 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   STD_TORCH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
   LabelIndex index{};
   if (codes) {
-    STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
-    check_dtype(op, "codes", *codes, ScalarType::UInt16);
-    check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
-    check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
-    check_shape(op, "codes", *codes, {L, R});
-    check_shape(op, "list_starts", *list_starts, {R, B + 1});
-    check_shape(op, "list_labels", *list_labels, {R, L});
+    check_label_index(op, *codes, list_starts, list_labels, R, L, B);
     STD_TORCH_CHECK(codes->is_contiguous() && list_starts->is_contiguous() && list_labels->is_contiguous(),
                     op, ": codes, list_starts and list_labels must be contiguous");
     index = {pointer<uint16_t>(*codes), pointer<int32_t>(*list_starts), pointer<int32_t>(*list_labels)};

@@ -9,11 +9,10 @@
 
 #include <cstdint>
 
+#include "../merge_kind.h"
 #include "isa.h"
 
 namespace mach {
-
-enum class Merge : int { mean = 0, min = 1, median = 2 };
 
 template <class T>
 struct MergeScores {

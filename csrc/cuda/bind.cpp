@@ -567,13 +567,6 @@ Tensor bucket_bce_cuda(Tensor logits, const Tensor& buckets_, const Tensor& labe
 
 // ------------------------------------------------------------------------------------------------ merge
 
-Merge parse_merge(const char* op, const std::string& merge) {
-  if (merge == "mean") return Merge::mean;
-  if (merge == "min") return Merge::min;
-  STD_TORCH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
-  return Merge::median;
-}
-
 struct MergeArguments {
   Tensor scores, buckets;
   Merge merge;
@@ -750,13 +743,7 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
   STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
   STD_TORCH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
   if (codes) {
-    STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
-    check_dtype(op, "codes", *codes, ScalarType::UInt16);
-    check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
-    check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
-    check_shape(op, "codes", *codes, {L, R});
-    check_shape(op, "list_starts", *list_starts, {R, B + 1});
-    check_shape(op, "list_labels", *list_labels, {R, L});
+    check_label_index(op, *codes, list_starts, list_labels, R, L, B);
     check_device(op, scores, {*codes, *list_starts, *list_labels});
     STD_TORCH_CHECK(list_starts->is_contiguous() && list_labels->is_contiguous(), op,
                     ": list_starts and list_labels must be contiguous");

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace mach {
+#include "../merge_kind.h"
 
-enum class Merge : int { mean = 0, min = 1, median = 2 };
+namespace mach {
 
 // Scores of document n, repetition r: B contiguous values at scores + n * document_stride + r *
 // repetition_stride.

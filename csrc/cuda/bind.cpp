@@ -686,21 +686,24 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int6
   return {torch::stable::narrow(seen, 0, 0, L), starts, labels};
 }
 
-enum class Path { automatic, direct, scan };
+enum class Path { automatic, direct, scan, lists };
 
 Path parse_path(const char* op, const std::string& path) {
   if (path == "direct") return Path::direct;
-  if (path == "scan" || path == "lists") return Path::scan;  // there is no path over lists yet
+  if (path == "scan") return Path::scan;
+  if (path == "lists") return Path::lists;
   STD_TORCH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
   return Path::automatic;
 }
 
-constexpr int64_t kScanFrom = 1 << 16;   // L * R: less is not worth the scan's launches
+constexpr int64_t kScanFrom = 1 << 16;  // L * R: less is not worth the scan's launches
+constexpr int64_t kListsFrom =
+    1 << 27;  // rows of the scan, of 16 documents at least: less is scanned as fast
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
 void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
-               const Tensor& list_labels, const MergeTopKParams<float>& all, cudaStream_t stream) {
+               const Tensor& list_labels, const MergeTopKParams<float>& all, Path path, cudaStream_t stream) {
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
@@ -712,6 +715,10 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
                                    stride, mutable_pointer<uint32_t>(faults)},
                                   stream));
   }
+  Lists lists = Lists::none;
+  if (path == Path::automatic && std::max<int64_t>(N, 16) * L * R >= kListsFrom) lists = Lists::likely;
+  if (path == Path::lists) lists = Lists::all;
+  if (k > kMaxListsK) lists = Lists::none;
   const int64_t parts = (N + kScanDocuments - 1) / kScanDocuments, size = (N + parts - 1) / parts;
   const Tensor scratch = allocate(codes, {scan_scratch_bytes(size, R, B, L, k)}, ScalarType::Byte);
   for (int64_t begin = 0; begin < N; begin += size) {
@@ -721,10 +728,10 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
     some.values += begin * k;
     some.labels += begin * k;
     if (all.trace) some.trace += begin * kTraceColumns;
-    check_cuda(
-        launch_merge_scan({some.merge, k, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
-                           pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
-                          &some.candidates, stream));
+    check_cuda(launch_merge_scan(
+        {some.merge, k, lists, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
+         pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
+        &some.candidates, stream));
     check_cuda(launch_merge_topk(some, stream));
   }
 }
@@ -771,8 +778,8 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
                               trace ? mutable_pointer<int64_t>(*trace) : nullptr};
     if constexpr (std::is_same_v<T, float>) {
       const bool possible = codes && a.merge == Merge::mean && k <= kMaxScanK && R <= kMaxScanRepetitions;
-      if (possible && (path == Path::scan || (path == Path::automatic && L * R >= kScanFrom)))
-        return scan_topk(a, *codes, *list_starts, *list_labels, params, stream);
+      if (possible && path != Path::direct && (path != Path::automatic || L * R >= kScanFrom))
+        return scan_topk(a, *codes, *list_starts, *list_labels, params, path, stream);
     }
     params.blocks = blocks_per_document(N, L);
     std::optional<Tensor> shared;

@@ -696,9 +696,9 @@ Path parse_path(const char* op, const std::string& path) {
   return Path::automatic;
 }
 
-constexpr int64_t kScanFrom = 1 << 16;  // L * R: less is not worth the scan's launches
-constexpr int64_t kListsFrom =
-    1 << 27;  // rows of the scan, of 16 documents at least: less is scanned as fast
+constexpr int64_t kScanFrom = 1 << 16;   // L * R: less is not worth the scan's launches
+constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents at least: less is not worth it
+constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
@@ -716,7 +716,8 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
                                   stream));
   }
   Lists lists = Lists::none;
-  if (path == Path::automatic && std::max<int64_t>(N, 16) * L * R >= kListsFrom) lists = Lists::likely;
+  if (path == Path::automatic && k <= kListsUpTo && std::max<int64_t>(N, 16) * L * R >= kListsFrom)
+    lists = Lists::likely;
   if (path == Path::lists) lists = Lists::all;
   if (k > kMaxListsK) lists = Lists::none;
   const int64_t parts = (N + kScanDocuments - 1) / kScanDocuments, size = (N + parts - 1) / parts;

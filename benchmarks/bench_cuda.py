@@ -282,7 +282,7 @@ WORKS = [  # the most wanted first: a run may be cut
     # repetitions as a simulation adds before the scan of a warp's labels stops. The others go through lists;
     # counted on these very scores: 77,000 postings a document at 670K R16, 17,500 at 670K R32, 64,000 at 10M,
     # each gone through twice at some 14 instructions; 40 us for the rest of a document's block; and the scan
-    # of those that are left: 3 of 100 at 670K R16, none at R32, 3 of 8 at 10M, where that is most of the time.
+    # of those that are left: 3 of 100 at 670K R16, none at R32, 3 of 8 at 10M (most of its time).
     decode_work("flat", 256, 31_000, 32, 1000, 5, 0.067, 0.04),
     decode_work("peaky", 256, 31_000, 32, 1000, 5, 0.06, 0.01),
     decode_work("flat", 256, 670_000, 16, 2000, 5, 0.34, 0.3),

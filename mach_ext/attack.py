@@ -58,7 +58,7 @@ __all__ = [
 
 GOALS = ("untargeted", "own", "positive", "negative")
 _FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
-_TILE = 1 << 23  # numbers of a tile of documents x features: 32 MiB; smaller ones keep BLAS's threads waiting
+_TILE = 1 << 21  # numbers of a tile of documents x features: 8 MiB stay in cache from one product to the next
 _ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 _NEAREST = 100  # ranks in which a false label to push up is looked for
 

@@ -717,9 +717,12 @@ def attack_model(args: Any) -> None:
     if former.get("model") == model.configuration() or not former:
         kept = former.get("attacks", {})
         whole = "" if args.dataset is None and args.sample is None else f" {dataset.name} {X.shape[0]}"
-        name = f"{args.attack} {result['threat_model']} {args.split}{whole}"
+        how = {key: result[key] for key in ("attack", "threat_model", "goal", "nonnegative", "steps")}
+        signed = "" if threat.nonnegative else " signed"
+        steps = "" if result["steps"] is None else f" {result['steps']} steps"
+        name = f"{args.attack} {threat}{signed}{steps} {args.goal} {args.split}{whole}"
         short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in result["adversarial"]}
-        kept[name] = {"clean": result["clean"], "adversarial": short}
+        kept[name] = {**how, "clean": result["clean"], "adversarial": short}
         data.write_json(file, {"model": model.configuration(), **former, "attacks": kept})
     with data.atomic_path(output / "attack.png") as temporary:
         report.plot_attack(result, wanted).savefig(temporary, dpi=150, format="png")
@@ -751,8 +754,8 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
     for entry in result["adversarial"]:
         size = entry["size"]
         rows = [("metrics", f"{entry['epsilon']:g}"), ("random", "noise"), ("transfer", "transfer")]
-        for key, label in rows if entry["epsilon"] else rows[:1]:
-            if key not in entry:
+        for key, label in rows:
+            if key not in entry or (key == "random" and not entry["epsilon"]):
                 continue
             cells = "".join(f"{entry[key][name]:>9.4f}" for name in names)
             tail = f"{size['l2']:>10.4f}{size['added']:>9.1f}" if key == "metrics" else ""

@@ -69,7 +69,8 @@ class Certificate:
             rank, from 0, is at most this. k for wrong labels.
         attained: The rank that it was seen to take in a perturbed document, k for k or more [E, N, k].
         zero: For k' = 1, 3, 5, k: the interval in which certified P@k' reaches zero: above zero at the
-            first number (or -1), zero at the second (or inf where none was found); within 2 % by bisection.
+            first number (or -1), zero at the second (or inf where none was found); within 2 % by bisection,
+            from the grid on. Without the documents that have no features, if these are all that may change.
     """
 
     threat_model: str
@@ -939,6 +940,8 @@ def _zero(
 ) -> tuple[float, float]:  # fmt: skip
     """Where certified P@k is above zero and where it is zero, by bisection from the grid on."""
     correct = correct & (np.arange(labels.shape[1]) < k)
+    if not (bounds.new or bounds.everywhere):  # nothing can change a document without features
+        correct = correct & (np.diff(X.indptr) > 0)[:, None]
     words = isinstance(bounds.threat, Delete)
     holds = [bool((correct & (o < k)).any()) for o in overtakers]
     last = max((e for e, held in enumerate(holds) if held), default=-1)

@@ -362,8 +362,13 @@ def test_zero_clean_and_curve(threat):
 def test_documents_without_features_and_no_documents():
     model = model_of()
     X = scipy.sparse.csr_matrix((2, D), dtype=np.float32)
-    found = certify.certify(model, X, right(model, X), [0.1, 1e6], zero=True)
+    found = certify.certify(model, X, right(model, X), [0.1, 1e6])
     assert found.certified(5)[1, found.correct].all()  # there is nothing to change
+    assert found.zero[5] == (-1, 0)
+    constant = model_of("linear")
+    with torch.no_grad():
+        constant.bucket_weight.zero_()
+    found = certify.certify(constant, draw(), right(constant, draw()), [0.1])
     assert found.zero[5][1] == np.inf
     assert found.as_dict()["zero"]["P@5"][1] is None
     none = certify.certify(model, X[:0], right(model, X)[:0], [0, 0.1])

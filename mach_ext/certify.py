@@ -20,7 +20,8 @@ logits, which follow from the same lines: sound, wider.
 slack for every rounding of the forward pass: a sum of n products in any order, fused or not, errs by at most
 gamma_n = n u / (1 - n u) times the sum of their absolute values (Higham 2002), which is carried through the
 layers; u = 2^-24 (float32; 2^-53 float64) + 2^-49, the latter for these bounds themselves. Exponentials and
-logarithms of the other merges are taken to err by 16 u at most. Matrix products in TF32 are not covered.
+logarithms of the other merges are taken to err by 16 u at most. Matrix products that round their factors
+(TF32, bfloat16: torch.set_float32_matmul_precision) are not covered.
 
 Notation: as in `mach_ext.attack`; n: a document's own features; M: units of the layer at hand.
 """
@@ -95,17 +96,23 @@ class Certificate:
         per_document = self.certified(k).sum(2) / k
         return np.asarray(per_document.mean(1) if per_document.shape[1] else np.zeros(len(self.epsilons)))
 
+    def robust(self) -> NDArray[np.float64]:  # [E, 2]
+        """P@1 under the worst changes is between these: certified, and what the documents tried leave."""
+        left = (self.correct & ~self.broken(1))[:, :, 0]
+        attained = left.mean(1) if left.shape[1] else np.zeros(len(left))
+        return np.stack((self.precision(1), attained), 1)
+
     def as_dict(self, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Any]:
-        """{"threat_model", "documents", "sizes": [{"epsilon", "P@1", ..., "undecided": share of right top-1
-        labels neither certified nor broken}], "zero": {"P@1": [low, high], ...}}, JSON's numbers."""
+        """{"threat_model", "documents", "sizes": [{"epsilon", "P@1", ..., "robust P@1": [low, high]}],
+        "zero": {"P@1": [low, high], ...}}, JSON's numbers."""
         ks = [k for k in ks if k <= self.labels.shape[1]]
-        right = max(1, int(self.correct[:, 0].sum()))
-        open_ = self.correct[:, 0] & ~self.certified(1)[:, :, 0] & ~self.broken(1)[:, :, 0]
+        curves = {f"P@{k}": self.precision(k) for k in ks}
+        robust = self.robust()
         sizes = [
             {
                 "epsilon": epsilon,
-                **{f"P@{k}": float(self.precision(k)[e]) for k in ks},
-                "undecided": float(open_[e].sum() / right),
+                **{name: float(curve[e]) for name, curve in curves.items()},
+                "robust P@1": robust[e].tolist(),
             }
             for e, epsilon in enumerate(self.epsilons)
         ]
@@ -179,7 +186,7 @@ class _Reach:
         """-t g within the bounds, with t [K] such that its norm is epsilon: Karush, Kuhn and Tucker."""
         t = self.epsilon / vector_norm(g, dim=0).clamp(min=1e-150)
         low, high = torch.zeros_like(t), torch.full_like(t, 64.0)  # log2 of what t is to be multiplied with
-        for _ in range(56):
+        for _ in range(36):
             middle = (low + high) / 2
             inside = vector_norm(self._clamped(t * middle.exp2(), g), dim=0) <= self.epsilon
             low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
@@ -266,15 +273,13 @@ class _Model:
 
     # ------------------------------------------------------------------- features that a document lacks
 
-    def _first_weight(self) -> Tensor:  # [C, D, M]
-        return self.bucket_weight if self.model.is_linear else self.model.encoder_weight.detach()[None]
-
     def _new_features(self) -> tuple[Tensor, Tensor]:
         """What new features of weight 1 add to and take from each output of the first layer at most [C, M].
 
         Of all features: a document has some of the best ones itself; sound, and little wider.
         """
-        weight = self._first_weight()
+        linear = self.model.is_linear
+        weight = self.bucket_weight if linear else self.model.encoder_weight.detach()[None]  # [C, D, M]
         if not self.new and not self.everywhere:
             nothing = torch.zeros(weight.shape[0], weight.shape[2], dtype=torch.float64, device=self.device)
             return nothing, nothing
@@ -312,11 +317,10 @@ class _Model:
 
     # -------------------------------------------------------------------------------------- affine forms
 
-    def locals(self, X: Any, documents: Sequence[int], epsilon: float) -> Iterator[_Local]:
+    def forms(self, X: Any, documents: Sequence[int], epsilon: float) -> Iterator[_Local]:
         """The documents' forms, a few at a time in memory."""
         model = self.model
-        wide = model.num_repetitions * model.num_buckets
-        wide = max(wide, self.copies * sum(model.hidden_sizes))
+        wide = max(model.num_repetitions * model.num_buckets, self.copies * sum(model.hidden_sizes))
         group: list[int] = []
         held = 0
         for n in documents:
@@ -350,20 +354,17 @@ class _Model:
                 yield _Local(n, own[a:b], reach, mine, base, nothing, inserted, size, rate, None)
             return
         first = self.model.encoder_weight.detach()[own].double()  # [nnz, C * H]
-        lasts, slopes = [], []
-        for (a, b), reach in zip(parts, reaches, strict=True):
-            lasts.append(self._hidden(reach, first[a:b]))
-            line, gap = _lines(lasts[-1].low, lasts[-1].high)
-            slopes.append((line, gap))
-        line, gap = (torch.stack(parts_) for parts_ in zip(*slopes, strict=True))  # [n', C * H]
-        p, ball, wobble = (
-            torch.stack([getattr(last, name) for last in lasts]) for name in ("p", "spread", "wobble")
-        )
+        lasts = [self._hidden(reach, first[a:b]) for (a, b), reach in zip(parts, reaches, strict=True)]
+        p, ball, low, high, wobble = (
+            torch.stack([getattr(last, name) for last in lasts])
+            for name in ("p", "spread", "low", "high", "wobble")
+        )  # [documents, M]
+        line, gap = _lines(low, high)
         lengths = torch.tensor([b - a for a, b in parts], device=self.device)
         inner = torch.cat([last.slope for last in lasts]) * line.repeat_interleave(lengths, 0)
         middle = line * p + gap / 2
         error = line * ball + gap / 2 + wobble
-        most = torch.stack([last.high for last in lasts]).clamp(min=0) + wobble
+        most = high.clamp(min=0) + wobble
         slope = inner.new_empty(len(inner), R, B)
         base, spread, inserted, size = (inner.new_zeros(len(documents), R, B) for _ in range(4))
         for r in range(R):
@@ -447,7 +448,8 @@ class _Model:
         signs_only: bool,
     ) -> Tensor:  # fmt: skip
         """Bounds less what new features take: `lost` [K] or, where it is not enough, exactly."""
-        at = ((lower > 0) & (lower + lost <= 0)).nonzero()[:, 0] if signs_only else torch.arange(len(lower))
+        decisive = (lower > 0) & (lower + lost <= 0)
+        at = (decisive if signs_only else torch.ones_like(decisive)).nonzero()[:, 0]
         if len(at):
             direction = _Direction(self, t, labels[at], None if a is None else a[at])
             lost = lost.index_copy(0, at, self.lost_to_new(local, direction))
@@ -568,11 +570,8 @@ class _Model:
         wide = local.spread + local.inserted + local.rate * local.size
         gain = wide + wide.gather(1, mine) - lead
         gain -= local.reach.lowest(loss.flatten(1), quick=True).view_as(gain)
-        if self.by_margin:
-            shared = (
-                local.rate * local.size.gather(1, mine) * 2
-            )  # the buckets cancel, not the sums' roundings
-            gain.scatter_(1, mine, shared)
+        # A bucket that is shared cancels; the roundings of the two sums do not.
+        gain.scatter_(1, mine, 2 * local.rate * local.size.gather(1, mine))
         return self._largest(gain, t, count)
 
     def _largest(self, gain: Tensor, t: int, count: int, merge: str = "mean") -> tuple[Tensor, bool]:
@@ -627,7 +626,7 @@ class _Model:
                 count = min(len(labels), k) if all_ else k
                 point = None
                 if len(labels):
-                    pair = torch.cat((labels[:1], labels.new_tensor([t])))
+                    pair = torch.cat((labels[:1], labels.new_tensor([t])))  # as if logits were averaged
                     slopes = F.merge_scores(local.slope, self.model.hash, pair)
                     point = self.point(local, slopes[:, 1] - slopes[:, 0], t, labels[:1])
                 result.append((count, point))
@@ -867,7 +866,7 @@ def margin_bounds(
     result = np.empty(len(pairs))
     with evaluating(model):
         bounds = _Model(model, threat)
-        for local in bounds.locals(X, range(X.shape[0]), float(epsilon)):
+        for local in bounds.forms(X, range(X.shape[0]), float(epsilon)):
             t, other = pairs[local.n].tolist()
             label = torch.tensor([other], device=bounds.device)
             if bounds.by_margin:
@@ -897,7 +896,7 @@ def _at(
     attained = np.broadcast_to(np.arange(k), labels.shape).copy()
     tried: list[tuple[int, int, Any]] = []
     documents = np.flatnonzero(alive.any(1)).tolist()
-    for local in bounds.locals(X, documents, epsilon):
+    for local in bounds.forms(X, documents, epsilon):
         ranks = np.flatnonzero(alive[local.n]).tolist()
         found = bounds.overtakers(local, labels[local.n, ranks].tolist(), k, most)
         for rank, (count, point) in zip(ranks, found, strict=True):

@@ -787,6 +787,12 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
                         f"eps {entry['epsilon']:g}: {name} {clean:.4f} -> {entry['metrics'][name]:.4f} "
                         f"[{low:.4f}, {high:.4f}], noise {entry['random'][name]:.4f}"
                     )
+            if "certified" in entry:
+                low, high = entry["certified"]["robust P@1"]
+                print(
+                    f"eps {entry['epsilon']:g}: robust P@1 is in [{low:.4f}, {high:.4f}]: certified, and left by "
+                    "the changes that the bounds point at"
+                )
             for goal, rates in entry.get("targeted", {}).items():
                 what = "right label out of" if goal == "positive" else "wrong label into"
                 cells = ", ".join(

@@ -239,7 +239,7 @@ def test_linear_top_1_is_certified_or_broken(threat):
     assert (found.certified(1)[:, top, 0] ^ found.broken(1)[:, top, 0]).all()
     assert found.certified(1)[1:, top, 0].any()
     assert found.broken(1)[:, top, 0].any()
-    assert all(size["undecided"] == 0 for size in found.as_dict()["sizes"])
+    np.testing.assert_array_equal(*found.robust().T)
     for n, features, values in tried:
         changed = scipy.sparse.csr_matrix((values, (np.zeros(len(features), int), features)), (1, D))
         assert threat.holds(X[n], changed, max(grid))
@@ -309,6 +309,28 @@ def test_many_labels_go_through_the_decode(monkeypatch):
     assert 0 < many.precision(5)[1] < swept.precision(5)[0] + 1e-12
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_overtakers_are_all_labels_whose_bound_is_not_above_zero(name):
+    """The sweep over all labels leaves out none that its own bound, pair by pair, does not exclude."""
+
+    @settings(max_examples=3)
+    @given(seed=st.integers(0, 10**6), which=st.integers(0, 10), step=st.integers(0, 3))
+    def check(seed, which, step):
+        threat, merge = cases(name)[which % len(cases(name))], MERGES[seed % 6 if seed % 6 < 5 else 0]
+        model, X = model_of(name, merge=merge, seed=seed % 7), draw(n=1, seed=seed)
+        epsilon = sizes_of(threat)[step % len(sizes_of(threat))]
+        found = certify.certify(model, X, right(model, X), [epsilon], threat_model=threat, zero=False)
+        for n, labels in enumerate(found.labels):
+            for rank in np.flatnonzero(found.correct[n]):
+                pairs = np.stack((np.full(L, labels[rank]), np.arange(L)), 1)
+                everywhere = scipy.sparse.vstack([X[n]] * L, format="csr")
+                bounds = certify.margin_bounds(model, everywhere, pairs, epsilon, threat_model=threat)
+                count = (np.delete(bounds, labels[rank]) <= 0).sum()
+                assert found.overtakers[0, n, rank] == min(count, 5)
+
+    check()
+
+
 def test_twins_keep_their_order():
     """Labels that share all buckets tie always: the lower number stays first, the other one behind it."""
     with pytest.warns(mach_ext.CollisionWarning):
@@ -354,6 +376,8 @@ def test_zero_clean_and_curve(threat):
     assert set(found.zero) == {1, 3, 5}
     record = found.as_dict()
     assert record["sizes"][1]["P@5"] == found.precision(5)[1]
+    assert record["sizes"][1]["robust P@1"][0] == found.precision(1)[1]
+    assert (found.robust()[:, 0] <= found.robust()[:, 1]).all()
     wrong = certify.certify(model, X, scipy.sparse.csr_matrix((15, L)), grid, threat_model=threat)
     assert wrong.zero[1] == (-1, 0)
     assert not wrong.correct.any()

@@ -790,8 +790,8 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
             if "certified" in entry:
                 low, high = entry["certified"]["robust P@1"]
                 print(
-                    f"eps {entry['epsilon']:g}: robust P@1 is in [{low:.4f}, {high:.4f}]: certified, and left by "
-                    "the changes that the bounds point at"
+                    f"eps {entry['epsilon']:g}: robust P@1 is in [{low:.4f}, {high:.4f}]: proven, and left "
+                    "by changes found and tried"
                 )
             for goal, rates in entry.get("targeted", {}).items():
                 what = "right label out of" if goal == "positive" else "wrong label into"

@@ -121,6 +121,26 @@ def test_bounds_hold_for_what_is_computed_in_float32(name):
     np.testing.assert_allclose(bounds, -true, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["shared", "independent", "shared two layers"])
+def test_rounding_of_hidden_units_is_covered(name):
+    """Large products that cancel: a unit of about 1 is off by far more than the layers behind it add."""
+    computed, true, bounds = [], [], []
+    for seed in range(12):
+        model, X = model_of(name, seed=seed), draw(n=1, seed=seed, density=0.4)
+        with torch.no_grad():
+            model.encoder_weight *= 1e4
+            x = torch.from_numpy(X.toarray())
+            model.encoder_bias.copy_(1 - (x.double() @ model.encoder_weight.double())[0])
+        exact = mach_ext.MACH(**model.configuration()).double()
+        exact.load_parameters({k: v.double() for k, v in model.named_parameters()})
+        pair = [[1, 2]]
+        bounds.append(certify.margin_bounds(model, X, pair, 1e-12)[0])
+        computed.append(-np.diff(scores_of(model, X, pair))[0, 0])
+        true.append(-np.diff(scores_of(exact, X, pair))[0, 0])
+    assert (np.array(bounds) <= computed).all()
+    assert np.abs(np.subtract(computed, true)).max() > 1e-4
+
+
 @pytest.mark.parametrize("threat", SPARSE + DENSE, ids=str)
 def test_certified_is_never_above_attacked(threat):
     """No attack, no sample takes a certified label out of the top k."""

@@ -1,9 +1,9 @@
 """How much of P@1 is certified, and how much attacks leave? `python benchmarks/certified.py` makes the table.
 
 500 dev documents of wordnet, evenly spread, and two models: a hidden layer of 512, R = 16, and linear MACH,
-R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Cells: certified
-P@1, what the changes leave that the bounds point at, and in brackets the lower of PGD's two results (10 steps,
-goals untargeted and positive; for delete it is greedy deletion's). Results: results/certified.json.
+R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Cells:
+certified P@1, what the changes leave that the bounds point at, and in brackets the lower of PGD's two results
+(10 steps, goals untargeted and positive; for delete greedy deletion). Results: results/certified.json.
 """
 
 from __future__ import annotations

@@ -141,6 +141,32 @@ def test_rounding_of_hidden_units_is_covered(name):
     assert np.abs(np.subtract(computed, true)).max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_descent_on_the_margin_ends_above_the_bound_and_near_it(name):
+    """Signed steps on the margin itself, from many starts, in float64: bounds hold, and are of use."""
+    model, X = model_of(name).double(), draw(n=30, density=0.1)
+    pairs = torch.from_numpy(np.random.default_rng(0).integers(0, L, (30, 2)))
+    generator = torch.Generator().manual_seed(0)
+    values, indices, indptr = tensors(X)
+    values = values.double()
+    for epsilon in (0.003, 0.03, 0.3):
+        low, high = (values - epsilon).clamp(min=0), values + epsilon
+        bounds = torch.from_numpy(certify.margin_bounds(model, X, pairs.numpy(), epsilon))
+        lowest = torch.full((30,), float("inf"), dtype=torch.float64)
+        for start in range(8):
+            x = values + (start > 0) * epsilon * (2 * torch.rand(values.shape, generator=generator) - 1)
+            for step in range(25):
+                x = x.clamp(low, high).detach().requires_grad_()
+                scores = model.label_scores(x, indices, indptr, pairs)
+                lead = scores[:, 0] - scores[:, 1]
+                lowest = torch.minimum(lowest, lead.detach())
+                (gradient,) = torch.autograd.grad(lead.sum(), x)
+                x = x - epsilon * 2 / (1 + step) * gradient.sign()
+        assert (lowest >= bounds).all()
+        if epsilon < 0.01:
+            torch.testing.assert_close(lowest, bounds, rtol=0, atol=0.15)
+
+
 @pytest.mark.parametrize("threat", SPARSE + DENSE, ids=str)
 def test_certified_is_never_above_attacked(threat):
     """No attack, no sample takes a certified label out of the top k."""

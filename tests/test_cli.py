@@ -424,6 +424,20 @@ def test_attack(here, dataset_folder, capsys):
         "pgd support 10 steps untargeted test tiny 5",
         "pgd support 2 steps untargeted test tiny 5",
     ]
+    page = here / "certified.html"
+    assert run("attack", "--eps", "0.01", "--certify", "--sample", "20", "--report", page, "--quiet") == 0
+    record = json.loads((folder / "attack.json").read_text())
+    for entry in record["adversarial"]:
+        assert 0 <= entry["certified"]["P@1"] <= entry["metrics"]["P@1"]
+        assert 0 <= entry["certified"]["P@5"] <= entry["metrics"]["P@5"]
+    assert record["adversarial"][1]["certified"]["P@1"] > 0
+    assert record["certified_zero"]["P@1"][1] > 0
+    assert "certified" in page.read_text()
+    out = capsys.readouterr().out
+    assert "\n certified" in out
+    assert "certified P@5 reaches 0 at eps " in out
+    assert run("attack", "--threat", "dense", "--certify", "--quiet") == 1
+    assert "--certify: threat model dense is certified for linear MACH" in capsys.readouterr().err
     assert run("attack", "--eps", "-1", "--quiet") == 1
     assert "--eps must be numbers >= 0, got -1" in capsys.readouterr().err
     assert run("attack", "--threat", "all", "--quiet") == 1

@@ -3,7 +3,7 @@
 #   make lint     ruff, clang-format, mypy
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
-#   make bench-table   README's tables from that JSON
+#   make bench-table   the tables of README and docs/robustness.md, from that JSON
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
 # Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).

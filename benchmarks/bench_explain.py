@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from captum.attr import IntegratedGradients
-from conftest import Floor, Part, Target, circumstances, keep
+from conftest import Floor, Part, Target, note, peak_megabytes
 from inputs import dataset, label_hash, trained
 
 import mach_ext
@@ -97,31 +95,17 @@ def test_size_of_the_model_costs_nothing(compare: Any, D: int, L: int) -> None:
     )
 
 
-MEMORY = """
-import ctypes, sys
-sys.path.insert(0, {folder!r})
-from bench_explain import explaining
-
-def memory(key):
-    return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
-
-_, small = explaining(10_000, 10_000)
-small()  # libraries and threads are there
-model, large = explaining(1_000_000, 10_000_000)
-ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model has left over would hide a part
-before = memory("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # restart the peak
-large()
-large()
-print(memory("VmHWM") - before)
-"""
+def prepared() -> Callable[[], Any]:
+    """Explanations of a model of D = 1M, L = 10M."""
+    _, small = explaining(10_000, 10_000)
+    small()
+    _, large = explaining(1_000_000, 10_000_000)
+    return lambda: (large(), large())
 
 
 def test_memory(request: Any) -> None:
     """Peak beyond what the model holds, of explanations of a model of D = 1M, L = 10M."""
-    script = MEMORY.format(folder=str(Path(__file__).parent))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    megabytes = int(run.stdout) / 1e6
+    megabytes = peak_megabytes(prepared)
     note(
         request,
         "memory of an explanation beyond the model",
@@ -150,14 +134,3 @@ def test_completeness(request: Any, real_data: Path, name: str) -> None:
         ]
         largest[f"largest delta, {what}"] = float(np.max(relative)), 1e-5 if what == "exact" else 1e-3
     note(request, f"completeness on 1,000 pairs of {name}", {"R": 16, "B": model.num_buckets}, largest)
-
-
-def note(request: Any, work: str, shape: dict[str, Any], found: dict[str, tuple[float, float]]) -> None:
-    """Keeps numbers that have an upper bound."""
-    ratios = [
-        {"ours": "mach_ext", "over": what, "ratio": number}
-        | {"target": most, "at_most": True, "met": number < most}
-        for what, (number, most) in found.items()
-    ]
-    result = {"name": request.node.name, "work": work, "shape": shape, "providers": {}, "ratios": ratios}
-    keep(request.config, {**result, **circumstances()}, "explain")

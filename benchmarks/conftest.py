@@ -19,6 +19,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -205,6 +206,37 @@ def compare(request: Any, threads: int) -> Callable[..., None]:
     return run
 
 
+# --------------------------------------------------------------------------------------------------- memory
+
+PEAK = """
+import ctypes, sys
+sys.path.insert(0, {folder!r})
+from {module} import {prepare}
+
+def memory(key):
+    return 1024 * next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
+
+work = {prepare}(*{arguments!r})
+ctypes.CDLL("libc.so.6").malloc_trim(0)  # what preparing has left over would hide a part
+before = memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # restart the peak
+work()
+print(memory("VmHWM") - before)
+"""
+
+
+def peak_megabytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """What a piece of work takes at most beyond what was there before, in a process of its own.
+
+    `prepare(*arguments)`, of a benchmark module, makes the work, and has called such work once, so that
+    libraries and threads are there.
+    """
+    folder, module = str(Path(__file__).parent), prepare.__module__
+    script = PEAK.format(folder=folder, module=module, prepare=prepare.__name__, arguments=arguments)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return int(run.stdout) / 1e6
+
+
 # ---------------------------------------------------------------------------------------------- the record
 
 
@@ -222,6 +254,20 @@ def keep(config: Any, result: dict[str, Any], module: str) -> None:
     file.write_text(json.dumps([kept[name] for name in sorted(kept)], indent=1) + "\n")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n" + line(result))
+
+
+def note(
+    request: Any, work: str, shape: dict[str, Any], found: dict[str, tuple[float, float | None]], **info: Any
+) -> None:
+    """Keeps numbers that have an upper bound, or None."""
+    ratios = [
+        {"ours": "mach_ext", "over": what, "ratio": number}
+        | {"target": most, "at_most": True, "met": most is None or number < most}
+        for what, (number, most) in found.items()
+    ]
+    result = {"name": request.node.name, "work": work, "shape": shape, "providers": {}, "ratios": ratios}
+    module = Path(request.node.path).stem.removeprefix("bench_")
+    keep(request.config, {**result, **info, **circumstances()}, module)
 
 
 def line(result: dict[str, Any]) -> str:

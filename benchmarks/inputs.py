@@ -114,10 +114,11 @@ def trained(
     num_repetitions: int | None = None,
     hidden_size: int = 512,
     seed: int = 0,
+    num_buckets: int | None = None,
 ) -> mach_ext.MACH:
     """A model with the defaults of `fit`, trained once (a minute or two) and kept in the user's cache."""
     R, B = DATASETS[name]
-    R = num_repetitions or R
+    R, B = num_repetitions or R, num_buckets or B
     run = f"{name}-R{R}-B{B}-{epochs}-epochs"
     run += (f"-H{hidden_size}" if hidden_size != 512 else "") + (f"-seed{seed}" if seed else "")
     folder = CACHE / f"{run}-{mach_ext.__version__}"

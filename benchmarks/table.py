@@ -1,6 +1,6 @@
-"""README's tables, from the kept results: `python benchmarks/table.py` writes them into README.
+"""The tables of README and docs/robustness.md, from the kept results: `python table.py` writes them.
 
-`--check` only says, by its exit code, whether README has the tables that the results give; `--cuda FILE`
+`--check` only says, by its exit code, whether the files have the tables that the results give; `--cuda FILE`
 prints the table of the CUDA results in FILE.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKERS = ("<!-- {}: written by `make bench-table` -->\n", "<!-- /{} -->\n")
-MODULES = ("decode", "sparse", "training", "explain", "parser")  # and the order in the table
+MODULES = ("decode", "sparse", "training", "explain", "attack", "parser")  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 SUMMARISED = {
     "decode grid": "decode",
@@ -207,14 +208,75 @@ def faithfulness(folder: Path = RESULTS) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def updated(readme: str, name: str, table: str) -> str:
-    """README with the table between its markers."""
+def robustness(folder: Path = RESULTS) -> str:
+    """Of what robustness.py found: P@1 and the share of it that is kept, a row a model."""
+    record = json.loads((folder / "robustness.json").read_text())
+    at = {eps: i for i, eps in enumerate(record["epsilons"])}
+    head = (
+        "data",
+        "",
+        "clean P@1",
+        "FGSM, loss: P@1 at 0.01 / 0.03 / 0.1",
+        "kept at 0.03",
+        "half kept at eps",
+    )
+    head += ("FGSM, margin: P@1 at 0.01 / 0.03 / 0.1", "kept at 0.03")
+    rows = [(*head, "PGD, loss: kept at 0.03", "transfer", "noise: kept at 0.1"), ("---",) * (len(head) + 3)]
+    for r in record["models"]:
+        value = r["value"] if r["axis"] == "merge" else f"{r['axis']} = {r['value']}"
+        fgsm, margin, pgd = r["fgsm"], r["margin"], r["pgd"]
+        rows.append(
+            (
+                r["dataset"],
+                value,
+                " / ".join(f"{p:.3f}" for p in r["clean P@1 by seed"]),
+                " / ".join(f"{fgsm['P@1'][at[eps]][0]:.3f}" for eps in (0.01, 0.03, 0.1)),
+                _interval(fgsm["P@1 kept"][at[0.03]]),
+                _interval(fgsm["P@1 half"], 3),
+                " / ".join(f"{margin['P@1'][at[eps]][0]:.3f}" for eps in (0.01, 0.03, 0.1)),
+                _interval(margin["P@1 kept"][at[0.03]]),
+                f"{pgd['P@1 kept'][at[0.03]][0]:.2f}",
+                f"{r['transfer']['P@1 kept'][at[0.03]][0]:.2f}"
+                if "transfer" in r and r["merge"] == "mean_logit"
+                else "",
+                f"{r['noise']['P@1 kept'][at[0.1]][0]:.2f}",
+            )
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _interval(values: list[float | None], digits: int = 2) -> str:
+    """None is infinite."""
+    value, low, high = ("> 0.3" if v is None else f"{v:.{digits}f}" for v in values)
+    return f"{value} [{low}, {high}]"
+
+
+def threats(folder: Path = RESULTS) -> str:
+    """P@1 of each threat model and size, beside noise of the same kind and size."""
+    rows = [("data", "threat model", "clean", *(f"size {i}" for i in range(1, 7))), ("---",) * 9]
+    for r in json.loads((folder / "robustness.json").read_text())["threats"]:
+        cells = [
+            f"{e['epsilon']:g}: **{e['metrics']['P@1']:.3f}** ({e['random']['P@1']:.3f})"
+            for e in r["adversarial"]
+        ]
+        rows.append((r["dataset"], r["threat_model"], f"{r['clean']['P@1']:.3f}", *cells))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def updated(text: str, name: str, table: str) -> str:
+    """A file's text with the table between its markers."""
     before, after = (marker.format(name) for marker in MARKERS)
-    head, begin, rest = readme.partition(before)
+    head, begin, rest = text.partition(before)
     _, end, tail = rest.partition(after)
     if not begin or not end:
-        raise SystemExit(f"README.md: needs the markers {before.strip()} and {after.strip()}")
+        raise SystemExit(f"the markers {before.strip()} and {after.strip()} are missing")
     return head + begin + table + end + tail
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"benchmarks": render, "faithfulness": faithfulness},
+    "docs/robustness.md": {"threats": threats, "robustness": robustness},
+}
 
 
 def main() -> None:
@@ -225,14 +287,14 @@ def main() -> None:
     if args.cuda is not None:
         print(render_cuda(json.loads(args.cuda.read_text())))
         return
-    file = ROOT / "README.md"
-    readme = file.read_text(encoding="utf-8")
-    new = updated(updated(readme, "benchmarks", render()), "faithfulness", faithfulness())
-    if args.check:
-        if new != readme:
-            raise SystemExit("README.md: not the tables of benchmarks/results; make bench-table")
-    else:
-        file.write_text(new, encoding="utf-8")
+    for name, tables in TABLES.items():
+        text = new = (ROOT / name).read_text(encoding="utf-8")
+        for marker, table in tables.items():
+            new = updated(new, marker, table())
+        if not args.check:
+            (ROOT / name).write_text(new, encoding="utf-8")
+        elif new != text:
+            raise SystemExit(f"{name}: not the tables of benchmarks/results; make bench-table")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; READ
 
 from importlib.metadata import version as _version
 
-from mach_ext import attack, data, explain, functional, metrics, optim
+from mach_ext import attack, certify, data, explain, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load
 from mach_ext.training import fit
@@ -16,6 +16,7 @@ __all__ = [
     "CollisionWarning",
     "LabelHash",
     "attack",
+    "certify",
     "data",
     "explain",
     "fit",

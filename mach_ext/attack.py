@@ -58,7 +58,7 @@ __all__ = [
 
 GOALS = ("untargeted", "own", "positive", "negative")
 _FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
-_TILE = 1 << 23  # numbers of a tile of documents x features: 32 MiB; smaller ones keep BLAS's threads waiting
+_TILE = 1 << 21  # numbers of a tile of documents x features: 8 MiB stay in cache from one product to the next
 _ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 _NEAREST = 100  # ranks in which a false label to push up is looked for
 
@@ -119,6 +119,12 @@ class ThreatModel:
         """The point of the set in which FGSM ends: the step of size epsilon, projected."""
         return self.project(x, x + self.step(g, rows, N, epsilon), rows, N, epsilon)
 
+    def advance(
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+    ) -> Tensor:
+        """PGD's point after `now`, the t-th (from 0): a step of a given size, projected."""
+        return self.project(x, now + self.step(g, rows, N, size), rows, N, epsilon)
+
     def holds(self, X: Any, adversarial: Any, epsilon: float) -> bool:
         """Whether documents `adversarial` are within this threat model around X, every one of them.
 
@@ -127,7 +133,7 @@ class ThreatModel:
         X = scipy.sparse.csr_matrix(X, dtype=np.float64)
         change = scipy.sparse.csr_matrix(adversarial, dtype=np.float64) - X
         change.eliminate_zeros()
-        if self.nonnegative and scipy.sparse.csr_matrix(adversarial).min() < 0:
+        if self.nonnegative and scipy.sparse.csr_matrix(adversarial).data.min(initial=0) < 0:
             return False
         return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
 
@@ -199,12 +205,6 @@ class L1(ThreatModel):
     name = "l1"
     norm = 1.0
 
-    def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
-        best = _first_of_rows(_rank_in_rows(g.abs(), rows), rows, N)
-        step = torch.zeros_like(g)
-        step[best] = g[best].sign() * size
-        return step
-
     def vertex(self, x: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float) -> Tensor:
         """By falling gradient, each feature as far as it may go, until epsilon is used up."""
         low, high = self.bounds(x, epsilon)
@@ -218,6 +218,14 @@ class L1(ThreatModel):
         move = torch.empty_like(room)
         move[order] = torch.minimum(room[order], left)
         return self.project(x, (x.double() + g.sign() * move).to(x.dtype), rows, N, epsilon)
+
+    def advance(
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+    ) -> Tensor:
+        """A conditional gradient (Frank-Wolfe): a part of the way to the vertex, which never sticks at a
+        bound, as steps along the largest gradient do."""
+        to = self.vertex(x, g, rows, N, epsilon)
+        return self.project(x, now + 2 / (t + 2) * (to - now), rows, N, epsilon)
 
 
 @dataclass(frozen=True)
@@ -411,7 +419,9 @@ class _Direction:
     def tile(self, begin: int, end: int, buffer: Tensor | None = None) -> Tensor:  # [N, end - begin]
         """With a `buffer`, N * (end - begin) numbers or more, in its memory."""
         if self.gradient is None:
-            generator = torch.Generator(self.layer.device).manual_seed((self.seed << 32) + begin)
+            # Torch's CPU generator takes the low 32 bits of a seed only.
+            seed = int(np.random.SeedSequence([self.seed % (1 << 64), begin]).generate_state(1)[0])
+            generator = torch.Generator(self.layer.device).manual_seed(seed)
             shape, dtype = (self.N, end - begin), self.layer.dtype
             return torch.randn(shape, generator=generator, device=self.layer.device, dtype=dtype)
         weight = self.layer.weight[:, begin:end].to(self.layer.dtype)
@@ -497,7 +507,8 @@ class _Batch:
     loss: Tensor  # [N]
     clean_loss: Tensor  # [N]
     directions: list[tuple[Tensor, _Direction]] = field(default_factory=list)  # weights [N]
-    offset: Tensor | None = None  # [N, C, M] what the directions add to the first layer
+    offset: Tensor | None = None  # [N, C, M]: offset * scale[N] is what the directions add to the first layer
+    scale: Tensor | None = None
     counts: Tensor | None = None  # [N] non-zero signs; [N] of them at the document's own features
     own_counts: Tensor | None = None
     targets: Tensor | None = None
@@ -505,6 +516,12 @@ class _Batch:
     @property
     def rows(self) -> Tensor:
         return _rows(self.indptr)
+
+    def added(self, first: Tensor) -> Tensor:
+        """The first layer with the offset."""
+        assert self.offset is not None
+        assert self.scale is not None
+        return torch.addcmul(first, self.offset, self.scale[:, None, None])
 
 
 class Perturbation:
@@ -517,10 +534,10 @@ class Perturbation:
     """
 
     def __init__(
-        self, model: MACH, threat: ThreatModel, X: Any, epsilon: float, batches: list[_Batch]
+        self, model: MACH, threat: ThreatModel, X: Any, epsilon: float, batches: list[_Batch], given: Any
     ) -> None:
         self.model, self.threat_model, self.X, self.epsilon = model, threat, X, epsilon
-        self._batches = batches
+        self._batches, self._given = batches, given
 
         def joined(name: str) -> NDArray[Any]:
             parts = [getattr(batch, name).cpu().numpy() for batch in batches]
@@ -540,7 +557,7 @@ class Perturbation:
         if batch.offset is None:
             return first
         if layer.model is self.model:
-            return first + batch.offset
+            return batch.added(first)
         entries = _Entries(batch.rows, batch.indices)  # the same signs through the other model's weight
         for weight, direction in batch.directions:
             offset, _, _ = sign_pass(direction, layer, entries, self.threat_model.nonnegative)
@@ -643,13 +660,15 @@ class Perturbation:
         return {name: t.cpu().double().numpy() for name, t in found.items()}
 
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
-        """The adversarial documents, SciPy CSR [N, D], canonical; for epsilon 0 the bits of X.
+        """The adversarial documents, SciPy CSR [N, D], canonical; for epsilon 0 the bits of X, in its dtype.
 
         Raises:
             ValueError: All features are changed, and N x D numbers and their columns take over max_bytes.
         """
         if self.epsilon == 0:
-            return self.X.copy()
+            clean = scipy.sparse.csr_matrix(self._given, copy=True)
+            clean.sum_duplicates()
+            return clean
         N, D = self.X.shape
         if any(batch.directions for batch in self._batches) and max_bytes < 8 * N * D:
             raise ValueError(
@@ -667,13 +686,17 @@ class Perturbation:
             block.sort_indices()
             block.eliminate_zeros()
             return block
-        whole = self.X[batch.start : batch.start + N].toarray()
+        return scipy.sparse.hstack([after for _, after in self._tiles(batch)], format="csr")
+
+    def _tiles(self, batch: _Batch) -> Iterator[tuple[Any, Any]]:
+        """Documents before and after, CSR, by tiles of features."""
+        documents = self.X[batch.start : batch.start + len(batch.indptr) - 1].tocsc()
+        nothing = torch.empty(0, dtype=torch.int64)
         for begin, end, change in self._changes(batch):
-            x = torch.from_numpy(whole[:, begin:end].copy())
-            nothing = torch.empty(0, dtype=torch.int64)
-            moved = self.threat_model.project(x, x + change.cpu(), nothing, N, self.epsilon)
-            whole[:, begin:end] = torch.where(change.cpu() == 0, x, moved).numpy()
-        return scipy.sparse.csr_matrix(whole)
+            before = documents[:, begin:end]
+            x, change = torch.from_numpy(before.toarray()), change.cpu()
+            moved = self.threat_model.project(x, x + change, nothing, len(x), self.epsilon)
+            yield before, scipy.sparse.csr_matrix(torch.where(change == 0, x, moved).numpy())
 
     def changes(self, n: int) -> list[tuple[int, float, float]]:
         """What became of document n: feature, old value, new value, by feature."""
@@ -690,19 +713,22 @@ class Perturbation:
         arrays = (batch.indices[own].tolist(), batch.x[own].tolist(), batch.values[own].tolist())
         return sorted((f, a, b) for f, a, b in zip(*arrays, strict=True) if a != b)
 
-    def holds(self, max_bytes: int = 1 << 30) -> bool:
-        """Proves that every document stays within the threat model: by its numbers, or, where all features
-        are changed and they would not fit, by the weights of the steps that it is a sum of."""
-        N, D = self.X.shape
-        if not any(batch.directions for batch in self._batches) or max_bytes >= 8 * N * D:
-            return self.threat_model.holds(self.X, self.to_csr(max_bytes), self.epsilon)
-        # A sum of sign matrices with weights of sum <= epsilon, each entry of which is in [-1, 1].
-        return not self.threat_model.nonnegative and all(
-            bool((torch.stack([w.abs() for w, _ in batch.directions]).sum(0) <= self.epsilon).all())
-            and torch.equal(batch.values, batch.x)
-            for batch in self._batches
-            if batch.directions
-        )
+    def holds(self) -> bool:
+        """Whether every document is within the threat model, by its numbers.
+
+        Where all features are changed (`Dense`, which asks of each feature by itself), a tile of them at a
+        time, in the memory of a tile; the model, whose answers are about the sum of sign matrices and not
+        about the numbers written out, must stay within rounding of epsilon, too.
+        """
+        threat, dense = self.threat_model, [batch for batch in self._batches if batch.directions]
+        if not dense:
+            return threat.holds(self.X, self.to_csr(), self.epsilon)
+        most = self.epsilon * (1 + 1e-6)
+        weights = [torch.stack([weight for weight, _ in batch.directions]) for batch in dense]
+        if any(bool((weight.abs().sum(0) > most).any()) for weight in weights):
+            return False
+        tiles = (tile for batch in dense for tile in self._tiles(batch))
+        return all(threat.holds(before, after, self.epsilon) for before, after in tiles)
 
 
 def _rows(indptr: Tensor) -> Tensor:
@@ -717,11 +743,12 @@ class _Attack:
     """What attacks share: checks, batches, goals."""
 
     name = ""
+    usual_threat = "support"
 
     def __init__(
         self,
         model: MACH,
-        threat_model: str | ThreatModel = "support",
+        threat_model: str | ThreatModel | None = None,  # None: `usual_threat`
         goal: str = "untargeted",
         k: int = 5,
         *,
@@ -734,7 +761,8 @@ class _Attack:
             raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
         if goal not in GOALS:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
-        self.model, self.threat_model, self.goal = model, _threat(threat_model), goal
+        self.model, self.goal = model, goal
+        self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
         self.k = _check_k(op, model, k)
         if goal in ("positive", "negative") and self.k == model.num_labels:
             raise ValueError(f"{op}: goal {goal!r} needs k < L={model.num_labels}, got {self.k}")
@@ -769,7 +797,7 @@ class _Attack:
         op = f"{type(self).__name__}.perturb"
         several = not isinstance(epsilon, (int, float, np.number))
         grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
-        X = check_csr(X, f"{op}: X")
+        given, X = X, check_csr(X, f"{op}: X")
         if X.shape[1] != self.model.num_features:
             raise ValueError(f"{op}: X must have D={self.model.num_features} columns, got shape {X.shape}")
         if not (X.data != 0).all():
@@ -794,7 +822,8 @@ class _Attack:
                 if progress is not None:
                     progress(rows.stop - rows.start)
         result = [
-            Perturbation(self.model, self.threat_model, X, e, b) for e, b in zip(grid, batches, strict=True)
+            Perturbation(self.model, self.threat_model, X, e, b, given)
+            for e, b in zip(grid, batches, strict=True)
         ]
         return result if several else result[0]
 
@@ -892,22 +921,19 @@ class FGSM(_Attack):
 
     name = "fgsm"
 
-    def _direction(self, gradient: Tensor) -> _Direction:
+    def _direction(self, start: int, gradient: Tensor) -> _Direction:
         return _Direction(self._layer, gradient, len(gradient))
 
-    def _on_values(self, direction: _Direction, indices: Tensor, indptr: Tensor) -> Tensor:
-        """The direction at some entries."""
-        if direction.gradient is not None:
-            return self._layer.to_values(direction.gradient, indices, indptr)
-        generator = torch.Generator(indices.device).manual_seed(direction.seed)
-        shape = indices.shape
-        return torch.randn(shape, generator=generator, device=indices.device, dtype=self._layer.dtype)
+    def _slope(self, batch: _Batch, direction: _Direction) -> Tensor:
+        """The direction at the entries of a batch."""
+        assert direction.gradient is not None
+        return self._layer.to_values(direction.gradient, batch.indices, batch.indptr)
 
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: _Targets, grid: list[float]
     ) -> list[_Batch]:
         clean_loss, gradient = self._gradient(self._layer.first(x, indices, indptr), goal)
-        direction = self._direction(gradient)
+        direction = self._direction(start, gradient)
         if isinstance(self.threat_model, Dense):
             clean = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             vertex = self._dense_vertex(clean, direction)
@@ -915,9 +941,7 @@ class FGSM(_Attack):
         if isinstance(self.threat_model, Insert):
             x, indices, indptr = self._with_new(x, indices, indptr, direction, self.threat_model.m)
         clean = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
-        slope = self._on_values(direction, indices, indptr)
-        if direction.gradient is None and isinstance(self.threat_model, Insert):
-            slope = torch.where(x == 0, slope.abs(), slope)  # noise, too, really adds the new features
+        slope = self._slope(clean, direction)
         return [self._sparse(clean, slope, goal, epsilon) for epsilon in grid]
 
     # -------------------------------------------------------------- the document's own (and m new) features
@@ -968,7 +992,7 @@ class FGSM(_Attack):
         """Where values may not fall below 0: what the document's own features do beside their sign."""
         if not self.threat_model.nonnegative:
             return None
-        slope = self._on_values(direction, clean.indices, clean.indptr)
+        slope = self._slope(clean, direction)
         falling = (own == 0) & (slope < 0)
         return torch.where(falling, -clean.x.clamp(max=epsilon), torch.zeros_like(clean.x))
 
@@ -982,7 +1006,7 @@ class FGSM(_Attack):
         values = clean.x if change is None else clean.x + change
         whole = _Batch(
             clean.start, clean.x, values, clean.indices, clean.indptr, clean.loss, clean.loss,
-            [(size, direction)], offset * size[:, None, None], counts,
+            [(size, direction)], offset, size, counts,
             torch.zeros(N, dtype=torch.int64, device=own.device).index_add_(0, clean.rows, (own != 0).long()),
         )  # fmt: skip
         whole.loss = self._loss(self._dense_first(whole), goal)
@@ -991,8 +1015,7 @@ class FGSM(_Attack):
         return self._improve_dense(clean, whole, best, goal, epsilon) if epsilon else best
 
     def _dense_first(self, batch: _Batch) -> Tensor:
-        assert batch.offset is not None
-        return self._layer.first(batch.values, batch.indices, batch.indptr) + batch.offset
+        return batch.added(self._layer.first(batch.values, batch.indices, batch.indptr))
 
     def _improve_dense(
         self, clean: _Batch, step: _Batch, best: _Batch, goal: _Targets, epsilon: float
@@ -1002,7 +1025,7 @@ class FGSM(_Attack):
 
 def _masked(batch: _Batch, keep: Tensor, clean_loss: Tensor) -> _Batch:
     """The documents not kept are clean again."""
-    assert batch.offset is not None
+    assert batch.scale is not None
     return _Batch(
         batch.start,
         batch.x,
@@ -1012,7 +1035,8 @@ def _masked(batch: _Batch, keep: Tensor, clean_loss: Tensor) -> _Batch:
         torch.where(keep, batch.loss, clean_loss),
         batch.clean_loss,
         [(weight * keep, direction) for weight, direction in batch.directions],
-        torch.where(keep[:, None, None], batch.offset, 0.0),
+        batch.offset,
+        batch.scale * keep,
         batch.counts,
         batch.own_counts,
     )
@@ -1032,11 +1056,12 @@ class PGD(FGSM):
     The first run starts from the clean document, others (`restarts`) from random points. Over all features
     (`Dense`) there is one run, from FGSM's point, and steps are conditional gradients (Frank-Wolfe):
     x + (1 - a) * change + a * eps * sign(gradient) with a = 2 / (t + 2), which stays inside without a
-    projection, so that a change remains a sum of few sign matrices.
+    projection, so that a change remains a sum of few sign matrices. `L1` takes them, too, towards the
+    vertices of its set.
 
     Args:
         steps: Of each run.
-        step_size: As a part of epsilon; None: 2.5 / steps.
+        step_size: As a part of epsilon; None: 2.5 / steps. Not of `Dense` and `L1`.
         restarts: Runs from random points, beside the first. Not for `Dense`.
         keep_best: False: the last point is kept, whatever it does.
         Others: as `FGSM`.
@@ -1045,20 +1070,9 @@ class PGD(FGSM):
     name = "pgd"
 
     def __init__(
-        self,
-        model: MACH,
-        threat_model: str | ThreatModel = "support",
-        goal: str = "untargeted",
-        k: int = 5,
-        *,
-        steps: int = 10,
-        step_size: float | None = None,
-        restarts: int = 0,
-        keep_best: bool = True,
-        seed: int = 0,
-        batch_size: int | None = None,
+        self, *args: Any, steps: int = 10, step_size: float | None = None, restarts: int = 0, **options: Any
     ) -> None:
-        super().__init__(model, threat_model, goal, k, keep_best=keep_best, seed=seed, batch_size=batch_size)
+        super().__init__(*args, **options)
         steps, restarts = F.as_int("PGD", "steps", steps), F.as_int("PGD", "restarts", restarts)
         if steps < 0 or restarts < 0:
             raise ValueError(f"PGD: steps and restarts must be >= 0, got {steps} and {restarts}")
@@ -1075,12 +1089,12 @@ class PGD(FGSM):
             if run:
                 noise = torch.rand(values.shape, generator=generator, device=rows.device, dtype=values.dtype)
                 values = threat.project(clean.x, clean.x + (2 * noise - 1) * epsilon, rows, N, epsilon)
-            for _ in range(self.steps):
+            for t in range(self.steps):
                 first = layer.first(values, clean.indices, clean.indptr)
                 _, gradient = self._gradient(first, goal)
                 slope = layer.to_values(gradient, clean.indices, clean.indptr)
-                step = threat.step(slope, rows, N, self.step_size * epsilon)
-                values = threat.project(clean.x, values + step, rows, N, epsilon)
+                size = self.step_size * epsilon
+                values = threat.advance(clean.x, values, slope, rows, N, epsilon, size, t)
                 best = self._choose(clean, best, values, goal)
         return best
 
@@ -1091,17 +1105,19 @@ class PGD(FGSM):
         for t in range(1, self.steps + 1):
             a = 2 / (t + 2)
             _, gradient = self._gradient(self._dense_first(now), goal)
-            direction, offset, _, own = self._dense_vertex(clean, self._direction(gradient))
+            direction, offset, _, own = self._dense_vertex(clean, self._direction(clean.start, gradient))
             size = _below(epsilon, clean.x.dtype)
             change = self._own_change(clean, direction, own, epsilon)
             toward = clean.x if change is None else clean.x + change
             assert now.offset is not None
+            assert now.scale is not None
             directions = [(weight * (1 - a), d) for weight, d in now.directions]
             directions.append((clean.x.new_full((direction.N,), a * size * (1 - _ROUNDING)), direction))
             now = _Batch(
                 clean.start, clean.x, now.values * (1 - a) + toward * a if change is not None else clean.x,
                 clean.indices, clean.indptr, clean.loss, clean.loss, directions,
-                now.offset * (1 - a) + offset * (a * size),
+                now.offset * (now.scale * (1 - a))[:, None, None] + offset * (a * size),
+                torch.ones_like(now.scale),
             )  # fmt: skip
             now.loss = self._loss(self._dense_first(now), goal)
             best = _either(now, best, self._better(now.loss, best.loss))
@@ -1112,6 +1128,8 @@ def _either(new: _Batch, best: _Batch, better: Tensor) -> _Batch:
     """Of each document the new or the best so far."""
     assert new.offset is not None
     assert best.offset is not None
+    assert new.scale is not None
+    assert best.scale is not None
     both = [(w * better, d) for w, d in new.directions] + [(w * ~better, d) for w, d in best.directions]
     merged: dict[int, tuple[Tensor, _Direction]] = {}
     for weight, direction in both:
@@ -1127,23 +1145,38 @@ def _either(new: _Batch, best: _Batch, better: Tensor) -> _Batch:
         best.clean_loss,
         list(merged.values()),
         torch.where(better[:, None, None], new.offset, best.offset),
+        torch.where(better, new.scale, best.scale),
     )
 
 
 class Random(FGSM):
-    """The control: FGSM's step along noise in place of the gradient, of the same size, always taken."""
+    """The control: FGSM's step along noise in place of the gradient, of the same size, always taken.
+
+    Args:
+        words: The control of `Greedy`: of `Insert(m)` m new features alone, the document's own stay.
+        Others: as `FGSM`, but `keep_best`, which is False.
+    """
 
     name = "random"
 
-    def __init__(self, model: MACH, threat_model: str | ThreatModel = "support", **options: Any) -> None:
-        super().__init__(model, threat_model, keep_best=False, **options)
+    def __init__(self, *args: Any, words: bool = False, **options: Any) -> None:
+        super().__init__(*args, keep_best=False, **options)
+        self.words = words
 
     def _check_threat(self, op: str) -> None:
         pass
 
-    def _direction(self, gradient: Tensor) -> _Direction:
-        self._draws = getattr(self, "_draws", -1) + 1
-        return _Direction(self._layer, None, len(gradient), self.seed + 7919 * self._draws)
+    def _direction(self, start: int, gradient: Tensor) -> _Direction:
+        return _Direction(self._layer, None, len(gradient), self.seed + start)
+
+    def _slope(self, batch: _Batch, direction: _Direction) -> Tensor:
+        x = batch.x
+        generator = torch.Generator(x.device).manual_seed(direction.seed)
+        slope = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        if not isinstance(self.threat_model, Insert):
+            return slope
+        own = torch.zeros_like(slope) if self.words else slope
+        return torch.where(batch.x == 0, slope.abs(), own)  # new features are really added
 
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: _Targets, grid: list[float]
@@ -1167,12 +1200,7 @@ class Greedy(FGSM):
     """
 
     name = "greedy"
-
-    def __init__(
-        self, model: MACH, threat_model: str | ThreatModel = "delete", goal: str = "untargeted", k: int = 5,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(model, threat_model, goal, k, **options)
+    usual_threat = "delete"
 
     def _check_threat(self, op: str) -> None:
         if not isinstance(self.threat_model, (Delete, Insert)):
@@ -1185,10 +1213,9 @@ class Greedy(FGSM):
         if isinstance(self.threat_model, Insert):
             clean = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             return [self._insert(clean, goal, epsilon, self.threat_model.m) for epsilon in grid]
-        best = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
-        found = {0: best}
-        clean, values = best, x
-        for count in range(1, int(max(grid, default=0)) + 1):
+        clean = best = _Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
+        values, asked, found = x, {int(epsilon) for epsilon in grid}, {0: clean}
+        for count in range(1, max(asked, default=0) + 1):
             first = self._layer.first(values, indices, indptr)
             _, gradient = self._gradient(first, goal)
             effect = -self._layer.to_values(gradient, indices, indptr) * values
@@ -1200,8 +1227,9 @@ class Greedy(FGSM):
             values = values.clone()
             values[chosen] = 0
             best = self._choose(clean, best, values, goal)
-            found[count] = best
-        return [found[min(int(epsilon), len(found) - 1)] for epsilon in grid]
+            if count in asked:
+                found[count] = best
+        return [found.get(int(epsilon), best) for epsilon in grid]  # what more words would not have changed
 
     def _insert(self, clean: _Batch, goal: _Targets, epsilon: float, m: int) -> _Batch:
         best, now = clean, clean
@@ -1209,7 +1237,7 @@ class Greedy(FGSM):
         for _ in range(m if epsilon else 0):
             first = self._layer.first(now.values, now.indices, now.indptr)
             _, gradient = self._gradient(first, goal)
-            direction = self._direction(gradient)
+            direction = self._direction(clean.start, gradient)
             wide = [
                 self._with_new(v, now.indices, now.indptr, direction, 1)[0]
                 for v in (now.x, now.values, best.values)
@@ -1226,8 +1254,7 @@ class Greedy(FGSM):
         return best
 
 
-def _threat(text: str | ThreatModel) -> ThreatModel:
-    return threat_model(text)
+_threat = threat_model  # attacks and evaluate have an argument of that name
 
 
 def _check_k(op: str, model: MACH, k: Any) -> int:
@@ -1317,9 +1344,13 @@ def evaluate(
         progress: Shows a bar.
 
     Returns:
-        {"clean": METRICS, "adversarial": [{"epsilon", "metrics": METRICS, "random": METRICS, "transfer":
-        METRICS, "size": mean norms and non-zeros added and removed, "loss", "clean_loss", "targeted": {goal:
-        {band: {"success", "documents"}}}}], ...}; METRICS: {"P@1": value, "P@1 interval": [low, high], ...}.
+        {"clean": METRICS, "transfer_clean": METRICS of the other model, "adversarial": [{"epsilon",
+        "metrics": METRICS, "random": METRICS, "transfer": METRICS, "size": mean norms and non-zeros added and
+        removed, "loss", "clean_loss", "targeted": {goal: {band: {"success", "documents"}}}}], ...}; METRICS:
+        {"P@1": value, "P@1 interval": [low, high], ...}.
+
+    Raises:
+        TypeError, ValueError: As the attacks; no documents; a transfer model of other features or labels.
     """
     op = "evaluate"
     threat = _threat(threat_model)
@@ -1337,8 +1368,9 @@ def evaluate(
                 f"{op}: transfer must have the model's (features, labels) {sizes_of[0]}, got {sizes_of[1]}"
             )
     attacks = [_named(attack, model, threat, one, k, seed, steps) for one in goals]
-    control = Random(model, threat, goal=goal, k=k, seed=seed)
     X = check_csr(X, f"{op}: X")
+    if X.shape[0] == 0:
+        raise ValueError(f"{op}: X must have at least one document, got N=0")
     Y = attacks[0]._check_labels(op, X, Y)
     if Y is None:
         raise ValueError(f"{op}: needs the true labels Y")
@@ -1346,7 +1378,7 @@ def evaluate(
     most, N = max(ks), X.shape[0]
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
 
-    columns: list[list[NDArray[np.float64]]] = [[] for _ in range(1 + 3 * len(grid))]
+    columns: list[list[NDArray[np.float64]]] = [[] for _ in range(2 + 3 * len(grid))]  # transfer, clean: last
     sizes: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in grid]
     won: dict[tuple[str, str, int], list[NDArray[Any]]] = {}
     batch = attacks[0].batch_size
@@ -1354,9 +1386,12 @@ def evaluate(
         for start in range(0, N, batch):
             x, y = X[start : start + batch], Y[start : start + batch]
             found = attacks[0].perturb(x, y, grid)
-            noise = control.perturb(x, y, grid)
+            words = isinstance(attacks[0], Greedy)
+            noise = Random(model, threat, goal, k, words=words, seed=seed + start).perturb(x, y, grid)
             clean = model.predict(x, max(most, k))[1]
             columns[0].append(_by_document(y, clean, ks, q))
+            if transfer is not None:
+                columns[-1].append(_by_document(y, transfer.predict(x, most)[1], ks, q))
             for i, (changed, random) in enumerate(zip(found, noise, strict=True)):
                 labels = changed.predict(max(most, k))[1] if grid[i] else clean
                 columns[1 + i].append(_by_document(y, labels, ks, q))
@@ -1381,14 +1416,14 @@ def evaluate(
     everything = _summaries(columns, names, len(ks), resamples, seed)
     results = []
     for i, epsilon in enumerate(grid):
-        parts = {name: np.concatenate([s[name] for s in sizes[i]]) for name in (sizes[i] or [{}])[0]}
+        parts = {name: np.concatenate([s[name] for s in sizes[i]]) for name in sizes[i][0]}
         means = {name: float(part.mean()) for name, part in parts.items()}
         entry: dict[str, Any] = {
             "epsilon": epsilon,
             "metrics": everything[1 + i],
             "random": everything[1 + len(grid) + i],
-            "loss": means.pop("loss", math.nan),
-            "clean_loss": means.pop("clean_loss", math.nan),
+            "loss": means.pop("loss"),
+            "clean_loss": means.pop("clean_loss"),
             "size": means,
         }
         if transfer is not None:
@@ -1401,16 +1436,19 @@ def evaluate(
                     for name, band in bands.items()
                 }
         results.append(entry)
-    return {
+    result = {
         "attack": attack,
         "threat_model": str(threat),
         "nonnegative": threat.nonnegative,
         "goal": goal,
         "k": k,
+        "steps": steps if attack == "pgd" else None,
+        "seed": seed,
         "documents": N,
         "clean": everything[0],
         "adversarial": results,
     }
+    return result if transfer is None else {**result, "transfer_clean": everything[-1]}
 
 
 def _aims(one: _Attack, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
@@ -1458,8 +1496,8 @@ def _summaries(
     wide = np.concatenate([t for t in tables if t is not None], 1)
     N = len(wide)
     rng = np.random.default_rng(seed)
-    totals = [wide.sum(0, keepdims=True) / max(1, N)]
-    for begin in range(0, resamples if N else 0, 50):
+    totals = [wide.mean(0, keepdims=True)]
+    for begin in range(0, resamples, 50):
         draws = rng.integers(0, N, (min(50, resamples - begin), N))
         weights = np.stack([np.bincount(draw, minlength=N) for draw in draws])
         totals.append(weights @ wide / N)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import attack, data, explain, metrics, nn, report, training
+from mach_ext import attack, certify, data, explain, metrics, nn, report, training
 
 RUNS = Path("runs")
 KS = (1, 3, 5)
@@ -277,6 +277,10 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_positive, default=10, help="of pgd (10)")
     parser.add_argument("--sample", type=_positive, default=None, metavar="N", help="the first N documents")
     parser.add_argument("--transfer", type=Path, default=None, metavar="DIR", help="another run, asked too")
+    parser.add_argument(
+        "--certify", action="store_true", default=False,
+        help="also: the part of P@k that no change of this threat model can take away",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, default=None, metavar="FILE", help="one HTML page")
 
 
@@ -682,6 +686,8 @@ def attack_model(args: Any) -> None:
     if not min(wanted) >= 0:
         raise ValueError(f"--eps must be numbers >= 0, got {min(wanted):g}")
     grid = _eps_grid(wanted, args.attack)
+    if args.certify:
+        certify.check(model, threat, "--certify")
     propensity = metrics.inverse_propensity(dataset.train.Y) if len(dataset.train) >= 3 else None
     with _timed(seconds, "attack"):
         result = attack.evaluate(
@@ -702,6 +708,13 @@ def attack_model(args: Any) -> None:
             seed=args.seed,
             progress=not args.quiet,
         )
+    if args.certify:
+        with _timed(seconds, "certify"):
+            found = certify.certify(model, X, Y, grid, threat_model=threat, k=args.k, progress=not args.quiet)
+        proven = found.as_dict([name for name in dict.fromkeys((*KS, args.k)) if name <= args.k])
+        result["certified_zero"] = proven["zero"]
+        for entry, size in zip(result["adversarial"], proven["sizes"], strict=True):
+            entry["certified"] = {name: value for name, value in size.items() if name != "epsilon"}
     _show_attack(f"{dataset.name}, {args.split}", result, wanted)
     output = args.output or folder
     output.mkdir(parents=True, exist_ok=True)
@@ -717,9 +730,12 @@ def attack_model(args: Any) -> None:
     if former.get("model") == model.configuration() or not former:
         kept = former.get("attacks", {})
         whole = "" if args.dataset is None and args.sample is None else f" {dataset.name} {X.shape[0]}"
-        name = f"{args.attack} {result['threat_model']} {args.split}{whole}"
+        how = {key: result[key] for key in ("attack", "threat_model", "goal", "nonnegative", "steps")}
+        signed = "" if threat.nonnegative else " signed"
+        steps = "" if result["steps"] is None else f" {result['steps']} steps"
+        name = f"{args.attack} {threat}{signed}{steps} {args.goal} {args.split}{whole}"
         short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in result["adversarial"]}
-        kept[name] = {"clean": result["clean"], "adversarial": short}
+        kept[name] = {**how, "clean": result["clean"], "adversarial": short}
         data.write_json(file, {"model": model.configuration(), **former, "attacks": kept})
     with data.atomic_path(output / "attack.png") as temporary:
         report.plot_attack(result, wanted).savefig(temporary, dpi=150, format="png")
@@ -750,16 +766,20 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
     print(f"\n{'eps':>10}" + "".join(f"{name:>9}" for name in names) + f"{'|change|':>10}{'added':>9}")
     for entry in result["adversarial"]:
         size = entry["size"]
-        rows = [("metrics", f"{entry['epsilon']:g}"), ("random", "noise"), ("transfer", "transfer")]
-        for key, label in rows if entry["epsilon"] else rows[:1]:
-            if key not in entry:
+        rows = [("metrics", f"{entry['epsilon']:g}"), ("random", "noise"), ("transfer", "transfer"),
+                ("certified", "certified")]  # fmt: skip
+        for key, label in rows:
+            if key not in entry or (key in ("random", "certified") and not entry["epsilon"]):
                 continue
-            cells = "".join(f"{entry[key][name]:>9.4f}" for name in names)
+            cells = "".join(f"{entry[key][name]:>9.4f}" for name in names if name in entry[key])
             tail = f"{size['l2']:>10.4f}{size['added']:>9.1f}" if key == "metrics" else ""
             print(
                 f"{label:>10}{cells}{tail}"
                 + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")
             )
+    for name, (low, high) in result.get("certified_zero", {}).items():
+        reached = f"is above 0 up to eps {low:g}" if high is None else f"reaches 0 at eps {high:g}"
+        print(f"certified {name} {reached}")
     for entry in result["adversarial"]:
         if entry["epsilon"] in wanted:
             for name in names:
@@ -770,6 +790,12 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
                         f"eps {entry['epsilon']:g}: {name} {clean:.4f} -> {entry['metrics'][name]:.4f} "
                         f"[{low:.4f}, {high:.4f}], noise {entry['random'][name]:.4f}"
                     )
+            if "certified" in entry:
+                low, high = entry["certified"]["robust P@1"]
+                print(
+                    f"eps {entry['epsilon']:g}: robust P@1 is in [{low:.4f}, {high:.4f}]: proven, and left "
+                    "by changes found and tried"
+                )
             for goal, rates in entry.get("targeted", {}).items():
                 what = "right label out of" if goal == "positive" else "wrong label into"
                 cells = ", ".join(

@@ -128,9 +128,13 @@ def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
             curve.fill_between(range(len(sizes)), low, high, alpha=0.18, color=drawn.get_color(), linewidth=0)
         noise = [entry["random"][name] for entry in entries]
         curve.plot(range(len(sizes)), noise, ":", color=drawn.get_color(), linewidth=1.2)
+        if name in entries[0].get("certified", {}):
+            proven = [entry["certified"][name] for entry in entries]
+            curve.plot(range(len(sizes)), proven, "--", color=drawn.get_color(), linewidth=1.2)
     curve.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
     curve.set_xlabel("words removed" if result["attack"] == "delete" else "eps")
-    curve.set_title("P@k by size; dotted: noise", fontsize=11)
+    certified = ", dashed: certified" if "certified" in entries[0] else ""
+    curve.set_title(f"P@k by size; dotted: noise{certified}", fontsize=11)
     curve.legend(frameon=False)
     for axes in (bars, curve):
         axes.set_ylim(bottom=0)

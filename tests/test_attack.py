@@ -186,6 +186,97 @@ def test_greedy_deletion_and_insertion():
     np.testing.assert_allclose(added[1].loss, true_losses(model, added[1].to_csr(), Y), rtol=1e-4)
 
 
+def test_greedy_gives_the_same_for_any_grid():
+    model, X, Y = model_of(), draw(density=0.2), labels_of()
+    whole = Greedy(model).perturb(X, Y, [0, 1, 2, 3, 50])
+    for count, one in zip((50, 3, 0, 3), Greedy(model).perturb(X, Y, [50, 3, 0, 3]), strict=True):
+        same = whole[min(count, 4)]
+        assert (one.to_csr() != same.to_csr()).nnz == 0
+        assert (one.loss == same.loss).all()
+
+
+def test_noise_of_word_insertion_leaves_own_words_alone():
+    """The control of Greedy: the same m new features, nothing else; that of FGSM moves own ones, too."""
+    model, X, Y = model_of(), draw(), labels_of()
+    for nonnegative in (True, False):
+        noise = Random(model, Insert(m=3, nonnegative=nonnegative), words=True).perturb(X, Y, 0.5)
+        change = (noise.to_csr() - X).toarray()
+        assert (change[X.toarray() != 0] == 0).all()
+        assert ((change != 0).sum(1) == 3).all()
+        assert set(np.unique(change)) == {0, 0.5}
+    found = attack.evaluate(model, X, Y, attack="insert", threat_model="insert(3)", epsilons=[0.5])
+    assert found["adversarial"][0]["size"]["random_l2"] == pytest.approx(0.5 * 3**0.5)
+    found = attack.evaluate(model, X, Y, attack="fgsm", threat_model="insert(3)", epsilons=[0.5])
+    assert found["adversarial"][0]["size"]["random_l2"] > 0.9
+
+
+@pytest.mark.parametrize("threat", [*THREATS, Delete()], ids=str)
+def test_noise_is_the_same_in_every_call(threat):
+    model, X, Y = model_of(), draw(n=9), labels_of(9)
+    grid = [1, 2] if threat == Delete() else [0.1, 0.3]
+    control, other = (Random(model, threat, batch_size=4, seed=seed) for seed in (0, 9))
+    three = (one.perturb(X, Y, grid) for one in (control, control, other))
+    for a, b, c in zip(*three, strict=True):
+        assert bitwise_equal(torch.from_numpy(a.to_csr().toarray()), torch.from_numpy(b.to_csr().toarray()))
+        assert (a.loss == b.loss).all()
+        assert (a.to_csr() != c.to_csr()).nnz
+    if isinstance(threat, Dense):
+        change = (control.perturb(X, Y, 0.1).to_csr() - X).toarray()
+        assert not (np.sign(change[0]) == np.sign(change[4])).all()  # the next batch's noise is its own
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pgd_goes_beyond_fgsm_on_l1(name):
+    """Values at a bound do not stop it: it is better somewhere, never worse, and stays in the ball."""
+    better = 0
+    for seed in range(4):
+        model, X, Y = model_of(name), draw(density=0.3, seed=seed), labels_of(seed=seed)
+        for epsilon in (0.5, 2.0):
+            one = FGSM(model, "l1").perturb(X, Y, epsilon)
+            many = PGD(model, "l1", steps=10).perturb(X, Y, epsilon)
+            assert (many.loss >= one.loss).all()
+            assert many.holds()
+            better += int((many.loss > one.loss + 1e-3).sum())
+    assert better
+
+
+def test_pgd_on_l1_leaves_a_feature_that_is_used_up():
+    """z = relu(1 - 5 x0 + x2 / 2) - 2 relu(0.6 - x1) rises most along -x0, which has 0.1 of room, then along
+    x1, which counts up to 0.6 only; FGSM spends 0.3 on it, the best point 0.1 and the rest on x2."""
+    with pytest.warns(mach_ext.CollisionWarning):
+        model = mach_ext.MACH(3, 8, num_repetitions=2, num_buckets=4, hidden_size=2)
+    with torch.no_grad():
+        model.encoder_weight.copy_(torch.tensor([[-5.0, 0.0], [0.0, -1.0], [0.5, 0.0]]))
+        model.encoder_bias.copy_(torch.tensor([1.0, 0.6]))
+        model.bucket_weight[:, 0], model.bucket_weight[:, 1] = 1.0, -2.0
+        model.bucket_bias.zero_()
+    X = scipy.sparse.csr_matrix(np.array([[0.1, 0.5, 0.5]], np.float32))
+    none = scipy.sparse.csr_matrix((1, 8))  # no label is true: the loss rises with every logit
+    one = FGSM(model, "l1").perturb(X, none, 0.4)
+    np.testing.assert_allclose(one.to_csr().toarray(), [[0, 0.8, 0.5]], atol=1e-6)
+    many = PGD(model, "l1", steps=10).perturb(X, none, 0.4)
+    np.testing.assert_allclose(many.to_csr().toarray(), [[0, 0.6, 0.7]], atol=0.02)
+    assert many.loss > one.loss
+
+
+def test_epsilon_0_is_the_input_in_its_own_dtype():
+    X = scipy.sparse.csr_matrix(draw(), dtype=np.float64)
+    X.data += 1e-12  # not a float32
+    for model in (model_of(), model_of().double()):
+        for threat in ("support", "dense"):
+            written = FGSM(model, threat).perturb(X, labels_of(), 0.0).to_csr()
+            assert written.dtype == X.dtype
+            for name in ("data", "indices", "indptr"):
+                assert getattr(written, name).tobytes() == getattr(X, name).tobytes()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_epsilons_share_one_offset(name):
+    """A tensor [N, C, M] of a linear model is as large as its bucket logits."""
+    found = FGSM(model_of(name), "dense").perturb(draw(), labels_of(), [0.1, 0.2, 0.3])
+    assert len({one._batches[0].offset.data_ptr() for one in found}) == 1
+
+
 def test_targeted_goals():
     model, X = model_of(), draw()
     ranked = model.predict(X, L)[1]
@@ -262,6 +353,32 @@ def test_holds_tells_what_does_not():
     assert not holds(Delete(), 1, 0.5, 0, 0.1, 0, 0)
 
 
+def test_a_dense_perturbation_is_checked_by_tiles(monkeypatch):
+    model = mach_ext.MACH(500, L, num_repetitions=4, num_buckets=20, hidden_size=8, seed=2)
+    monkeypatch.setattr(attack, "_TILE", 1)  # 64 features at a time
+    X = scipy.sparse.random(7, 500, density=0.1, format="csr", dtype=np.float32, random_state=0)
+    for threat in (Dense(), Dense(nonnegative=True)):
+        found = PGD(model, threat, steps=2, keep_best=False).perturb(X, labels_of(), 0.1)
+        assert found.holds()
+        project = type(threat).project
+        with monkeypatch.context() as patch:  # one feature of the last tile is written wrong
+            seen = []
+
+            def spoilt(self, x, y, rows, N, epsilon, seen=seen, project=project):
+                seen.append(x.shape[1])
+                right = project(self, x, y, rows, N, epsilon)
+                if sum(seen) == 500:
+                    right[:, -1] += 0.2
+                return right
+
+            patch.setattr(Dense, "project", spoilt)
+            assert not found.holds()
+            assert len(seen) == 8
+        batch = found._batches[0]
+        batch.directions = [(2 * weight, direction) for weight, direction in batch.directions]
+        assert not found.holds()
+
+
 def test_l1_vertex_is_the_best_point_of_its_set():
     """Against a linear program solved by hand: fill by falling gradient."""
     x = torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64)
@@ -296,6 +413,9 @@ def test_evaluate(kind, threat):
     assert last["loss"] > last["clean_loss"] == pytest.approx(first["loss"])
     transferred = metrics.evaluate(Y, other.predict(X, 5)[1])
     assert first["transfer"]["P@1"] == pytest.approx(transferred["P@1"])
+    assert result["transfer_clean"] == first["transfer"]
+    assert result["steps"] == (2 if kind == "pgd" else None)
+    assert "transfer_clean" not in attack.evaluate(model, X, Y, epsilons=[0.1], resamples=0)
     for rates in last["targeted"].values():
         assert set(rates) == {"all", "head", "torso", "tail"}
     rates = last["targeted"]["positive"]
@@ -354,16 +474,22 @@ def test_bad_input(error, message, changes):
         perturb(**changes)
 
 
+def test_evaluate_refuses_no_documents():
+    with pytest.raises(ValueError, match="evaluate: X must have at least one document, got N=0"):
+        attack.evaluate(model_of(), draw()[:0], labels_of()[:0])
+
+
 def test_size_guard_and_documents_without_features():
     model = model_of()
     found = FGSM(model, "dense").perturb(draw(), labels_of(), 0.1)
     with pytest.raises(ValueError, match=r"N x D = 7 x 60 numbers take 3,360 bytes, more than max_bytes=100"):
         found.to_csr(max_bytes=100)
-    assert found.holds(max_bytes=100)
+    assert found.holds()
     empty = scipy.sparse.csr_matrix((2, D), dtype=np.float32)
     for threat in THREATS:
         assert FGSM(model, threat).perturb(empty, labels_of(2), 0.1).holds()
     none = FGSM(model).perturb(empty[:0], labels_of(2)[:0], 0.1)
+    assert none.holds()
     assert none.to_csr().shape == (0, D)
     assert none.predict(3)[1].shape == (0, 3)
     with pytest.raises(ValueError, match="linear MACH"):

@@ -378,7 +378,8 @@ def test_attack(here, dataset_folder, capsys):
     assert clean == first
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"]["P@1"] == pytest.approx(clean["P@1"])
-    assert "fgsm support test" in metrics["attacks"]
+    kept = metrics["attacks"]["fgsm support untargeted test"]
+    assert (kept["goal"], kept["nonnegative"], kept["steps"]) == ("untargeted", True, None)
     assert (folder / "attack.png").read_bytes()[:4] == b"\x89PNG"
     for kind, threat, eps in (
         ("pgd", "dense", "0.1,0.2"), ("delete", "delete", "1"), ("insert", "insert(2)", "0.5,1"),
@@ -399,10 +400,44 @@ def test_attack(here, dataset_folder, capsys):
         )
         assert run("attack", *argv, "--quiet", "--transfer", folder, "--output", here / "out") == 0
         assert "before" in page.read_text()
+        assert "<td>transfer</td>" in page.read_text()
         record = json.loads((here / "out" / "attack.json").read_text())
         last = record["adversarial"][-1]
         assert last["metrics"]["P@1"] <= clean["P@1"]
         assert last["transfer"]["P@5"] == pytest.approx(last["metrics"]["P@5"])
+        assert record["transfer_clean"]["P@5"] == pytest.approx(clean["P@5"])
+    for options in (
+        (),
+        ("--signed",),
+        ("--goal", "own"),
+        ("--attack", "pgd"),
+        ("--attack", "pgd", "--steps", 2),
+    ):
+        assert run("attack", "--sample", 5, "--eps", "0.1,0.2", "--quiet", *options) == 0
+    sample = [
+        k for k in json.loads((folder / "metrics.json").read_text())["attacks"] if k.endswith(" tiny 5")
+    ]
+    assert sample == [
+        "fgsm support untargeted test tiny 5",
+        "fgsm support signed untargeted test tiny 5",
+        "fgsm support own test tiny 5",
+        "pgd support 10 steps untargeted test tiny 5",
+        "pgd support 2 steps untargeted test tiny 5",
+    ]
+    page = here / "certified.html"
+    assert run("attack", "--eps", "0.01", "--certify", "--sample", "20", "--report", page, "--quiet") == 0
+    record = json.loads((folder / "attack.json").read_text())
+    for entry in record["adversarial"]:
+        assert 0 <= entry["certified"]["P@1"] <= entry["metrics"]["P@1"]
+        assert 0 <= entry["certified"]["P@5"] <= entry["metrics"]["P@5"]
+    assert record["adversarial"][1]["certified"]["P@1"] > 0
+    assert record["certified_zero"]["P@1"][1] > 0
+    assert "certified" in page.read_text()
+    out = capsys.readouterr().out
+    assert "\n certified" in out
+    assert "certified P@5 reaches 0 at eps " in out
+    assert run("attack", "--threat", "dense", "--certify", "--quiet") == 1
+    assert "--certify: threat model dense is certified for linear MACH" in capsys.readouterr().err
     assert run("attack", "--eps", "-1", "--quiet") == 1
     assert "--eps must be numbers >= 0, got -1" in capsys.readouterr().err
     assert run("attack", "--threat", "all", "--quiet") == 1

@@ -839,20 +839,25 @@ class Decoder {
     uint8_t* tables = tables_[0].of(blocks * R * B * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
-      // The bytes of min and median depend on the threshold, so they are renewed as it rises.
-      for (int64_t begin = sample_, end; begin < L; begin = end) {
-        end = m_.merge == Merge::mean ? L : std::min(L, 8 * begin);
+      const auto fill = [&] {
         p_.run_tasks(blocks * R, [&](int64_t task) {
           const int64_t first = task / R * W, r = task % R;
           fill_table<Tag, W>(documents.data() + first, std::min<int64_t>(W, count - first), r,
                              tables + (task / R * R + r) * B * W);
         });
+      };
+      const bool mean = m_.merge == Merge::mean;
+      if (mean) fill();
+      for (int64_t begin = sample_, end; begin < L; begin = end) {
+        end = std::min(L, round_growth() * begin);
+        if (!mean) fill();  // these bytes depend on the threshold: renewed as it rises
         const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (end - begin) / 1024));
         std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
         std::vector<int64_t> rescored(parts * count);
         std::vector<uint8_t> hopeless(parts * count, 0);
         p_.run_tasks(parts, [&](int64_t part) {
-          const ScanRange range{cut(begin, end, parts, part),
+          const ScanRange range{begin,
+                                cut(begin, end, parts, part),
                                 cut(begin, end, parts, part + 1),
                                 count,
                                 documents.data(),
@@ -918,7 +923,17 @@ class Decoder {
     return static_cast<uint8_t>(std::min(255.0, std::max(0.0, bound)));
   }
 
+  // A scan's rounds, between which the threads tell each other their best: from one to the next the labels
+  // gone through grow so many fold. Apart, each thread has its own k best, and with a large k most of the
+  // labels that get exact keys come from their being found; where a threshold was looked for before, or there
+  // is one thread, one round is enough.
+  int64_t round_growth() const {
+    if (m_.merge != Merge::mean) return 8;
+    return p_.threads == 1 || p_.k <= kRaiseUpTo ? m_.L : 2;
+  }
+
   struct ScanRange {
+    int64_t known;       // labels that the thresholds are of
     int64_t begin, end;  // labels
     int64_t count;
     Document* const* documents;  // [count]
@@ -948,7 +963,7 @@ class Decoder {
     const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
     std::vector<Pair> pairs;
     uint8_t* hopeless = range.hopeless;
-    int64_t tile = 256;
+    int64_t tile = std::clamp(range.known / 2, int64_t(256), kTile);
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
       const int64_t last = std::min(range.end, first + tile);
       for (int64_t block = 0; block < blocks; ++block) {
@@ -982,7 +997,7 @@ class Decoder {
           const int64_t stayed = next[i] - (i ? next[i - 1] : 0);
           range.rescored[slot + i] += stayed;
           // As many more may come each time that the labels gone through double; direct starts again.
-          const double to_come = stayed * std::log2(static_cast<double>(range.end) / last);
+          const double to_come = stayed * std::log2(static_cast<double>(m_.L) / last);
           if (p_.path == Path::automatic && tile >= kJudged && to_come * pair_cost() > direct_cost_)
             hopeless[slot + i] = 1;
           if (static_cast<int64_t>(top[i].kept().size()) >= p_.k + p_.k / 4 + 4) top[i].compact();

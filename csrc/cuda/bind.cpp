@@ -707,7 +707,9 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
-  if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L) {  // not as label_index_cuda leaves them
+  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes.
+  if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L ||
+      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0) {
     stride = padded_labels(L);
     codes = allocate(codes, {R, stride});
     const Tensor faults = allocate(a.buckets, {1});
@@ -716,7 +718,7 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
                                   stream));
   }
   Lists lists = Lists::none;
-  if (path == Path::automatic && k <= kListsUpTo && std::max<int64_t>(N, 16) * L * R >= kListsFrom)
+  if (path == Path::automatic && k <= kListsUpTo && L * R >= kListsFrom / std::max<int64_t>(N, 16))
     lists = Lists::likely;
   if (path == Path::lists) lists = Lists::all;
   if (k > kMaxListsK) lists = Lists::none;

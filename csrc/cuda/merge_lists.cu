@@ -173,11 +173,13 @@ __device__ void find_heavy(const Plan& s, ListsShared& shared, int64_t n) {
                      count = static_cast<uint32_t>(start[1]) - begins;
           if (count == 0) continue;
           const int steps = static_cast<int>((static_cast<double>(x[i]) - tau) / shared.unit);
+          // One posting too many is enough: kHeavy lists' postings never add up to 2^32.
+          const uint32_t counted = count <= s.postings ? count : s.postings + 1;
           const uint32_t at = atomicAdd(&shared.lists, 1u);
-          atomicAdd(&shared.postings, count);
+          atomicAdd(&shared.postings, counted);
           const int height = height_of(x[i]);
           atomicAdd(&shared.lists_at[height], 1u);
-          atomicAdd(&shared.postings_at[height], count);
+          atomicAdd(&shared.postings_at[height], counted);
           if (at < kHeavy)
             shared.heavy[at] = {begins, count, static_cast<uint16_t>(r),
                                 static_cast<uint16_t>((steps < kSteps ? steps : kSteps) + 1)};
@@ -233,9 +235,9 @@ __device__ void add_postings(const Plan& s, const ListsShared& shared, uint32_t*
 __device__ uint32_t choose_cutoff(const Plan& s, ListsShared& shared, const uint32_t* sums, uint32_t wanted) {
   int coarse = 0;
   while (s.p.merge.R * (kSteps + 1) >> coarse >= kBins) ++coarse;
-  // The slots of sum 0 are not counted one by one: all of them at once, and some more.
+  // The slots of sum 0 are not counted: the last bin is as many as are wanted at most, so one is found.
   for (int i = threadIdx.x; i < kBins; i += kSelectThreads)
-    shared.select.bins[i] = i < kBins - 1 ? 0 : s.slots;
+    shared.select.bins[i] = i < kBins - 1 ? 0 : wanted;
   __syncthreads();
   for (int i = threadIdx.x; i < s.slots / 2; i += kSelectThreads)
     for (uint32_t sum : {sums[i] & 0xffff, sums[i] >> 16}) {

@@ -359,6 +359,27 @@ def test_sums_of_lists_do_not_run_over(gpu):
     assert trace[0, :2].tolist() == [2, R * (len(best) + len(others))]
 
 
+def test_sums_of_lists_are_rounded_up(gpu):
+    """The best label is almost two steps above the level in all repetitions, others 25 and a half in one."""
+    R, B, L = 16, 2000, 4096
+    level = 1 / 64  # of the way from the low score, 0, to the high one, 1: the lowest there is
+    step = (1 - level) / 62
+    table = torch.zeros(R, L, dtype=torch.int32)
+    table[:, 1000] = 1
+    table[:, 1:41] = 2
+    table[0, 1:41] = 3
+    scores = torch.zeros(1, R, B)
+    scores[:, :, 1] = level + 1.99 * step
+    scores[:, :, 2] = level
+    scores[:, 0, 3] = level + 25.5 * step
+    scores[:, :, 1500] = 1  # of no label
+    trace = torch.empty(1, 3, dtype=torch.int64, device=gpu)
+    args = *to(gpu, (scores, table)), to(gpu, index_of(table, B))
+    _, labels = _ops.merge_topk(*args, 1, "mean", "lists", trace)
+    assert labels.tolist() == [[1000]]
+    assert trace.tolist() == [[2, R + 40, 41 + 1]]  # all of them got a key, then the candidate
+
+
 def test_index_in_another_layout(device, generator):
     hash = random_hash(generator, 300, 40, 3, device)
     codes, starts, labels = hash.label_index()

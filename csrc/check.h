@@ -50,6 +50,20 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
                   name_of(t.scalar_type()));
 }
 
+// t, contiguous, of this shape and dtype.
+inline Tensor checked(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                      ScalarType type) {
+  check_shape(op, name, t, shape);
+  check_dtype(op, name, t, type);
+  return as_contiguous(t);
+}
+
+// Rows that an operator changes where they lie, any distance apart.
+inline void check_rows(const char* op, const char* name, const Tensor& t, const char* shape) {
+  STD_TORCH_CHECK(t.dim() == 2 && (t.numel() == 0 || t.stride(1) == 1), op, ": ", name, " must be ", shape,
+                  " with contiguous rows");
+}
+
 inline Merge parse_merge(const char* op, const std::string& merge) {
   if (merge == "mean") return Merge::mean;
   if (merge == "min") return Merge::min;

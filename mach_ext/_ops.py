@@ -268,7 +268,7 @@ def merge_topk(
     index: tuple[Tensor, Tensor, Tensor] | None,  # label_index(buckets, B); None: slower
     k: int,
     merge: str,
-    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists (CUDA: as scan)
+    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists
     trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, labels scored exactly
 ) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
     codes, list_starts, list_labels = (None, None, None) if index is None else index

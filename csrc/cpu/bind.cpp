@@ -407,6 +407,9 @@ std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cpu(const Tensor& grad_, cons
 struct LabelLogitsArguments {
   Tensor hidden, weight, buckets, labels;
   int64_t work() const { return labels.numel() * weight.size(0) * weight.size(1); }
+  Tensor checked_grad(const char* op, const Tensor& grad) const {
+    return checked(op, "grad", grad, {labels.size(0), labels.size(1), weight.size(0)}, hidden.scalar_type());
+  }
 
   template <class T>
   LabelLogits<T> params() const {
@@ -448,11 +451,7 @@ Tensor label_logits_cpu(const Tensor& hidden, const Tensor& weight, const std::o
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
   const int64_t N = labels.size(0), m = labels.size(1), R = weight.size(0), B = weight.size(2);
   std::optional<Tensor> bias;
-  if (bias_.has_value()) {
-    bias = as_contiguous(*bias_);
-    check_shape(op, "bias", *bias, {R, B});
-    check_dtype(op, "bias", *bias, hidden.scalar_type());
-  }
+  if (bias_.has_value()) bias = checked(op, "bias", *bias_, {R, B}, hidden.scalar_type());
   Tensor out = allocate(hidden, {N, m, R});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
@@ -471,9 +470,7 @@ Tensor label_logits_grad_hidden_cpu(const Tensor& grad_, const Tensor& hidden, c
                                     const Tensor& buckets, const Tensor& labels) {
   const char* op = "label_logits_grad_hidden";
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = as_contiguous(grad_);
-  check_shape(op, "grad", grad, {labels.size(0), labels.size(1), weight.size(0)});
-  check_dtype(op, "grad", grad, hidden.scalar_type());
+  const Tensor grad = a.checked_grad(op, grad_);
   Tensor out = new_zeros(a.hidden, a.hidden.sizes());
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
@@ -492,10 +489,8 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, con
                                                         const Tensor& labels) {
   const char* op = "label_logits_grad_weight";
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = as_contiguous(grad_);
+  const Tensor grad = a.checked_grad(op, grad_);
   const int64_t R = weight.size(0), H = weight.size(1), B = weight.size(2);
-  check_shape(op, "grad", grad, {labels.size(0), labels.size(1), R});
-  check_dtype(op, "grad", grad, hidden.scalar_type());
   Tensor grad_weight = new_zeros(hidden, {R, H, B}), grad_bias = new_zeros(hidden, {R, B});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
@@ -515,8 +510,7 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, con
 
 Tensor signs_cpu(Tensor gradient, bool nonnegative) {
   const char* op = "signs";
-  STD_TORCH_CHECK(gradient.dim() == 2 && (gradient.numel() == 0 || gradient.stride(1) == 1), op,
-                  ": gradient must be [N, T] with contiguous rows");
+  check_rows(op, "gradient", gradient, "[N, T]");
   const int64_t N = gradient.size(0), columns = gradient.size(1), stride = N ? gradient.stride(0) : columns;
   Tensor counts = allocate(gradient, {N}, ScalarType::Long);
   dispatch_floating(op, "gradient", gradient, [&](auto t) {
@@ -536,8 +530,7 @@ Tensor signs_cpu(Tensor gradient, bool nonnegative) {
 Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
                       const Tensor& label_indptr, double scale, bool gradient) {
   const char* op = "bucket_bce";
-  STD_TORCH_CHECK(logits.dim() == 2 && (logits.numel() == 0 || logits.stride(1) == 1), op,
-                  ": logits must be [N, B] with contiguous rows");
+  check_rows(op, "logits", logits, "[N, B]");
   const int64_t N = logits.size(0), B = logits.size(1);
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
@@ -699,9 +692,8 @@ Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Te
                              const Tensor& labels_, const std::string& merge) {
   const char* op = "merge_scores_grad";
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const Tensor labels = checked_labels(op, labels_, a.N()), grad = as_contiguous(grad_);
-  check_shape(op, "grad", grad, {a.N(), labels.size(1)});
-  check_dtype(op, "grad", grad, scores.scalar_type());
+  const Tensor labels = checked_labels(op, labels_, a.N());
+  const Tensor grad = checked(op, "grad", grad_, {a.N(), labels.size(1)}, scores.scalar_type());
   Tensor out = new_zeros(scores, {a.N(), a.R(), scores.size(2)});
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);

@@ -404,6 +404,11 @@ struct LabelLogitsArguments {
   bool shared;
   int64_t N, m, R, H, B, L;
 
+  Tensor checked_grad(const char* op, const Tensor& grad) const {
+    check_device(op, hidden, {grad});
+    return checked(op, "grad", grad, {N, m, R}, hidden.scalar_type());
+  }
+
   template <class T>
   LabelLogitsParams<T> params(const T* bias = nullptr) const {
     return {pointer<T>(hidden),
@@ -453,10 +458,8 @@ Tensor label_logits_cuda(const Tensor& hidden, const Tensor& weight, const std::
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
-    bias = as_contiguous(*bias_);
-    check_device(op, hidden, {*bias});
-    check_shape(op, "bias", *bias, {a.R, a.B});
-    check_dtype(op, "bias", *bias, hidden.scalar_type());
+    check_device(op, hidden, {*bias_});
+    bias = checked(op, "bias", *bias_, {a.R, a.B}, hidden.scalar_type());
   }
   Tensor out = new_empty(hidden, {a.N, a.m, a.R});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
@@ -472,10 +475,7 @@ Tensor label_logits_grad_hidden_cuda(const Tensor& grad_, const Tensor& hidden, 
   const char* op = "label_logits_grad_hidden";
   const DeviceGuard guard(hidden);
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = as_contiguous(grad_);
-  check_device(op, hidden, {grad});
-  check_shape(op, "grad", grad, {a.N, a.m, a.R});
-  check_dtype(op, "grad", grad, hidden.scalar_type());
+  const Tensor grad = a.checked_grad(op, grad_);
   Tensor out = new_empty(hidden, a.hidden.sizes());
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
@@ -491,10 +491,7 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cuda(const Tensor& grad_, co
   const char* op = "label_logits_grad_weight";
   const DeviceGuard guard(hidden);
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
-  const Tensor grad = as_contiguous(grad_);
-  check_device(op, hidden, {grad});
-  check_shape(op, "grad", grad, {a.N, a.m, a.R});
-  check_dtype(op, "grad", grad, hidden.scalar_type());
+  const Tensor grad = a.checked_grad(op, grad_);
   Tensor grad_weight = new_zeros(hidden, {a.R, a.H, a.B}), grad_bias = new_zeros(hidden, {a.R, a.B});
   const Groups groups =
       group(hidden, a.N * a.m * a.R, a.R * a.B, [&](auto key, auto* keys, int64_t* documents) {
@@ -526,8 +523,7 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cuda(const Tensor& grad_, co
 Tensor signs_cuda(Tensor gradient, bool nonnegative) {
   const char* op = "signs";
   const DeviceGuard guard(gradient);
-  STD_TORCH_CHECK(gradient.dim() == 2 && (gradient.numel() == 0 || gradient.stride(1) == 1), op,
-                  ": gradient must be [N, T] with contiguous rows");
+  check_rows(op, "gradient", gradient, "[N, T]");
   const int64_t N = gradient.size(0), columns = gradient.size(1), stride = N ? gradient.stride(0) : columns;
   Tensor counts = allocate(gradient, {N}, ScalarType::Long);
   dispatch_floating(op, "gradient", gradient, [&](auto t) {
@@ -542,8 +538,7 @@ Tensor signs_cuda(Tensor gradient, bool nonnegative) {
 Tensor bucket_bce_cuda(Tensor logits, const Tensor& buckets_, const Tensor& label_indices_,
                        const Tensor& label_indptr_, double scale, bool gradient) {
   const char* op = "bucket_bce";
-  STD_TORCH_CHECK(logits.dim() == 2 && (logits.numel() == 0 || logits.stride(1) == 1), op,
-                  ": logits must be [N, B] with contiguous rows");
+  check_rows(op, "logits", logits, "[N, B]");
   const DeviceGuard guard(logits);
   const int64_t N = logits.size(0), B = logits.size(1);
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
@@ -628,11 +623,10 @@ Tensor merge_scores_grad_cuda(const Tensor& grad_, const Tensor& scores, const T
   const char* op = "merge_scores_grad";
   const DeviceGuard guard(scores);
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
-  const Tensor labels = checked_labels(op, labels_, scores), grad = as_contiguous(grad_);
+  const Tensor labels = checked_labels(op, labels_, scores);
   const int64_t m = labels.size(1);
-  check_shape(op, "grad", grad, {a.N(), m});
-  check_dtype(op, "grad", grad, scores.scalar_type());
-  check_device(op, scores, {grad});
+  check_device(op, scores, {grad_});
+  const Tensor grad = checked(op, "grad", grad_, {a.N(), m}, scores.scalar_type());
   Tensor out = new_zeros(scores, {a.N(), a.R(), a.B()});
   std::optional<Tensor> chosen;
   if (a.merge != Merge::mean) chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
@@ -686,25 +680,30 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int6
   return {torch::stable::narrow(seen, 0, 0, L), starts, labels};
 }
 
-enum class Path { automatic, direct, scan };
+enum class Path { automatic, direct, scan, lists };
 
 Path parse_path(const char* op, const std::string& path) {
   if (path == "direct") return Path::direct;
-  if (path == "scan" || path == "lists") return Path::scan;  // there is no path over lists yet
+  if (path == "scan") return Path::scan;
+  if (path == "lists") return Path::lists;
   STD_TORCH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
   return Path::automatic;
 }
 
 constexpr int64_t kScanFrom = 1 << 16;   // L * R: less is not worth the scan's launches
+constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents at least: less is not worth it
+constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
 void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
-               const Tensor& list_labels, const MergeTopKParams<float>& all, cudaStream_t stream) {
+               const Tensor& list_labels, const MergeTopKParams<float>& all, Path path, cudaStream_t stream) {
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
-  if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L) {  // not as label_index_cuda leaves them
+  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes.
+  if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L ||
+      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0) {
     stride = padded_labels(L);
     codes = allocate(codes, {R, stride});
     const Tensor faults = allocate(a.buckets, {1});
@@ -712,6 +711,11 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
                                    stride, mutable_pointer<uint32_t>(faults)},
                                   stream));
   }
+  Lists lists = Lists::none;
+  if (path == Path::automatic && k <= kListsUpTo && L * R >= kListsFrom / std::max<int64_t>(N, 16))
+    lists = Lists::likely;
+  if (path == Path::lists) lists = Lists::all;
+  if (k > kMaxListsK) lists = Lists::none;
   const int64_t parts = (N + kScanDocuments - 1) / kScanDocuments, size = (N + parts - 1) / parts;
   const Tensor scratch = allocate(codes, {scan_scratch_bytes(size, R, B, L, k)}, ScalarType::Byte);
   for (int64_t begin = 0; begin < N; begin += size) {
@@ -721,10 +725,10 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
     some.values += begin * k;
     some.labels += begin * k;
     if (all.trace) some.trace += begin * kTraceColumns;
-    check_cuda(
-        launch_merge_scan({some.merge, k, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
-                           pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
-                          &some.candidates, stream));
+    check_cuda(launch_merge_scan(
+        {some.merge, k, lists, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
+         pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
+        &some.candidates, stream));
     check_cuda(launch_merge_topk(some, stream));
   }
 }
@@ -771,8 +775,8 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
                               trace ? mutable_pointer<int64_t>(*trace) : nullptr};
     if constexpr (std::is_same_v<T, float>) {
       const bool possible = codes && a.merge == Merge::mean && k <= kMaxScanK && R <= kMaxScanRepetitions;
-      if (possible && (path == Path::scan || (path == Path::automatic && L * R >= kScanFrom)))
-        return scan_topk(a, *codes, *list_starts, *list_labels, params, stream);
+      if (possible && path != Path::direct && (path != Path::automatic || L * R >= kScanFrom))
+        return scan_topk(a, *codes, *list_starts, *list_labels, params, path, stream);
     }
     params.blocks = blocks_per_document(N, L);
     std::optional<Tensor> shared;

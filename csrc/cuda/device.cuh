@@ -13,6 +13,13 @@ namespace mach {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Of the current device; 0 where it doesn't say.
+inline int device_attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+}
+
 // MACH_LAUNCH(kernel, grid, block, bytes of shared memory, stream, arguments...) -> cudaError_t; the name of
 // the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
 #ifdef MACH_SHIM

@@ -95,4 +95,19 @@ __device__ inline double key_of(uint64_t rank) {
   return __longlong_as_double(static_cast<long long>(rank >> 63 ? rank & 0x7fffffffffffffffu : ~rank));
 }
 
+// What a label's exact sum of scores may lack of R theta when its fp32 key reaches theta. u = 2^-24: the fp32
+// sum errs by at most (R - 1) u / (1 - ...) times the sum of the magnitudes, the division by one more
+// rounding. For a sum s of scores that are at most `high` the magnitudes add up to 2 * (sum of the positive
+// ones) - s. The factor 4 is more than enough for second-order terms, the last term for results below the
+// least normal number.
+__device__ inline double slack(int R, double theta, double slack_high) {
+  return (R + 4) * 2.384185791015625e-7 * (2 * slack_high + R * fabs(theta)) + R * 1e-44;
+}
+
+// Whether that, and other bounds by sums of scores, hold: sums of the greatest scores and of the positive
+// ones among them. No NaN, no +inf, no repetition of -inf, no sum that could overflow.
+__device__ inline bool sums_hold(double sum_high, double slack_high) {
+  return fabs(sum_high) < 1e37 && slack_high < 1e30;
+}
+
 }  // namespace mach

@@ -26,29 +26,29 @@ struct Scan {
   MergeScanParams p;
   int64_t run, each;  // the sample: labels [0, run), up to `each` of every repetition's best bucket
   int64_t capacity;   // candidates of a document
-  int64_t rows;       // documents, rounded up to whole rows of the table
-  int wide;           // entries of a row: 1 or kWide
+  int64_t rows;       // places for documents: whole rows of the table
+  int wide;           // entries of a row, 1 or kWide, where there are enough documents
   bool from_shared;   // the table goes through shared memory, a repetition at a time
   float clip;         // greatest byte
   float *high, *low;  // [N, R]
   int32_t* best;      // [N, R]
-  float* scale;       // [rows] steps a unit of score: under high, or, where positive, above low
-  uint16_t* bounds;   // [rows / 16, 16], place() of the document, plus 2^15
-  uint32_t* sample;   // [N, run + R * each] ranks
-  uint4* table;       // [rows / 16 / wide, R, B, wide]
+  int groups;         // num_peaks(B)
+  float* peaks;       // [N, R, groups]
+  // The documents that are scanned have places, [0, *left), in no particular order.
+  uint32_t* left;
+  int32_t* documents;    // [N] by place
+  uint32_t* thresholds;  // [N] by document: a rank that k labels have, or 0
+  float* scale;          // [rows] steps a unit of score: under high, or, where positive, above low
+  uint16_t* bounds;      // [rows / 16, 16], half_of() the place, plus 2^15
+  uint32_t* sample;      // [N, run + R * each] ranks
+  uint4* table;          // [rows / 16 / wide, R, B, wide]
   Candidates candidates;
   int64_t bytes;
 };
 
 // The sums of an entry's 16 documents lie in 8 registers as pairs of 16 bits: 0, 2 | 4, 6 | ... | 1, 3 | ...
-__host__ __device__ inline int place(int document) {
+__host__ __device__ inline int half_of(int document) {
   return (document & 1) * 8 + document / 4 * 2 + (document / 2 & 1);
-}
-
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
 }
 
 Scan make_scan(const MergeScanParams& p) {
@@ -65,9 +65,10 @@ Scan make_scan(const MergeScanParams& p) {
   // Read from shared memory, an entry costs some 10 cycles a warp, but the table has to be brought there for
   // every 4096 labels: from some 4000 buckets on that costs more than it saves.
   const int64_t shared = 2 * B * static_cast<int64_t>(sizeof(uint4));
-  s.from_shared = B <= 4096 && shared <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  s.from_shared = B <= 4096 && shared <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
   s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
+  s.groups = static_cast<int>(num_peaks(B));
   s.clip = static_cast<float>(std::min<int64_t>(255, 32767 / R));
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(p.scratch) + static_cast<uintptr_t>(s.bytes);
@@ -79,13 +80,17 @@ Scan make_scan(const MergeScanParams& p) {
   take(s.high, N * R);
   take(s.low, N * R);
   take(s.best, N * R);
+  take(s.peaks, N * R * s.groups);
+  take(s.left, 1);
+  take(s.documents, N);
+  take(s.thresholds, N);
   take(s.scale, s.rows);
   take(s.sample, N * (s.run + R * s.each));
   take(s.candidates.labels, N * s.capacity);
   take(s.candidates.ranks, N * s.capacity);
   take(s.candidates.counts, N);
+  take(s.candidates.work, N * kTraceColumns);
   s.candidates.capacity = s.capacity;
-  s.candidates.sampled = std::min(L, s.run + R * s.each);
   return s;
 }
 
@@ -97,6 +102,7 @@ Scan make_scan(const MergeScanParams& p) {
 __global__ void __launch_bounds__(kThreads, 4) extremes_kernel(const Scan s) {
   const MergeInput<float>& m = s.p.merge;
   const int lane = lane_id(), B = static_cast<int>(m.B);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *s.left = 0;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_id(); i < m.N * m.R;
        i += warps) {
@@ -105,7 +111,9 @@ __global__ void __launch_bounds__(kThreads, 4) extremes_kernel(const Scan s) {
     float high = -INFINITY, low = INFINITY;
     int best = 0;
     bool good = true;
+    float* peaks = s.peaks + i * s.groups;
     constexpr int kTogether = 16;  // loads under way
+    static_assert(kTogether % kPeakRows == 0, "whole groups");
     const int own = lane < B ? lane : B - 1;
     for (int first = lane; first - lane < B; first += kTogether * kWarp) {
       float x[kTogether];
@@ -123,6 +131,20 @@ __global__ void __launch_bounds__(kThreads, 4) extremes_kernel(const Scan s) {
           high = x[i];
           best = b < B ? b : own;
         }
+      }
+      if (s.p.lists == Lists::none) continue;
+#pragma unroll
+      for (int half = 0; half < kTogether; half += kPeakRows) {
+        float peak = -INFINITY;
+#pragma unroll
+        for (int i = half; i < half + kPeakRows; ++i)
+          if (first + i * kWarp < B && x[i] > peak) peak = x[i];
+        for (int distance = 1; distance < 8; distance *= 2) {
+          const float other = __shfl_xor_sync(kAllLanes, peak, distance);
+          peak = other > peak ? other : peak;
+        }
+        const int group = (first - lane + half * kWarp) / (kPeakRows * kWarp) * 4 + lane / 8;
+        if (lane % 8 == 0 && group < s.groups) peaks[group] = peak;
       }
     }
     if (lane >= B) low = -INFINITY;
@@ -180,9 +202,8 @@ __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
 
 __global__ void __launch_bounds__(kThreads) sample_kernel(const Scan s) {
   const int64_t size = s.run + s.p.merge.R * s.each, stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < s.p.merge.N * size;
-       i += stride)
-    s.sample[i] = sample_rank(s, i / size, i % size);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < *s.left * size; i += stride)
+    s.sample[i] = sample_rank(s, s.documents[i / size], i % size);
 }
 
 // ----------------------------------------------------------------------------------------------- plan
@@ -192,15 +213,6 @@ struct PlanShared {
   double sum_high, sum_low, slack_high;
   float high[kMaxScanRepetitions], low[kMaxScanRepetitions];
 };
-
-// What a label's exact sum of scores may lack of R theta when its fp32 key reaches theta. u = 2^-24: the fp32
-// sum errs by at most (R - 1) u / (1 - ...) times the sum of the magnitudes, the division by one more
-// rounding. For a sum s of scores that are at most `high` the magnitudes add up to 2 * (sum of the positive
-// ones) - s. The factor 4 is more than enough for second-order terms, the last term for results below the
-// least normal number.
-__device__ double slack(int R, double theta, double slack_high) {
-  return (R + 4) * 2.384185791015625e-7 * (2 * slack_high + R * fabs(theta)) + R * 1e-44;
-}
 
 // The bound for threshold theta, and the scale; kNever where the scan is of no use.
 __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double theta, float* scale) {
@@ -226,16 +238,18 @@ __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double the
   return static_cast<uint16_t>(0x8000 + static_cast<int>(floor(fmax(down, 0.0) / unit + kRounding * R)));
 }
 
-// One block a document.
+// One block a place.
 __global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
   auto& shared = *dynamic_shared<PlanShared>();
   const MergeInput<float>& m = s.p.merge;
   const int R = static_cast<int>(m.R);
   const int64_t size = s.run + R * s.each;
-  for (int64_t n = blockIdx.x; n < s.rows; n += gridDim.x) {
+  for (int64_t place = blockIdx.x; place < s.rows; place += gridDim.x) {
     uint16_t bound = kNever;
     float scale = 0;
-    if (n < m.N) {
+    const bool taken = place < *s.left;
+    const int64_t n = taken ? s.documents[place] : 0;
+    if (taken) {
       for (int r = threadIdx.x; r < R; r += kSelectThreads) {
         shared.high[r] = s.high[n * R + r];
         shared.low[r] = s.low[n * R + r];
@@ -254,10 +268,8 @@ __global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
         shared.select.counter = 0xffffffffu;
       }
       __syncthreads();
-      // Bounds by sums of scores hold: no NaN, no +inf, no repetition of -inf, no sum that could overflow.
-      const bool holds = fabs(shared.sum_high) < 1e37 && shared.slack_high < 1e30;
-      if (holds && size >= s.p.k) {
-        const uint32_t* sample = s.sample + n * size;
+      if (sums_hold(shared.sum_high, shared.slack_high) && size >= s.p.k) {
+        const uint32_t* sample = s.sample + place * size;
         const auto visit = [&](const auto& f) {
           for (int64_t begin = 0; begin < size; begin += kSelectThreads) {
             const int64_t i = begin + threadIdx.x;
@@ -277,14 +289,15 @@ __global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
         });
         atomicMin(&shared.select.counter, least);
         __syncthreads();
-        const float theta = key_of(shared.select.counter);
+        const uint32_t before = s.thresholds[n];
+        const float theta = key_of(shared.select.counter > before ? shared.select.counter : before);
         if (fabsf(theta) < INFINITY) bound = bound_of(s, shared, theta, &scale);
       }
     }
     if (threadIdx.x == 0) {
-      s.bounds[n / kDocuments * kDocuments + place(static_cast<int>(n % kDocuments))] = bound;
-      s.scale[n] = scale;
-      if (n < m.N) s.candidates.counts[n] = bound == kNever ? 0xffffffffu : 0;
+      s.bounds[place / kDocuments * kDocuments + half_of(static_cast<int>(place % kDocuments))] = bound;
+      s.scale[place] = scale;
+      if (taken) s.candidates.counts[n] = bound == kNever ? 0xffffffffu : 0;
     }
     __syncthreads();
   }
@@ -292,42 +305,57 @@ __global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
 
 // ---------------------------------------------------------------------------------------------- table
 
+struct Line {
+  const float* scores;
+  float origin, scale;  // both 0 for a place that nobody has
+};
+
+// Entries of a row, now that it is known how many documents there are.
+__device__ inline int entries_of(const Scan& s) { return *s.left <= kDocuments ? 1 : s.wide; }
+
+// Rows of the table that have documents.
+__device__ inline int64_t rows_taken(const Scan& s, int wide) {
+  const int64_t documents = kDocuments * wide;
+  return (static_cast<int64_t>(*s.left) + documents - 1) / documents;
+}
+
 // A block: 16 documents, a repetition, a chunk of its buckets. Each document's scores are read in order.
 __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
-  auto* lines = dynamic_shared<float2>();  // origin, scale
+  auto* lines = dynamic_shared<Line>();
   const MergeInput<float>& m = s.p.merge;
-  const int64_t chunks = (m.B + kTableChunk - 1) / kTableChunk, groups = s.rows / kDocuments;
+  const int64_t chunks = (m.B + kTableChunk - 1) / kTableChunk, wide = entries_of(s),
+                groups = rows_taken(s, wide) * wide;
   for (int64_t block = blockIdx.x; block < groups * m.R * chunks; block += gridDim.x) {
     const int64_t chunk = block % chunks, r = block / chunks % m.R, group = block / chunks / m.R;
-    const int64_t first = group * kDocuments;
     if (threadIdx.x < kDocuments) {
-      const int64_t n = first + threadIdx.x;
-      const float scale = s.scale[n];
-      const float origin = n >= m.N ? 0 : scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
-      lines[threadIdx.x] = make_float2(origin, scale);
+      const int64_t place = group * kDocuments + threadIdx.x;
+      const bool taken = place < *s.left;
+      const int64_t n = s.documents[taken ? place : 0];
+      Line line{m.scores + n * m.document_stride + r * m.repetition_stride, 0, 0};
+      if (taken) {
+        line.scale = s.scale[place];
+        line.origin = line.scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
+      }
+      lines[threadIdx.x] = line;
     }
     __syncthreads();
-    const int documents = static_cast<int>(m.N - first < kDocuments ? m.N - first : kDocuments);
     const int64_t end = m.B < (chunk + 1) * kTableChunk ? m.B : (chunk + 1) * kTableChunk;
-    uint4* rows = s.table + (group / s.wide * m.R + r) * m.B * s.wide + group % s.wide;
-    const float* scores = m.scores + first * m.document_stride + r * m.repetition_stride;
+    uint4* rows = s.table + (group / wide * m.R + r) * m.B * wide + group % wide;
     for (int64_t b = chunk * kTableChunk + threadIdx.x; b < end; b += kThreads) {
-      float x[kDocuments] = {};
-      if (documents > 0) {
+      float x[kDocuments];
 #pragma unroll
-        for (int i = 0; i < kDocuments; ++i) x[i] = scores[(i < documents ? i : 0) * m.document_stride + b];
-      }
+      for (int i = 0; i < kDocuments; ++i) x[i] = lines[i].scores[b];
       uint32_t words[kDocuments / 4] = {};
 #pragma unroll
       for (int i = 0; i < kDocuments; ++i) {
-        const float2 line = lines[i];
-        float steps = (x[i] - line.x) * line.y;
+        const float origin = lines[i].origin, scale = lines[i].scale;
+        float steps = (x[i] - origin) * scale;
         steps = steps > 0 ? steps : 0;
         steps = steps < s.clip ? steps : s.clip;
-        if (line.y > 0) steps = s.clip - truncf(steps);
+        if (scale > 0) steps = s.clip - truncf(steps);
         words[i / 4] |= static_cast<uint32_t>(steps) << (8 * (i % 4));
       }
-      rows[b * s.wide] = make_uint4(words[0], words[1], words[2], words[3]);
+      rows[b * wide] = make_uint4(words[0], words[1], words[2], words[3]);
     }
     __syncthreads();
   }
@@ -386,6 +414,18 @@ struct Sums {
   }
 };
 
+// Bounds that another block may be setting to kNever: past the first-level cache.
+__device__ __forceinline__ uint4 load_bounds(const uint32_t* bounds) {
+  return __ldcg(reinterpret_cast<const uint4*>(bounds));
+}
+
+// kNever into a half, by steps that each leave the other half alone; in between every sum meets the bound.
+__device__ __forceinline__ void withdraw(uint32_t* bounds, int half) {
+  const int shift = 16 * (half % 2);
+  atomicOr(&bounds[half / 2], static_cast<uint32_t>(kNever) << shift);
+  atomicAnd(&bounds[half / 2], ~(0x8000u << shift));
+}
+
 // A block goes through tiles of labels, a tile through the repetitions; a thread holds the sums of 8 labels
 // for the 16 documents of an entry. Sums only grow: every few repetitions it is asked whether any document
 // still wants one of them. Where scores are peaky, mostly none does.
@@ -399,11 +439,11 @@ struct Sums {
 template <bool kFromShared>
 __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
   const MergeInput<float>& m = s.p.merge;
-  const int R = static_cast<int>(m.R), wide = kFromShared ? 1 : s.wide;
+  const int R = static_cast<int>(m.R), wide = kFromShared ? 1 : entries_of(s);
   const int part = static_cast<int>(threadIdx.x) % wide, slot = static_cast<int>(threadIdx.x) / wide;
   const uint32_t tile_labels = kScanThreads / wide * kLabels;
   const auto tiles = static_cast<uint32_t>((m.L + tile_labels - 1) / tile_labels);
-  const auto items = static_cast<uint32_t>(s.rows / (kDocuments * wide)) * tiles;
+  const auto items = static_cast<uint32_t>(rows_taken(s, wide)) * tiles;
   const auto first = static_cast<uint32_t>(static_cast<uint64_t>(items) * blockIdx.x / gridDim.x);
   const auto last = static_cast<uint32_t>(static_cast<uint64_t>(items) * (blockIdx.x + 1) / gridDim.x);
   const int64_t table_size = m.B * wide;  // entries of a repetition
@@ -432,14 +472,13 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
     const uint4* next_table = item + 1 < last ? table_of(item + 1) : nullptr;
     const uint16_t* next_codes = codes_of(item + 1 < last ? label_of(item + 1) : 0);
     const int64_t entry = static_cast<int64_t>(item / tiles) * wide + part;  // which 16 documents
-    uint16_t* bounds = s.bounds + entry * kDocuments;
+    uint32_t* bounds = reinterpret_cast<uint32_t*>(s.bounds) + entry * (kDocuments / 2);
     Sums sums[kLabels] = {};
     bool wanted = true;
     for (int r = 0; r < R; ++r) {
       const bool check = r > 0 && r % kCheck == 0;
       if (check) {
-        const auto* both = reinterpret_cast<const uint4*>(bounds);
-        const uint4 even_bounds = both[0], odd_bounds = both[1];
+        const uint4 even_bounds = load_bounds(bounds), odd_bounds = load_bounds(bounds + 4);
         uint32_t any = 0;
 #pragma unroll
         for (int q = 0; q < kLabels; ++q) any |= sums[q].any_left(even_bounds, odd_bounds);
@@ -480,8 +519,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
     }
     if (!wanted) continue;
     const int64_t label = label_of(item);
-    const uint4 even_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds));
-    const uint4 odd_bounds = __ldcg(reinterpret_cast<const uint4*>(bounds) + 1);
+    const uint4 even_bounds = load_bounds(bounds), odd_bounds = load_bounds(bounds + 4);
 #pragma unroll
     for (int q = 0; q < kLabels; ++q) {
       if (sums[q].any_left(even_bounds, odd_bounds) == 0 || label + q >= m.L) continue;
@@ -494,10 +532,10 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
       }
       for (; documents; documents &= documents - 1) {
         const int i = __ffs(static_cast<int>(documents)) - 1;
-        const int64_t n = entry * kDocuments + i;
+        const int64_t n = s.documents[entry * kDocuments + i];
         const uint32_t at = atomicAdd(&s.candidates.counts[n], 1u);
         if (at < s.capacity) s.candidates.labels[n * s.capacity + at] = static_cast<int32_t>(label + q);
-        if (at == s.capacity) bounds[place(i)] = kNever;  // it gets all of its labels: no need to go on
+        if (at == s.capacity) withdraw(bounds, half_of(i));  // it gets all of its labels: no need to go on
       }
     }
   }
@@ -526,17 +564,22 @@ cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candida
       MACH_LAUNCH(extremes_kernel, at_most((m.N * m.R + kRows - 1) / kRows), kThreads, 0, stream, s);
   if (error != cudaSuccess) return error;
   const int64_t sampled = m.N * (s.run + m.R * s.each);
+  error = launch_merge_lists(
+      {m, params.k, params.lists, params.list_starts, params.list_labels, s.high, s.low, s.peaks,
+       std::min(m.L, s.run + m.R * s.each), s.candidates, s.left, s.documents, s.thresholds},
+      stream);
+  if (error != cudaSuccess) return error;
   error = MACH_LAUNCH(sample_kernel, at_most((sampled + kThreads - 1) / kThreads), kThreads, 0, stream, s);
   if (error != cudaSuccess) return error;
   error = MACH_LAUNCH(plan_kernel, at_most(s.rows), kSelectThreads, sizeof(PlanShared), stream, s);
   if (error != cudaSuccess) return error;
   const int64_t chunks = (m.B + kTableChunk - 1) / kTableChunk;
   error = MACH_LAUNCH(table_kernel, at_most(s.rows / kDocuments * m.R * chunks), kThreads,
-                      kDocuments * sizeof(float2), stream, s);
+                      kDocuments * sizeof(Line), stream, s);
   if (error != cudaSuccess) return error;
   const int64_t tile_labels = kScanThreads / s.wide * kLabels;
   const int64_t items = s.rows / (kDocuments * s.wide) * ((m.L + tile_labels - 1) / tile_labels);
-  const int64_t room = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount));
   const auto blocks = static_cast<unsigned>(std::min(items, room));
   if (s.from_shared)
     return MACH_LAUNCH((scan_kernel<true>), blocks, kScanThreads, 2 * m.B * sizeof(uint4), stream, s);

@@ -1,8 +1,10 @@
 // CUDA twin of the CPU's scan (cpu/decode.h): for fp32 means, upper bounds on the keys of all labels, 16
 // documents with one load of 16 bytes; what is left of a document's labels gets its exact key in
-// launch_merge_topk. Five kernels:
+// launch_merge_topk. Six kernels:
 //
 //   extremes   of each document and repetition: the greatest score and its bucket, a low score.
+//   lists      documents that don't need the scan (merge_lists.cuh). The others get places in it, so that it
+//              costs what they cost.
 //   sample     exact keys of some labels, those of the best buckets and a run of others.
 //   plan       the k-th best of them is the threshold. From it the step, in which scores are counted, and the
 //              bound.
@@ -16,6 +18,7 @@
 #pragma once
 
 #include "merge.cuh"
+#include "merge_lists.cuh"
 #include "merge_topk.cuh"
 
 namespace mach {
@@ -26,6 +29,7 @@ constexpr int64_t kMaxScanK = 1024;
 struct MergeScanParams {
   MergeInput<float> merge;  // the mean
   int64_t k;                // 1 <= k <= kMaxScanK
+  Lists lists;              // none where k > kMaxListsK
   const uint16_t* codes;    // [R, code_stride] (label_index.cuh)
   int64_t code_stride;
   const int32_t* list_starts;  // [R, B + 1]

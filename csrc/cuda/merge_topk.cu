@@ -141,9 +141,11 @@ __global__ void __launch_bounds__(kSelectThreads, sizeof(T) == 4 ? 2 : 1)
     __syncthreads();
     if (ordered) order_labels(p, n, static_cast<int>(wanted), size, sorted_ranks, sorted_labels);
     if (p.trace && share == 0 && threadIdx.x == 0) {
-      p.trace[n * kTraceColumns] = few;
-      p.trace[n * kTraceColumns + 1] = 0;
-      p.trace[n * kTraceColumns + 2] = few ? count + p.candidates.sampled : L;
+      const int32_t* work = p.candidates.work + n * kTraceColumns;
+      int64_t* row = p.trace + n * kTraceColumns;
+      row[0] = few ? work[0] : 0;
+      row[1] = few ? work[1] : 0;
+      row[2] = few ? work[2] + count : L;
     }
     __syncthreads();  // before the next document's shared memory
   }

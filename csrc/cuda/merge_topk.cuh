@@ -12,8 +12,8 @@ namespace mach {
 
 constexpr int64_t kMaxOrdered = 2048;  // up to this k, launch_merge_topk leaves the labels in order
 
-// Columns of the trace [N, kTraceColumns], what was done for a document: path (0 direct, 1 scan), postings
-// (always 0), labels that got an exact key. As on the CPU.
+// Columns of the trace [N, kTraceColumns], what was done for a document: path (0 direct, 1 scan, 2 lists),
+// postings, labels that got an exact key. As on the CPU.
 constexpr int kTraceColumns = 3;
 
 // Labels of each document that its first k are surely among.
@@ -22,7 +22,7 @@ struct Candidates {
   uint32_t* ranks;   // [N, capacity] scratch
   uint32_t* counts;  // [N]; outside [k, capacity]: all labels count
   int64_t capacity;
-  int64_t sampled;  // labels whose exact key it took to find them
+  int32_t* work;  // [N, kTraceColumns] what it took to find them
 };
 
 template <class T>

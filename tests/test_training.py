@@ -188,16 +188,17 @@ def test_batches_of_as_many_documents_as_hidden_units():
 
 
 def test_steps_are_those_of_the_plain_loop():
-    """fit against a loop written out: its batches, its two learning rates, their decay."""
+    """fit against a loop written out: its batches, its two learning rates and eps, their decay."""
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
     mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
     rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
-    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, {"params": [plain.encoder_weight]}])
+    encoder = {"params": [plain.encoder_weight], "eps": 1e-4}
+    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, encoder])
     for step in range(12):
         epoch, batch = divmod(step, 6)
         rows = np.random.default_rng([0, epoch]).permutation(300)[batch * 50 : (batch + 1) * 50]
         x, y = X[rows], Y[rows]
-        for group, rate in zip(optimizer.param_groups, (0.01, 0.02), strict=True):
+        for group, rate in zip(optimizer.param_groups, (0.01, 0.3), strict=True):
             group["lr"] = rate * (1 - step / 12)
         optimizer.zero_grad()
         plain.loss(*map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))).backward()

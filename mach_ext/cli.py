@@ -184,7 +184,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dropout", type=float, default=0.0, metavar="P", help="of hidden units (0)")
     model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
     fit = parser.add_argument_group("training")
-    fit.add_argument("--epochs", type=_natural, default=None, help="(225,000 documents, within 5 ... 30)")
+    fit.add_argument("--epochs", type=_natural, default=None, help="(225,000 documents, within 5 ... 10)")
     fit.add_argument("--batch-size", type=_positive, default=None, help="documents a step (256)")
     fit.add_argument("--optimizer", choices=training.OPTIMIZERS, default=None, help="(adam; linear: adagrad)")
     fit.add_argument("--learning-rate", type=float, default=None, help="(0.002; linear: 0.5)")

@@ -140,7 +140,7 @@ def suggested(num_documents: int, num_labels: int) -> dict[str, int]:
     """R, B, H and epochs for N training documents and L labels, where nothing is known but these numbers.
 
     B is the power of two next to L / 2, within 16 ... 2,048; R is 8; H is 512; epochs are as many as show
-    about 225,000 documents, within 5 ... 30. Measured on three datasets: docs/accuracy.md.
+    about 225,000 documents, within 5 ... 10. Measured on three datasets: docs/accuracy.md.
 
     Example:
         >>> from mach_ext.training import suggested
@@ -152,7 +152,7 @@ def suggested(num_documents: int, num_labels: int) -> dict[str, int]:
         "num_repetitions": 8,
         "num_buckets": min(max(buckets, 16), 2048),
         "hidden_size": 512,
-        "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 30),
+        "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
     }
 
 

@@ -34,6 +34,8 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "eps 1e-3": ({}, {"encoder_eps": 1e-3, "encoder_learning_rate": 3.0}),
     "hidden 256": ({"hidden_size": 256}, {}),
     "hidden 1024": ({"hidden_size": 1024}, {}),
+    "hidden 2048": ({"hidden_size": 2048}, {}),
+    "B 2048, hidden 1024": ({"num_buckets": 2048, "hidden_size": 1024}, {}),
     "hidden dropout 0.2": ({"hidden_dropout": 0.2}, {}),
     "feature dropout 0.2": ({"feature_dropout": 0.2}, {}),
     "R 8": ({"num_repetitions": 8}, {}),
@@ -41,6 +43,14 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "B 256": ({"num_buckets": 256}, {}),
     "B 512": ({"num_buckets": 512}, {}),
     "B 2048": ({"num_buckets": 2048}, {}),
+    "R 8, independent encoders of 256": (
+        {"num_repetitions": 8, "hidden_size": 256, "encoder": "independent"},
+        {},
+    ),
+    "R 8, B 2048, independent encoders of 256": (
+        {"num_repetitions": 8, "num_buckets": 2048, "hidden_size": 256, "encoder": "independent"},
+        {},
+    ),
     "B 2048, 2.5 times both rates": (
         {"num_buckets": 2048},
         {"learning_rate": 0.005, "encoder_learning_rate": 0.75},
@@ -52,7 +62,7 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "2.5 times both rates": ({}, {"learning_rate": 0.005, "encoder_learning_rate": 0.75}),
     "B 4096": ({"num_buckets": 4096}, {}),
     "R 2": ({"num_repetitions": 2}, {}),
-    "independent encoders of 256": ({"hidden_size": 256, "encoder": "independent"}, {"encoder_eps": 2.5e-5}),
+    "independent encoders of 256": ({"hidden_size": 256, "encoder": "independent"}, {}),
     "linear": ({"hidden_size": 0}, {"epochs": 3}),
     "10 epochs": ({}, {"epochs": 10}),
     "R 8, B 2048": ({"num_repetitions": 8, "num_buckets": 2048}, {}),

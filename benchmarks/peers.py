@@ -211,6 +211,20 @@ SYSTEMS = {
     "20 nearest neighbours": System("scipy", neighbours),
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
+    "mach_ext (R 4, B 1024, H 1024)": System(
+        "mach_ext", mach, {"num_repetitions": 4, "num_buckets": 1024, "hidden_size": 1024}
+    ),
+    "mach_ext (R 8, B 1024, independent H 256)": System(
+        "mach_ext", mach, {"num_buckets": 1024, "hidden_size": 256, "encoder": "independent"}
+    ),
+    "mach_ext (R 16, B 1024, independent H 256)": System(
+        "mach_ext",
+        mach,
+        {"num_repetitions": 16, "num_buckets": 1024, "hidden_size": 256, "encoder": "independent"},
+    ),
+    "mach_ext (R 8, B 2048, independent H 256)": System(
+        "mach_ext", mach, {"hidden_size": 256, "encoder": "independent"}
+    ),
     "mach_ext (H 1024)": System("mach_ext", mach, {"hidden_size": 1024}),
     "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
     "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),

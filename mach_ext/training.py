@@ -63,7 +63,7 @@ class Hyperparameters:
             as that of a frequent one, and so learns its few documents by heart. With an eps far above the
             root of its second moment the steps are those of SGD with momentum, as large as the evidence;
             docs/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
-            are for a batch of 256.
+            are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
         schedule: "linear": rates fall to 0 over the run; "constant".
         seed: Of the order of the documents and of dropout.
         patience: Stop after so many epochs without a better dev metric; None: never.
@@ -438,7 +438,9 @@ class _Run:
         named = dict(model.named_parameters())
         rows = [named.pop("encoder_weight")] if "encoder_weight" in named else []
         adam = settings.optimizer == "adam"
-        eps = {"eps": settings.encoder_eps} if adam else {}
+        # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
+        copies = model.num_repetitions if model.encoder == "independent" else 1
+        eps = {"eps": settings.encoder_eps / copies} if adam else {}
         groups = [
             {"params": list(named.values()), "lr": settings.learning_rate},
             {"params": rows, "lr": settings.encoder_learning_rate, **eps},

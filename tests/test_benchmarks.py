@@ -1,4 +1,4 @@
-"""README's tables are those that the kept results give."""
+"""The tables of README and docs/accuracy.md are those that the kept results give."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_has_the_tables_of_the_results():
+def test_the_pages_have_the_tables_of_the_results():
     command = [sys.executable, str(ROOT / "benchmarks" / "table.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

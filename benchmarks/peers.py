@@ -195,6 +195,8 @@ def mach(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **setti
     return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
 
 
+SHARED = {"hidden_size": 512, "encoder": "shared"}
+
 # Bonsai's settings are those of omikuji's README. Without a name in brackets: the package's defaults.
 SYSTEMS = {
     "omikuji (Parabel)": System("omikuji", omikuji),
@@ -211,23 +213,19 @@ SYSTEMS = {
     "20 nearest neighbours": System("scipy", neighbours),
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
-    "mach_ext (R 4, B 1024, H 1024)": System(
-        "mach_ext", mach, {"num_repetitions": 4, "num_buckets": 1024, "hidden_size": 1024}
-    ),
-    "mach_ext (R 8, B 1024, independent H 256)": System(
-        "mach_ext", mach, {"num_buckets": 1024, "hidden_size": 256, "encoder": "independent"}
-    ),
-    "mach_ext (R 16, B 1024, independent H 256)": System(
-        "mach_ext",
-        mach,
-        {"num_repetitions": 16, "num_buckets": 1024, "hidden_size": 256, "encoder": "independent"},
-    ),
-    "mach_ext (R 8, B 2048, independent H 256)": System(
-        "mach_ext", mach, {"hidden_size": 256, "encoder": "independent"}
-    ),
-    "mach_ext (H 1024)": System("mach_ext", mach, {"hidden_size": 1024}),
-    "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
     "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),
+    "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
+    "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_buckets": 1024}),
+    "mach_ext (R 16, B 1024)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 1024}),
+    "mach_ext (shared H 512)": System("mach_ext", mach, SHARED),
+    "mach_ext (shared H 1024)": System("mach_ext", mach, {**SHARED, "hidden_size": 1024}),
+    "mach_ext (R 4, shared H 512)": System("mach_ext", mach, {**SHARED, "num_repetitions": 4}),
+    "mach_ext (R 4, B 512, shared H 512)": System(
+        "mach_ext", mach, {**SHARED, "num_repetitions": 4, "num_buckets": 512}
+    ),
+    "mach_ext (R 4, B 1024, shared H 1024)": System(
+        "mach_ext", mach, {**SHARED, "num_repetitions": 4, "num_buckets": 1024, "hidden_size": 1024}
+    ),
 }
 
 

@@ -177,9 +177,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     model.add_argument(
         "--hidden-size", type=_hidden_sizes, default=None, metavar="H[,H2]",
-        help="hidden units; 0: linear MACH; two numbers: two layers (512)",
+        help="hidden units; 0: linear MACH; two numbers: two layers (256, with independent encoders)",
     )  # fmt: skip
-    model.add_argument("--encoder", choices=nn.ENCODERS, default="shared", help="(shared)")
+    model.add_argument(
+        "--encoder", choices=nn.ENCODERS, default=None,
+        help="(independent; where --hidden-size is given, shared)",
+    )  # fmt: skip
     model.add_argument("--merge", choices=tuple(nn.MODEL_MERGES), default="mean_logit", help="(mean_logit)")
     model.add_argument("--dropout", type=float, default=0.0, metavar="P", help="of hidden units (0)")
     model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
@@ -325,14 +328,16 @@ def train(args: Any) -> None:
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name}: {_sizes(dataset)}")
     suggested = training.suggested(len(dataset.train), dataset.num_labels)
-    hidden_size = (suggested["hidden_size"],) if args.hidden_size is None else args.hidden_size
+    hidden_size, encoder = args.hidden_size, args.encoder or "shared"
+    if hidden_size is None:
+        hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]
     model = nn.MACH(
         dataset.num_features,
         dataset.num_labels,
         num_repetitions=args.hash_functions or suggested["num_repetitions"],
         num_buckets=args.buckets or suggested["num_buckets"],
         hidden_size=hidden_size,
-        encoder=args.encoder,
+        encoder=encoder,
         merge=args.merge,
         seed=args.seed,
         feature_dropout=args.feature_dropout,

@@ -136,22 +136,24 @@ class Hyperparameters:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
 
 
-def suggested(num_documents: int, num_labels: int) -> dict[str, int]:
-    """R, B, H and epochs for N training documents and L labels, where nothing is known but these numbers.
+def suggested(num_documents: int, num_labels: int) -> dict[str, Any]:
+    """Sizes and epochs for N training documents and L labels, where nothing is known but these numbers.
 
-    B is the power of two next to L / 2, within 16 ... 2,048; R is 8; H is 512; epochs are as many as show
-    about 225,000 documents, within 5 ... 10. Measured on three datasets: docs/accuracy.md.
+    R is 8; B is the power of two next to L / 2, within 16 ... 2,048; each repetition has an encoder of 256
+    units of its own, which takes 8 x 256 floats a feature; epochs are as many as show about 225,000
+    documents, within 5 ... 10. Measured on three datasets: docs/accuracy.md.
 
     Example:
         >>> from mach_ext.training import suggested
-        >>> suggested(num_documents=45_000, num_labels=4271)
-        {'num_repetitions': 8, 'num_buckets': 2048, 'hidden_size': 512, 'epochs': 5}
+        >>> suggested(num_documents=45_000, num_labels=4271)["num_buckets"]
+        2048
     """
     buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
     return {
         "num_repetitions": 8,
         "num_buckets": min(max(buckets, 16), 2048),
-        "hidden_size": 512,
+        "hidden_size": 256,
+        "encoder": "independent",
         "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
     }
 

@@ -675,5 +675,5 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
     ],
 )
 def test_suggested_sizes(N, L, buckets, epochs):
-    expected = {"num_repetitions": 8, "num_buckets": buckets, "hidden_size": 512, "epochs": epochs}
-    assert training.suggested(N, L) == expected
+    encoders = {"num_repetitions": 8, "hidden_size": 256, "encoder": "independent"}
+    assert training.suggested(N, L) == {**encoders, "num_buckets": buckets, "epochs": epochs}

@@ -331,7 +331,7 @@ def train(args: Any) -> None:
         dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name}: {_sizes(dataset)}")
-    suggested = training.suggested(len(dataset.train), dataset.num_labels)
+    suggested = training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
     hidden_size, encoder = args.hidden_size, args.encoder or "shared"
     if hidden_size is None:
         hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]

@@ -136,24 +136,27 @@ class Hyperparameters:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
 
 
-def suggested(num_documents: int, num_labels: int) -> dict[str, Any]:
-    """Sizes and epochs for N training documents and L labels, where nothing is known but these numbers.
+def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
+    """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
 
     R is 8; B is the power of two next to L / 2, within 16 ... 2,048; each repetition has an encoder of 256
-    units of its own, which takes 8 x 256 floats a feature; epochs are as many as show about 225,000
-    documents, within 5 ... 10. Measured on three datasets: docs/accuracy.md.
+    units of its own where all of them take no more than 2^28 floats (1 GiB; D up to 131,072), else they share
+    one of 512; epochs are as many as show about 225,000 documents, within 5 ... 10. Measured on three
+    datasets: docs/accuracy.md.
 
     Example:
         >>> from mach_ext.training import suggested
-        >>> suggested(num_documents=45_000, num_labels=4271)["num_buckets"]
+        >>> suggested(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
         2048
     """
+    R, own_units = 8, 256
     buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
+    own = num_features * R * own_units <= 1 << 28
     return {
-        "num_repetitions": 8,
+        "num_repetitions": R,
         "num_buckets": min(max(buckets, 16), 2048),
-        "hidden_size": 256,
-        "encoder": "independent",
+        "hidden_size": own_units if own else 512,
+        "encoder": "independent" if own else "shared",
         "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
     }
 

@@ -665,15 +665,17 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("N", "L", "buckets", "epochs"),
+    ("N", "D", "L", "buckets", "own", "epochs"),
     [
-        (4_392, 159, 64, 10),
-        (45_000, 4_271, 2048, 5),
-        (90_452, 41_218, 2048, 5),
-        (30_000, 7, 16, 8),
-        (0, 1, 16, 10),
+        (4_392, 1_836, 159, 64, True, 10),
+        (45_000, 56_758, 4_271, 2048, True, 5),
+        (90_452, 131_072, 41_218, 2048, True, 5),
+        (90_452, 131_073, 41_218, 2048, False, 5),
+        (30_000, 10, 7, 16, True, 8),
+        (0, 1, 1, 16, True, 10),
     ],
 )
-def test_suggested_sizes(N, L, buckets, epochs):
-    encoders = {"num_repetitions": 8, "hidden_size": 256, "encoder": "independent"}
-    assert training.suggested(N, L) == {**encoders, "num_buckets": buckets, "epochs": epochs}
+def test_suggested_sizes(N, D, L, buckets, own, epochs):
+    encoders = {"hidden_size": 256 if own else 512, "encoder": "independent" if own else "shared"}
+    expected = {"num_repetitions": 8, **encoders, "num_buckets": buckets, "epochs": epochs}
+    assert training.suggested(N, D, L) == expected

@@ -3,7 +3,7 @@
 #   make lint     ruff, clang-format, mypy
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
-#   make bench-table   the tables of README and docs/robustness.md, from that JSON
+#   make bench-table   the tables of README and docs/, from that JSON
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
 # Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).
@@ -77,7 +77,7 @@ bench-table: $(VENV)/built
 # From nothing to predictions in words and why: the wordnet dataset, a model, its metrics, an explanation of one
 # prediction, P@k clean and adversarial with its chart, all under runs/demo/.
 demo: $(VENV)/built
-	$(BIN)/mach-ext train --dataset wordnet --no-holdout --buckets 1000 --output runs/demo $(ARGS)
+	$(BIN)/mach-ext train --dataset wordnet --no-holdout --output runs/demo $(ARGS)
 	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
 	  --text "a small dog kept as a pet" --text "a person who plays the violin" \
 	  --text "move quickly on foot" --text "a disease caused by a virus"

@@ -94,7 +94,7 @@ class PlainHidden(Plain):
             self.output.bias.copy_(model.bucket_bias.reshape(-1))
         rates = Hyperparameters()
         self.optimizers = [
-            torch.optim.SparseAdam([self.embedding], lr=rates.encoder_learning_rate),
+            torch.optim.SparseAdam([self.embedding], lr=rates.encoder_learning_rate, eps=rates.encoder_eps),
             torch.optim.Adam([self.bias, *self.output.parameters()], lr=rates.learning_rate),
         ]
 

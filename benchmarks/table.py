@@ -1,4 +1,4 @@
-"""The tables of README and docs/robustness.md, from the kept results: `python table.py` writes them.
+"""The tables of README and docs/, from the kept results: `python table.py` writes them.
 
 `--check` only says, by its exit code, whether the files have the tables that the results give; `--cuda FILE`
 prints the table of the CUDA results in FILE.
@@ -263,6 +263,66 @@ def threats(folder: Path = RESULTS) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def peers(folder: Path = RESULTS) -> str:
+    """What peers.py found: a row a system, by dataset; the final figures, then those on dev."""
+    kept = json.loads((folder / "peers.json").read_text())
+    ks = (1, 3, 5)
+    head = ("system", *(" / ".join(f"{name}@{k}" for k in ks) for name in ("P", "nDCG", "PSP")), "R@50")
+    head += ("training, s", "ms a document, single / batch", "MB")
+    text = ""
+    for split, about in (("test", "final"), ("dev", "dev")):
+        for name in sorted({r["dataset"] for r in kept if r["split"] == split}):
+            rows: list[tuple[str, ...]] = []
+            some = [r for r in kept if (r["dataset"], r["split"]) == (name, split)]
+            for r in sorted(some, key=lambda r: -r["metrics"]["P@1"]):
+                found = r["metrics"]
+                measures = (
+                    " / ".join(f"{100 * found[f'{m}@{k}']:.2f}" for k in ks) for m in ("P", "nDCG", "PSP")
+                )
+                times = r["ms a document"]
+                ms = f"{times['single']:.3g} / {times['batch']:.3g}"
+                size = f"{r['bytes'] / 1e6:.1f}"
+                recall = f"{100 * found['R@50']:.2f}"
+                rows.append((r["system"], *measures, recall, f"{r['training seconds']:.0f}", ms, size))
+            sizes = f"{some[0]['documents']:,} documents learnt from, {some[0]['asked']:,} asked"
+            text += f"**{name}**, {about}: {sizes}\n\n"
+            text += markdown(head, rows) + "\n"
+    return text
+
+
+def levers(folder: Path = RESULTS) -> str:
+    """What levers.py found: a row a lever, by dataset, the best mean P@1 first."""
+    kept = json.loads((folder / "levers.json").read_text())
+    head = ("data", "lever", "P@1 / P@3 / P@5, mean of the seeds", "P@1 of each seed", "R@50")
+    head += ("training, s", "million parameters")
+    rows = []
+    for name in sorted({r["dataset"] for r in kept}):
+        by_lever: dict[str, list[dict[str, Any]]] = {}
+        for r in kept:
+            if r["dataset"] == name:
+                by_lever.setdefault(r["lever"], []).append(r)
+
+        def mean(lever: str, metric: str, by_lever: Any = by_lever) -> float:
+            values = [r["metrics"][metric] for r in by_lever[lever]]
+            return 100 * sum(values) / len(values)
+
+        for lever in sorted(by_lever, key=lambda lever: -mean(lever, "P@1")):
+            runs = by_lever[lever]
+            seconds = sum(r["training seconds"] for r in runs) / len(runs)
+            rows.append(
+                (
+                    name,
+                    lever,
+                    " / ".join(f"{mean(lever, f'P@{k}'):.2f}" for k in (1, 3, 5)),
+                    ", ".join(f"{100 * r['metrics']['P@1']:.2f}" for r in runs),
+                    f"{mean(lever, 'R@50'):.2f}",
+                    f"{seconds:.0f}",
+                    f"{runs[0]['parameters'] / 1e6:.1f}",
+                )
+            )
+    return markdown(head, rows)
+
+
 def updated(text: str, name: str, table: str) -> str:
     """A file's text with the table between its markers."""
     before, after = (marker.format(name) for marker in MARKERS)
@@ -275,6 +335,7 @@ def updated(text: str, name: str, table: str) -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"benchmarks": render, "faithfulness": faithfulness},
+    "docs/accuracy.md": {"levers": levers, "peers": peers},
     "docs/robustness.md": {"threats": threats, "robustness": robustness},
 }
 

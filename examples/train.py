@@ -26,10 +26,9 @@ def main() -> dict[str, float]:
     model = mach_ext.MACH(
         num_features=dataset.num_features,
         num_labels=dataset.num_labels,
-        num_repetitions=16,
-        num_buckets=512,
+        num_repetitions=8,
+        num_buckets=1024,
         hidden_size=512,  # 0: linear MACH
-        hidden_dropout=0.3,
     )
     print(model.hash.diagnostics())
     mach_ext.fit(model, train.X, train.Y, dev.X, dev.Y, epochs=args.epochs, output=args.output)

@@ -263,12 +263,13 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     if isinstance(text, ThreatModel):
         return text
     name, parenthesis, rest = str(text).partition("(")
-    if name not in _THREATS or (parenthesis and (name != "insert" or not rest.rstrip(")").isdecimal())):
+    count = rest.removesuffix(")")
+    if name not in _THREATS or (parenthesis and (name != "insert" or count == rest or not count.isdecimal())):
         known = ", ".join(_THREATS)
         raise ValueError(f"threat model must be one of {known}, or as insert(10), got {text!r}")
     options: dict[str, Any] = {} if nonnegative is None else {"nonnegative": nonnegative}
     if parenthesis:
-        options["m"] = int(rest.rstrip(")"))
+        options["m"] = int(count)
     return _THREATS[name](**options)
 
 

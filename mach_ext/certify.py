@@ -20,7 +20,8 @@ logits, which follow from the same lines: sound, wider.
 slack for every rounding of the forward pass: a sum of n products in any order, fused or not, errs by at most
 gamma_n = n u / (1 - n u) times the sum of their absolute values (Higham 2002), which is carried through the
 layers; u = 2^-24 (float32; 2^-53 float64) + 2^-49, the latter for these bounds themselves. Exponentials and
-logarithms of the other merges are taken to err by 16 u at most. Matrix products that round their factors
+logarithms of the other merges are taken to err by 16 u at most. Where sums might leave the range of float32,
+which its infinities do not rank, nothing is shown. Matrix products that round their factors
 (TF32, bfloat16: torch.set_float32_matmul_precision) are not covered.
 
 Notation: as in `mach_ext.attack`; n: a document's own features; M: units of the layer at hand.
@@ -52,6 +53,7 @@ __all__ = ["Certificate", "certify", "check", "margin_bounds"]
 _HELD = 1 << 24  # float64 numbers of a table that are held at a time: 128 MiB
 _CHUNK = 64  # labels that are bounded one by one, at a time
 _UNDERFLOW = 1e-30  # far above what underflows add up to
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 # ---------------------------------------------------------------------------------------------- the result
@@ -172,7 +174,7 @@ class _Reach:
                 size: Tensor = vector_norm(g, dim=0)
                 return -epsilon * size
             change, t = self._on_ball(g)  # the Lagrangian's dual function: a lower bound for every t
-            return (g * change).sum(0) + (change.square().sum(0) - epsilon**2) / (2 * t)
+            return (g * change).sum(0) + (change.square().sum(0) - epsilon * epsilon) / (2 * t)
         return self.low @ g.clamp(min=0) + self.high @ g.clamp(max=0)
 
     def _deleted(self, g: Tensor) -> Tensor:
@@ -219,6 +221,7 @@ class _Local:
     size: Tensor  # [R, B]
     rate: float
     hidden: _Hidden | None
+    finite: bool  # all that is summed is in the range of float32; otherwise nothing is shown
 
 
 @dataclass
@@ -231,6 +234,7 @@ class _Hidden:
     low: Tensor
     high: Tensor
     wobble: Tensor  # by how much what the model computes for the unit is rounded
+    most: float  # the largest sum of absolute values of a unit, with that of the layer before added
 
 
 def _lines(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,6 +267,7 @@ class _Model:
         self.new = threat.m if isinstance(threat, Insert) else 0
         self.everywhere = isinstance(threat, Dense)
         self.up, self.down = self._new_features()
+        self.limit = _LARGEST / (4 * model.num_repetitions)  # of a bucket's sum
         self.new_norm = 0.0  # of m new features' rows of the encoder, the sum of norms
         if self.new and not model.is_linear and not self.two_layers:
             norms = vector_norm(model.encoder_weight.detach(), dim=1, dtype=torch.float64)
@@ -351,7 +356,8 @@ class _Model:
                 inserted = epsilon * torch.maximum(self.up, self.down)
                 rate = self.gamma(b - a + new + R + 8)
                 nothing = torch.zeros_like(base)
-                yield _Local(n, own[a:b], reach, mine, base, nothing, inserted, size, rate, None)
+                finite = self._finite(reach, size)
+                yield _Local(n, own[a:b], reach, mine, base, nothing, inserted, size, rate, None, finite)
             return
         first = self.model.encoder_weight.detach()[own].double()  # [nnz, C * H]
         lasts = [self._hidden(reach, first[a:b]) for (a, b), reach in zip(parts, reaches, strict=True)]
@@ -382,7 +388,13 @@ class _Model:
         for i, (n, (a, b), reach) in enumerate(zip(documents, parts, reaches, strict=True)):
             rate = self.gamma(H + R + 8)
             tables = (slope[a:b], base[i], spread[i], inserted[i], size[i])
-            yield _Local(n, own[a:b], reach, *tables, rate, lasts[i])
+            finite = self._finite(reach, size[i], lasts[i].most)
+            yield _Local(n, own[a:b], reach, *tables, rate, lasts[i], finite)
+
+    def _finite(self, reach: _Reach, size: Tensor, hidden: float = 0.0) -> bool:
+        """Whether values, hidden units and logits stay in the range of float32; False for NaN."""
+        sums = (reach.epsilon, float(reach.largest.sum()), hidden, float(size.max()))
+        return all(one < self.limit for one in sums)
 
     def _block(self, r: int) -> slice:
         """Of the last hidden layer, the units that repetition r takes."""
@@ -396,9 +408,10 @@ class _Model:
         low = p + reach.lowest(weight) - epsilon * self.down[0]
         high = p - reach.lowest(-weight) + epsilon * self.up[0]
         size = reach.largest @ weight.abs() + epsilon * (self.up + self.down)[0] + self.encoder_bias.abs()
-        wobble = self.gamma(len(weight) + self.new + 4) * size
+        wobble = self.gamma(len(weight) + self.new + 4) * size + _UNDERFLOW
+        largest = float(size.max())
         if not self.two_layers:
-            return _Hidden(p, weight, torch.zeros_like(p), low, high, wobble)
+            return _Hidden(p, weight, torch.zeros_like(p), low, high, wobble, largest)
         line, gap = _lines(low, high)
         C, H1, _ = self.hidden_weight.shape
 
@@ -413,10 +426,11 @@ class _Model:
         spread = through((gap / 2 + inserted)[None], absolute)[0]
         most = high.clamp(min=0) + wobble
         size = through(most[None], absolute)[0] + bias.abs()
-        wobble = through(wobble[None], absolute)[0] + self.gamma(H1 + 4) * size
+        largest += float(size.max())  # NaN stays NaN
+        wobble = through(wobble[None], absolute)[0] + self.gamma(H1 + 4) * size + _UNDERFLOW
         low = second + reach.lowest(slope) - spread
         high = second - reach.lowest(-slope) + spread
-        return _Hidden(second, slope, spread, low, high, wobble)
+        return _Hidden(second, slope, spread, low, high, wobble, largest)
 
     # -------------------------------------------------------------------------------- margins, one by one
 
@@ -524,7 +538,7 @@ class _Model:
                 lower += local.reach.lowest(of_targets[:, i : i + 1] - slopes, quick=True)
                 if inserted is not None:
                     lower -= self._inserted(local, inserted, t, labels)
-                at = ((lower <= 0) & (labels != t)).nonzero()[:, 0]
+                at = (~(lower > 0) & (labels != t)).nonzero()[:, 0]
                 found[i].append((lower[at], labels[at]))
         result = []
         for parts in found:
@@ -539,10 +553,12 @@ class _Model:
         lost = lost + F.merge_scores(table, hash, labels.new_tensor([t]), validate=False)[0]
         if self.label_vectors is None or local.hidden is None:
             return lost
-        line = _lines(local.hidden.low, local.hidden.high)[0].float().square()
+        # Squares of small numbers vanish in float32: no line is below 1e-18, products lose 2^-126 at most.
+        line = _lines(local.hidden.low, local.hidden.high)[0].clamp(min=1e-18).float().square()
         v, own = self.label_vectors[int(labels[0]) : int(labels[-1]) + 1], self.label_vectors[t]
         squares, square = v.square() @ line, own.square() @ line
         rounding = 8 * (len(line) + 8) * 2.0**-24 * (squares + square)  # of these float32 products
+        rounding += 8 * (len(line) + 8) * 2.0**-126
         distance = (squares + square - 2 * (v @ (own * line))).clamp(min=0) + rounding
         return lost.minimum(local.reach.epsilon * self.new_norm * distance.double().sqrt())
 
@@ -613,6 +629,8 @@ class _Model:
 
     def overtakers(self, local: _Local, targets: list[int], k: int, most: int) -> list[tuple[int, Any]]:
         """For each target how many labels (at most k) may reach it, and the document for the worst to try."""
+        if not local.finite:
+            return [(k, None)] * len(targets)
         result: list[tuple[int, Any]] = []
         lists: list[Tensor] | None = None
         if self.by_margin and not self._many_labels:
@@ -657,7 +675,7 @@ class _Model:
         for begin in range(0, min(len(labels), most), _CHUNK):
             chunk = labels[begin : begin + min(_CHUNK, most - begin)]
             bounds, g = self.margins(local, t, chunk, signs_only=True)
-            count += int((bounds <= 0).sum())
+            count += int((~(bounds > 0)).sum())
             lowest = int(bounds.argmin())
             if bounds[lowest] <= 0 and float(bounds[lowest]) < worst:
                 worst, point = float(bounds[lowest]), (g[:, lowest], chunk[lowest : lowest + 1])
@@ -840,7 +858,7 @@ def margin_bounds(
     """Lower bounds [N] of the lead of label pairs[n, 0] over pairs[n, 1], in the model's own scores.
 
     Over all documents of the threat set around document n, and of the scores as the model computes them.
-    Exact for linear MACH with merge `mean_logit`, to rounding.
+    Exact for linear MACH with merge `mean_logit`, to rounding. -inf where float32 might overflow.
 
     Example:
         >>> import scipy.sparse, mach_ext
@@ -869,6 +887,9 @@ def margin_bounds(
         for local in bounds.forms(X, range(X.shape[0]), float(epsilon)):
             t, other = pairs[local.n].tolist()
             label = torch.tensor([other], device=bounds.device)
+            if not local.finite:
+                result[local.n] = -math.inf
+                continue
             if bounds.by_margin:
                 result[local.n] = float(bounds.margins(local, t, label)[0])
                 continue

@@ -170,22 +170,29 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
     model = parser.add_argument_group("model")
-    model.add_argument("--hash-functions", type=_positive, default=16, metavar="R", help="repetitions (16)")
-    model.add_argument("--buckets", type=_positive, default=512, metavar="B", help="per repetition (512)")
+    model.add_argument("--hash-functions", type=_positive, default=None, metavar="R", help="repetitions (8)")
     model.add_argument(
-        "--hidden-size", type=_hidden_sizes, default=(512,), metavar="H[,H2]",
-        help="hidden units; 0: linear MACH; two numbers: two layers (512)",
+        "--buckets", type=_positive, default=None, metavar="B",
+        help="per repetition (the power of two next to L/2, within 16 ... 2048)",
     )  # fmt: skip
-    model.add_argument("--encoder", choices=nn.ENCODERS, default="shared", help="(shared)")
+    model.add_argument(
+        "--hidden-size", type=_hidden_sizes, default=None, metavar="H[,H2]",
+        help="hidden units; 0: linear MACH; two numbers: two layers (256, with independent encoders)",
+    )  # fmt: skip
+    model.add_argument(
+        "--encoder", choices=nn.ENCODERS, default=None,
+        help="(independent; where --hidden-size is given, shared)",
+    )  # fmt: skip
     model.add_argument("--merge", choices=tuple(nn.MODEL_MERGES), default="mean_logit", help="(mean_logit)")
-    model.add_argument("--dropout", type=float, default=0.3, metavar="P", help="of hidden units (0.3)")
+    model.add_argument("--dropout", type=float, default=0.0, metavar="P", help="of hidden units (0)")
     model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
     fit = parser.add_argument_group("training")
-    fit.add_argument("--epochs", type=_natural, default=None, help="(5)")
+    fit.add_argument("--epochs", type=_natural, default=None, help="(225,000 documents, within 5 ... 10)")
     fit.add_argument("--batch-size", type=_positive, default=None, help="documents a step (256)")
     fit.add_argument("--optimizer", choices=training.OPTIMIZERS, default=None, help="(adam; linear: adagrad)")
     fit.add_argument("--learning-rate", type=float, default=None, help="(0.002; linear: 0.5)")
-    fit.add_argument("--encoder-learning-rate", type=float, default=None, help="of the encoder's rows (0.02)")
+    fit.add_argument("--encoder-learning-rate", type=float, default=None, help="of the encoder's rows (0.3)")
+    fit.add_argument("--encoder-eps", type=float, default=None, help="Adam's eps for these rows (1e-4)")
     fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
     fit.add_argument(
         "--negligible-gradient", type=float, default=None, help="see mach_ext.training (0: exact)"
@@ -324,17 +331,21 @@ def train(args: Any) -> None:
         dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name}: {_sizes(dataset)}")
+    suggested = training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
+    hidden_size, encoder = args.hidden_size, args.encoder or "shared"
+    if hidden_size is None:
+        hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]
     model = nn.MACH(
         dataset.num_features,
         dataset.num_labels,
-        num_repetitions=args.hash_functions,
-        num_buckets=args.buckets,
-        hidden_size=args.hidden_size,
-        encoder=args.encoder,
+        num_repetitions=args.hash_functions or suggested["num_repetitions"],
+        num_buckets=args.buckets or suggested["num_buckets"],
+        hidden_size=hidden_size,
+        encoder=encoder,
         merge=args.merge,
         seed=args.seed,
         feature_dropout=args.feature_dropout,
-        hidden_dropout=args.dropout if any(args.hidden_size) else 0.0,
+        hidden_dropout=args.dropout if any(hidden_size) else 0.0,
     ).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
     model.attachments = _attachments(dataset, args)
@@ -350,11 +361,12 @@ def train(args: Any) -> None:
             resume=args.resume,
             repetitions_at_a_time=args.repetitions_at_a_time,
             progress=not args.quiet,
-            epochs=args.epochs,
+            epochs=suggested["epochs"] if args.epochs is None else args.epochs,
             batch_size=args.batch_size,
             optimizer=args.optimizer,
             learning_rate=args.learning_rate,
             encoder_learning_rate=args.encoder_learning_rate,
+            encoder_eps=args.encoder_eps,
             schedule=args.schedule,
             seed=args.seed,
             patience=args.patience,

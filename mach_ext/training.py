@@ -58,8 +58,12 @@ class Hyperparameters:
         batch_size: Documents a step.
         optimizer: "adam" or "adagrad", with row-sparse steps for the weight that takes the documents.
         learning_rate: Of everything but the encoder's rows.
-        encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer: a feature
-            that occurs rarely gets few updates, so its row needs larger ones.
+        encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer.
+        encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
+            as that of a frequent one, and so learns its few documents by heart. With an eps far above the
+            root of its second moment the steps are those of SGD with momentum, as large as the evidence;
+            docs/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
+            are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
         schedule: "linear": rates fall to 0 over the run; "constant".
         seed: Of the order of the documents and of dropout.
         patience: Stop after so many epochs without a better dev metric; None: never.
@@ -82,7 +86,8 @@ class Hyperparameters:
     batch_size: int = 256
     optimizer: str = "adam"
     learning_rate: float = 0.002
-    encoder_learning_rate: float = 0.02
+    encoder_learning_rate: float = 0.3
+    encoder_eps: float = 1e-4
     schedule: str = "linear"
     seed: int = 0
     patience: int | None = None
@@ -115,7 +120,7 @@ class Hyperparameters:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
-        for name in ("learning_rate", "encoder_learning_rate"):
+        for name in ("learning_rate", "encoder_learning_rate", "encoder_eps"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
@@ -129,6 +134,31 @@ class Hyperparameters:
             raise ValueError(f"fit: negligible_gradient must be in [0, 1), got {self.negligible_gradient}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+
+def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
+    """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
+
+    R is 8; B is the power of two next to L / 2, within 16 ... 2,048; each repetition has an encoder of 256
+    units of its own where all of them take no more than 2^28 floats (1 GiB; D up to 131,072), else they share
+    one of 512; epochs are as many as show about 225,000 documents, within 5 ... 10. Measured on three
+    datasets: docs/accuracy.md.
+
+    Example:
+        >>> from mach_ext.training import suggested
+        >>> suggested(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
+        2048
+    """
+    R, own_units = 8, 256
+    buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
+    own = num_features * R * own_units <= 1 << 28
+    return {
+        "num_repetitions": R,
+        "num_buckets": min(max(buckets, 16), 2048),
+        "hidden_size": own_units if own else 512,
+        "encoder": "independent" if own else "shared",
+        "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
+    }
 
 
 @dataclass
@@ -412,11 +442,15 @@ class _Run:
 
         named = dict(model.named_parameters())
         rows = [named.pop("encoder_weight")] if "encoder_weight" in named else []
+        adam = settings.optimizer == "adam"
+        # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
+        copies = model.num_repetitions if model.encoder == "independent" else 1
+        eps = {"eps": settings.encoder_eps / copies} if adam else {}
         groups = [
             {"params": list(named.values()), "lr": settings.learning_rate},
-            {"params": rows, "lr": settings.encoder_learning_rate},
+            {"params": rows, "lr": settings.encoder_learning_rate, **eps},
         ]
-        make = optim.SparseAdam if settings.optimizer == "adam" else optim.SparseAdagrad
+        make = optim.SparseAdam if adam else optim.SparseAdagrad
         self.optimizer = make([group for group in groups if group["params"]])
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -788,9 +822,9 @@ class _Run:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
-            # A run of before there was a hyper-parameter had its default.
+            # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own.
             fields = Hyperparameters.__dataclass_fields__.items()
-            defaults = {name: field.default for name, field in fields}
+            defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8}
             identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
             state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
         except (ValueError, KeyError, TypeError) as error:

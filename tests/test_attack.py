@@ -458,6 +458,8 @@ def perturb(**changes):
         (ValueError, r"threat model support keeps values >= 0, but X has -", {"X": -draw()}),
         (ValueError, r"m must be in 0 \.\.\. \d+, .* got 60", {"threat_model": "insert(60)"}),
         (ValueError, r"threat model must be one of dense, support", {"threat_model": "linf"}),
+        (ValueError, r"or as insert\(10\), got 'insert\(3'", {"threat_model": "insert(3"}),
+        (ValueError, r"or as insert\(10\), got 'insert\(3\)\)'", {"threat_model": "insert(3))"}),
         (ValueError, r"threat model delete is discrete", {"threat_model": "delete"}),
         (
             ValueError,

@@ -1,4 +1,4 @@
-"""The tables of README and docs/robustness.md are those that the kept results give."""
+"""The tables of README and docs/ are those that the kept results give."""
 
 import subprocess
 import sys

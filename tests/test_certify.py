@@ -447,6 +447,46 @@ def test_documents_without_features_and_no_documents():
         certify.margin_bounds(model_of(name), X, [[0, 1], [2, 3]], 0.1, threat_model="insert(2)")
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("merge", MERGES)
+def test_nothing_is_shown_where_float32_overflows(name, merge):
+    """Infinite and undefined logits have no order that a bound in float64 could speak of."""
+    model, X = model_of(name, merge=merge), draw()
+    Y, pairs = right(model, X), model.predict(X, 2)[1]
+    found = certify.certify(model, X, Y, [1e39], zero=False)  # beyond float32 itself
+    assert not found.certified(5)[:, np.diff(X.indptr) > 0].any()
+    for value in (1e38, float("nan")):
+        with torch.no_grad():
+            model.bucket_bias.fill_(value)
+        assert not certify.certify(model, X, Y, [1e-3], zero=False).certified(5).any()
+        assert (certify.margin_bounds(model, X, pairs, 1e-3) == -np.inf).all()
+
+
+@pytest.mark.parametrize(("encoder", "buckets"), [(1e-23, 1e25), (1e12, 1e-25)])
+def test_what_vanishes_in_float32_is_covered(encoder, buckets):
+    """Products of hidden units that are 0 in float32, squares of weights that are."""
+    model, X = model_of("shared"), draw()
+    with torch.no_grad():
+        model.encoder_bias.zero_()
+        model.bucket_bias.zero_()
+        model.encoder_weight.mul_(encoder)
+        model.bucket_weight.mul_(buckets)
+    X = X * np.float32(1e-22) if encoder < 1 else X
+    size = 0.01 * float(X.data.max())
+    found = certify.certify(model, X, right(model, X), [size], threat_model=Insert(m=2), zero=False)
+    rng = np.random.default_rng(0)
+    for n in range(X.shape[0]):
+        ranked = model.predict(sampled(Insert(m=2), X[n], size, rng), 5)[1]
+        for label in found.labels[n][found.certified(5)[0, n]]:
+            assert (ranked == label).any(1).all()
+    by_sweep = certify._Model(model, Insert(m=2))
+    for local in by_sweep.forms(X, range(X.shape[0]), size):
+        (kept,) = by_sweep.candidates(local, [int(found.labels[local.n, 0])])
+        others = torch.from_numpy(np.setdiff1d(np.arange(L), [*kept.tolist(), found.labels[local.n, 0]]))
+        lower = by_sweep.margins(local, int(found.labels[local.n, 0]), others)[0]
+        assert (lower > 0).all()  # what is left out stays behind
+
+
 # ------------------------------------------------------------------------------------------- bad input
 
 

@@ -197,8 +197,8 @@ def test_trains_predicts_and_travels(corpus, hidden_size, precision, tmp_path):
     models = []
     for _ in range(2):
         model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=hidden_size).to(cuda)
-        rate = 0.5 if hidden_size == 0 else 0.02
-        mach_ext.fit(model, X, Y, learning_rate=rate, encoder_learning_rate=rate, **options)
+        rates = {"learning_rate": 0.5} if hidden_size == 0 else {"learning_rate": 0.02}
+        mach_ext.fit(model, X, Y, encoder_learning_rate=0.02, encoder_eps=1e-8, **rates, **options)
         models.append(model)
     a, b = models
     for p, q in zip(a.parameters(), b.parameters(), strict=True):

@@ -187,17 +187,30 @@ def test_batches_of_as_many_documents_as_hidden_units():
     assert_same_run(after_steps(training._Run, **steps), after_steps(ByAutograd, **steps))
 
 
+@pytest.mark.parametrize(("eps", "as_far"), [(1e-8, True), (1.0, False)])
+def test_a_large_eps_keeps_rare_features_from_moving_as_far_as_frequent_ones(eps, as_far):
+    """Feature 0 is in one document of 50, feature 1 in all, beside it and as large."""
+    Y = scipy.sparse.csr_matrix(np.eye(2)[np.zeros(50, int)])
+    X = scipy.sparse.csr_matrix(np.c_[np.arange(50) == 0, np.ones(50)], dtype=np.float32)
+    model = mach_ext.MACH(2, 2, num_repetitions=2, num_buckets=4, hidden_size=8)
+    before = model.encoder_weight.detach().clone()
+    mach_ext.fit(model, X, Y, epochs=1, batch_size=50, encoder_eps=eps, progress=False)
+    rare, frequent = (model.encoder_weight.detach() - before).abs().amax(1)
+    assert (rare > 0.9 * frequent) if as_far else (0 < rare < 0.1 * frequent)
+
+
 def test_steps_are_those_of_the_plain_loop():
-    """fit against a loop written out: its batches, its two learning rates, their decay."""
+    """fit against a loop written out: its batches, its two learning rates and eps, their decay."""
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
     mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
     rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
-    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, {"params": [plain.encoder_weight]}])
+    encoder = {"params": [plain.encoder_weight], "eps": 1e-4}
+    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, encoder])
     for step in range(12):
         epoch, batch = divmod(step, 6)
         rows = np.random.default_rng([0, epoch]).permutation(300)[batch * 50 : (batch + 1) * 50]
         x, y = X[rows], Y[rows]
-        for group, rate in zip(optimizer.param_groups, (0.01, 0.02), strict=True):
+        for group, rate in zip(optimizer.param_groups, (0.01, 0.3), strict=True):
             group["lr"] = rate * (1 - step / 12)
         optimizer.zero_grad()
         plain.loss(*map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))).backward()
@@ -649,3 +662,20 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
         mach_ext.fit(build(), X, Y, output=tmp_path, **{**options, "learning_rate": 0.5})
     with pytest.raises(ValueError, match=r"hyperparameters.learning_rate was 0.5, now 0.01"):
         mach_ext.fit(build(), X, Y, output=tmp_path, resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("N", "D", "L", "buckets", "own", "epochs"),
+    [
+        (4_392, 1_836, 159, 64, True, 10),
+        (45_000, 56_758, 4_271, 2048, True, 5),
+        (90_452, 131_072, 41_218, 2048, True, 5),
+        (90_452, 131_073, 41_218, 2048, False, 5),
+        (30_000, 10, 7, 16, True, 8),
+        (0, 1, 1, 16, True, 10),
+    ],
+)
+def test_suggested_sizes(N, D, L, buckets, own, epochs):
+    encoders = {"hidden_size": 256 if own else 512, "encoder": "independent" if own else "shared"}
+    expected = {"num_repetitions": 8, **encoders, "num_buckets": buckets, "epochs": epochs}
+    assert training.suggested(N, D, L) == expected

@@ -1,0 +1,320 @@
+"""Other XMC systems and simple baselines beside mach_ext: `python benchmarks/peers.py DATASET [SYSTEM ...]`.
+
+All are trained and asked on the same CSR matrices, the same split and as many threads. Each result goes into
+results/peers.json as soon as it is there, in place of the former one of the same name; `make bench-table`
+makes the table of docs/accuracy.md from it. Needs the extra [peers].
+
+Settings are chosen on dev: trained on train, asked on dev; where there is no dev, or it is the last word, a
+tenth of train is held out. `--final` is the last word: trained on all of train, asked on test (on dev where
+there is no test), and on dev, too, where both are there and so one model serves.
+
+Times are CPU seconds of the process, so that other jobs on the machine count little; with more than one
+thread they are the sum over threads. `ms a document` is of asking for the top 50. Bytes: the model's folder
+as the system itself writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from conftest import circumstances
+
+import mach_ext
+from mach_ext import data, metrics, training
+
+RESULTS = Path(__file__).parent / "results" / "peers.json"
+K = 50  # labels asked for
+SINGLE = 200  # documents asked one by one
+
+Predict = Callable[[sp.csr_matrix], np.ndarray[Any, Any]]  # documents -> labels [N, K], -1 for none
+
+
+@dataclass(frozen=True)
+class System:
+    """`train` learns from X and Y, writes its model into a folder that does not exist, returns `Predict`."""
+
+    package: str
+    train: Callable[..., Predict]  # (X, Y, folder, threads, **settings)
+    settings: dict[str, Any] = field(default_factory=dict)
+    most_labels: int | None = None  # where it is not worth the wait beyond
+
+
+# --------------------------------------------------------------------------------------------- the systems
+
+
+def unit(X: sp.csr_matrix) -> sp.csr_matrix:
+    """Rows of length 1, which omikuji and napkinXC make of them by themselves, and the others expect."""
+    X = sp.csr_matrix(X, dtype=np.float32, copy=True)
+    length = np.sqrt(np.asarray(X.multiply(X).sum(1)).ravel())
+    X.data /= np.repeat(length, np.diff(X.indptr))
+    X.sort_indices()
+    return X
+
+
+def padded(rows: list[list[int]]) -> np.ndarray[Any, Any]:
+    labels = np.full((len(rows), K), -1, np.int64)
+    for n, row in enumerate(rows):
+        labels[n, : len(row)] = row
+    return labels
+
+
+def best(scores: sp.csr_matrix) -> np.ndarray[Any, Any]:
+    """The K best columns of each row of a sparse matrix of scores, ties by the smaller column."""
+    rows = []
+    for start, end in zip(scores.indptr[:-1], scores.indptr[1:], strict=True):
+        labels, values = scores.indices[start:end], scores.data[start:end]
+        rows.append(labels[np.lexsort((labels, -values))[:K]].tolist())
+    return padded(rows)
+
+
+def omikuji(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
+    """Partitioned label trees; refuses documents without features, which teach a linear model nothing."""
+    import omikuji
+
+    hyper_param = omikuji.Model.default_hyper_param()
+    for name, value in settings.items():
+        setattr(hyper_param, name, value)
+    kept = np.flatnonzero(np.diff(X.indptr))
+    with tempfile.NamedTemporaryFile(suffix=".txt") as file:
+        data.write_xmc(file.name, X[kept], Y[kept])
+        model = omikuji.Model.train_on_data(file.name, hyper_param, threads)
+    model.save(str(folder))
+    model.init_prediction_thread_pool(threads)
+
+    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
+        documents = (X[n] for n in range(X.shape[0]))
+        pairs = (list(zip(x.indices.tolist(), x.data.tolist(), strict=True)) for x in documents)
+        return padded([[label for label, _ in model.predict(p, top_k=K)] for p in pairs])
+
+    return predict
+
+
+def pecos(
+    X: sp.csr_matrix,
+    Y: sp.csr_matrix,
+    folder: Path,
+    threads: int,
+    tree: bool = True,
+    beam_size: int = 10,
+    **settings: Any,
+) -> Predict:
+    """XR-Linear of PECOS, or with `tree=False` its solver's one-vs-rest (DiSMEC's loss and pruning)."""
+    from pecos.xmc import Indexer, LabelEmbeddingFactory
+    from pecos.xmc.xlinear.model import XLinearModel
+
+    X, clusters = unit(X), None
+    if tree:
+        embedding = LabelEmbeddingFactory.create(Y.astype(np.float32), X, method="pifa")
+        clusters = Indexer.gen(embedding, threads=threads)
+    model = XLinearModel.train(X, Y.astype(np.float32), C=clusters, threads=threads, **settings)
+    model.save(str(folder))
+    model = XLinearModel.load(str(folder), is_predict_only=True)
+    return lambda X: best(model.predict(unit(X), beam_size=beam_size, only_topk=K, threads=threads))
+
+
+def napkinxc(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
+    """Probabilistic label trees of napkinXC."""
+    from napkinxc.models import PLT
+
+    model = PLT(str(folder), threads=threads, **settings)
+    model.fit(X, Y)
+    return lambda X: padded(model.predict(X, top_k=K))
+
+
+def neighbours(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, n: int = 20) -> Predict:
+    """The labels of the n nearest training documents by cosine, each with the sum of its cosines."""
+    features = unit(X).T.tocsr()  # [D, N]
+    folder.mkdir()
+    sp.save_npz(folder / "X.npz", features, compressed=False)
+    sp.save_npz(folder / "Y.npz", Y, compressed=False)
+
+    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
+        found = []
+        for start in range(0, X.shape[0], 128):
+            cosines = (unit(X[start : start + 128]) @ features).tocsr()
+            rows = [row.data.argsort()[-n:] for row in (cosines[i] for i in range(cosines.shape[0]))]
+            at = np.concatenate([s + row for s, row in zip(cosines.indptr[:-1], rows, strict=True)])
+            indptr = np.cumsum([0, *map(len, rows)])
+            near = sp.csr_matrix((cosines.data[at], cosines.indices[at], indptr), cosines.shape)
+            found.append(best((near @ Y).tocsr()))
+        return np.concatenate(found)
+
+    return predict
+
+
+def popularity(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int) -> Predict:
+    """The most frequent labels, for every document."""
+    counts = np.bincount(Y.indices, minlength=Y.shape[1])
+    labels = np.argsort(-counts, kind="stable")[:K]
+    folder.mkdir()
+    np.save(folder / "labels.npy", labels)
+    return lambda X: np.tile(labels, (X.shape[0], 1))
+
+
+def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
+    """scikit-learn's LinearSVC for each label that occurs."""
+    from sklearn.svm import LinearSVC
+
+    X, labels, columns = unit(X), np.unique(Y.indices), Y.tocsc()
+    folder.mkdir()
+    weight = np.zeros((X.shape[1] + 1, labels.size), np.float32)
+    for j, label in enumerate(labels):
+        svm = LinearSVC(**settings).fit(X, columns[:, label].toarray().ravel() > 0)
+        weight[:-1, j], weight[-1, j] = svm.coef_[0], svm.intercept_[0]
+    np.save(folder / "weight.npy", weight)
+
+    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
+        scores = unit(X) @ weight[:-1] + weight[-1]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+        return padded(labels[order].tolist())
+
+    return predict
+
+
+def mach(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
+    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time."""
+    chosen = {**training.suggested(*Y.shape), **settings}
+    epochs = chosen.pop("epochs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
+    mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
+    model.save(folder)
+    return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+
+
+SHARED = {"hidden_size": 512, "encoder": "shared"}
+
+# Bonsai's settings are those of omikuji's README. Without a name in brackets: the package's defaults.
+SYSTEMS = {
+    "omikuji (Parabel)": System("omikuji", omikuji),
+    "omikuji (Bonsai)": System(
+        "omikuji", omikuji, {"cluster_balanced": False, "cluster_k": 100, "max_depth": 3}
+    ),
+    "PECOS XR-Linear": System("libpecos", pecos),
+    "PECOS XR-Linear (tuned)": System(
+        "libpecos", pecos, {"beam_size": 50, "negative_sampling_scheme": "tfn+man"}
+    ),
+    "PECOS one-vs-rest": System("libpecos", pecos, {"tree": False}, most_labels=5000),
+    "napkinXC PLT": System("napkinxc", napkinxc),
+    "scikit-learn one-vs-rest": System("scikit-learn", one_vs_rest, most_labels=1000),
+    "20 nearest neighbours": System("scipy", neighbours),
+    "popularity": System("numpy", popularity),
+    "mach_ext": System("mach_ext", mach),
+    "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),
+    "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
+    "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_buckets": 1024}),
+    "mach_ext (R 16, B 1024)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 1024}),
+    "mach_ext (shared H 512)": System("mach_ext", mach, SHARED),
+    "mach_ext (shared H 1024)": System("mach_ext", mach, {**SHARED, "hidden_size": 1024}),
+    "mach_ext (R 4, shared H 512)": System("mach_ext", mach, {**SHARED, "num_repetitions": 4}),
+    "mach_ext (R 4, B 512, shared H 512)": System(
+        "mach_ext", mach, {**SHARED, "num_repetitions": 4, "num_buckets": 512}
+    ),
+    "mach_ext (R 4, B 1024, shared H 1024)": System(
+        "mach_ext", mach, {**SHARED, "num_repetitions": 4, "num_buckets": 1024, "hidden_size": 1024}
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------- the run
+
+
+def load(name: str, final: bool) -> tuple[data.Dataset, dict[str, data.Split]]:
+    """The dataset, whose train is learnt from, and the splits to ask."""
+    dataset = data.load(name, holdout=not final)
+    asked = {name: split for name, split in dataset.splits.items() if name != "train"}
+    if final:
+        return dataset, asked if "test" in asked else {"test": asked["dev"]}
+    if dataset.test is None:  # dev is the last word
+        N = len(dataset.train)
+        order = np.random.default_rng(0).permutation(N)
+        held, rest = np.sort(order[: N // 10]), np.sort(order[N // 10 :])
+        return replace(dataset, train=dataset.train.take(rest)), {"dev": dataset.train.take(held)}
+    return dataset, {"dev": asked["dev"]}
+
+
+def measure(
+    system: System, train: data.Split, asked: dict[str, data.Split], threads: int
+) -> dict[str, dict[str, Any]]:
+    """Trains a system and asks it; a result for each split."""
+    results = {}
+    q = metrics.inverse_propensity(train.Y)
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "model"
+        start = time.process_time()
+        predict = system.train(train.X, train.Y, folder, threads, **system.settings)
+        seconds = time.process_time() - start
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        for name, split in asked.items():
+            start = time.process_time()
+            labels = predict(split.X)
+            batch = (time.process_time() - start) / len(split)
+            some = np.linspace(0, len(split) - 1, min(SINGLE, len(split))).astype(int)
+            documents = [split.X[n] for n in some]
+            start = time.process_time()
+            for x in documents:
+                predict(x)
+            single = (time.process_time() - start) / len(documents)
+            results[name] = {
+                "metrics": metrics.evaluate(split.Y, labels, (1, 3, 5), (K,), q),
+                "training seconds": seconds,
+                "ms a document": {"single": single * 1e3, "batch": batch * 1e3},
+                "bytes": size,
+                "documents": len(train),
+                "asked": len(split),
+            }
+    return results
+
+
+def keep(result: dict[str, Any]) -> None:
+    """Into peers.json, in place of the one of the same name."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    name = ("dataset", "split", "system")
+    kept = [r for r in kept if [r[key] for key in name] != [result[key] for key in name]]
+    kept = sorted([*kept, result], key=lambda r: (r["dataset"], r["split"], r["system"]))
+    data.write_json(RESULTS, kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", help="a name or a folder")
+    parser.add_argument("systems", nargs="*", help=f"of {', '.join(SYSTEMS)} (all)")
+    parser.add_argument("--final", action="store_true", help="see above")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_intermixed_args()
+    for name in args.systems:
+        if name not in SYSTEMS:
+            parser.error(f"unknown system {name!r}; known: {', '.join(SYSTEMS)}")
+    torch.set_num_threads(args.threads)
+    dataset, asked = load(args.dataset, args.final)
+    for name in args.systems or SYSTEMS:
+        system = SYSTEMS[name]
+        if system.most_labels is not None and dataset.num_labels > system.most_labels and not args.systems:
+            continue
+        about = {"system": name, "settings": system.settings, "threads": args.threads} | circumstances()
+        about["version"] = f"{system.package} {version(system.package)}"
+        for split, result in measure(system, dataset.train, asked, args.threads).items():
+            keep({"dataset": dataset.name, "split": split} | about | result)
+            shown = " / ".join(f"{100 * result['metrics'][f'P@{k}']:.2f}" for k in (1, 3, 5))
+            print(
+                f"{dataset.name}, {split}, {name}: P@1/3/5 {shown}, {result['training seconds']:.1f} s, "
+                f"{result['bytes'] / 1e6:.1f} MB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -553,7 +553,7 @@ class _Model:
         lost = lost + F.merge_scores(table, hash, labels.new_tensor([t]), validate=False)[0]
         if self.label_vectors is None or local.hidden is None:
             return lost
-        # Squares of small numbers vanish in float32: no line is below 1e-18, products lose 2^-126 at most.
+        # Squares of small numbers vanish in float32: lines are 1e-18 at least, products lose 2^-126 at most.
         line = _lines(local.hidden.low, local.hidden.high)[0].clamp(min=1e-18).float().square()
         v, own = self.label_vectors[int(labels[0]) : int(labels[-1]) + 1], self.label_vectors[t]
         squares, square = v.square() @ line, own.square() @ line

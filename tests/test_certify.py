@@ -472,7 +472,7 @@ def test_what_vanishes_in_float32_is_covered(encoder, buckets):
         model.encoder_weight.mul_(encoder)
         model.bucket_weight.mul_(buckets)
     X = X * np.float32(1e-22) if encoder < 1 else X
-    size = 0.01 * float(X.data.max())
+    size = 0.03 * float(X.data.max())
     found = certify.certify(model, X, right(model, X), [size], threat_model=Insert(m=2), zero=False)
     rng = np.random.default_rng(0)
     for n in range(X.shape[0]):

@@ -578,8 +578,10 @@ class Perturbation:
         layer = self._layer(model)
         if layer.model.is_linear:
             raise ValueError("Perturbation.hidden: linear MACH (hidden_size=0) has no hidden layer")
+        none = torch.empty(0, *layer.shape, dtype=layer.dtype, device=layer.device)
         with evaluating(layer.model):
-            return torch.cat([layer.hidden(self._first(layer, batch)) for batch in self._batches])
+            parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
+            return torch.cat(parts or [layer.hidden(none)])
 
     def predict(self, k: int = 5, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer)."""
@@ -701,6 +703,8 @@ class Perturbation:
 
     def changes(self, n: int) -> list[tuple[int, float, float]]:
         """What became of document n: feature, old value, new value, by feature."""
+        if not 0 <= n < self.X.shape[0]:
+            raise ValueError(f"Perturbation.changes: n must be in [0, N={self.X.shape[0]}), got {n}")
         batch = next(b for b in reversed(self._batches) if b.start <= n)
         row = n - batch.start
         old = dict(zip(self.X[n].indices.tolist(), self.X[n].data.tolist(), strict=True))

@@ -790,7 +790,7 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
                 + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")
             )
     for name, (low, high) in result.get("certified_zero", {}).items():
-        reached = f"is above 0 up to eps {low:g}" if high is None else f"reaches 0 at eps {high:g}"
+        reached = f"is above 0 up to eps {low:g}" if high is None else f"reaches 0 at eps {high:.2g}"
         print(f"certified {name} {reached}")
     for entry in result["adversarial"]:
         if entry["epsilon"] in wanted:

@@ -481,6 +481,16 @@ def test_evaluate_refuses_no_documents():
         attack.evaluate(model_of(), draw()[:0], labels_of()[:0])
 
 
+@pytest.mark.parametrize("encoder", ["shared", "independent"])
+def test_a_perturbation_of_no_documents(encoder):
+    model = model_of(encoder)
+    found = FGSM(model).perturb(draw()[:0], labels_of()[:0], 0.1)
+    assert found.hidden().shape == FGSM(model).perturb(draw(), labels_of(), 0.1).hidden()[:0].shape
+    assert found.predict(3)[1].shape == (0, 3)
+    with pytest.raises(ValueError, match=r"changes: n must be in \[0, N=0\), got 0"):
+        found.changes(0)
+
+
 def test_size_guard_and_documents_without_features():
     model = model_of()
     found = FGSM(model, "dense").perturb(draw(), labels_of(), 0.1)

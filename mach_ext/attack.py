@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -1031,19 +1031,12 @@ class FGSM(_Attack):
 def _masked(batch: _Batch, keep: Tensor, clean_loss: Tensor) -> _Batch:
     """The documents not kept are clean again."""
     assert batch.scale is not None
-    return _Batch(
-        batch.start,
-        batch.x,
-        torch.where(keep[batch.rows], batch.values, batch.x),
-        batch.indices,
-        batch.indptr,
-        torch.where(keep, batch.loss, clean_loss),
-        batch.clean_loss,
-        [(weight * keep, direction) for weight, direction in batch.directions],
-        batch.offset,
-        batch.scale * keep,
-        batch.counts,
-        batch.own_counts,
+    return replace(
+        batch,
+        values=torch.where(keep[batch.rows], batch.values, batch.x),
+        loss=torch.where(keep, batch.loss, clean_loss),
+        directions=[(weight * keep, direction) for weight, direction in batch.directions],
+        scale=batch.scale * keep,
     )
 
 
@@ -1140,17 +1133,16 @@ def _either(new: _Batch, best: _Batch, better: Tensor) -> _Batch:
     for weight, direction in both:
         other = merged.get(id(direction))
         merged[id(direction)] = (weight if other is None else weight + other[0], direction)
-    return _Batch(
-        new.start,
-        new.x,
-        torch.where(better[new.rows], new.values, best.values),
-        new.indices,
-        new.indptr,
-        torch.where(better, new.loss, best.loss),
-        best.clean_loss,
-        list(merged.values()),
-        torch.where(better[:, None, None], new.offset, best.offset),
-        torch.where(better, new.scale, best.scale),
+    return replace(
+        new,
+        values=torch.where(better[new.rows], new.values, best.values),
+        loss=torch.where(better, new.loss, best.loss),
+        clean_loss=best.clean_loss,
+        directions=list(merged.values()),
+        offset=torch.where(better[:, None, None], new.offset, best.offset),
+        scale=torch.where(better, new.scale, best.scale),
+        counts=None,  # norms of more than one direction are summed anew
+        own_counts=None,
     )
 
 

@@ -421,8 +421,7 @@ def evaluate(args: Any) -> None:
     with _timed(seconds, "load"):
         model = nn.load(folder, args.device)
         dataset = _run_dataset(model, folder, args.dataset)
-    if args.split not in dataset.splits:
-        raise ValueError(f"{dataset.path}: no {args.split} split; there are: {', '.join(dataset.splits)}")
+    _split_of(dataset, args.split)  # before any work
     with _timed(seconds, "evaluate"):
         result = _evaluate_split(model, dataset, args.split)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
@@ -687,9 +686,7 @@ def attack_model(args: Any) -> None:
         model = nn.load(folder, args.device)
         dataset = _run_dataset(model, folder, args.dataset)
         other = None if args.transfer is None else nn.load(args.transfer, args.device)
-    if args.split not in dataset.splits:
-        raise ValueError(f"{dataset.path}: no {args.split} split; there are: {', '.join(dataset.splits)}")
-    split = dataset.splits[args.split]
+    split = _split_of(dataset, args.split)
     some = slice(0, args.sample)
     X, Y = split.X[some], split.Y[some]
     default = {"delete": "delete", "insert": "insert(3)"}.get(args.attack, "support")
@@ -941,6 +938,12 @@ def _run_folder(args: Any) -> Path:
     newest = max(runs, key=lambda folder: (folder / "model.json").stat().st_mtime)
     _say(f"using the newest run, {newest}")
     return newest
+
+
+def _split_of(dataset: data.Dataset, name: str) -> data.Split:
+    if name not in dataset.splits:
+        raise ValueError(f"{dataset.path}: no {name} split; there are: {', '.join(dataset.splits)}")
+    return dataset.splits[name]
 
 
 def _run_dataset(model: nn.MACH, folder: Path, name: str | None) -> data.Dataset:

@@ -8,7 +8,7 @@ from captum import robust
 from conftest import FLOATS, bitwise_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_nn import ARCHITECTURES, D, L, build, dense_forward, draw, randomise
+from test_nn import ARCHITECTURES, D, L, dense_forward, draw, model_of
 
 import mach_ext
 from mach_ext import _ops, _reference, attack, explain, metrics
@@ -17,14 +17,6 @@ from mach_ext.attack import FGSM, L1, L2, PGD, Delete, Dense, Greedy, Insert, Ra
 pytestmark = pytest.mark.usefixtures("one_thread")
 THREATS = [Support(), Insert(m=3), L2(), L1(), Dense(), Dense(nonnegative=True), Support(nonnegative=False)]
 GRID = [0.0, 0.01, 0.3]
-
-
-def model_of(name="shared", **changes):
-    model = randomise(build(name, **changes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.5)
-    return model.eval()
 
 
 def labels_of(n=7, seed=1):

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from test_nn import ARCHITECTURES, MERGES, B, D, L, R, build, dense_forward, draw, randomise, tensors
+from test_nn import (
+    ARCHITECTURES,
+    MERGES,
+    B,
+    D,
+    L,
+    R,
+    build,
+    dense_forward,
+    draw,
+    model_of,
+    randomise,
+    tensors,
+)
 
 import mach_ext
 from mach_ext import explain, report
@@ -20,15 +33,6 @@ captum_metrics = pytest.importorskip("captum.metrics")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = [3, 0, 89]
-
-
-def model_of(name="shared", **changes):
-    """Weights of a size that leaves units on both sides of their kinks."""
-    model = randomise(build(name, **changes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.5)
-    return model.eval()
 
 
 def dense_integrated_gradients(model, x, baseline, label, steps):

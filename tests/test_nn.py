@@ -46,6 +46,15 @@ def randomise(model, seed=0):
     return model
 
 
+def model_of(name="shared", **changes):
+    """Weights of a size that leaves units on both sides of their kinks."""
+    model = randomise(build(name, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    return model.eval()
+
+
 def dense_forward(model, X):
     """The definition, on a dense matrix: [N, R, B]."""
     x = X if isinstance(X, torch.Tensor) else torch.from_numpy(X.toarray())

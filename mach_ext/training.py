@@ -59,6 +59,9 @@ class Hyperparameters:
         optimizer: "adam" or "adagrad", with row-sparse steps for the weight that takes the documents.
         learning_rate: Of everything but the encoder's rows.
         encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer.
+            The rate of that weight, with a hidden layer or without, is for documents of length 1: `fit`
+            divides it by the root mean square of their lengths (and multiplies encoder_eps by it), so that
+            X and 8 X teach the same.
         encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
             as that of a frequent one, and so learns its few documents by heart. With an eps far above the
             root of its second moment the steps are those of SGD with momentum, as large as the evidence;
@@ -139,23 +142,24 @@ class Hyperparameters:
 def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
     """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
 
-    R is 8; B is the power of two next to L / 2, within 16 ... 2,048; each repetition has an encoder of 256
-    units of its own where all of them take no more than 2^28 floats (1 GiB; D up to 131,072), else they share
-    one of 512; epochs are as many as show about 225,000 documents, within 5 ... 10. Measured on three
-    datasets: docs/accuracy.md.
+    R is 8; 16 with more than 16,384 labels, which share buckets most; 32 with fewer than 10,000 documents,
+    where models differ most. B is the power of two next to L / 2, within 16 ... 2,048. Each repetition has an
+    encoder of its own, of 256 units or, where all of them would take more than 3 x 10^8 floats (1.2 GB), of
+    128; where those would, too (D above 146,000 with R = 16), they share one of 512. Epochs are as many as
+    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/accuracy.md.
 
     Example:
         >>> from mach_ext.training import suggested
         >>> suggested(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
         2048
     """
-    R, own_units = 8, 256
+    R = 32 if num_documents < 10_000 else 16 if num_labels > 16_384 else 8
     buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
-    own = num_features * R * own_units <= 1 << 28
+    own = next((H for H in (256, 128) if num_features * R * H <= 3e8), None)
     return {
         "num_repetitions": R,
         "num_buckets": min(max(buckets, 16), 2048),
-        "hidden_size": own_units if own else 512,
+        "hidden_size": own or 512,
         "encoder": "independent" if own else "shared",
         "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
     }
@@ -441,17 +445,18 @@ class _Run:
                 shutil.rmtree(part)
 
         named = dict(model.named_parameters())
-        rows = [named.pop("encoder_weight")] if "encoder_weight" in named else []
-        adam = settings.optimizer == "adam"
+        linear, adam, length = model.is_linear, settings.optimizer == "adam", _row_length(X)
+        rows = named.pop("bucket_weight" if linear else "encoder_weight")
+        rate = settings.learning_rate if linear else settings.encoder_learning_rate
         # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
         copies = model.num_repetitions if model.encoder == "independent" else 1
-        eps = {"eps": settings.encoder_eps / copies} if adam else {}
+        eps = {"eps": settings.encoder_eps * length / copies} if adam and not linear else {}
         groups = [
             {"params": list(named.values()), "lr": settings.learning_rate},
-            {"params": rows, "lr": settings.encoder_learning_rate, **eps},
+            {"params": [rows], "lr": rate / length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
-        self.optimizer = make([group for group in groups if group["params"]])
+        self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     # ------------------------------------------------------------------------------------------- the loop
@@ -855,6 +860,14 @@ class _Run:
 def _parts(folder: Path) -> list[Path]:
     """Folders of repetitions trained in turn."""
     return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
+
+
+def _row_length(X: Any) -> float:
+    """Root mean square of the lengths of the rows [., D] that have features; 1 where none has."""
+    squares = 0.0
+    for start in range(0, X.nnz, 1 << 20):  # a piece at a time: float64 of all of it could be gigabytes
+        squares += float(np.square(X.data[start : start + (1 << 20)], dtype=np.float64).sum())
+    return math.sqrt(squares / np.count_nonzero(np.diff(X.indptr))) if squares > 0 else 1.0
 
 
 def _checksum(matrix: Any) -> int:

@@ -183,8 +183,18 @@ def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, 
     return predict
 
 
-def mach(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
-    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time."""
+def mach(
+    X: sp.csr_matrix,
+    Y: sp.csr_matrix,
+    folder: Path,
+    threads: int,
+    candidates: int | None = None,
+    **settings: Any,
+) -> Predict:
+    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time.
+
+    With `candidates`, so many are re-ranked by the nearest training documents, which count as the model's.
+    """
     chosen = {**training.suggested(*Y.shape), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
@@ -192,7 +202,17 @@ def mach(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **setti
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
     mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
     model.save(folder)
-    return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+    if candidates is None:
+        return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+    near = mach_ext.Neighbors(X, Y)
+    sp.save_npz(folder / "X.npz", sp.csr_matrix(X), compressed=False)
+    sp.save_npz(folder / "Y.npz", sp.csr_matrix(Y), compressed=False)
+
+    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
+        found = model.predict(unit(X), min(candidates, Y.shape[1]))
+        return padded(near.rerank(X, *found)[1][:, :K].tolist())
+
+    return predict
 
 
 SHARED = {"hidden_size": 512, "encoder": "shared"}
@@ -213,8 +233,11 @@ SYSTEMS = {
     "20 nearest neighbours": System("scipy", neighbours),
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
+    "mach_ext and neighbours": System("mach_ext", mach, {"candidates": 200}),
     "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),
     "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
+    "mach_ext (R 8)": System("mach_ext", mach, {"num_repetitions": 8, "hidden_size": 256}),
+    "mach_ext (R 4, B 16)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 16}),
     "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_buckets": 1024}),
     "mach_ext (R 16, B 1024)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 1024}),
     "mach_ext (shared H 512)": System("mach_ext", mach, SHARED),

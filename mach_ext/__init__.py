@@ -7,6 +7,7 @@ from importlib.metadata import version as _version
 
 from mach_ext import attack, certify, data, explain, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
+from mach_ext.neighbors import Neighbors
 from mach_ext.nn import MACH, load
 from mach_ext.training import fit
 
@@ -15,6 +16,7 @@ __all__ = [
     "MACH",
     "CollisionWarning",
     "LabelHash",
+    "Neighbors",
     "attack",
     "certify",
     "data",

@@ -1,0 +1,153 @@
+"""Re-ranking by nearest training documents: what a classifier of buckets does not know.
+
+MACH adds up evidence feature by feature; a near copy of a training document, or the few documents of a rare
+label, say more than their features do one by one. `Neighbors` keeps the training documents (their CSR matrix
+is all the memory it takes) and adds to MACH's score of a candidate label the share of the nearest documents
+that have it. docs/accuracy.md has what that is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from mach_ext.data import check_csr, check_labels
+from mach_ext.functional import as_int
+
+_COSINES = 1 << 24  # entries of a batch's matrix of cosines at most, [documents, N]: 192 MB
+
+
+class Neighbors:
+    """The training documents, asked for those nearest to a document by cosine.
+
+    Args:
+        X, Y: Training documents [N, D] and their labels [N, L], SciPy sparse.
+        n: How many neighbours count.
+        power: A neighbour counts as its cosine to this power, so the larger, the more the nearest ones do.
+
+    Raises:
+        TypeError, ValueError: Bad matrices, or not as many rows; n below 1; power negative or not finite.
+
+    Example:
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> Y = scipy.sparse.csr_matrix(np.eye(20)[np.arange(200) % 20])
+        >>> X = scipy.sparse.csr_matrix(Y, dtype=np.float32)
+        >>> model = mach_ext.MACH(20, 20, num_repetitions=8, num_buckets=10, hidden_size=32)
+        >>> scores, labels = model.predict(X[:3], k=20)
+        >>> scores, labels = mach_ext.Neighbors(X, Y).rerank(X[:3], scores, labels, weight=100.0)
+        >>> labels[:, 0]
+        array([0, 1, 2])
+    """
+
+    def __init__(self, X: Any, Y: Any, n: int = 50, power: float = 6.0) -> None:
+        X, Y = check_csr(X, "Neighbors: X"), check_labels(Y, "Neighbors: Y")
+        if X.shape[0] != Y.shape[0]:
+            raise ValueError(f"Neighbors: X and Y must have as many rows, got {X.shape[0]} and {Y.shape[0]}")
+        self.n, self.power = as_int("Neighbors", "n", n), float(power)
+        if self.n < 1:
+            raise ValueError(f"Neighbors: n must be at least 1, got {n}")
+        if not 0 <= self.power < math.inf:
+            raise ValueError(f"Neighbors: power must be finite and not negative, got {power}")
+        self._documents = _unit_rows(X).T.tocsr()  # [D, N]: a row for each feature that a query has
+        self._labels = Y.astype(np.float64)
+
+    def nearest(self, X: Any) -> sparse.csr_matrix:
+        """[documents, N]: the cosines above 0 of the n nearest; of equal ones, the earlier document's."""
+        X = check_csr(X, "Neighbors.nearest: X")
+        D, N = self._documents.shape
+        if X.shape[1] != D:
+            raise ValueError(f"Neighbors.nearest: X must have D={D} columns, got shape {X.shape}")
+        X, at_a_time = _unit_rows(X), max(1, min(128, _COSINES // max(N, 1)))
+        kept_data, kept_indices, counts = [], [], []
+        for start in range(0, X.shape[0], at_a_time):
+            cosines = (X[start : start + at_a_time] @ self._documents).tocsr()
+            cosines.sort_indices()
+            for first, last in zip(cosines.indptr[:-1], cosines.indptr[1:], strict=True):
+                row = cosines.data[first:last]
+                best = np.flatnonzero(row > 0)
+                if best.size > self.n:
+                    least = np.partition(row[best], best.size - self.n)[best.size - self.n]
+                    above, equal = np.flatnonzero(row > least), np.flatnonzero(row == least)
+                    best = np.sort(np.concatenate((above, equal[: self.n - above.size])))
+                kept_data.append(row[best])
+                kept_indices.append(cosines.indices[first:last][best])
+                counts.append(best.size)
+        if not counts:
+            return sparse.csr_matrix((0, N), dtype=np.float32)
+        indptr = np.cumsum([0, *counts])
+        return sparse.csr_matrix(
+            (np.concatenate(kept_data), np.concatenate(kept_indices), indptr), (len(counts), N)
+        )
+
+    def shares(self, X: Any, labels: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """What part of the neighbours' weight has each of `labels` [documents, k]: the same shape, in [0, 1].
+
+        0 for labels out of range (such as -1 for "none"), and for a document without neighbours.
+        """
+        near = self.nearest(X)
+        if labels.ndim != 2 or labels.shape[0] != near.shape[0]:
+            raise ValueError(
+                f"Neighbors.shares: labels must be [{near.shape[0]}, k], got shape {labels.shape}"
+            )
+        weights = near.astype(np.float64)
+        weights.data **= self.power
+        total = np.asarray(weights.sum(1)).ravel()
+        weights.data /= np.repeat(total, np.diff(weights.indptr))
+        held = (weights @ self._labels).tocsr()
+        held.sort_indices()
+        # A label of a document as one number, ascending in `held`, so that one search finds them all.
+        L = held.shape[1]
+        rows = np.repeat(np.arange(held.shape[0], dtype=np.int64), np.diff(held.indptr))
+        known = np.append(rows * L + held.indices, -1)  # the last: what a search beyond the end finds
+        valid = (labels >= 0) & (labels < L)
+        asked = np.where(valid, labels, 0) + np.arange(len(labels), dtype=np.int64)[:, None] * L
+        place = np.searchsorted(known[:-1], asked)
+        found = (known[place] == asked) & valid
+        return np.where(found, np.append(held.data, 0.0)[place], 0.0).astype(np.float32)
+
+    def rerank(
+        self,
+        X: Any,
+        scores: NDArray[np.floating[Any]],
+        labels: NDArray[np.integer[Any]],
+        weight: float = 4.0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Candidates in the order of score + weight * share.
+
+        Ask MACH for more candidates than are needed (200, say), re-rank, and cut.
+
+        Args:
+            X: [N, D], the documents.
+            scores, labels: [N, k], as `MACH.predict` gives them.
+            weight: In units of the scores (logits for the default merge); 0 leaves the order as it is.
+
+        Returns:
+            scores [N, k] float32 and labels [N, k] int64, best first, ties by the smaller label.
+
+        Raises:
+            TypeError, ValueError: Bad X; shapes that do not fit; a weight that is negative or not finite.
+        """
+        scores, labels = np.asarray(scores), np.asarray(labels)
+        if scores.shape != labels.shape:
+            raise ValueError(
+                "Neighbors.rerank: scores and labels must have one shape, got "
+                f"{scores.shape} and {labels.shape}"
+            )
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"Neighbors.rerank: weight must be finite and not negative, got {weight}")
+        scores = (scores + np.float32(weight) * self.shares(X, labels)).astype(np.float32)
+        order = np.lexsort((labels, -scores), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(labels, order, 1).astype(np.int64)
+
+
+def _unit_rows(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Rows [., D] of length 1; those without features stay so."""
+    squares = sparse.csr_matrix((np.square(X.data, dtype=np.float64), X.indices, X.indptr), X.shape)
+    length = np.sqrt(np.asarray(squares.sum(1)).ravel())
+    length[length == 0] = 1
+    data = X.data / np.repeat(length, np.diff(X.indptr))
+    return sparse.csr_matrix((data.astype(np.float32), X.indices, X.indptr), X.shape)

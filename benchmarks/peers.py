@@ -195,7 +195,7 @@ def mach(
 
     With `candidates`, so many are re-ranked by the nearest training documents, which count as the model's.
     """
-    chosen = {**training.suggested(*Y.shape), **settings}
+    chosen = {**training.suggested(*X.shape, Y.shape[1]), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
@@ -215,7 +215,7 @@ def mach(
     return predict
 
 
-SHARED = {"hidden_size": 512, "encoder": "shared"}
+SHARED = {"num_repetitions": 8, "hidden_size": 512, "encoder": "shared"}
 
 # Bonsai's settings are those of omikuji's README. Without a name in brackets: the package's defaults.
 SYSTEMS = {

@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import attack, certify, data, explain, metrics, nn, report, training
+from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
 KS = (1, 3, 5)
 RECALL_KS = (10, 50)
+CANDIDATES = 200  # labels that neighbours re-rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,6 +217,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _model_path(parser)
     parser.add_argument("--dataset", default=None, help="other data than the run's own")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
+    parser.add_argument(
+        "--neighbors", action="store_true", default=False,
+        help=f"re-rank the best {CANDIDATES} labels by those of the nearest documents of train",
+    )  # fmt: skip
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -422,8 +428,13 @@ def evaluate(args: Any) -> None:
         model = nn.load(folder, args.device)
         dataset = _run_dataset(model, folder, args.dataset)
     _split_of(dataset, args.split)  # before any work
+    neighbors, name = None, args.split
+    if args.neighbors:
+        if args.split == "train":
+            raise ValueError("--neighbors is for other documents than those of train, which find themselves")
+        neighbors, name = Neighbors(dataset.train.X, dataset.train.Y), f"{args.split}+neighbors"
     with _timed(seconds, "evaluate"):
-        result = _evaluate_split(model, dataset, args.split)
+        result = _evaluate_split(model, dataset, args.split, neighbors)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
     file = (args.output or folder) / f"metrics{other}.json"
     former: dict[str, Any] = {}
@@ -431,15 +442,21 @@ def evaluate(args: Any) -> None:
         former = _optional_json(file) or {}
     if former.get("model") != model.configuration():
         former = {}
-    _write_metrics(file, dataset, model, {args.split: result}, seconds, former)
-    _show_metrics(args.split, result)
+    _write_metrics(file, dataset, model, {name: result}, seconds, former)
+    _show_metrics(name, result)
 
 
-def _evaluate_split(model: nn.MACH, dataset: data.Dataset, name: str) -> dict[str, Any]:
+def _evaluate_split(
+    model: nn.MACH, dataset: data.Dataset, name: str, neighbors: Neighbors | None = None
+) -> dict[str, Any]:
     """Metrics overall and, under "bands", by frequency of the label in train."""
     split = dataset.splits[name]
     k = min(max(*KS, *RECALL_KS), model.num_labels)
-    _, labels = model.predict(split.X, k)
+    if neighbors is None:
+        _, labels = model.predict(split.X, k)
+    else:
+        found = model.predict(split.X, min(max(k, CANDIDATES), model.num_labels))
+        labels = neighbors.rerank(split.X, *found)[1][:, :k]
     propensity = None
     if len(dataset.train) >= 3:  # the propensity model's constant is ln N - 1
         propensity = metrics.inverse_propensity(dataset.train.Y)
@@ -474,10 +491,10 @@ def _show_metrics(split: str, result: dict[str, Any]) -> None:
     """A table: a row a metric, a column all labels and each band."""
     bands = result["bands"]
     columns = {"all": result, **bands}
-    print(f"\n{split:<10}" + "".join(f"{name:>9}" for name in columns))
+    print(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
     for metric in (key for key in result if key != "bands"):
         cells = (column.get(metric) for column in columns.values())
-        print(f"{metric:<10}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+        print(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
 
 
 # --------------------------------------------------------------------------------------------- predict

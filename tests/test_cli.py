@@ -246,6 +246,22 @@ def test_a_refused_or_other_run_does_not_touch_the_former_one(here, dataset_fold
     }  # no vectoriser of the other run
 
 
+def test_evaluate_with_neighbors(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    former = json.loads((here / "runs/tiny/metrics.json").read_text())
+    assert run("evaluate", "--neighbors") == 0
+    record = json.loads((here / "runs/tiny/metrics.json").read_text())
+    assert record["test"] == former["test"]  # beside it, not in its place
+    model, dataset = mach_ext.load(here / "runs/tiny"), data.load(dataset_folder)
+    near = mach_ext.Neighbors(dataset.train.X, dataset.train.Y)
+    _, labels = near.rerank(dataset.test.X, *model.predict(dataset.test.X, model.num_labels))
+    expected = mach_ext.metrics.precision_at_k(dataset.test.Y, labels[:, :3], 3)
+    assert record["test+neighbors"]["P@3"] == pytest.approx(expected)
+    assert "test+neighbors" in capsys.readouterr().out
+    assert run("evaluate", "--neighbors", "--split", "train") == 1
+    assert "which find themselves" in capsys.readouterr().err
+
+
 def test_evaluate_insists_on_the_models_own_labels(here, text_folder, capsys):
     import shutil
 

@@ -47,10 +47,6 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"num_repetitions": 8, "hidden_size": 256, "encoder": "independent"},
         {},
     ),
-    "R 8, B 2048, independent encoders of 256": (
-        {"num_repetitions": 8, "num_buckets": 2048, "hidden_size": 256, "encoder": "independent"},
-        {},
-    ),
     "B 2048, 2.5 times both rates": (
         {"num_buckets": 2048},
         {"learning_rate": 0.005, "encoder_learning_rate": 0.75},
@@ -68,6 +64,14 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "R 8, B 2048": ({"num_repetitions": 8, "num_buckets": 2048}, {}),
     "R 8, B 2048, hidden 1024": ({"num_repetitions": 8, "num_buckets": 2048, "hidden_size": 1024}, {}),
 }
+# The curve of accuracy against memory.
+for R in (1, 2, 4, 8):
+    for B in (256, 512, 1024, 2048):
+        name = f"R {R}, B {B}, independent encoders of 256"
+        LEVERS[name] = (
+            {"num_repetitions": R, "num_buckets": B, "hidden_size": 256, "encoder": "independent"},
+            {},
+        )
 
 
 def trained(dataset: data.Dataset, lever: str, seed: int) -> mach_ext.MACH:
@@ -90,12 +94,50 @@ def keep(result: dict[str, Any]) -> None:
     data.write_json(RESULTS, sorted([*kept, result], key=lambda r: [r[key] for key in name]))
 
 
+def chart(file: Path) -> None:
+    """P@1 and P@5 against R B / L, a line for each R, from the kept results with encoders of 256 units."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
+    labels: dict[str, int] = {}
+    for result in json.loads(RESULTS.read_text()):
+        model = result["model"]
+        if model["encoder"] == "independent" and model["hidden_size"] == [256] and not result["fit"]:
+            sizes = model["num_repetitions"], model["num_buckets"]
+            found.setdefault(result["dataset"], {}).setdefault(sizes, []).append(result["metrics"])
+            labels[result["dataset"]] = model["num_labels"]
+    figure, axes = plt.subplots(2, len(found), figsize=(4.5 * len(found), 6), squeeze=False, sharex="col")
+    for column, (dataset, points) in enumerate(sorted(found.items())):
+        for row, metric in enumerate(("P@1", "P@5")):
+            axis = axes[row][column]
+            for R in sorted({R for R, _ in points}):
+                line = sorted((R * B, 100 * sum(m[metric] for m in ms) / len(ms))
+                              for (r, B), ms in points.items() if r == R)  # fmt: skip
+                axis.plot(*zip(*line, strict=True), marker="o", label=f"R={R}")
+            axis.axvline(labels[dataset] / 2, color="grey", linestyle=":", label="R B = L / 2")
+            axis.set(ylabel=f"{metric}, %", xscale="log")
+        axes[0][column].set_title(f"{dataset}, dev, L={labels[dataset]:,}")
+        axes[1][column].set_xlabel("R B")
+        axes[1][column].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("dataset", help="a name or a folder")
+    parser.add_argument("dataset", nargs="?", help="a name or a folder")
     parser.add_argument("levers", nargs="*", help=f"of {', '.join(LEVERS)} (all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--chart", type=Path, help="draw R B against accuracy from what is kept; train nothing"
+    )
     args = parser.parse_intermixed_args()
+    if args.chart:
+        chart(args.chart)
+        return
     for name in args.levers:
         if name not in LEVERS:
             parser.error(f"unknown lever {name!r}; known: {', '.join(LEVERS)}")

@@ -183,15 +183,26 @@ def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, 
     return predict
 
 
-def mach(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
-    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time."""
-    chosen = {**training.suggested(*Y.shape), **settings}
+def mach(
+    X: sp.csr_matrix,
+    Y: sp.csr_matrix,
+    folder: Path,
+    threads: int,
+    step: float | None = None,
+    **settings: Any,
+) -> Predict:
+    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time.
+
+    The model in the folder, compressed where there is a step, is the one that answers.
+    """
+    chosen = {**training.suggested(*X.shape, Y.shape[1]), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
-    mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
-    model.save(folder)
+        mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
+        model.save(folder, step)
+        model = mach_ext.load(folder)
     return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
 
 
@@ -213,6 +224,10 @@ SYSTEMS = {
     "20 nearest neighbours": System("scipy", neighbours),
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
+    "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
+    "mach_ext (R 4, B 512, compressed)": System(
+        "mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512, "step": 0.5}
+    ),
     "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),
     "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
     "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_buckets": 1024}),

@@ -189,24 +189,27 @@ def mach(
     folder: Path,
     threads: int,
     candidates: int | None = None,
+    step: float | None = None,
     **settings: Any,
 ) -> Predict:
     """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time.
 
-    With `candidates`, so many are re-ranked by the nearest training documents, which count as the model's.
+    The model in the folder, compressed where there is a step, is the one that answers. With `candidates`, so
+    many are re-ranked by the nearest training documents, which then are part of the model.
     """
     chosen = {**training.suggested(*X.shape, Y.shape[1]), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
-    mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
-    model.save(folder)
+        mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
+        model.save(folder, step)
+        model = mach_ext.load(folder)
     if candidates is None:
         return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
     near = mach_ext.Neighbors(X, Y)
-    sp.save_npz(folder / "X.npz", sp.csr_matrix(X), compressed=False)
-    sp.save_npz(folder / "Y.npz", sp.csr_matrix(Y), compressed=False)
+    for name, matrix in (("X.npz", X), ("Y.npz", Y)):
+        sp.save_npz(folder / name, sp.csr_matrix(matrix), compressed=step is not None)
 
     def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
         found = model.predict(unit(X), min(candidates, Y.shape[1]))
@@ -234,6 +237,11 @@ SYSTEMS = {
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
     "mach_ext and neighbours": System("mach_ext", mach, {"candidates": 200}),
+    "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
+    "mach_ext (compressed) and neighbours": System("mach_ext", mach, {"step": 0.5, "candidates": 200}),
+    "mach_ext (R 4, B 512, compressed)": System(
+        "mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512, "step": 0.5}
+    ),
     "mach_ext (R 4)": System("mach_ext", mach, {"num_repetitions": 4}),
     "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
     "mach_ext (R 8)": System("mach_ext", mach, {"num_repetitions": 8, "hidden_size": 256}),

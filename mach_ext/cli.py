@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(command("predict", predict, "top labels of documents, as names with scores"))
     _add_explain(command("explain", explain_document, "which features give a document its labels, and why"))
     _add_attack(command("attack", attack_model, "P@k and nDCG@k of a run, clean and under attack, by size"))
+    _add_compress(command("compress", compress, "a copy of a run's model in a tenth of its bytes or less"))
     _add_info(command("info", info, "shape, parameters, memory, collisions and training record of a run"))
     _add_data(commands, common)
     return parser
@@ -302,6 +303,23 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be numbers with commas between, got {text!r}") from None
+
+
+def _add_compress(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a copy of a run's model whose weights are rounded and zlib's, by default beside the run as "
+        "<run>-small, and shows bytes and metrics of both. Every command takes it as it is."
+    )
+    _model_path(parser)
+    parser.add_argument(
+        "--step", type=float, default=nn.STEP,
+        help="weights of features become multiples of it, of hidden units of step / 64 "
+        f"({nn.STEP}; less: closer, more bytes)",
+    )  # fmt: skip
+    parser.add_argument("--dataset", default=None, help="other data than the run's own")
+    parser.add_argument(
+        "--split", choices=("train", "dev", "test", "none"), default="test", help="asked of both (test)"
+    )
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -861,6 +879,39 @@ def _attack_samples(
             "others": len(changes) - len(top),
         })  # fmt: skip
     return samples
+
+
+# -------------------------------------------------------------------------------------------- compress
+
+
+def compress(args: Any) -> None:
+    folder = _run_folder(args)
+    output = args.output or folder.with_name(f"{folder.name}-small")
+    if output.resolve() == folder.resolve():
+        raise ValueError(f"--output must be another folder than the model's, got {output}")
+    model = nn.load(folder, args.device)
+    split: str = args.split
+    dataset: data.Dataset | None = None
+    if split != "none" and (args.dataset is not None or "run.json" in model.attachments):
+        dataset = _run_dataset(model, folder, args.dataset)
+        _split_of(dataset, split)  # before any work
+
+    def measured(each: Path) -> dict[str, Any]:
+        files = (each / name for name in {"model.json", *nn.files_of(each)})
+        result = {} if dataset is None else _evaluate_split(model, dataset, split)
+        return {"bytes": sum(file.stat().st_size for file in files), **result}
+
+    before = measured(folder)
+    model.save(output, args.step)
+    model = nn.load(output, args.device)
+    after = measured(output)
+    print(f"{'' if dataset is None else split:<10}{folder.name:>20}{output.name:>20}")
+    print(f"{'bytes':<10}{before.pop('bytes'):>20,}{after.pop('bytes'):>20,}")
+    for name in (name for name in before if name != "bands"):
+        print(f"{name:<10}{before[name]:>20.4f}{after[name]:>20.4f}")
+    if dataset is not None:
+        _write_metrics(output / "metrics.json", dataset, model, {split: after}, {}, {})
+    _say(f"model: {output}")
 
 
 # ------------------------------------------------------------------------------------------------ info

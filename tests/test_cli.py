@@ -156,6 +156,44 @@ def test_warns_about_colliding_labels(here, dataset_folder):
     assert "label pairs share their bucket in the only repetition" in run.stderr
 
 
+def test_compress(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    capsys.readouterr()
+    assert run("compress", "--step", "0.05") == 0
+    out = capsys.readouterr()
+    assert "using the newest run, runs/tiny" in out.err
+    small = here / "runs" / "tiny-small"
+    shown = dict(line.split(maxsplit=1) for line in out.out.splitlines())
+    sizes = [
+        sum(
+            file.stat().st_size
+            for file in folder.iterdir()
+            if file.name not in ("metrics.json", "checkpoint.json")
+        )
+        for folder in (here / "runs" / "tiny", small)
+    ]
+    assert shown["bytes"].split() == [f"{size:,}" for size in sizes]
+    assert sizes[1] < sizes[0] / 2
+    kept = json.loads((small / "metrics.json").read_text())["test"]
+    before = json.loads((here / "runs" / "tiny" / "metrics.json").read_text())["test"]
+    assert shown["P@1"].split() == [f"{before['P@1']:.4f}", f"{kept['P@1']:.4f}"]
+    assert kept["P@1"] > before["P@1"] - 0.05
+
+    assert run("evaluate", "--model-path", small) == 0  # the copy knows its dataset
+    assert json.loads((small / "metrics.json").read_text())["test"] == kept
+    capsys.readouterr()
+    assert (
+        run("compress", "--model-path", small, "--split", "none", "--step", "0.05", "--output", "again") == 0
+    )
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["bytes", f"{sizes[1]:,}", f"{sizes[1]:,}"]
+    assert not (here / "again" / "metrics.json").exists()
+
+    assert run("compress", "--model-path", small, "--output", "runs/../runs/tiny-small") == 1
+    assert "--output must be another folder than the model's" in capsys.readouterr().err
+    assert run("compress", "--step", "-1", "--split", "none") == 1
+    assert "step must be None or a finite number above 0, got -1.0" in capsys.readouterr().err
+
+
 def test_data_commands(here, dataset_folder, capsys):
     assert run("data", "info") == 0
     assert "wordnet" in capsys.readouterr().out

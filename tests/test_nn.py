@@ -11,6 +11,7 @@ import scipy.sparse
 import torch
 
 import mach_ext
+from mach_ext import compression
 from mach_ext import functional as F
 
 D, L, R, B = 60, 90, 4, 32
@@ -306,6 +307,118 @@ def test_saving_again_replaces_and_keeps_other_files(tmp_path):
     assert (tmp_path / "weights-00001.safetensors").exists()
 
 
+STEP = 0.02
+
+
+def compressed(model, folder, step=STEP):
+    model.save(folder, step=step)
+    return mach_ext.load(folder)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("step", [0.01, 1.0, 3.0])  # two bytes a weight, one or two, mostly zeros
+def test_compressed_weights_are_the_nearest_multiples(name, step, tmp_path):
+    model = randomise(build(name))
+    loaded = compressed(model, tmp_path, step)
+    first = "bucket_weight" if model.is_linear else "encoder_weight"
+    for (weight, ours), theirs in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        if weight.endswith("bias"):
+            assert torch.equal(ours, theirs)
+            continue
+        own = step if weight == first else step / 64
+        assert (ours - theirs).abs().max() <= own / 2 + 1e-6
+        codes = ours.double() / own
+        torch.testing.assert_close(codes, codes.round(), rtol=1e-6, atol=1e-6)
+        assert torch.equal(codes.round() == 0, ours == 0)
+    assert not loaded.training
+    assert loaded.configuration() == model.configuration()
+
+
+def test_compressing_again_writes_the_same_bytes(tmp_path):
+    model = randomise(build("independent two layers"))
+    model.attachments["names.txt"] = b"a"
+    compressed(compressed(model, tmp_path / "once"), tmp_path / "twice")
+    model.save(tmp_path / "again", step=STEP)
+    once, twice, again = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for name in ("once", "twice", "again")
+    )
+    assert once == twice == again
+
+
+def test_linear_scores_move_within_the_bound_and_other_dtypes_become_float32(tmp_path):
+    model, X = randomise(build("linear")), draw()
+    every = torch.arange(L)
+    with torch.no_grad():
+        for source in (model, model.double(), model.bfloat16()):
+            loaded = compressed(source, tmp_path)
+            moved = loaded.label_scores(*tensors(X), every) - source.float().label_scores(*tensors(X), every)
+            bound = torch.from_numpy(np.asarray(abs(X).sum(1))) * STEP / 2
+            assert (moved.abs() <= bound + 1e-5).all()
+            assert moved.abs().max() > 0
+
+
+def test_compressed_files_are_small_and_keep_learned_buckets(tmp_path):
+    """Rows of rare features, which a step rounds to 0, cost next to nothing."""
+    table = torch.stack(
+        [torch.arange(L) % B, torch.arange(L) // B, torch.arange(L) % 31, torch.arange(L) % 29]
+    )
+    model = mach_ext.MACH(4000, L, R, B, 64, hash=mach_ext.LabelHash.from_buckets(table, B))
+    with torch.no_grad():
+        model.encoder_weight[40:] *= 1e-3
+    assert torch.equal(compressed(model, tmp_path).hash.buckets, table.int())
+    (weights,) = tmp_path.glob("weights-*")
+    assert weights.stat().st_size < 4 * 4000 * 64 / 30
+    model.save(tmp_path)  # uncompressed again, in place
+    assert torch.equal(mach_ext.load(tmp_path).encoder_weight, model.encoder_weight)
+    assert len(list(tmp_path.glob("weights-*"))) == 1
+
+
+@pytest.mark.parametrize("block", [1, 50, 10**6])
+def test_blocks_and_zlib_streams(monkeypatch, block):
+    monkeypatch.setattr(compression, "_BLOCK", block)
+    weight = torch.randn(3, 7, 10, generator=torch.Generator().manual_seed(0))
+    for step in (0.5, 0.001):
+        stream = compression.encode(weight, step)
+        torch.testing.assert_close(
+            compression.decode(stream, weight.shape, step), torch.round(weight / step) * step, rtol=0, atol=0
+        )
+    for broken in (stream[:-1], stream[:5], stream[:0], torch.cat([stream[:40], stream[41:]])):
+        with pytest.raises(ValueError, match=r"must be a zlib stream"):
+            compression.decode(broken, weight.shape, step)
+    for shape in ((3, 7, 9), (3, 7, 11)):
+        with pytest.raises(
+            ValueError, match=r"must be a zlib stream of weights \[3, 7, .*, got other contents"
+        ):
+            compression.decode(stream, shape, step)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (0, "step must be None or a finite number above 0, got 0"),
+        (float("nan"), "step must be None or a finite number above 0, got nan"),
+        ("0.5", "step must be None or a finite number above 0, got '0.5'"),
+        (1e3, "encoder_weight: weights must not all be rounded to 0, as they are by step 1000"),
+        (1e-6, "encoder_weight: weights must be below 32,768 steps of 1e-06, got"),
+    ],
+)
+def test_steps_that_are_refused_leave_nothing(step, message, tmp_path):
+    with pytest.raises(ValueError, match=f"MACH.save: {message}"):
+        randomise(build()).save(tmp_path / "new", step=step)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_compressed(value, tmp_path):
+    model = randomise(build())
+    with torch.no_grad():
+        model.bucket_weight[1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"MACH.save: bucket_weight: weights / 0.0003125 must be finite"):
+        model.save(tmp_path, step=STEP)
+
+
 @pytest.mark.parametrize("broken", ["save_file", "write_json"])
 def test_a_failed_save_leaves_the_former_model(tmp_path, monkeypatch, broken):
     former = randomise(build(), 1)
@@ -360,10 +473,11 @@ def truncate(folder):
         (lambda p: edit_json(p / "model.json", lambda r: r["hash"].update(seed=5)), "edited"),
     ],
 )
-def test_load_names_what_is_wrong(tmp_path, damage, message):
+@pytest.mark.parametrize("step", [None, STEP])
+def test_load_names_what_is_wrong(tmp_path, damage, message, step):
     model = build()
     model.attachments["names.txt"] = b"a"
-    model.save(tmp_path)
+    model.save(tmp_path, step)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         mach_ext.load(tmp_path)

@@ -1,0 +1,89 @@
+"""Weights in few bytes: rounded to multiples of a step, then zlib. `MACH.save(step=...)` writes them.
+
+Trained with steps as large as the evidence (`encoder_eps`), the rows of rare features are small: most of
+their weights become 0, which costs next to nothing, and about 1.6 bits are left of a weight's 32.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 22  # weights at a time; of the format, where a weight takes two bytes
+
+
+def encode(weight: Tensor, step: float) -> Tensor:
+    """A matrix [..., M] as a zlib stream, uint8 [bytes]; the same bits for the same weights and zlib.
+
+    The stream: bytes a weight (1 or 2); a class of each row [rows], by the sum of its magnitudes; the
+    multiples [rows, M] as 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..., rows of low class first, because a Huffman
+    code suits what is alike. Those of two bytes as all low bytes of a block, then all high ones.
+
+    Raises:
+        ValueError: Weights that are not finite, of 32,768 steps or more, or that all become 0.
+    """
+    rows = weight.detach().reshape(-1, weight.shape[-1])
+    sums, largest = torch.empty(len(rows), dtype=torch.float64), 0.0
+    for some in _blocks(torch.arange(len(rows)), rows.shape[1]):
+        codes = _codes(rows[some], step).abs()
+        sums[some], largest = codes.double().sum(1), max(float(codes.max()), largest)
+    if not sums.isfinite().all():
+        raise ValueError(f"weights / {step:g} must be finite")
+    if largest >= 2**15:
+        raise ValueError(f"weights must be below 32,768 steps of {step:g}, got {largest * step:g}")
+    if largest == 0 and rows.any():
+        raise ValueError(f"weights must not all be rounded to 0, as they are by step {step:g}")
+    width = 1 if largest < 2**7 else 2
+    classes = (8 * torch.log2(1 + sums)).round().to(torch.uint8)
+    coder = zlib.compressobj(9, wbits=15, memLevel=9, strategy=zlib.Z_RLE)
+    parts = [coder.compress(bytes([width]) + classes.numpy().tobytes())]
+    for some in _blocks(_order(classes), rows.shape[1]):
+        codes = _codes(rows[some], step)
+        numbers = torch.where(codes < 0, -2 * codes - 1, 2 * codes).numpy().astype(f"<u{width}")
+        parts.append(coder.compress(numbers.view(np.uint8).reshape(-1, width).T.tobytes()))
+    return torch.frombuffer(bytearray(b"".join([*parts, coder.flush()])), dtype=torch.uint8)
+
+
+def decode(stream: Tensor, shape: Sequence[int], step: float) -> Tensor:
+    """The matrix float32 of this shape that `encode` made a stream of: the nearest multiples of the step.
+
+    Raises:
+        ValueError: Not such a stream, or of another shape.
+    """
+    weight = torch.empty(tuple(shape))
+    rows = weight.view(-1, shape[-1])
+    decoder = zlib.decompressobj()
+    try:
+        content = decoder.decompress(stream.numpy().data, 1 + len(rows) + 2 * rows.numel() + 1)
+    except zlib.error as error:
+        raise ValueError(f"must be a zlib stream, got {error}") from None
+    width = content[0] if content else 0
+    size = 1 + len(rows) + width * rows.numel()
+    if width not in (1, 2) or len(content) != size or not decoder.eof:
+        raise ValueError(f"must be a zlib stream of weights {list(shape)}, got other contents")
+    at = 1 + len(rows)
+    classes = torch.frombuffer(bytearray(content[1:at]), dtype=torch.uint8)
+    for some in _blocks(_order(classes), rows.shape[1]):
+        planes = np.frombuffer(content, np.uint8, width * len(some) * rows.shape[1], at)
+        numbers = np.ascontiguousarray(planes.reshape(width, -1).T).view(f"<u{width}").astype(np.int32)
+        codes = torch.from_numpy((numbers >> 1) ^ -(numbers & 1))
+        rows[some] = codes.float().view(len(some), -1) * step
+        at += planes.size
+    return weight
+
+
+def _codes(rows: Tensor, step: float) -> Tensor:
+    return torch.round(rows.float() / step)
+
+
+def _order(classes: Tensor) -> Tensor:
+    return torch.sort(classes, stable=True).indices
+
+
+def _blocks(order: Tensor, columns: int) -> Sequence[Tensor]:
+    """Numbers of rows of so many columns, a block at a time."""
+    return torch.split(order, max(1, _BLOCK // columns))

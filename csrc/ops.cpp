@@ -9,10 +9,11 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // a batch's non-zeros by feature -> features [U], offsets [U + 1], positions [E], documents [E]; what the
   // others take as `order`, where it is known
   m.def("feature_order(Tensor indices, Tensor indptr, int num_features) -> (Tensor, Tensor, Tensor, Tensor)");
-  // sparse documents (CSR) times weight [R, D, M] (or [D, M]), bias and relu fused -> [N, R, M] (or [N, M])
+  // sparse documents (CSR) times weight [R, D, M] (or [D, M]), bias and relu fused -> [N, R, M] (or [N, M]);
+  // check: documents with a fault in check_csr's sense are refused, on CPU
   m.def(
       "sparse_linear(Tensor values, Tensor indices, Tensor indptr, Tensor weight, Tensor? bias, bool relu, "
-      "Tensor[]? order=None) -> Tensor");
+      "Tensor[]? order=None, bool check=False) -> Tensor");
   // its gradient to the non-zeros -> [nnz]
   m.def("sparse_linear_grad_values(Tensor grad, Tensor indices, Tensor indptr, Tensor weight) -> Tensor");
   // its gradient to the weight, dense -> [R, D, M]

@@ -12,6 +12,7 @@ pass over what is out of range in it. `bucket_backward` and `check_csr` are for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,13 +68,22 @@ def sparse_linear(
     bias: Tensor | None,  # [R, M] or [M]
     relu: bool,
     order: FeatureOrder | None = None,  # of this batch, where known; the result does not depend on it
+    check: bool = False,  # on CPU, RuntimeError for what check_csr finds fault with
 ) -> Tensor:  # [N, R, M] or [N, M]
-    out: Tensor = _raw.sparse_linear.default(values, indices, indptr, weight, bias, relu, order)
+    out: Tensor = _raw.sparse_linear.default(values, indices, indptr, weight, bias, relu, order, check)
     return out
 
 
+# The same outside graphs: what the operator's __call__, a function in Python, passes its arguments on to.
+sparse_linear_now: Callable[..., Tensor] = getattr(
+    _raw.sparse_linear.default, "_op", _raw.sparse_linear.default
+)
+
+
 @_fake("mach_ext::sparse_linear")
-def _(values, indices, indptr, weight, bias, relu, order=None):  # type: ignore[no-untyped-def]
+def _(values, indices, indptr, weight, bias, relu, order=None, check=False):  # type: ignore[no-untyped-def]
+    same = indices.device == indptr.device == weight.device == values.device
+    torch._check(same, lambda: "sparse_linear: all tensors must be on one device")
     return values.new_empty(indptr.shape[0] - 1, *weight.shape[:-2], weight.shape[-1])
 
 

@@ -26,7 +26,7 @@ def feature_order(indices: Tensor, indptr: Tensor, num_features: int) -> Feature
     return FeatureOrder(features, offsets, positions, documents(indptr)[positions])
 
 
-# Where an operator takes an `order`, its result does not depend on it: the twins go without.
+# Where an operator takes an `order` or `check`, its result does not depend on it: the twins go without.
 
 
 def sparse_linear(

@@ -69,15 +69,26 @@ def sparse_linear(
         tensor([[ 7., 70.]])
     """
     op = "sparse_linear"
-    if not _plainly_right(values, indices, indptr, weight, bias):
-        _check_documents(op, values, indices, indptr)
-        _check_tensor(op, "weight", weight, 2, values)
-        _check_bias(op, bias, weight.shape[1:], values)
-    if activation is not None:
-        _check_activation(op, activation)
-    if validate:
-        _check_contents(op, values, indices, indptr, weight.shape[0], validate)
-    return _sparse_linear(values, indices, indptr, weight, bias, activation == "relu", sparse_grad)
+    relu = activation == "relu"
+    refused = None
+    # To check a single document takes as long as the product. On CPU the operator does it, in the same call;
+    # only what it refuses is looked at again, for the words.
+    try:
+        known = (relu or activation is None) and (bias is None or bias.dtype is values.dtype)
+        if known and values.is_cpu and weight.dim() == 2 and not torch.compiler.is_compiling():
+            if _needs_grad(values, weight, bias):
+                return _sparse_linear(values, indices, indptr, weight, bias, relu, sparse_grad, validate)
+            return _ops.sparse_linear_now(values, indices, indptr, weight, bias, relu, None, validate)
+    except Exception as error:
+        refused = error
+    _check_documents(op, values, indices, indptr)
+    _check_tensor(op, "weight", weight, 2, values)
+    _check_bias(op, bias, weight.shape[1:], values)
+    _check_activation(op, activation)
+    _check_contents(op, values, indices, indptr, weight.shape[0], validate)
+    if refused is not None:
+        raise refused
+    return _sparse_linear(values, indices, indptr, weight, bias, relu, sparse_grad)
 
 
 def bucket_logits(
@@ -491,14 +502,15 @@ def _sparse_linear(
     bias: Tensor | None,  # [R, M] or [M]
     relu: bool,
     sparse_grad: bool,
+    check: bool = False,  # documents, on CPU
 ) -> Tensor:  # [N, R, M] or [N, M]
     if bias is not None:
         bias = bias.to(values.dtype)
     if not _needs_grad(values, weight, bias):
-        return _ops.sparse_linear(values, indices, indptr, weight, bias, relu)
+        return _ops.sparse_linear(values, indices, indptr, weight, bias, relu, None, check)
     if weight.requires_grad:
         _check_float32_or_64("sparse_linear", "weight", weight)
-    out: Tensor = _SparseLinear.apply(values, indices, indptr, weight, bias, relu, sparse_grad)
+    out: Tensor = _SparseLinear.apply(values, indices, indptr, weight, bias, relu, sparse_grad, check)
     return out
 
 
@@ -543,11 +555,13 @@ def _feature_order(indices: Tensor, indptr: Tensor, weight: Tensor) -> _ops.Feat
 
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, indices, indptr, weight, bias, relu, sparse_grad):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, values, indices, indptr, weight, bias, relu, sparse_grad, check
+    ):
         # On CUDA only the backward pass has a use for it, and a dense gradient no need to wait for its size.
         wanted = ctx.needs_input_grad[3] and not indices.is_cuda
         order = _feature_order(indices, indptr, weight) if wanted else None
-        out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order)
+        out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order, check)
         ctx.save_for_backward(values, indices, indptr, weight, out if relu else None, *(order or ()))
         ctx.sparse_grad = sparse_grad
         ctx.bias_shape = None if bias is None else bias.shape
@@ -572,7 +586,7 @@ class _SparseLinear(torch.autograd.Function):
             )  # fmt: skip
         if needs_bias:
             grad_bias = grad.sum(0).view(ctx.bias_shape)
-        return grad_values, None, None, grad_weight, grad_bias, None, None
+        return grad_values, None, None, grad_weight, grad_bias, None, None, None
 
 
 class _WideningLogits(torch.autograd.Function):
@@ -835,39 +849,6 @@ def _check_documents(op: str, values: Any, indices: Any, indptr: Any) -> None:
         )
     _check_device(op, "indices", indices, values.device)
     _check_device(op, "indptr", indptr, values.device)
-
-
-def _plainly_right(values: Any, indices: Any, indptr: Any, weight: Any, bias: Any) -> bool:
-    """Whether `sparse_linear`'s arguments pass its checks as most do, on CPU and of one dtype: a shortcut.
-
-    One after the other the checks take as long as the operator takes for a small batch.
-    """
-    return (
-        isinstance(values, Tensor)
-        and isinstance(indices, Tensor)
-        and isinstance(indptr, Tensor)
-        and isinstance(weight, Tensor)
-        and weight.dtype is values.dtype in _FLOATS
-        and indices.dtype in _INTS
-        and indptr.dtype in _INTS
-        and values.is_cpu
-        and indices.is_cpu
-        and indptr.is_cpu
-        and weight.is_cpu
-        and values.ndim == indices.ndim == indptr.ndim == 1
-        and weight.ndim == 2
-        and values.numel() == indices.numel()
-        and indptr.numel() > 0
-        and (
-            bias is None
-            or (
-                isinstance(bias, Tensor)
-                and bias.dtype is values.dtype
-                and bias.is_cpu
-                and bias.shape == weight.shape[1:]
-            )
-        )
-    )
 
 
 def _check_contents(

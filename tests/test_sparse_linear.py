@@ -1,5 +1,7 @@
 """sparse_linear: documents in CSR times a dense weight, its gradients, its edges, its errors."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -439,7 +441,7 @@ def test_opcheck(device, generator, dtype):
     if device.type == "cpu":
         torch.library.opcheck(ops.feature_order, (*X[1:], 7))
         order = list(_ops.feature_order(*X[1:], 7))
-        torch.library.opcheck(ops.sparse_linear, (*X, weight, bias.to(value), True, order))
+        torch.library.opcheck(ops.sparse_linear, (*X, weight, bias.to(value), True, order, True))
         torch.library.opcheck(ops.sparse_linear_grad_rows, (grad, *X, 7, order))
     # check_csr and cpu_isa return Python integers that depend on the data: no fake kernel can, so no opcheck.
 
@@ -571,10 +573,32 @@ CONTENTS = {
 @pytest.mark.parametrize("index", INTS)
 def test_contents_are_checked(message, bad, index):
     values, indices, indptr = bad
-    for pointer in INTS:
+    for pointer, needs_grad in itertools.product(INTS, (False, True)):
+        weight = WEIGHT.clone().requires_grad_(needs_grad)
         with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
-            F.sparse_linear(values, indices.to(index), indptr.to(pointer), WEIGHT)
+            F.sparse_linear(values, indices.to(index), indptr.to(pointer), weight)
         assert str(error.value) == f"sparse_linear: {message}"
+        assert error.value.__context__ is None  # nothing about how it was found
+
+
+@pytest.mark.parametrize("bad", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("M", [5, 0])
+def test_raw_op_checks_contents_where_asked(bad, M):
+    assert torch.equal(_ops.sparse_linear(*X, WEIGHT, BIAS, False, check=True), torch.full((2, 5), 4.0))
+    assert _ops.sparse_linear(*bad, WEIGHT[:, :M], None, False).shape == (2, M)
+    with pytest.raises(RuntimeError, match="sparse_linear: documents at fault"):
+        _ops.sparse_linear(*bad, WEIGHT[:, :M], None, False, check=True)
+
+
+def test_what_the_operator_alone_refuses_is_raised_as_it_came(monkeypatch):
+    """Say, memory that is not to be had: no fault of the arguments."""
+
+    def fail(*args):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(_ops, "sparse_linear_now", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        F.sparse_linear(*X, WEIGHT)
 
 
 def test_duplicates_are_found_in_unsorted_rows(generator):
@@ -601,7 +625,11 @@ ARGUMENTS = [
         {"values": X.values.double(), "weight": WEIGHT.bfloat16()},
     ),
     (TypeError, r"bias must be float32 or bfloat16, got int64", {"bias": BIAS.long()}),
+    (TypeError, r"bias must be float32 or bfloat16, got float64", {"bias": BIAS.double()}),
+    (TypeError, r"weight must be a torch.Tensor, got ndarray", {"weight": WEIGHT.numpy()}),
     (ValueError, r"values must have 1 dimension\(s\), got shape \[3, 1\]", {"values": X.values[:, None]}),
+    (ValueError, r"indices must have 1 dimension\(s\), got shape \[3, 1\]", {"indices": X.indices[:, None]}),
+    (ValueError, r"indptr must have 1 dimension\(s\), got shape \[1, 3\]", {"indptr": X.indptr[None]}),
     (ValueError, r"weight must have 2 dimension\(s\), got shape \[1, 4, 5\]", {"weight": WEIGHT[None]}),
     (ValueError, r"values and indices must have the same length, got 2 and 3", {"values": X.values[:2]}),
     (ValueError, r"indptr must have N \+ 1 >= 1 entries, got 0", {"indptr": X.indptr[:0]}),
@@ -617,9 +645,10 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("error", "message", "wrong"), ARGUMENTS, ids=[a[1] for a in ARGUMENTS])
-def test_errors(error, message, wrong):
+@pytest.mark.parametrize("validate", [True, False])
+def test_errors(error, message, wrong, validate):
     with pytest.raises(error, match=f"^sparse_linear: {message}"):
-        F.sparse_linear(**{**X._asdict(), "weight": WEIGHT, "bias": BIAS, **wrong})
+        F.sparse_linear(**{**X._asdict(), "weight": WEIGHT, "bias": BIAS, **wrong}, validate=validate)
 
 
 def test_raw_op_refuses_what_would_leave_its_arrays():
@@ -627,6 +656,8 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
     ops, weight, grad = torch.ops.mach_ext, WEIGHT[None], torch.ones(2, 1, 5)
     with pytest.raises(RuntimeError, match=r"sparse_linear: indices must have shape \[3\], got \[2\]"):
         ops.sparse_linear(X.values, X.indices[:2], X.indptr, weight, None, False)
+    with pytest.raises(RuntimeError, match=r"sparse_linear: values must have shape \[3\], got \[3, 1\]"):
+        ops.sparse_linear(X.values[:, None], *X[1:], weight, None, False)
     with pytest.raises(RuntimeError, match=r"sparse_linear: bias must have shape \[1, 5\], got \[5\]"):
         ops.sparse_linear(*X, weight, BIAS, False)
     with pytest.raises(RuntimeError, match=r"sparse_linear: bias must have shape \[5\], got \[1, 5\]"):

@@ -77,18 +77,27 @@ void parallel_balanced(const int64_t* prefix, int64_t count, int64_t work, const
   });
 }
 
-// indptr as int64, forced to be monotone and within [0, nnz], so that no kernel can leave its arrays
-// whatever came in. Faulty input is reported by check_csr; here it only must not crash.
-std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+// indptr as int64, as it came.
+std::vector<int64_t> given_indptr(const char* op, const Tensor& indptr) {
+  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.numel() >= 1, op, ": indptr must be 1-D with N + 1 entries");
   const Tensor dense = as_contiguous(indptr);
-  std::vector<int64_t> safe(dense.size(0));
+  std::vector<int64_t> given(dense.numel());
   dispatch_index(op, "indptr", dense, [&](auto index) {
-    const auto* source = pointer<decltype(index)>(dense);
-    int64_t previous = 0;
-    for (size_t i = 0; i < safe.size(); ++i)
-      previous = safe[i] = std::min(std::max<int64_t>(source[i], previous), nnz);
+    std::copy_n(pointer<decltype(index)>(dense), given.size(), given.begin());
   });
+  return given;
+}
+
+// Forces it to be monotone and within [0, nnz], so that no kernel can leave its arrays whatever came in.
+// Faulty input is reported by check_csr; here it only must not crash.
+void make_safe(std::vector<int64_t>& indptr, int64_t nnz) {
+  int64_t previous = 0;
+  for (int64_t& start : indptr) previous = start = std::min(std::max(start, previous), nnz);
+}
+
+std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
+  std::vector<int64_t> safe = given_indptr(op, indptr);
+  make_safe(safe, nnz);
   return safe;
 }
 
@@ -229,16 +238,17 @@ bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
 
 Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
                          const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
-                         const OptionalOrder& given) {
+                         const OptionalOrder& given, bool check) {
   const char* op = "sparse_linear";
   const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
                weight = as_contiguous(weight_);
   const int64_t nnz = values.numel();
+  check_shape(op, "values", values, {nnz});
   check_shape(op, "indices", indices, {nnz});
   const bool stacked = weight.dim() == 3;
   STD_TORCH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
   const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
-  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  std::vector<int64_t> indptr = given_indptr(op, indptr_);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
@@ -249,10 +259,16 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
   std::optional<Order> order;
   if (given) order = given_order(op, *given, nnz, N, D);
   Tensor out = stacked ? allocate(values, {N, R, M}) : allocate(values, {N, M});
-  if (out.numel() == 0) return out;
 
   dispatch_sparse(op, values, weight, indices, [&](auto t, auto w, auto index) {
     using T = decltype(t);
+    if (check) {
+      const auto* column = pointer<decltype(index)>(indices);
+      const CsrCheck found = check_csr(pointer<T>(values), column, nnz, indptr.data(), N, D);
+      STD_TORCH_CHECK(found.fault == CsrFault::none, op, ": documents at fault, see check_csr");
+    }
+    make_safe(indptr, nnz);
+    if (out.numel() == 0) return;
     auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
     params.bias = bias ? pointer<T>(*bias) : nullptr;
     params.relu = relu;
@@ -894,17 +910,13 @@ std::tuple<int64_t, int64_t, int64_t> check_csr_cpu(const std::optional<Tensor>&
                                                     const Tensor& indices_, const Tensor& indptr_,
                                                     int64_t num_columns) {
   const char* op = "check_csr";
-  const Tensor indices = as_contiguous(indices_), indptr = as_contiguous(indptr_);
+  const Tensor indices = as_contiguous(indices_);
   std::optional<Tensor> values;
   if (values_.has_value()) {
     values = as_contiguous(*values_);
     check_shape(op, "values", *values, {indices.numel()});
   }
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
-  std::vector<int64_t> starts(indptr.size(0));
-  dispatch_index(op, "indptr", indptr, [&](auto index) {
-    std::copy_n(pointer<decltype(index)>(indptr), starts.size(), starts.begin());
-  });
+  const std::vector<int64_t> starts = given_indptr(op, indptr_);
   const int64_t N = static_cast<int64_t>(starts.size()) - 1;
   CsrCheck found;
   dispatch_index(op, "indices", indices, [&](auto index) {

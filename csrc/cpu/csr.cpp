@@ -4,21 +4,25 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 
 namespace mach {
 
 namespace {
 
-// Whether a row is ascending, in range and finite, as nearly all rows are: without branches, several at a
-// time.
+// Whether a row is ascending, in range and finite, as nearly all rows are: without branches, and faults are
+// gathered in numbers as wide as what is compared, so that the compiler takes several at a time.
 template <class T, class I>
 bool is_plain_row(const T* values, const I* indices, int64_t begin, int64_t end, int64_t num_columns) {
   if (begin == end) return true;
-  bool plain = indices[begin] >= 0 && static_cast<int64_t>(indices[end - 1]) < num_columns;
-  for (int64_t p = begin + 1; p < end; ++p) plain &= indices[p - 1] < indices[p];
+  I unsorted = 0;
+  for (int64_t p = begin + 1; p < end; ++p) unsorted |= indices[p - 1] < indices[p] ? 0 : 1;
+  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> infinite = 0;
   if (values != nullptr)
-    for (int64_t p = begin; p < end; ++p) plain &= std::abs(values[p]) <= std::numeric_limits<T>::max();
-  return plain;
+    for (int64_t p = begin; p < end; ++p)
+      infinite |= std::abs(values[p]) <= std::numeric_limits<T>::max() ? 0 : 1;
+  return unsorted == 0 && infinite == 0 && indices[begin] >= 0 &&
+         static_cast<int64_t>(indices[end - 1]) < num_columns;
 }
 
 }  // namespace

@@ -75,13 +75,15 @@ void dispatch_weight(const char* op, const Tensor& values, const Tensor& weight,
 
 Tensor sparse_linear_cuda(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
                           const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
-                          const OptionalOrder&) {  // an order would change nothing here
+                          const OptionalOrder&,  // would change nothing here
+                          bool) {                // check: documents are not looked at
   const char* op = "sparse_linear";
   const DeviceGuard guard(values_);
   const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
                indptr = as_contiguous(indptr_), weight = as_contiguous(weight_);
   check_device(op, values, {indices, indptr, weight});
   const int64_t nnz = values.numel();
+  check_shape(op, "values", values, {nnz});
   check_shape(op, "indices", indices, {nnz});
   const bool stacked = weight.dim() == 3;
   STD_TORCH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");

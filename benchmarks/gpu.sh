@@ -13,8 +13,8 @@
 #   racecheck  some virtual machines, summary.json says so
 #   bench      the ceilings of this GPU, then benchmarks/bench_cuda.py
 #
-# Needs: nvcc, and Python with its headers and the packages that are named below. Wheels of what is missing may
-# lie in wheels/ beside this checkout's files or in $MACH_WHEELS; Captum, for a few tests, may be missing.
+# Needs: nvcc, and Python with its headers and the packages that are named below. Wheels of what is missing
+# may lie in wheels/ beside this checkout's files or in $MACH_WHEELS; Captum, for a few tests, may be missing.
 # Writes into OUT: summary.json, a log for each stage, cuda.json, cuda.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -74,7 +74,8 @@ from importlib.metadata import version
 from pathlib import Path
 modules = "numpy scipy sklearn safetensors tqdm jinja2 matplotlib pytest hypothesis pybind11 setuptools"
 missing = [name for name in ("torch", *modules.split()) if find.find_spec(name) is None]
-missing += [name for name in ("cmake", "ninja", "nvcc", "g++") if not (shutil.which(name) or find.find_spec(name))]
+programs = ("cmake", "ninja", "nvcc", "g++")
+missing += [name for name in programs if not (shutil.which(name) or find.find_spec(name))]
 if "setuptools" not in missing and int(re.match(r"\d+", version("setuptools"))[0]) < 77:
     missing.append("setuptools>=77 (here: " + version("setuptools") + ")")  # pyproject.toml's license
 if not (Path(sysconfig.get_path("include")) / "Python.h").exists():

@@ -70,7 +70,7 @@ Scan make_scan(const MergeScanParams& p) {
   s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
   s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
   s.groups = static_cast<int>(num_peaks(B));
-  s.clip = static_cast<float>(std::min<int64_t>(255, 32767 / R));
+  s.clip = static_cast<float>(m.merge == Merge::mean ? std::min<int64_t>(255, 32767 / R) : 1);
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(p.scratch) + static_cast<uintptr_t>(s.bytes);
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
@@ -343,6 +343,10 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
       if (taken) {
         line.scale = s.scale[place];
         line.origin = line.scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
+        if (m.merge != Merge::mean) {  // any distance below the threshold is beyond the one step there is
+          line.origin = s.scale[place];
+          line.scale = -INFINITY;
+        }
       }
       lines[threadIdx.x] = line;
     }
@@ -361,7 +365,6 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
         steps = steps > 0 ? steps : 0;
         steps = steps < s.clip ? steps : s.clip;
         if (scale > 0) steps = s.clip - truncf(steps);
-        if (m.merge != Merge::mean) steps = x[i] < scale ? 1 : 0;
         words[i / 4] |= static_cast<uint32_t>(steps) << (8 * (i % 4));
       }
       rows[b * wide] = make_uint4(words[0], words[1], words[2], words[3]);

@@ -44,6 +44,9 @@ _CHECKPOINT = "checkpoint"
 # break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
 _WORTH_SKIPPING = 0.25
 
+# Elements of a weight that are rounded to its copy at a time: what lies in between takes little memory.
+_ROUNDED_TOGETHER = 1 << 22
+
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C in `fit`. The step in progress was finished; the message says what was saved."""
@@ -382,12 +385,13 @@ def expected_memory(
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
-    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, the factors
+    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, factors, products
         rows = model.bucket_weight if model.is_linear else model.encoder_weight
         copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
-        step += 2 * rows.numel() + 10 * copied + 6 * batch_size * B
+        step += 2 * rows.numel() + 6 * min(copied, _ROUNDED_TOGETHER)
         if not model.is_linear:
-            step += 6 * model.hidden_sizes[-1] * B + hidden // 2
+            H = model.hidden_sizes[-1]
+            step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
     decode = 4 * documents * R * B
     if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
@@ -673,8 +677,16 @@ class _Run:
         if a.dtype == out.dtype:
             torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
             return
-        product = torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else torch.mm(a, b)
-        out.copy_(product) if term is None else torch.add(term, product, out=out)
+        if not a.is_cuda:
+            product = torch.mm(a, b)
+        elif term is out:
+            product = torch.mm(a, b, out_dtype=out.dtype)
+        else:  # in place. (What addmm takes with another out_dtype has changed between releases.)
+            product = torch.mm(a, b, out_dtype=out.dtype, out=out)
+        if term is not None:
+            torch.add(term, product, out=out)
+        elif product is not out:
+            out.copy_(product)
 
     def _rounded_rows(self, weight: Tensor) -> Tensor:
         """The weight that takes the documents, in the run's precision: itself, or its copy."""
@@ -687,7 +699,8 @@ class _Run:
     def _round_rows(self, weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
         """The rows [., M] of the copy that a step has changed."""
         if rounded.dtype != weight.dtype:
-            rounded[order.features] = weight.detach()[order.features].to(rounded.dtype)
+            for some in order.features.split(max(1, _ROUNDED_TOGETHER // weight.shape[-1])):
+                rounded[some] = weight.detach()[some].to(rounded.dtype)
 
     # One repetition's [N, B] and [H, B], kept from step to step: fresh memory would cost page faults.
 

@@ -213,6 +213,8 @@ def test_scores_as_far_apart_as_floats_go(device, R, high):
     hash = label_hash_of(table, 20)
     for path in PATHS:
         assert_is_brute_force(device, scores, hash, 5, "mean", path)
+    for merge in ("min", "median"):
+        assert_is_brute_force(device, scores, hash, 5, merge, "scan")
 
 
 def label_hash_of(table, num_buckets):
@@ -226,8 +228,8 @@ def label_hash_of(table, num_buckets):
 @pytest.mark.parametrize("R", [16, 60], ids=lambda R: f"R{R}")
 def test_paths_do_what_they_are_for(generator, device, operators, R, merge, outlier):
     """Same bits as the brute force; and the bounds are of use: most labels never get an exact key."""
-    if operators != "cpu" and (merge != "mean" or R > 16):
-        pytest.skip("on a GPU only means have bounds, and not good ones with many repetitions and outliers")
+    if operators != "cpu" and merge == "mean" and R > 16:
+        pytest.skip("on a GPU the bounds are not good with many repetitions and outliers")
     L, B, N = 3000, 200, 20
     hash = random_hash(generator, L, B, R)
     scores = OUTLIERS[outlier](like_a_model(generator, hash, N))
@@ -255,13 +257,14 @@ def test_path_is_chosen_by_cost():
     assert chosen["batch"] > 0
 
 
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("B", [4097, 20_000])
 @pytest.mark.parametrize("N", [3, 17, 33])
-def test_scan_of_more_buckets_than_shared_memory_holds(device, generator, N, B):
+def test_scan_of_more_buckets_than_shared_memory_holds(device, generator, N, B, merge):
     """On a GPU the table of so many buckets is read from global memory, in rows of 16 or 64 bytes."""
     hash = random_hash(generator, 700, B, 3)
     scores = torch.randn(N, 3, B, generator=generator)
-    trace = assert_is_brute_force(device, scores, hash, 5, "mean", "scan")
+    trace = assert_is_brute_force(device, scores, hash, 5, merge, "scan")
     assert (trace[:, 0] == 1).all()
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mach_ext
-from mach_ext import training
+from mach_ext import _ops, training
 
 ARCHITECTURES = {
     "linear": {"hidden_size": 0},
@@ -588,6 +589,28 @@ def test_linear_models_have_no_negligible_gradients():
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     with pytest.raises(ValueError, match="negligible_gradient is for models with a hidden layer"):
         mach_ext.fit(model, X, Y, negligible_gradient=0.01)
+
+
+def test_products_on_a_gpu_are_of_float32():
+    """A dry run: shapes, types and which operators there are, without a GPU."""
+    with fake_tensor.FakeTensorMode():
+        a = torch.empty(8, 4, dtype=torch.bfloat16, device="cuda")
+        b = torch.empty(4, 6, dtype=torch.bfloat16, device="cuda")
+        out = torch.empty(8, 6, device="cuda")
+        for term in (None, torch.empty(6, device="cuda"), out):
+            training._Run._add_product(None, term, a, b, out)
+        assert (out.dtype, out.shape, out.device.type) == (torch.float32, (8, 6), "cuda")
+
+
+def test_rows_are_rounded_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(training, "_ROUNDED_TOGETHER", 20)
+    weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    rounded = torch.zeros(30, 8, dtype=torch.bfloat16)
+    order = _ops.feature_order(torch.tensor([3, 29, 7, 0, 3]), torch.tensor([0, 2, 5]), 30)
+    training._Run._round_rows(None, weight, rounded, order)
+    changed = torch.tensor([0, 3, 7, 29])
+    assert torch.equal(rounded[changed], weight[changed].bfloat16())
+    assert rounded.any(1).sum() == 4
 
 
 def test_expected_memory_counts_what_it_says():

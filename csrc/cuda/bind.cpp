@@ -717,7 +717,7 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
   if (path == Path::automatic && k <= kListsUpTo && L * R >= kListsFrom / std::max<int64_t>(N, 16))
     lists = Lists::likely;
   if (path == Path::lists) lists = Lists::all;
-  if (k > kMaxListsK) lists = Lists::none;
+  if (k > kMaxListsK || a.merge != Merge::mean) lists = Lists::none;
   const int64_t parts = (N + kScanDocuments - 1) / kScanDocuments, size = (N + parts - 1) / parts;
   const Tensor scratch = allocate(codes, {scan_scratch_bytes(size, R, B, L, k)}, ScalarType::Byte);
   for (int64_t begin = 0; begin < N; begin += size) {
@@ -776,7 +776,7 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
                               mutable_pointer<int64_t>(labels),
                               trace ? mutable_pointer<int64_t>(*trace) : nullptr};
     if constexpr (std::is_same_v<T, float>) {
-      const bool possible = codes && a.merge == Merge::mean && k <= kMaxScanK && R <= kMaxScanRepetitions;
+      const bool possible = codes && k <= kMaxScanK && R <= kMaxScanRepetitions;
       if (possible && path != Path::direct && (path != Path::automatic || L * R >= kScanFrom))
         return scan_topk(a, *codes, *list_starts, *list_labels, params, path, stream);
     }

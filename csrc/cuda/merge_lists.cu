@@ -392,9 +392,11 @@ cudaError_t launch_merge_lists(const MergeListsParams& params, cudaStream_t stre
   for (s.slots = 64; s.slots < most && s.slots < m.L; s.slots *= 2) {
   }
   s.peaks = static_cast<int>(num_peaks(m.B));
-  // Sums that stand for a few postings each still tell labels apart; and there must be far fewer postings
-  // than the scan's rows.
-  const int64_t postings = std::min<int64_t>(4 * most, m.L * m.R / 8);
+  // Sums that stand for a few postings each still tell labels apart, for more where the scan would go over
+  // far more rows. Counted on 256 documents of peaky scores, 10M labels, R = 16, B = 20,000: 4 * most leave
+  // half of them to the scan, 8 * most 14, 16 * most 8.
+  const int64_t postings =
+      std::min({std::max<int64_t>(4 * most, m.L * m.R / 80), int64_t{16} * most, m.L * m.R / 8});
   s.postings = static_cast<uint32_t>(postings);
   // Groups with one bucket above the level, for most; lists of L / B labels.
   s.few_lists = static_cast<uint32_t>(std::min<int64_t>(kHeavy / 2, postings / 2 * m.B / m.L));

@@ -36,7 +36,7 @@ enum class Lists { none, likely, all };
 constexpr int64_t num_peaks(int64_t B) { return (B + 255) / 256 * 4; }
 
 struct MergeListsParams {
-  MergeInput<float> merge;  // the mean
+  MergeInput<float> merge;  // the mean, but for Lists::none
   int64_t k;
   Lists lists;
   const int32_t* list_starts;  // [R, B + 1]

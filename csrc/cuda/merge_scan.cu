@@ -38,10 +38,11 @@ struct Scan {
   uint32_t* left;
   int32_t* documents;    // [N] by place
   uint32_t* thresholds;  // [N] by document: a rank that k labels have, or 0
-  float* scale;          // [rows] steps a unit of score: under high, or, where positive, above low
-  uint16_t* bounds;      // [rows / 16, 16], half_of() the place, plus 2^15
-  uint32_t* sample;      // [N, run + R * each] ranks
-  uint4* table;          // [rows / 16 / wide, R, B, wide]
+  // [rows] steps a unit of score: under high, or, where positive, above low. Min, median: the threshold.
+  float* scale;
+  uint16_t* bounds;  // [rows / 16, 16], half_of() the place, plus 2^15
+  uint32_t* sample;  // [N, run + R * each] ranks
+  uint4* table;      // [rows / 16 / wide, R, B, wide]
   Candidates candidates;
   int64_t bytes;
 };
@@ -69,7 +70,7 @@ Scan make_scan(const MergeScanParams& p) {
   s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
   s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
   s.groups = static_cast<int>(num_peaks(B));
-  s.clip = static_cast<float>(std::min<int64_t>(255, 32767 / R));
+  s.clip = static_cast<float>(m.merge == Merge::mean ? std::min<int64_t>(255, 32767 / R) : 1);
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(p.scratch) + static_cast<uintptr_t>(s.bytes);
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
@@ -197,7 +198,8 @@ __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
     sum = r == 0 ? x : sum + x;
     elsewhere = elsewhere || (r < source && bucket == best[r]);
   }
-  return elsewhere ? 0 : rank_of(sum / static_cast<float>(R));
+  if (elsewhere) return 0;
+  return rank_of(m.merge == Merge::mean ? sum / static_cast<float>(R) : merge_key(m, n, label));
 }
 
 __global__ void __launch_bounds__(kThreads) sample_kernel(const Scan s) {
@@ -217,6 +219,12 @@ struct PlanShared {
 // The bound for threshold theta, and the scale; kNever where the scan is of no use.
 __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double theta, float* scale) {
   const int R = static_cast<int>(s.p.merge.R);
+  if (s.p.merge.merge != Merge::mean) {
+    // How many scores may lie below theta: none (min); half of them, so that the middle one, or the upper of
+    // the middle two, does not (median). Half of the middle two's sum is not above the upper one.
+    *scale = static_cast<float>(theta);
+    return static_cast<uint16_t>(0x8000 + (s.p.merge.merge == Merge::min ? 0 : R / 2));
+  }
   const double err = slack(R, theta, shared.slack_high), wanted = R * theta - err;
   const double down = shared.sum_high - wanted, up = wanted - shared.sum_low;
   // Sums that can't be told apart, or distances that overflow in fp32.
@@ -335,6 +343,10 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
       if (taken) {
         line.scale = s.scale[place];
         line.origin = line.scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
+        if (m.merge != Merge::mean) {  // any distance below the threshold is beyond the one step there is
+          line.origin = s.scale[place];
+          line.scale = -INFINITY;
+        }
       }
       lines[threadIdx.x] = line;
     }

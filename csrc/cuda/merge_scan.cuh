@@ -1,4 +1,4 @@
-// CUDA twin of the CPU's scan (cpu/decode.h): for fp32 means, upper bounds on the keys of all labels, 16
+// CUDA twin of the CPU's scan (cpu/decode.h): for fp32 scores, upper bounds on the keys of all labels, 16
 // documents with one load of 16 bytes; what is left of a document's labels gets its exact key in
 // launch_merge_topk. Six kernels:
 //
@@ -8,7 +8,8 @@
 //   sample     exact keys of some labels, those of the best buckets and a run of others.
 //   plan       the k-th best of them is the threshold. From it the step, in which scores are counted, and the
 //              bound.
-//   table      how far each score lies under its repetition's greatest, in steps, rounded down: a byte.
+//   table      how far each score lies under its repetition's greatest, in steps, rounded down: a byte. Where
+//              the merge is min or median: 1 for a score below the threshold, else 0.
 //   scan       for each label the sum of R bytes, for 16 documents in 8 registers; sums up to the bound are
 //              candidates. Where nobody wants a label any more after some repetitions, it gets no others.
 //
@@ -27,10 +28,10 @@ constexpr int64_t kMaxScanRepetitions = 250;  // sums of bytes in 15 bits, of st
 constexpr int64_t kMaxScanK = 1024;
 
 struct MergeScanParams {
-  MergeInput<float> merge;  // the mean
-  int64_t k;                // 1 <= k <= kMaxScanK
-  Lists lists;              // none where k > kMaxListsK
-  const uint16_t* codes;    // [R, code_stride] (label_index.cuh)
+  MergeInput<float> merge;
+  int64_t k;              // 1 <= k <= kMaxScanK
+  Lists lists;            // none where k > kMaxListsK or the merge is not the mean
+  const uint16_t* codes;  // [R, code_stride] (label_index.cuh)
   int64_t code_stride;
   const int32_t* list_starts;  // [R, B + 1]
   const int32_t* list_labels;  // [R, L]

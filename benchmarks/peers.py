@@ -57,8 +57,7 @@ class System:
 def unit(X: sp.csr_matrix) -> sp.csr_matrix:
     """Rows of length 1, which omikuji and napkinXC make of them by themselves, and the others expect."""
     X = sp.csr_matrix(X, dtype=np.float32, copy=True)
-    length = np.sqrt(np.asarray(X.multiply(X).sum(1)).ravel())
-    X.data /= np.repeat(length, np.diff(X.indptr))
+    X.data /= np.repeat(data.row_lengths(X), np.diff(X.indptr))
     X.sort_indices()
     return X
 
@@ -135,23 +134,12 @@ def napkinxc(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **s
 
 def neighbours(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, n: int = 20) -> Predict:
     """The labels of the n nearest training documents by cosine, each with the sum of its cosines."""
-    features = unit(X).T.tocsr()  # [D, N]
+    X = unit(X)
+    near = mach_ext.Neighbors(X, Y, n)
     folder.mkdir()
-    sp.save_npz(folder / "X.npz", features, compressed=False)
+    sp.save_npz(folder / "X.npz", X, compressed=False)
     sp.save_npz(folder / "Y.npz", Y, compressed=False)
-
-    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
-        found = []
-        for start in range(0, X.shape[0], 128):
-            cosines = (unit(X[start : start + 128]) @ features).tocsr()
-            rows = [row.data.argsort()[-n:] for row in (cosines[i] for i in range(cosines.shape[0]))]
-            at = np.concatenate([s + row for s, row in zip(cosines.indptr[:-1], rows, strict=True)])
-            indptr = np.cumsum([0, *map(len, rows)])
-            near = sp.csr_matrix((cosines.data[at], cosines.indices[at], indptr), cosines.shape)
-            found.append(best((near @ Y).tocsr()))
-        return np.concatenate(found)
-
-    return predict
+    return lambda X: best((near.nearest(X) @ Y).tocsr())
 
 
 def popularity(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int) -> Predict:
@@ -246,7 +234,7 @@ SYSTEMS = {
     "mach_ext (R 4, B 512)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512}),
     "mach_ext (R 8)": System("mach_ext", mach, {"num_repetitions": 8, "hidden_size": 256}),
     "mach_ext (R 4, B 16)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 16}),
-    "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_buckets": 1024}),
+    "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_repetitions": 8, "num_buckets": 1024}),
     "mach_ext (R 16, B 1024)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 1024}),
     "mach_ext (shared H 512)": System("mach_ext", mach, SHARED),
     "mach_ext (shared H 1024)": System("mach_ext", mach, {**SHARED, "hidden_size": 1024}),

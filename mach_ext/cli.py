@@ -220,7 +220,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
     parser.add_argument(
         "--neighbors", action="store_true", default=False,
-        help=f"re-rank the best {CANDIDATES} labels by those of the nearest documents of train",
+        help=f"re-rank the best {CANDIDATES} labels by those of the nearest documents of train "
+        "(models that rank by mean_logit)",
     )  # fmt: skip
 
 
@@ -450,6 +451,8 @@ def evaluate(args: Any) -> None:
     if args.neighbors:
         if args.split == "train":
             raise ValueError("--neighbors is for other documents than those of train, which find themselves")
+        if model.merge != "mean_logit":
+            raise ValueError(f"--neighbors adds to mean logits; this model ranks by {model.merge}")
         neighbors, name = Neighbors(dataset.train.X, dataset.train.Y), f"{args.split}+neighbors"
     with _timed(seconds, "evaluate"):
         result = _evaluate_split(model, dataset, args.split, neighbors)
@@ -886,9 +889,11 @@ def _attack_samples(
 
 def compress(args: Any) -> None:
     folder = _run_folder(args)
-    output = args.output or folder.with_name(f"{folder.name}-small")
+    output = args.output or folder.resolve().with_name(f"{folder.resolve().name}-small")
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output must be another folder than the model's, got {output}")
+    if (output / f"{training.CHECKPOINT}.json").exists():
+        raise ValueError(f"--output must not be the folder of a training run, got {output}")
     model = nn.load(folder, args.device)
     split: str = args.split
     dataset: data.Dataset | None = None
@@ -997,7 +1002,7 @@ def _run_folder(args: Any) -> Path:
     """--model-path, else the newest run; says which."""
     if args.model_path is not None:
         return Path(args.model_path)
-    runs = [file.parent for file in RUNS.glob("*/model.json")]
+    runs = [file.parent for file in RUNS.glob("*/model.json") if not nn.is_compressed(file.parent)]
     if not runs:
         raise ValueError(
             f"no model in {RUNS.absolute()}: give --model-path, or train one, as: "

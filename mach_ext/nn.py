@@ -416,7 +416,8 @@ class MACH(nn.Module):
                 w' as float32, and saving that again with this step writes the same bytes.
 
         Raises:
-            ValueError: step is not a positive number; it rounds all of a weight to 0, or a weight is not
+            TypeError: step is not a number.
+            ValueError: step is not above 0 and finite; it rounds all of a weight to 0, or a weight is not
                 finite or above 32,767 steps; an attachment is not bytes or has no plain name.
 
         Example:
@@ -437,6 +438,9 @@ class MACH(nn.Module):
         steps = {} if step is None else self._steps(step)
         if steps:
             tensors = {name: tensor.float() for name, tensor in tensors.items()}
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"MACH.save: {name}: must be finite and fit float32")
         for name, each in steps.items():
             try:
                 tensors[name] = compression.encode(tensors[name], each)
@@ -469,11 +473,14 @@ class MACH(nn.Module):
 
     def _steps(self, step: float) -> dict[str, float]:
         """What each weight, but for biases, is rounded to multiples of."""
-        if not (isinstance(step, (int, float)) and 0 < step < math.inf):
+        if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
+            raise TypeError(f"MACH.save: step must be None or a number, got {type(step).__name__}")
+        if not 0 < step <= torch.finfo(torch.float32).max:
             raise ValueError(f"MACH.save: step must be None or a finite number above 0, got {step!r}")
+        step = float(step)
         first = "bucket_weight" if self.is_linear else "encoder_weight"
         names = (name for name, _ in self.named_parameters() if name.endswith("weight"))
-        return {name: float(step) if name == first else step / _FINER for name in names}
+        return {name: step if name == first else step / _FINER for name in names}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -483,6 +490,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             save_file(tensors, temporary)
     except SafetensorError as error:  # how that library reports a full disk
         raise OSError(f"{path}: cannot be written: {error}") from None
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether the model in a folder was saved with a step."""
+    try:
+        return bool(json.loads((folder / "model.json").read_text(encoding="utf-8"))["format"] == 2)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def files_of(folder: Path) -> set[str]:

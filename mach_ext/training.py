@@ -31,7 +31,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mach_ext import _ops, metrics, optim
-from mach_ext.data import Batch, check_csr, check_labels, iter_batches, iter_on_device, write_json
+from mach_ext.data import (
+    Batch,
+    check_csr,
+    check_labels,
+    iter_batches,
+    iter_on_device,
+    row_lengths,
+    write_json,
+)
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
 
@@ -39,7 +47,7 @@ OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
-_CHECKPOINT = "checkpoint"
+CHECKPOINT = "checkpoint"
 # bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
 # break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
 _WORTH_SKIPPING = 0.25
@@ -63,8 +71,8 @@ class Hyperparameters:
         learning_rate: Of everything but the encoder's rows.
         encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer.
             The rate of that weight, with a hidden layer or without, is for documents of length 1: `fit`
-            divides it by the root mean square of their lengths (and multiplies encoder_eps by it), so that
-            X and 8 X teach the same.
+            divides it by the median of their lengths and multiplies eps by it, so that 8 X and a first
+            weight of an eighth take the steps of X and the weight.
         encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
             as that of a frequent one, and so learns its few documents by heart. With an eps far above the
             root of its second moment the steps are those of SGD with momentum, as large as the evidence;
@@ -449,15 +457,16 @@ class _Run:
                 shutil.rmtree(part)
 
         named = dict(model.named_parameters())
-        linear, adam, length = model.is_linear, settings.optimizer == "adam", _row_length(X)
+        linear, adam = model.is_linear, settings.optimizer == "adam"
+        self.length = _typical_length(X)
         rows = named.pop("bucket_weight" if linear else "encoder_weight")
         rate = settings.learning_rate if linear else settings.encoder_learning_rate
         # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
         copies = model.num_repetitions if model.encoder == "independent" else 1
-        eps = {"eps": settings.encoder_eps * length / copies} if adam and not linear else {}
+        eps = (1e-8 if linear else settings.encoder_eps / copies) if adam else 1e-10
         groups = [
             {"params": list(named.values()), "lr": settings.learning_rate},
-            {"params": [rows], "lr": rate / length, **eps},
+            {"params": [rows], "lr": rate / self.length, "eps": eps * self.length},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
@@ -505,7 +514,7 @@ class _Run:
         """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
         R = self.model.num_repetitions
         if self.folder is not None and not self.resuming:
-            (self.folder / f"{_CHECKPOINT}.json").unlink(missing_ok=True)
+            (self.folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
         for first in range(0, R, together):
             last = min(first + together, R)
             if self.progress:
@@ -797,6 +806,7 @@ class _Run:
             "hyperparameters": asdict(self.settings),
             "model": self.model.configuration(),
             "hash": self.model.hash.fingerprint(),
+            "length": self.length,
             "data": {
                 name: [*matrix.shape, int(matrix.nnz), _checksum(matrix)]
                 for name, matrix in zip(
@@ -819,27 +829,28 @@ class _Run:
                 else:
                     scalars[key] = value
         # A new name each time: the JSON that names it is what makes a checkpoint current.
-        name = f"{_CHECKPOINT}-{self.state.epoch}-{self.state.batch}.safetensors"
+        name = f"{CHECKPOINT}-{self.state.epoch}-{self.state.batch}.safetensors"
         save_tensors(self.folder / name, {k: v.cpu() for k, v in tensors.items()})
         self._make_current(name, scalars)
 
     def _make_current(self, name: str | None, scalars: dict[str, Any]) -> None:
         assert self.folder is not None
         record = {**self._identity, "progress": asdict(self.state), "scalars": scalars, "tensors": name}
-        write_json(self.folder / f"{_CHECKPOINT}.json", record)
-        for old in self.folder.glob(f"{_CHECKPOINT}-*-*.safetensors"):
+        write_json(self.folder / f"{CHECKPOINT}.json", record)
+        for old in self.folder.glob(f"{CHECKPOINT}-*-*.safetensors"):
             if old.name != name:
                 old.unlink()
 
     def resume(self) -> None:
         """Takes up the checkpoint in the folder, if there is one."""
         assert self.folder is not None
-        file = self.folder / f"{_CHECKPOINT}.json"
+        file = self.folder / f"{CHECKPOINT}.json"
         if not file.exists():
             return
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
+            identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
             # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own.
             fields = Hyperparameters.__dataclass_fields__.items()
             defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8}
@@ -875,12 +886,17 @@ def _parts(folder: Path) -> list[Path]:
     return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
 
 
-def _row_length(X: Any) -> float:
-    """Root mean square of the lengths of the rows [., D] that have features; 1 where none has."""
-    squares = 0.0
-    for start in range(0, X.nnz, 1 << 20):  # a piece at a time: float64 of all of it could be gigabytes
-        squares += float(np.square(X.data[start : start + (1 << 20)], dtype=np.float64).sum())
-    return math.sqrt(squares / np.count_nonzero(np.diff(X.indptr))) if squares > 0 else 1.0
+def _typical_length(X: Any) -> float:
+    """Median length of the rows that have any; 1 where none has.
+
+    To 20 bits: rows of unit length up to rounding count as of length 1, and X times a power of two as so
+    many times as long.
+    """
+    lengths = row_lengths(X)
+    if not lengths.any():
+        return 1.0
+    mantissa, exponent = math.frexp(np.median(lengths[lengths > 0]))
+    return math.ldexp(round(math.ldexp(mantissa, 20)), exponent - 20)
 
 
 def _checksum(matrix: Any) -> int:

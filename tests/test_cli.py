@@ -190,6 +190,12 @@ def test_compress(here, dataset_folder, capsys):
 
     assert run("compress", "--model-path", small, "--output", "runs/../runs/tiny-small") == 1
     assert "--output must be another folder than the model's" in capsys.readouterr().err
+    assert run("compress", "--output", "runs/tiny") == 1  # the newest run is not the copy
+    shown = capsys.readouterr().err
+    assert "using the newest run, runs/tiny\n" in shown
+    assert "--output must be another folder than the model's" in shown
+    assert run("compress", "--model-path", small, "--output", "runs/tiny") == 1
+    assert "--output must not be the folder of a training run, got runs/tiny" in capsys.readouterr().err
     assert run("compress", "--step", "-1", "--split", "none") == 1
     assert "step must be None or a finite number above 0, got -1.0" in capsys.readouterr().err
 

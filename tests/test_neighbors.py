@@ -110,8 +110,8 @@ def test_no_documents_and_no_candidates():
     [
         ({"Y": "short"}, r"as many rows, got 30 and 29"),
         ({"n": 0}, r"n must be at least 1, got 0"),
-        ({"power": -1.0}, r"power must be finite and not negative, got -1"),
-        ({"power": float("nan")}, r"power must be finite and not negative, got nan"),
+        ({"power": -1.0}, r"power must be finite \(float32\) and not negative, got -1"),
+        ({"power": float("nan")}, r"power must be finite \(float32\) and not negative, got nan"),
     ],
 )
 def test_bad_neighbors(change, message):
@@ -121,6 +121,14 @@ def test_bad_neighbors(change, message):
         given["Y"] = Y[:29]
     with pytest.raises(ValueError, match=message):
         mach_ext.Neighbors(**given)
+
+
+def test_a_large_power_leaves_the_nearest():
+    """The powers themselves are beyond any float, 0 for all but the nearest."""
+    X = scipy.sparse.csr_matrix(np.array([[1, 100, 0], [1, 50, 1], [0, 1, 1]], np.float32))
+    asked = mach_ext.Neighbors(X, scipy.sparse.csr_matrix(np.eye(3)), power=1e4)
+    query = scipy.sparse.csr_matrix(np.array([[1, 0, 0]], np.float32))
+    np.testing.assert_array_equal(asked.shares(query, np.array([[0, 1, 2]])), [[0, 1, 0]])
 
 
 def test_bad_requests():
@@ -135,5 +143,11 @@ def test_bad_requests():
         asked.rerank(Q, scores, labels[:, :2])
     with pytest.raises(ValueError, match=r"labels must be \[6, k\], got shape \(7, 3\)"):
         asked.rerank(Q[:6], scores, labels)
-    with pytest.raises(ValueError, match="weight must be finite and not negative, got inf"):
+    with pytest.raises(TypeError, match="labels must be integers, got dtype float64"):
+        asked.rerank(Q, scores, labels.astype(float))
+    with pytest.raises(TypeError, match="weight must be a number, got str"):
+        asked.rerank(Q, scores, labels, weight="1")
+    with pytest.raises(ValueError, match=r"weight must be finite .* got 1e"):
+        asked.rerank(Q, scores, labels, weight=1e300)
+    with pytest.raises(ValueError, match=r"weight must be finite \(float32\) and not negative, got inf"):
         asked.rerank(Q, scores, labels, weight=float("inf"))

@@ -399,13 +399,16 @@ def test_blocks_and_zlib_streams(monkeypatch, block):
     [
         (0, "step must be None or a finite number above 0, got 0"),
         (float("nan"), "step must be None or a finite number above 0, got nan"),
-        ("0.5", "step must be None or a finite number above 0, got '0.5'"),
+        ("0.5", "step must be None or a number, got str"),
+        (True, "step must be None or a number, got bool"),
+        (10**400, "step must be None or a finite number above 0, got 1000"),
         (1e3, "encoder_weight: weights must not all be rounded to 0, as they are by step 1000"),
         (1e-6, "encoder_weight: weights must be below 32,768 steps of 1e-06, got"),
     ],
 )
 def test_steps_that_are_refused_leave_nothing(step, message, tmp_path):
-    with pytest.raises(ValueError, match=f"MACH.save: {message}"):
+    error = TypeError if "or a number" in message else ValueError
+    with pytest.raises(error, match=f"MACH.save: {message}"):
         randomise(build()).save(tmp_path / "new", step=step)
     assert not (tmp_path / "new").exists()
 
@@ -415,7 +418,7 @@ def test_weights_that_are_not_finite_are_not_compressed(value, tmp_path):
     model = randomise(build())
     with torch.no_grad():
         model.bucket_weight[1, 2, 3] = value
-    with pytest.raises(ValueError, match=r"MACH.save: bucket_weight: weights / 0.0003125 must be finite"):
+    with pytest.raises(ValueError, match=r"MACH.save: bucket_weight: must be finite and fit float32"):
         model.save(tmp_path, step=STEP)
 
 

@@ -205,7 +205,7 @@ def test_steps_are_those_of_the_plain_loop():
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
     mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
     rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
-    length = np.sqrt(np.mean(X.power(2).sum(1)[X.getnnz(1) > 0]))
+    length = float(np.median(np.linalg.norm(X.toarray(), axis=1)))
     encoder = {"params": [plain.encoder_weight], "eps": 1e-4 * length}
     optimizer = mach_ext.optim.SparseAdam([{"params": rest}, encoder])
     for step in range(12):
@@ -233,11 +233,39 @@ def test_the_scale_of_the_documents_does_not_matter(name):
     assert same_bits(a, b)
 
 
-def test_the_scale_of_the_documents_does_not_matter_to_linear_models():
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("scale", [2**-20, 8, 2**20])
+def test_the_scale_of_the_documents_does_not_matter_to_linear_models(optimizer, scale):
+    """They start at 0, so as they come."""
     a, b = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=0) for _ in "ab")
-    mach_ext.fit(a, X, Y, epochs=2, batch_size=50, progress=False)
-    mach_ext.fit(b, X * np.float32(8), Y, epochs=2, batch_size=50, progress=False)
-    torch.testing.assert_close(b.bucket_weight * 8, a.bucket_weight, rtol=1e-4, atol=1e-5)
+    given = {"epochs": 2, "batch_size": 50, "optimizer": optimizer, "progress": False}
+    mach_ext.fit(a, X, Y, **given)
+    mach_ext.fit(b, X * np.float32(scale), Y, **given)
+    torch.testing.assert_close(b.bucket_weight * scale, a.bucket_weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", ["one long", "some empty", "rounded"])
+def test_rates_are_for_most_documents(documents):
+    """One long document, rows of stored zeros, lengths up to rounding: rates as for length 1."""
+    unit = scipy.sparse.csr_matrix(np.eye(60, dtype=np.float32))
+    if documents == "one long":
+        unit[0, 0] = 1e6
+    elif documents == "some empty":
+        unit.data[:40] = 0
+    else:
+        unit.data *= np.float32(1 - 1e-7)
+    assert training._typical_length(unit) == 1.0
+    assert training._typical_length(unit[:0]) == 1.0
+
+
+def test_a_checkpoint_of_rates_for_another_length_is_refused(tmp_path):
+    """Runs of before rates followed the documents' length go on where that is 1, only."""
+    mach_ext.fit(build(), X, Y, output=tmp_path, **options)
+    record = json.loads((tmp_path / "checkpoint.json").read_text())
+    del record["length"]
+    (tmp_path / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"different: length was 1\.0, now 1\.7"):
+        mach_ext.fit(build(), X, Y, output=tmp_path, resume=True, **options)
 
 
 @pytest.fixture

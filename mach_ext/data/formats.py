@@ -191,6 +191,16 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     return csr
 
 
+def row_lengths(X: Csr) -> NDArray[np.float64]:
+    """Euclidean lengths of the rows [N] of a canonical CSR matrix; float64, 2^16 rows at a time."""
+    parts = [np.zeros(0)]
+    for start in range(0, X.shape[0], 1 << 16):
+        part = X[start : start + (1 << 16)].astype(np.float64)
+        part.data **= 2
+        parts.append(np.sqrt(np.asarray(part.sum(1)).ravel()))
+    return np.concatenate(parts)
+
+
 def check_labels(matrix: Any, name: str = "Y") -> Csr:
     """The same for labels: every stored non-zero becomes a 1, stored zeros go."""
     csr = check_csr(matrix, name)

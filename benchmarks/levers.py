@@ -97,7 +97,10 @@ def keep(result: dict[str, Any]) -> None:
 
 
 def chart(file: Path) -> None:
-    """P@1 and P@5 against R B, a line for each R, from the kept results with encoders of 256 units."""
+    """P@1 and P@5 against R B, a line for each R, from the kept results with encoders of 256 units.
+
+    From R=2 on: one repetition can't tell the labels of a bucket apart.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,6 +112,8 @@ def chart(file: Path) -> None:
         model = result["model"]
         if model["encoder"] == "independent" and model["hidden_size"] == [256] and not result["fit"]:
             sizes = model["num_repetitions"], model["num_buckets"]
+            if sizes[0] == 1:
+                continue
             found.setdefault(result["dataset"], {}).setdefault(sizes, []).append(result["metrics"])
             labels[result["dataset"]] = model["num_labels"]
     figure, axes = plt.subplots(2, len(found), figsize=(4.5 * len(found), 6), squeeze=False, sharex="col")
@@ -120,7 +125,9 @@ def chart(file: Path) -> None:
                               for (r, B), ms in points.items() if r == R)  # fmt: skip
                 axis.plot(*zip(*line, strict=True), marker="o", label=f"R={R}")
             axis.axvline(labels[dataset] / 2, color="grey", linestyle=":", label="R B = L / 2")
-            axis.set(ylabel=f"{metric}, %", xscale="log")
+            axis.set_ylabel(f"{metric}, %")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
         axes[0][column].set_title(f"{dataset}, dev, L={labels[dataset]:,}")
         axes[1][column].set_xlabel("R B")
         axes[1][column].legend(fontsize="small")

@@ -43,10 +43,6 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "B 256": ({"num_buckets": 256}, {}),
     "B 512": ({"num_buckets": 512}, {}),
     "B 2048": ({"num_buckets": 2048}, {}),
-    "R 8, independent encoders of 256": (
-        {"num_repetitions": 8, "hidden_size": 256, "encoder": "independent"},
-        {},
-    ),
     "B 2048, 2.5 times both rates": (
         {"num_buckets": 2048},
         {"learning_rate": 0.005, "encoder_learning_rate": 0.75},
@@ -58,7 +54,6 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "2.5 times both rates": ({}, {"learning_rate": 0.005, "encoder_learning_rate": 0.75}),
     "B 4096": ({"num_buckets": 4096}, {}),
     "R 2": ({"num_repetitions": 2}, {}),
-    "independent encoders of 256": ({"hidden_size": 256, "encoder": "independent"}, {}),
     "linear": ({"hidden_size": 0}, {"epochs": 3}),
     "10 epochs": ({}, {"epochs": 10}),
     "R 8, B 2048": ({"num_repetitions": 8, "num_buckets": 2048}, {}),
@@ -67,8 +62,6 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 # The curve of accuracy against memory.
 for R in (1, 2, 4, 8):
     for B in (256, 512, 1024, 2048):
-        if (R, B) in ((4, 1024), (8, 1024)):  # are there
-            continue
         name = f"R {R}, B {B}, independent encoders of 256"
         LEVERS[name] = (
             {"num_repetitions": R, "num_buckets": B, "hidden_size": 256, "encoder": "independent"},

@@ -476,7 +476,7 @@ def _evaluate_split(
     if neighbors is None:
         _, labels = model.predict(split.X, k)
     else:
-        found = model.predict(split.X, min(max(k, CANDIDATES), model.num_labels))
+        found = model.predict(split.X, min(CANDIDATES, model.num_labels))
         labels = neighbors.rerank(split.X, *found)[1][:, :k]
     propensity = None
     if len(dataset.train) >= 3:  # the propensity model's constant is ln N - 1

@@ -463,13 +463,14 @@ class _Run:
         rate = settings.learning_rate if linear else settings.encoder_learning_rate
         # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
         copies = model.num_repetitions if model.encoder == "independent" else 1
-        eps = (1e-8 if linear else settings.encoder_eps / copies) if adam else 1e-10
+        eps = {"eps": settings.encoder_eps / copies} if adam and not linear else {}
         groups = [
             {"params": list(named.values()), "lr": settings.learning_rate},
-            {"params": [rows], "lr": rate / self.length, "eps": eps * self.length},
+            {"params": [rows], "lr": rate / self.length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
+        self.optimizer.param_groups[0 if linear else 1]["eps"] *= self.length
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     # ------------------------------------------------------------------------------------------- the loop

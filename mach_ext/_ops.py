@@ -82,7 +82,8 @@ sparse_linear_now: Callable[..., Tensor] = getattr(
 
 @_fake("mach_ext::sparse_linear")
 def _(values, indices, indptr, weight, bias, relu, order=None, check=False):  # type: ignore[no-untyped-def]
-    same = indices.device == indptr.device == weight.device == values.device
+    others = (indices, indptr, weight) if bias is None else (indices, indptr, weight, bias)
+    same = all(other.device == values.device for other in others)
     torch._check(same, lambda: "sparse_linear: all tensors must be on one device")
     return values.new_empty(indptr.shape[0] - 1, *weight.shape[:-2], weight.shape[-1])
 

@@ -636,6 +636,7 @@ ARGUMENTS = [
     (ValueError, r"bias must have shape \[5\], got \[4\]", {"bias": BIAS[:4]}),
     (ValueError, r'activation must be None or "relu", got \'gelu\'', {"activation": "gelu"}),
     (ValueError, r"weight must be on cpu like the other arguments, got meta", {"weight": WEIGHT.to("meta")}),
+    (ValueError, r"bias must be on cpu like the other arguments, got meta", {"bias": BIAS.to("meta")}),
     (
         ValueError,
         r"indices must be on cpu like the other arguments, got meta",

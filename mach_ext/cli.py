@@ -211,6 +211,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="linear MACH: to save memory",
     )
+    fit.add_argument(
+        "--tau", type=float, default=None,
+        help="how far frequent labels are ranked down (1 / root of the documents a label has, at most 0.5)",
+    )  # fmt: skip
     fit.add_argument("--metric", default=None, help="dev metric that picks the best epoch (P@1)")
 
 
@@ -397,6 +401,7 @@ def train(args: Any) -> None:
             patience=args.patience,
             negligible_gradient=args.negligible_gradient,
             precision=args.precision,
+            tau=args.tau,
             metric=args.metric,
         )
     results: dict[str, Any] = {}

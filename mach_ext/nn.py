@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ class MACH(nn.Module):
         encoder_weight [D, H] or [D, R * H], encoder_bias; hidden_weight, hidden_bias for a second layer;
         bucket_weight [R, H, B] (linear MACH: [R, D, B]), bucket_bias [R, B].
 
+    Buffer `logit_adjustment` [R, B]: the part of bucket_bias that `adjust_logits` has put there.
+
     Example:
         >>> import scipy.sparse, mach_ext
         >>> model = mach_ext.MACH(num_features=1000, num_labels=5000, num_repetitions=8, num_buckets=64)
@@ -76,6 +79,7 @@ class MACH(nn.Module):
     """
 
     hash_fingerprint: Tensor
+    logit_adjustment: Tensor
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class MACH(nn.Module):
             self.hidden_bias = nn.Parameter(torch.empty(copies, last))
         self.bucket_weight = nn.Parameter(torch.empty(R, last, B))
         self.bucket_bias = nn.Parameter(torch.empty(R, B))
+        self.register_buffer("logit_adjustment", torch.zeros(R, B))
         self.reset_parameters()
 
     @property
@@ -193,11 +198,58 @@ class MACH(nn.Module):
             name = bytes(theirs.tolist()).decode(errors="replace")
             errors.append(f"the weights are of label hash {name}, this model has {self.hash.fingerprint()}")
             return
+        state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(self.logit_adjustment))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
         """`load_state_dict` of the parameters alone, already known to be of this label hash."""
         self.load_state_dict({**tensors, "hash_fingerprint": self.hash_fingerprint}, assign=assign)
+
+    @torch.no_grad()
+    def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:
+        """Ranks by score - tau * log(n + 1), n being how many training documents a label has.
+
+        Learning favours frequent labels beyond what the documents say, the more so the fewer documents the
+        other labels have. This is post-hoc logit adjustment (Menon et al., Long-tail learning via logit
+        adjustment, ICLR 2021, section 4.2) for hashed labels: what a label's score is to change by is spread
+        over its R bucket biases (`LabelHash.spread`, weights sqrt(n + 1)), so nothing is kept by label. With
+        R B well above L each label gets its change exactly, but for a constant that is the same for all.
+        `fit` does it at its end. A former adjustment is taken away first; tau = 0 leaves it at that.
+
+        Args:
+            label_counts: [L], training documents of each label: `Y.sum(0)` of 0/1 labels.
+            tau: Finite. 0.1 to 0.5 pays; docs/accuracy.md.
+
+        Raises:
+            ValueError: label_counts is not [L], negative or not finite; tau is not finite; tau is not 0 and
+                the model does not rank by mean_logit.
+
+        Example:
+            >>> import mach_ext, scipy.sparse
+            >>> model = mach_ext.MACH(10, 3, num_repetitions=4, num_buckets=8, hidden_size=4)
+            >>> X = scipy.sparse.csr_matrix((1, 10), dtype="float32")  # no words: all labels equal
+            >>> model.adjust_logits([100, 10, 1], tau=0.5)
+            >>> model.predict(X, k=3)[1]
+            array([[2, 1, 0]])
+        """
+        tau, counts = float(tau), np.asarray(label_counts, np.float64).squeeze()
+        if not math.isfinite(tau):
+            raise ValueError(f"MACH.adjust_logits: tau must be finite, got {tau}")
+        if counts.shape != (self.num_labels,) or not (np.isfinite(counts) & (counts >= 0)).all():
+            raise ValueError(
+                f"MACH.adjust_logits: label_counts must be [L={self.num_labels}], finite and not negative, "
+                f"got shape {counts.shape}" + (f", smallest {counts.min()}" if counts.size else "")
+            )
+        if tau and self.merge != "mean_logit":
+            raise ValueError(f"MACH.adjust_logits: is for models that rank by mean_logit, not {self.merge}")
+        self.bucket_bias.sub_(self.logit_adjustment)
+        self.logit_adjustment.zero_()
+        if tau:
+            wanted = -tau * np.log1p(counts)
+            wanted -= np.average(wanted, weights=counts + 1)  # the constant that changes scores least
+            offsets = torch.from_numpy(self.hash.spread(wanted, np.sqrt(counts + 1)))
+            self.logit_adjustment.copy_(offsets)
+            self.bucket_bias.add_(self.logit_adjustment)
 
     def encode(
         self,
@@ -448,6 +500,8 @@ class MACH(nn.Module):
                 raise ValueError(f"MACH.save: {name}: {error}") from None
         if self.hash.seed is None:
             tensors["hash.buckets"] = self.hash.buckets.cpu()
+        if self.logit_adjustment.any():
+            tensors["logit_adjustment"] = self.logit_adjustment.to(tensors["bucket_bias"])
         folder.mkdir(parents=True, exist_ok=True)
         former = files_of(folder)
         digest = _digest(tensors)
@@ -617,7 +671,9 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
                 raise ValueError(f"{weights}: {name}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{record_file}: not a model record: {type(error).__name__}: {error}") from None
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    adjustment = {"logit_adjustment": model.logit_adjustment} if "logit_adjustment" in tensors else {}
+    named = {**dict(model.named_parameters()), **adjustment}
+    expected = {name: tuple(tensor.shape) for name, tensor in named.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         raise ValueError(f"{weights}: weights must have shapes {expected}, got {found}")

@@ -20,7 +20,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class Hyperparameters:
             logits' gradient for them; the sums are float32 (on CPU the result of a dense product is bfloat16,
             too). Weights and moments stay float32, so that small steps are not lost; the weight that takes
             the documents has a bfloat16 copy beside it.
+        tau: Of the logit adjustment that the model gets in the end, and for its dev metrics
+            (`MACH.adjust_logits`); training goes without. 0: none. None: 1 / sqrt(n), at most 0.5, n being
+            the mean number of documents of the labels that have any; 0 for models that don't rank by
+            mean_logit.
     """
 
     epochs: int = 5
@@ -108,6 +112,7 @@ class Hyperparameters:
     metric: str = "P@1"
     negligible_gradient: float = 0.0
     precision: str = "float32"
+    tau: float | None = None
 
     @classmethod
     def of(cls, model: MACH, **given: Any) -> Hyperparameters:
@@ -127,6 +132,8 @@ class Hyperparameters:
             raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
         if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
             raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
+        if settings.tau and model.merge != "mean_logit":
+            raise ValueError(f"fit: tau is for models that rank by mean_logit, this one by {model.merge}")
         return settings
 
     def __post_init__(self) -> None:
@@ -146,6 +153,8 @@ class Hyperparameters:
                 )
         if not 0 <= self.negligible_gradient < 1:
             raise ValueError(f"fit: negligible_gradient must be in [0, 1), got {self.negligible_gradient}")
+        if self.tau is not None and not (isinstance(self.tau, (int, float)) and 0 <= self.tau < math.inf):
+            raise ValueError(f"fit: tau must be None or finite and not negative, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
 
@@ -350,6 +359,7 @@ def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
         part = MACH(**configuration, hash=some)
     part.bucket_weight = torch.nn.Parameter(model.bucket_weight.data[first:last])
     part.bucket_bias = torch.nn.Parameter(model.bucket_bias.data[first:last])
+    part.logit_adjustment = model.logit_adjustment[first:last]
     return part
 
 
@@ -439,8 +449,12 @@ class _Run:
         resume: bool,
         progress: bool,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model = model
         self.X, self.Y, self.dev = X, Y, dev
+        self.label_counts = np.bincount(Y.indices, minlength=model.num_labels)
+        if settings.tau is None:
+            settings = replace(settings, tau=_suggested_tau(model, self.label_counts))
+        self.settings = settings
         self.folder, self.resuming, self.progress = folder, resume, progress
         self.device = model.bucket_bias.device
         master = model.bucket_bias.dtype
@@ -489,6 +503,8 @@ class _Run:
             memory_advice("fit", advice, self.model),
         ):
             last_checkpoint = time.monotonic()
+            if state.epoch < settings.epochs:
+                self._adjust(0)
             while state.epoch < settings.epochs and not self._patience_is_out():
                 self.model.train()
                 started, seconds_before = time.monotonic(), state.seconds
@@ -514,6 +530,8 @@ class _Run:
     def train_in_turn(self, together: int, checkpoint_seconds: float) -> None:
         """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
         R = self.model.num_repetitions
+        self._adjust(0)
+        settings = replace(self.settings, tau=0.0)  # all of them are adjusted together
         if self.folder is not None and not self.resuming:
             (self.folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
         for first in range(0, R, together):
@@ -524,7 +542,7 @@ class _Run:
                 warnings.simplefilter("ignore", CollisionWarning)  # a few repetitions alone do collide
                 part = _some_repetitions(self.model, first, last)
                 folder = None if self.folder is None else self.folder / f"repetitions-{first}"
-                run = _Run(part, self.settings, self.X, self.Y, None, folder, self.resuming, self.progress)
+                run = _Run(part, settings, self.X, self.Y, None, folder, self.resuming, self.progress)
                 run.share = (last - first) / R
                 if self.resuming:
                     run.resume()
@@ -535,6 +553,7 @@ class _Run:
                 )
             self.state.seconds += run.state.seconds
             self.state.history += [{"repetitions": [first, last], **e} for e in run.state.history]
+        self._adjust(self.settings.tau)
         self.state.epoch = self.state.best_epoch = self.settings.epochs
         if self.dev is not None:
             self.state.history.append(
@@ -743,6 +762,8 @@ class _Run:
     def _finish_epoch(self) -> None:
         state = self.state
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
+        trained = self.model.bucket_bias.detach().clone()
+        self._adjust(self.settings.tau)
         if self.dev is not None:
             entry["dev"] = evaluate_model(self.model, *self.dev)
             metric = entry["dev"][self.settings.metric]
@@ -755,7 +776,10 @@ class _Run:
             if self.folder is not None:
                 self.model.save(self.folder)
             elif self.dev is not None:
-                self.best_weights = {k: p.detach().clone() for k, p in self.model.named_parameters()}
+                self.best_weights = {k: tensor.clone() for k, tensor in self.model.state_dict().items()}
+        with torch.no_grad():  # training goes on without the adjustment, to the bit
+            self.model.bucket_bias.copy_(trained)
+            self.model.logit_adjustment.zero_()
         if self.progress:
             scores = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
             tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
@@ -775,8 +799,14 @@ class _Run:
                 self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
         elif self.best_weights is not None:
-            self.model.load_parameters(self.best_weights)
+            self.model.load_state_dict(self.best_weights)
+        elif self.state.epoch:
+            self._adjust(self.settings.tau)
         self.model.eval()
+
+    def _adjust(self, tau: float | None) -> None:
+        assert tau is not None
+        self.model.adjust_logits(self.label_counts, tau)
 
     def _bar(self) -> Any:
         return tqdm(
@@ -852,9 +882,10 @@ class _Run:
             record = json.loads(file.read_text(encoding="utf-8"))
             identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
             identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
-            # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own.
+            # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own;
+            # before tau, none.
             fields = Hyperparameters.__dataclass_fields__.items()
-            defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8}
+            defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8, "tau": 0.0}
             identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
             state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
         except (ValueError, KeyError, TypeError) as error:
@@ -885,6 +916,12 @@ class _Run:
 def _parts(folder: Path) -> list[Path]:
     """Folders of repetitions trained in turn."""
     return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
+
+
+def _suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
+    if model.merge != "mean_logit" or not label_counts.any():
+        return 0.0
+    return min(0.5, 1 / math.sqrt(label_counts[label_counts > 0].mean()))
 
 
 def _typical_length(X: Any) -> float:

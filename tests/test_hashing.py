@@ -558,3 +558,43 @@ def test_labels_in_a_bucket_by_a_look_and_by_the_index():
         hash.labels_in(0, 20)
     with pytest.raises(ValueError, match="repetition must be from 0 to 2, got 3"):
         hash.labels_in(3, 0)
+
+
+@pytest.mark.filterwarnings("ignore::mach_ext.hashing.CollisionWarning")
+@pytest.mark.parametrize(("L", "B", "R"), [(30, 40, 5), (2000, 40, 8), (50, 10, 5)])
+def test_spread_is_weighted_least_squares(L, B, R):
+    hash = LabelHash(L, B, R, seed=3)
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=L), rng.pareto(1.0, L)
+    weights[:3] = 0
+    found = hash.spread(values, weights)
+    assert found.shape == (R, B)
+    table = hash.buckets.numpy()
+    dense = np.zeros((L, R * B))
+    for r in range(R):
+        dense[np.arange(L), r * B + table[r]] += 1 / R
+    root = np.sqrt(weights)
+    best = np.linalg.lstsq(dense * root[:, None], values * root, rcond=None)[0]
+
+    def left(v):
+        return float(np.sum(weights * (dense @ v - values) ** 2))
+
+    assert left(found.ravel()) <= 1.02 * left(best) + 1e-6 * left(0 * best)
+    assert np.array_equal(found, hash.spread(values, weights))
+
+
+@pytest.mark.filterwarnings("ignore::mach_ext.hashing.CollisionWarning")
+def test_spread_leaves_empty_buckets_at_zero_and_refuses():
+    hash = LabelHash.from_buckets([[0, 0, 2], [1, 1, 1]], num_buckets=4)
+    found = hash.spread([1, 1, 3], [1, 1, 1])
+    assert not found[0, [1, 3]].any()
+    assert not found[1, [0, 2, 3]].any()
+    assert not hash.spread([1, 1, 3], [0, 0, 0]).any()
+    for values, weights, message in (
+        ([1, 1], [1, 1, 1], r"values must be \[3\] and finite, got shape \(2,\)"),
+        ([1, 1, np.nan], [1, 1, 1], "values must be .* with NaN or infinities"),
+        ([1, 1, 1], [[1, 1, 1]], "weights must be"),
+        ([1, 1, 1], [1, -2, 1], "weights must not be negative, got -2.0"),
+    ):
+        with pytest.raises(ValueError, match=f"LabelHash.spread: {message}"):
+            hash.spread(values, weights)

@@ -268,6 +268,71 @@ def test_dropout_only_in_training():
 # ------------------------------------------------------------------------------------------ model folder
 
 
+COUNTS = np.array([1000, 300, 100, 30, 10, 3, 1, 0])
+
+
+def small_model(**changes):
+    return mach_ext.MACH(20, 8, **{"num_repetitions": 6, "num_buckets": 8, "hidden_size": 6, **changes})
+
+
+def all_scores(model, X):
+    X = [torch.from_numpy(a) for a in (X.data, X.indices, X.indptr)]
+    return model.label_scores(*X, torch.arange(model.num_labels)).detach().numpy()
+
+
+@pytest.mark.parametrize("hidden", [0, 6, (6, 5)])
+def test_adjust_logits_moves_each_label_by_its_count(hidden):
+    """R B = 48 for 8 labels: exact, but for what is the same for all labels."""
+    model = small_model(hidden_size=hidden)
+    X = scipy.sparse.random(5, 20, 0.3, "csr", np.float32, random_state=0)
+    before, bias = all_scores(model, X), model.bucket_bias.detach().clone()
+    for tau in (2.0, 0.3):  # the second replaces the first
+        model.adjust_logits(COUNTS, tau)
+        change = all_scores(model, X) - before + tau * np.log(COUNTS + 1.0)
+        common = tau * np.average(np.log(COUNTS + 1.0), weights=COUNTS + 1)
+        np.testing.assert_allclose(change, np.full(change.shape, common), atol=1e-4)
+    torch.testing.assert_close(model.bucket_bias - model.logit_adjustment, bias)
+    model.adjust_logits(COUNTS, 0)
+    torch.testing.assert_close(model.bucket_bias.detach(), bias)
+    assert not model.logit_adjustment.any()
+
+
+@pytest.mark.parametrize("step", [None, 0.01])
+def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
+    model = small_model().double()
+    bias = model.bucket_bias.detach().clone()
+    model.adjust_logits(COUNTS[None], 0.5)  # as Y.sum(0) comes, [1, L]
+    model.save(tmp_path, step=step)
+    loaded = mach_ext.load(tmp_path)
+    torch.testing.assert_close(loaded.bucket_bias, model.bucket_bias, check_dtype=False)
+    again = small_model()
+    again.load_state_dict(loaded.state_dict())
+    again.adjust_logits(COUNTS, 0.0)
+    torch.testing.assert_close(again.bucket_bias, bias, check_dtype=False)
+
+    former = {k: v for k, v in loaded.state_dict().items() if k != "logit_adjustment"}
+    again.load_state_dict(former)  # of before there was one
+    assert not again.logit_adjustment.any()
+
+
+@pytest.mark.parametrize(
+    ("counts", "tau", "message"),
+    [
+        (COUNTS[1:], 1.0, r"label_counts must be \[L=8\], .* got shape \(7,\)"),
+        (-COUNTS, 1.0, "not negative, got shape .* smallest -1000"),
+        (COUNTS + np.nan, 1.0, "finite"),
+        (COUNTS, np.inf, "tau must be finite, got inf"),
+    ],
+)
+def test_adjust_logits_refuses(counts, tau, message):
+    with pytest.raises(ValueError, match=f"MACH.adjust_logits: .*{message}"):
+        small_model().adjust_logits(counts, tau)
+    other = small_model(merge="min_prob")
+    with pytest.raises(ValueError, match="is for models that rank by mean_logit, not min_prob"):
+        other.adjust_logits(COUNTS, 1.0)
+    other.adjust_logits(COUNTS, 0)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_save_and_load_round_trip(name, tmp_path):
     model, X = randomise(build(name, merge="median_prob")), draw()

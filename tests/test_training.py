@@ -39,6 +39,7 @@ options = dict(epochs=6, batch_size=16, learning_rate=0.01, progress=False, chec
 namespace: dict = {}
 exec(SETUP, namespace)
 X, Y, build, options = (namespace[name] for name in ("X", "Y", "build", "options"))
+COUNTS = (Y.toarray() > 0).sum(0)
 
 
 def weights(model):
@@ -203,7 +204,7 @@ def test_a_large_eps_keeps_rare_features_from_moving_as_far_as_frequent_ones(eps
 def test_steps_are_those_of_the_plain_loop():
     """fit against a loop written out: its batches, its two learning rates and eps, their decay."""
     model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
-    mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, progress=False)
+    mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, tau=0.0, progress=False)
     rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
     length = float(np.median(np.linalg.norm(X.toarray(), axis=1)))
     encoder = {"params": [plain.encoder_weight], "eps": 1e-4 * length}
@@ -383,14 +384,52 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         training._Run, "_finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
     )
+
+    def adjusted(trained):
+        model = build()
+        model.load_parameters(trained)
+        model.adjust_logits(COUNTS, 0.3)
+        return weights(model)
+
     for output in (None, tmp_path):
         scores, model = iter([0.2, 0.9, 0.5]), build()
         seen.clear()
-        record = mach_ext.fit(model, X, Y, X, Y, output=output, **{**options, "epochs": 3})
+        record = mach_ext.fit(model, X, Y, X, Y, output=output, tau=0.3, **{**options, "epochs": 3})
         assert record.best_epoch == 2
         assert record.best == 0.9
-        assert same_bits(weights(model), seen[1])
-    assert same_bits(weights(mach_ext.load(tmp_path)), seen[1])
+        assert same_bits(weights(model), adjusted(seen[1]))
+    assert same_bits(weights(mach_ext.load(tmp_path)), adjusted(seen[1]))
+
+
+def test_logits_are_adjusted_at_the_end_and_for_dev():
+    trained, adjusted = build(), build()
+    mach_ext.fit(trained, X, Y, tau=0.0, **options)
+    assert not trained.logit_adjustment.any()
+    record = mach_ext.fit(adjusted, X, Y, X, Y, tau=0.4, metric="nDCG@5", **options)
+    assert record.best_epoch == record.epoch, "or the weights are not the last ones"
+    trained.adjust_logits(COUNTS, 0.4)
+    assert same_bits(weights(trained), weights(adjusted))
+    assert record.history[-1]["dev"] == training.evaluate_model(adjusted, X, Y)
+
+    mach_ext.fit(adjusted, X, Y, tau=0.1, **options)  # trained on: what was there before is taken away
+    trained.adjust_logits(COUNTS, 0.1)
+    torch.testing.assert_close(adjusted.logit_adjustment, trained.logit_adjustment)
+
+
+def test_tau_by_rule():
+    model = build()
+    mach_ext.fit(model, X, Y, **options)
+    again = build()
+    mach_ext.fit(again, X, Y, tau=min(0.5, COUNTS[COUNTS > 0].mean() ** -0.5), **options)
+    assert same_bits(weights(model), weights(again))
+    other = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, merge="mean_prob")
+    mach_ext.fit(other, X, Y, **options)
+    assert not other.logit_adjustment.any()
+    with pytest.raises(ValueError, match="tau is for models that rank by mean_logit, this one by mean_prob"):
+        mach_ext.fit(other, X, Y, tau=0.1, **options)
+    for tau in (-0.1, float("nan"), "much"):
+        with pytest.raises(ValueError, match="tau must be None or finite and not negative"):
+            mach_ext.fit(build(), X, Y, tau=tau, **options)
 
 
 def test_early_stopping(monkeypatch):

@@ -32,7 +32,7 @@ import torch
 from conftest import circumstances
 
 import mach_ext
-from mach_ext import data, metrics, training
+from mach_ext import data, metrics, svm, training
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 K = 50  # labels asked for
@@ -206,6 +206,20 @@ def mach(
     return predict
 
 
+def svms(
+    X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, step: float | None = None, **sizes: int
+) -> Predict:
+    """mach_ext with a support vector machine for each bucket."""
+    sizes = {**svm.suggested(Y.shape[1]), **sizes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        model = mach_ext.MACH(X.shape[1], Y.shape[1], **sizes, hidden_size=0, merge="mean_logprob")
+        mach_ext.fit_svm(model, unit(X), Y, progress=False)
+        model.save(folder, step)
+        model = mach_ext.load(folder)
+    return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+
+
 SHARED = {"num_repetitions": 8, "hidden_size": 512, "encoder": "shared"}
 
 # Bonsai's settings are those of omikuji's README. Without a name in brackets: the package's defaults.
@@ -227,6 +241,10 @@ SYSTEMS = {
     "mach_ext and neighbours": System("mach_ext", mach, {"candidates": 200}),
     "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
     "mach_ext (compressed) and neighbours": System("mach_ext", mach, {"step": 0.5, "candidates": 200}),
+    "mach_ext (SVM)": System("mach_ext", svms),
+    "mach_ext (SVM, compressed)": System("mach_ext", svms, {"step": 3.2}),
+    "mach_ext (SVM, R 8, B 1024)": System("mach_ext", svms, {"num_buckets": 1024}),
+    "mach_ext (SVM, R 8, B 256)": System("mach_ext", svms, {"num_buckets": 256}),
     "mach_ext (R 4, B 512, compressed)": System(
         "mach_ext", mach, {"num_repetitions": 4, "num_buckets": 512, "step": 0.5}
     ),
@@ -235,6 +253,7 @@ SYSTEMS = {
     "mach_ext (R 8)": System("mach_ext", mach, {"num_repetitions": 8, "hidden_size": 256}),
     "mach_ext (R 4, B 16)": System("mach_ext", mach, {"num_repetitions": 4, "num_buckets": 16}),
     "mach_ext (R 8, B 256)": System("mach_ext", mach, {"num_repetitions": 8, "num_buckets": 256}),
+    "mach_ext (B 4096)": System("mach_ext", mach, {"num_buckets": 4096}),
     "mach_ext (R 8, B 1024)": System("mach_ext", mach, {"num_repetitions": 8, "num_buckets": 1024}),
     "mach_ext (R 16, B 256)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 256}),
     "mach_ext (R 16, B 1024)": System("mach_ext", mach, {"num_repetitions": 16, "num_buckets": 1024}),

@@ -9,6 +9,7 @@ from mach_ext import attack, certify, data, explain, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.neighbors import Neighbors
 from mach_ext.nn import MACH, load
+from mach_ext.svm import fit_svm
 from mach_ext.training import fit
 
 __version__ = _version("mach-ext")
@@ -22,6 +23,7 @@ __all__ = [
     "data",
     "explain",
     "fit",
+    "fit_svm",
     "functional",
     "load",
     "metrics",

@@ -7,7 +7,8 @@ users: `mach_ext.functional` does both. Each op's definition in plain PyTorch ha
 
 On CUDA an operator only queues its work; the exceptions, whose sizes depend on the data, are `feature_order`
 and `sparse_linear_grad_rows` without an `order`. A given `order` is checked in full on the CPU; CUDA kernels
-pass over what is out of range in it. `bucket_backward` and `check_csr` are for the CPU alone.
+pass over what is out of range in it. `bucket_backward`, `bucket_svm` and `check_csr` are for the CPU
+alone.
 """
 
 from __future__ import annotations
@@ -220,6 +221,30 @@ def bucket_backward(
 @_fake("mach_ext::bucket_backward")
 def _(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight):  # type: ignore[no-untyped-def]
     return gradient.new_empty((), dtype=torch.int64)
+
+
+def bucket_svm(
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz] int32, distinct in a document
+    indptr: Tensor,  # [N + 1]
+    buckets: Tensor,  # [L] int32, one repetition's
+    label_indices: Tensor,  # [label nnz] int64
+    label_indptr: Tensor,  # [N + 1]
+    first: int,  # the SVMs are of buckets first ... first + M - 1
+    C: float,
+    tolerance: float,
+    max_passes: int,
+    weight: Tensor,  # [D, M], overwritten
+    bias: Tensor,  # [M], overwritten
+) -> Tensor:  # [ceil(M / 16)] int64 passes of each 16 buckets, max_passes + 1: not converged
+    data = (values, indices, indptr, buckets, label_indices, label_indptr)
+    out: Tensor = _raw.bucket_svm(*data, first, C, tolerance, max_passes, weight, bias)
+    return out
+
+
+@_fake("mach_ext::bucket_svm")
+def _(values, indices, indptr, buckets, labels, label_indptr, first, C, tolerance, most, weight, bias):  # type: ignore[no-untyped-def]
+    return values.new_empty((weight.shape[1] + 15) // 16, dtype=torch.int64)
 
 
 def merge_scores(

@@ -121,6 +121,45 @@ def bucket_backward(
     return kept
 
 
+def bucket_svm(
+    values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    buckets: Tensor,
+    label_indices: Tensor,
+    label_indptr: Tensor,
+    first: int,
+    C: float,
+    tolerance: float,
+    max_passes: int,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """The same optimum, of each bucket by itself and without shrinking."""
+    (D, M), N = weight.shape, indptr.numel() - 1
+    X = torch.zeros(N, D + 1, dtype=values.dtype)
+    X[torch.arange(N).repeat_interleave(indptr.diff()), indices.long()] = values
+    X[:, D] = 1
+    wanted = torch.zeros(N, int(buckets.max()) + 1 + M + first, dtype=torch.bool)
+    wanted[torch.arange(N).repeat_interleave(label_indptr.diff()), buckets.long()[label_indices]] = True
+    w, alpha = torch.zeros(D + 1, M, dtype=values.dtype), torch.zeros(N, M, dtype=values.dtype)
+    y = torch.where(wanted[:, first : first + M], 1.0, -1.0).to(values.dtype)
+    passes, at_once = 0, torch.inf
+    while at_once > tolerance and passes < max_passes:
+        projected = torch.zeros_like(y)
+        for n in range(N):
+            gradient = y[n] * (X[n] @ w) - 1 + alpha[n] / (2 * C)
+            projected[n] = torch.where((alpha[n] > 0) | (gradient < 0), gradient, 0)
+            changed = (alpha[n] - projected[n] / (X[n] @ X[n] + 1 / (2 * C))).clamp(min=0)
+            w += X[n][:, None] * ((changed - alpha[n]) * y[n])
+            alpha[n] = changed
+        at_once, passes = float((projected.amax(0) - projected.amin(0)).max()), passes + 1
+    empty = (y < 0).all(0)
+    weight.copy_(w[:D].where(~empty, 0))
+    bias.copy_(w[D].where(~empty, -1))
+    return torch.full(((M + 15) // 16,), passes if at_once <= tolerance else max_passes + 1)
+
+
 def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -> Tensor:
     R = scores.shape[1]
     by_repetition = [scores[:, r].gather(1, buckets[r].long()[labels]) for r in range(R)]

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import attack, certify, data, explain, metrics, nn, report, training
+from mach_ext import attack, certify, data, explain, metrics, nn, report, svm, training
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -186,9 +186,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--encoder", choices=nn.ENCODERS, default=None,
         help="(independent; where --hidden-size is given, shared)",
     )  # fmt: skip
-    model.add_argument("--merge", choices=tuple(nn.MODEL_MERGES), default="mean_logit", help="(mean_logit)")
+    model.add_argument(
+        "--merge", choices=tuple(nn.MODEL_MERGES), default=None, help="(mean_logit; with --svm mean_logprob)"
+    )
     model.add_argument("--dropout", type=float, default=0.0, metavar="P", help="of hidden units (0)")
     model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
+    solver = parser.add_argument_group("a solver in place of the training below")
+    solver.add_argument(
+        "--svm", action="store_true", default=False,
+        help="linear MACH, a support vector machine for each bucket: no rates, no epochs (mach_ext.fit_svm)",
+    )  # fmt: skip
+    solver.add_argument("--C", type=float, default=1.0, help="of the SVMs: cost of an error (1)")
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=_natural, default=None, help="(225,000 documents, within 5 ... 10)")
     fit.add_argument("--batch-size", type=_positive, default=None, help="documents a step (256)")
@@ -360,50 +368,11 @@ def train(args: Any) -> None:
         dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name}: {_sizes(dataset)}")
-    suggested = training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
-    hidden_size, encoder = args.hidden_size, args.encoder or "shared"
-    if hidden_size is None:
-        hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]
-    model = nn.MACH(
-        dataset.num_features,
-        dataset.num_labels,
-        num_repetitions=args.hash_functions or suggested["num_repetitions"],
-        num_buckets=args.buckets or suggested["num_buckets"],
-        hidden_size=hidden_size,
-        encoder=encoder,
-        merge=args.merge,
-        seed=args.seed,
-        feature_dropout=args.feature_dropout,
-        hidden_dropout=args.dropout if any(hidden_size) else 0.0,
-    ).to(args.device)
+    model = _new_model(dataset, args).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
     model.attachments = _attachments(dataset, args)
-    dev = dataset.dev
     with _timed(seconds, "train"):
-        record = training.fit(
-            model,
-            dataset.train.X,
-            dataset.train.Y,
-            None if dev is None else dev.X,
-            None if dev is None else dev.Y,
-            output=folder,
-            resume=args.resume,
-            repetitions_at_a_time=args.repetitions_at_a_time,
-            progress=not args.quiet,
-            epochs=suggested["epochs"] if args.epochs is None else args.epochs,
-            batch_size=args.batch_size,
-            optimizer=args.optimizer,
-            learning_rate=args.learning_rate,
-            encoder_learning_rate=args.encoder_learning_rate,
-            encoder_eps=args.encoder_eps,
-            schedule=args.schedule,
-            seed=args.seed,
-            patience=args.patience,
-            negligible_gradient=args.negligible_gradient,
-            precision=args.precision,
-            tau=args.tau,
-            metric=args.metric,
-        )
+        record = _solve(model, dataset, folder, args) if args.svm else _fit(model, dataset, folder, args)
     results: dict[str, Any] = {}
     with _timed(seconds, "evaluate"):
         for name in ("dev", "test"):
@@ -416,6 +385,63 @@ def train(args: Any) -> None:
     for name, result in results.items():
         _show_metrics(name, result)
     _say(f"metrics: {folder / 'metrics.json'}")
+
+
+def _suggested(dataset: data.Dataset) -> dict[str, Any]:
+    return training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
+
+
+def _new_model(dataset: data.Dataset, args: Any) -> nn.MACH:
+    suggested, hidden_size, encoder = _suggested(dataset), args.hidden_size, args.encoder or "shared"
+    if args.svm:
+        hidden_size = hidden_size or (0,)
+        suggested |= svm.suggested(dataset.num_labels)
+    elif hidden_size is None:
+        hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]
+    return nn.MACH(
+        dataset.num_features,
+        dataset.num_labels,
+        num_repetitions=args.hash_functions or suggested["num_repetitions"],
+        num_buckets=args.buckets or suggested["num_buckets"],
+        hidden_size=hidden_size,
+        encoder=encoder,
+        merge=args.merge or ("mean_logprob" if args.svm else "mean_logit"),
+        seed=args.seed,
+        feature_dropout=args.feature_dropout,
+        hidden_dropout=args.dropout if any(hidden_size) else 0.0,
+    )
+
+
+def _solve(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> training.Progress:
+    """--svm: nothing to resume, so the folder changes only at the end."""
+    settings = [name for name in training.Hyperparameters.__dataclass_fields__ if name != "seed"]
+    unused = [name for name in (*settings, "resume", "repetitions_at_a_time") if getattr(args, name)]
+    if unused:
+        raise ValueError(f"--svm takes no {', '.join('--' + name.replace('_', '-') for name in unused)}")
+    with training.exclusive(folder):
+        svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=args.C, progress=not args.quiet)
+        training.forget(folder)
+        model.save(folder)
+    return training.Progress()
+
+
+def _fit(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> training.Progress:
+    dev = dataset.dev
+    settings = {name: getattr(args, name) for name in training.Hyperparameters.__dataclass_fields__}
+    if settings["epochs"] is None:
+        settings["epochs"] = _suggested(dataset)["epochs"]
+    return training.fit(
+        model,
+        dataset.train.X,
+        dataset.train.Y,
+        None if dev is None else dev.X,
+        None if dev is None else dev.Y,
+        output=folder,
+        resume=args.resume,
+        repetitions_at_a_time=args.repetitions_at_a_time,
+        progress=not args.quiet,
+        **settings,
+    )
 
 
 def _attachments(dataset: data.Dataset, args: Any) -> dict[str, bytes]:

@@ -323,11 +323,11 @@ class LabelHash:
         scale = np.divide(1, np.sqrt(scale), where=scale > 0, out=np.zeros_like(scale))
 
         def means(buckets: NDArray[np.float64]) -> NDArray[np.float64]:  # [R B] -> [L], times the roots
-            rows = buckets.reshape(R, B) * scale
-            total = np.zeros(L)
+            rows, total = buckets.reshape(R, B) * scale, np.zeros(L)
             for r in range(R):
                 total += rows[r, table[r]]
-            return total * root / R
+            total *= root / R
+            return total
 
         def sums(labels: NDArray[np.float64]) -> NDArray[np.float64]:  # its transpose
             each = labels.ravel() * root / R

@@ -249,12 +249,12 @@ def fit(
         True
     """
     settings = Hyperparameters.of(model, **hyperparameters)
-    X, Y = _checked("X", "Y", X, Y, model)
+    X, Y = checked_data("fit", "X", "Y", X, Y, model)
     dev = None
     if X_dev is not None or Y_dev is not None:
         if X_dev is None or Y_dev is None:
             raise ValueError("fit: X_dev and Y_dev must be given together")
-        dev = _checked("X_dev", "Y_dev", X_dev, Y_dev, model)
+        dev = checked_data("fit", "X_dev", "Y_dev", X_dev, Y_dev, model)
         if X_dev.shape[0] == 0:
             raise ValueError("fit: X_dev needs at least one document, got N=0")
         if settings.metric not in METRICS:
@@ -265,7 +265,7 @@ def fit(
         raise ValueError("fit: resume needs the output folder of the run to go on with")
     together = _repetitions_together(model, X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
-    with _exclusive(folder):
+    with exclusive(folder):
         run = _Run(model, settings, X, Y, dev, folder, resume, progress)
         if resume:
             run.resume()
@@ -283,7 +283,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path | None) -> Iterator[None]:
+def exclusive(folder: Path | None) -> Iterator[None]:
     """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
 
     Raises:
@@ -423,15 +423,18 @@ def expected_memory(
     }
 
 
-def _checked(x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
-    X, Y = check_csr(X, f"fit: {x_name}"), check_labels(Y, f"fit: {y_name}")
+def checked_data(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
+    """Documents and labels in canonical CSR form, of the model's sizes."""
+    X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}")
     if X.shape[0] != Y.shape[0]:
         raise ValueError(
-            f"fit: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
+            f"{op}: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
         )
     for name, matrix, columns in ((x_name, X, model.num_features), (y_name, Y, model.num_labels)):
         if matrix.shape[1] != columns:
-            raise ValueError(f"fit: {name} must have the model's {columns} columns, got shape {matrix.shape}")
+            raise ValueError(
+                f"{op}: {name} must have the model's {columns} columns, got shape {matrix.shape}"
+            )
     return X, Y
 
 
@@ -472,7 +475,7 @@ class _Run:
 
         named = dict(model.named_parameters())
         linear, adam = model.is_linear, settings.optimizer == "adam"
-        self.length = _typical_length(X)
+        self.length = typical_length(X)
         rows = named.pop("bucket_weight" if linear else "encoder_weight")
         rate = settings.learning_rate if linear else settings.encoder_learning_rate
         # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
@@ -913,6 +916,15 @@ class _Run:
         self.optimizer.load_state_dict(optimizer)
 
 
+def forget(folder: Path) -> None:
+    """Removes the checkpoint of a former run: nothing is left to resume."""
+    (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
+    for file in folder.glob(f"{CHECKPOINT}-*-*.safetensors"):
+        file.unlink()
+    for part in _parts(folder):
+        shutil.rmtree(part)
+
+
 def _parts(folder: Path) -> list[Path]:
     """Folders of repetitions trained in turn."""
     return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
@@ -924,7 +936,7 @@ def _suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
     return min(0.5, 1 / math.sqrt(label_counts[label_counts > 0].mean()))
 
 
-def _typical_length(X: Any) -> float:
+def typical_length(X: Any) -> float:
     """Median length of the rows that have any; 1 where none has.
 
     To 20 bits: rows of unit length up to rounding count as of length 1, and X times a power of two as so

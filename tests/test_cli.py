@@ -103,6 +103,27 @@ def test_train_evaluate_predict_info(here, dataset_folder, capsys):
     assert json.loads(capsys.readouterr().out)["memory"]["cuda"]["weights"] > 0
 
 
+def test_train_with_svms(here, dataset_folder, capsys):
+    few = ["--hash-functions", "4", "--buckets", "16", "--quiet"]
+    assert run("train", "--dataset", dataset_folder, "--svm", *few) == 0
+    model = mach_ext.load(here / "runs" / "tiny")
+    assert model.is_linear
+    assert model.merge == "mean_logprob"
+    assert json.loads((here / "runs" / "tiny" / "metrics.json").read_text())["test"]["P@1"] > 0.8
+    assert run("evaluate") == 0
+    assert run("explain", "--sample-id", "0", "--k", "1") == 0
+    assert run("info") == 0
+    capsys.readouterr()
+    for given, message in (
+        (["--epochs", "3"], "--svm takes no --epochs"),
+        (["--resume", "--tau", "0.3"], "--svm takes no --tau, --resume"),
+        (["--hidden-size", "8"], "is for linear MACH"),
+        (["--C", "-1"], "C must be above 0"),
+    ):
+        assert run("train", "--dataset", dataset_folder, "--svm", *few, *given) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_predict_from_files_is_one_answer_whatever_the_format(here, dataset_folder, capsys):
     run("train", "--dataset", dataset_folder, *FAST[:-2], "--epochs", "1", "--hash-functions", "8")
     test = data.load(dataset_folder).test

@@ -70,6 +70,14 @@ def outputs():
             at = (logits, draw(N, 37), weight[0, :37], limit, N * M, *outputs)
             keep(f"bucket_backward {limit}", _ops.bucket_backward(*at), *outputs)
 
+        solved = draw(D, M), draw(M)
+        sparse = X[0], X[1].int(), X[2]
+        keep(
+            "bucket_svm",
+            _ops.bucket_svm(*sparse, buckets[0], *label_rows, 0, 1.0, 1e-3, 50, *solved),
+            *solved,
+        )
+
         index = _ops.label_index(buckets, M) if dtype == torch.float32 else None
         for merge in ("mean", "min", "median"):
             for name, scores in {

@@ -514,7 +514,7 @@ def test_one_run_a_folder_and_what_a_kill_left_is_cleared(tmp_path):
     (tmp_path / f".weights-0.safetensors.{dead.pid}.tmp").write_text("half")
     (tmp_path / ".notes.tmp").write_text("the user's")
     (tmp_path / "repetitions-notes.txt").write_text("the user's")
-    with training._exclusive(tmp_path):
+    with training.exclusive(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.tmp", "repetitions-notes.txt"]
         with pytest.raises(ValueError, match="another run is training in"):
             mach_ext.fit(build(), X, Y, output=tmp_path, **options)

@@ -9,6 +9,7 @@
 #include "../check.h"
 #include "bucket_backward.h"
 #include "bucket_bce.h"
+#include "bucket_svm.h"
 #include "csr.h"
 #include "decode.h"
 #include "isa.h"
@@ -577,6 +578,94 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
   return loss;
 }
 
+// ------------------------------------------------------------------------------------------- bucket_svm
+
+// The first address from `pointer` on that is a multiple of kBytes.
+template <size_t kBytes, class T>
+T* aligned(T* pointer) {
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  return reinterpret_cast<T*>((address + kBytes - 1) / kBytes * kBytes);
+}
+
+Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
+                      const Tensor& buckets_, const Tensor& label_indices_, const Tensor& label_indptr_,
+                      int64_t first, double C, double tolerance, int64_t max_passes, Tensor weight,
+                      Tensor bias) {
+  const char* op = "bucket_svm";
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [D, M]");
+  const int64_t D = weight.size(0), M = weight.size(1), N = indptr_.numel() - 1;
+  check_shape(op, "bias", bias, {M});
+  check_dtype(op, "indices", indices_, ScalarType::Int);
+  check_dtype(op, "buckets", buckets_, ScalarType::Int);
+  check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
+  STD_TORCH_CHECK(N < (int64_t{1} << 31), op, ": at most 2^31 - 1 documents, got ", N);
+  STD_TORCH_CHECK(C > 0 && tolerance > 0, op, ": C and tolerance must be above 0");
+  const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_);
+  const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_);
+  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
+  const std::vector<int64_t> label_indptr = safe_indptr(op, label_indptr_, label_indices.numel());
+  STD_TORCH_CHECK(static_cast<int64_t>(label_indptr.size()) == N + 1, op,
+                  ": label_indptr must have N + 1 entries");
+  STD_TORCH_CHECK(values.numel() == indices.numel(), op, ": values and indices must be as many");
+  const int32_t* feature = pointer<int32_t>(indices);
+  for (int64_t e = 0; e < indices.numel(); ++e)
+    STD_TORCH_CHECK(feature[e] >= 0 && feature[e] < D, op, ": an index is outside [0, D)");
+  const int64_t* label = pointer<int64_t>(label_indices);
+  for (int64_t e = 0; e < label_indices.numel(); ++e)
+    STD_TORCH_CHECK(label[e] >= 0 && label[e] < buckets.numel(), op, ": a label is outside [0, L)");
+  const int64_t tiles = (M + kSvmTile - 1) / kSvmTile;
+  Tensor passes = allocate(values, {tiles}, ScalarType::Long);
+  dispatch_floating(op, "values", values, [&](auto t) {
+    using T = decltype(t);
+    check_dtype(op, "weight", weight, values.scalar_type());
+    check_dtype(op, "bias", bias, values.scalar_type());
+    const T* x = pointer<T>(values);
+    std::vector<T> squares(N);
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 1;
+      for (int64_t e = indptr[n]; e < indptr[n + 1]; ++e) sum += static_cast<double>(x[e]) * x[e];
+      squares[n] = static_cast<T>(sum);
+    }
+    const BucketSvm<T> params{x,
+                              feature,
+                              indptr.data(),
+                              N,
+                              D,
+                              squares.data(),
+                              static_cast<T>(C),
+                              static_cast<T>(tolerance),
+                              max_passes};
+    T* out = mutable_pointer<T>(weight);
+    T* out_bias = mutable_pointer<T>(bias);
+    const int64_t row = D ? weight.stride(0) : M, column = weight.stride(1), bias_stride = bias.stride(0);
+    run_tasks(tiles, [&](int64_t tile) {
+      const int64_t begin = tile * kSvmTile, size = std::min(kSvmTile, M - begin);
+      std::vector<T> memory((D + 2) * kSvmTile), alpha(N * kSvmTile);
+      T* const w = aligned<kSvmTile * sizeof(T)>(memory.data());
+      std::vector<uint16_t> positives(N);
+      std::vector<int32_t> order(N);
+      uint32_t used = 0;
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t e = label_indptr[n]; e < label_indptr[n + 1]; ++e) {
+          const int64_t b = pointer<int32_t>(buckets)[label[e]] - first - begin;
+          if (b < 0 || b >= size) continue;
+          positives[n] |= static_cast<uint16_t>(1u << b);
+          used |= 1u << b;
+        }
+      const SvmScratch<T> scratch{w, alpha.data(), positives.data(), order.data(), used};
+      with_isa<T>([&](auto isa) {
+        mutable_pointer<int64_t>(passes)[tile] = used ? bucket_svm<decltype(isa)>(params, scratch) : 0;
+      });
+      for (int64_t d = 0; d < D; ++d)
+        for (int64_t j = 0; j < size; ++j) out[d * row + (begin + j) * column] = w[d * kSvmTile + j];
+      // No document wants such a bucket: without a positive, w = 0 and all that counts is to be below -1.
+      for (int64_t j = 0; j < size; ++j)
+        out_bias[(begin + j) * bias_stride] = (used >> j) & 1u ? w[D * kSvmTile + j] : T(-1);
+    });
+  });
+  return passes;
+}
+
 // -------------------------------------------------------------------------------------- bucket_backward
 
 Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const Tensor& weight_,
@@ -946,6 +1035,7 @@ STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
   m.impl("label_logits_grad_weight", TORCH_BOX(&mach::label_logits_grad_weight_cpu));
   m.impl("bucket_bce", TORCH_BOX(&mach::bucket_bce_cpu));
   m.impl("bucket_backward", TORCH_BOX(&mach::bucket_backward_cpu));
+  m.impl("bucket_svm", TORCH_BOX(&mach::bucket_svm_cpu));
   m.impl("merge_scores", TORCH_BOX(&mach::merge_scores_cpu));
   m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cpu));
   m.impl("label_index", TORCH_BOX(&mach::label_index_cpu));

@@ -1,0 +1,229 @@
+"""bucket_svm and fit_svm: linear MACH solved to the optimum."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from conftest import FLOATS, assert_deterministic
+from sklearn.svm import LinearSVC
+
+import mach_ext
+from mach_ext import _ops, _reference, svm
+
+N, D, L, B = 120, 40, 30, 37
+
+
+@pytest.fixture
+def problem():
+    """Noisy: no bucket is separable. Document 7 has neither words nor labels."""
+    rng = np.random.default_rng(0)
+    X = scipy.sparse.random(N, D, 0.2, "csr", np.float32, random_state=0)
+    Y = scipy.sparse.csr_matrix(rng.random((N, L)) < 0.08, dtype=np.float32)
+    keep = scipy.sparse.diags((np.arange(N) != 7).astype(np.float32))
+    return (keep @ X).tocsr(), (keep @ Y).tocsr()
+
+
+def canonical(M):
+    M = M.copy()
+    M.eliminate_zeros()
+    M.sort_indices()
+    return M
+
+
+def arguments(X, Y, buckets, dtype=torch.float32, first=0, M=B, C=1.0, tolerance=0.1, max_passes=1000):
+    X, Y = canonical(X), canonical(Y)
+    documents = torch.tensor(X.data, dtype=dtype), torch.tensor(X.indices), torch.tensor(X.indptr).long()
+    labels = torch.tensor(Y.indices).long(), torch.tensor(Y.indptr).long()
+    out = torch.full((X.shape[1], M), torch.nan, dtype=dtype), torch.full((M,), torch.nan, dtype=dtype)
+    return [*documents, buckets, *labels, first, C, tolerance, max_passes, *out]
+
+
+@pytest.fixture
+def buckets():
+    return torch.randint(B - 1, (L,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+
+
+@pytest.mark.parametrize("C", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_is_the_optimum(problem, buckets, dtype, C):
+    X, Y = problem
+    given = arguments(X, Y, buckets, dtype, C=C, tolerance=1e-4)
+    passes = _ops.bucket_svm(*given)
+    weight, bias = given[-2:]
+    assert ((passes > 1) & (passes <= 1000)).all()
+    used = set(buckets.tolist())
+    for b in range(B):
+        wanted = np.asarray(Y[:, buckets.numpy() == b].sum(1)).ravel() > 0
+        if b not in used:
+            assert not weight[:, b].any()
+            assert bias[b] == -1
+            continue
+        other = LinearSVC(C=C, tol=1e-9, max_iter=100_000, dual=True).fit(X, wanted)
+        np.testing.assert_allclose(weight[:, b], other.coef_[0], atol=2e-3)
+        np.testing.assert_allclose(bias[b], other.intercept_[0], atol=2e-3)
+    if C > 1:  # too many passes for the twin
+        return
+    twin = arguments(X, Y, buckets, torch.float64, C=C, tolerance=1e-4)
+    _reference.bucket_svm(*twin)
+    torch.testing.assert_close(weight, twin[-2], atol=1e-3, rtol=0, check_dtype=False)
+    torch.testing.assert_close(bias, twin[-1], atol=1e-3, rtol=0, check_dtype=False)
+
+
+def test_the_gradient_of_the_primal_vanishes(problem, buckets):
+    X, Y = problem
+    given = arguments(X, Y, buckets, torch.float64, C=2.0, tolerance=1e-10, max_passes=100_000)
+    _ops.bucket_svm(*given)
+    weight, bias = (t.requires_grad_() for t in given[-2:])
+    y = torch.full((N, B), -1.0, dtype=torch.float64)
+    rows, columns = Y.nonzero()
+    y[torch.tensor(rows), buckets[torch.tensor(columns)].long()] = 1
+    hinge = (1 - y * (torch.tensor(X.toarray()).double() @ weight + bias)).clamp(min=0)
+    loss = (weight.square().sum() + bias.square().sum()) / 2 + 2.0 * hinge.square().sum()
+    loss.backward()
+    used = (y > 0).any(0)
+    assert weight.grad[:, used].abs().max() < 1e-8
+    assert bias.grad[used].abs().max() < 1e-8
+
+
+def test_some_buckets_are_those_of_all(problem, buckets):
+    """To the bit, as far as the first is a multiple of 16."""
+    X, Y = problem
+    whole = arguments(X, Y, buckets)
+    _ops.bucket_svm(*whole)
+    for first, M in ((0, 16), (16, 16), (32, 5), (16, 21)):
+        some = arguments(X, Y, buckets, first=first, M=M)
+        _ops.bucket_svm(*some)
+        assert some[-2].equal(whole[-2][:, first : first + M])
+        assert some[-1].equal(whole[-1][first : first + M])
+
+
+def test_writes_into_views(problem, buckets):
+    X, Y = problem
+    whole = arguments(X, Y, buckets)
+    _ops.bucket_svm(*whole)
+    wide, wide_bias = torch.zeros(D, 2 * B), torch.zeros(2 * B)
+    _ops.bucket_svm(*whole[:-2], wide[:, ::2], wide_bias[1::2])
+    assert wide[:, ::2].equal(whole[-2])
+    assert wide_bias[1::2].equal(whole[-1])
+    assert not wide[:, 1::2].any()
+    assert not wide_bias[::2].any()
+
+
+def test_passes_run_out(problem, buckets):
+    X, Y = problem
+    given = arguments(X, Y, buckets, tolerance=1e-6, max_passes=2)
+    assert (_ops.bucket_svm(*given) == 3).all()
+    model = mach_ext.MACH(D, L, 4, B, hidden_size=0)
+    with pytest.warns(svm.ConvergenceWarning, match="of 148 buckets are not within tolerance=1e-06"):
+        mach_ext.fit_svm(model, X, Y, tolerance=1e-6, max_passes=2, progress=False)
+
+
+def test_a_bucket_that_all_want():
+    X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))
+    Y = scipy.sparse.csr_matrix(np.ones((4, 1), np.float32))
+    given = arguments(X, Y, torch.tensor([2], dtype=torch.int32), M=3, tolerance=1e-5)
+    _ops.bucket_svm(*given)
+    assert (given[-1][:2] == -1).all()
+    # By symmetry all weights are v; v = 2 h and bias = 8 h for a hinge h = 1 - v - bias: h = 1 / 11.
+    torch.testing.assert_close(given[-2][:, 2], torch.full((4,), 2 / 11), atol=1e-4, rtol=0)
+    torch.testing.assert_close(given[-1][2], torch.tensor(8 / 11), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck(problem, buckets, dtype):
+    given = arguments(*problem, buckets, dtype)
+    given[-2:] = torch.zeros(D, B, dtype=dtype), torch.zeros(B, dtype=dtype)
+    torch.library.opcheck(torch.ops.mach_ext.bucket_svm, given)
+
+
+def test_deterministic(problem, buckets):
+    given = arguments(*problem, buckets)
+
+    def run():
+        weight, bias = torch.zeros(D, B), torch.zeros(B)
+        return _ops.bucket_svm(*given[:-2], weight, bias), weight, bias
+
+    assert_deterministic(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({1: lambda t: t.long()}, "indices must be"),
+        ({1: lambda t: t + D}, r"an index is outside \[0, D\)"),
+        ({4: lambda t: t + L}, r"a label is outside \[0, L\)"),
+        ({5: lambda t: t[:-1]}, r"label_indptr"),
+        ({7: lambda t: 0.0}, "C and tolerance must be above 0"),
+        ({10: lambda t: t.double()}, "weight must be"),
+        ({11: lambda t: t[1:]}, "bias must have shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(problem, buckets, change, message):
+    given = arguments(*problem, buckets)
+    for at, replace in change.items():
+        given[at] = replace(given[at])
+    with pytest.raises(RuntimeError, match=f"bucket_svm: .*{message}"):
+        _ops.bucket_svm(*given)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_fit_svm_solves_every_bucket(problem, dtype):
+    X, Y = problem
+    model = mach_ext.MACH(D, L, 3, B, hidden_size=0, merge="mean_logprob", seed=5).to(dtype)
+    X = X / np.float32(np.median(scipy.sparse.linalg.norm(X[X.getnnz(1) > 0], axis=1)))
+    mach_ext.fit_svm(model, X, Y, C=0.5, tolerance=0.1, progress=False)
+    for r in range(3):
+        given = arguments(X, Y, model.hash.buckets[r], dtype, C=0.5)
+        _ops.bucket_svm(*given)
+        torch.testing.assert_close(model.bucket_weight[r].detach(), svm.SLOPE * given[-2], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.bucket_bias[r].detach(), svm.SLOPE * given[-1], atol=1e-5, rtol=0)
+    assert not model.training
+    longer = mach_ext.MACH(D, L, 3, B, hidden_size=0, merge="mean_logprob", seed=5).to(dtype)
+    mach_ext.fit_svm(longer, 8 * X, Y, C=0.5, tolerance=0.1, progress=False)
+    torch.testing.assert_close(8 * longer.bucket_weight, model.bucket_weight, atol=1e-5, rtol=0)
+    again = mach_ext.MACH(D, L, 3, B, hidden_size=0, seed=5).to(dtype)
+    with torch.no_grad():  # what was there before does not matter
+        again.bucket_weight.fill_(3)
+        again.adjust_logits(np.arange(L), 0.5)
+    mach_ext.fit_svm(again, X, Y, C=0.5, tolerance=0.1, progress=False)
+    assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not again.logit_adjustment.any()
+
+
+def test_a_model_of_svms_is_a_model(problem, tmp_path):
+    X, Y = problem
+    model = mach_ext.MACH(D, L, 3, B, hidden_size=0, merge="mean_logprob")
+    mach_ext.fit_svm(model, X, Y, progress=False)
+    before = mach_ext.MACH(D, L, 3, B, hidden_size=0, merge="mean_logprob")
+
+    def precision(model):
+        return mach_ext.metrics.evaluate(Y, model.predict(X, 3)[1])["P@1"]
+
+    assert precision(model) > precision(before) + 0.3
+    model.save(tmp_path, step=0.05)
+    assert (mach_ext.load(tmp_path).predict(X, 1)[1] == model.predict(X, 1)[1]).mean() > 0.9
+    explanation = mach_ext.explain.integrated_gradients(model, X[0], [1, 2])
+    assert explanation.attributions.shape == (2, X[0].nnz)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ({"hidden_size": 8}, {}, r"is for linear MACH .* got hidden_size=\(8,\)"),
+        ({}, {"C": 0}, "C must be above 0 and finite, got 0.0"),
+        ({}, {"tolerance": float("nan")}, "tolerance must be above 0 and finite, got nan"),
+        ({}, {"max_passes": 0}, "max_passes must be above 0"),
+        ({}, {"rows": 3}, "X and Y must have as many rows"),
+        ({}, {"rows": 0}, "needs at least one document"),
+    ],
+)
+def test_fit_svm_refuses(problem, model, changes, message):
+    X, Y = problem
+    changes = dict(changes)
+    if "rows" in changes:
+        rows = changes.pop("rows")
+        X, Y = X[:rows], (Y if rows else Y[:0])
+    model = mach_ext.MACH(D, L, 4, B, **{"hidden_size": 0, **model})
+    with pytest.raises(ValueError, match=f"fit_svm: {message}"):
+        mach_ext.fit_svm(model, X, Y, progress=False, **changes)

@@ -16,14 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Floor, Part, Target, circumstances, keep, num_threads
 from inputs import DATASETS, dataset, trained
+from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 
 import mach_ext
+from mach_ext import _ops
 from mach_ext.data import Batch, iter_batches
 from mach_ext.training import Hyperparameters, _Run
 
@@ -201,6 +204,44 @@ def test_linear_epoch(compare, real_data):
     targets = [Target("mach_ext", "torch", 6.0)]
     epoch(
         compare, "epoch of linear MACH, eurlex57k", model, X, {"mach_ext": ours}, plain, floor, targets, R / 2
+    )
+
+
+def test_svm(compare, real_data):
+    """Buckets solved to the same tolerance; both stop within it, at other passes."""
+    train = dataset("eurlex57k", real_data).train
+    Y, B, M, few = train.Y, 512, 32, 4
+    X = mach_ext.data.check_csr(train.X)
+    buckets = mach_ext.LabelHash(Y.shape[1], B, 1).buckets[0]
+    documents = torch.from_numpy(X.data), torch.from_numpy(X.indices), torch.from_numpy(X.indptr).long()
+    labels = torch.from_numpy(Y.indices).long(), torch.from_numpy(Y.indptr).long()
+    weight, bias = torch.empty(X.shape[1], M), torch.empty(M)
+
+    def ours():
+        return _ops.bucket_svm(*documents, buckets, *labels, 0, 1.0, 0.1, 100, weight, bias)
+
+    def liblinear():
+        found = []
+        for b in range(few):
+            wanted = np.asarray(Y[:, buckets.numpy() == b].sum(1)).ravel() > 0
+            found.append(LinearSVC(tol=0.1, max_iter=100, dual=True, random_state=0).fit(X, wanted).coef_[0])
+        return np.stack(found, 1)
+
+    passes = int(ours().max())
+    np.testing.assert_allclose(weight[:, :few], liblinear(), atol=0.1)
+    compare(
+        "SVMs of buckets, eurlex57k",
+        {"mach_ext": ours, "liblinear": Part(liblinear, M / few, f"{few} of {M} buckets")},
+        shape={"N": X.shape[0], "nnz": X.nnz / X.shape[0], "D": X.shape[1], "M": M},
+        floor=Floor(
+            f"{passes} passes for each 16 buckets: a non-zero, its row of 16 weights, read, "
+            "and written by a quarter of the documents",
+            bytes=passes * X.nnz * M / 16 * (8 + 64 * 1.25),
+            cycles=passes * X.nnz * M / 16 * 1.25,
+        ),
+        targets=[Target("mach_ext", "liblinear", 3.0)],
+        budget=10.0,
+        rounds=(3, 10),
     )
 
 

@@ -242,7 +242,7 @@ SYSTEMS = {
     "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
     "mach_ext (compressed) and neighbours": System("mach_ext", mach, {"step": 0.5, "candidates": 200}),
     "mach_ext (SVM)": System("mach_ext", svms),
-    "mach_ext (SVM, compressed)": System("mach_ext", svms, {"step": 3.2}),
+    "mach_ext (SVM, compressed)": System("mach_ext", svms, {"step": 0.8}),
     "mach_ext (SVM, R 8, B 1024)": System("mach_ext", svms, {"num_buckets": 1024}),
     "mach_ext (SVM, R 8, B 256)": System("mach_ext", svms, {"num_buckets": 256}),
     "mach_ext (R 4, B 512, compressed)": System(

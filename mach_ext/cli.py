@@ -193,10 +193,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--feature-dropout", type=float, default=0.0, metavar="P", help="of non-zeros (0)")
     solver = parser.add_argument_group("a solver in place of the training below")
     solver.add_argument(
-        "--svm", action="store_true", default=False,
-        help="linear MACH, a support vector machine for each bucket: no rates, no epochs (mach_ext.fit_svm)",
+        "--svm", action=argparse.BooleanOptionalAction, default=None,
+        help="linear MACH, a support vector machine for each bucket: no rates, no epochs (where a label has "
+        "32 documents or more on average, of 10,000 or more, and no other flag asks for what it has not)",
     )  # fmt: skip
-    solver.add_argument("--C", type=float, default=1.0, help="of the SVMs: cost of an error (1)")
+    solver.add_argument("--C", type=float, default=None, help="of the SVMs: cost of an error (1)")
     fit = parser.add_argument_group("training")
     fit.add_argument("--epochs", type=_natural, default=None, help="(225,000 documents, within 5 ... 10)")
     fit.add_argument("--batch-size", type=_positive, default=None, help="documents a step (256)")
@@ -363,11 +364,20 @@ def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def train(args: Any) -> None:
+    for_fit = _only_for_fit(args)
+    if args.svm and for_fit:
+        raise ValueError(f"--svm takes no {', '.join(for_fit)}")
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name}: {_sizes(dataset)}")
+    if args.svm is None and not for_fit and args.hidden_size is None and args.device == "cpu":
+        args.svm = svm.worthwhile(dataset.train.Y, dataset.num_features)
+        if args.svm:
+            _say("labels have many documents: support vector machines (--no-svm: a hidden layer)")
+    if args.C is not None and not args.svm:
+        raise ValueError("--C is of support vector machines, see --svm")
     model = _new_model(dataset, args).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
     model.attachments = _attachments(dataset, args)
@@ -412,17 +422,23 @@ def _new_model(dataset: data.Dataset, args: Any) -> nn.MACH:
     )
 
 
+def _only_for_fit(args: Any) -> list[str]:
+    """Flags given that `_solve` has no use for."""
+    names = [name for name in training.Hyperparameters.__dataclass_fields__ if name != "seed"]
+    given = [name for name in (*names, "encoder", "repetitions_at_a_time") if getattr(args, name) is not None]
+    given += [name for name in ("resume", "dropout", "feature_dropout") if getattr(args, name)]
+    return ["--" + name.replace("_", "-") for name in given]
+
+
 def _solve(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> training.Progress:
     """--svm: nothing to resume, so the folder changes only at the end."""
-    settings = [name for name in training.Hyperparameters.__dataclass_fields__ if name != "seed"]
-    unused = [name for name in (*settings, "resume", "repetitions_at_a_time") if getattr(args, name)]
-    if unused:
-        raise ValueError(f"--svm takes no {', '.join('--' + name.replace('_', '-') for name in unused)}")
+    started = time.monotonic()
+    C = 1.0 if args.C is None else args.C
+    svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=not args.quiet)
     with training.exclusive(folder):
-        svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=args.C, progress=not args.quiet)
         training.forget(folder)
         model.save(folder)
-    return training.Progress()
+    return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
 
 def _fit(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> training.Progress:

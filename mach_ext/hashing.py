@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.linalg import LinearOperator, lsqr
 
 from mach_ext import _ops
 
@@ -31,7 +30,7 @@ _KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 
 _PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
 _EXAMPLES = 10
 _MAX_INDEXED = 2**16  # buckets that a uint16 code tells apart
-_SPREAD_STEPS = 100  # of least squares: within 2 % of what 400 leave, on heavy-tailed weights
+_SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heavy-tailed weights
 
 
 class CollisionWarning(UserWarning):
@@ -287,15 +286,18 @@ class LabelHash:
     def spread(self, values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
         """Bucket values whose mean over a label's R buckets is nearest to the label's own value.
 
-        Least squares over the labels, each with its weight; of several best ones the smallest. With R B well
-        above L every label gets its value exactly; below, those of large weight come closest.
+        Least squares over the labels, each with its weight, by conjugate gradients (CGLS, Bjorck, Numerical
+        Methods for Least Squares Problems, 1996, section 7.4), at most 50 steps. With R B well above L every
+        label gets its value to three digits or more; below, those of large weight come closest. Of several
+        best answers it is about the one whose buckets, each weighted by its labels, are smallest. O(L R) a
+        step, 1 million labels in 16 repetitions take some seconds; about 50 bytes a label of memory.
 
         Args:
             values: [L], finite.
             weights: [L], finite, not negative.
 
         Returns:
-            [R, B] float64; the same on every run.
+            [R, B] float64; the same bits on every run, whatever the number of threads.
 
         Raises:
             ValueError: values or weights are not [L], not finite, or a weight is negative.
@@ -304,7 +306,7 @@ class LabelHash:
             >>> from mach_ext.hashing import LabelHash
             >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
             >>> v = hash.spread([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
-            >>> [round(float(v[0, b] + v[1, c]) / 2, 4) for b, c in ((1, 0), (0, 1), (1, 1))]
+            >>> [round(float(v[0, b] + v[1, c]) / 2, 3) for b, c in ((1, 0), (0, 1), (1, 1))]
             [1.0, 2.0, 3.0]
         """
         L, B, R = self._sizes()
@@ -322,21 +324,36 @@ class LabelHash:
         scale = np.stack([np.bincount(table[r], weights, B) for r in range(R)])
         scale = np.divide(1, np.sqrt(scale), where=scale > 0, out=np.zeros_like(scale))
 
-        def means(buckets: NDArray[np.float64]) -> NDArray[np.float64]:  # [R B] -> [L], times the roots
-            rows, total = buckets.reshape(R, B) * scale, np.zeros(L)
+        def means(buckets: NDArray[np.float64]) -> NDArray[np.float64]:  # [R, B] -> [L], times the roots
+            buckets, total = buckets * scale, np.zeros(L)
             for r in range(R):
-                total += rows[r, table[r]]
+                total += buckets[r, table[r]]
             total *= root / R
             return total
 
         def sums(labels: NDArray[np.float64]) -> NDArray[np.float64]:  # its transpose
-            each = labels.ravel() * root / R
-            return np.concatenate([np.bincount(table[r], each, B) * scale[r] for r in range(R)])
+            labels = labels * root / R
+            rows: NDArray[np.float64] = np.stack([np.bincount(table[r], labels, B) for r in range(R)])
+            return rows * scale
 
-        operator = LinearOperator((L, R * B), matvec=means, rmatvec=sums, dtype=np.float64)
-        found = lsqr(operator, root * values, atol=1e-6, btol=1e-6, iter_lim=_SPREAD_STEPS)[0]
-        spread: NDArray[np.float64] = found.reshape(R, B) * scale
-        return spread
+        def square(x: NDArray[np.float64]) -> float:  # not by BLAS, whose bits depend on its threads
+            return float((x * x).sum())
+
+        found = np.zeros((R, B))
+        residual = root * values
+        gradient = direction = sums(residual)
+        first = norm = square(gradient)
+        for _ in range(_SPREAD_STEPS):
+            if norm <= 1e-16 * first:
+                break
+            along = means(direction)
+            step = norm / square(along)
+            found += step * direction
+            residual -= step * along
+            gradient, former = sums(residual), norm
+            norm = square(gradient)
+            direction = gradient + norm / former * direction
+        return found * scale
 
     def label_index_bytes(self) -> int:
         """Memory that `label_index` takes, built or not; 0 where there is none."""

@@ -198,14 +198,15 @@ class MACH(nn.Module):
             name = bytes(theirs.tolist()).decode(errors="replace")
             errors.append(f"the weights are of label hash {name}, this model has {self.hash.fingerprint()}")
             return
-        state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(self.logit_adjustment))
+        bias = state_dict.get(f"{prefix}bucket_bias")
+        if bias is not None:  # of before there was an adjustment, or without one
+            state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(bias))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
         """`load_state_dict` of the parameters alone, already known to be of this label hash."""
         self.load_state_dict({**tensors, "hash_fingerprint": self.hash_fingerprint}, assign=assign)
 
-    @torch.no_grad()
     def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:
         """Ranks by score - tau * log(n + 1), n being how many training documents a label has.
 
@@ -213,16 +214,16 @@ class MACH(nn.Module):
         other labels have. This is post-hoc logit adjustment (Menon et al., Long-tail learning via logit
         adjustment, ICLR 2021, section 4.2) for hashed labels: what a label's score is to change by is spread
         over its R bucket biases (`LabelHash.spread`, weights sqrt(n + 1)), so nothing is kept by label. With
-        R B well above L each label gets its change exactly, but for a constant that is the same for all.
-        `fit` does it at its end. A former adjustment is taken away first; tau = 0 leaves it at that.
+        R B well above L each label gets its change, to three digits, but for a constant that is the same for
+        all. `fit` does it at its end. A former adjustment is taken away first; tau = 0 leaves it at that.
 
         Args:
             label_counts: [L], training documents of each label: `Y.sum(0)` of 0/1 labels.
-            tau: Finite. 0.1 to 0.5 pays; docs/accuracy.md.
+            tau: Within -100 and 100. 0.1 to 0.5 pays; docs/accuracy.md.
 
         Raises:
-            ValueError: label_counts is not [L], negative or not finite; tau is not finite; tau is not 0 and
-                the model does not rank by mean_logit.
+            ValueError: label_counts is not [L], negative or not finite; tau is out of range; tau is not 0
+                and the model does not rank by mean_logit.
 
         Example:
             >>> import mach_ext, scipy.sparse
@@ -232,24 +233,34 @@ class MACH(nn.Module):
             >>> model.predict(X, k=3)[1]
             array([[2, 1, 0]])
         """
-        tau, counts = float(tau), np.asarray(label_counts, np.float64).squeeze()
-        if not math.isfinite(tau):
-            raise ValueError(f"MACH.adjust_logits: tau must be finite, got {tau}")
+        self.set_logit_adjustment(self.logit_offsets(label_counts, tau))
+
+    def logit_offsets(self, label_counts: ArrayLike, tau: float) -> Tensor:  # [R, B]
+        """What `adjust_logits` adds to bucket_bias; arguments and errors as there."""
+        tau, counts = float(tau), np.asarray(label_counts, np.float64)
+        if counts.ndim == 2 and 1 in counts.shape:  # as Y.sum(0) comes
+            counts = counts.ravel()
+        if not abs(tau) <= 100:
+            raise ValueError(f"MACH.adjust_logits: tau must be within -100 and 100, got {tau}")
         if counts.shape != (self.num_labels,) or not (np.isfinite(counts) & (counts >= 0)).all():
             raise ValueError(
                 f"MACH.adjust_logits: label_counts must be [L={self.num_labels}], finite and not negative, "
                 f"got shape {counts.shape}" + (f", smallest {counts.min()}" if counts.size else "")
             )
-        if tau and self.merge != "mean_logit":
+        if tau == 0:
+            return torch.zeros_like(self.logit_adjustment)
+        if self.merge != "mean_logit":
             raise ValueError(f"MACH.adjust_logits: is for models that rank by mean_logit, not {self.merge}")
+        wanted = -tau * np.log1p(counts)
+        wanted -= np.average(wanted, weights=counts + 1)  # the constant that changes scores least
+        return torch.from_numpy(self.hash.spread(wanted, np.sqrt(counts + 1))).to(self.logit_adjustment)
+
+    @torch.no_grad()
+    def set_logit_adjustment(self, offsets: Tensor | float) -> None:
+        """`offsets` [R, B], or 0, in bucket_bias in place of what a former adjustment put there."""
         self.bucket_bias.sub_(self.logit_adjustment)
-        self.logit_adjustment.zero_()
-        if tau:
-            wanted = -tau * np.log1p(counts)
-            wanted -= np.average(wanted, weights=counts + 1)  # the constant that changes scores least
-            offsets = torch.from_numpy(self.hash.spread(wanted, np.sqrt(counts + 1)))
-            self.logit_adjustment.copy_(offsets)
-            self.bucket_bias.add_(self.logit_adjustment)
+        self.logit_adjustment.copy_(torch.as_tensor(offsets))
+        self.bucket_bias.add_(self.logit_adjustment)
 
     def encode(
         self,

@@ -153,8 +153,8 @@ class Hyperparameters:
                 )
         if not 0 <= self.negligible_gradient < 1:
             raise ValueError(f"fit: negligible_gradient must be in [0, 1), got {self.negligible_gradient}")
-        if self.tau is not None and not (isinstance(self.tau, (int, float)) and 0 <= self.tau < math.inf):
-            raise ValueError(f"fit: tau must be None or finite and not negative, got {self.tau!r}")
+        if self.tau is not None and not (isinstance(self.tau, (int, float)) and 0 <= self.tau <= 100):
+            raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
 
@@ -494,6 +494,8 @@ class _Run:
 
     def train(self, checkpoint_seconds: float) -> None:
         state, settings = self.state, self.settings
+        if state.epoch < settings.epochs:
+            self.model.set_logit_adjustment(0)
         if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
             self.checkpoint()
         gpus = [self.device] if self.device.type == "cuda" else []
@@ -506,8 +508,6 @@ class _Run:
             memory_advice("fit", advice, self.model),
         ):
             last_checkpoint = time.monotonic()
-            if state.epoch < settings.epochs:
-                self._adjust(0)
             while state.epoch < settings.epochs and not self._patience_is_out():
                 self.model.train()
                 started, seconds_before = time.monotonic(), state.seconds
@@ -533,7 +533,7 @@ class _Run:
     def train_in_turn(self, together: int, checkpoint_seconds: float) -> None:
         """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
         R = self.model.num_repetitions
-        self._adjust(0)
+        self.model.set_logit_adjustment(0)
         settings = replace(self.settings, tau=0.0)  # all of them are adjusted together
         if self.folder is not None and not self.resuming:
             (self.folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
@@ -556,7 +556,7 @@ class _Run:
                 )
             self.state.seconds += run.state.seconds
             self.state.history += [{"repetitions": [first, last], **e} for e in run.state.history]
-        self._adjust(self.settings.tau)
+        self.model.set_logit_adjustment(self._offsets)
         self.state.epoch = self.state.best_epoch = self.settings.epochs
         if self.dev is not None:
             self.state.history.append(
@@ -766,7 +766,8 @@ class _Run:
         state = self.state
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
         trained = self.model.bucket_bias.detach().clone()
-        self._adjust(self.settings.tau)
+        if self.dev is not None or self.folder is not None:
+            self.model.set_logit_adjustment(self._offsets)
         if self.dev is not None:
             entry["dev"] = evaluate_model(self.model, *self.dev)
             metric = entry["dev"][self.settings.metric]
@@ -804,12 +805,14 @@ class _Run:
         elif self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
         elif self.state.epoch:
-            self._adjust(self.settings.tau)
+            self.model.set_logit_adjustment(self._offsets)
         self.model.eval()
 
-    def _adjust(self, tau: float | None) -> None:
-        assert tau is not None
-        self.model.adjust_logits(self.label_counts, tau)
+    @functools.cached_property
+    def _offsets(self) -> Tensor:
+        """The logit adjustment; the same after each epoch."""
+        assert self.settings.tau is not None
+        return self.model.logit_offsets(self.label_counts, self.settings.tau)
 
     def _bar(self) -> Any:
         return tqdm(

@@ -116,12 +116,26 @@ def test_train_with_svms(here, dataset_folder, capsys):
     capsys.readouterr()
     for given, message in (
         (["--epochs", "3"], "--svm takes no --epochs"),
-        (["--resume", "--tau", "0.3"], "--svm takes no --tau, --resume"),
+        (["--resume", "--tau", "0.3", "--dropout", "0.1"], "--svm takes no --tau, --resume, --dropout"),
         (["--hidden-size", "8"], "is for linear MACH"),
-        (["--C", "-1"], "C must be above 0"),
+        (["--C", "-1"], "C must be within"),
+        (["--encoder", "shared", "--epochs", "0"], "--svm takes no --epochs, --encoder"),
+        (["--no-svm", "--C", "2"], "--C is of support vector machines"),
     ):
         assert run("train", "--dataset", dataset_folder, "--svm", *few, *given) == 1
         assert message in capsys.readouterr().err
+
+
+def test_svms_where_they_are_worth_it(here, dataset_folder, capsys, monkeypatch):
+    monkeypatch.setattr(cli.svm, "worthwhile", lambda Y, D: True)
+    few = ["train", "--dataset", dataset_folder, "--hash-functions", "8", "--buckets", "16"]
+    folder = here / "runs" / "tiny"
+    assert run(*few) == 0
+    assert "support vector machines (--no-svm" in capsys.readouterr().err
+    assert mach_ext.load(folder).is_linear
+    for flags in (["--epochs", "1"], ["--no-svm"], ["--hidden-size", "8"]):
+        assert run(*few, *flags) == 0
+        assert not mach_ext.load(folder).is_linear
 
 
 def test_predict_from_files_is_one_answer_whatever_the_format(here, dataset_folder, capsys):

@@ -561,7 +561,7 @@ def test_labels_in_a_bucket_by_a_look_and_by_the_index():
 
 
 @pytest.mark.filterwarnings("ignore::mach_ext.hashing.CollisionWarning")
-@pytest.mark.parametrize(("L", "B", "R"), [(30, 40, 5), (2000, 40, 8), (50, 10, 5)])
+@pytest.mark.parametrize(("L", "B", "R"), [(30, 40, 5), (2000, 40, 8), (150, 10, 5)])
 def test_spread_is_weighted_least_squares(L, B, R):
     hash = LabelHash(L, B, R, seed=3)
     rng = np.random.default_rng(0)

@@ -297,6 +297,13 @@ def test_adjust_logits_moves_each_label_by_its_count(hidden):
     assert not model.logit_adjustment.any()
 
 
+def test_adjust_logits_of_one_label():
+    model = mach_ext.MACH(20, 1, num_repetitions=2, num_buckets=4, hidden_size=6)
+    for counts in ([3], [[3]], np.array([[3]])):
+        model.adjust_logits(counts, 0.5)
+        assert model.bucket_bias.isfinite().all()
+
+
 @pytest.mark.parametrize("step", [None, 0.01])
 def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
     model = small_model().double()
@@ -310,6 +317,10 @@ def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
     again.adjust_logits(COUNTS, 0.0)
     torch.testing.assert_close(again.bucket_bias, bias, check_dtype=False)
 
+    again.adjust_logits(COUNTS, 0.5)
+    part = {"encoder_weight": again.encoder_weight.detach().clone()}
+    again.load_state_dict(part, strict=False)  # the bias stays, and so does what is known of it
+    assert again.logit_adjustment.any()
     former = {k: v for k, v in loaded.state_dict().items() if k != "logit_adjustment"}
     again.load_state_dict(former)  # of before there was one
     assert not again.logit_adjustment.any()
@@ -321,7 +332,8 @@ def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
         (COUNTS[1:], 1.0, r"label_counts must be \[L=8\], .* got shape \(7,\)"),
         (-COUNTS, 1.0, "not negative, got shape .* smallest -1000"),
         (COUNTS + np.nan, 1.0, "finite"),
-        (COUNTS, np.inf, "tau must be finite, got inf"),
+        (COUNTS, np.inf, "tau must be within -100 and 100, got inf"),
+        (COUNTS, 101, "tau must be within"),
     ],
 )
 def test_adjust_logits_refuses(counts, tau, message):

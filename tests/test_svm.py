@@ -62,8 +62,15 @@ def test_is_the_optimum(problem, buckets, dtype, C):
         other = LinearSVC(C=C, tol=1e-9, max_iter=100_000, dual=True).fit(X, wanted)
         np.testing.assert_allclose(weight[:, b], other.coef_[0], atol=2e-3)
         np.testing.assert_allclose(bias[b], other.intercept_[0], atol=2e-3)
-    if C > 1:  # too many passes for the twin
-        return
+
+
+@pytest.mark.parametrize("C", [0.1, 1.0])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_matches_reference(problem, buckets, dtype, C):
+    given = arguments(*problem, buckets, dtype, C=C, tolerance=1e-4)
+    _ops.bucket_svm(*given)
+    weight, bias = given[-2:]
+    X, Y = problem
     twin = arguments(X, Y, buckets, torch.float64, C=C, tolerance=1e-4)
     _reference.bucket_svm(*twin)
     torch.testing.assert_close(weight, twin[-2], atol=1e-3, rtol=0, check_dtype=False)
@@ -154,7 +161,8 @@ def test_deterministic(problem, buckets):
         ({1: lambda t: t + D}, r"an index is outside \[0, D\)"),
         ({4: lambda t: t + L}, r"a label is outside \[0, L\)"),
         ({5: lambda t: t[:-1]}, r"label_indptr"),
-        ({7: lambda t: 0.0}, "C and tolerance must be above 0"),
+        ({7: lambda t: 0.0}, "C must be within 1e-6 and 1e6, tolerance above 0"),
+        ({9: lambda t: 0}, "max_passes must be within"),
         ({10: lambda t: t.double()}, "weight must be"),
         ({11: lambda t: t[1:]}, "bias must have shape"),
     ],
@@ -191,6 +199,28 @@ def test_fit_svm_solves_every_bucket(problem, dtype):
     assert not again.logit_adjustment.any()
 
 
+def test_an_interrupt_leaves_whole_buckets(problem, monkeypatch):
+    X, Y = problem
+    whole, stopped = (mach_ext.MACH(D, L, 3, B, hidden_size=0) for _ in range(2))
+    mach_ext.fit_svm(whole, X, Y, progress=False)
+    stopped.adjust_logits(np.arange(L), 0.5)
+    calls, original = [], _ops.bucket_svm
+
+    def interrupted(*given, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    monkeypatch.setattr(_ops, "bucket_svm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mach_ext.fit_svm(stopped, X, Y, progress=False)
+    assert stopped.bucket_weight[:2].equal(whole.bucket_weight[:2])
+    assert stopped.bucket_bias[:2].equal(whole.bucket_bias[:2])
+    untouched = mach_ext.MACH(D, L, 3, B, hidden_size=0).bucket_bias[2]
+    torch.testing.assert_close(stopped.bucket_bias[2], untouched)
+
+
 def test_a_model_of_svms_is_a_model(problem, tmp_path):
     X, Y = problem
     model = mach_ext.MACH(D, L, 3, B, hidden_size=0, merge="mean_logprob")
@@ -211,9 +241,9 @@ def test_a_model_of_svms_is_a_model(problem, tmp_path):
     ("model", "changes", "message"),
     [
         ({"hidden_size": 8}, {}, r"is for linear MACH .* got hidden_size=\(8,\)"),
-        ({}, {"C": 0}, "C must be above 0 and finite, got 0.0"),
-        ({}, {"tolerance": float("nan")}, "tolerance must be above 0 and finite, got nan"),
-        ({}, {"max_passes": 0}, "max_passes must be above 0"),
+        ({}, {"C": 0}, "C must be within 1e-06 and 1000000.0, got 0.0"),
+        ({}, {"tolerance": float("nan")}, "tolerance must be within .*, got nan"),
+        ({}, {"max_passes": 0}, "max_passes must be within 1 and 2147483647, got 0"),
         ({}, {"rows": 3}, "X and Y must have as many rows"),
         ({}, {"rows": 0}, "needs at least one document"),
     ],
@@ -227,3 +257,17 @@ def test_fit_svm_refuses(problem, model, changes, message):
     model = mach_ext.MACH(D, L, 4, B, **{"hidden_size": 0, **model})
     with pytest.raises(ValueError, match=f"fit_svm: {message}"):
         mach_ext.fit_svm(model, X, Y, progress=False, **changes)
+
+
+def test_worthwhile_where_labels_have_many_documents():
+    def labels(N, L, each):
+        """Each of half of the labels has so many documents."""
+        at = np.tile(np.arange(L // 2), each)
+        rows = np.arange(len(at))
+        return scipy.sparse.csr_matrix((np.ones(len(at)), ((rows + rows // N) % N, at)), (N, L))
+
+    assert svm.worthwhile(labels(10_000, 2000, 32), 1000)
+    assert not svm.worthwhile(labels(9_999, 2000, 32), 1000)
+    assert not svm.worthwhile(labels(10_000, 2000, 31), 1000)
+    assert not svm.worthwhile(labels(10_000, 2000, 32), 150_000)
+    assert not svm.worthwhile(labels(10_000, 2000, 0), 1000)

@@ -255,8 +255,8 @@ def test_rates_are_for_most_documents(documents):
         unit.data[:40] = 0
     else:
         unit.data *= np.float32(1 - 1e-7)
-    assert training._typical_length(unit) == 1.0
-    assert training._typical_length(unit[:0]) == 1.0
+    assert training.typical_length(unit) == 1.0
+    assert training.typical_length(unit[:0]) == 1.0
 
 
 def test_a_checkpoint_of_rates_for_another_length_is_refused(tmp_path):
@@ -416,6 +416,23 @@ def test_logits_are_adjusted_at_the_end_and_for_dev():
     torch.testing.assert_close(adjusted.logit_adjustment, trained.logit_adjustment)
 
 
+def test_resume_after_a_kill_of_a_run_that_began_with_an_adjusted_model(tmp_path, monkeypatch):
+    def adjusted():
+        model = build()
+        model.adjust_logits(COUNTS, 0.5)
+        return model
+
+    whole = adjusted()
+    mach_ext.fit(whole, X, Y, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_step", lambda run, batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mach_ext.fit(adjusted(), X, Y, output=tmp_path, **options)
+    resumed = adjusted()
+    mach_ext.fit(resumed, X, Y, output=tmp_path, resume=True, **options)
+    assert same_bits(weights(whole), weights(resumed))
+
+
 def test_tau_by_rule():
     model = build()
     mach_ext.fit(model, X, Y, **options)
@@ -428,7 +445,7 @@ def test_tau_by_rule():
     with pytest.raises(ValueError, match="tau is for models that rank by mean_logit, this one by mean_prob"):
         mach_ext.fit(other, X, Y, tau=0.1, **options)
     for tau in (-0.1, float("nan"), "much"):
-        with pytest.raises(ValueError, match="tau must be None or finite and not negative"):
+        with pytest.raises(ValueError, match="tau must be None or within 0 and 100"):
             mach_ext.fit(build(), X, Y, tau=tau, **options)
 
 

@@ -1,7 +1,9 @@
 // CPU operators: tensors -> pointers, the split of the work over threads, memory. Loops are in <op>.cpp.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <functional>
+#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -599,7 +601,10 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
   STD_TORCH_CHECK(N < (int64_t{1} << 31), op, ": at most 2^31 - 1 documents, got ", N);
-  STD_TORCH_CHECK(C > 0 && tolerance > 0, op, ": C and tolerance must be above 0");
+  STD_TORCH_CHECK(C >= 1e-6 && C <= 1e6 && tolerance > 0, op,
+                  ": C must be within 1e-6 and 1e6, tolerance above 0");
+  STD_TORCH_CHECK(max_passes >= 1 && max_passes < (int64_t{1} << 31), op,
+                  ": max_passes must be within 1 and 2^31 - 1");
   const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_);
   const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_);
   const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
@@ -638,7 +643,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
     T* out = mutable_pointer<T>(weight);
     T* out_bias = mutable_pointer<T>(bias);
     const int64_t row = D ? weight.stride(0) : M, column = weight.stride(1), bias_stride = bias.stride(0);
-    run_tasks(tiles, [&](int64_t tile) {
+    const auto solve = [&](int64_t tile) {
       const int64_t begin = tile * kSvmTile, size = std::min(kSvmTile, M - begin);
       std::vector<T> memory((D + 2) * kSvmTile), alpha(N * kSvmTile);
       T* const w = aligned<kSvmTile * sizeof(T)>(memory.data());
@@ -658,10 +663,19 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
       });
       for (int64_t d = 0; d < D; ++d)
         for (int64_t j = 0; j < size; ++j) out[d * row + (begin + j) * column] = w[d * kSvmTile + j];
-      // No document wants such a bucket: without a positive, w = 0 and all that counts is to be below -1.
+      // Where no document wants a bucket: w = 0, a margin of -1.
       for (int64_t j = 0; j < size; ++j)
         out_bias[(begin + j) * bias_stride] = (used >> j) & 1u ? w[D * kSvmTile + j] : T(-1);
+    };
+    std::atomic<bool> full{false};  // what a task throws would come out without its message
+    run_tasks(tiles, [&](int64_t tile) {
+      try {
+        solve(tile);
+      } catch (const std::bad_alloc&) {
+        full = true;
+      }
     });
+    STD_TORCH_CHECK(!full, op, ": out of memory: each thread takes ", (N + D) * kSvmTile * sizeof(T), " bytes");
   });
   return passes;
 }

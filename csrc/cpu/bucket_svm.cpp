@@ -112,7 +112,8 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
   return p.max_passes + 1;
 }
 
-#define MACH_BUCKET_SVM(ISA, T) template int64_t bucket_svm<ISA, T>(const BucketSvm<T>&, const SvmScratch<T>&);
+#define MACH_BUCKET_SVM(ISA, T) \
+  template int64_t bucket_svm<ISA, T>(const BucketSvm<T>&, const SvmScratch<T>&);
 MACH_INSTANTIATE_FLOATING(MACH_BUCKET_SVM)
 
 }  // namespace mach

@@ -43,11 +43,12 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
       "grad_hidden, Tensor(b!) grad_weight) -> Tensor");
-  // L2-regularised squared-hinge SVMs of buckets [first, first + M) of one repetition, solved -> passes of each
-  // 16 of them, max_passes + 1: not converged. CPU only: one document after the other
+  // L2-regularised squared-hinge SVMs of buckets [first, first + M) of one repetition, solved -> passes of
+  // each 16 of them, max_passes + 1: not converged. CPU only: one document after the other
   m.def(
       "bucket_svm(Tensor values, Tensor indices, Tensor indptr, Tensor buckets, Tensor label_indices, Tensor "
-      "label_indptr, int first, float C, float tolerance, int max_passes, Tensor(a!) weight, Tensor(b!) bias) "
+      "label_indptr, int first, float C, float tolerance, int max_passes, Tensor(a!) weight, Tensor(b!) "
+      "bias) "
       "-> Tensor");
   // scores of the labels asked for -> [N, m]
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");

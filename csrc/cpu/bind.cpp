@@ -631,14 +631,8 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
       for (int64_t e = indptr[n]; e < indptr[n + 1]; ++e) sum += static_cast<double>(x[e]) * x[e];
       squares[n] = static_cast<T>(sum);
     }
-    const BucketSvm<T> params{x,
-                              feature,
-                              indptr.data(),
-                              N,
-                              D,
-                              squares.data(),
-                              static_cast<T>(C),
-                              static_cast<T>(tolerance),
+    const BucketSvm<T> params{x,         feature,        indptr.data(),     N,
+                              D,         squares.data(), static_cast<T>(C), static_cast<T>(tolerance),
                               max_passes};
     T* out = mutable_pointer<T>(weight);
     T* out_bias = mutable_pointer<T>(bias);
@@ -675,7 +669,8 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
         full = true;
       }
     });
-    STD_TORCH_CHECK(!full, op, ": out of memory: each thread takes ", (N + D) * kSvmTile * sizeof(T), " bytes");
+    STD_TORCH_CHECK(!full, op, ": out of memory: each thread takes ", (N + D) * kSvmTile * sizeof(T),
+                    " bytes");
   });
   return passes;
 }

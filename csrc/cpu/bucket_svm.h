@@ -1,12 +1,12 @@
 // bucket_svm: linear support vector machines of a tile of kSvmTile buckets of one repetition, solved side
-// by side. For bucket b, with y[n] = 1 where document n has a label in it, else -1, and the bias as the weight of
-// a feature that is 1 in every document:
+// by side. For bucket b, with y[n] = 1 where document n has a label in it, else -1, and the bias as the
+// weight of a feature that is 1 in every document:
 //   minimise  |w|^2 / 2 + C sum_n max(0, 1 - y[n] w x[n])^2
 // by coordinate descent on the dual (Hsieh et al., A dual coordinate descent method for large-scale linear
-// SVM, ICML 2008): document after document, in an order that is shuffled for each pass, its kSvmTile multipliers
-// alpha >= 0 move to their best value and w = sum_n alpha[n] y[n] x[n] follows. A document whose multipliers
-// are all 0, and likely to stay so, is left out of the next passes (shrinking); the end is only ever declared
-// after a pass over all of them.
+// SVM, ICML 2008): document after document, in an order that is shuffled for each pass, its kSvmTile
+// multipliers alpha >= 0 move to their best value and w = sum_n alpha[n] y[n] x[n] follows. A document whose
+// multipliers are all 0, and likely to stay so, is left out of the next passes (shrinking); the end is only
+// ever declared after a pass over all of them.
 #pragma once
 
 #include <cstdint>

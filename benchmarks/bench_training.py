@@ -212,7 +212,7 @@ def test_svm(compare, real_data):
     train = dataset("eurlex57k", real_data).train
     Y, B, M, few = train.Y, 512, 32, 4
     X = mach_ext.data.check_csr(train.X)
-    buckets = mach_ext.LabelHash(Y.shape[1], B, 1).buckets[0]
+    buckets = mach_ext.LabelHash(Y.shape[1], B, 8).buckets[0]
     documents = torch.from_numpy(X.data), torch.from_numpy(X.indices), torch.from_numpy(X.indptr).long()
     labels = torch.from_numpy(Y.indices).long(), torch.from_numpy(Y.indptr).long()
     weight, bias = torch.empty(X.shape[1], M), torch.empty(M)

@@ -171,6 +171,10 @@ def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, 
     return predict
 
 
+def top(model: mach_ext.MACH) -> Predict:
+    return lambda X: padded(model.predict(unit(X), min(K, model.num_labels))[1].tolist())
+
+
 def mach(
     X: sp.csr_matrix,
     Y: sp.csr_matrix,
@@ -194,7 +198,7 @@ def mach(
         model.save(folder, step)
         model = mach_ext.load(folder)
     if candidates is None:
-        return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+        return top(model)
     near = mach_ext.Neighbors(X, Y)
     for name, matrix in (("X.npz", X), ("Y.npz", Y)):
         sp.save_npz(folder / name, sp.csr_matrix(matrix), compressed=step is not None)
@@ -217,7 +221,7 @@ def svms(
         mach_ext.fit_svm(model, unit(X), Y, progress=False)
         model.save(folder, step)
         model = mach_ext.load(folder)
-    return lambda X: padded(model.predict(unit(X), min(K, Y.shape[1]))[1].tolist())
+    return top(model)
 
 
 SHARED = {"num_repetitions": 8, "hidden_size": 512, "encoder": "shared"}

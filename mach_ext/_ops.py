@@ -223,6 +223,9 @@ def _(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight):  # 
     return gradient.new_empty((), dtype=torch.int64)
 
 
+SVM_TILE = 16  # buckets that bucket_svm solves side by side: kSvmTile of csrc/cpu/bucket_svm.h
+
+
 def bucket_svm(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz] int32, distinct in a document
@@ -244,7 +247,7 @@ def bucket_svm(
 
 @_fake("mach_ext::bucket_svm")
 def _(values, indices, indptr, buckets, labels, label_indptr, first, C, tolerance, most, weight, bias):  # type: ignore[no-untyped-def]
-    return values.new_empty((weight.shape[1] + 15) // 16, dtype=torch.int64)
+    return values.new_empty(-(-weight.shape[1] // SVM_TILE), dtype=torch.int64)
 
 
 def merge_scores(

@@ -336,7 +336,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
     if not (math.isfinite(B) and B > 0):
         raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
     C = (math.log(num_documents) - 1) * (B + 1) ** A
-    q: _Floats = 1 + C * (_label_counts(truth) + B) ** -A
+    q: _Floats = 1 + C * (label_counts(truth) + B) ** -A
     return q
 
 
@@ -373,7 +373,7 @@ def label_frequency_bands(
     truth = _checked_truth("label_frequency_bands", "Y_train", Y_train)
     tail_max = _checked_k("label_frequency_bands", "tail_max", tail_max, least=0)
     torso_max = _checked_k("label_frequency_bands", "torso_max", torso_max, least=tail_max + 1)
-    counts = _label_counts(truth)
+    counts = label_counts(truth)
     tail, head = counts <= tail_max, counts > torso_max
     return {"head": head, "torso": ~head & ~tail, "tail": tail}
 
@@ -482,7 +482,8 @@ def _ratio(numerator: Any, denominator: Any) -> float:
     return float(numerator) / float(denominator) if denominator else math.nan
 
 
-def _label_counts(truth: Any) -> _Ints:
+def label_counts(truth: Any) -> _Ints:
+    """Documents of each label: [L] of a label matrix [N, L]."""
     return np.bincount(truth.indices, minlength=truth.shape[1])
 
 

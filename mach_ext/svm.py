@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
 from mach_ext.training import checked_data, typical_length
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
 SLOPE = 4.0
-_TILE = 16  # buckets solved side by side: kSvmTile of csrc/cpu/bucket_svm.h
 
 
 class ConvergenceWarning(UserWarning):
@@ -102,7 +102,7 @@ def fit_svm(
         torch.from_numpy(a.astype(np.int64, copy=False)) for a in (Y.indices, Y.indptr)
     )
     unfinished, B = 0, model.num_buckets
-    together = 4 * _TILE * torch.get_num_threads()  # between two moves of the bar
+    together = 4 * _ops.SVM_TILE * torch.get_num_threads()  # between two moves of the bar
     with (
         torch.no_grad(),
         tqdm(total=model.num_repetitions * B, unit="bucket", disable=not progress, dynamic_ncols=True) as bar,
@@ -128,7 +128,7 @@ def fit_svm(
                 )
                 solved.mul_(SLOPE / length)
                 solved_bias.mul_(SLOPE)
-                unfinished += min(_TILE * int((passes > max_passes).sum()), last - first)
+                unfinished += min(_ops.SVM_TILE * int((passes > max_passes).sum()), last - first)
                 bar.update(last - first)
     model.eval()
     if unfinished:
@@ -149,7 +149,7 @@ def worthwhile(Y: Any, num_features: int) -> bool:
     """
     sizes = suggested(Y.shape[1])
     weights = num_features * sizes["num_repetitions"] * sizes["num_buckets"]
-    seen = max(1, int((np.bincount(Y.indices) > 0).sum()))
+    seen = max(1, int((label_counts(Y) > 0).sum()))
     return bool(Y.shape[0] >= 10_000 and Y.nnz >= 32 * seen and weights <= 3e8)
 
 

@@ -454,7 +454,7 @@ class _Run:
     ) -> None:
         self.model = model
         self.X, self.Y, self.dev = X, Y, dev
-        self.label_counts = np.bincount(Y.indices, minlength=model.num_labels)
+        self.label_counts = metrics.label_counts(Y)
         if settings.tau is None:
             settings = replace(settings, tau=_suggested_tau(model, self.label_counts))
         self.settings = settings
@@ -536,7 +536,7 @@ class _Run:
         self.model.set_logit_adjustment(0)
         settings = replace(self.settings, tau=0.0)  # all of them are adjusted together
         if self.folder is not None and not self.resuming:
-            (self.folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
+            forget(self.folder)
         for first in range(0, R, together):
             last = min(first + together, R)
             if self.progress:

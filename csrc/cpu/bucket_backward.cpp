@@ -4,14 +4,16 @@
 #include <immintrin.h>
 #endif
 
+#include "numeric.h"
+
 namespace mach {
 namespace {
 
 constexpr int64_t kWidth = kTile<MACH_ISA>;
 
-// The hidden units of a tile: elementwise arithmetic, in one register (float64: in several).
+// The hidden units of a tile.
 template <class T>
-using Vector __attribute__((vector_size(kWidth * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+using Hidden = Vector<T, kWidth>;
 
 template <class T>
 inline bool is_negligible(T g, T limit) {
@@ -28,9 +30,9 @@ inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride
     using Mask = int32_t __attribute__((vector_size(kWidth * sizeof(int32_t))));
     const Mask low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const Mask high = low + 8;
-    Vector<T> a[kWidth], b[kWidth];
+    Hidden<T> a[kWidth], b[kWidth];
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kWidth; ++i) a[i] = *reinterpret_cast<const Vector<T>*>(in + i * in_stride);
+    for (int64_t i = 0; i < kWidth; ++i) a[i] = *reinterpret_cast<const Hidden<T>*>(in + i * in_stride);
 #pragma GCC unroll 4
     for (int stage = 0; stage < 4; ++stage) {
 #pragma GCC unroll 8
@@ -42,7 +44,7 @@ inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride
       for (int64_t i = 0; i < kWidth; ++i) a[i] = b[i];
     }
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kWidth; ++i) *reinterpret_cast<Vector<T>*>(out + i * out_stride) = a[i];
+    for (int64_t i = 0; i < kWidth; ++i) *reinterpret_cast<Hidden<T>*>(out + i * out_stride) = a[i];
     return;
   }
 #endif
@@ -78,9 +80,9 @@ inline int64_t kept_entries(const T* __restrict g, int64_t B, T limit, int32_t* 
 // added at the end: one alone would wait for its own additions.
 template <class T>
 inline void gather_sum(const T* value, const int32_t* index, const T* rows, int64_t begin, int64_t end,
-                       Vector<T>& sum) {
-  const auto* row = reinterpret_cast<const Vector<T>*>(rows);
-  Vector<T> s0 = {}, s1 = {}, s2 = {}, s3 = {};
+                       Hidden<T>& sum) {
+  const auto* row = reinterpret_cast<const Hidden<T>*>(rows);
+  Hidden<T> s0 = {}, s1 = {}, s2 = {}, s3 = {};
   int64_t e = begin;
   for (; e + 4 <= end; e += 4) {
     s0 += value[e] * row[index[e]];
@@ -149,13 +151,13 @@ template <class Isa, class T>
 void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* scratch, int64_t begin,
                      int64_t end) {
   T *hidden = scratch, *weight = scratch + p.N * kWidth;  // this tile's [N, kWidth], [B, kWidth]
-  auto* hidden_row = reinterpret_cast<Vector<T>*>(hidden);
-  auto* weight_row = reinterpret_cast<Vector<T>*>(weight);
+  auto* hidden_row = reinterpret_cast<Hidden<T>*>(hidden);
+  auto* weight_row = reinterpret_cast<Hidden<T>*>(weight);
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kWidth, width = p.H - first < kWidth ? p.H - first : kWidth;
     if (width < kWidth)
       for (int64_t i = 0; i < (p.N + p.B) * kWidth; ++i) scratch[i] = 0;
-    Vector<T> hidden_sum = {}, weight_sum = {};  // the rank-one matrix's part: row hidden, weight column
+    Hidden<T> hidden_sum = {}, weight_sum = {};  // the rank-one matrix's part: row hidden, weight column
     for (int64_t n = 0; n < p.N; ++n) {
       for (int64_t i = 0; i < width; ++i) hidden[n * kWidth + i] = p.hidden[n * p.hidden_stride + first + i];
       hidden_sum += s.row[n] * hidden_row[n];
@@ -166,7 +168,7 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
       for (int64_t i = b; i < b + count; ++i) weight_sum += s.column[i] * weight_row[i];
     }
     for (int64_t n = 0; n < p.N; ++n) {
-      Vector<T> sum = s.row[n] * weight_sum;
+      Hidden<T> sum = s.row[n] * weight_sum;
       gather_sum<T>(s.by_document, s.bucket, weight, s.document_offset[n], s.document_offset[n + 1], sum);
       T* out = p.grad_hidden + n * p.grad_hidden_stride + first;
       for (int64_t i = 0; i < width; ++i) out[i] += sum[i];
@@ -175,10 +177,10 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
       const int64_t count = p.B - b < kWidth ? p.B - b : kWidth;
       T block[kWidth * kWidth];
       for (int64_t i = 0; i < count; ++i) {
-        Vector<T> sum = s.column[b + i] * hidden_sum;
+        Hidden<T> sum = s.column[b + i] * hidden_sum;
         gather_sum<T>(s.by_bucket, s.document, hidden, s.bucket_offset[b + i], s.bucket_offset[b + i + 1],
                       sum);
-        reinterpret_cast<Vector<T>*>(block)[i] = sum;
+        reinterpret_cast<Hidden<T>*>(block)[i] = sum;
       }
       transpose(block, kWidth, p.grad_weight + first * p.B + b, p.B, count, width);
     }

@@ -1,5 +1,7 @@
 #include "bucket_svm.h"
 
+#include "numeric.h"
+
 namespace mach {
 namespace {
 
@@ -22,40 +24,38 @@ inline void shuffle(int32_t* order, int64_t count, uint64_t& state) {
   }
 }
 
-// The tile's kSvmTile numbers at once. (GCC does not make vectors of these loops by itself.)
+// The tile's buckets. (GCC does not make vectors of these loops by itself.)
 template <class T>
-struct Vectors {
-  typedef T Lanes __attribute__((vector_size(kSvmTile * sizeof(T))));
-};
+using Lanes = Vector<T, kSvmTile>;
 
-// z = sum_f x_f w[f]. Four sums, for one would wait for its own additions.
-template <class T, class Lanes>
-inline void scores(const BucketSvm<T>& p, const Lanes* w, int64_t n, Lanes& z) {
-  Lanes sum[4] = {};
+// z [kSvmTile] = sum_f x_f w[f]. Four sums, for one would wait for its own additions.
+template <class T>
+inline void scores(const BucketSvm<T>& p, const T* w, int64_t n, T* z) {
+  const auto* row = reinterpret_cast<const Lanes<T>*>(w);
+  Lanes<T> sum[4] = {};
   const int64_t end = p.indptr[n + 1];
   int64_t e = p.indptr[n];
   for (; e + 4 <= end; e += 4) {
     // What lies behind the document's end is the next one's: needed soon, too.
     for (int64_t u = e + kAhead; u < e + kAhead + 4; ++u)
-      if (u < p.indptr[p.N]) __builtin_prefetch(w + p.indices[u]);
-    sum[0] += p.values[e] * w[p.indices[e]];
-    sum[1] += p.values[e + 1] * w[p.indices[e + 1]];
-    sum[2] += p.values[e + 2] * w[p.indices[e + 2]];
-    sum[3] += p.values[e + 3] * w[p.indices[e + 3]];
+      if (u < p.indptr[p.N]) __builtin_prefetch(row + p.indices[u]);
+    sum[0] += p.values[e] * row[p.indices[e]];
+    sum[1] += p.values[e + 1] * row[p.indices[e + 1]];
+    sum[2] += p.values[e + 2] * row[p.indices[e + 2]];
+    sum[3] += p.values[e + 3] * row[p.indices[e + 3]];
   }
-  for (; e < end; ++e) sum[0] += p.values[e] * w[p.indices[e]];
-  z = (sum[0] + sum[1]) + (sum[2] + sum[3]) + w[p.D];
+  for (; e < end; ++e) sum[0] += p.values[e] * row[p.indices[e]];
+  *reinterpret_cast<Lanes<T>*>(z) = (sum[0] + sum[1]) + (sum[2] + sum[3]) + row[p.D];
 }
 
 }  // namespace
 
 template <class Isa, class T>
 int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
-  using Lanes = typename Vectors<T>::Lanes;
   constexpr T kInfinity = __builtin_inff();
   const T diagonal = T(0.5) / p.C;
-  Lanes* const w = reinterpret_cast<Lanes*>(s.w);
-  alignas(Lanes) T highest[kSvmTile], lowest[kSvmTile], limit[kSvmTile], z[kSvmTile], step[kSvmTile];
+  auto* const w = reinterpret_cast<Lanes<T>*>(s.w);
+  alignas(64) T highest[kSvmTile], lowest[kSvmTile], limit[kSvmTile], z[kSvmTile], step[kSvmTile];
   for (T& each : limit) each = kInfinity;
   for (int64_t n = 0; n < p.N; ++n) s.order[n] = static_cast<int32_t>(n);
   uint64_t random = 0;
@@ -68,15 +68,15 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
       T* const alpha = s.alpha + n * kSvmTile;
       const uint32_t positives = s.positives[n];
       const T inverse = T(1) / (p.squares[n] + diagonal);
-      scores(p, w, n, reinterpret_cast<Lanes&>(z));
+      scores(p, s.w, n, z);
       bool moved = false, idle = true;
       for (int64_t j = 0; j < kSvmTile; ++j) {
         const T y = ((positives >> j) & 1u) ? T(1) : T(-1);
         const bool used = (s.used >> j) & 1u;
         const T gradient = y * z[j] - T(1) + alpha[j] * diagonal;
-        const bool at_bound = alpha[j] == T(0);
+        const bool free = alpha[j] != T(0);
         // The projected gradient: at 0, alpha can only grow.
-        const T projected = used & ((alpha[j] != T(0)) | (gradient < T(0))) ? gradient : T(0);
+        const T projected = used & (free | (gradient < T(0))) ? gradient : T(0);
         const T target = alpha[j] - projected * inverse;
         const T changed = target > T(0) ? target : T(0);
         step[j] = (changed - alpha[j]) * y;
@@ -84,7 +84,7 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
         lowest[j] = projected < lowest[j] ? projected : lowest[j];
         highest[j] = projected > highest[j] ? projected : highest[j];
         moved |= step[j] != T(0);
-        idle &= (used ? at_bound & (gradient > limit[j]) : true);
+        idle &= !(used & (free | !(gradient > limit[j])));
       }
       if (idle) {
         s.order[i] = s.order[--active];
@@ -93,7 +93,7 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
       }
       ++i;
       if (!moved) continue;
-      const Lanes by = reinterpret_cast<const Lanes&>(step);
+      const Lanes<T> by = reinterpret_cast<const Lanes<T>&>(step);
       for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; ++e) w[p.indices[e]] += p.values[e] * by;
       w[p.D] += by;
     }

@@ -31,6 +31,12 @@ struct fp16 {
   uint16_t bits;
 };
 
+#ifndef __CUDACC__
+// kWidth neighbours in memory as one value: elementwise arithmetic, in one register or in several.
+template <class T, int64_t kWidth>
+using Vector __attribute__((vector_size(kWidth * sizeof(T)), aligned(sizeof(T)), may_alias)) = T;
+#endif
+
 // Dot product in a fixed order: lane i sums the elements i, i+16, ...; then the lanes are summed 0 ... 15.
 // 16 lanes are one AVX-512 or two AVX2 registers, so every ISA can vectorise it and returns the same bits.
 template <class Isa, class T, class W>

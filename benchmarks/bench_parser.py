@@ -6,7 +6,7 @@ import pytest
 from conftest import Floor, Part, Target
 
 from mach_ext import _C
-from mach_ext.data.formats import read_bytes
+from mach_ext.data.files import read_bytes
 
 
 @pytest.fixture(scope="module")

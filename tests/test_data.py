@@ -42,7 +42,8 @@ from mach_ext.data import (
     write_npz,
     write_xmc,
 )
-from mach_ext.data.formats import atomic_write, label_matrix, new_folder, read_lines, read_names
+from mach_ext.data.files import atomic_write, new_folder, read_bytes
+from mach_ext.data.formats import label_matrix, read_lines, read_names
 
 XMC = "2 3 4\n1,3 0:1 2:0.5\n 1:2\n"
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
@@ -200,7 +201,7 @@ def test_atomic_write(tmp_path, suffix):
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
-    assert data.formats.read_bytes(path) == b"old"
+    assert read_bytes(path) == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -971,7 +972,7 @@ def test_batches_are_reproducible_and_can_start_anywhere():
 # ------------------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.parametrize("name", ["formats", "registry", "text", "batching"])
+@pytest.mark.parametrize("name", ["files", "folders", "formats", "matrices", "registry", "text", "batching"])
 def test_docstring_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(f"mach_ext.data.{name}"))
@@ -991,7 +992,7 @@ def test_eurlex57k_same_as_scikit_learn(shared_data):
 
     path = shared_data / "eurlex57k" / "dev.txt.xz"
     one, two = read_xmc(path, num_threads=1), read_xmc(path, num_threads=2)
-    text = data.formats.read_bytes(path)
+    text = read_bytes(path)
     body = io.BytesIO(text[text.index(b"\n") + 1 :])
     X, labels = load_svmlight_file(body, n_features=56758, multilabel=True, zero_based=True, dtype=np.float32)
     for split in (one, two):

@@ -4,29 +4,23 @@
 """
 
 from .batching import Batch, iter_batches, iter_on_device
+from .dataset import Dataset, Split
+from .files import atomic_path, atomic_write, write_json
+from .folders import read_folder, write_folder
 from .formats import (
-    Dataset,
-    Split,
-    atomic_path,
-    atomic_write,
-    check_csr,
-    check_labels,
     iter_jsonl,
     iter_xmc,
     label_matrix,
-    read_folder,
     read_jsonl,
     read_matrix,
     read_names,
     read_npz,
     read_svmlight,
     read_xmc,
-    row_lengths,
-    write_folder,
-    write_json,
     write_npz,
     write_xmc,
 )
+from .matrices import check_csr, check_labels, row_lengths
 from .registry import NAMES, data_home, download, fetch, load
 from .text import Vectorizer
 

@@ -1,15 +1,4 @@
-"""Data files: what is read and written, and how a folder of them makes a dataset.
-
-| format | files of a folder (each also .gz, .xz or .bz2) | says |
-|---|---|---|
-| XMC text | ``train.txt`` | ``N D L`` line, then ``l1,l2 idx:value ...`` lines, 0-based |
-| svmlight | ``train.svm`` (``.svmlight``, ``.libsvm``) | the same without header; 0- or 1-based |
-| SciPy npz | ``X.trn.npz`` + ``Y.trn.npz`` (the PECOS layout) | two CSR matrices |
-| JSON lines | ``train.jsonl`` | ``{"text": "...", "labels": ["name", ...]}`` a line |
-
-``dev`` and ``test`` (``dev``/``tst`` in npz names) go beside ``train``. Optional: ``labels.txt`` and
-``features.txt``, one name a line in id order (``name`` or ``id TAB name``); for npz also the texts,
-``X.trn.txt``; ``vectorizer.json`` (see :class:`mach_ext.data.Vectorizer`).
+"""Readers and writers of single files: XMC text, svmlight, SciPy npz, JSON lines, lists of names.
 
 Everything is checked here, in full and once: what a reader returns has sorted, unique indices and finite
 values. A file that breaks a rule raises ValueError with its name, the line, the rule and what came.
@@ -17,293 +6,21 @@ values. A file that breaks a rule raises ValueError with its name, the line, the
 
 from __future__ import annotations
 
-import bz2
-import contextlib
-import gzip
 import io
 import json
-import lzma
-import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _C
-from .text import Vectorizer
-
-PathLike: TypeAlias = "str | os.PathLike[str]"
-Csr: TypeAlias = "sparse.csr_matrix"
-
-_COMPRESSIONS: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
-_SVMLIGHT = (".svm", ".svmlight", ".libsvm")
-_NPZ_NAMES = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "test")}
-_MAX_DIMENSION = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Split:
-    """Documents and their labels.
-
-    Attributes:
-        X: features [N, D], CSR float32, indices sorted and unique.
-        Y: labels [N, L], CSR float32, 1 where a label holds.
-        texts: the N raw texts, where the source has them.
-    """
-
-    X: Csr
-    Y: Csr
-    texts: Sequence[str] | None = None
-
-    def __len__(self) -> int:
-        return int(self.X.shape[0])
-
-    def take(self, rows: NDArray[np.integer[Any]]) -> Split:
-        """The documents of these row numbers, in this order."""
-        texts = None if self.texts is None else [self.texts[row] for row in rows]
-        return Split(self.X[rows], self.Y[rows], texts)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What :func:`mach_ext.data.load` returns.
-
-    Attributes:
-        name: the dataset's name, or its folder's.
-        path: the folder it was read from.
-        train, dev, test: the splits; dev and test may be missing.
-        label_names: name of each label, or None.
-        feature_names: name of each feature, or None.
-        vectorizer: turns raw text into rows of X, or None.
-        dev_rule: where ``dev`` came from, in words.
-    """
-
-    name: str
-    path: Path
-    train: Split
-    dev: Split | None = None
-    test: Split | None = None
-    label_names: Sequence[str] | None = None
-    feature_names: Sequence[str] | None = None
-    vectorizer: Vectorizer | None = None
-    dev_rule: str = "none"
-
-    @property
-    def num_features(self) -> int:
-        """D."""
-        return int(self.train.X.shape[1])
-
-    @property
-    def num_labels(self) -> int:
-        """L."""
-        return int(self.train.Y.shape[1])
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        """The splits there are, by name."""
-        named = {"train": self.train, "dev": self.dev, "test": self.test}
-        return {name: split for name, split in named.items() if split is not None}
-
-    def info(self) -> dict[str, Any]:
-        """Counts of everything, ready for JSON."""
-        return {
-            "name": self.name,
-            "path": str(self.path),
-            "num_features": self.num_features,
-            "num_labels": self.num_labels,
-            "num_labels_in_train": int(np.unique(self.train.Y.indices).size),
-            "label_names": self.label_names is not None,
-            "feature_names": self.feature_names is not None,
-            "raw_text_in": self.vectorizer is not None,
-            "dev_rule": self.dev_rule,
-            "splits": {
-                name: {
-                    "documents": len(split),
-                    "labels_per_document": split.Y.nnz / max(1, len(split)),
-                    "nonzeros_per_document": split.X.nnz / max(1, len(split)),
-                    "without_labels": int((np.diff(split.Y.indptr) == 0).sum()),
-                    "without_features": int((np.diff(split.X.indptr) == 0).sum()),
-                }
-                for name, split in self.splits.items()
-            },
-        }
-
-
-# ------------------------------------------------------------------------------------------- matrices
-
-
-def check_csr(matrix: Any, name: str = "X") -> Csr:
-    """Checks a SciPy sparse matrix in full; returns it as canonical float32 CSR.
-
-    Canonical: indices of a row sorted and unique, duplicates summed. The argument is not modified; memory is
-    shared where nothing had to change.
-
-    Args:
-        matrix: any SciPy sparse matrix or array, [rows, columns], of real numbers.
-        name: how messages call it.
-
-    Raises:
-        TypeError: not a sparse matrix, or not of real numbers.
-        ValueError: broken structure, NaN, infinity, or a value beyond float32.
-
-    Example:
-        >>> from scipy import sparse
-        >>> from mach_ext.data import check_csr
-        >>> check_csr(sparse.coo_matrix(([1.0, 2.0], ([0, 0], [3, 3])), shape=(1, 4))).toarray()
-        array([[0., 0., 0., 3.]], dtype=float32)
-    """
-    if not sparse.issparse(matrix):
-        raise TypeError(f"{name}: must be a SciPy sparse matrix, got {type(matrix).__name__}")
-    if matrix.ndim != 2:
-        raise ValueError(f"{name}: must have two dimensions, got shape {matrix.shape}")
-    if matrix.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: must hold real numbers, got dtype {matrix.dtype}")
-    if max(matrix.shape) > _MAX_DIMENSION:
-        raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
-    if hasattr(matrix, "check_format"):  # the compressed formats; nothing may be converted before this
-        try:
-            matrix.check_format(full_check=True)
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values"
-            ) from None
-    csr = sparse.csr_matrix(matrix)
-    if not csr.has_canonical_format:
-        csr = csr.astype(np.float64)  # a copy; sums are rounded once
-        csr.sum_duplicates()
-    with np.errstate(over="ignore"):
-        csr = csr.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(csr.data))
-    if bad.size:
-        row = int(np.searchsorted(csr.indptr, bad[0], side="right")) - 1
-        raise ValueError(
-            f"{name}, row {row}: values must be finite and fit float32, got {csr.data[bad[0]]} in column "
-            f"{csr.indices[bad[0]]}"
-        )
-    return csr
-
-
-def row_lengths(X: Csr) -> NDArray[np.float64]:
-    """Euclidean lengths of the rows [N] of a canonical CSR matrix; float64, 2^16 rows at a time."""
-    parts = [np.zeros(0)]
-    for start in range(0, X.shape[0], 1 << 16):
-        part = X[start : start + (1 << 16)].astype(np.float64)
-        part.data **= 2
-        parts.append(np.sqrt(np.asarray(part.sum(1)).ravel()))
-    return np.concatenate(parts)
-
-
-def check_labels(matrix: Any, name: str = "Y") -> Csr:
-    """The same for labels: every stored non-zero becomes a 1, stored zeros go."""
-    csr = check_csr(matrix, name)
-    if csr.nnz and csr.data.min() < 0:
-        raise ValueError(f"{name}: labels must not be negative numbers, got {csr.data.min()}")
-    if not (csr.data == 1).all():
-        csr = csr.copy()
-        csr.eliminate_zeros()
-        csr.data[:] = 1
-    return csr
-
-
-def _check_rows(X: Csr, Y: Csr, X_name: PathLike, Y_name: PathLike) -> None:
-    if X.shape[0] != Y.shape[0]:
-        raise ValueError(
-            f"{X_name} and {Y_name}: must have as many rows, got {X.shape[0]} and {Y.shape[0]} documents"
-        )
-
-
-# ------------------------------------------------------------------------------------------- bytes
-
-
-@contextlib.contextmanager
-def _naming(path: PathLike) -> Iterator[None]:
-    """Turns a decompressor's complaint into a ValueError that names the file."""
-    try:
-        yield
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # no such file, no permission, disk error
-        kind = Path(path).suffix
-        raise ValueError(f"{path}: the {kind} file must be whole and undamaged, got: {error}") from None
-
-
-def open_read(path: PathLike) -> BinaryIO:
-    """Opens a file for reading bytes, decompressed by its suffix."""
-    module = _COMPRESSIONS.get(Path(path).suffix)
-    return cast(BinaryIO, open(path, "rb") if module is None else module.open(path, "rb"))
-
-
-def read_bytes(path: PathLike) -> bytes:
-    """The whole file, decompressed by its suffix.
-
-    Raises:
-        ValueError: a compressed file is truncated or damaged.
-    """
-    with _naming(path), open_read(path) as file:
-        return file.read()
-
-
-@contextlib.contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
-    """A temporary name to write to; the file then appears under ``path``, whole or not at all.
-
-    Example:
-        >>> from mach_ext.data import atomic_path
-        >>> with atomic_path("greeting.txt") as temporary:
-        ...     _ = temporary.write_text("hello")
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # whatever the writer gave it
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
-    """Opens a file for writing bytes, compressed by its suffix; it appears whole or not at all.
-
-    Example:
-        >>> from mach_ext.data import atomic_write
-        >>> with atomic_write("greeting.txt.gz") as file:
-        ...     _ = file.write(b"hello")
-    """
-    module = _COMPRESSIONS.get(Path(path).suffix)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        if module is None:
-            yield file
-        else:
-            with module.open(file, "wb") as compressed:
-                yield compressed
-
-
-def write_json(path: PathLike, record: Any) -> None:
-    """Writes JSON, atomically; NaN, which JSON has not, as null."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(_without_nan(record), indent=2, allow_nan=False).encode() + b"\n")
-
-
-def _without_nan(record: Any) -> Any:
-    if isinstance(record, dict):
-        return {key: _without_nan(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [_without_nan(value) for value in record]
-    return None if isinstance(record, float) and record != record else record
-
+from .dataset import Split
+from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
+from .matrices import Csr, check_csr, check_labels, check_rows
 
 # ------------------------------------------------------------------------------------------- XMC text
 
@@ -356,7 +73,7 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
         ValueError: as :func:`read_xmc`, once the bad line is reached.
     """
     lines = documents = 0
-    with _naming(path), open_read(path) as file:
+    with naming(path), open_read(path) as file:
         promised, features, labels = _C.parse_header(file.readline(), str(path))
         while block := file.read(block_bytes):
             block += file.readline()
@@ -391,7 +108,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
         3
     """
     X, Y = check_csr(X, "X"), check_labels(Y, "Y")
-    _check_rows(X, Y, "X", "Y")
+    check_rows(X, Y, "X", "Y")
     features, labels = X.indices.astype(np.int32, copy=False), Y.indices.astype(np.int32, copy=False)
     with atomic_write(path) as file:
         file.write(f"{X.shape[0]} {X.shape[1]} {Y.shape[1]}\n".encode())
@@ -446,7 +163,7 @@ def read_svmlight(
 
 
 def _load_npz(path: PathLike) -> Any:
-    compressed = Path(path).suffix in _COMPRESSIONS  # a zip file is read from its end: unpack all of it first
+    compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
     try:
         with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
             return sparse.load_npz(file)
@@ -472,7 +189,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     """
     X = read_matrix(X_path)
     Y = check_labels(_load_npz(Y_path), str(Y_path))
-    _check_rows(X, Y, X_path, Y_path)
+    check_rows(X, Y, X_path, Y_path)
     return Split(X, Y)
 
 
@@ -548,7 +265,7 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
             f"{path}, line {number}: {rule}, got {shown[:60]}{'...' if len(shown) > 60 else ''}"
         )
 
-    with _naming(path), open_read(path) as file:
+    with naming(path), open_read(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -600,194 +317,3 @@ def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: 
     indptr = np.cumsum([0, *map(len, rows)])
     indices = np.fromiter((i for row in rows for i in row), np.int32, count=int(indptr[-1]))
     return sparse.csr_matrix((np.ones(indices.size, np.float32), indices, indptr), (len(rows), len(names)))
-
-
-# ------------------------------------------------------------------------------------------- folders
-
-
-def _find(folder: Path, *names: str) -> Path | None:
-    """The one file of these names, plain or compressed."""
-    found = [folder / (name + end) for name in names for end in ("", *_COMPRESSIONS)]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{folder}: must have one of these, got {', '.join(path.name for path in found)}")
-    return found[0] if found else None
-
-
-def _find_npz(folder: Path, letter: str, split: str) -> Path | None:
-    names = [f"{letter}.{name}.npz" for name in _NPZ_NAMES[split]]
-    return _find(folder, *names) or _find(folder / "tfidf-attnxml", *names)
-
-
-def read_folder(folder: PathLike, *, name: str | None = None, num_threads: int = 0) -> Dataset:
-    """Reads a folder as described at the top of this module; ``dev`` and ``test`` may be missing.
-
-    JSON lines become features through a :class:`Vectorizer` fitted on train; their labels are those of
-    ``labels.txt``, else all that occur, sorted.
-
-    Args:
-        folder: the folder.
-        name: the dataset's name; default: the folder's.
-        num_threads: as in :func:`read_xmc`.
-
-    Raises:
-        FileNotFoundError: no train file.
-        ValueError: files of two formats, sizes that disagree, or a bad file.
-    """
-    folder = Path(folder)
-    found: dict[str, dict[str, Path]] = {}
-    for split in _NPZ_NAMES:
-        for kind, path in {
-            "npz": _find_npz(folder, "X", split),
-            "xmc": _find(folder, f"{split}.txt"),
-            "svmlight": _find(folder, *(split + suffix for suffix in _SVMLIGHT)),
-            "jsonl": _find(folder, f"{split}.jsonl"),
-        }.items():
-            if path is not None:
-                found.setdefault(kind, {})[split] = path
-    found = {kind: files for kind, files in found.items() if "train" in files}
-    if not found:
-        there = sorted(path.name for path in folder.iterdir())[:20]
-        raise FileNotFoundError(
-            f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, or X.trn.npz with Y.trn.npz, also "
-            f"as .gz, .xz or .bz2, got {there}"
-        )
-    if len(found) > 1:
-        raise ValueError(f"{folder}: train must be there in one format, got {', '.join(sorted(found))}")
-    (kind, files), *_ = found.items()
-    vectorizer, label_names = None, None
-    if (path := _find(folder, "vectorizer.json")) is not None:
-        vectorizer = Vectorizer.from_json(read_bytes(path), source=str(path))
-    labels_path = _find(folder, "labels.txt", "output-items.txt")
-
-    splits: dict[str, Split] = {}
-    if kind == "xmc":
-        splits = {split: read_xmc(path, num_threads=num_threads) for split, path in files.items()}
-    elif kind == "svmlight":
-        read = read_svmlight(list(files.values()), num_threads=num_threads)
-        splits = dict(zip(files, read, strict=True))
-    elif kind == "npz":
-        for split, path in files.items():
-            Y_path = _find_npz(folder, "Y", split)
-            if Y_path is None:
-                raise FileNotFoundError(f"{folder}: {path.name} must come with Y.{_NPZ_NAMES[split][0]}.npz")
-            splits[split] = read_npz(path, Y_path)
-            text_path = _find(folder, *(f"X.{part}.txt" for part in _NPZ_NAMES[split]))
-            if text_path is not None:
-                texts = read_lines(text_path)
-                if len(texts) != len(splits[split]):
-                    rule = f"{text_path}: must have {len(splits[split])} lines, one a document"
-                    raise ValueError(f"{rule}, got {len(texts)}")
-                splits[split] = Split(splits[split].X, splits[split].Y, texts)
-    else:
-        documents = {split: read_jsonl(path) for split, path in files.items()}
-        if labels_path is not None:
-            label_names = read_names(labels_path)
-        else:
-            label_names = sorted({x for _, rows in documents.values() for names in rows for x in names})
-        vectorizer = vectorizer or Vectorizer.fit(documents["train"][0])
-        for split, (texts, labels) in documents.items():
-            Y = label_matrix(labels, label_names, files[split])
-            splits[split] = Split(vectorizer.transform(texts), Y, texts)
-
-    D, L = splits["train"].X.shape[1], splits["train"].Y.shape[1]
-    for split, data in splits.items():
-        if (data.X.shape[1], data.Y.shape[1]) != (D, L):
-            raise ValueError(
-                f"{files[split]}: D and L must be those of train, {D} and {L}, got {data.X.shape[1]} and "
-                f"{data.Y.shape[1]}"
-            )
-    if label_names is None and labels_path is not None:
-        label_names = read_names(labels_path, L)
-    features_path = _find(folder, "features.txt")
-    if features_path is not None:
-        feature_names: Sequence[str] | None = read_names(features_path, D)
-    else:
-        feature_names = vectorizer.vocabulary if vectorizer else None
-    if vectorizer and len(vectorizer.vocabulary) != D:
-        raise ValueError(
-            f"{folder / 'vectorizer.json'}: must have D = {D} words, got {len(vectorizer.vocabulary)}"
-        )
-    dev_rule = f"the file {files['dev'].name}" if "dev" in files else "none"
-    return Dataset(
-        name=name or folder.resolve().name,
-        path=folder,
-        label_names=label_names,
-        feature_names=feature_names,
-        vectorizer=vectorizer,
-        dev_rule=dev_rule,
-        **splits,
-    )
-
-
-def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", compression: str = "") -> None:
-    """Writes a dataset as a folder that :func:`read_folder` reads; the folder appears whole or not at all.
-
-    Args:
-        folder: the folder to create; it must not exist.
-        dataset: what to write. A ``dev`` that was held out of train is written as a file of its own.
-        format: "npz" (with the texts, each on one line) or "xmc"; both keep every value exactly.
-        compression: for "xmc": "", ".gz", ".xz" or ".bz2".
-
-    Raises:
-        FileExistsError: the folder exists.
-        ValueError: unknown format or compression.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from scipy import sparse
-        >>> from mach_ext.data import Dataset, Split, read_folder, write_folder
-        >>> folder = Path(tempfile.mkdtemp()) / "eye"
-        >>> write_folder(folder, Dataset("eye", folder, train=Split(sparse.eye(4), sparse.eye(4))))
-        >>> read_folder(folder).num_labels
-        4
-    """
-    folder = Path(folder)
-    if format not in ("npz", "xmc"):
-        raise ValueError(f"write_folder: format must be npz or xmc, got {format!r}")
-    if compression not in ("", *_COMPRESSIONS):
-        raise ValueError(
-            f"write_folder: compression must be one of {list(_COMPRESSIONS)}, got {compression!r}"
-        )
-    if folder.exists():
-        raise FileExistsError(f"{folder}: must not exist yet")
-    with new_folder(folder) as temporary:
-        for split, data in dataset.splits.items():
-            if format == "xmc":
-                write_xmc(temporary / f"{split}.txt{compression}", data.X, data.Y)
-                continue
-            part = _NPZ_NAMES[split][0]
-            write_npz(temporary / f"X.{part}.npz", data.X)
-            write_npz(temporary / f"Y.{part}.npz", data.Y)
-            if data.texts is not None:
-                _write_lines(temporary / f"X.{part}.txt", data.texts)
-        if dataset.label_names is not None:
-            _write_lines(temporary / "labels.txt", dataset.label_names)
-        if dataset.feature_names is not None:
-            _write_lines(temporary / "features.txt", dataset.feature_names)
-        if dataset.vectorizer is not None:
-            (temporary / "vectorizer.json").write_text(dataset.vectorizer.to_json(), encoding="utf-8")
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(" ".join(line.split()) + "\n" for line in lines), encoding="utf-8", newline="\n")
-
-
-@contextlib.contextmanager
-def new_folder(folder: PathLike) -> Iterator[Path]:
-    """A temporary folder that takes this name when all went well and vanishes otherwise.
-
-    Where another process was faster, its folder stays and this one's is dropped.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        with contextlib.suppress(FileExistsError):
-            if not folder.exists():
-                temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

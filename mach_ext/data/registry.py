@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import Dataset, PathLike, new_folder, read_folder
+from .dataset import Dataset
+from .files import PathLike, new_folder
+from .folders import read_folder
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
 

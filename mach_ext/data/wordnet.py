@@ -21,7 +21,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .formats import Dataset, PathLike, Split, label_matrix, new_folder, write_folder
+from .dataset import Dataset, Split
+from .files import PathLike, new_folder
+from .folders import write_folder
+from .formats import label_matrix
 from .registry import data_home, download, extract
 from .text import Vectorizer
 

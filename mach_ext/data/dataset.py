@@ -1,0 +1,102 @@
+"""What a dataset is in memory: splits of documents with their labels, and the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .matrices import Csr
+from .text import Vectorizer
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents and their labels.
+
+    Attributes:
+        X: features [N, D], CSR float32, indices sorted and unique.
+        Y: labels [N, L], CSR float32, 1 where a label holds.
+        texts: the N raw texts, where the source has them.
+    """
+
+    X: Csr
+    Y: Csr
+    texts: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return int(self.X.shape[0])
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> Split:
+        """The documents of these row numbers, in this order."""
+        texts = None if self.texts is None else [self.texts[row] for row in rows]
+        return Split(self.X[rows], self.Y[rows], texts)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What :func:`mach_ext.data.load` returns.
+
+    Attributes:
+        name: the dataset's name, or its folder's.
+        path: the folder it was read from.
+        train, dev, test: the splits; dev and test may be missing.
+        label_names: name of each label, or None.
+        feature_names: name of each feature, or None.
+        vectorizer: turns raw text into rows of X, or None.
+        dev_rule: where ``dev`` came from, in words.
+    """
+
+    name: str
+    path: Path
+    train: Split
+    dev: Split | None = None
+    test: Split | None = None
+    label_names: Sequence[str] | None = None
+    feature_names: Sequence[str] | None = None
+    vectorizer: Vectorizer | None = None
+    dev_rule: str = "none"
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return int(self.train.X.shape[1])
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return int(self.train.Y.shape[1])
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        named = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def info(self) -> dict[str, Any]:
+        """Counts of everything, ready for JSON."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "num_features": self.num_features,
+            "num_labels": self.num_labels,
+            "num_labels_in_train": int(np.unique(self.train.Y.indices).size),
+            "label_names": self.label_names is not None,
+            "feature_names": self.feature_names is not None,
+            "raw_text_in": self.vectorizer is not None,
+            "dev_rule": self.dev_rule,
+            "splits": {
+                name: {
+                    "documents": len(split),
+                    "labels_per_document": split.Y.nnz / max(1, len(split)),
+                    "nonzeros_per_document": split.X.nnz / max(1, len(split)),
+                    "without_labels": int((np.diff(split.Y.indptr) == 0).sum()),
+                    "without_features": int((np.diff(split.X.indptr) == 0).sum()),
+                }
+                for name, split in self.splits.items()
+            },
+        }

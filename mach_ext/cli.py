@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import json
+import math
 import os
-import platform
 import sys
 import time
 import warnings
@@ -21,13 +20,10 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import attack, certify, data, explain, metrics, nn, report, svm, training
+from mach_ext import attack, certify, data, explain, nn, report, runs, svm, training
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
-KS = (1, 3, 5)
-RECALL_KS = (10, 50)
-CANDIDATES = 200  # labels that neighbours re-rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,6 +159,38 @@ def _model_path(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _reader_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--svmlight-base", type=int, choices=(0, 1), default=None,
+        help="number of the first feature in svmlight files (what the model keeps; in training 1 where no "
+        "file has a feature 0)",
+    )  # fmt: skip
+
+
+def _propensity_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--propensity", type=_propensity, default=None, metavar="A,B",
+        help="constants of PSP (by the dataset's name: 0.6,2.6 for Amazon's, 0.5,0.4 for Wikipedia's, else "
+        "0.55,1.5)",
+    )  # fmt: skip
+
+
+def _propensity(text: str) -> tuple[float, float]:
+    try:
+        A, B = (float(part) for part in text.split(","))
+    except ValueError:
+        A, B = math.nan, math.nan
+    if not (0 <= A < math.inf and 0 < B < math.inf):
+        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {text!r}")
+    return A, B
+
+
+def _overwrite_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", default=False, help="replace the model that is in the folder"
+    )
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="a name (wordnet, wiki10, ...) or a folder")
     parser.add_argument(
@@ -172,6 +200,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="without a dev split, train on all of train instead of holding a tenth out for validation",
     )
     parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
+    _overwrite_option(parser)
+    _reader_options(parser)
+    _propensity_option(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--hash-functions", type=_positive, default=None, metavar="R", help="repetitions (8)")
     model.add_argument(
@@ -233,9 +264,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
     parser.add_argument(
         "--neighbors", action="store_true", default=False,
-        help=f"re-rank the best {CANDIDATES} labels by those of the nearest documents of train "
+        help=f"re-rank the best {runs.CANDIDATES} labels by those of the nearest documents of train "
         "(models that rank by mean_logit)",
     )  # fmt: skip
+    _reader_options(parser)
+    _propensity_option(parser)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -248,9 +281,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--split", choices=("train", "dev", "test"), default=None, help="of the run's dataset"
     )
-    parser.add_argument(
-        "--svmlight-base", type=int, choices=(0, 1), default=None, help="first feature of an .svm file"
-    )
+    _reader_options(parser)
     parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="(tsv)")
 
@@ -273,6 +304,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-steps", type=_positive, default=None, help="of gausslegendre (as it needs)")
     parser.add_argument("--show", type=_positive, default=10, metavar="N", help="features a label (10)")
     parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="also as one HTML page")
+    _reader_options(parser)
 
 
 def _add_attack(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +342,8 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
         help="also: the part of P@k that no change of this threat model can take away",
     )  # fmt: skip
     parser.add_argument("--report", type=Path, default=None, metavar="FILE", help="one HTML page")
+    _reader_options(parser)
+    _propensity_option(parser)
 
 
 def _numbers(text: str) -> list[float]:
@@ -334,6 +368,9 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("train", "dev", "test", "none"), default="test", help="asked of both (test)"
     )
+    _overwrite_option(parser)
+    _reader_options(parser)
+    _propensity_option(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -353,6 +390,8 @@ def _add_data(commands: Any, common: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text, description=text, parents=[common])
         action.set_defaults(run=run)
         action.add_argument("--dataset", required=name != "info", default=None, help="a name or a folder")
+        if name != "fetch":
+            _reader_options(action)
         if name == "convert":
             action.add_argument("--format", choices=("npz", "xmc"), default="npz", help="(npz)")
             action.add_argument(
@@ -369,9 +408,11 @@ def train(args: Any) -> None:
         raise ValueError(f"--svm takes no {', '.join(for_fit)}")
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
-        dataset = data.load(args.dataset, holdout=not args.no_holdout, num_threads=args.threads or 0)
+        dataset = _load(args, holdout=not args.no_holdout)
     folder = args.output or RUNS / dataset.name
-    _say(f"dataset {dataset.name}: {_sizes(dataset)}")
+    _say(f"dataset {dataset.name} from {dataset.path}: {_sizes(dataset)}")
+    if not (args.overwrite or args.resume):
+        runs.refuse_to_replace(folder)
     if args.svm is None and not for_fit and args.hidden_size is None and args.device == "cpu":
         args.svm = svm.worthwhile(dataset.train.Y, dataset.num_features)
         if args.svm:
@@ -380,14 +421,14 @@ def train(args: Any) -> None:
         raise ValueError("--C is of support vector machines, see --svm")
     model = _new_model(dataset, args).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
-    model.attachments = _attachments(dataset, args)
+    model.attachments = runs.attachments(dataset, holdout=not args.no_holdout, propensity=args.propensity)
     with _timed(seconds, "train"):
         record = _solve(model, dataset, folder, args) if args.svm else _fit(model, dataset, folder, args)
     results: dict[str, Any] = {}
     with _timed(seconds, "evaluate"):
         for name in ("dev", "test"):
             if name in dataset.splits:
-                results[name] = _evaluate_split(model, dataset, name)
+                results[name] = runs.evaluate(model, dataset, name)
     if record.best_epoch is not None:
         _say(f"best epoch {record.best_epoch} of {record.epoch}")
     seconds["fit"] = record.seconds  # with what was done before a resume
@@ -460,30 +501,6 @@ def _fit(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> trai
     )
 
 
-def _attachments(dataset: data.Dataset, args: Any) -> dict[str, bytes]:
-    """What later commands need, kept with the model: the dataset, label names, the vectoriser of raw text."""
-    registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
-    run = {
-        "dataset": dataset.name if registered else str(dataset.path.absolute()),
-        "name": dataset.name,
-        "holdout": not args.no_holdout,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "mach_ext": mach_ext.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    files = {"run.json": json.dumps(run, indent=2)}
-    if dataset.label_names is not None:
-        files["labels.json"] = json.dumps(list(dataset.label_names))
-    if dataset.vectorizer is not None:
-        files["vectorizer.json"] = dataset.vectorizer.to_json()
-    elif dataset.feature_names is not None:
-        files["features.json"] = json.dumps(list(dataset.feature_names))
-    return {name: content.encode() for name, content in files.items()}
-
-
 # -------------------------------------------------------------------------------------------- evaluate
 
 
@@ -492,7 +509,7 @@ def evaluate(args: Any) -> None:
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         model = nn.load(folder, args.device)
-        dataset = _run_dataset(model, folder, args.dataset)
+        dataset = _run_dataset(model, folder, args)
     _split_of(dataset, args.split)  # before any work
     neighbors, name = None, args.split
     if args.neighbors:
@@ -500,9 +517,11 @@ def evaluate(args: Any) -> None:
             raise ValueError("--neighbors is for other documents than those of train, which find themselves")
         if model.merge != "mean_logit":
             raise ValueError(f"--neighbors adds to mean logits; this model ranks by {model.merge}")
+        if len(dataset.train) == 0:
+            raise ValueError(f"{dataset.path}: has no train split, among which --neighbors looks")
         neighbors, name = Neighbors(dataset.train.X, dataset.train.Y), f"{args.split}+neighbors"
     with _timed(seconds, "evaluate"):
-        result = _evaluate_split(model, dataset, args.split, neighbors)
+        result = runs.evaluate(model, dataset, args.split, neighbors=neighbors, propensity=args.propensity)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
     file = (args.output or folder) / f"metrics{other}.json"
     former: dict[str, Any] = {}
@@ -512,26 +531,6 @@ def evaluate(args: Any) -> None:
         former = {}
     _write_metrics(file, dataset, model, {name: result}, seconds, former)
     _show_metrics(name, result)
-
-
-def _evaluate_split(
-    model: nn.MACH, dataset: data.Dataset, name: str, neighbors: Neighbors | None = None
-) -> dict[str, Any]:
-    """Metrics overall and, under "bands", by frequency of the label in train."""
-    split = dataset.splits[name]
-    k = min(max(*KS, *RECALL_KS), model.num_labels)
-    if neighbors is None:
-        _, labels = model.predict(split.X, k)
-    else:
-        found = model.predict(split.X, min(CANDIDATES, model.num_labels))
-        labels = neighbors.rerank(split.X, *found)[1][:, :k]
-    propensity = None
-    if len(dataset.train) >= 3:  # the propensity model's constant is ln N - 1
-        propensity = metrics.inverse_propensity(dataset.train.Y)
-    result: dict[str, Any] = metrics.evaluate(split.Y, labels, KS, RECALL_KS, propensity)
-    bands = metrics.label_frequency_bands(dataset.train.Y)
-    result["bands"] = metrics.evaluate_by_band(split.Y, labels, bands, KS, RECALL_KS, propensity)
-    return result
 
 
 def _write_metrics(
@@ -560,9 +559,15 @@ def _show_metrics(split: str, result: dict[str, Any]) -> None:
     bands = result["bands"]
     columns = {"all": result, **bands}
     print(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
-    for metric in (key for key in result if key != "bands"):
+    for metric in (key for key in result if key not in ("bands", "propensity")):
         cells = (column.get(metric) for column in columns.values())
         print(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+    if any(metric.startswith("PSP") for metric in result):
+        constants = result["propensity"]
+        print(
+            f"PSP, PSnDCG: A={constants['A']:g}, B={constants['B']:g}, labels of "
+            f"{constants['documents']:,} training documents"
+        )
 
 
 # --------------------------------------------------------------------------------------------- predict
@@ -607,7 +612,7 @@ def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
 def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
     """Blocks of documents as CSR, from --text, --input, --split or standard input (a text a line)."""
     if args.split is not None:
-        splits = _run_dataset(model, folder, None).splits
+        splits = _run_dataset(model, folder, args).splits
         if args.split not in splits:
             raise ValueError(f"no {args.split} split; there are: {', '.join(splits)}")
         X = splits[args.split].X
@@ -616,47 +621,13 @@ def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
         if args.text is None and sys.stdin.isatty():
             raise ValueError("predict needs --text, --input or --split, or text on standard input")
         texts = args.text if args.text is not None else (line.rstrip("\n") for line in sys.stdin)
-        yield from _vectorised(texts, model)
+        yield from data.vectorised(texts, runs.columns_of(model))
     else:
-        yield from _file_documents(args.input, model, args.svmlight_base)
-
-
-def _file_documents(file: Path, model: nn.MACH, base: int | None) -> Iterator[Any]:
-    kind = next((s for s in reversed(file.suffixes) if s not in (".gz", ".xz", ".bz2")), "")
-    if kind == ".jsonl":
-        yield from _vectorised((text for text, _ in data.iter_jsonl(file)), model)
-    elif kind == ".npz":
-        yield data.read_matrix(file)
-    elif kind == ".txt":
-        yield from (split.X for split in data.iter_xmc(file))
-    elif kind in (".svm", ".svmlight", ".libsvm"):
-        X = data.read_svmlight([file], zero_based=base != 1)[0].X
-        if base is None and X.nnz and X.indices.min() > 0:
-            raise ValueError(
-                f"{file}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
-            )
-        X.resize(X.shape[0], max(X.shape[1], model.num_features))  # without the last features it is narrower
-        yield X
-    else:
-        raise ValueError(
-            f"{file}: must end in .jsonl, .txt, .svm or .npz (also .gz, .xz, .bz2), got {kind!r}"
+        remarks: list[str] = []
+        yield from data.iter_documents(
+            args.input, runs.columns_of(model), svmlight_base=args.svmlight_base, remarks=remarks
         )
-
-
-def _vectorizer(model: nn.MACH) -> data.Vectorizer | None:
-    kept = model.attachments.get("vectorizer.json")
-    return None if kept is None else data.Vectorizer.from_json(kept)
-
-
-def _vectorised(texts: Iterable[str], model: nn.MACH, block: int = 1024) -> Iterator[Any]:
-    vectorizer = _vectorizer(model)
-    if vectorizer is None:
-        raise ValueError(
-            "the model was trained on vectors, not on text: predict --input or explain --sample-id"
-        )
-    texts = iter(texts)
-    while chunk := list(itertools.islice(texts, block)):
-        yield vectorizer.transform(chunk)
+        _say_all(remarks)
 
 
 # --------------------------------------------------------------------------------------------- explain
@@ -701,7 +672,8 @@ def explain_document(args: Any) -> None:
         most = np.unique(np.argsort(-np.abs(found.attributions), axis=1)[:, : args.show])
         names = {"feature_names": feature_names, "label_names": label_names}
         removed = explain.removals(model, X, k, found.features[most].tolist(), **names)
-        page = report.explanation_page(found, voted, checks, removed, _vectorizer(model), title, true)
+        vectorizer = runs.columns_of(model).vectorizer
+        page = report.explanation_page(found, voted, checks, removed, vectorizer, title, true)
         files.update((file, page.encode()) for file in pages)
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -715,11 +687,11 @@ def _one_document(
 ) -> tuple[Any, str | None, str, list[int] | None, data.Dataset | None]:
     """The document, its text, what to call it, its true labels, its dataset: as far as they are known."""
     if args.text is not None:
-        (X,) = _vectorised([args.text], model)
+        (X,) = data.vectorised([args.text], runs.columns_of(model))
         if X.nnz == 0:
             raise ValueError("--text: none of its words is in the model's vocabulary: nothing to explain")
         return X, args.text, "Explanation of a text", None, None
-    dataset = _run_dataset(model, folder, args.dataset)
+    dataset = _run_dataset(model, folder, args)
     if args.split not in dataset.splits:
         raise ValueError(f"no {args.split} split; there are: {', '.join(dataset.splits)}")
     split, n = dataset.splits[args.split], args.sample_id
@@ -769,7 +741,7 @@ def attack_model(args: Any) -> None:
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
         model = nn.load(folder, args.device)
-        dataset = _run_dataset(model, folder, args.dataset)
+        dataset = _run_dataset(model, folder, args)
         other = None if args.transfer is None else nn.load(args.transfer, args.device)
     split = _split_of(dataset, args.split)
     some = slice(0, args.sample)
@@ -782,7 +754,7 @@ def attack_model(args: Any) -> None:
     grid = _eps_grid(wanted, args.attack)
     if args.certify:
         certify.check(model, threat, "--certify")
-    propensity = metrics.inverse_propensity(dataset.train.Y) if len(dataset.train) >= 3 else None
+    labels = runs.TrainingLabels.of(model, dataset, args.propensity)
     with _timed(seconds, "attack"):
         result = attack.evaluate(
             model,
@@ -793,10 +765,10 @@ def attack_model(args: Any) -> None:
             epsilons=grid,
             goal=args.goal,
             targeted=args.targeted,
-            ks=[k for k in dict.fromkeys((*KS, args.k)) if k <= args.k],
+            ks=[k for k in dict.fromkeys((*runs.KS, args.k)) if k <= args.k],
             k=args.k,
-            inverse_propensity=propensity,
-            bands=metrics.label_frequency_bands(dataset.train.Y),
+            inverse_propensity=labels.inverse_propensity(),
+            bands=labels.bands(),
             transfer=other,
             steps=args.steps,
             seed=args.seed,
@@ -805,7 +777,7 @@ def attack_model(args: Any) -> None:
     if args.certify:
         with _timed(seconds, "certify"):
             found = certify.certify(model, X, Y, grid, threat_model=threat, k=args.k, progress=not args.quiet)
-        proven = found.as_dict([name for name in dict.fromkeys((*KS, args.k)) if name <= args.k])
+        proven = found.as_dict([name for name in dict.fromkeys((*runs.KS, args.k)) if name <= args.k])
         result["certified_zero"] = proven["zero"]
         for entry, size in zip(result["adversarial"], proven["sizes"], strict=True):
             entry["certified"] = {name: value for name, value in size.items() if name != "epsilon"}
@@ -814,6 +786,7 @@ def attack_model(args: Any) -> None:
     output.mkdir(parents=True, exist_ok=True)
     record = {
         **result, "split": args.split, "dataset": dataset.name, "model": model.configuration(),
+        "propensity": labels.as_dict(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }  # fmt: skip
     data.write_json(output / "attack.json", record)
@@ -942,15 +915,17 @@ def compress(args: Any) -> None:
     if (output / f"{training.CHECKPOINT}.json").exists():
         raise ValueError(f"--output must not be the folder of a training run, got {output}")
     model = nn.load(folder, args.device)
+    if not args.overwrite:
+        runs.refuse_to_replace(output, model)
     split: str = args.split
     dataset: data.Dataset | None = None
     if split != "none" and (args.dataset is not None or "run.json" in model.attachments):
-        dataset = _run_dataset(model, folder, args.dataset)
+        dataset = _run_dataset(model, folder, args)
         _split_of(dataset, split)  # before any work
 
     def measured(each: Path) -> dict[str, Any]:
         files = (each / name for name in {"model.json", *nn.files_of(each)})
-        result = {} if dataset is None else _evaluate_split(model, dataset, split)
+        result = {} if dataset is None else runs.evaluate(model, dataset, split, propensity=args.propensity)
         return {"bytes": sum(file.stat().st_size for file in files), **result}
 
     before = measured(folder)
@@ -959,7 +934,7 @@ def compress(args: Any) -> None:
     after = measured(output)
     print(f"{'' if dataset is None else split:<10}{folder.name:>20}{output.name:>20}")
     print(f"{'bytes':<10}{before.pop('bytes'):>20,}{after.pop('bytes'):>20,}")
-    for name in (name for name in before if name != "bands"):
+    for name in (name for name in before if name not in ("bands", "propensity")):
         print(f"{name:<10}{before[name]:>20.4f}{after[name]:>20.4f}")
     if dataset is not None:
         _write_metrics(output / "metrics.json", dataset, model, {split: after}, {}, {})
@@ -1026,7 +1001,7 @@ def data_info(args: Any) -> None:
         for name in data.NAMES:
             print(f"  {name:<16}{'there' if (data.data_home() / name).is_dir() else 'not fetched'}")
         return
-    print(json.dumps(data.load(args.dataset, num_threads=args.threads or 0).info(), indent=2))
+    print(json.dumps(_load(args).info(), indent=2))
 
 
 def data_fetch(args: Any) -> None:
@@ -1036,7 +1011,7 @@ def data_fetch(args: Any) -> None:
 def data_convert(args: Any) -> None:
     if args.output is None:
         raise ValueError("data convert: needs --output DIR, the folder to write")
-    dataset = data.load(args.dataset, holdout=False, num_threads=args.threads or 0)
+    dataset = _load(args, holdout=False)
     compression = f".{args.compression}" if args.compression else ""
     data.write_folder(args.output, dataset, format=args.format, compression=compression)
     _say(f"{args.output}: {_sizes(dataset)}")
@@ -1066,32 +1041,26 @@ def _split_of(dataset: data.Dataset, name: str) -> data.Split:
     return dataset.splits[name]
 
 
-def _run_dataset(model: nn.MACH, folder: Path, name: str | None) -> data.Dataset:
-    """The run's own dataset or another one; either must be of the model's features and labels."""
-    if name is not None:
-        dataset = data.load(name)
-    elif "run.json" in model.attachments:
-        record = json.loads(model.attachments["run.json"])
-        dataset = data.load(record["dataset"], holdout=record["holdout"])
-    else:
-        raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
-    sizes, own = (dataset.num_features, dataset.num_labels), (model.num_features, model.num_labels)
-    if sizes != own:
-        raise ValueError(f"{dataset.path}: must have the model's (features, labels) {own}, got {sizes}")
-    if dataset.label_names is not None and "labels.json" in model.attachments:
-        names = json.loads(model.attachments["labels.json"])
-        for label, (theirs, ours) in enumerate(zip(dataset.label_names, names, strict=True)):
-            if theirs != ours:
-                raise ValueError(
-                    f"{dataset.path}: label {label} must be the model's {ours!r}, got {theirs!r}"
-                )
-    if dataset.vectorizer is not None and "vectorizer.json" in model.attachments:
-        own_vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
-        if dataset.vectorizer.to_json() != own_vectorizer.to_json():
-            raise ValueError(
-                f"{dataset.path}: its texts make another vocabulary than the model's; use predict --input"
-            )
+def _load(args: Any, holdout: bool = True) -> data.Dataset:
+    """--dataset by itself."""
+    dataset = data.load(
+        args.dataset, holdout=holdout, svmlight_base=args.svmlight_base, num_threads=args.threads or 0
+    )
+    _say_all(dataset.remarks)
     return dataset
+
+
+def _run_dataset(model: nn.MACH, folder: Path, args: Any) -> data.Dataset:
+    """--dataset, else the run's own, read for the model."""
+    chosen = getattr(args, "dataset", None)
+    dataset = runs.load_dataset(model, folder, chosen, svmlight_base=args.svmlight_base)
+    _say_all(dataset.remarks)
+    return dataset
+
+
+def _say_all(remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        _say(remark)
 
 
 def _sizes(dataset: data.Dataset) -> str:

@@ -20,6 +20,7 @@ Memory is O(nnz(Y_true) + N * K), never O(N * L). Arguments are not modified.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,13 +31,17 @@ import scipy.sparse as sp
 __all__ = [
     "evaluate",
     "evaluate_by_band",
+    "frequency_bands_of_counts",
     "inverse_propensity",
+    "inverse_propensity_of_counts",
     "label_frequency_bands",
     "ndcg_at_k",
     "precision_at_k",
+    "propensity_constants",
     "psndcg_at_k",
     "psp_at_k",
     "recall_at_k",
+    "without_filtered",
 ]
 
 _BLOCK_CELLS = 1 << 18  # predictions looked up at a time, so that their keys stay in cache
@@ -328,7 +333,18 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
         array([1.0714, 1.0986])
     """
     truth = _checked_truth("inverse_propensity", "Y_train", Y_train)
-    num_documents = truth.shape[0]
+    return inverse_propensity_of_counts(label_counts(truth), truth.shape[0], A, B)
+
+
+def inverse_propensity_of_counts(
+    counts: npt.ArrayLike, num_documents: int, A: float = 0.55, B: float = 1.5
+) -> _Floats:
+    """The same from N_l, how many training documents carry each label [L], and N, how many there are.
+
+    Example:
+        >>> inverse_propensity_of_counts([3, 1], num_documents=3).round(4)
+        array([1.0714, 1.0986])
+    """
     if num_documents < 3:
         raise ValueError(f"inverse_propensity: Y_train must have at least 3 documents, got {num_documents}")
     if not (math.isfinite(A) and A >= 0):
@@ -336,8 +352,30 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
     if not (math.isfinite(B) and B > 0):
         raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
     C = (math.log(num_documents) - 1) * (B + 1) ** A
-    q: _Floats = 1 + C * (label_counts(truth) + B) ** -A
+    q: _Floats = 1 + C * (np.asarray(counts) + B) ** -A
     return q
+
+
+def propensity_constants(dataset: str) -> tuple[float, float]:
+    """A and B of `inverse_propensity` that published figures of a dataset were computed with.
+
+    Amazon-670K, Amazon-3M and the LF-Amazon sets: 0.6, 2.6. Wikipedia-500K, WikiLSHTC-325K and LF-WikiTitles:
+    0.5, 0.4. All others, among them AmazonCat-13K, Wiki10-31K and LF-WikiSeeAlso: 0.55, 1.5. Source: the
+    evaluation scripts of pyxclib, DeepXML and AttentionXML.
+
+    Args:
+        dataset: its name, in any spelling.
+
+    Example:
+        >>> propensity_constants("amazon-670k"), propensity_constants("Wiki10-31K")
+        ((0.6, 2.6), (0.55, 1.5))
+    """
+    name = re.sub("[^a-z0-9]", "", dataset.lower())
+    if "amazon" in name and "amazoncat" not in name:
+        return 0.6, 2.6
+    if "wiki" in name and "wiki10" not in name and "wikiseealso" not in name:
+        return 0.5, 0.4
+    return 0.55, 1.5
 
 
 def label_frequency_bands(
@@ -373,9 +411,45 @@ def label_frequency_bands(
     truth = _checked_truth("label_frequency_bands", "Y_train", Y_train)
     tail_max = _checked_k("label_frequency_bands", "tail_max", tail_max, least=0)
     torso_max = _checked_k("label_frequency_bands", "torso_max", torso_max, least=tail_max + 1)
-    counts = label_counts(truth)
+    return frequency_bands_of_counts(label_counts(truth), tail_max, torso_max)
+
+
+def frequency_bands_of_counts(
+    counts: npt.ArrayLike, tail_max: int = 5, torso_max: int = 100
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """The same from how many training documents carry each label [L]."""
+    counts = np.asarray(counts)
     tail, head = counts <= tail_max, counts > torso_max
     return {"head": head, "torso": ~head & ~tail, "tail": tail}
+
+
+def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> _Ints:
+    """Predictions without the labels that must not be answered; later ones move up, -1 fills the end.
+
+    Datasets whose documents are labels, too (the LF sets), list pairs that would be too easy, such as a
+    document and itself. The field removes them from the answers before it computes metrics.
+
+    Args:
+        predictions: integers [N, K], label ids in rank order, -1 for none.
+        filtered: sparse [N, L], non-zero where a label must not be answered.
+
+    Returns:
+        integers [N, K].
+
+    Raises:
+        TypeError, ValueError: as for `precision_at_k`.
+
+    Example:
+        >>> import scipy.sparse as sp
+        >>> without_filtered([[2, 0, 1]], sp.csr_array([[0, 0, 1]]))
+        array([[ 0,  1, -1]])
+    """
+    _, hits = _ranked("without_filtered", filtered, predictions)
+    ids = np.array(predictions)
+    ids[hits.rows, hits.ranks] = -1
+    order = np.argsort(ids < 0, axis=1, kind="stable")
+    kept: _Ints = np.take_along_axis(ids, order, axis=1)
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_train_with_svms(here, dataset_folder, capsys):
         (["--encoder", "shared", "--epochs", "0"], "--svm takes no --epochs, --encoder"),
         (["--no-svm", "--C", "2"], "--C is of support vector machines"),
     ):
-        assert run("train", "--dataset", dataset_folder, "--svm", *few, *given) == 1
+        assert run("train", "--dataset", dataset_folder, "--svm", "--overwrite", *few, *given) == 1
         assert message in capsys.readouterr().err
 
 
@@ -134,7 +134,7 @@ def test_svms_where_they_are_worth_it(here, dataset_folder, capsys, monkeypatch)
     assert "support vector machines (--no-svm" in capsys.readouterr().err
     assert mach_ext.load(folder).is_linear
     for flags in (["--epochs", "1"], ["--no-svm"], ["--hidden-size", "8"]):
-        assert run(*few, *flags) == 0
+        assert run(*few, "--overwrite", *flags) == 0
         assert not mach_ext.load(folder).is_linear
 
 
@@ -289,7 +289,7 @@ def test_wrong_usage_exits_2(here, capsys, argv, message):
         (["--k", "41"], "--k must be in 0 ... L=40, got 41"),
         (["--text", "a"], "trained on vectors, not on text"),
         (["--input", "x.csv"], "must end in .jsonl"),
-        (["--input", "narrow.npz"], "X must have D=80 columns, got shape (1, 3)"),
+        (["--input", "wide.npz"], "wide.npz: must have at most the model's D=80 columns, got shape (1, 81)"),
         (["--split", "train", "--model-path", "bare"], "does not say which dataset it is of"),
         (["--input", "x.svm"], "say whether features count from 0 or 1: --svmlight-base"),
     ],
@@ -299,7 +299,7 @@ def test_predict_refuses(here, dataset_folder, capsys, argv, message):
     mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(folder)
     mach_ext.MACH(D, L, num_repetitions=8, num_buckets=16, hidden_size=4).save(here / "bare")
     (here / "x.svm").write_text("0 1:1\n")
-    data.write_npz(here / "narrow.npz", scipy.sparse.csr_matrix((1, 3)))
+    data.write_npz(here / "wide.npz", scipy.sparse.csr_matrix((1, 81)))
     assert run("predict", *argv) == 1
     assert message in capsys.readouterr().err
 
@@ -316,13 +316,15 @@ def test_module_and_script_are_the_same_command(here):
 def test_a_refused_or_other_run_does_not_touch_the_former_one(here, dataset_folder, text_folder, capsys):
     assert run("train", "--dataset", text_folder, *FAST, "--output", "r") == 0
     before = sorted((p.name, p.read_bytes()) for p in (here / "r").iterdir())
-    assert run("train", "--dataset", dataset_folder, *FAST, "--output", "r", "--learning-rate", "-1") == 1
+    arguments = ["train", "--dataset", dataset_folder, *FAST, "--output", "r"]
+    assert run(*arguments, "--overwrite", "--learning-rate", "-1") == 1
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    assert f"r: holds a run on {text_folder}, seed 0; --overwrite replaces it" in capsys.readouterr().err
     assert sorted((p.name, p.read_bytes()) for p in (here / "r").iterdir()) == before
-    assert run("train", "--dataset", dataset_folder, *FAST, "--output", "r") == 0
-    assert set(mach_ext.load("r").attachments) == {
-        "run.json",
-        "labels.json",
-    }  # no vectoriser of the other run
+    assert run(*arguments, "--overwrite") == 0
+    attachments = {"run.json", "labels.json", "label_counts.npy"}  # no vectoriser of the other run
+    assert set(mach_ext.load("r").attachments) == attachments
 
 
 def test_evaluate_with_neighbors(here, dataset_folder, capsys):
@@ -341,18 +343,22 @@ def test_evaluate_with_neighbors(here, dataset_folder, capsys):
     assert "which find themselves" in capsys.readouterr().err
 
 
-def test_evaluate_insists_on_the_models_own_labels(here, text_folder, capsys):
+def test_labels_the_model_does_not_know_are_misses(here, text_folder, capsys):
     import shutil
 
     folder = here / "copy"
     shutil.copytree(text_folder, folder)
     assert run("train", "--dataset", folder, *FAST) == 0
-    before = (here / "runs/copy/metrics.json").read_text()
+    before = json.loads((here / "runs/copy/metrics.json").read_text())["test"]
     with (folder / "test.jsonl").open("a") as file:
-        file.write('{"text": "word1", "labels": ["a first label"]}\n')
-    assert run("evaluate") == 1
-    assert "must have the model's (features, labels)" in capsys.readouterr().err
-    assert (here / "runs/copy/metrics.json").read_text() == before
+        file.write('{"text": "word1", "labels": ["a first label"]}\n')  # the first of the sorted names
+    capsys.readouterr()
+    assert run("evaluate") == 0
+    assert "1 labels, of 1 documents, are unknown to the model and count as misses" in capsys.readouterr().err
+    after = json.loads((here / "runs/copy/metrics.json").read_text())["test"]
+    for name in ("P@1", "nDCG@3", "R@10"):  # 30 documents as before, one more with nothing right
+        assert after[name] == pytest.approx(before[name] * 30 / 31)
+    assert after["PSP@1"] < before["PSP@1"]
 
 
 def test_label_names_of_any_kind(here, capsys):
@@ -382,7 +388,7 @@ def test_text_that_looks_like_a_flag_and_unknown_devices(here, text_folder, caps
 def test_label_ids_that_are_column_numbers_place_the_names(here):
     (here / "labels.txt").write_text("1\tname one\n0\tname zero\n")
     assert data.read_names(here / "labels.txt") == ["name zero", "name one"]
-    (here / "labels.txt").write_text("31\tname zero\n30\tname one\n")  # an id of somebody else's
+    (here / "labels.txt").write_text("2\tname one\n1\tname zero\n")
     assert data.read_names(here / "labels.txt") == ["name zero", "name one"]
 
 

@@ -112,9 +112,10 @@ def test_check_csr_shares_memory_where_nothing_changes():
 @pytest.mark.parametrize(
     ("matrix", "error", "message"),
     [
-        (np.eye(2), TypeError, "X: must be a SciPy sparse matrix, got ndarray"),
+        ([[1.0]], TypeError, "X: must be a SciPy sparse matrix, a NumPy array or a torch tensor, got list"),
+        (np.ma.array(np.eye(2)), TypeError, "X: must be a SciPy sparse matrix, .*, got MaskedArray"),
         (sparse.eye(2) * 1j, TypeError, "X: must hold real numbers, got dtype complex128"),
-        (sparse.coo_array([1.0, 2.0]), ValueError, r"X: must have two dimensions, got shape \(2,\)"),
+        (np.ones((1, 2, 3)), ValueError, r"X: must have two dimensions, or one .*, got shape \(1, 2, 3\)"),
         (sparse.csr_matrix((1, 2**31)), ValueError, r"X: rows and columns must be below 2\^31, got shape"),
         (sparse.diags([1.0, np.nan]), ValueError, "X, row 1: values must be finite .*, got nan in column 1"),
         (sparse.diags([np.inf, 1.0]), ValueError, "X, row 0: values must be finite .*, got inf in column 0"),

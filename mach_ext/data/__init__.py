@@ -4,9 +4,10 @@
 """
 
 from .batching import Batch, iter_batches, iter_on_device
-from .dataset import Dataset, Split
+from .dataset import Columns, Dataset, Split
+from .documents import iter_documents, vectorised
 from .files import atomic_path, atomic_write, write_json
-from .folders import read_folder, write_folder
+from .folders import read_file, read_folder, write_folder
 from .formats import (
     iter_jsonl,
     iter_xmc,
@@ -20,16 +21,18 @@ from .formats import (
     write_npz,
     write_xmc,
 )
-from .matrices import check_csr, check_labels, row_lengths
-from .registry import NAMES, data_home, download, fetch, load
+from .matrices import as_scipy, check_csr, check_labels, row_lengths
+from .registry import NAMES, data_home, download, fetch, load, locate
 from .text import Vectorizer
 
 __all__ = [
     "NAMES",
     "Batch",
+    "Columns",
     "Dataset",
     "Split",
     "Vectorizer",
+    "as_scipy",
     "atomic_path",
     "atomic_write",
     "check_csr",
@@ -38,11 +41,14 @@ __all__ = [
     "download",
     "fetch",
     "iter_batches",
+    "iter_documents",
     "iter_jsonl",
     "iter_on_device",
     "iter_xmc",
     "label_matrix",
     "load",
+    "locate",
+    "read_file",
     "read_folder",
     "read_jsonl",
     "read_matrix",
@@ -51,6 +57,7 @@ __all__ = [
     "read_svmlight",
     "read_xmc",
     "row_lengths",
+    "vectorised",
     "write_folder",
     "write_json",
     "write_npz",

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from .matrices import Csr
 from .text import Vectorizer
+
+HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,15 @@ class Split:
         X: features [N, D], CSR float32, indices sorted and unique.
         Y: labels [N, L], CSR float32, 1 where a label holds.
         texts: the N raw texts, where the source has them.
+        unseen: labels [N, U] that the model does not know, where the data were read for a model.
+        filtered: [N, L], 1 where a label must not be answered (``filter_labels_test.txt``).
     """
 
     X: Csr
     Y: Csr
     texts: Sequence[str] | None = None
+    unseen: Csr | None = None
+    filtered: Csr | None = None
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
@@ -34,7 +41,39 @@ class Split:
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:
         """The documents of these row numbers, in this order."""
         texts = None if self.texts is None else [self.texts[row] for row in rows]
-        return Split(self.X[rows], self.Y[rows], texts)
+        unseen = None if self.unseen is None else self.unseen[rows]
+        filtered = None if self.filtered is None else self.filtered[rows]
+        return Split(self.X[rows], self.Y[rows], texts, unseen, filtered)
+
+    @property
+    def truth(self) -> Csr:
+        """All true labels, for metrics: Y and, in columns L and up, those that no prediction can name."""
+        if self.unseen is None:
+            return self.Y
+        return sparse.hstack([self.Y, self.unseen], format="csr")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of X and Y mean. It is kept with a model, and every later file is read by it.
+
+    Attributes:
+        num_features: D.
+        num_labels: L.
+        svmlight_base: number of the first feature in svmlight files, 0 or 1; None where none was read.
+        svmlight_label_base: the same of labels.
+        label_names: name of each label, or None.
+        feature_names: name of each feature, or None.
+        vectorizer: turns raw text into rows of X, or None.
+    """
+
+    num_features: int
+    num_labels: int
+    svmlight_base: int | None = None
+    svmlight_label_base: int | None = None
+    label_names: Sequence[str] | None = None
+    feature_names: Sequence[str] | None = None
+    vectorizer: Vectorizer | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +88,8 @@ class Dataset:
         feature_names: name of each feature, or None.
         vectorizer: turns raw text into rows of X, or None.
         dev_rule: where ``dev`` came from, in words.
+        svmlight_base, svmlight_label_base: as in :class:`Columns`.
+        remarks: what a reader decided or left out, in sentences for the user.
     """
 
     name: str
@@ -60,6 +101,9 @@ class Dataset:
     feature_names: Sequence[str] | None = None
     vectorizer: Vectorizer | None = None
     dev_rule: str = "none"
+    svmlight_base: int | None = None
+    svmlight_label_base: int | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_features(self) -> int:
@@ -73,9 +117,29 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits there are, by name."""
-        named = {"train": self.train, "dev": self.dev, "test": self.test}
+        """The splits there are, by name. Data read for a model need no train: it is empty then."""
+        named = {"train": self.train if len(self.train) else None, "dev": self.dev, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns mean, for reading further files in the same way."""
+        return Columns(
+            self.num_features,
+            self.num_labels,
+            self.svmlight_base,
+            self.svmlight_label_base,
+            self.label_names,
+            self.feature_names,
+            self.vectorizer,
+        )
+
+    @property
+    def all_train_labels(self) -> Csr:
+        """Labels of all training documents, those that are held out of train as ``dev`` among them."""
+        if self.dev is None or self.dev_rule != HOLDOUT_RULE:
+            return self.train.Y
+        return sparse.vstack([self.train.Y, self.dev.Y], format="csr")
 
     def info(self) -> dict[str, Any]:
         """Counts of everything, ready for JSON."""

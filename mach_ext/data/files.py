@@ -32,6 +32,11 @@ def naming(path: PathLike) -> Iterator[None]:
         raise ValueError(f"{path}: the {kind} file must be whole and undamaged, got: {error}") from None
 
 
+def suffix_of(path: PathLike) -> str:
+    """What a file is, by its name: the last suffix but for that of a compression; "" where there is none."""
+    return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSIONS), "")
+
+
 def open_read(path: PathLike) -> BinaryIO:
     """Opens a file for reading bytes, decompressed by its suffix."""
     module = COMPRESSIONS.get(Path(path).suffix)

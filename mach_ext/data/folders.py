@@ -5,35 +5,53 @@
 | XMC text | ``train.txt`` | ``N D L`` line, then ``l1,l2 idx:value ...`` lines, 0-based |
 | svmlight | ``train.svm`` (``.svmlight``, ``.libsvm``) | the same without header; 0- or 1-based |
 | SciPy npz | ``X.trn.npz`` + ``Y.trn.npz`` (the PECOS layout) | two CSR matrices |
+| deepxml's | ``trn_X_Xf.txt`` + ``trn_X_Y.txt`` | ``N C`` line, then ``column:value ...`` lines, 0-based |
+| text lines | ``X.trn.txt`` or ``trn_X.txt``, with labels as in the two rows above | one text a line |
 | JSON lines | ``train.jsonl`` | ``{"text": "...", "labels": ["name", ...]}`` a line |
 
-``dev`` and ``test`` (``dev``/``tst`` in npz names) go beside ``train``. Optional: ``labels.txt`` and
-``features.txt``, one name a line in id order (``name`` or ``id TAB name``); for npz also the texts,
-``X.trn.txt``; ``vectorizer.json`` (see :class:`mach_ext.data.Vectorizer`).
+``dev`` and ``test`` (``dev``/``tst`` in the names with ``trn``) go beside ``train``. Optional: ``labels.txt``
+and ``features.txt``, one name a line in id order (``name`` or ``id TAB name``); for matrices also the texts,
+``X.trn.txt``; ``vectorizer.json`` (see :class:`mach_ext.data.Vectorizer`); ``filter_labels_test.txt``, pairs
+``document label`` that a metric must not count as answers.
+
+A file may have fewer columns than train, or than the model it is read for: the others are empty. It may not
+have more features. Labels that a model does not know are kept apart, as misses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .dataset import Dataset, Split
-from .files import COMPRESSIONS, PathLike, new_folder, read_bytes
+import numpy as np
+from scipy import sparse
+
+from .dataset import Columns, Dataset, Split
+from .files import COMPRESSIONS, PathLike, new_folder, read_bytes, suffix_of
 from .formats import (
+    Names,
+    counts_from_one,
     label_matrix,
+    load_npz,
+    parse_svmlight,
     read_jsonl,
     read_lines,
-    read_names,
-    read_npz,
-    read_svmlight,
+    read_matrix,
+    read_numbered_names,
+    read_pairs,
+    read_sparse_text,
     read_xmc,
+    shift_svmlight,
     write_npz,
     write_xmc,
 )
+from .matrices import Csr, check_labels, check_rows, widen
 from .text import Vectorizer
 
-_SVMLIGHT = (".svm", ".svmlight", ".libsvm")
-_NPZ_NAMES = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "test")}
+SVMLIGHT = (".svm", ".svmlight", ".libsvm")
+_TEXTS = ("jsonl", "text lines")  # formats that a vectorizer turns into columns
+_PARTS = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "test")}
 
 
 def _find(folder: Path, *names: str) -> Path | None:
@@ -45,108 +63,375 @@ def _find(folder: Path, *names: str) -> Path | None:
     return found[0] if found else None
 
 
-def _find_npz(folder: Path, letter: str, split: str) -> Path | None:
-    names = [f"{letter}.{name}.npz" for name in _NPZ_NAMES[split]]
-    return _find(folder, *names) or _find(folder / "tfidf-attnxml", *names)
+@dataclass(frozen=True)
+class _Files:
+    """The files of one split; which of them there are is its format."""
+
+    kind: str
+    X: Path  # documents: with their labels, as a matrix, or as lines of text
+    Y: Path | None = None
+    texts: Path | None = None
+    filtered: Path | None = None
 
 
-def read_folder(folder: PathLike, *, name: str | None = None, num_threads: int = 0) -> Dataset:
+def _files_of(folder: Path, split: str) -> list[_Files]:
+    """The files of a split, once for each format that is there."""
+    parts = _PARTS[split]
+    matrix = (
+        _find(folder, *(f"X.{part}.npz" for part in parts))
+        or _find(folder / "tfidf-attnxml", *(f"X.{part}.npz" for part in parts))
+        or _find(folder, *(f"{part}_X_Xf{end}" for part in parts for end in (".txt", ".npz")))
+    )
+    labels = _find(folder, *(f"Y.{part}.npz" for part in parts)) or _find(
+        folder, *(f"{part}_X_Y{end}" for part in parts for end in (".txt", ".npz"))
+    )
+    texts = _find(
+        folder, *(f"X.{part}.txt" for part in parts), *(f"{part}_X.txt" for part in parts)
+    ) or _find(folder / "raw", *(f"{part}_X.txt" for part in parts))
+    if matrix is not None and labels is None:
+        other = matrix.name.replace("_X_Xf", "_X_Y") if "_X_" in matrix.name else f"Y{matrix.name[1:]}"
+        raise FileNotFoundError(f"{folder}: {matrix.name} must come with {other}")
+    if labels is not None and matrix is None and texts is None:
+        other = labels.name.replace("_X_Y", "_X_Xf") if "_X_" in labels.name else f"X{labels.name[1:]}"
+        raise FileNotFoundError(f"{folder}: {labels.name} must come with {other}, or with texts")
+    filtered = _find(folder, *(f"filter_labels_{part}.txt" for part in dict.fromkeys((split, *parts))))
+    documents = {
+        "xmc": _find(folder, f"{split}.txt"),
+        "svmlight": _find(folder, *(split + suffix for suffix in SVMLIGHT)),
+        "jsonl": _find(folder, f"{split}.jsonl"),
+        "npz": matrix,
+        "text lines": texts if matrix is None and labels is not None else None,
+    }
+    return [
+        _Files(kind, path, labels, texts, filtered) for kind, path in documents.items() if path is not None
+    ]
+
+
+@dataclass
+class _Reader:
+    """Reads the files of one folder; what it finds out on the way is kept here."""
+
+    folder: Path
+    columns: Columns | None  # of the model that the data are for; None: these data give the columns
+    svmlight_base: int | None
+    num_threads: int
+    names: bool = True  # whether files of names beside them speak for these documents
+    svmlight_label_base: int | None = None
+    labels: Names | None = None  # from the folder's files
+    features: Names | None = None
+    vectorizer: Vectorizer | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    def read(self, files: dict[str, _Files]) -> dict[str, Split]:
+        """All splits, which are of one format, with D and L columns each."""
+        (kind,) = {each.kind for each in files.values()}
+        if self.names:
+            self._find_names()
+        if kind == "xmc":
+            splits = {split: read_xmc(each.X, num_threads=self.num_threads) for split, each in files.items()}
+        elif kind == "svmlight":
+            splits = self._read_svmlight(files)
+        elif kind == "npz":
+            splits = {split: self._read_matrices(each) for split, each in files.items()}
+        elif kind == "text lines":
+            splits = self._read_text_lines(files)
+        else:
+            splits = self._read_jsonl(files)
+        if self.columns is not None:
+            D, L = self.columns.num_features, self.columns.num_labels
+            self._check_names_of_the_model(self.columns, kind)
+        else:
+            D, L = splits["train"].X.shape[1], splits["train"].Y.shape[1]
+            self._check_names(D, L)
+        return {split: self._with_columns(data, files[split], D, L) for split, data in splits.items()}
+
+    # ------------------------------------------------------------------------------------------- names
+
+    def _find_names(self) -> None:
+        for what, choices in (
+            ("labels", ("labels.txt", "output-items.txt", "Y.txt", "Yf.txt")),
+            ("features", ("features.txt", "Xf.txt")),
+        ):
+            path = _find(self.folder, *choices)
+            if path is not None:
+                names = read_numbered_names(path)
+                setattr(self, what, names)
+                if names.first is not None:
+                    self.remarks.append(f"{path}: {what} are numbered from {names.first}")
+        if (path := _find(self.folder, "vectorizer.json")) is not None:
+            self.vectorizer = Vectorizer.from_json(read_bytes(path), source=str(path))
+
+    def _check_names(self, D: int, L: int) -> None:
+        for names, count in ((self.labels, L), (self.features, D)):
+            if names is not None:
+                names.check_count(count)
+        if self.vectorizer is not None and len(self.vectorizer.vocabulary) != D:
+            got = len(self.vectorizer.vocabulary)
+            raise ValueError(f"{self.folder / 'vectorizer.json'}: must have D = {D} words, got {got}")
+
+    def _check_names_of_the_model(self, columns: Columns, kind: str) -> None:
+        """Columns that have names here and in the model must have the same ones."""
+        if kind != "jsonl":
+            _check_same_names("label", self.labels, columns.label_names)
+        if kind in _TEXTS:
+            return
+        _check_same_names("feature", self.features, columns.feature_names)
+        ours, theirs = columns.vectorizer, self.vectorizer
+        if ours is not None and theirs is not None and ours.to_json() != theirs.to_json():
+            file = self.folder / "vectorizer.json"
+            raise ValueError(f"{file}: must be the model's, which made its columns, got another vectorizer")
+
+    # ----------------------------------------------------------------------------------------- formats
+
+    def _read_svmlight(self, files: dict[str, _Files]) -> dict[str, Split]:
+        kept = None if self.columns is None else self.columns.svmlight_base
+        if kept is not None and self.svmlight_base not in (None, kept):
+            raise ValueError(
+                f"{self.folder}: the model was trained on svmlight files whose features count from {kept}; "
+                f"these must count from there, too, got {self.svmlight_base}"
+            )
+        given = self.svmlight_base if kept is None else kept
+        bound = None if self.columns is None or given is None else self.columns.num_features + given
+        raw = {
+            split: parse_svmlight(each.X, num_features=bound, num_threads=self.num_threads)
+            for split, each in files.items()
+        }
+        base = first_id([data.X for data in raw.values()], self.features) if given is None else given
+        if base is None and self.columns is not None:
+            raise ValueError(
+                f"{next(iter(files.values())).X}: has no feature 0; say whether features count from 0 or 1: "
+                "--svmlight-base"
+            )
+        label_base = None if self.columns is None else self.columns.svmlight_label_base
+        if label_base is None and self.labels is not None:
+            label_base = first_id([data.Y for data in raw.values()], self.labels)
+        self.svmlight_base, self.svmlight_label_base = 1 if base is None else base, label_base or 0
+        if given is None:
+            self.remarks.append(f"{self.folder}: features count from {self.svmlight_base} (--svmlight-base)")
+        splits = {
+            split: shift_svmlight(files[split].X, data, self.svmlight_base, self.svmlight_label_base)
+            for split, data in raw.items()
+        }
+        # The files do not say how many columns there are: as many as are named, or used.
+        D = max(len(self.features.names) if self.features else 0, *(d.X.shape[1] for d in splits.values()))
+        L = max(len(self.labels.names) if self.labels else 0, *(d.Y.shape[1] for d in splits.values()))
+        return {split: Split(widen(data.X, D), widen(data.Y, L)) for split, data in splits.items()}
+
+    def _read_matrices(self, files: _Files) -> Split:
+        X, Y = read_features(files.X, num_threads=self.num_threads), self._read_labels(files)
+        check_rows(X, Y, files.X, files.Y or "")
+        return Split(X, Y, None if files.texts is None else _read_texts(files.texts, X.shape[0]))
+
+    def _read_labels(self, files: _Files) -> Csr:
+        assert files.Y is not None
+        stored = (
+            load_npz(files.Y) if _is_npz(files.Y) else read_sparse_text(files.Y, num_threads=self.num_threads)
+        )
+        Y = check_labels(stored, str(files.Y), allow_weights=False)
+        if Y.nnz and stored.data.max() > 1:
+            rule = "has numbers above 1 in place of labels; each label counts once"
+            self.remarks.append(f"{files.Y}: {rule}")
+        return Y
+
+    def _read_text_lines(self, files: dict[str, _Files]) -> dict[str, Split]:
+        labels = {split: self._read_labels(each) for split, each in files.items()}
+        texts = {split: _read_texts(each.X, labels[split].shape[0]) for split, each in files.items()}
+        return self._vectorised(texts, labels)
+
+    def _read_jsonl(self, files: dict[str, _Files]) -> dict[str, Split]:
+        documents = {split: read_jsonl(each.X) for split, each in files.items()}
+        if self.columns is not None:
+            if self.columns.label_names is None:
+                raise ValueError(f"{self.folder}: the model has no label names, which JSON lines go by")
+            known = set(names := list(self.columns.label_names))
+            names += sorted({x for _, rows in documents.values() for row in rows for x in row} - known)
+        elif self.labels is not None:
+            names = self.labels.names
+        else:
+            names = sorted({x for _, rows in documents.values() for row in rows for x in row})
+            self.labels = Names(self.folder, names, None)
+        labels = {split: label_matrix(rows, names, files[split].X) for split, (_, rows) in documents.items()}
+        return self._vectorised({split: texts for split, (texts, _) in documents.items()}, labels)
+
+    def _vectorised(self, texts: dict[str, list[str]], labels: dict[str, Csr]) -> dict[str, Split]:
+        if self.columns is not None:
+            if self.columns.vectorizer is None:
+                raise ValueError(f"{self.folder}: the model was trained on vectors, not on text")
+            self.vectorizer = self.columns.vectorizer
+        elif self.vectorizer is None:
+            self.vectorizer = Vectorizer.fit(texts["train"])
+        return {
+            split: Split(self.vectorizer.transform(each), labels[split], each)
+            for split, each in texts.items()
+        }
+
+    # ----------------------------------------------------------------------------------------- columns
+
+    def _with_columns(self, data: Split, files: _Files, D: int, L: int) -> Split:
+        """The split with D and L columns; what a model does not know of its labels is set apart."""
+        X, Y, unseen = data.X, data.Y, None
+        if self.columns is None and (X.shape[1] > D or Y.shape[1] > L):
+            raise ValueError(
+                f"{files.X}: D and L must be those of train, {D} and {L}, got {X.shape[1]} and {Y.shape[1]}"
+            )
+        X = fit_features(X, D, files.X, self.remarks)
+        if Y.shape[1] > L:
+            Y, unseen = Y[:, :L], Y[:, L:]
+            unseen = unseen[:, np.unique(unseen.indices)]
+            count, documents = unseen.shape[1], int((np.diff(unseen.indptr) > 0).sum())
+            if count == 0:
+                unseen = None
+            else:
+                self.remarks.append(
+                    f"{files.Y or files.X}: {count:,} labels, of {documents:,} documents, are unknown to the "
+                    "model and count as misses"
+                )
+        filtered = None
+        if files.filtered is not None:
+            filtered = read_pairs(files.filtered, data.Y.shape)[:, :L]
+        return Split(X, widen(Y, L), data.texts, unseen, filtered)
+
+
+def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None) -> None:
+    if names is None or kept is None:
+        return
+    for column, (theirs, ours) in enumerate(zip(names.names, kept, strict=False)):
+        if theirs != ours:
+            raise ValueError(f"{names.path}: {what} {column} must be the model's {ours!r}, got {theirs!r}")
+
+
+def fit_features(X: Csr, num_features: int, path: PathLike, remarks: list[str]) -> Csr:
+    """The one rule of widths: fewer columns are filled up with empty ones, more are refused.
+
+    Raises:
+        ValueError: more columns than ``num_features``.
+    """
+    if X.shape[1] > num_features:
+        raise ValueError(
+            f"{path}: must have at most the model's D={num_features} columns, got shape {X.shape}"
+        )
+    if X.shape[1] < num_features:
+        remarks.append(f"{path}: has {X.shape[1]:,} of {num_features:,} features; the others count as 0")
+    return widen(X, num_features)
+
+
+def first_id(matrices: Sequence[Csr], names: Names | None) -> int | None:
+    """Number of the first column of svmlight files, ids as written; None where nothing tells."""
+    if not counts_from_one(matrices):
+        return 0
+    if names is None:
+        return None
+    if names.first is not None:
+        return names.first
+    largest = max(matrix.shape[1] for matrix in matrices) - 1
+    return {largest: 1, largest + 1: 0}.get(len(names.names))
+
+
+def _is_npz(path: Path) -> bool:
+    return suffix_of(path) == ".npz"
+
+
+def read_features(path: Path, *, num_threads: int = 0) -> Csr:
+    """Documents alone, from an npz file or deepxml's text."""
+    return read_matrix(path) if _is_npz(path) else read_sparse_text(path, num_threads=num_threads)
+
+
+def _read_texts(path: Path, rows: int) -> list[str]:
+    texts = read_lines(path)
+    if len(texts) != rows:
+        raise ValueError(f"{path}: must have {rows} lines, one a document, got {len(texts)}")
+    return texts
+
+
+def read_folder(
+    folder: PathLike,
+    *,
+    name: str | None = None,
+    columns: Columns | None = None,
+    svmlight_base: int | None = None,
+    num_threads: int = 0,
+) -> Dataset:
     """Reads a folder as described at the top of this module; ``dev`` and ``test`` may be missing.
 
-    JSON lines become features through a :class:`Vectorizer` fitted on train; their labels are those of
-    ``labels.txt``, else all that occur, sorted.
+    Texts become features through a :class:`Vectorizer` fitted on train; labels by name are those of
+    ``labels.txt``, else all that occur, sorted. For a model, its own columns count instead, and ``train`` may
+    be missing, too.
 
     Args:
         folder: the folder.
         name: the dataset's name; default: the folder's.
+        columns: of the model that the data are for; None: of these data.
+        svmlight_base: number of the first feature in svmlight files; None: 1 where no file has a feature 0.
         num_threads: as in :func:`read_xmc`.
 
     Raises:
-        FileNotFoundError: no train file.
+        FileNotFoundError: no train file; for a model: no file.
         ValueError: files of two formats, sizes that disagree, or a bad file.
     """
     folder = Path(folder)
-    found: dict[str, dict[str, Path]] = {}
-    for split in _NPZ_NAMES:
-        for kind, path in {
-            "npz": _find_npz(folder, "X", split),
-            "xmc": _find(folder, f"{split}.txt"),
-            "svmlight": _find(folder, *(split + suffix for suffix in _SVMLIGHT)),
-            "jsonl": _find(folder, f"{split}.jsonl"),
-        }.items():
-            if path is not None:
-                found.setdefault(kind, {})[split] = path
-    found = {kind: files for kind, files in found.items() if "train" in files}
+    found: dict[str, dict[str, _Files]] = {}
+    for split in _PARTS:
+        for files in _files_of(folder, split):
+            found.setdefault(files.kind, {})[split] = files
+    if columns is None or any("train" in files for files in found.values()):
+        found = {kind: files for kind, files in found.items() if "train" in files}
     if not found:
         there = sorted(path.name for path in folder.iterdir())[:20]
         raise FileNotFoundError(
-            f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, or X.trn.npz with Y.trn.npz, also "
-            f"as .gz, .xz or .bz2, got {there}"
+            f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, X.trn.npz with Y.trn.npz, or "
+            f"trn_X_Xf.txt with trn_X_Y.txt, also as .gz, .xz or .bz2, got {there}"
         )
     if len(found) > 1:
         raise ValueError(f"{folder}: train must be there in one format, got {', '.join(sorted(found))}")
-    (kind, files), *_ = found.items()
-    vectorizer, label_names = None, None
-    if (path := _find(folder, "vectorizer.json")) is not None:
-        vectorizer = Vectorizer.from_json(read_bytes(path), source=str(path))
-    labels_path = _find(folder, "labels.txt", "output-items.txt")
+    ((_, files_of),) = found.items()
+    reader = _Reader(folder, columns, svmlight_base, num_threads)
+    return _dataset(reader, files_of, name or folder.resolve().name)
 
-    splits: dict[str, Split] = {}
-    if kind == "xmc":
-        splits = {split: read_xmc(path, num_threads=num_threads) for split, path in files.items()}
-    elif kind == "svmlight":
-        read = read_svmlight(list(files.values()), num_threads=num_threads)
-        splits = dict(zip(files, read, strict=True))
-    elif kind == "npz":
-        for split, path in files.items():
-            Y_path = _find_npz(folder, "Y", split)
-            if Y_path is None:
-                raise FileNotFoundError(f"{folder}: {path.name} must come with Y.{_NPZ_NAMES[split][0]}.npz")
-            splits[split] = read_npz(path, Y_path)
-            text_path = _find(folder, *(f"X.{part}.txt" for part in _NPZ_NAMES[split]))
-            if text_path is not None:
-                texts = read_lines(text_path)
-                if len(texts) != len(splits[split]):
-                    rule = f"{text_path}: must have {len(splits[split])} lines, one a document"
-                    raise ValueError(f"{rule}, got {len(texts)}")
-                splits[split] = Split(splits[split].X, splits[split].Y, texts)
-    else:
-        documents = {split: read_jsonl(path) for split, path in files.items()}
-        if labels_path is not None:
-            label_names = read_names(labels_path)
-        else:
-            label_names = sorted({x for _, rows in documents.values() for names in rows for x in names})
-        vectorizer = vectorizer or Vectorizer.fit(documents["train"][0])
-        for split, (texts, labels) in documents.items():
-            Y = label_matrix(labels, label_names, files[split])
-            splits[split] = Split(vectorizer.transform(texts), Y, texts)
 
-    D, L = splits["train"].X.shape[1], splits["train"].Y.shape[1]
-    for split, data in splits.items():
-        if (data.X.shape[1], data.Y.shape[1]) != (D, L):
-            raise ValueError(
-                f"{files[split]}: D and L must be those of train, {D} and {L}, got {data.X.shape[1]} and "
-                f"{data.Y.shape[1]}"
-            )
-    if label_names is None and labels_path is not None:
-        label_names = read_names(labels_path, L)
-    features_path = _find(folder, "features.txt")
-    if features_path is not None:
-        feature_names: Sequence[str] | None = read_names(features_path, D)
-    else:
-        feature_names = vectorizer.vocabulary if vectorizer else None
-    if vectorizer and len(vectorizer.vocabulary) != D:
-        raise ValueError(
-            f"{folder / 'vectorizer.json'}: must have D = {D} words, got {len(vectorizer.vocabulary)}"
-        )
-    dev_rule = f"the file {files['dev'].name}" if "dev" in files else "none"
+def read_file(
+    path: PathLike, columns: Columns, *, svmlight_base: int | None = None, num_threads: int = 0
+) -> Dataset:
+    """Reads one file of documents with their labels for a model, as the test split of a dataset.
+
+    Args:
+        path: JSON lines, XMC text or svmlight, by its suffix.
+        columns: of the model.
+        svmlight_base: as in :func:`read_folder`; where the model keeps one, that is the one.
+        num_threads: as in :func:`read_xmc`.
+
+    Raises:
+        ValueError: another suffix, or a bad file.
+    """
+    path = Path(path)
+    kinds = {".jsonl": "jsonl", ".txt": "xmc", **dict.fromkeys(SVMLIGHT, "svmlight")}
+    kind = kinds.get(suffix_of(path))
+    if kind is None:
+        raise ValueError(f"{path}: a file of documents and labels must end in {', '.join(kinds)}")
+    reader = _Reader(path.parent, columns, svmlight_base, num_threads, names=False)
+    return _dataset(reader, {"test": _Files(kind, path)}, path.name)
+
+
+def _dataset(reader: _Reader, files: dict[str, _Files], name: str) -> Dataset:
+    splits, columns = reader.read(files), reader.columns
+    if columns is not None and "train" not in splits:
+        D, L = columns.num_features, columns.num_labels
+        splits["train"] = Split(sparse.csr_matrix((0, D), dtype=np.float32), sparse.csr_matrix((0, L)))
+    labels: Sequence[str] | None = None if reader.labels is None else reader.labels.names
+    features: Sequence[str] | None = None if reader.features is None else reader.features.names
+    if features is None and reader.vectorizer is not None:
+        features = reader.vectorizer.vocabulary
+    if columns is not None:
+        labels, features = columns.label_names or labels, columns.feature_names or features
     return Dataset(
-        name=name or folder.resolve().name,
-        path=folder,
-        label_names=label_names,
-        feature_names=feature_names,
-        vectorizer=vectorizer,
-        dev_rule=dev_rule,
+        name=name,
+        path=reader.folder,
+        label_names=labels,
+        feature_names=features,
+        vectorizer=reader.vectorizer,
+        dev_rule=f"the file {files['dev'].X.name}" if "dev" in files else "none",
+        svmlight_base=reader.svmlight_base,
+        svmlight_label_base=reader.svmlight_label_base,
+        remarks=tuple(reader.remarks),
         **splits,
     )
 
@@ -188,7 +473,7 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
             if format == "xmc":
                 write_xmc(temporary / f"{split}.txt{compression}", data.X, data.Y)
                 continue
-            part = _NPZ_NAMES[split][0]
+            part = _PARTS[split][0]
             write_npz(temporary / f"X.{part}.npz", data.X)
             write_npz(temporary / f"Y.{part}.npz", data.Y)
             if data.texts is not None:

@@ -10,9 +10,9 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -20,7 +20,7 @@ from scipy import sparse
 from .. import _C
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
-from .matrices import Csr, check_csr, check_labels, check_rows
+from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
 
 # ------------------------------------------------------------------------------------------- XMC text
 
@@ -140,29 +140,123 @@ def read_svmlight(
     Raises:
         ValueError: with file, line, rule and what came.
     """
-    splits = [
-        _split(_C.parse_lines(read_bytes(path), svmlight=True, num_threads=num_threads, path=str(path)))
-        for path in paths
-    ]
-    lowest = [int(split.X.indices.min()) if split.X.nnz else 0 for split in splits]
-    one_based = min(lowest) > 0 if zero_based == "auto" else not zero_based
-    for path, split in zip(paths, splits, strict=True):
-        if one_based and split.X.nnz and split.X.indices.min() < 1:
-            raise ValueError(f"{path}: zero_based=False, so every feature must be at least 1, got '0'")
-    features = max(split.X.shape[1] for split in splits) - int(one_based)
-    labels = max(split.Y.shape[1] for split in splits)
-    for split in splits:
-        if one_based:
-            split.X.indices -= 1
-        split.X.resize(len(split), max(features, 0))
-        split.Y.resize(len(split), labels)
-    return splits
+    splits = [parse_svmlight(path, num_threads=num_threads) for path in paths]
+    base = int(counts_from_one(split.X for split in splits)) if zero_based == "auto" else int(not zero_based)
+    splits = [shift_svmlight(path, split, base) for path, split in zip(paths, splits, strict=True)]
+    D = max(split.X.shape[1] for split in splits)
+    L = max(split.Y.shape[1] for split in splits)
+    return [Split(widen(split.X, D), widen(split.Y, L)) for split in splits]
+
+
+def parse_svmlight(path: PathLike, *, num_features: int | None = None, num_threads: int = 0) -> Split:
+    """One svmlight file with all ids as written; with ``num_features``, features must be below it."""
+    bound = {} if num_features is None else {"num_features": num_features}
+    return _split(
+        _C.parse_lines(read_bytes(path), svmlight=True, num_threads=num_threads, path=str(path), **bound)
+    )
+
+
+def counts_from_one(matrices: Iterable[Csr]) -> bool:
+    """Whether no row of these names the id 0, though some names another."""
+    lowest = [int(matrix.indices.min()) for matrix in matrices if matrix.nnz]
+    return bool(lowest) and min(lowest) > 0
+
+
+def shift_svmlight(path: PathLike, split: Split, base: int, label_base: int = 0) -> Split:
+    """Ids as written -> columns: the first feature's id is ``base``, the first label's ``label_base``.
+
+    Raises:
+        ValueError: a feature or a label 0 where they count from 1; with the line.
+    """
+    shifted = []
+    for what, matrix, first in (("feature", split.X, base), ("label", split.Y, label_base)):
+        if first and matrix.nnz and matrix.indices.min() < first:
+            row = int(np.searchsorted(matrix.indptr, np.argmin(matrix.indices), side="right")) - 1
+            option = "zero_based=False, so every feature" if what == "feature" else "every label"
+            raise ValueError(f"{path}: {option} must be at least 1, got '0' in document {row}")
+        columns = max(matrix.shape[1] - first, 0)
+        arrays = (matrix.data, matrix.indices - first, matrix.indptr)
+        shifted.append(sparse.csr_matrix(arrays, shape=(matrix.shape[0], columns)))
+        shifted[-1].has_canonical_format = True
+    return Split(*shifted)
+
+
+# --------------------------------------------------------------------------------------- deepxml's text
+
+
+def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
+    """Reads one matrix in deepxml's text format: a line ``N C``, then ``column:value ...`` lines, 0-based.
+
+    Args:
+        path: the file, plain or .gz, .xz, .bz2.
+        num_threads: as in :func:`read_xmc`.
+
+    Raises:
+        ValueError: with file, line, rule and what came.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data.formats import read_sparse_text
+        >>> _ = Path("trn_X_Xf.txt").write_text("2 3\\n0:0.5 2:1\\n1:2\\n")
+        >>> read_sparse_text("trn_X_Xf.txt").toarray()
+        array([[0.5, 0. , 1. ],
+               [0. , 2. , 0. ]], dtype=float32)
+    """
+    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    header, _, body = text.partition(b"\n")
+    counts = header.split()
+    if len(counts) != 2 or not all(count.isdigit() and len(count) < 19 for count in counts):
+        got = " ".join(header.decode("ascii", "backslashreplace").split())[:40]
+        raise ValueError(f"{path}, line 1: the header must be two counts 'N C' (rows, columns), got {got!r}")
+    rows, columns = map(int, counts)
+    if columns > MAX_DIMENSION:
+        raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
+    # The parser takes what stands first in a line for labels, and a blank there for their absence.
+    lines = b" " + body.removesuffix(b"\n").replace(b"\n", b"\n ") if body else b""
+    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, str(path))).X
+    if matrix.shape[0] > rows and matrix.indptr[rows] == matrix.nnz:  # blank lines at the end
+        matrix = matrix[:rows]
+    if matrix.shape[0] != rows:
+        rule = f"the header's N = {rows} must be the number of rows"
+        raise ValueError(f"{path}, line 1: {rule}, got '{matrix.shape[0]} rows'")
+    return matrix
+
+
+def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
+    """Reads pairs ``document label``, one a line, 0-based (deepxml's ``filter_labels_test.txt``).
+
+    Args:
+        path: the file, plain or .gz, .xz, .bz2. Blank lines are ignored.
+        shape: (N, L): how many documents and labels there are.
+
+    Returns:
+        [N, L], 1 where a pair stands.
+
+    Raises:
+        ValueError: with file, line, rule and what came.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), start=1):
+        pair = [_number(part) for part in line.split()]
+        if not pair:
+            continue
+        if len(pair) != 2 or min(pair) < 0:
+            raise ValueError(
+                f"{path}, line {number}: must be a document and a label number, got {line[:40]!r}"
+            )
+        for what, each, count in zip(("document", "label"), pair, shape, strict=True):
+            if each >= count:
+                raise ValueError(f"{path}, line {number}: the {what} must be below {count}, got {each}")
+        pairs.append(pair)
+    at = np.array(pairs, np.int64).reshape(-1, 2)
+    return check_labels(sparse.coo_matrix((np.ones(len(at)), at.T), shape=shape), str(path))
 
 
 # ------------------------------------------------------------------------------------------- npz
 
 
-def _load_npz(path: PathLike) -> Any:
+def load_npz(path: PathLike) -> Any:
+    """What scipy.sparse.save_npz wrote, in any sparse format; the matrix itself is not checked."""
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
     try:
         with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
@@ -178,7 +272,7 @@ def _load_npz(path: PathLike) -> Any:
 
 def read_matrix(path: PathLike) -> Csr:
     """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
-    return check_csr(_load_npz(path), str(path))
+    return check_csr(load_npz(path), str(path))
 
 
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
@@ -188,7 +282,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
         ValueError: damaged file, broken structure, NaN or infinity, different numbers of rows.
     """
     X = read_matrix(X_path)
-    Y = check_labels(_load_npz(Y_path), str(Y_path))
+    Y = check_labels(load_npz(Y_path), str(Y_path), allow_weights=False)
     check_rows(X, Y, X_path, Y_path)
     return Split(X, Y)
 
@@ -222,21 +316,54 @@ def read_lines(path: PathLike) -> list[str]:
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
     """Names in column order, one a line: ``name`` or ``id TAB name``.
 
-    Where the ids are the numbers 0, 1, ... of the columns, each once, they say where a name belongs; other
-    ids are somebody else's and left out.
+    Ids that are numbers say where a name belongs. They must be 0 ... n-1 or 1 ... n, each once, in any order.
+    Ids that are not all numbers are somebody else's: the names stay in the order of the lines.
 
     Raises:
-        ValueError: not ``count`` lines.
+        ValueError: not ``count`` lines, or numbers that are not those of columns; with the line.
     """
+    numbered = read_numbered_names(path)
+    if count is not None:
+        numbered.check_count(count)
+    return numbered.names
+
+
+class Names(NamedTuple):
+    """Names in column order, from a file."""
+
+    path: Path
+    names: list[str]
+    first: int | None  # the number before the first name, 0 or 1; None where the lines have no numbers
+
+    def check_count(self, count: int) -> None:
+        if len(self.names) != count:
+            raise ValueError(f"{self.path}: must have {count} lines, one a column, got {len(self.names)}")
+
+
+def read_numbered_names(path: PathLike) -> Names:
+    """What :func:`read_names` reads, with the number of the first name."""
     lines = [line.partition("\t") for line in read_lines(path)]
     names = [name or head for head, _, name in lines]
-    if all(tab and head.isdecimal() for head, tab, _ in lines):
-        ids = [int(head) for head, _, _ in lines]
-        if sorted(ids) == list(range(len(ids))):  # column numbers: they say where a name belongs
-            names = [name for _, name in sorted(zip(ids, names, strict=True))]
-    if count is not None and len(names) != count:
-        raise ValueError(f"{path}: must have {count} lines, one a column, got {len(names)}")
-    return names
+    numbers = [_number(head) if tab else -1 for head, tab, _ in lines]
+    count, numbered = len(lines), [number for number in numbers if number >= 0]
+    # Where some lines have no number, those of the others are of columns only if all of them could be.
+    if not numbered or (len(numbered) < count and max(numbered) > count):
+        return Names(Path(path), names, None)
+    first = int(0 not in numbered)
+    placed: dict[int, str] = {}
+    for line, (number, name) in enumerate(zip(numbers, names, strict=True), start=1):
+        if not first <= number < first + count or number in placed:
+            rule = f"the numbers before the names must be {first} ... {first + count - 1}, each once"
+            hint = "without any numbers, names are taken in the order of the lines"
+            raise ValueError(f"{path}, line {line}: {rule}, got {lines[line - 1][0][:40]!r}; {hint}")
+        placed[number] = name
+    return Names(Path(path), [placed[first + column] for column in range(count)], first)
+
+
+def _number(text: str) -> int:
+    """The number that the text writes in ASCII digits, else -1."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
 
 
 def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:

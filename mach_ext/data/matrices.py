@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -12,21 +13,76 @@ from .files import PathLike
 
 Csr: TypeAlias = "sparse.csr_matrix"
 
-_MAX_DIMENSION = 2**31 - 1
+MAX_DIMENSION = 2**31 - 1
 
 
-def check_csr(matrix: Any, name: str = "X") -> Csr:
-    """Checks a SciPy sparse matrix in full; returns it as canonical float32 CSR.
-
-    Canonical: indices of a row sorted and unique, duplicates summed. The argument is not modified; memory is
-    shared where nothing had to change.
+def as_scipy(matrix: Any, name: str = "X") -> Any:
+    """Any matrix of documents as a two-dimensional SciPy sparse matrix; nothing is checked or summed yet.
 
     Args:
-        matrix: any SciPy sparse matrix or array, [rows, columns], of real numbers.
+        matrix: SciPy sparse matrix or array, NumPy array, torch tensor (dense, CSR, COO, ...), or anything
+            else with `__array__`, such as a DataFrame: [rows, columns]. One dimension means one row.
         name: how messages call it.
 
     Raises:
-        TypeError: not a sparse matrix, or not of real numbers.
+        TypeError: none of these.
+        ValueError: more than two dimensions, or none.
+    """
+    if isinstance(matrix, torch.Tensor):
+        matrix = _from_torch(matrix, name)
+    if not sparse.issparse(matrix):
+        if isinstance(matrix, np.ma.MaskedArray) or not hasattr(matrix, "__array__"):
+            raise TypeError(
+                f"{name}: must be a SciPy sparse matrix, a NumPy array or a torch tensor, "
+                f"got {type(matrix).__name__}"
+            )
+        matrix = np.asarray(matrix)
+    if matrix.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: must hold real numbers, got dtype {matrix.dtype}")
+    if matrix.ndim not in (1, 2):
+        raise ValueError(
+            f"{name}: must have two dimensions, or one for a single row, got shape {matrix.shape}"
+        )
+    if matrix.ndim == 1:
+        matrix = matrix.reshape(1, -1)
+    if sparse.issparse(matrix):
+        return matrix
+    if matrix.dtype == np.float16:  # which SciPy has no sparse matrices of
+        matrix = matrix.astype(np.float32)
+    return sparse.csr_matrix(matrix)
+
+
+def _from_torch(tensor: torch.Tensor, name: str) -> Any:
+    tensor = tensor.detach().cpu()
+    if tensor.is_complex() or tensor.is_quantized:
+        raise TypeError(f"{name}: must hold real numbers, got dtype {tensor.dtype}")
+    if tensor.dtype in (torch.bfloat16, torch.float16):  # which NumPy, or SciPy, has not
+        tensor = tensor.float()
+    if tensor.layout == torch.strided:
+        return tensor.resolve_neg().numpy()
+    if tensor.layout == torch.sparse_csr and tensor.dim() == 2:
+        arrays = (tensor.values(), tensor.col_indices(), tensor.crow_indices())
+        return sparse.csr_matrix(tuple(array.numpy() for array in arrays), shape=tuple(tensor.shape))
+    if tensor.layout != torch.sparse_coo:
+        tensor = tensor.to_sparse_coo()
+    if tensor.dense_dim():
+        raise ValueError(f"{name}: a sparse tensor must have no dense dimensions, got {tensor.dense_dim()}")
+    at = tuple(row.numpy() for row in tensor._indices())
+    return sparse.coo_array((tensor._values().numpy(), at), shape=tuple(tensor.shape))
+
+
+def check_csr(matrix: Any, name: str = "X") -> Csr:
+    """Checks a matrix in full; returns it as canonical float32 CSR.
+
+    Canonical: indices of a row sorted and unique, duplicates summed in float64. The argument is not modified;
+    memory is shared where nothing had to change.
+
+    Args:
+        matrix: [rows, columns] of real numbers, as :func:`as_scipy` takes it; one dimension means one row.
+        name: how messages call it.
+
+    Raises:
+        TypeError: not a matrix, or not of real numbers.
         ValueError: broken structure, NaN, infinity, or a value beyond float32.
 
     Example:
@@ -35,22 +91,7 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
         >>> check_csr(sparse.coo_matrix(([1.0, 2.0], ([0, 0], [3, 3])), shape=(1, 4))).toarray()
         array([[0., 0., 0., 3.]], dtype=float32)
     """
-    if not sparse.issparse(matrix):
-        raise TypeError(f"{name}: must be a SciPy sparse matrix, got {type(matrix).__name__}")
-    if matrix.ndim != 2:
-        raise ValueError(f"{name}: must have two dimensions, got shape {matrix.shape}")
-    if matrix.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: must hold real numbers, got dtype {matrix.dtype}")
-    if max(matrix.shape) > _MAX_DIMENSION:
-        raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
-    if hasattr(matrix, "check_format"):  # the compressed formats; nothing may be converted before this
-        try:
-            matrix.check_format(full_check=True)
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values"
-            ) from None
-    csr = sparse.csr_matrix(matrix)
+    csr = _structured(as_scipy(matrix, name), name)
     if not csr.has_canonical_format:
         csr = csr.astype(np.float64)  # a copy; sums are rounded once
         csr.sum_duplicates()
@@ -66,6 +107,23 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     return csr
 
 
+def _structured(matrix: Any, name: str) -> Csr:
+    """CSR of a SciPy matrix, its structure checked, its values as they were stored."""
+    if max(matrix.shape) > MAX_DIMENSION:
+        raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
+    if hasattr(matrix, "check_format"):  # the compressed formats; nothing may be converted before this
+        try:
+            matrix.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values"
+            ) from None
+    if matrix.format not in ("csr", "csc"):  # SciPy sums the others' duplicates as it converts them
+        with np.errstate(over="ignore"):
+            matrix = matrix.astype(np.float64)
+    return sparse.csr_matrix(matrix)
+
+
 def row_lengths(X: Csr) -> NDArray[np.float64]:
     """Euclidean lengths of the rows [N] of a canonical CSR matrix; float64, 2^16 rows at a time."""
     parts = [np.zeros(0)]
@@ -76,16 +134,44 @@ def row_lengths(X: Csr) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def check_labels(matrix: Any, name: str = "Y") -> Csr:
-    """The same for labels: every stored non-zero becomes a 1, stored zeros go."""
+def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) -> Csr:
+    """The same for labels: every stored non-zero becomes a 1, stored zeros go.
+
+    Args:
+        matrix: [N, L], as :func:`check_csr` takes it. A whole number above 1 counts as one label.
+        name: how messages call it.
+        allow_weights: whether fractions, such as relevance weights, become 1, too. Everything that reads
+            files or learns from labels passes False, because it would not use the weights.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_csr`; a negative number; a fraction that is not allowed.
+    """
+    matrix = as_scipy(matrix, name)
     csr = check_csr(matrix, name)
     if csr.nnz and csr.data.min() < 0:
         raise ValueError(f"{name}: labels must not be negative numbers, got {csr.data.min()}")
+    if not allow_weights:
+        stored = matrix.data if matrix.format in ("csr", "csc", "coo", "bsr") else csr.data  # not summed yet
+        fractions = stored[stored != np.floor(stored)]
+        if fractions.size:
+            raise ValueError(
+                f"{name}: labels must be 1 where they hold, because weights are not used, got "
+                f"{fractions[0]:g}; to count weighted labels in full, write 1 in place of the weights"
+            )
     if not (csr.data == 1).all():
         csr = csr.copy()
         csr.eliminate_zeros()
         csr.data[:] = 1
     return csr
+
+
+def widen(matrix: Csr, columns: int) -> Csr:
+    """The same matrix with empty columns added up to this many; memory is shared."""
+    if matrix.shape[1] == columns:
+        return matrix
+    wide = sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns))
+    wide.has_canonical_format = True
+    return wide
 
 
 def check_rows(X: Csr, Y: Csr, X_name: PathLike, Y_name: PathLike) -> None:

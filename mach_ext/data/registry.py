@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
+from .dataset import HOLDOUT_RULE, Columns, Dataset
 from .files import PathLike, new_folder
-from .folders import read_folder
+from .folders import read_file, read_folder
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
 
@@ -57,8 +57,6 @@ _PECOS_FILES = {
     "output-items.txt": "output-items.txt",
 }
 
-_HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
-
 
 def data_home() -> Path:
     """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder."""
@@ -67,13 +65,24 @@ def data_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mach_ext"
 
 
-def load(dataset: PathLike, *, holdout: bool = True, num_threads: int = 0) -> Dataset:
+def load(
+    dataset: PathLike,
+    *,
+    holdout: bool = True,
+    columns: Columns | None = None,
+    svmlight_base: int | None = None,
+    num_threads: int = 0,
+) -> Dataset:
     """Loads a dataset by name or folder; what is not there yet is built or downloaded.
 
     Args:
-        dataset: ``wordnet`` (built on the spot), a name of the registry (``wiki10-31k``, short ``wiki10``), a
-            folder in the data folder, or the path of a folder; see :func:`read_folder` for what it holds.
+        dataset: a folder; a folder in the data folder; ``wordnet`` (built on the spot); or a name of the
+            registry (``wiki10-31k``, short ``wiki10``). They are tried in this order, so that what the user
+            has is what is read. See :func:`read_folder` for what a folder holds. For a model (``columns``)
+            also one file, as :func:`read_file` takes it.
         holdout: without a dev file, hold a tenth of train out as ``dev``; False leaves train whole.
+        columns: of the model that the data are for; None: of these data.
+        svmlight_base: number of the first feature in svmlight files, 0 or 1; None: as they show.
         num_threads: threads of the text parser; 0 takes the cores there are.
 
     Raises:
@@ -91,28 +100,46 @@ def load(dataset: PathLike, *, holdout: bool = True, num_threads: int = 0) -> Da
         (3, (2, 5))
     """
     given = os.fspath(dataset)
-    name = given.lower().replace("_", "-")
-    name = ALIASES.get(name, name)
-    if name in NAMES:
-        data = read_folder(fetch(name), name=name, num_threads=num_threads)
-        if name == "wordnet":
-            from . import wordnet
-
-            wordnet.check(data)
-    elif given and Path(given).is_dir():
-        data = read_folder(given, num_threads=num_threads)
-    elif given and os.sep not in given and given not in (".", "..") and (data_home() / given).is_dir():
-        data = read_folder(data_home() / given, num_threads=num_threads)
-    else:
-        raise ValueError(
-            f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
-            f"{', '.join(NAMES)}; got {given!r}"
+    if columns is not None and Path(given).is_file():
+        return read_file(given, columns, svmlight_base=svmlight_base, num_threads=num_threads)
+    folder, name = locate(given)
+    try:
+        data = read_folder(
+            folder, name=name, columns=columns, svmlight_base=svmlight_base, num_threads=num_threads
         )
+    except FileNotFoundError as error:
+        if given.lower() not in (*NAMES, *ALIASES):
+            raise
+        raise FileNotFoundError(
+            f"{error}; this folder goes before the known dataset {dataset}: to get that, run elsewhere"
+        ) from None
+    if name == "wordnet" and columns is None:
+        from . import wordnet
+
+        wordnet.check(data)
     if data.dev is None and holdout and len(data.train) >= 10:
         held = _holdout(len(data.train))
         train, dev = data.train.take(np.flatnonzero(~held)), data.train.take(np.flatnonzero(held))
-        data = replace(data, train=train, dev=dev, dev_rule=_HOLDOUT_RULE)
+        data = replace(data, train=train, dev=dev, dev_rule=HOLDOUT_RULE)
     return data
+
+
+def locate(dataset: PathLike) -> tuple[Path, str | None]:
+    """The folder of a dataset, fetched if need be, and its name where the registry gives it one."""
+    given = os.fspath(dataset)
+    name = given.lower().replace("_", "-")
+    name = ALIASES.get(name, name)
+    bare = given and os.sep not in given and given not in (".", "..")
+    if given and Path(given).is_dir():
+        return Path(given), None
+    if bare and (data_home() / given).is_dir():
+        return data_home() / given, given if given in NAMES else None
+    if name in NAMES:
+        return fetch(name), name
+    raise ValueError(
+        f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
+        f"{', '.join(NAMES)}; got {given!r}"
+    )
 
 
 def _holdout(rows: int) -> NDArray[np.bool_]:

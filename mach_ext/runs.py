@@ -1,0 +1,273 @@
+"""The run folder: what a trained model keeps of the data it was made of, so that later commands use the same.
+
+A run's model carries these attachments: ``run.json`` (the dataset, how its files were read, constants of
+metrics), ``labels.json``, ``features.json`` or ``vectorizer.json`` (names), and ``label_counts.npy`` (how
+many training documents each label has).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mach_ext import data, metrics, nn, training
+from mach_ext.neighbors import Neighbors
+
+KS = (1, 3, 5)
+RECALL_KS = (10, 50)
+CANDIDATES = 200  # labels that neighbours re-rank
+
+
+def attachments(
+    dataset: data.Dataset, *, holdout: bool, propensity: tuple[float, float] | None = None
+) -> dict[str, bytes]:
+    """What later commands need, kept with the model: see the top of this module.
+
+    Args:
+        dataset: what the model is trained on.
+        holdout: whether a tenth of train was held out where there was no dev file.
+        propensity: A and B of the propensity model; None: the field's for a dataset of this name.
+    """
+    registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
+    run = {
+        "dataset": dataset.name if registered else str(dataset.path.absolute()),
+        "name": dataset.name,
+        "holdout": holdout,
+        "reader": {
+            "svmlight_base": dataset.svmlight_base, "svmlight_label_base": dataset.svmlight_label_base
+        },
+        "propensity": propensity or metrics.propensity_constants(dataset.name),
+        "train_documents": dataset.all_train_labels.shape[0],
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "mach_ext": _version(), "torch": torch.__version__, "python": platform.python_version()
+        },
+    }  # fmt: skip
+    files = {"run.json": json.dumps(run, indent=2).encode()}
+    if dataset.label_names is not None:
+        files["labels.json"] = json.dumps(list(dataset.label_names)).encode()
+    if dataset.vectorizer is not None:
+        files["vectorizer.json"] = dataset.vectorizer.to_json().encode()
+    elif dataset.feature_names is not None:
+        files["features.json"] = json.dumps(list(dataset.feature_names)).encode()
+    counts = io.BytesIO()
+    np.save(counts, metrics.label_counts(dataset.all_train_labels).astype(np.int32))
+    return {**files, "label_counts.npy": counts.getvalue()}
+
+
+def _version() -> str:
+    import mach_ext
+
+    return mach_ext.__version__
+
+
+def record_of(model: nn.MACH) -> dict[str, Any]:
+    """``run.json`` of a model; empty where it has none."""
+    kept = model.attachments.get("run.json")
+    record: dict[str, Any] = {} if kept is None else json.loads(kept)
+    return record
+
+
+def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
+    """Raises where a folder holds a run already; a copy of the run that `model` is of may be replaced.
+
+    Raises:
+        ValueError: the folder holds a model or a checkpoint; the message says of which data.
+    """
+    checkpoint = (folder / f"{training.CHECKPOINT}.json").exists()
+    if not checkpoint and not (folder / "model.json").exists():
+        return
+    configuration, record = _model_and_run(folder)
+    if model is not None and (configuration, record) == (model.configuration(), record_of(model)):
+        return
+    held = "a run that was not finished" if checkpoint else "a model"
+    if record:
+        held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
+    hint = "; --resume goes on with the same training" if checkpoint else ""
+    raise ValueError(f"{folder}: holds {held}; --overwrite replaces it, --output names another folder{hint}")
+
+
+def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor arguments and ``run.json`` of the model in a folder; empty where they can't be read."""
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        run = folder / record["attachments"]["run.json"]
+        return record["model"], json.loads(run.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
+def columns_of(model: nn.MACH) -> data.Columns:
+    """What the model's columns mean: every file that is read for it is read by this."""
+
+    def names(file: str) -> list[str] | None:
+        return json.loads(model.attachments[file]) if file in model.attachments else None
+
+    vectorizer = None
+    if "vectorizer.json" in model.attachments:
+        vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
+    reader = record_of(model).get("reader", {})
+    return data.Columns(
+        model.num_features,
+        model.num_labels,
+        reader.get("svmlight_base"),
+        reader.get("svmlight_label_base"),
+        names("labels.json"),
+        names("features.json") if vectorizer is None else vectorizer.vocabulary,
+        vectorizer,
+    )
+
+
+def load_dataset(
+    model: nn.MACH,
+    folder: Path,
+    dataset: str | os.PathLike[str] | None = None,
+    *,
+    svmlight_base: int | None = None,
+) -> data.Dataset:
+    """The run's own dataset, or another one; either is read by the model's columns.
+
+    Args:
+        model: from the run's folder.
+        folder: how messages call the run.
+        dataset: another one, as `mach_ext.data.load` takes it, or one file of documents with labels.
+        svmlight_base: number of the first feature in svmlight files, where the model does not keep it.
+
+    Raises:
+        ValueError: the model does not say which dataset it is of; other columns than the model's; a bad file.
+    """
+    record = record_of(model)
+    if dataset is None and not record:
+        raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
+    # The model's own folder is split as it was for training, whatever it is called here.
+    own = dataset is None or (bool(record) and _is_own(record, dataset))
+    chosen = _own_folder(record) if dataset is None else dataset
+    return data.load(
+        chosen,
+        holdout=bool(record["holdout"]) if own else True,
+        columns=columns_of(model),
+        svmlight_base=svmlight_base,
+    )
+
+
+def _own_folder(record: dict[str, Any]) -> Path:
+    name = record["dataset"]
+    return data.fetch(name) if name in data.NAMES else Path(name)
+
+
+def _is_own(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(data.locate(dataset)[0], _own_folder(record))
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
+class TrainingLabels:
+    """How often labels occur in training: what propensities and frequency bands are made of."""
+
+    counts: NDArray[np.integer[Any]]  # [L]
+    documents: int
+    A: float
+    B: float
+
+    @classmethod
+    def of(
+        cls, model: nn.MACH, dataset: data.Dataset, propensity: tuple[float, float] | None = None
+    ) -> TrainingLabels:
+        """As the model keeps them, all of train; a model of before that kept them has the dataset's.
+
+        Args:
+            model: the model.
+            dataset: what it is asked about.
+            propensity: A and B; None: those that the run keeps, else the field's for the dataset's name.
+        """
+        record = record_of(model)
+        name = record.get("name", dataset.name)
+        A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
+        if "label_counts.npy" in model.attachments:
+            counts = np.load(io.BytesIO(model.attachments["label_counts.npy"]), allow_pickle=False)
+            return cls(counts, record["train_documents"], A, B)
+        labels = dataset.all_train_labels
+        return cls(metrics.label_counts(labels), labels.shape[0], A, B)
+
+    def inverse_propensity(self, unseen: int = 0) -> NDArray[np.float64] | None:
+        """[L + unseen]; None with fewer than 3 documents, for which the model's constant has no value."""
+        if self.documents < 3:
+            return None
+        counts = np.pad(self.counts, (0, unseen))
+        return metrics.inverse_propensity_of_counts(counts, self.documents, self.A, self.B)
+
+    def bands(self, unseen: int = 0) -> dict[str, NDArray[np.bool_]]:
+        """Frequency bands of the labels, [L + unseen] each; none where no training document is known."""
+        if self.documents == 0:
+            return {}
+        return metrics.frequency_bands_of_counts(np.pad(self.counts, (0, unseen)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The constants and the number of documents, ready for JSON."""
+        return {"A": self.A, "B": self.B, "documents": self.documents}
+
+
+def answers(
+    model: nn.MACH, split: data.Split, k: int, neighbors: Neighbors | None = None
+) -> NDArray[np.integer[Any]]:
+    """The k best labels of each document of a split, without those that its filter file excludes: [N, k]."""
+    filtered = 0 if split.filtered is None else int(np.diff(split.filtered.indptr).max(initial=0))
+    asked = min(k + filtered, model.num_labels)
+    if neighbors is None:
+        labels = model.predict(split.X, asked)[1]
+    else:
+        candidates = min(max(CANDIDATES, asked), model.num_labels)
+        labels = neighbors.rerank(split.X, *model.predict(split.X, candidates))[1]
+    if split.filtered is not None:
+        labels = metrics.without_filtered(labels, split.filtered)
+    return labels[:, :k]
+
+
+def evaluate(
+    model: nn.MACH,
+    dataset: data.Dataset,
+    split: str,
+    *,
+    neighbors: Neighbors | None = None,
+    propensity: tuple[float, float] | None = None,
+    ks: Sequence[int] = KS,
+    recall_ks: Sequence[int] = RECALL_KS,
+) -> dict[str, Any]:
+    """Metrics of a split, overall and, under "bands", by how many training documents a label has.
+
+    Labels that the model does not know count as misses. Answers that a filter file excludes do not count.
+
+    Args:
+        model: the model.
+        dataset: read by the model's columns.
+        split: "train", "dev" or "test".
+        neighbors: re-rank the model's best labels by these.
+        propensity: A and B of the propensity model; None: as the run keeps them.
+        ks: of P, nDCG, PSP, PSnDCG.
+        recall_ks: of R.
+
+    Returns:
+        Metrics by name; under "bands" the same for each band; under "propensity" A, B and how many training
+        documents they were used with.
+    """
+    documents = dataset.splits[split]
+    labels = answers(model, documents, min(max(*ks, *recall_ks), model.num_labels), neighbors)
+    truth = documents.truth
+    training = TrainingLabels.of(model, dataset, propensity)
+    unseen = truth.shape[1] - model.num_labels
+    q = training.inverse_propensity(unseen)
+    result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
+    result["bands"] = metrics.evaluate_by_band(truth, labels, training.bands(unseen), ks, recall_ks, q)
+    return {**result, "propensity": training.as_dict()}

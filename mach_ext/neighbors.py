@@ -47,7 +47,7 @@ class Neighbors:
     """
 
     def __init__(self, X: Any, Y: Any, n: int = 50, power: float = 6.0) -> None:
-        X, Y = check_csr(X, "Neighbors: X"), check_labels(Y, "Neighbors: Y")
+        X, Y = check_csr(X, "Neighbors: X"), check_labels(Y, "Neighbors: Y", allow_weights=False)
         if X.shape[0] != Y.shape[0]:
             raise ValueError(f"Neighbors: X and Y must have as many rows, got {X.shape[0]} and {Y.shape[0]}")
         self.n, self.power = as_int("Neighbors", "n", n), _not_negative("Neighbors: power", power)

@@ -197,7 +197,8 @@ DENSE = np.array([[0, 1.5, 0], [2, 0, 3]])
     "form",
     [np.asarray, np.asmatrix, np.asfortranarray, torch.tensor, lambda x: torch.tensor(x).to_sparse(),
      lambda x: torch.tensor(x).to_sparse_csr(), lambda x: torch.tensor(x).to_sparse_csc(),
-     np.float16, lambda x: torch.tensor(x).half(), lambda x: torch.tensor(x, dtype=torch.bfloat16), lambda x: torch.tensor(x).requires_grad_(),
+     np.float16, lambda x: torch.tensor(x).half(),
+     lambda x: torch.tensor(x, dtype=torch.bfloat16), lambda x: torch.tensor(x).requires_grad_(),
      scipy.sparse.csr_array, scipy.sparse.csc_array, scipy.sparse.coo_array, scipy.sparse.dia_array],
 )  # fmt: skip
 def test_any_matrix_is_taken(form):

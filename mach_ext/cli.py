@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -524,13 +525,23 @@ def evaluate(args: Any) -> None:
         result = runs.evaluate(model, dataset, args.split, neighbors=neighbors, propensity=args.propensity)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
     file = (args.output or folder) / f"metrics{other}.json"
-    former: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a damaged file is written anew
-        former = _optional_json(file) or {}
+    former = _former_metrics(file)
+    path = str(dataset.path.absolute())
+    if args.dataset is not None and former.get("path", path) != path:  # another dataset of that name
+        file = file.with_stem(f"{file.stem}-{zlib.crc32(path.encode()):08x}")
+        former = _former_metrics(file)
     if former.get("model") != model.configuration():
         former = {}
     _write_metrics(file, dataset, model, {name: result}, seconds, former)
     _show_metrics(name, result)
+    _say(f"metrics: {file}")
+
+
+def _former_metrics(file: Path) -> dict[str, Any]:
+    former: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a damaged file is written anew
+        former = _optional_json(file) or {}
+    return former
 
 
 def _write_metrics(
@@ -548,6 +559,7 @@ def _write_metrics(
         **former,
         **results,
         "dataset": dataset.name,
+        "path": str(dataset.path.absolute()),
         "model": model.configuration(),
         "seconds": {**former.get("seconds", {}), **rounded},
     }
@@ -791,9 +803,7 @@ def attack_model(args: Any) -> None:
     }  # fmt: skip
     data.write_json(output / "attack.json", record)
     file = output / "metrics.json"
-    former: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a damaged file is written anew
-        former = _optional_json(file) or {}
+    former = _former_metrics(file)
     if former.get("model") == model.configuration() or not former:
         kept = former.get("attacks", {})
         whole = "" if args.dataset is None and args.sample is None else f" {dataset.name} {X.shape[0]}"

@@ -149,27 +149,28 @@ def load_dataset(
     record = record_of(model)
     if dataset is None and not record:
         raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
-    # The model's own folder is split as it was for training, whatever it is called here.
-    own = dataset is None or (bool(record) and _is_own(record, dataset))
-    chosen = _own_folder(record) if dataset is None else dataset
-    return data.load(
-        chosen,
-        holdout=bool(record["holdout"]) if own else True,
-        columns=columns_of(model),
-        svmlight_base=svmlight_base,
+    name = record["dataset"] if dataset is None else dataset
+    if dataset is None and name in data.NAMES:
+        name = data.fetch(name)  # whatever stands under this name where the command is run
+    loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=svmlight_base)
+    # The documents that the model was trained on are split as they were then, wherever they stand now.
+    own = dataset is None or _is_training_data(model, loaded)
+    return loaded if own and record and not record["holdout"] else data.hold_out(loaded)
+
+
+def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
+    """Whether its train split has as many documents of each label as the model was trained on."""
+    counts, labels = _label_counts(model), dataset.train.Y
+    return (
+        counts is not None
+        and labels.shape[0] == record_of(model)["train_documents"]
+        and np.array_equal(counts, metrics.label_counts(labels))
     )
 
 
-def _own_folder(record: dict[str, Any]) -> Path:
-    name = record["dataset"]
-    return data.fetch(name) if name in data.NAMES else Path(name)
-
-
-def _is_own(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
-    try:
-        return os.path.samefile(data.locate(dataset)[0], _own_folder(record))
-    except (OSError, ValueError):
-        return False
+def _label_counts(model: nn.MACH) -> NDArray[np.integer[Any]] | None:
+    kept = model.attachments.get("label_counts.npy")
+    return None if kept is None else np.load(io.BytesIO(kept), allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,7 @@ class TrainingLabels:
         record = record_of(model)
         name = record.get("name", dataset.name)
         A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
-        if "label_counts.npy" in model.attachments:
-            counts = np.load(io.BytesIO(model.attachments["label_counts.npy"]), allow_pickle=False)
+        if (counts := _label_counts(model)) is not None:
             return cls(counts, record["train_documents"], A, B)
         labels = dataset.all_train_labels
         return cls(metrics.label_counts(labels), labels.shape[0], A, B)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -380,6 +381,8 @@ def test_deepxml_folder(tmp_path):
     assert read.train.Y.toarray().tolist() == [[0, 1], [1, 1], [0, 0]]
     assert read.label_names == ["cat", "dog"]
     assert read.test.filtered.toarray().tolist() == [[0, 1]]
+    data.write_folder(tmp_path / "copy", read)
+    assert data.read_folder(tmp_path / "copy").test.filtered.toarray().tolist() == [[0, 1]]
     (tmp_path / "trn_X_Y.txt").write_text("3 2\n1:0.3\n\n\n")
     with pytest.raises(ValueError, match=r"trn_X_Y.txt: labels must be 1 where they hold"):
         data.read_folder(tmp_path)
@@ -557,7 +560,29 @@ def test_the_training_folder_by_another_path_is_split_as_in_training(here, capsy
     (here / "data" / "train.txt").write_text(f"40 7 5\n{rows}")
     (here / "link").symlink_to(here / "data")
     assert run("train", "--dataset", "data", *FAST, "--output", "r") == 0  # --no-holdout
-    for other in ("data", "./data", here / "data", "link", "link/../data"):
+    shutil.copytree(here / "data", here / "copy")
+    assert run("data", "convert", "--dataset", "data", "--output", "npz") == 0
+    for other in ("data", "./data", here / "data", "link", "link/../data", "copy", "npz"):
         capsys.readouterr()
         assert run("evaluate", "--model-path", "r", "--dataset", other, "--split", "dev") == 1
         assert "no dev split; there are: train" in capsys.readouterr().err
+    (here / "copy" / "train.txt").write_text(f"41 7 5\n{rows}1 0:1\n")  # other documents: as any data
+    assert run("evaluate", "--model-path", "r", "--dataset", "copy", "--split", "dev") == 0
+
+
+def test_two_evaluated_folders_of_one_name(here, capsys):
+    (here / "data").mkdir()
+    (here / "data" / "train.txt").write_text("4 2 3\n0 0:1\n1 1:1\n2 0:1 1:1\n0 0:1\n")
+    assert run("train", "--dataset", "data", *FAST, "--output", "r") == 0
+    for where, label in (("one", 0), ("two", 2)):
+        (here / where / "new").mkdir(parents=True)
+        (here / where / "new" / "test.txt").write_text(f"1 2 3\n{label} 0:1\n")
+    for _ in range(2):
+        for where in ("one", "two"):
+            arguments = ["evaluate", "--model-path", "r", "--dataset", f"{where}/new"]
+            assert run(*arguments) == 0
+    records = [json.loads(file.read_text()) for file in (here / "r").glob("metrics-new*.json")]
+    assert {record["path"]: record["test"]["P@1"] for record in records} == {
+        str(here / "one/new"): 1.0,
+        str(here / "two/new"): 0.0,
+    }

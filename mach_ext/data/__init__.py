@@ -22,7 +22,7 @@ from .formats import (
     write_xmc,
 )
 from .matrices import as_scipy, check_csr, check_labels, row_lengths
-from .registry import NAMES, data_home, download, fetch, load, locate
+from .registry import NAMES, data_home, download, fetch, hold_out, load, locate
 from .text import Vectorizer
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "data_home",
     "download",
     "fetch",
+    "hold_out",
     "iter_batches",
     "iter_documents",
     "iter_jsonl",

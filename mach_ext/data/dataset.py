@@ -82,7 +82,7 @@ class Dataset:
 
     Attributes:
         name: the dataset's name, or its folder's.
-        path: the folder it was read from.
+        path: the folder, or the file, it was read from.
         train, dev, test: the splits; dev and test may be missing.
         label_names: name of each label, or None.
         feature_names: name of each feature, or None.

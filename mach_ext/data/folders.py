@@ -385,7 +385,7 @@ def read_folder(
         raise ValueError(f"{folder}: train must be there in one format, got {', '.join(sorted(found))}")
     ((_, files_of),) = found.items()
     reader = _Reader(folder, columns, svmlight_base, num_threads)
-    return _dataset(reader, files_of, name or folder.resolve().name)
+    return _dataset(reader, files_of, folder, name or folder.resolve().name)
 
 
 def read_file(
@@ -408,10 +408,10 @@ def read_file(
     if kind is None:
         raise ValueError(f"{path}: a file of documents and labels must end in {', '.join(kinds)}")
     reader = _Reader(path.parent, columns, svmlight_base, num_threads, names=False)
-    return _dataset(reader, {"test": _Files(kind, path)}, path.name)
+    return _dataset(reader, {"test": _Files(kind, path)}, path, path.name)
 
 
-def _dataset(reader: _Reader, files: dict[str, _Files], name: str) -> Dataset:
+def _dataset(reader: _Reader, files: dict[str, _Files], path: Path, name: str) -> Dataset:
     splits, columns = reader.read(files), reader.columns
     if columns is not None and "train" not in splits:
         D, L = columns.num_features, columns.num_labels
@@ -424,7 +424,7 @@ def _dataset(reader: _Reader, files: dict[str, _Files], name: str) -> Dataset:
         labels, features = columns.label_names or labels, columns.feature_names or features
     return Dataset(
         name=name,
-        path=reader.folder,
+        path=path,
         label_names=labels,
         feature_names=features,
         vectorizer=reader.vectorizer,
@@ -470,6 +470,10 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
         raise FileExistsError(f"{folder}: must not exist yet")
     with new_folder(folder) as temporary:
         for split, data in dataset.splits.items():
+            if data.filtered is not None:
+                pairs = zip(*data.filtered.nonzero(), strict=True)
+                lines = [f"{document} {label}" for document, label in pairs]
+                _write_lines(temporary / f"filter_labels_{split}.txt", lines)
             if format == "xmc":
                 write_xmc(temporary / f"{split}.txt{compression}", data.X, data.Y)
                 continue

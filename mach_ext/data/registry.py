@@ -117,11 +117,16 @@ def load(
         from . import wordnet
 
         wordnet.check(data)
-    if data.dev is None and holdout and len(data.train) >= 10:
-        held = _holdout(len(data.train))
-        train, dev = data.train.take(np.flatnonzero(~held)), data.train.take(np.flatnonzero(held))
-        data = replace(data, train=train, dev=dev, dev_rule=HOLDOUT_RULE)
-    return data
+    return hold_out(data) if holdout else data
+
+
+def hold_out(dataset: Dataset) -> Dataset:
+    """The dataset with a tenth of train as ``dev``, where it has no dev and train has ten documents."""
+    if dataset.dev is not None or len(dataset.train) < 10:
+        return dataset
+    held = _holdout(len(dataset.train))
+    train, dev = dataset.train.take(np.flatnonzero(~held)), dataset.train.take(np.flatnonzero(held))
+    return replace(dataset, train=train, dev=dev, dev_rule=HOLDOUT_RULE)
 
 
 def locate(dataset: PathLike) -> tuple[Path, str | None]:

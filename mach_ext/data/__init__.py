@@ -20,9 +20,9 @@ from .formats import (
     write_npz,
     write_xmc,
 )
-from .matrices import check_csr, check_labels, row_lengths
+from .matrices import check_csr, check_labels, row_features, row_lengths
 from .registry import NAMES, data_home, download, fetch, load
-from .text import Vectorizer
+from .text import Vectorizer, json_line
 
 __all__ = [
     "NAMES",
@@ -41,6 +41,7 @@ __all__ = [
     "iter_jsonl",
     "iter_on_device",
     "iter_xmc",
+    "json_line",
     "label_matrix",
     "load",
     "read_folder",
@@ -50,6 +51,7 @@ __all__ = [
     "read_npz",
     "read_svmlight",
     "read_xmc",
+    "row_features",
     "row_lengths",
     "write_folder",
     "write_json",

@@ -125,14 +125,19 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The texts, and the fonts that have their letters. A letter that no font here has becomes U+FFFD."""
     from matplotlib import font_manager, rcParams
 
-    installed = sorted(name for name in font_manager.get_font_names() if "Last Resort" not in name)
+    files: dict[str, Any] = {
+        name: font_manager.findfont(font_manager.FontProperties(family=[name]))
+        for name in rcParams["font.family"]
+    }
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        if (font.style, font.weight) == ("normal", 400) and "Last Resort" not in font.name:
+            files.setdefault(font.name, font.fname)
     missing, fonts = set("".join(texts)), []
-    for font in [*rcParams["font.family"], *installed]:
-        file = font_manager.findfont(font_manager.FontProperties(family=[font]))
+    for name, file in files.items():
         letters = set(map(chr, font_manager.get_font(file).get_charmap()))
         if missing & letters:
             missing -= letters
-            fonts.append(font)
+            fonts.append(name)
         if not missing:
             break
     shown = str.maketrans(dict.fromkeys(missing, _NO_GLYPH))

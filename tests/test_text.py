@@ -368,7 +368,7 @@ def test_names_are_cut_between_letters_and_fill_their_columns():
 
 def test_charts_of_scripts_without_a_font(tmp_path):
     """No warning for each letter; the chart says that it lacks them."""
-    name = "\U000107ff word"  # no character
+    name = "\U000107ff word \u2316"  # no character; and one that only the second font has
     model = mach_ext.MACH(1, 2, 2, 4, hidden_size=0)
     found = explain.integrated_gradients(
         model, scipy.sparse.eye(1, format="csr"), 0, feature_names=[name], label_names=["ab", name]
@@ -376,7 +376,7 @@ def test_charts_of_scripts_without_a_font(tmp_path):
     figure = found.plot()
     figure.savefig(tmp_path / "plot.png")
     axes = figure.axes[0]
-    assert axes.get_yticklabels()[0].get_text() == "\ufffd word"
+    assert axes.get_yticklabels()[0].get_text() == "\ufffd word \u2316"
     assert "no font here has this letter" in axes.get_xlabel()
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv, _flags(parser)))
     warnings.showwarning = _show_warning
     warnings.simplefilter("default", ResourceWarning)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names can be of scripts that the terminal lacks
     try:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
@@ -284,7 +287,11 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     _reader_options(parser)
     parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
-    parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="(tsv)")
+    parser.add_argument(
+        "--format", choices=("tsv", "jsonl"), default="tsv",
+        help="A document without features that the model knows gets the labels of an empty document. Its "
+        'scores are nan in tsv. In jsonl they are null, and "features" is 0. [default: tsv]',
+    )  # fmt: skip
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -414,6 +421,8 @@ def train(args: Any) -> None:
     _say(f"dataset {dataset.name} from {dataset.path}: {_sizes(dataset)}")
     if not (args.overwrite or args.resume):
         runs.refuse_to_replace(folder)
+    for name, split in dataset.splits.items():
+        _say_without_features(f"{name}: ", split.without_features, len(split))
     if args.svm is None and not for_fit and args.hidden_size is None and args.device == "cpu":
         args.svm = svm.worthwhile(dataset.train.Y, dataset.num_features)
         if args.svm:
@@ -595,7 +604,10 @@ def predict(args: Any) -> None:
         return
     args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / f"predictions.{args.format}"
-    with data.atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as out:
+    with (
+        data.atomic_path(file) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as out,
+    ):
         _predict_to(out, args, model, folder)
     _say(f"predictions: {file}")
 
@@ -605,20 +617,28 @@ def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     names: Sequence[str] = explain.Numbers()
     if "labels.json" in model.attachments:
         names = json.loads(model.attachments["labels.json"])
-    number = 0
+    number = unknown = 0
     with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
         for X in _documents(args, model, folder):
             scores, labels = model.predict(X, args.k)
-            for row_scores, row_labels in zip(scores.tolist(), labels.tolist(), strict=True):
+            features = data.row_features(X).tolist()
+            for count, row_scores, row_labels in zip(features, scores.tolist(), labels.tolist(), strict=True):
                 pairs = [(names[label], score) for label, score in zip(row_labels, row_scores, strict=True)]
                 if args.format == "tsv":
-                    cells = (f"{' '.join(name.split())}\t{score:.6g}" for name, score in pairs)
+                    cells = (
+                        f"{' '.join(name.split())}\t{score if count else math.nan:.6g}"
+                        for name, score in pairs
+                    )
                     out.write("\t".join(cells) + "\n")
                 else:
-                    best = [{"label": name, "score": score} for name, score in pairs]
-                    out.write(json.dumps({"document": number, "labels": best}, ensure_ascii=False) + "\n")
+                    best = [{"label": name, "score": score if count else None} for name, score in pairs]
+                    record = {"document": number, "features": count, "labels": best}
+                    out.write(data.json_line(record) + "\n")
                 number += 1
+                unknown += count == 0
             bar.update(X.shape[0])
+    rest = " that the model knows. Their labels are those of an empty document, without scores"
+    _say_without_features("", unknown, number, rest)
 
 
 def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
@@ -632,7 +652,7 @@ def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
     elif args.input is None:
         if args.text is None and sys.stdin.isatty():
             raise ValueError("predict needs --text, --input or --split, or text on standard input")
-        texts = args.text if args.text is not None else (line.rstrip("\n") for line in sys.stdin)
+        texts = _lines_of_stdin() if args.text is None else _utf8(args.text, "--text")
         yield from data.vectorised(texts, runs.columns_of(model))
     else:
         remarks: list[str] = []
@@ -640,6 +660,22 @@ def _documents(args: Any, model: nn.MACH, folder: Path) -> Iterator[Any]:
             args.input, runs.columns_of(model), svmlight_base=args.svmlight_base, remarks=remarks
         )
         _say_all(remarks)
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return _utf8((line.rstrip("\n") for line in sys.stdin), "standard input, line")
+
+
+def _utf8(texts: Iterable[str], source: str) -> Iterator[str]:
+    """The texts. A byte that is no UTF-8 reaches this place as a lone surrogate and is refused."""
+    for number, text in enumerate(texts, start=1):
+        wrong = re.search("[\udc80-\udcff]", text)
+        if wrong is not None:
+            byte = ord(wrong[0]) - 0xDC00
+            raise ValueError(f"{source} {number}: text must be UTF-8, got byte 0x{byte:02x}")
+        yield text
 
 
 # --------------------------------------------------------------------------------------------- explain
@@ -699,8 +735,8 @@ def _one_document(
 ) -> tuple[Any, str | None, str, list[int] | None, data.Dataset | None]:
     """The document, its text, what to call it, its true labels, its dataset: as far as they are known."""
     if args.text is not None:
-        (X,) = data.vectorised([args.text], runs.columns_of(model))
-        if X.nnz == 0:
+        (X,) = data.vectorised(_utf8([args.text], "--text"), runs.columns_of(model))
+        if not data.row_features(X).any():
             raise ValueError("--text: none of its words is in the model's vocabulary: nothing to explain")
         return X, args.text, "Explanation of a text", None, None
     dataset = _run_dataset(model, folder, args)
@@ -709,7 +745,7 @@ def _one_document(
     split, n = dataset.splits[args.split], args.sample_id
     if n >= len(split):
         raise ValueError(f"--sample-id must be in 0 ... {len(split) - 1}, the {args.split} split, got {n}")
-    if split.X[n].nnz == 0:
+    if not data.row_features(split.X[n]).any():
         raise ValueError(f"--sample-id {n}: the document has no features: nothing to explain")
     text = None if split.texts is None else split.texts[n]
     title = f"{dataset.name}, {args.split}, document {n}"
@@ -724,8 +760,9 @@ def _show_explanation(
     true: Sequence[int] | None,
     show: int,
 ) -> None:
-    text = "".join(c if c.isprintable() else " " for c in found.text or "")
-    print(f"{title}: {text[:300] + ' ...' if len(text) > 300 else text or f'{len(found.features)} features'}")
+    joiners = "\u200c\u200d"  # of letters: not printable, but part of words
+    text = "".join(c if c.isprintable() or c in joiners else " " for c in found.text or "")
+    print(f"{title}: {report.shortened(text, 300) or f'{len(found.features)} features'}")
     low, high = float(voted.logits.min()), float(voted.logits.max())
     steps = f"{found.n_steps} steps" if found.n_steps else "exact"
     for i, label in enumerate(found.labels.tolist()):
@@ -1076,6 +1113,12 @@ def _say_all(remarks: Iterable[str]) -> None:
 def _sizes(dataset: data.Dataset) -> str:
     splits = ", ".join(f"{name} {len(split):,}" for name, split in dataset.splits.items())
     return f"{splits} documents; {dataset.num_features:,} features, {dataset.num_labels:,} labels"
+
+
+def _say_without_features(where: str, without: int, count: int, rest: str = "") -> None:
+    """A remark where some documents have no features."""
+    if without:
+        _say(f"{where}{without:,} of {count:,} documents ({without / count:.1%}) have no features{rest}")
 
 
 def _say(text: str) -> None:

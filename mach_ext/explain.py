@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext.data import check_csr
+from mach_ext.data import check_csr, json_line
 from mach_ext.nn import MACH, MODEL_MERGES, evaluating
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Explanation:
 
     def to_json(self, file: str | Path | None = None) -> str:
         """The explanation as JSON text; also written to `file`, if given."""
-        text = json.dumps(self.as_dict(), ensure_ascii=False)
+        text = json_line(self.as_dict())
         if file is not None:
             Path(file).write_text(text + "\n", encoding="utf-8")
         return text

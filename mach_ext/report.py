@@ -10,7 +10,10 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 FOR, AGAINST = "#2166ac", "#c8571b"
 _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
+_NO_GLYPH = "\ufffd"
 _SHOWN_FEATURES = 20  # as bars
 _SHOWN_WORDS = 120  # of documents that are known by their features only
 _VERDICTS = {
@@ -46,21 +50,41 @@ def attribution_lines(explanation: Explanation, label: int, n: int = 10, width: 
     most = max((abs(effect) for _, effect in top), default=0.0) or 1.0
     others = len(explanation.features) - len(top)
     last = f"{others} others"
-    name_width = min(28, max(len(name) for name in [last, *(name for name, _ in top)]))
+    name_width = min(28, max(_width(name) for name in [last, *(name for name, _ in top)]))
     lines = []
     for name, effect in top:
         whole, half = divmod(round(2 * abs(effect) / most * width), 2)
         left, right = ("", "█" * whole + "▌" * half) if effect > 0 else ("▐" * half + "█" * whole, "")
-        lines.append(f"  {_short(name, name_width):<{name_width}} {effect:>+8.3f} {left:>{width}}|{right}")
+        short = shortened(name, name_width)
+        short += " " * (name_width - _width(short))
+        lines.append(f"  {short} {effect:>+8.3f} {left:>{width}}|{right}")
     rest = explanation.attributions[explanation.row(label)].sum() - sum(effect for _, effect in top)
     if others > 0:
         lines.append(f"  {last:<{name_width}} {rest:>+8.3f}")
     return lines
 
 
-def _short(name: str, width: int) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= width else name[: width - 1] + "…"
+def shortened(text: str, width: int) -> str:
+    """A text on one line of a terminal, cut to so many columns, never between a letter and its marks."""
+    text = " ".join(text.split())
+    columns = end = 0
+    for i, c in enumerate(text):
+        columns += _width(c)
+        if columns > width:
+            return text[:end] + "…"
+        if columns < width:
+            end = i + 1
+    return text
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal gives a text: two for a wide letter, none for a mark."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf")
+        else 2 if unicodedata.east_asian_width(c) in "WF"
+        else 1
+        for c in text
+    )  # fmt: skip
 
 
 def sparkline(votes: Sequence[float], low: float, high: float) -> str:
@@ -82,20 +106,42 @@ def plot_attributions(explanation: Explanation, n: int = 15, label: int | None =
     figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(top)), layout="constrained")
     axes = figure.subplots()
     effects = [effect for _, effect in top]
+    title = f"{shortened(explanation.label_names[row], 50)}: score {explanation.scores[row]:.3f}"
+    (title, *names), fonts = _drawable([title, *(shortened(name, 32) for name, _ in top)])
+    note = f" ({_NO_GLYPH}: no font here has this letter)" if _NO_GLYPH in "".join([title, *names]) else ""
     axes.barh(
         range(len(top)), effects, color=[FOR if effect > 0 else AGAINST for effect in effects], height=0.72
     )
-    axes.set_yticks(range(len(top)), [_short(name, 32) for name, _ in top], parse_math=False)
+    axes.set_yticks(range(len(top)), names, parse_math=False, family=fonts)
     axes.axvline(0, color="0.2", linewidth=0.8)
-    axes.set_xlabel("effect on the score")
-    axes.set_title(
-        f"{_short(explanation.label_names[row], 50)}: score {explanation.scores[row]:.3f}",
-        fontsize=11,
-        parse_math=False,
-    )
+    axes.set_xlabel("effect on the score" + note)
+    axes.set_title(title, fontsize=11, parse_math=False, family=fonts)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts, and the fonts that have their letters. A letter that no font here has becomes U+FFFD."""
+    from matplotlib import font_manager, rcParams
+
+    files: dict[str, Any] = {
+        name: font_manager.findfont(font_manager.FontProperties(family=[name]))
+        for name in rcParams["font.family"]
+    }
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        if (font.style, font.weight) == ("normal", 400) and "Last Resort" not in font.name:
+            files.setdefault(font.name, font.fname)
+    missing, fonts = set("".join(texts)), []
+    for name, file in files.items():
+        letters = set(map(chr, font_manager.get_font(file).get_charmap()))
+        if missing & letters:
+            missing -= letters
+            fonts.append(name)
+        if not missing:
+            break
+    shown = str.maketrans(dict.fromkeys(missing, _NO_GLYPH))
+    return [text.translate(shown) for text in texts], fonts
 
 
 def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
@@ -208,7 +254,8 @@ def explanation_page(
                 "collisions": checked.get(label),
             }
         )
-    page: str = _template().render(
+    return _page(
+        "report.html.jinja",
         title=title,
         tabs=tabs,
         explanation=explanation,
@@ -217,11 +264,9 @@ def explanation_page(
         own_merge=removals is not None and explanation.score == "logit" and removals.merge != "mean_logit",
         removals_labels=[] if removals is None else removals.label_names,
         in_text=in_text,
+        overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
         k=votes.k if votes is not None else len(explanation.labels),
-        FOR=FOR,
-        AGAINST=AGAINST,
     )
-    return page
 
 
 def _sigmoid(x: float) -> float:
@@ -248,15 +293,33 @@ def _pieces(explanation: Explanation, row: int, scale: float, vectorizer: Vector
             for i in order
         ]
     effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
-    pieces, done = [], 0
-    for start, end, feature in vectorizer.words(explanation.text):
-        effect = effect_of.get(feature)
-        if effect is None:  # not in the vocabulary
-            continue
-        pieces += [_Piece(explanation.text[done:start])] if done < start else []
-        pieces.append(_Piece(explanation.text[start:end], _shade(effect, scale), f"{effect:+.4f}"))
-        done = end
-    return [*pieces, _Piece(explanation.text[done:])]
+    words = [
+        (start, end, effect_of[feature])
+        for start, end, feature in vectorizer.words(explanation.text)
+        if feature in effect_of  # not so where the vocabulary lacks the word
+    ]
+    return _shaded(explanation.text, words, scale)
+
+
+def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) -> list[_Piece]:
+    """The text cut where words (start, end, effect) begin and end.
+
+    Each word divides its effect among its pieces by their lengths. A piece is shaded by the sum of its parts.
+    """
+    cuts = sorted({0, len(text), *(start for start, _, _ in words), *(end for _, end, _ in words)})
+    at = {cut: i for i, cut in enumerate(cuts)}
+    over: list[list[tuple[int, int, float]]] = [[] for _ in cuts]  # the words over each piece
+    for word in words:
+        for i in range(at[word[0]], at[word[1]]):
+            over[i].append(word)
+    pieces = []
+    for (start, end), some in zip(itertools.pairwise(cuts), over, strict=False):
+        share = sum(effect * (end - start) / (last - first) for first, last, effect in some)
+        title = ", ".join(f"{text[first:last]} {effect:+.4f}" for first, last, effect in some)
+        if len(some) == 1:
+            title = f"{some[0][2]:+.4f}"
+        pieces.append(_Piece(text[start:end], _shade(share, scale) if some else "", title))
+    return pieces
 
 
 def _bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
@@ -272,7 +335,7 @@ def _bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
         size = abs(effect) * unit
         rows.append(
             {
-                "name": _short(name, 24),
+                "name": shortened(name, 24),
                 "full": name,
                 "y": 20 * i,
                 "x": zero if effect > 0 else zero - size,
@@ -343,14 +406,21 @@ def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
     ]
 
 
+def _page(template: str, **content: Any) -> str:
+    """The page. Lone surrogates, which UTF-8 can't carry, become U+FFFD."""
+    page: str = _template(template).render(FOR=FOR, AGAINST=AGAINST, **content)
+    return re.sub("[\ud800-\udfff]", "\ufffd", page)
+
+
 @functools.cache
-def _template(name: str = "report.html.jinja") -> Any:
+def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mach_ext", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["shortened"] = shortened
     return environment.get_template(name)
 
 
@@ -361,14 +431,12 @@ def attack_page(
     image = io.BytesIO()
     plot_attack(result, wanted).savefig(image, dpi=130, format="png")
     names = [name for name in result["clean"] if not name.endswith("interval")]
-    page: str = _template("attack.html.jinja").render(
+    return _page(
+        "attack.html.jinja",
         title=title,
         result=result,
         names=names,
         samples=samples,
         wanted=wanted,
         chart=base64.b64encode(image.getvalue()).decode(),
-        FOR=FOR,
-        AGAINST=AGAINST,
     )
-    return page

@@ -21,9 +21,9 @@ from .formats import (
     write_npz,
     write_xmc,
 )
-from .matrices import as_scipy, check_csr, check_labels, row_lengths
+from .matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
 from .registry import NAMES, data_home, download, fetch, hold_out, load, locate
-from .text import Vectorizer
+from .text import Vectorizer, json_line
 
 __all__ = [
     "NAMES",
@@ -46,6 +46,7 @@ __all__ = [
     "iter_jsonl",
     "iter_on_device",
     "iter_xmc",
+    "json_line",
     "label_matrix",
     "load",
     "locate",
@@ -57,6 +58,7 @@ __all__ = [
     "read_npz",
     "read_svmlight",
     "read_xmc",
+    "row_features",
     "row_lengths",
     "vectorised",
     "write_folder",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from .matrices import Csr
+from .matrices import Csr, row_features
 from .text import Vectorizer
 
 HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
@@ -37,6 +37,11 @@ class Split:
 
     def __len__(self) -> int:
         return int(self.X.shape[0])
+
+    @property
+    def without_features(self) -> int:
+        """How many documents have no feature: nothing but their number is known of them."""
+        return int((row_features(self.X) == 0).sum())
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:
         """The documents of these row numbers, in this order."""
@@ -159,7 +164,7 @@ class Dataset:
                     "labels_per_document": split.Y.nnz / max(1, len(split)),
                     "nonzeros_per_document": split.X.nnz / max(1, len(split)),
                     "without_labels": int((np.diff(split.Y.indptr) == 0).sum()),
-                    "without_features": int((np.diff(split.X.indptr) == 0).sum()),
+                    "without_features": split.without_features,
                 }
                 for name, split in self.splits.items()
             },

@@ -124,6 +124,15 @@ def _structured(matrix: Any, name: str) -> Csr:
     return sparse.csr_matrix(matrix)
 
 
+def row_features(X: Csr) -> NDArray[np.integer[Any]]:
+    """How many features each row of a canonical CSR matrix has [N]; a stored 0 is none."""
+    if not X.data.all():
+        X = X.copy()
+        X.eliminate_zeros()
+    counts: NDArray[np.integer[Any]] = np.diff(X.indptr)
+    return counts
+
+
 def row_lengths(X: Csr) -> NDArray[np.float64]:
     """Euclidean lengths of the rows [N] of a canonical CSR matrix; float64, 2^16 rows at a time."""
     parts = [np.zeros(0)]

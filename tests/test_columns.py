@@ -341,6 +341,32 @@ def test_texts_alone_are_read_by_the_models_own_words(here, capsys):
     assert "must have train.txt" in capsys.readouterr().err
 
 
+def test_one_name_in_two_spellings(tmp_path):
+    """é as one character, or as e with an accent: one label, in the form that came first."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    lines = [json.dumps({"text": "a cup", "labels": [name]}) + "\n" for name in (two, one, "tea")]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    read = data.read_folder(tmp_path)
+    assert read.label_names == [two, "tea"]
+    assert read.train.Y.toarray().tolist() == [[1, 0], [1, 0], [0, 1]]
+    (tmp_path / "train.jsonl").write_text(lines[1])
+    again = data.read_folder(tmp_path, columns=read.columns)
+    assert again.train.unseen is None
+    assert again.train.Y.toarray().tolist() == [[1, 0]]
+    both = data.label_matrix([[one], [two]], [one, two])  # an older model may have both
+    assert both.toarray().tolist() == [[1, 0], [0, 1]]
+
+
+def test_halves_of_surrogate_pairs(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "a cup \\ud83d", "labels": ["x"]}\n' * 2)
+    read = data.read_folder(tmp_path)
+    data.write_folder(tmp_path / "copy", read)
+    assert data.read_folder(tmp_path / "copy").train.texts[0] == "a cup ?"
+    (tmp_path / "train.jsonl").write_text('{"text": "a cup", "labels": ["x", "\\ud83d"]}\n')
+    with pytest.raises(ValueError, match=r'train.jsonl, line 1: "labels" must be characters'):
+        data.read_folder(tmp_path)
+
+
 def test_text_lines_with_label_matrices(here, capsys):
     Y = scipy.sparse.csr_matrix(np.eye(5)[np.arange(50) % 5])
     (here / "pecos").mkdir()

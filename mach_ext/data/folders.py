@@ -20,6 +20,7 @@ have more features. Labels that a model does not know are kept apart, as misses.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from .formats import (
     counts_from_one,
     label_matrix,
     load_npz,
+    name_key,
     parse_svmlight,
     read_jsonl,
     read_lines,
@@ -242,15 +244,19 @@ class _Reader:
 
     def _read_jsonl(self, files: dict[str, _Files]) -> dict[str, Split]:
         documents = {split: read_jsonl(each.X) for split, each in files.items()}
+        given: dict[str, str] = {}  # each name in the form that comes first
+        for name in itertools.chain.from_iterable(row for _, rows in documents.values() for row in rows):
+            given.setdefault(name_key(name), name)
         if self.columns is not None:
             if self.columns.label_names is None:
                 raise ValueError(f"{self.folder}: the model has no label names, which JSON lines go by")
-            known = set(names := list(self.columns.label_names))
-            names += sorted({x for _, rows in documents.values() for row in rows for x in row} - known)
+            names = list(self.columns.label_names)
+            known = {*names, *map(name_key, names)}
+            names += sorted(form for key, form in given.items() if key not in known and form not in known)
         elif self.labels is not None:
             names = self.labels.names
         else:
-            names = sorted({x for _, rows in documents.values() for row in rows for x in row})
+            names = sorted(given.values())
             self.labels = Names(self.folder, names, None)
         labels = {split: label_matrix(rows, names, files[split].X) for split, (_, rows) in documents.items()}
         return self._vectorised({split: texts for split, (texts, _) in documents.items()}, labels)
@@ -298,7 +304,7 @@ def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None
     if names is None or kept is None:
         return
     for column, (theirs, ours) in enumerate(zip(names.names, kept, strict=False)):
-        if theirs != ours:
+        if theirs != ours and name_key(theirs) != name_key(ours):
             raise ValueError(f"{names.path}: {what} {column} must be the model's {ours!r}, got {theirs!r}")
 
 
@@ -493,4 +499,5 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(" ".join(line.split()) + "\n" for line in lines), encoding="utf-8", newline="\n")
+    text = "".join(" ".join(line.split()) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # halves of surrogate pairs

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +23,9 @@ from .. import _C
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 # ------------------------------------------------------------------------------------------- XMC text
 
@@ -409,6 +414,8 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
                 isinstance(labels, list) and all(isinstance(x, str) for x in labels)
             ):
                 raise fail('"labels" must be a list of strings', labels)
+            if any(_SURROGATE.search(name) for name in labels or ()):
+                raise fail('"labels" must be characters, not halves of surrogate pairs', labels)
             yield text, labels
 
 
@@ -428,8 +435,15 @@ def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:
     return texts, labels
 
 
+def name_key(name: str) -> str:
+    """What two spellings of one name share: Unicode's NFC, where é is one character, not e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
 def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: PathLike = "labels") -> Csr:
     """Label names of each document -> Y [N, L]; a name given twice counts once.
+
+    Names that differ only in how their accents are written are one name, unless ``names`` has both.
 
     Raises:
         ValueError: a name that is not among ``names``.
@@ -437,8 +451,12 @@ def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: 
     ids = {name: i for i, name in enumerate(names)}
     if len(ids) != len(names):
         raise ValueError(f"{source}: label names must differ, got {len(names)} names, {len(ids)} different")
+    ids = {name_key(name): i for name, i in ids.items()} | ids
     try:
-        rows = [sorted({ids[name] for name in document}) for document in labels]
+        rows = [
+            sorted({ids[name] if name in ids else ids[name_key(name)] for name in document})
+            for document in labels
+        ]
     except KeyError as error:
         raise ValueError(f"{source}: every label must be in labels.txt, got {error.args[0]!r}") from None
     indptr = np.cumsum([0, *map(len, rows)])

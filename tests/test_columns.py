@@ -81,10 +81,14 @@ def test_a_feature_before_the_first_is_refused_or_read(svm_run, here, capsys):
     auto, zero = (["--model-path", svm_run / name] for name in ("auto", "zero"))
     assert run("predict", *auto, "--input", "zero.svm") == 1
     assert (
-        "zero.svm: zero_based=False, so every feature must be at least 1, got '0'" in capsys.readouterr().err
+        "zero.svm: ids count from 1, so every feature must be at least 1, got '0' in line 1"
+        in capsys.readouterr().err
     )
     assert run("predict", *auto, "--input", "zero.svm", "--svmlight-base", "0") == 1
-    assert "features count from 1" in capsys.readouterr().err
+    assert (
+        "zero.svm: the model was trained on svmlight files whose features count from 1"
+        in capsys.readouterr().err
+    )
     assert answers(capsys, *zero, "--input", "zero.svm")[1:] == [str(j) for j in range(19)]
     assert answers(capsys, *zero, "--input", "zero.svm", "--svmlight-base", "0")[1:] == [
         str(j) for j in range(19)

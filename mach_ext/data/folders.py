@@ -189,10 +189,11 @@ class _Reader:
 
     def _read_svmlight(self, files: dict[str, _Files]) -> dict[str, Split]:
         kept = None if self.columns is None else self.columns.svmlight_base
+        one = next(iter(files.values())).X
         if kept is not None and self.svmlight_base not in (None, kept):
             raise ValueError(
-                f"{self.folder}: the model was trained on svmlight files whose features count from {kept}; "
-                f"these must count from there, too, got {self.svmlight_base}"
+                f"{one}: the model was trained on svmlight files whose features count from {kept}; this must "
+                f"count from there, too, got --svmlight-base {self.svmlight_base}"
             )
         given = self.svmlight_base if kept is None else kept
         bound = None if self.columns is None or given is None else self.columns.num_features + given
@@ -203,8 +204,7 @@ class _Reader:
         base = first_id([data.X for data in raw.values()], self.features) if given is None else given
         if base is None and self.columns is not None:
             raise ValueError(
-                f"{next(iter(files.values())).X}: has no feature 0; say whether features count from 0 or 1: "
-                "--svmlight-base"
+                f"{one}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
             )
         label_base = None if self.columns is None else self.columns.svmlight_label_base
         if label_base is None and self.labels is not None:
@@ -213,7 +213,9 @@ class _Reader:
         if given is None:
             self.remarks.append(f"{self.folder}: features count from {self.svmlight_base} (--svmlight-base)")
         splits = {
-            split: shift_svmlight(files[split].X, data, self.svmlight_base, self.svmlight_label_base)
+            split: shift_svmlight(
+                files[split].X, data, self.svmlight_base, self.svmlight_label_base, "ids count from 1"
+            )
             for split, data in raw.items()
         }
         # The files do not say how many columns there are: as many as are named, or used.

@@ -7,6 +7,7 @@ values. A file that breaks a rule raises ValueError with its name, the line, the
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import unicodedata
@@ -167,23 +168,32 @@ def counts_from_one(matrices: Iterable[Csr]) -> bool:
     return bool(lowest) and min(lowest) > 0
 
 
-def shift_svmlight(path: PathLike, split: Split, base: int, label_base: int = 0) -> Split:
+def shift_svmlight(
+    path: PathLike, split: Split, base: int, label_base: int = 0, reason: str = "zero_based=False"
+) -> Split:
     """Ids as written -> columns: the first feature's id is ``base``, the first label's ``label_base``.
 
     Raises:
-        ValueError: a feature or a label 0 where they count from 1; with the line.
+        ValueError: a feature or a label 0 where they count from 1, which is so for this ``reason``.
     """
     shifted = []
     for what, matrix, first in (("feature", split.X, base), ("label", split.Y, label_base)):
         if first and matrix.nnz and matrix.indices.min() < first:
             row = int(np.searchsorted(matrix.indptr, np.argmin(matrix.indices), side="right")) - 1
-            option = "zero_based=False, so every feature" if what == "feature" else "every label"
-            raise ValueError(f"{path}: {option} must be at least 1, got '0' in document {row}")
+            line = _svmlight_line(path, row)
+            raise ValueError(f"{path}: {reason}, so every {what} must be at least 1, got '0' in line {line}")
         columns = max(matrix.shape[1] - first, 0)
         arrays = (matrix.data, matrix.indices - first, matrix.indptr)
         shifted.append(sparse.csr_matrix(arrays, shape=(matrix.shape[0], columns)))
         shifted[-1].has_canonical_format = True
     return Split(*shifted)
+
+
+def _svmlight_line(path: PathLike, row: int) -> int:
+    """The line of a document: blank lines and remarks do not count as documents."""
+    lines = enumerate(read_bytes(path).split(b"\n"), start=1)
+    documents = (number for number, line in lines if line.partition(b"#")[0].strip())
+    return next(itertools.islice(documents, row, None))
 
 
 # --------------------------------------------------------------------------------------- deepxml's text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -70,33 +71,33 @@ def pattern(piece: str) -> re.Pattern[str]:
     return re.compile(r"\s+".join(words))
 
 
-def written(text: str, lines: list[Line]) -> str:
+def write_figures(text: str, lines: list[Line]) -> str:
     """The text with the figures of the lines in place."""
     for piece, *figures in lines:
 
-        def refilled(match: re.Match[str], figures: list[str] = figures) -> str:
-            found = match[0]
+        def refill(match: re.Match[str], figures: list[str] = figures) -> str:
+            sentence = match[0]
             for i, figure in reversed(list(enumerate(figures, 1))):
                 if " ".join(match[i].split()) != figure:
                     start, end = (place - match.start() for place in match.span(i))
-                    found = found[:start] + figure + found[end:]
-            return found
+                    sentence = sentence[:start] + figure + sentence[end:]
+            return sentence
 
-        text = pattern(piece).sub(refilled, text)
+        text = pattern(piece).sub(refill, text)
     return text
 
 
-def blanked(text: str, what: re.Pattern[str] = re.compile(".+")) -> str:
+def blank(text: str, what: re.Pattern[str] = re.compile(".+")) -> str:
     """The text with spaces in place of what is found; its lines stay."""
     return what.sub(lambda match: re.sub(r"\S", " ", match[0]), text)
 
 
-def without_slots(text: str, lines: list[Line]) -> str:
+def blank_slots(text: str, lines: list[Line]) -> str:
     """The text with spaces in place of the figures that lines account for."""
     for piece, *figures in lines:
         for match in pattern(piece).finditer(text):
             for start, end in map(match.span, range(1, len(figures) + 1)):
-                text = text[:start] + blanked(text[start:end]) + text[end:]
+                text = text[:start] + blank(text[start:end]) + text[end:]
     return text
 
 
@@ -105,24 +106,20 @@ def digest(text: str) -> str:
     return hashlib.sha256(" ".join(re.findall(NUMBER, text)).encode()).hexdigest()[:8]
 
 
-def faults(text: str, lines: list[Line]) -> list[str]:
+def faults(text: str, lines: list[Line]) -> Iterator[str]:
     """What is wrong with a document's figures."""
-    text = without_slots(text, lines)
-    found, blocks = [], list(ONCE.finditer(text))
-    for block in blocks:
+    text = blank_slots(text, lines)
+    for block in ONCE.finditer(text):
         about = f"line {line_number(text, block.start())}: a block of figures measured once"
         if not DAY.search(block[2]):
-            found.append(f"{about} must say on which day, as in 2026-11-28")
+            yield f"{about} must say on which day, as in 2026-11-28"
         if block[1] != digest(block[2]):
-            found.append(f"{about} must have the digest {digest(block[2])}, got {block[1]!r}")
+            yield f"{about} must have the digest {digest(block[2])}, got {block[1]!r}"
     for what in (ONCE, NOT_PROSE, CONSTANTS):
-        text = blanked(text, what)
+        text = blank(text, what)
     for figure in FIGURE.finditer(text):
-        found.append(
-            f"line {line_number(text, figure.start())}: {figure[0]} must be in a generated table, in "
-            "benchmarks/figures.py or in a block of figures measured once"
-        )
-    return found
+        where = f"line {line_number(text, figure.start())}"
+        yield f"{where}: {figure[0]} must be in a generated table, in figures.py or in a block measured once"
 
 
 def line_number(text: str, place: int) -> int:

@@ -272,14 +272,14 @@ def _interval(values: list[float | None], digits: int = 2) -> str:
 def certified(folder: Path = RESULTS) -> str:
     """Of what certified.py found: P@1, a row a threat model and model."""
     rows = []
-    for name, found in json.loads((folder / "certified.json").read_text())["results"].items():
+    for name, record in json.loads((folder / "certified.json").read_text())["results"].items():
         cells = []
-        for size in found["sizes"]:
+        for size in record["sizes"]:
             low, high = (100 * p for p in size["robust P@1"])
             attacked = 100 * min(p for key, p in size.items() if key.startswith("attacked"))
-            some = f"{size['epsilon']:g}: **{low:.1f}** {high:.1f} ({attacked:.1f})"
-            cells.append(some if size["epsilon"] else f"{low:.1f}")
-        cells += [""] * (6 - len(cells)) + [f"{found['zero']['P@1'][1]:.3g}"]
+            cell = f"{size['epsilon']:g}: **{low:.1f}** {high:.1f} ({attacked:.1f})"
+            cells.append(cell if size["epsilon"] else f"{low:.1f}")
+        cells += [""] * (6 - len(cells)) + [f"{record['zero']['P@1'][1]:.3g}"]
         rows.append((name, *cells))
     return markdown(("threat model, model", "clean", *(f"size {i}" for i in range(1, 6)), "zero at"), rows)
 
@@ -315,7 +315,7 @@ HALF = (  # systems of peers.py with R x B at most L / 2
 )
 
 
-def final(folder: Path = RESULTS) -> dict[tuple[str, str], Any]:
+def final_results(folder: Path = RESULTS) -> dict[tuple[str, str], Any]:
     """The final figures of peers.py by dataset and system."""
     kept = json.loads((folder / "peers.json").read_text())
     return {(r["dataset"], r["system"]): r for r in kept if r["split"] == "test"}
@@ -329,7 +329,7 @@ def best_other(kept: dict[tuple[str, str], Any], dataset: str) -> dict[str, Any]
 
 def standing(folder: Path = RESULTS) -> str:
     """The defaults beside the best other system, from what peers.py found."""
-    kept = final(folder)
+    kept = final_results(folder)
     rows = []
     for dataset, (labels, system, near) in DEFAULTS.items():
         ours, other = kept[dataset, system], best_other(kept, dataset)
@@ -342,7 +342,7 @@ def standing(folder: Path = RESULTS) -> str:
 
 def half(folder: Path = RESULTS) -> str:
     """Models with R x B at most L / 2 beside the best other system, from what peers.py found."""
-    kept = final(folder)
+    kept = final_results(folder)
     rows = []
     for dataset, system, sizes in HALF:
         ours, other = kept[dataset, system], best_other(kept, dataset)["metrics"]
@@ -425,15 +425,15 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def rewritten(text: str, lines: list[prose.Line]) -> str:
+def rewrite(text: str, lines: list[prose.Line]) -> str:
     """A file's text with the tables and figures of the results."""
-    return TABLE.sub(lambda match: match[1] + TABLES[match[2]](), prose.written(text, lines))
+    return TABLE.sub(lambda match: match[1] + TABLES[match[2]](), prose.write_figures(text, lines))
 
 
 def faults(texts: dict[str, str], lines: list[prose.Line]) -> Iterator[str]:
     """What in the files is not as the results give it."""
     for name, text in texts.items():
-        pairs = zip_longest(text.split("\n"), rewritten(text, lines).split("\n"), fillvalue="")
+        pairs = zip_longest(text.split("\n"), rewrite(text, lines).split("\n"), fillvalue="")
         if wrong := next(((i, new) for i, (old, new) in enumerate(pairs, 1) if old != new), None):
             yield f"{name}, line {wrong[0]}: must be {wrong[1].strip()!r}; `make bench-table` writes it"
         if name.endswith(".md"):
@@ -456,10 +456,10 @@ def main() -> None:
         return
     texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in prose.sources()}
     lines = figures.lines()
-    if args.check and (found := list(faults(texts, lines))):
-        raise SystemExit("\n".join(found))
+    if args.check and (wrong := list(faults(texts, lines))):
+        raise SystemExit("\n".join(wrong))
     for name, text in texts.items():
-        if (new := rewritten(text, lines)) != text and not args.check:
+        if (new := rewrite(text, lines)) != text and not args.check:
             (ROOT / name).write_text(new, encoding="utf-8")
 
 

@@ -1,9 +1,8 @@
 """How much of P@1 is certified, and how much attacks leave? `python benchmarks/certified.py` makes the table.
 
 500 dev documents of wordnet, evenly spread, and two models: a hidden layer of 512, R = 16, and linear MACH,
-R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Cells:
-certified P@1, what the changes leave that the bounds point at, and in brackets the lower of PGD's two results
-(10 steps, goals untargeted and positive; for delete greedy deletion). Results: results/certified.json.
+R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Attacks are
+PGD (10 steps, goals untargeted and positive), for delete greedy deletion. Results: results/certified.json.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import table
 from conftest import circumstances
 from inputs import dataset, trained
 
@@ -48,25 +48,6 @@ def study(model: mach_ext.MACH, X: Any, Y: Any, threat: str) -> dict[str, Any]:
     return found
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = []
-    for threat, grid in GRIDS.items():
-        lines += [
-            f"| {threat} | " + " | ".join(f"{e:g}" for e in grid) + " | zero at |",
-            "|---" * (len(grid) + 2) + "|",
-        ]
-        for name in MODELS:
-            found = results[f"{threat}, {name}"]
-            cells = []
-            for size in found["sizes"]:
-                low, high = (100 * p for p in size["robust P@1"])
-                attacked = 100 * min(p for key, p in size.items() if key.startswith("attacked"))
-                cells.append(f"{low:.1f} {high:.1f} ({attacked:.1f})" if size["epsilon"] else f"{low:.1f}")
-            lines.append(f"| {name} | " + " | ".join(cells) + f" | {found['zero']['P@1'][1]:.3g} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--documents", type=int, default=500)
@@ -84,7 +65,7 @@ def main() -> None:
             results[f"{threat}, {name}"] = study(model, X, Y, threat)
             record = {**circumstances(), "results": results}
             (args.results / "certified.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(results))
+    print(table.certified(args.results))
 
 
 if __name__ == "__main__":

@@ -171,8 +171,11 @@ def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, 
     return predict
 
 
-def top(model: mach_ext.MACH) -> Predict:
-    return lambda X: padded(model.predict(unit(X), min(K, model.num_labels))[1].tolist())
+Rows = Callable[[sp.csr_matrix], sp.csr_matrix]  # what becomes of the documents before a model sees them
+
+
+def top(model: mach_ext.MACH, rows: Rows = unit) -> Predict:
+    return lambda X: padded(model.predict(rows(X), min(K, model.num_labels))[1].tolist())
 
 
 def mach(
@@ -182,29 +185,32 @@ def mach(
     threads: int,
     candidates: int | None = None,
     step: float | None = None,
+    as_given: bool = False,
     **settings: Any,
 ) -> Predict:
     """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time.
 
     The model in the folder, compressed where there is a step, is the one that answers. With `candidates`, so
-    many are re-ranked by the nearest training documents, which then are part of the model.
+    many are re-ranked by the nearest training documents, which then are part of the model. `as_given` leaves
+    the lengths of the documents as they are, as `mach-ext train` does.
     """
+    rows: Rows = sp.csr_matrix if as_given else unit
     chosen = {**training.suggested(*X.shape, Y.shape[1]), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
-        mach_ext.fit(model, unit(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
+        mach_ext.fit(model, rows(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
         model.save(folder, step)
         model = mach_ext.load(folder)
     if candidates is None:
-        return top(model)
+        return top(model, rows)
     near = mach_ext.Neighbors(X, Y)
     for name, matrix in (("X.npz", X), ("Y.npz", Y)):
         sp.save_npz(folder / name, sp.csr_matrix(matrix), compressed=step is not None)
 
     def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
-        found = model.predict(unit(X), min(candidates, Y.shape[1]))
+        found = model.predict(rows(X), min(candidates, Y.shape[1]))
         return padded(near.rerank(X, *found)[1][:, :K].tolist())
 
     return predict
@@ -243,6 +249,10 @@ SYSTEMS = {
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
     "mach_ext and neighbours": System("mach_ext", mach, {"candidates": 200}),
+    "mach_ext (rows as given)": System("mach_ext", mach, {"as_given": True}),
+    "mach_ext (rows as given) and neighbours": System(
+        "mach_ext", mach, {"as_given": True, "candidates": 200}
+    ),
     "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
     "mach_ext (compressed) and neighbours": System("mach_ext", mach, {"step": 0.5, "candidates": 200}),
     "mach_ext (SVM)": System("mach_ext", svms),

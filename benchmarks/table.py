@@ -1,20 +1,26 @@
-"""The tables of README and docs/, from the kept results: `python table.py` writes them.
+"""The tables and figures of README and docs/, from the kept results: `python table.py` writes them.
 
-`--check` only says, by its exit code, whether the files have the tables that the results give; `--cuda FILE`
-prints the table of the CUDA results in FILE.
+A table stands wherever its markers do, `<!-- NAME: written by `make bench-table` -->` and `<!-- /NAME -->`.
+Figures in prose are those of figures.py, by prose.py. `--check` writes nothing, but says what is not as the
+results give it. `--cuda FILE` prints the table of the CUDA results in FILE.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-MARKERS = ("<!-- {}: written by `make bench-table` -->\n", "<!-- /{} -->\n")
+import figures
+import prose
+from figures import RESULTS, precisions
+from prose import ROOT
+
+TABLE = re.compile(r"(<!-- (\w+): written by `make bench-table` -->\n)(.*?)(?=<!-- /\2 -->)", re.DOTALL)
 MODULES = ("decode", "sparse", "training", "explain", "attack", "parser")  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 SUMMARISED = {
@@ -169,7 +175,7 @@ def footnotes(results: list[dict[str, Any]], summarised: list[dict[str, Any]]) -
     text.append(
         "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
     )
-    text.append("the cache between calls, or is skipped, can go below it):\n\n")
+    text.append("cache between calls, or is skipped, can go below it):\n\n")
     floors: dict[str, list[str]] = {}
     for result in results:
         if "floor" in result:
@@ -263,6 +269,21 @@ def _interval(values: list[float | None], digits: int = 2) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def certified(folder: Path = RESULTS) -> str:
+    """Of what certified.py found: P@1, a row a threat model and model."""
+    rows = []
+    for name, record in json.loads((folder / "certified.json").read_text())["results"].items():
+        cells = []
+        for size in record["sizes"]:
+            low, high = (100 * p for p in size["robust P@1"])
+            attacked = 100 * min(p for key, p in size.items() if key.startswith("attacked"))
+            cell = f"{size['epsilon']:g}: **{low:.1f}** {high:.1f} ({attacked:.1f})"
+            cells.append(cell if size["epsilon"] else f"{low:.1f}")
+        cells += [""] * (6 - len(cells)) + [f"{record['zero']['P@1'][1]:.3g}"]
+        rows.append((name, *cells))
+    return markdown(("threat model, model", "clean", *(f"size {i}" for i in range(1, 6)), "zero at"), rows)
+
+
 def threats(folder: Path = RESULTS) -> str:
     """P@1 of each threat model and size, beside noise of the same kind and size."""
     rows = [("data", "threat model", "clean", *(f"size {i}" for i in range(1, 7))), ("---",) * 9]
@@ -273,6 +294,62 @@ def threats(folder: Path = RESULTS) -> str:
         ]
         rows.append((r["dataset"], r["threat_model"], f"{r['clean']['P@1']:.3f}", *cells))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+# A dataset's labels, and what `mach-ext train` makes of it without a flag: the system of peers.py, and that
+# with hidden layers that is re-ranked by neighbours.
+DEFAULTS = {
+    "wordnet": (20_430, "mach_ext", "mach_ext and neighbours"),
+    "eurlex57k": (4_271, "mach_ext (SVM)", "mach_ext and neighbours"),
+    "tibkat": (41_218, "mach_ext", "mach_ext and neighbours"),
+    "bibtex": (159, "mach_ext (rows as given)", "mach_ext (rows as given) and neighbours"),
+}
+HALF = (  # systems of peers.py with R x B at most L / 2
+    ("eurlex57k", "mach_ext (SVM, R 8, B 256)", "8, 256, SVMs"),
+    ("eurlex57k", "mach_ext (R 8, B 256)", "8, 256"),
+    ("eurlex57k", "mach_ext (R 4, B 512)", "4, 512"),
+    ("wordnet", "mach_ext (R 8, B 1024)", "8, 1,024"),
+    ("wordnet", "mach_ext (R 4)", "4, 2,048"),
+    ("tibkat", "mach_ext (R 8)", "8, 2,048"),
+    ("bibtex", "mach_ext (R 4, B 16)", "4, 16"),
+)
+
+
+def final_results(folder: Path = RESULTS) -> dict[tuple[str, str], Any]:
+    """The final figures of peers.py by dataset and system."""
+    kept = json.loads((folder / "peers.json").read_text())
+    return {(r["dataset"], r["system"]): r for r in kept if r["split"] == "test"}
+
+
+def best_other(kept: dict[tuple[str, str], Any], dataset: str) -> dict[str, Any]:
+    """The result of the system with the best P@1 that is not mach_ext."""
+    others = [r for (of, system), r in kept.items() if of == dataset and not system.startswith("mach_ext")]
+    return max(others, key=lambda r: r["metrics"]["P@1"])
+
+
+def standing(folder: Path = RESULTS) -> str:
+    """The defaults beside the best other system, from what peers.py found."""
+    kept = final_results(folder)
+    rows = []
+    for dataset, (labels, system, near) in DEFAULTS.items():
+        ours, other = kept[dataset, system], best_other(kept, dataset)
+        cells = (precisions(ours), f"{ours['training seconds']:.0f}", precisions(kept[dataset, near]))
+        cells += (f"{other['system']}: {precisions(other)}", f"{other['training seconds']:.0f}")
+        rows.append((dataset, f"{labels:,}", *cells))
+    head = ("data", "labels", "mach_ext", "training, s", "hidden layers, neighbors")
+    return markdown((*head, "the best other system", "training, s"), rows)
+
+
+def half(folder: Path = RESULTS) -> str:
+    """Models with R x B at most L / 2 beside the best other system, from what peers.py found."""
+    kept = final_results(folder)
+    rows = []
+    for dataset, system, sizes in HALF:
+        ours, other = kept[dataset, system], best_other(kept, dataset)["metrics"]
+        beyond = (f"{100 * (ours['metrics'][f'P@{k}'] - other[f'P@{k}']):+.2f}" for k in (1, 3, 5))
+        seconds = f"{ours['training seconds']:.0f}"
+        rows.append((dataset, sizes, precisions(ours), seconds, " / ".join(beyond)))
+    return markdown(("data", "R, B", "P@1 / P@3 / P@5", "training, s", "minus the best other system's"), rows)
 
 
 def peers(folder: Path = RESULTS) -> str:
@@ -335,21 +412,38 @@ def levers(folder: Path = RESULTS) -> str:
     return markdown(head, rows)
 
 
-def updated(text: str, name: str, table: str) -> str:
-    """A file's text with the table between its markers."""
-    before, after = (marker.format(name) for marker in MARKERS)
-    head, begin, rest = text.partition(before)
-    _, end, tail = rest.partition(after)
-    if not begin or not end:
-        raise SystemExit(f"the markers {before.strip()} and {after.strip()} are missing")
-    return head + begin + table + end + tail
-
-
-TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"benchmarks": render, "faithfulness": faithfulness},
-    "docs/accuracy.md": {"levers": levers, "peers": peers},
-    "docs/robustness.md": {"threats": threats, "robustness": robustness},
+TABLES: dict[str, Callable[[], str]] = {
+    "benchmarks": render,
+    "certified": certified,
+    "faithfulness": faithfulness,
+    "half": half,
+    "levers": levers,
+    "peers": peers,
+    "robustness": robustness,
+    "standing": standing,
+    "threats": threats,
 }
+
+
+def rewrite(text: str, lines: list[prose.Line]) -> str:
+    """A file's text with the tables and figures of the results."""
+    return TABLE.sub(lambda match: match[1] + TABLES[match[2]](), prose.write_figures(text, lines))
+
+
+def faults(texts: dict[str, str], lines: list[prose.Line]) -> Iterator[str]:
+    """What in the files is not as the results give it."""
+    for name, text in texts.items():
+        pairs = zip_longest(text.split("\n"), rewrite(text, lines).split("\n"), fillvalue="")
+        if wrong := next(((i, new) for i, (old, new) in enumerate(pairs, 1) if old != new), None):
+            yield f"{name}, line {wrong[0]}: must be {wrong[1].strip()!r}; `make bench-table` writes it"
+        if name.endswith(".md"):
+            yield from (f"{name}, {fault}" for fault in prose.faults(text, lines))
+    everything = "\n".join(texts.values())
+    for piece, *_ in lines:
+        if not prose.pattern(piece).search(everything):
+            yield f"figures.py: no file has {piece!r}"
+    for name in TABLES.keys() - {match[2] for match in TABLE.finditer(everything)}:
+        yield f"table.py: no file has the table {name!r}"
 
 
 def main() -> None:
@@ -360,14 +454,13 @@ def main() -> None:
     if args.cuda is not None:
         print(render_cuda(json.loads(args.cuda.read_text())))
         return
-    for name, tables in TABLES.items():
-        text = new = (ROOT / name).read_text(encoding="utf-8")
-        for marker, table in tables.items():
-            new = updated(new, marker, table())
-        if not args.check:
+    texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in prose.sources()}
+    lines = figures.lines()
+    if args.check and (wrong := list(faults(texts, lines))):
+        raise SystemExit("\n".join(wrong))
+    for name, text in texts.items():
+        if (new := rewrite(text, lines)) != text and not args.check:
             (ROOT / name).write_text(new, encoding="utf-8")
-        elif new != text:
-            raise SystemExit(f"{name}: not the tables of benchmarks/results; make bench-table")
 
 
 if __name__ == "__main__":

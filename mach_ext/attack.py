@@ -36,7 +36,8 @@ from tqdm import tqdm
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
-from mach_ext.nn import MACH, MODEL_MERGES, evaluating, predict_batch
+from mach_ext.metrics import KS
+from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, evaluating, predict_batch
 
 __all__ = [
     "FGSM",
@@ -130,10 +131,10 @@ class ThreatModel:
 
         In float64, to its rounding; of what the numbers in the two matrices are.
         """
-        X = scipy.sparse.csr_matrix(X, dtype=np.float64)
-        change = scipy.sparse.csr_matrix(adversarial, dtype=np.float64) - X
+        X, adversarial = _wide(X), _wide(adversarial)
+        change = adversarial - X
         change.eliminate_zeros()
-        if self.nonnegative and scipy.sparse.csr_matrix(adversarial).data.min(initial=0) < 0:
+        if self.nonnegative and adversarial.data.min(initial=0) < 0:
             return False
         return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
 
@@ -271,6 +272,11 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     if parenthesis:
         options["m"] = int(count)
     return _THREATS[name](**options)
+
+
+def _wide(X: Any) -> Any:
+    """CSR of float64; duplicates are summed as that, not in a small dtype of their own."""
+    return scipy.sparse.csr_matrix(scipy.sparse.coo_matrix(X).astype(np.float64))
 
 
 def _within(change: Any, norm: float, epsilon: float) -> bool:
@@ -583,10 +589,13 @@ class Perturbation:
             parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
             return torch.cat(parts or [layer.hidden(none)])
 
-    def predict(self, k: int = 5, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer)."""
+    def predict(self, k: int | None = None, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer).
+
+        k None: 5, or all L labels where there are fewer.
+        """
         layer = self._layer(model)
-        k = _check_k("Perturbation.predict", layer.model, k)
+        k = checked_k("Perturbation.predict", k, layer.model.num_labels)
         N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
         with evaluating(layer.model):
@@ -663,15 +672,17 @@ class Perturbation:
         return {name: t.cpu().double().numpy() for name, t in found.items()}
 
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
-        """The adversarial documents, SciPy CSR [N, D], canonical; for epsilon 0 the bits of X, in its dtype.
+        """The adversarial documents, SciPy CSR [N, D], canonical.
+
+        For epsilon 0 the bits of X, in its dtype; where X has duplicates, their sums as the model takes them.
 
         Raises:
             ValueError: All features are changed, and N x D numbers and their columns take over max_bytes.
         """
         if self.epsilon == 0:
             clean = scipy.sparse.csr_matrix(self._given, copy=True)
-            clean.sum_duplicates()
-            return clean
+            clean.sum_duplicates()  # in a dtype that may be too small for the sums
+            return clean if clean.nnz == self._given.nnz else self.X.copy()
         N, D = self.X.shape
         if any(batch.directions for batch in self._batches) and max_bytes < 8 * N * D:
             raise ValueError(
@@ -755,7 +766,7 @@ class _Attack:
         model: MACH,
         threat_model: str | ThreatModel | None = None,  # None: `usual_threat`
         goal: str = "untargeted",
-        k: int = 5,
+        k: int | None = None,
         *,
         keep_best: bool = True,
         seed: int = 0,
@@ -768,9 +779,7 @@ class _Attack:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
         self.model, self.goal = model, goal
         self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
-        self.k = _check_k(op, model, k)
-        if goal in ("positive", "negative") and self.k == model.num_labels:
-            raise ValueError(f"{op}: goal {goal!r} needs k < L={model.num_labels}, got {self.k}")
+        self.k = _goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
         self._layer = _Layer(model)
         C, M = self._layer.shape
@@ -803,6 +812,8 @@ class _Attack:
         several = not isinstance(epsilon, (int, float, np.number))
         grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
         given, X = X, check_csr(X, f"{op}: X")
+        if not (scipy.sparse.issparse(given) and given.ndim == 2):
+            given = X
         if X.shape[1] != self.model.num_features:
             raise ValueError(f"{op}: X must have D={self.model.num_features} columns, got shape {X.shape}")
         if not (X.data != 0).all():
@@ -909,7 +920,8 @@ class FGSM(_Attack):
         model: Used in eval mode.
         threat_model: An object, or a name as of `threat_model`.
         goal: One of `GOALS`.
-        k: Top k of goals "own", "positive", "negative".
+        k: Top k of goals "own", "positive", "negative"; None: 5. With fewer labels None is L, or L - 1 for
+            the latter two, which need a label outside the top k.
         keep_best: False: the step is taken whatever it does.
         seed: Of noise.
         batch_size: Documents at a time; None: as many as keep the first layer within 64 MiB, at most 1,024.
@@ -1254,11 +1266,17 @@ class Greedy(FGSM):
 _threat = threat_model  # attacks and evaluate have an argument of that name
 
 
-def _check_k(op: str, model: MACH, k: Any) -> int:
-    number = F.as_int(op, "k", k)
-    if not 1 <= number <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {number}")
-    return number
+def _goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
+    """The k of a goal, checked; labels can leave and enter the top k only if there are others."""
+    L = model.num_labels
+    if goal not in ("positive", "negative"):
+        return checked_k(op, k, L)
+    if L < 2:
+        raise ValueError(f"{op}: goal {goal!r} needs a label outside the top k, got L={L}")
+    chosen = min(USUAL_K, L - 1) if k is None else checked_k(op, k, L)
+    if chosen == L:
+        raise ValueError(f"{op}: goal {goal!r} needs k < L={L}, got {chosen}")
+    return chosen
 
 
 def _first(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -1280,7 +1298,13 @@ def _is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
 
 
 def attack(
-    name: str, model: MACH, threat: str | ThreatModel, goal: str, k: int, seed: int = 0, steps: int = 10
+    name: str,
+    model: MACH,
+    threat: str | ThreatModel,
+    goal: str,
+    k: int | None,
+    seed: int = 0,
+    steps: int = 10,
 ) -> FGSM:
     """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words)."""
     if name in ("delete", "insert"):
@@ -1306,8 +1330,8 @@ def evaluate(
     epsilons: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     goal: str = "untargeted",
     targeted: bool = False,
-    ks: Sequence[int] = (1, 3, 5),
-    k: int = 5,
+    ks: Sequence[int] | None = None,
+    k: int | None = None,
     inverse_propensity: Any = None,
     bands: Any = None,
     transfer: MACH | None = None,
@@ -1330,8 +1354,9 @@ def evaluate(
         targeted: Also both targeted goals: how many documents lose their best right label from the top k, by
             band of that label; how many get a wrong label of each band into it, the best-ranked one of the
             first 100.
-        ks: Of the metrics.
-        k: Of the goals.
+        ks: Of the metrics. None: of 1, 3, 5 those up to k, and k.
+        k: Of the goals. None: 5; with fewer labels L, or L - 1 if `targeted`, whose goals need a label that
+            is outside the top k.
         inverse_propensity: [L], for PSP.
         bands: name -> booleans [L], as of `metrics.label_frequency_bands`.
         transfer: Another model, as one with other hash seeds, asked for the same adversarial documents.
@@ -1356,7 +1381,10 @@ def evaluate(
     grid = [float(e) for e in epsilons]
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
-    ks = [_check_k(op, model, one) for one in ks]
+    k = _goal_k(op, model, "positive" if targeted else goal, k)
+    if ks is None:
+        ks = [one for one in dict.fromkeys((*KS, k)) if one <= k]
+    ks = [checked_k(op, one, model.num_labels) for one in ks]
     goals = [goal, *(("positive", "negative") if targeted else ())]
     if transfer is not None:
         sizes_of = [(m.num_features, m.num_labels) for m in (model, transfer)]

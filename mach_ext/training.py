@@ -789,7 +789,7 @@ class _Run:
             tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
 
     def _rank(self, entry: dict[str, Any]) -> tuple[float, float]:
-        """An epoch's dev metric and, for ties, its loss turned round; without dev data the last ranks first."""
+        """An epoch's dev metric and, for ties, minus its loss; without dev data the last one ranks first."""
         if self.dev is None:
             return float(entry["epoch"]), 0.0
         return entry["dev"][self.settings.metric], -entry["loss"]

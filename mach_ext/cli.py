@@ -225,7 +225,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--tau", type=float, default=None,
         help="how far frequent labels are ranked down (1 / root of the documents a label has, at most 0.5)",
     )  # fmt: skip
-    fit.add_argument("--metric", default=None, help="dev metric that picks the best epoch (P@1)")
+    fit.add_argument(
+        "--metric", default=None, help="dev metric that picks the best epoch, ties by loss (P@1)"
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -665,12 +665,12 @@ class Votes:
         standard_error: spread / sqrt(R): of their mean, over draws of the label hash [m].
         rivals: The label on the other side of the edge of the top k [m]: for a label in the top k the best
             one outside it, for the others the k-th; -1: all labels are in it.
-        agreement: How far the hash functions agree that the label belongs in the top k [m]. It is the chance
-            that the label would rank before its rival if not R hash functions voted but all there are, as
-            far as R of them tell: Student's t of the differences of their votes, in repetitions where their
-            buckets differ. It says nothing about whether the label is right: a model can be wrong with every
-            hash function. NaN with fewer than two of those repetitions, without a rival, and for merges that
-            are no mean.
+        agreement: How far the hash functions agree that the label belongs in the top k [m]: the chance that
+            it would rank before its rival if all hash functions voted, not R of them. It is estimated by
+            Student's t from the differences of the two labels' votes, in repetitions where their buckets
+            differ. It says nothing about whether the label is right: a model can be wrong with every hash
+            function. NaN with fewer than two of those repetitions, without a rival, and for merges that are
+            no mean.
         k: Of the top k that is meant.
     """
 

@@ -4,7 +4,8 @@ Every function takes the same two things:
 
 * ``Y_true``: a matrix [N, L]: SciPy sparse of any format, a NumPy array, or a torch tensor in host memory,
   dense or sparse. One dimension [L] is one document. A non-zero entry (n, l) says that label l is true for
-  document n; how large it is does not matter, but it must not be negative or NaN.
+  document n; how large it is does not matter, but it must not be negative or NaN. Dense integers must be 0
+  or 1, so that rows of label ids are not taken for a matrix.
 * ``predictions``: integer array [N, K] (NumPy, nested lists, or a torch tensor in host memory): label ids,
   best first, each at most once in a row. -1 stands for "no prediction": a miss that keeps its place.
 
@@ -503,7 +504,11 @@ def _checked_truth(function: str, argument: str, Y: Any) -> Any:
         value = stored.data[np.argmin(valid)]
         raise ValueError(f"{function}: {argument} must not have negative or NaN entries, got {value}")
     # Booleans before duplicates meet: a sum of numbers could leave their dtype and come out as 0.
-    truth = sp.csr_array(stored.astype(bool, copy=False))
+    true = stored.data != 0
+    if stored.format == "csr":
+        truth = sp.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
+    else:
+        truth = sp.coo_array((true, (stored.row, stored.col)), shape=stored.shape).tocsr()
     if not (truth.has_canonical_format and truth.data.all()):
         truth = truth.copy()
         truth.sum_duplicates()
@@ -522,6 +527,11 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
         raise ValueError(f"{function}: {argument} must have 2 dimensions [N, L], got shape {Y.shape}")
     if Y.dtype.kind not in "biuf":
         raise TypeError(f"{function}: {argument} must hold booleans, integers or floats, got dtype {Y.dtype}")
+    if isinstance(Y, np.ndarray) and Y.dtype.kind in "iu" and Y.max(initial=0) > 1:
+        raise ValueError(
+            f"{function}: {argument}, a dense matrix [N, L] of integers, must hold 0 and 1 (not label ids), "
+            f"got {Y.max()}"
+        )
     if hasattr(Y, "check_format"):
         try:
             Y.check_format(full_check=True)

@@ -374,7 +374,7 @@ def evaluate_model(
     inverse_propensity: Any = None,
 ) -> dict[str, float]:
     """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`."""
-    k = min(max((*ks, *recall_ks)), model.num_labels)
+    k = min(max((*ks, *recall_ks), default=0), model.num_labels)
     _, labels = model.predict(X, k)
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
 

@@ -450,7 +450,7 @@ def test_duplicates_that_cancel_are_refused_not_lost():
 
 def torch_coo(Y):
     Y = Y.tocoo()
-    return torch.sparse_coo_tensor(np.stack(Y.coords), Y.data, Y.shape, check_invariants=True)
+    return torch.sparse_coo_tensor(np.stack((Y.row, Y.col)), Y.data, Y.shape, check_invariants=True)
 
 
 def torch_csr(Y):
@@ -576,6 +576,8 @@ def broken_csr():
             ValueError,
             r"Y_true must have 2 dimensions \[N, L\], got shape \(1, 2, 2\)",
         ),
+        (np.array(P2), P2, ValueError, r"Y_true, a dense .* must hold 0 and 1 \(not label ids\), got 3"),
+        (torch.tensor(P2), P2, ValueError, r"Y_true, a dense .* must hold 0 and 1 \(not label ids\), got 3"),
         (np.array([["a"]]), P2, TypeError, r"Y_true must hold booleans, .* got dtype <U1"),
         (-np.eye(2), P2, ValueError, r"Y_true must not have negative or NaN entries, got -1.0"),
         ([[0, 1], [2]], P2, TypeError, r"Y_true must be a SciPy sparse matrix \[N, L\], got list"),

@@ -36,7 +36,8 @@ from tqdm import tqdm
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
-from mach_ext.nn import MACH, MODEL_MERGES, evaluating, predict_batch
+from mach_ext.metrics import KS, without_filtered
+from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, evaluating, predict_batch
 
 __all__ = [
     "FGSM",
@@ -130,10 +131,10 @@ class ThreatModel:
 
         In float64, to its rounding; of what the numbers in the two matrices are.
         """
-        X = scipy.sparse.csr_matrix(X, dtype=np.float64)
-        change = scipy.sparse.csr_matrix(adversarial, dtype=np.float64) - X
+        X, adversarial = _wide(X), _wide(adversarial)
+        change = adversarial - X
         change.eliminate_zeros()
-        if self.nonnegative and scipy.sparse.csr_matrix(adversarial).data.min(initial=0) < 0:
+        if self.nonnegative and adversarial.data.min(initial=0) < 0:
             return False
         return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
 
@@ -271,6 +272,11 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     if parenthesis:
         options["m"] = int(count)
     return _THREATS[name](**options)
+
+
+def _wide(X: Any) -> Any:
+    """CSR of float64; duplicates are summed as that, not in a small dtype of their own."""
+    return scipy.sparse.csr_matrix(scipy.sparse.coo_matrix(X).astype(np.float64))
 
 
 def _within(change: Any, norm: float, epsilon: float) -> bool:
@@ -583,10 +589,13 @@ class Perturbation:
             parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
             return torch.cat(parts or [layer.hidden(none)])
 
-    def predict(self, k: int = 5, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer)."""
+    def predict(self, k: int | None = None, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer).
+
+        k None: 5, or all L labels where there are fewer.
+        """
         layer = self._layer(model)
-        k = _check_k("Perturbation.predict", layer.model, k)
+        k = checked_k("Perturbation.predict", k, layer.model.num_labels)
         N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
         with evaluating(layer.model):
@@ -663,15 +672,17 @@ class Perturbation:
         return {name: t.cpu().double().numpy() for name, t in found.items()}
 
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
-        """The adversarial documents, SciPy CSR [N, D], canonical; for epsilon 0 the bits of X, in its dtype.
+        """The adversarial documents, SciPy CSR [N, D], canonical.
+
+        For epsilon 0 the bits of X, in its dtype; where X has duplicates, their sums as the model takes them.
 
         Raises:
             ValueError: All features are changed, and N x D numbers and their columns take over max_bytes.
         """
         if self.epsilon == 0:
             clean = scipy.sparse.csr_matrix(self._given, copy=True)
-            clean.sum_duplicates()
-            return clean
+            clean.sum_duplicates()  # in a dtype that may be too small for the sums
+            return clean if clean.nnz == self._given.nnz else self.X.copy()
         N, D = self.X.shape
         if any(batch.directions for batch in self._batches) and max_bytes < 8 * N * D:
             raise ValueError(
@@ -755,7 +766,7 @@ class _Attack:
         model: MACH,
         threat_model: str | ThreatModel | None = None,  # None: `usual_threat`
         goal: str = "untargeted",
-        k: int = 5,
+        k: int | None = None,
         *,
         keep_best: bool = True,
         seed: int = 0,
@@ -768,9 +779,7 @@ class _Attack:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
         self.model, self.goal = model, goal
         self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
-        self.k = _check_k(op, model, k)
-        if goal in ("positive", "negative") and self.k == model.num_labels:
-            raise ValueError(f"{op}: goal {goal!r} needs k < L={model.num_labels}, got {self.k}")
+        self.k = _goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
         self._layer = _Layer(model)
         C, M = self._layer.shape
@@ -803,6 +812,8 @@ class _Attack:
         several = not isinstance(epsilon, (int, float, np.number))
         grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
         given, X = X, check_csr(X, f"{op}: X")
+        if not (scipy.sparse.issparse(given) and given.ndim == 2):
+            given = X
         if X.shape[1] != self.model.num_features:
             raise ValueError(f"{op}: X must have D={self.model.num_features} columns, got shape {X.shape}")
         if not (X.data != 0).all():
@@ -909,7 +920,8 @@ class FGSM(_Attack):
         model: Used in eval mode.
         threat_model: An object, or a name as of `threat_model`.
         goal: One of `GOALS`.
-        k: Top k of goals "own", "positive", "negative".
+        k: Top k of goals "own", "positive", "negative"; None: 5. With fewer labels None is L, or L - 1 for
+            the latter two, which need a label outside the top k.
         keep_best: False: the step is taken whatever it does.
         seed: Of noise.
         batch_size: Documents at a time; None: as many as keep the first layer within 64 MiB, at most 1,024.
@@ -1254,11 +1266,17 @@ class Greedy(FGSM):
 _threat = threat_model  # attacks and evaluate have an argument of that name
 
 
-def _check_k(op: str, model: MACH, k: Any) -> int:
-    number = F.as_int(op, "k", k)
-    if not 1 <= number <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {number}")
-    return number
+def _goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
+    """The k of a goal, checked; labels can leave and enter the top k only if there are others."""
+    L = model.num_labels
+    if goal not in ("positive", "negative"):
+        return checked_k(op, k, L)
+    if L < 2:
+        raise ValueError(f"{op}: goal {goal!r} needs a label outside the top k, got L={L}")
+    chosen = min(USUAL_K, L - 1) if k is None else checked_k(op, k, L)
+    if chosen == L:
+        raise ValueError(f"{op}: goal {goal!r} needs k < L={L}, got {chosen}")
+    return chosen
 
 
 def _first(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -1268,11 +1286,11 @@ def _first(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]
 
 
 def _is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
-    """Whether labels [N, K] are true for their documents."""
+    """Whether labels [N, K] are true for their documents; -1 is none."""
     stride = Y.shape[1]
     keys = np.repeat(np.arange(Y.shape[0]), np.diff(Y.indptr)) * stride + Y.indices
     asked = np.arange(len(labels))[:, None] * stride + labels
-    result: NDArray[np.bool_] = np.isin(asked, keys)
+    result: NDArray[np.bool_] = np.isin(asked, keys) & (labels >= 0)
     return result
 
 
@@ -1280,7 +1298,13 @@ def _is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
 
 
 def attack(
-    name: str, model: MACH, threat: str | ThreatModel, goal: str, k: int, seed: int = 0, steps: int = 10
+    name: str,
+    model: MACH,
+    threat: str | ThreatModel,
+    goal: str,
+    k: int | None,
+    seed: int = 0,
+    steps: int = 10,
 ) -> FGSM:
     """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words)."""
     if name in ("delete", "insert"):
@@ -1306,14 +1330,16 @@ def evaluate(
     epsilons: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     goal: str = "untargeted",
     targeted: bool = False,
-    ks: Sequence[int] = (1, 3, 5),
-    k: int = 5,
+    ks: Sequence[int] | None = None,
+    k: int | None = None,
     inverse_propensity: Any = None,
     bands: Any = None,
     transfer: MACH | None = None,
     steps: int = 10,
     resamples: int = 1000,
     seed: int = 0,
+    truth: Any = None,
+    filtered: Any = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """P@k, nDCG@k and PSP@k of documents, clean and adversarial, over a grid of epsilon.
@@ -1330,14 +1356,18 @@ def evaluate(
         targeted: Also both targeted goals: how many documents lose their best right label from the top k, by
             band of that label; how many get a wrong label of each band into it, the best-ranked one of the
             first 100.
-        ks: Of the metrics.
-        k: Of the goals.
+        ks: Of the metrics. None: of 1, 3, 5 those up to k, and k.
+        k: Of the goals. None: 5; with fewer labels L, or L - 1 if `targeted`, whose goals need a label that
+            is outside the top k.
         inverse_propensity: [L], for PSP.
         bands: name -> booleans [L], as of `metrics.label_frequency_bands`.
         transfer: Another model, as one with other hash seeds, asked for the same adversarial documents.
         steps: Of "pgd".
         resamples: Of documents, for the 95 % intervals; 0: none.
         seed: Of noise and of resampling.
+        truth: [N, L + U], what the metrics take for true in place of Y: with labels that the model does not
+            know in the last U columns. `inverse_propensity` is [L + U] then.
+        filtered: [N, L], non-zero where a label must not be answered, as of `metrics.without_filtered`.
         progress: Shows a bar.
 
     Returns:
@@ -1356,7 +1386,10 @@ def evaluate(
     grid = [float(e) for e in epsilons]
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
-    ks = [_check_k(op, model, one) for one in ks]
+    k = _goal_k(op, model, "positive" if targeted else goal, k)
+    if ks is None:
+        ks = [one for one in dict.fromkeys((*KS, k)) if one <= k]
+    ks = [checked_k(op, one, model.num_labels) for one in ks]
     goals = [goal, *(("positive", "negative") if targeted else ())]
     if transfer is not None:
         sizes_of = [(m.num_features, m.num_labels) for m in (model, transfer)]
@@ -1371,8 +1404,18 @@ def evaluate(
     Y = attacks[0]._check_labels(op, X, Y)
     if Y is None:
         raise ValueError(f"{op}: needs the true labels Y")
+    truth = Y if truth is None else check_labels(truth, f"{op}: truth")
+    filtered = None if filtered is None else check_labels(filtered, f"{op}: filtered")
     q = None if inverse_propensity is None else np.asarray(inverse_propensity, np.float64)
-    most, N = max(ks), X.shape[0]
+    N = X.shape[0]
+    surplus = 0 if filtered is None else int(np.diff(filtered.indptr).max(initial=0))
+    asked = min(max(*ks, k) + surplus, model.num_labels)
+
+    def measure(labels: NDArray[Any], rows: slice) -> NDArray[np.float64]:
+        if filtered is not None:
+            labels = without_filtered(labels, filtered[rows])
+        return _by_document(truth[rows], labels, ks, q)
+
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
 
     columns: list[list[NDArray[np.float64]]] = [[] for _ in range(2 + 3 * len(grid))]  # transfer, clean: last
@@ -1381,22 +1424,21 @@ def evaluate(
     batch = attacks[0].batch_size
     with tqdm(total=N, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
         for start in range(0, N, batch):
-            x, y = X[start : start + batch], Y[start : start + batch]
+            rows = slice(start, start + batch)
+            x, y = X[rows], Y[rows]
             found = attacks[0].perturb(x, y, grid)
             words = isinstance(attacks[0], Greedy)
             noise = Random(model, threat, goal, k, words=words, seed=seed + start).perturb(x, y, grid)
-            clean = model.predict(x, max(most, k))[1]
-            columns[0].append(_by_document(y, clean, ks, q))
+            clean = measure(model.predict(x, asked)[1], rows)
+            columns[0].append(clean)
             if transfer is not None:
-                columns[-1].append(_by_document(y, transfer.predict(x, most)[1], ks, q))
+                columns[-1].append(measure(transfer.predict(x, asked)[1], rows))
             for i, (changed, random) in enumerate(zip(found, noise, strict=True)):
-                labels = changed.predict(max(most, k))[1] if grid[i] else clean
-                columns[1 + i].append(_by_document(y, labels, ks, q))
-                labels = random.predict(most)[1] if grid[i] else clean
-                columns[1 + len(grid) + i].append(_by_document(y, labels, ks, q))
+                for place, each in ((1 + i, changed), (1 + len(grid) + i, random)):
+                    columns[place].append(measure(each.predict(asked)[1], rows) if grid[i] else clean)
                 if transfer is not None:
-                    labels = changed.predict(most, transfer)[1]
-                    columns[1 + 2 * len(grid) + i].append(_by_document(y, labels, ks, q))
+                    labels = changed.predict(asked, transfer)[1]
+                    columns[1 + 2 * len(grid) + i].append(measure(labels, rows))
                 sizes[i].append(
                     {**changed.norms, "loss": changed.loss, "clean_loss": changed.clean_loss,
                      "random_l2": random.norms["l2"]}

@@ -46,7 +46,7 @@ from tqdm import tqdm
 from mach_ext import functional as F
 from mach_ext.attack import L1, L2, Delete, Dense, Insert, ThreatModel, _below, threat_model
 from mach_ext.data import check_csr, check_labels
-from mach_ext.nn import MACH, MODEL_MERGES, evaluating
+from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
 
 __all__ = ["Certificate", "certify", "check", "margin_bounds"]
 
@@ -85,13 +85,20 @@ class Certificate:
     zero: dict[int, tuple[float, float]]
 
     def certified(self, k: int) -> NDArray[np.bool_]:  # [E, N, K]
-        """Right labels that stay in the top k, whatever the change."""
-        return self.correct & (self.overtakers < k)
+        """Right labels that stay in the top k, whatever the change; k is at most that of `certify`."""
+        return self.correct & (self.overtakers < self._within(k))
 
     def broken(self, k: int) -> NDArray[np.bool_]:  # [E, N, K]
         """Right labels of the clean top k that a change, found and tried on the model, takes out of it."""
-        inside = self.correct & (np.arange(self.labels.shape[1]) < k)
+        inside = self.correct & (np.arange(self.labels.shape[1]) < self._within(k))
         return np.asarray(inside & (self.attained >= k))
+
+    def _within(self, k: int) -> int:
+        """A checked k: beyond the labels that `certify` looked at, ranks are not known."""
+        K = self.labels.shape[1]
+        if not 1 <= k <= K:
+            raise ValueError(f"Certificate: k must be in 1 ... {K}, the k of certify, got {k}")
+        return k
 
     def precision(self, k: int) -> NDArray[np.float64]:  # [E]
         """Certified P@k at each size."""
@@ -771,7 +778,7 @@ def certify(
     epsilons: Sequence[float],
     *,
     threat_model: str | ThreatModel = "support",
-    k: int = 5,
+    k: int | None = None,
     candidates: int = 1024,
     zero: bool = True,
     progress: bool = False,
@@ -791,7 +798,7 @@ def certify(
         X, Y: Documents [N, D] and true labels [N, L], SciPy sparse matrices.
         epsilons: Sizes, of delete numbers of words.
         threat_model: As of `mach_ext.attack`; dense for linear MACH only.
-        k: Labels of the top that are looked at.
+        k: Labels of the top that are looked at; None: 5, or L where there are fewer labels.
         candidates: With hidden layers so many labels, of those that bounds with common slopes don't exclude,
             are bounded one by one; with more of them nothing is shown for the label.
         zero: Also finds the epsilon at which each certified P@k' reaches zero, by bisection.
@@ -811,9 +818,7 @@ def certify(
     """
     op = "certify"
     threat = check(model, threat_model, op)
-    k, candidates = F.as_int(op, "k", k), F.as_int(op, "candidates", candidates)
-    if not 1 <= k <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {k}")
+    k, candidates = checked_k(op, k, model.num_labels), F.as_int(op, "candidates", candidates)
     if candidates < 1:
         raise ValueError(f"{op}: candidates must be at least 1, got {candidates}")
     X = _documents(op, model, X)

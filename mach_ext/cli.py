@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import attack, certify, data, explain, nn, report, runs, svm, training
+from mach_ext import attack, certify, data, explain, metrics, nn, report, runs, svm, training
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -259,7 +259,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--tau", type=float, default=None,
         help="how far frequent labels are ranked down (1 / root of the documents a label has, at most 0.5)",
     )  # fmt: skip
-    fit.add_argument("--metric", default=None, help="dev metric that picks the best epoch (P@1)")
+    fit.add_argument(
+        "--metric", default=None, help="dev metric that picks the best epoch, ties by loss (P@1)"
+    )
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -286,11 +288,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("train", "dev", "test"), default=None, help="of the run's dataset"
     )
     _reader_options(parser)
-    parser.add_argument("--k", "--top-k", type=_natural, default=5, help="labels a document (5)")
+    parser.add_argument(
+        "--k", "--top-k", type=_natural, default=None,
+        help="labels a document (5, or all where there are fewer)",
+    )  # fmt: skip
     parser.add_argument(
         "--format", choices=("tsv", "jsonl"), default="tsv",
         help="A document without features that the model knows gets the labels of an empty document. Its "
-        'scores are nan in tsv. In jsonl they are null, and "features" is 0. [default: tsv]',
+        'scores are nan in tsv. In jsonl they are null, and "features" is 0. jsonl also names the scale of '
+        "the scores: the model's --merge. [default: tsv]",
     )  # fmt: skip
 
 
@@ -306,9 +312,16 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label", action="append", default=None, help="name or number; may be repeated (default: the top k)"
     )
-    parser.add_argument("--k", "--top-k", type=_positive, default=5, help="labels explained; of ranks (5)")
+    parser.add_argument(
+        "--k", "--top-k", type=_positive, default=None,
+        help="labels explained, and the top k that is meant by ranks (5, or all where there are fewer)",
+    )  # fmt: skip
     parser.add_argument("--method", choices=explain.METHODS, default=None, help="(exact where it holds)")
-    parser.add_argument("--score", choices=explain.SCORES, default="logit", help="what is explained (logit)")
+    parser.add_argument(
+        "--score", choices=explain.SCORES, default="logit",
+        help="what is explained: logit, the mean of the hash functions' logits, or model, the score that "
+        "predict shows; they differ where the model's --merge is not mean_logit (logit)",
+    )  # fmt: skip
     parser.add_argument("--n-steps", type=_positive, default=None, help="of gausslegendre (as it needs)")
     parser.add_argument("--show", type=_positive, default=10, metavar="N", help="features a label (10)")
     parser.add_argument("--html", type=Path, default=None, metavar="FILE", help="also as one HTML page")
@@ -341,7 +354,10 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
         "--targeted", action="store_true", default=False,
         help="also: how often a right label leaves the top k, and a wrong one enters",
     )  # fmt: skip
-    parser.add_argument("--k", "--top-k", type=_positive, default=5, help="of metrics and goals (5)")
+    parser.add_argument(
+        "--k", "--top-k", type=_positive, default=None,
+        help="of metrics and goals (5; with fewer labels all, or all but one with --targeted)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=_positive, default=10, help="of pgd (10)")
     parser.add_argument("--sample", type=_positive, default=None, metavar="N", help="the first N documents")
     parser.add_argument("--transfer", type=Path, default=None, metavar="DIR", help="another run, asked too")
@@ -597,8 +613,9 @@ def _show_metrics(split: str, result: dict[str, Any]) -> None:
 def predict(args: Any) -> None:
     folder = _run_folder(args)
     model = nn.load(folder, args.device)
-    if not 0 <= args.k <= model.num_labels:
-        raise ValueError(f"--k must be in 0 ... L={model.num_labels}, got {args.k}")
+    args.k = _top_k(args.k, model, least=0)
+    if args.format == "tsv" and model.merge != "mean_logit":
+        _say(f"scores are on the scale of the model's merge: {nn.SCALES[model.merge]}")
     if args.output is None:
         _predict_to(sys.stdout, args, model, folder)
         return
@@ -632,7 +649,7 @@ def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
                     out.write("\t".join(cells) + "\n")
                 else:
                     best = [{"label": name, "score": score if count else None} for name, score in pairs]
-                    record = {"document": number, "features": count, "labels": best}
+                    record = {"document": number, "features": count, "scale": model.merge, "labels": best}
                     out.write(data.json_line(record) + "\n")
                 number += 1
                 unknown += count == 0
@@ -684,7 +701,7 @@ def _utf8(texts: Iterable[str], source: str) -> Iterator[str]:
 def explain_document(args: Any) -> None:
     folder = _run_folder(args)
     model = nn.load(folder, args.device)
-    k = min(args.k, model.num_labels)
+    k = _top_k(args.k, model)
     X, text, title, true, dataset = _one_document(args, model, folder)
     feature_names = label_names = None
     if dataset is not None and not {"vectorizer.json", "features.json"} & set(model.attachments):
@@ -764,20 +781,27 @@ def _show_explanation(
     text = "".join(c if c.isprintable() or c in joiners else " " for c in found.text or "")
     print(f"{title}: {report.shortened(text, 300) or f'{len(found.features)} features'}")
     low, high = float(voted.logits.min()), float(voted.logits.max())
+    scale, model_scale = nn.SCALES[found.scale], nn.SCALES[found.model_scale]
     steps = f"{found.n_steps} steps" if found.n_steps else "exact"
     for i, label in enumerate(found.labels.tolist()):
         right = "" if true is None else ("  (right)" if label in true else "  (wrong)")
         print(f"\n{found.label_names[i]}{right}")
         print(
-            f"  score {found.scores[i]:+.3f}, of the baseline {found.baseline_scores[i]:+.3f}; "
+            f"  score {found.scores[i]:+.3f} ({scale}), of the baseline {found.baseline_scores[i]:+.3f}; "
             f"delta {found.delta[i]:.1e} ({steps})"
         )
-        certain = "" if voted.certainty[i] != voted.certainty[i] else f", {voted.certainty[i]:.1%} certain"
-        print(
-            f"  votes {report.sparkline(voted.logits[i].tolist(), low, high)}  "
-            f"{voted.scores[i]:+.2f} ± {voted.standard_error[i]:.2f}{certain}; {checks[i].verdict}, "
-            f"own score {checks[i].own_score:+.2f}"
-        )
+        if scale != model_scale:
+            print(f"  the model ranks by {found.model_scores[i]:+.3f} ({model_scale}), as predict shows")
+        votes = f"{report.sparkline(voted.logits[i].tolist(), low, high)}  {voted.scores[i]:+.2f}"
+        if not math.isnan(voted.standard_error[i]):
+            votes += f" ± {voted.standard_error[i]:.2f}"
+        verdict = checks[i].verdict
+        if not math.isnan(checks[i].own_score):
+            verdict += f", own score {checks[i].own_score:+.2f} ({model_scale})"
+        print(f"  votes {votes}; {verdict}")
+        if not math.isnan(voted.agreement[i]):
+            agreement = report.chance(voted.agreement[i])
+            print(f"  agreement of the hash functions that it is in the top {voted.k}: {agreement}")
         for line in report.attribution_lines(found, label, show):
             print(line)
 
@@ -794,7 +818,7 @@ def attack_model(args: Any) -> None:
         other = None if args.transfer is None else nn.load(args.transfer, args.device)
     split = _split_of(dataset, args.split)
     some = slice(0, args.sample)
-    X, Y = split.X[some], split.Y[some]
+    X, Y, truth = split.X[some], split.Y[some], split.truth[some]
     default = {"delete": "delete", "insert": "insert(3)"}.get(args.attack, "support")
     threat = attack.threat_model(args.threat or default, False if args.signed else None)
     wanted = args.eps or ([1.0, 2.0, 3.0] if args.attack == "delete" else [0.01])
@@ -803,6 +827,8 @@ def attack_model(args: Any) -> None:
     grid = _eps_grid(wanted, args.attack)
     if args.certify:
         certify.check(model, threat, "--certify")
+        if split.filtered is not None:
+            _say("certified figures count the answers that the filter file excludes, too")
     labels = runs.TrainingLabels.of(model, dataset, args.propensity)
     with _timed(seconds, "attack"):
         result = attack.evaluate(
@@ -814,19 +840,21 @@ def attack_model(args: Any) -> None:
             epsilons=grid,
             goal=args.goal,
             targeted=args.targeted,
-            ks=[k for k in dict.fromkeys((*runs.KS, args.k)) if k <= args.k],
             k=args.k,
-            inverse_propensity=labels.inverse_propensity(),
+            inverse_propensity=labels.inverse_propensity(truth.shape[1] - model.num_labels),
             bands=labels.bands(),
+            truth=truth,
+            filtered=None if split.filtered is None else split.filtered[some],
             transfer=other,
             steps=args.steps,
             seed=args.seed,
             progress=not args.quiet,
         )
+    k = result["k"]
     if args.certify:
         with _timed(seconds, "certify"):
-            found = certify.certify(model, X, Y, grid, threat_model=threat, k=args.k, progress=not args.quiet)
-        proven = found.as_dict([name for name in dict.fromkeys((*runs.KS, args.k)) if name <= args.k])
+            found = certify.certify(model, X, Y, grid, threat_model=threat, k=k, progress=not args.quiet)
+        proven = found.as_dict([one for one in dict.fromkeys((*metrics.KS, k)) if one <= k])
         result["certified_zero"] = proven["zero"]
         for entry, size in zip(result["adversarial"], proven["sizes"], strict=True):
             entry["certified"] = {name: value for name, value in size.items() if name != "epsilon"}
@@ -855,7 +883,7 @@ def attack_model(args: Any) -> None:
         report.plot_attack(result, wanted).savefig(temporary, dpi=150, format="png")
     _say(f"chart: {output / 'attack.png'}; numbers: {output / 'attack.json'}")
     if args.report is not None:
-        samples = _attack_samples(args, model, dataset, X, Y, threat, wanted[-1])
+        samples = _attack_samples(args, model, dataset, X, Y, threat, wanted[-1], k)
         page = report.attack_page(result, wanted, samples, f"{dataset.name}, {args.split}: {args.attack}")
         args.report.parent.mkdir(parents=True, exist_ok=True)
         with data.atomic_path(args.report) as temporary:
@@ -913,23 +941,22 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
             for goal, rates in entry.get("targeted", {}).items():
                 what = "right label out of" if goal == "positive" else "wrong label into"
                 cells = ", ".join(
-                    f"{band} {rate['success']:.1%} of {rate['documents']:,}" for band, rate in rates.items()
-                    if rate["documents"]
+                    f"{band} {report.percent(rate['success'])} of {rate['documents']:,}"
+                    for band, rate in rates.items() if rate["documents"]
                 )  # fmt: skip
+                cells = cells or "no document has one to aim at"
                 print(f"eps {entry['epsilon']:g}: {what} the top {result['k']}: {cells}")
 
 
 def _attack_samples(
-    args: Any, model: nn.MACH, dataset: data.Dataset, X: Any, Y: Any, threat: Any, epsilon: float
+    args: Any, model: nn.MACH, dataset: data.Dataset, X: Any, Y: Any, threat: Any, epsilon: float, k: int
 ) -> list[dict[str, Any]]:
     """Some documents before and after: those whose loss rose most among the first 256."""
     first = slice(0, 256)
     X, Y = X[first], Y[first]
-    one = attack.attack(
-        args.attack, model, threat, args.goal, min(args.k, model.num_labels), args.seed, args.steps
-    )
+    one = attack.attack(args.attack, model, threat, args.goal, k, args.seed, args.steps)
     found = one.perturb(X, Y, epsilon)
-    before, after = model.predict(X, args.k)[1], found.predict(args.k)[1]
+    before, after = model.predict(X, k)[1], found.predict(k)[1]
     label_names: Any = dataset.label_names or explain.Numbers()
     feature_names: Any = dataset.feature_names or explain.Numbers()
     texts = dataset.splits[args.split].texts
@@ -1080,6 +1107,16 @@ def _run_folder(args: Any) -> Path:
     newest = max(runs, key=lambda folder: (folder / "model.json").stat().st_mtime)
     _say(f"using the newest run, {newest}")
     return newest
+
+
+def _top_k(k: int | None, model: nn.MACH, least: int = 1) -> int:
+    """--k, checked; by default 5, or all labels where there are fewer."""
+    L = model.num_labels
+    if k is None:
+        return min(nn.USUAL_K, L)
+    if not least <= k <= L:
+        raise ValueError(f"--k must be in {least} ... L={L}, got {k}")
+    return k
 
 
 def _split_of(dataset: data.Dataset, name: str) -> data.Split:

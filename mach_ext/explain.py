@@ -44,8 +44,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext.data import check_csr, json_line
-from mach_ext.nn import MACH, MODEL_MERGES, evaluating
+from mach_ext.data import check_csr, json_line, name_key
+from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,10 +91,13 @@ class Explanation:
         values, baselines: What the document and the baseline have there [nnz], float32.
         labels: Ids [m].
         label_names: Their names [m].
-        scores, baseline_scores: The model's own scores of document and baseline [m].
+        scores, baseline_scores: What is explained, of document and baseline, by the model's forward pass [m].
         attributions: [m, nnz] float64.
         delta: Sum of attributions - (scores - baseline_scores), [m]: how much is unexplained.
         score: "logit" or "model", as in `MACH.label_scores`.
+        scale: What `scores` are: "mean_logit", or with score "model" the model's own merge.
+        model_scores: Scores by the model's own merge, those of `MACH.predict` [m].
+        model_scale: What these are: that merge.
         method: "exact" or "gausslegendre".
         n_steps: Steps taken; 0 for the exact method.
         rival: Of a contrast, the label whose score was subtracted.
@@ -112,6 +115,9 @@ class Explanation:
     attributions: NDArray[np.float64]
     delta: NDArray[np.float64]
     score: str
+    scale: str
+    model_scores: NDArray[np.float64]
+    model_scale: str
     method: str
     n_steps: int = 0
     rival: int | None = None
@@ -222,7 +228,7 @@ def integrated_gradients(
     path = _path(op, model, X, baseline)
     method = _method(op, model, method, score, n_steps, tolerance, max_steps)
     if labels is None:
-        labels = model.predict(path.document, min(5, model.num_labels))[1][0]
+        labels = model.predict(path.document)[1][0]
     label_names = _label_names(op, model, label_names)
     ids = resolve_labels(op, model, labels, label_names)
     feature_names = _feature_names(op, model, feature_names)
@@ -243,6 +249,7 @@ def integrated_gradients(
             stacklevel=2,
         )
     features = path.features.cpu().numpy()
+    scale = "mean_logit" if score == "logit" else model.merge
     return Explanation(
         features=features,
         feature_names=[feature_names[feature] for feature in features.tolist()],
@@ -255,6 +262,9 @@ def integrated_gradients(
         attributions=attributions,
         delta=delta,
         score=score,
+        scale=scale,
+        model_scores=scores[:, 0] if scale == model.merge else _own_scores(model, path.document, ids)[0],
+        model_scale=model.merge,
         method=method,
         n_steps=steps,
         text=text,
@@ -262,13 +272,13 @@ def integrated_gradients(
 
 
 def explain_topk(
-    model: MACH, X: Any, k: int = 5, texts: Sequence[str] | None = None, **options: Any
+    model: MACH, X: Any, k: int | None = None, texts: Sequence[str] | None = None, **options: Any
 ) -> Iterator[Explanation]:
     """`integrated_gradients` of each document's own top k (by the model's merge), one document at a time.
 
     Args:
         X: Documents [N, D], a SciPy sparse matrix.
-        k: 1 ... L.
+        k: 1 ... L; None: 5, or L where there are fewer labels.
         texts: Raw texts [N], for the reports.
         options: As in `integrated_gradients`.
 
@@ -276,12 +286,10 @@ def explain_topk(
         As `integrated_gradients`; a document without features is named by its row.
     """
     op = "explain_topk"
-    X, k = _check_columns(op, model, X), F.as_int(op, "k", k)
+    X, k = _check_columns(op, model, X), checked_k(op, k, model.num_labels)
     empty = np.flatnonzero(np.diff(X.indptr) == 0)
     if empty.size and options.get("baseline") is None:
         raise ValueError(f"{op}: X, row {empty[0]}: a document must have a feature to be explained, got none")
-    if not 1 <= k <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {k}")
     if texts is not None and len(texts) != X.shape[0]:
         raise ValueError(f"{op}: texts must be N={X.shape[0]}, got {len(texts)}")
     _, labels = model.predict(X, k)
@@ -306,7 +314,7 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
     pair = integrated_gradients(model, X, [label, rival], **options)
     difference = {
         name: getattr(pair, name)[:1] - getattr(pair, name)[1:]
-        for name in ("scores", "baseline_scores", "attributions", "delta")
+        for name in ("scores", "model_scores", "baseline_scores", "attributions", "delta")
     }
     names = [f"{pair.label_names[0]} rather than {pair.label_names[1]}"]
     rival_id = int(pair.labels[1])
@@ -349,8 +357,6 @@ class _Path:
             )
         self.baseline = scipy.sparse.csr_matrix((1, model.num_features), dtype=np.float32)
         if baseline is not None:
-            if not scipy.sparse.issparse(baseline):
-                baseline = scipy.sparse.csr_matrix(np.atleast_2d(np.asarray(baseline)))
             self.baseline = _check_columns(op, model, baseline, "baseline")
             if self.baseline.shape[0] != 1:
                 raise ValueError(f"{op}: baseline must be one document [1, D], got {self.baseline.shape}")
@@ -651,15 +657,18 @@ class Votes:
 
     Attributes:
         labels, label_names: Ids and names [m].
-        logits: The R bucket logits of each label [m, R]; their mean is the score.
-        scores: Mean over R [m].
-        spread: Standard deviation of the R logits [m].
-        standard_error: spread / sqrt(R): of the score, over draws of the label hash [m].
+        logits: The R bucket logits of each label [m, R].
+        scores: Their mean [m].
+        spread: Standard deviation of the R logits [m]; NaN for R = 1.
+        standard_error: spread / sqrt(R): of their mean, over draws of the label hash [m].
         rivals: The label on the other side of the edge of the top k [m]: for a label in the top k the best
             one outside it, for the others the k-th; -1: all labels are in it.
-        certainty: Chance that the label would rank before its rival if not R hash functions voted but all
-            there are, as far as R of them tell: Student's t of the differences of their votes, in repetitions
-            where their buckets differ [m]. NaN with fewer than two of those.
+        agreement: How far the hash functions agree that the label belongs in the top k [m]: the chance that
+            it would rank before its rival if all hash functions voted, not R of them. It is estimated by
+            Student's t from the differences of the two labels' votes, in repetitions where their buckets
+            differ. It says nothing about whether the label is right: a model can be wrong with every hash
+            function. NaN with fewer than two of those repetitions, without a rival, and for merges that are
+            no mean.
         k: Of the top k that is meant.
     """
 
@@ -670,28 +679,34 @@ class Votes:
     spread: NDArray[np.float64]
     standard_error: NDArray[np.float64]
     rivals: NDArray[np.int64]
-    certainty: NDArray[np.float64]
+    agreement: NDArray[np.float64]
     k: int
+
+    @property
+    def certainty(self) -> NDArray[np.float64]:
+        """The former name of `agreement`."""
+        return self.agreement
 
 
 def votes(
-    model: MACH, X: Any, labels: Labels | None = None, *, k: int = 5, label_names: Names = None
+    model: MACH, X: Any, labels: Labels | None = None, *, k: int | None = None, label_names: Names = None
 ) -> Votes:
-    """The R votes (bucket logits) for each label, their spread, and how certain the merged rank is.
+    """The R votes (bucket logits) for each label, their spread, and whether other hash functions would agree.
 
-    Ranks here are by mean logit, whatever the model's own merge.
+    Ranks are by the model's own merge.
 
     Args:
         X: The document, a SciPy sparse matrix [1, D].
         labels: Ids or names; None: the top k.
-        k: Of `Votes.rivals` and `Votes.certainty`; 1 ... L.
+        k: Of `Votes.rivals` and `Votes.agreement`; 1 ... L; None: 5, or L where there are fewer labels.
         label_names: As in `integrated_gradients`.
     """
     op = "votes"
-    logits, best, _ = _bucket_logits_and_top(op, model, X, k)
+    logits, best, _, k = _decode_one(op, model, X, k)
     label_names = _label_names(op, model, label_names)
     ids = resolve_labels(op, model, best[:k] if labels is None else labels, label_names)
     R = model.num_repetitions
+    transform, merge = MODEL_MERGES[model.merge]
 
     def buckets(asked: NDArray[np.int64]) -> NDArray[np.int32]:  # [R, m]
         some = torch.from_numpy(asked).to(model.hash.buckets.device)
@@ -705,9 +720,11 @@ def votes(
     own = of(ids)
     rivals = np.array([_rival(label, best, k) for label in ids.tolist()], np.int64)
     others = buckets(ids) != buckets(rivals.clip(0))  # [R, m]
-    difference = own - of(rivals.clip(0))
-    certainty = [
-        _student(difference[i][others[:, i]]) if rivals[i] >= 0 else math.nan for i in range(len(ids))
+    pair = torch.from_numpy(np.stack((own, of(rivals.clip(0)))))
+    ours, theirs = (pair if transform is None else transform(pair)).numpy()
+    agreement = [
+        _student((ours - theirs)[i][others[:, i]]) if merge == "mean" and rivals[i] >= 0 else math.nan
+        for i in range(len(ids))
     ]
     spread = own.std(1, ddof=1) if R > 1 else np.full(len(ids), math.nan)
     return Votes(
@@ -718,7 +735,7 @@ def votes(
         spread=spread,
         standard_error=spread / math.sqrt(R),
         rivals=rivals,
-        certainty=np.array(certainty),
+        agreement=np.array(agreement),
         k=k,
     )
 
@@ -751,10 +768,11 @@ class Collisions:
         mates: The most telling ones: claimants first, then by repetitions shared, then by `elsewhere`.
         votes: Its R logits [R]; None without a document.
         claimed_by: For each repetition the mate whose vote it is, -1: the label's own [R]; None likewise.
-        score: Mean of the votes.
-        own_score: Mean of the votes that nobody claims; NaN if none is left.
+        score: What the model's own merge makes of the votes.
+        own_score: What it makes of the votes that nobody claims; NaN if none is left.
         theirs: score - own_score: what the label's score owes to its mates.
-        threshold: Score that it must exceed to be in the top k: that of the best other label outside.
+        threshold: Score that it must exceed to be in the top k: that of the best other label outside; -inf:
+            all labels are in it.
         verdict: "signal", "collision", "undecided" (no vote is its own) or "not predicted" (outside the
             top k anyway); "" without a document.
     """
@@ -773,21 +791,27 @@ class Collisions:
 
 
 def collisions(
-    model: MACH, X: Any, label: int | str, *, k: int = 5, show: int = 10, label_names: Names = None
+    model: MACH,
+    X: Any,
+    label: int | str,
+    *,
+    k: int | None = None,
+    show: int = 10,
+    label_names: Names = None,
 ) -> Collisions:
     """The collision check: does a label score high by itself, or because of a label in its buckets?
 
     A bucket's logit speaks for every label in it. The vote of repetition r is *claimed* by a mate q, a label
     of the same bucket, if what both get elsewhere says that it is q's: with q' and l' the mean logits of q
     and of the label over the repetitions in which they do *not* share a bucket, q' > l', and the vote is
-    nearer to q' than to l'. The label's own score is the mean of its unclaimed votes. A label of the top k
-    is a "signal" if its own score would still keep it there, else a "collision". Ranks and scores are by mean
-    logit.
+    nearer to q' than to l'. The label's own score is what the model's merge makes of its unclaimed votes. A
+    label of the top k is a "signal" if its own score would still keep it there, else a "collision". Ranks and
+    scores are by the model's own merge.
 
     Args:
         X: The document, a SciPy sparse matrix [1, D]; None: only who shares buckets.
         label: Id or name.
-        k: 1 ... L.
+        k: 1 ... L; None: 5, or L where there are fewer labels.
         show: Mates to return.
         label_names: As in `integrated_gradients`.
     """
@@ -808,7 +832,7 @@ def collisions(
         order = np.argsort(-shared.sum(1), kind="stable")[:show]
         return replace(found, mates=_mates(order, mates, shared, label_names))
 
-    logits, best, best_scores = _bucket_logits_and_top(op, model, X, k)
+    logits, best, best_scores, k = _decode_one(op, model, X, k)
     buckets = model.hash.buckets[:, torch.from_numpy(mates).to(model.hash.buckets.device)].cpu().numpy()
     theirs = logits[np.arange(R), buckets.T]  # [M, R]
     own = logits[np.arange(R), model.hash.buckets[:, asked].cpu().numpy()]  # [R]
@@ -822,9 +846,8 @@ def collisions(
     claimed = claims.any(0)
     strongest = strength.argmax(0) if len(mates) else np.zeros(R, np.int64)
     inseparable = bool((apart == 0).any())
-    score = float(own.mean())
-    free = own[~claimed]
-    own_score = float(free.mean()) if free.size and not inseparable else math.nan
+    score, free = _merged(model, own), own[~claimed]
+    own_score = _merged(model, free) if free.size and not inseparable else math.nan
     rival = _rival(asked, best, k)
     threshold = -math.inf if rival < 0 else float(best_scores[np.flatnonzero(best == rival)[0]])
     if asked not in best[:k]:
@@ -832,7 +855,7 @@ def collisions(
     elif math.isnan(own_score):
         verdict = "undecided"
     else:
-        verdict = "signal" if own_score > threshold else "collision"
+        verdict = "signal" if own_score > threshold or not claimed.any() else "collision"
     elsewhere = np.nan_to_num(theirs_elsewhere, nan=np.inf)
     order = np.lexsort((-elsewhere, -shared.sum(1), -claims.sum(1)))[:show]
     return replace(
@@ -896,7 +919,7 @@ class Removals:
 def removals(
     model: MACH,
     X: Any,
-    k: int = 5,
+    k: int | None = None,
     features: Sequence[int | str] | None = None,
     *,
     feature_names: Names = None,
@@ -908,15 +931,13 @@ def removals(
 
     Args:
         X: The document, a SciPy sparse matrix [1, D].
-        k: 1 ... L.
+        k: 1 ... L; None: 5, or L where there are fewer labels.
         features: Those to remove, by id or name; None: all of the document's.
         feature_names, label_names: As in `integrated_gradients`.
     """
     op = "removals"
     path = _path(op, model, X, None)
-    document, k = path.document, F.as_int(op, "k", k)
-    if not 1 <= k <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {k}")
+    document, k = path.document, checked_k(op, k, model.num_labels)
     feature_names = _feature_names(op, model, feature_names)
     label_names = _label_names(op, model, label_names)
     present = document.indices.astype(np.int64)
@@ -927,13 +948,7 @@ def removals(
         if absent.size:
             raise ValueError(f"{op}: the document has no feature {_named(absent[0], feature_names)}")
     labels = model.predict(document, k)[1][0]
-    asked = torch.from_numpy(labels).to(path.device)
-
-    def scored(X: Any) -> NDArray[np.float64]:  # [N, k]
-        with evaluating(model):
-            return model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
-
-    scores = scored(document)[0]
+    scores = _own_scores(model, document, labels)[0]
     changes = np.empty((len(chosen), k))
     left, entered = [], []
     size = max(1, min(256, (1 << 22) // max(1, document.nnz)))
@@ -942,7 +957,7 @@ def removals(
         without = scipy.sparse.vstack([document] * len(block), format="csr")
         without.data[np.arange(len(block)) * document.nnz + np.searchsorted(present, block)] = 0
         without.eliminate_zeros()
-        changes[start : start + size] = scored(without) - scores
+        changes[start : start + size] = _own_scores(model, without, labels) - scores
         for row in model.predict(without, k)[1]:
             left.append(tuple(label for label in labels.tolist() if label not in row))
             entered.append(tuple(label for label in row.tolist() if label not in labels))
@@ -959,21 +974,42 @@ def removals(
     )
 
 
-def _bucket_logits_and_top(
-    op: str, model: MACH, X: Any, k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Logits [R, B] of one document; the top k and the next label by mean logit, with their scores."""
-    path, k = _path(op, model, X, None), F.as_int(op, "k", k)
-    if not 1 <= k <= model.num_labels:
-        raise ValueError(f"{op}: k must be in 1 ... L={model.num_labels}, got {k}")
+class _Decoded(NamedTuple):
+    """What the model makes of one document."""
+
+    logits: NDArray[np.float64]  # [R, B]
+    labels: NDArray[np.int64]  # the top k and, if there is one, the next label
+    scores: NDArray[np.float64]  # theirs, by the model's own merge
+    k: int
+
+
+def _decode_one(op: str, model: MACH, X: Any, k: int | None) -> _Decoded:
+    path, k = _path(op, model, X, None), checked_k(op, k, model.num_labels)
+    transform, merge = MODEL_MERGES[model.merge]
     with evaluating(model):
         logits = model(*_tensors(model, path.document))
-        scores, best = F.merge_topk(logits, model.hash, min(k + 1, model.num_labels))
-    return (
-        logits[0].double().cpu().numpy(),
-        best[0].cpu().numpy(),
-        scores[0].double().cpu().numpy(),
+        votes = logits if transform is None else transform(logits)
+        scores, best = F.merge_topk(votes, model.hash, min(k + 1, model.num_labels), merge)
+    return _Decoded(
+        logits[0].double().cpu().numpy(), best[0].cpu().numpy(), scores[0].double().cpu().numpy(), k
     )
+
+
+def _merged(model: MACH, logits: NDArray[np.float64]) -> float:
+    """What the model's own merge makes of some votes."""
+    transform, merge = MODEL_MERGES[model.merge]
+    votes = torch.from_numpy(logits)[None, None]
+    return float(F.merge_repetitions(votes if transform is None else transform(votes), merge))
+
+
+def _own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.float64]:  # [N, m]
+    """Scores of some labels by the model's own merge."""
+    asked = torch.from_numpy(labels).to(model.bucket_bias.device)
+    with evaluating(model):
+        scores: NDArray[np.float64] = (
+            model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
+        )
+    return scores
 
 
 def _rival(label: int, best: NDArray[np.int64], k: int) -> int:
@@ -1170,6 +1206,8 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
             return int(name)
         raise ValueError(f"{op}: the model keeps no {kind} names; give {kind}s by number, got {name!r}")
     found = [i for i, other in enumerate(names) if other == name]
+    if not found:  # the same letters in another Unicode form
+        found = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
     if len(found) > 1:
         raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
     if not found and name.isdecimal():  # a name of digits comes before a number

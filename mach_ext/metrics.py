@@ -2,8 +2,10 @@
 
 Every function takes the same two things:
 
-* ``Y_true``: SciPy sparse matrix or array [N, L], any format. A non-zero entry (n, l) says that label l is
-  true for document n; how large it is does not matter, but it must not be negative or NaN.
+* ``Y_true``: a matrix [N, L]: SciPy sparse of any format, a NumPy array, or a torch tensor in host memory,
+  dense or sparse. One dimension [L] is one document. A non-zero entry (n, l) says that label l is true for
+  document n; how large it is does not matter, but it must not be negative or NaN. Dense integers must be 0
+  or 1, so that rows of label ids are not taken for a matrix.
 * ``predictions``: integer array [N, K] (NumPy, nested lists, or a torch tensor in host memory): label ids,
   best first, each at most once in a row. -1 stands for "no prediction": a miss that keeps its place.
 
@@ -27,6 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+import torch
+
+from mach_ext.data.matrices import from_torch
 
 __all__ = [
     "evaluate",
@@ -44,6 +49,9 @@ __all__ = [
     "without_filtered",
 ]
 
+KS = (1, 3, 5)  # the customary k of P, nDCG, PSP and PSnDCG
+RECALL_KS = (10, 50)
+
 _BLOCK_CELLS = 1 << 18  # predictions looked up at a time, so that their keys stay in cache
 
 _Ints = npt.NDArray[np.integer[Any]]
@@ -59,15 +67,15 @@ def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     fewer labels or fewer predictions.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1; it may exceed K.
+        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
 
     Returns:
         P@k in [0, 1]; NaN if N = 0.
 
     Raises:
-        TypeError: Y_true is not sparse, predictions are not integers, k is not an integer.
+        TypeError: Y_true is no matrix, predictions are not integers, k is not an integer.
         ValueError: shapes differ, a label id is not in [-1, L), a row repeats a label, k < 1.
 
     Example:
@@ -89,9 +97,9 @@ def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     The mean is over all N documents; one without labels counts 0.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1; it may exceed K.
+        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
 
     Returns:
         nDCG@k in [0, 1]; NaN if N = 0.
@@ -118,9 +126,9 @@ def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     Unlike P@k and nDCG@k, the mean leaves out documents without labels: their recall is not defined.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1; it may exceed K.
+        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
 
     Returns:
         R@k in [0, 1]; NaN if no document has a label.
@@ -148,10 +156,10 @@ def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.Ar
     Multi-label Loss Functions (KDD 2016), normalised as pyxclib and napkinXC do.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
         inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels.
-        k: how many of the first predictions count, >= 1; it may exceed K.
+        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
 
     Returns:
         PSP@k in [0, 1]; NaN if no document has a label.
@@ -183,10 +191,10 @@ def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt
     ratios. Source: Jain et al. (KDD 2016), with the Z_n of each document as in pyxclib and napkinXC.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
         inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels.
-        k: how many of the first predictions count, >= 1; it may exceed K.
+        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
 
     Returns:
         PSnDCG@k in [0, 1]; NaN if no document has a label.
@@ -209,20 +217,22 @@ def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt
 def evaluate(
     Y_true: Any,
     predictions: npt.ArrayLike,
-    ks: Iterable[int] = (1, 3, 5),
-    recall_ks: Iterable[int] = (10, 50),
+    ks: Iterable[int] | None = None,
+    recall_ks: Iterable[int] | None = None,
     inverse_propensity: npt.ArrayLike | None = None,
 ) -> dict[str, float]:
     """All metrics at once; the same numbers as the single functions, in one pass over the predictions.
 
-    R@k is wanted at larger k than P@k: P@k saturates at a few hash repetitions, R@50 keeps rising. Predict at
-    least max(recall_ks) labels a document: missing predictions count as misses.
+    Only what the predictions carry is measured: a metric at k needs K >= k columns, or K = L, where nothing
+    is left to predict. Rows of fewer predictions are filled up with -1, which counts as a miss. R@k is wanted
+    at larger k than P@k, since P@k saturates at a few hash repetitions and R@50 keeps rising.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
-        ks: the k of P@k and nDCG@k, and of PSP@k and PSnDCG@k.
-        recall_ks: the k of R@k.
+        ks: the k of P@k and nDCG@k, and of PSP@k and PSnDCG@k. None: of 1, 3, 5 those that the predictions
+            carry.
+        recall_ks: the k of R@k. None: of 10, 50 those that the predictions carry.
         inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels; None
             leaves PSP@k and PSnDCG@k out.
 
@@ -230,17 +240,17 @@ def evaluate(
         ``{"P@1": ..., "nDCG@1": ..., "PSP@1": ..., "PSnDCG@1": ..., "R@10": ...}``, fractions of 1.
 
     Raises:
-        TypeError, ValueError: as for `precision_at_k` and `psp_at_k`.
+        TypeError, ValueError: as for `precision_at_k` and `psp_at_k`; the predictions do not carry a k that
+            was asked for.
 
     Example:
         >>> import scipy.sparse as sp
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
-        >>> evaluate(Y_true, [[0, 3], [1, 2]], ks=(1,), recall_ks=(2,))
+        >>> evaluate(Y_true, [[0, 3], [1, 2]], recall_ks=(2,))
         {'P@1': 0.5, 'nDCG@1': 0.5, 'R@2': 0.75}
     """
-    ks = _checked_ks("evaluate", "ks", ks)
-    recall_ks = _checked_ks("evaluate", "recall_ks", recall_ks)
     truth, hits = _ranked("evaluate", Y_true, predictions)
+    ks, recall_ks = _measured_ks("evaluate", ks, recall_ks, np.shape(predictions)[1], truth.shape[1])
     q = inverse_propensity
     if q is not None:
         q = _checked_inverse_propensity("evaluate", q, truth.shape[1])
@@ -251,8 +261,8 @@ def evaluate_by_band(
     Y_true: Any,
     predictions: npt.ArrayLike,
     bands: Mapping[str, npt.ArrayLike],
-    ks: Iterable[int] = (1, 3, 5),
-    recall_ks: Iterable[int] = (10, 50),
+    ks: Iterable[int] | None = None,
+    recall_ks: Iterable[int] | None = None,
     inverse_propensity: npt.ArrayLike | None = None,
 ) -> dict[str, dict[str, float]]:
     """`evaluate`, once for each band of labels: only the band's labels count as true.
@@ -269,13 +279,11 @@ def evaluate_by_band(
       overall ranking has to place the other bands too, so it need not reach 1 in every band.
 
     Args:
-        Y_true: sparse [N, L], the true labels.
+        Y_true: matrix [N, L], the true labels.
         predictions: integers [N, K], label ids in rank order, -1 for none.
         bands: name -> booleans [L], such as `label_frequency_bands` gives; any other grouping works, also
             one that overlaps.
-        ks: the k of P@k and nDCG@k, and of PSP@k and PSnDCG@k.
-        recall_ks: the k of R@k.
-        inverse_propensity: as for `evaluate`.
+        ks, recall_ks, inverse_propensity: as for `evaluate`.
 
     Returns:
         For each band, in the order given, the dictionary of `evaluate`. A band without a true label in Y_true
@@ -295,10 +303,9 @@ def evaluate_by_band(
     """
     if not isinstance(bands, Mapping):
         raise TypeError(f"evaluate_by_band: bands must map names to masks, got {type(bands).__name__}")
-    ks = _checked_ks("evaluate_by_band", "ks", ks)
-    recall_ks = _checked_ks("evaluate_by_band", "recall_ks", recall_ks)
     truth, hits = _ranked("evaluate_by_band", Y_true, predictions)
     num_labels = truth.shape[1]
+    ks, recall_ks = _measured_ks("evaluate_by_band", ks, recall_ks, np.shape(predictions)[1], num_labels)
     q = inverse_propensity
     if q is not None:
         q = _checked_inverse_propensity("evaluate_by_band", q, num_labels)
@@ -316,7 +323,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
     Amazon's, 0.55, 1.5 for everything else.
 
     Args:
-        Y_train: sparse [N, L], the labels of the **training** documents.
+        Y_train: matrix [N, L], the labels of the **training** documents.
         A: exponent, >= 0.
         B: offset of the counts, > 0.
 
@@ -324,7 +331,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
         float64 [L], each >= 1; rarer labels have larger ones.
 
     Raises:
-        TypeError: Y_train is not sparse.
+        TypeError: Y_train is no matrix.
         ValueError: N < 3 (C would be negative), A < 0, B <= 0, or one of them is not finite.
 
     Example:
@@ -391,7 +398,7 @@ def label_frequency_bands(
     any other rule can be passed to `evaluate_by_band`.
 
     Args:
-        Y_train: sparse [N, L], the labels of the **training** documents.
+        Y_train: matrix [N, L], the labels of the **training** documents.
         tail_max: the largest count in the tail, >= 0.
         torso_max: the largest count in the torso, > tail_max.
 
@@ -399,7 +406,7 @@ def label_frequency_bands(
         ``{"head": ..., "torso": ..., "tail": ...}``, booleans [L]; every label is in exactly one band.
 
     Raises:
-        TypeError: Y_train is not sparse, a cut is not an integer.
+        TypeError: Y_train is no matrix, a cut is not an integer.
         ValueError: not 0 <= tail_max < torso_max.
 
     Example:
@@ -567,29 +574,49 @@ def label_counts(truth: Any) -> _Ints:
 
 def _checked_truth(function: str, argument: str, Y: Any) -> Any:
     """CSR of booleans, sorted, without duplicates and explicit zeros; shares memory with Y where it can."""
-    if not sp.issparse(Y):
-        came = type(Y).__name__
-        raise TypeError(f"{function}: {argument} must be a SciPy sparse matrix [N, L], got {came}")
-    if Y.ndim != 2:
-        raise ValueError(f"{function}: {argument} must have 2 dimensions [N, L], got shape {Y.shape}")
-    if Y.dtype.kind not in "biuf":
-        raise TypeError(f"{function}: {argument} must hold booleans, integers or floats, got dtype {Y.dtype}")
-    if hasattr(Y, "check_format"):
-        try:
-            Y.check_format(full_check=True)
-        except ValueError as error:
-            raise ValueError(f"{function}: {argument} is not a valid {Y.format} matrix: {error}") from error
-    truth = sp.csr_array(Y)
-    valid = truth.data >= 0
+    stored = _stored_entries(function, argument, Y)
+    valid = stored.data >= 0
     if not valid.all():
-        value = truth.data[np.argmin(valid)]
+        value = stored.data[np.argmin(valid)]
         raise ValueError(f"{function}: {argument} must not have negative or NaN entries, got {value}")
-    truth = sp.csr_array((truth.data != 0, truth.indices, truth.indptr), shape=truth.shape)
+    # Booleans before duplicates meet: a sum of numbers could leave their dtype and come out as 0.
+    true = stored.data != 0
+    if stored.format == "csr":
+        truth = sp.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
+    else:
+        truth = sp.coo_array((true, (stored.row, stored.col)), shape=stored.shape).tocsr()
     if not (truth.has_canonical_format and truth.data.all()):
         truth = truth.copy()
         truth.sum_duplicates()
         truth.eliminate_zeros()
     return truth
+
+
+def _stored_entries(function: str, argument: str, Y: Any) -> Any:
+    """A matrix as CSR or COO [N, L] of its entries as they are stored: duplicates are not summed."""
+    if isinstance(Y, torch.Tensor):
+        Y = from_torch(Y, f"{function}: {argument}")
+    if not (sp.issparse(Y) or isinstance(Y, np.ndarray)):
+        came = type(Y).__name__
+        raise TypeError(f"{function}: {argument} must be a SciPy sparse matrix [N, L], got {came}")
+    if Y.ndim not in (1, 2):
+        raise ValueError(f"{function}: {argument} must have 2 dimensions [N, L], got shape {Y.shape}")
+    if Y.dtype.kind not in "biuf":
+        raise TypeError(f"{function}: {argument} must hold booleans, integers or floats, got dtype {Y.dtype}")
+    if isinstance(Y, np.ndarray) and Y.dtype.kind in "iu" and Y.max(initial=0) > 1:
+        raise ValueError(
+            f"{function}: {argument}, a dense matrix [N, L] of integers, must hold 0 and 1 (not label ids), "
+            f"got {Y.max()}"
+        )
+    if hasattr(Y, "check_format"):
+        try:
+            Y.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"{function}: {argument} is not a valid {Y.format} matrix: {error}") from error
+    if Y.ndim == 2 and sp.issparse(Y) and Y.format == "csr":
+        return Y
+    stored = sp.coo_array(Y.astype(np.float32) if Y.dtype == np.float16 else Y)
+    return stored if stored.ndim == 2 else stored.reshape(1, -1)
 
 
 def _checked_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[int, int]) -> _Ints:
@@ -646,6 +673,33 @@ def _checked_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int
     if band.shape != (num_labels,):
         raise ValueError(f"{function}: band {name!r} must be [L] = [{num_labels}], got shape {band.shape}")
     return band
+
+
+def _measured_ks(
+    function: str,
+    ks: Iterable[int] | None,
+    recall_ks: Iterable[int] | None,
+    num_columns: int,
+    num_labels: int,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The k to report: those asked for, or of the usual ones what the columns of predictions carry."""
+
+    def carried(k: int) -> bool:
+        return num_columns >= min(k, num_labels)
+
+    def chosen(argument: str, asked: Iterable[int] | None, usual: tuple[int, ...]) -> tuple[int, ...]:
+        if asked is None:
+            return tuple(k for k in usual if carried(k))
+        checked = _checked_ks(function, argument, asked)
+        for k in checked:
+            if not carried(k):
+                raise ValueError(
+                    f"{function}: {argument} must be at most K={num_columns}, the columns of predictions, "
+                    f"got {k}; rows of fewer labels than that are filled up with -1"
+                )
+        return checked
+
+    return chosen("ks", ks, KS), chosen("recall_ks", recall_ks, RECALL_KS)
 
 
 def _checked_ks(function: str, argument: str, ks: Iterable[int]) -> tuple[int, ...]:

@@ -32,7 +32,16 @@ MODEL_MERGES = {
     "min_prob": (torch.sigmoid, "min"),
     "median_prob": (torch.sigmoid, "median"),
 }
+# The same in words, for screens and pages.
+SCALES = {
+    "mean_logit": "mean logit",
+    "mean_prob": "mean probability",
+    "mean_logprob": "mean log-probability",
+    "min_prob": "lowest probability",
+    "median_prob": "median probability",
+}
 ENCODERS = ("shared", "independent")
+USUAL_K = 5  # labels of a document where nothing else is asked for
 _FORMATS = (1, 2)  # of the model folder: weights as they are, compressed
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
 STEP = 0.5
@@ -399,31 +408,30 @@ class MACH(nn.Module):
         return F.merge_topk(logits if transform is None else transform(logits), self.hash, k, merge)
 
     def predict(
-        self, X: Any, k: int = 5, batch_size: int | None = None
+        self, X: Any, k: int | None = None, batch_size: int | None = None
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """The k best labels of each document of a SciPy CSR matrix: eval mode, no gradients, in batches.
 
         Args:
             X: [N, D], any SciPy sparse matrix; duplicates are summed, NaN and infinities refused.
-            k: 0 ... L.
+            k: 0 ... L; None: 5, or all L labels where there are fewer.
             batch_size: Documents at a time; None: as many as keep bucket scores within 256 MiB, at most 256.
                 Scores may differ in their last bits with it: BLAS sums in an order of its own for each size.
 
         Returns:
-            scores [N, k] float32 and labels [N, k] int64 (NumPy), best first.
+            scores [N, k] float32 and labels [N, k] int64 (NumPy), best first. Scores are on the scale of the
+            model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
             TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
         """
-        X, k = check_csr(X, "MACH.predict: X"), F.as_int("MACH.predict", "k", k)
+        X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
         if X.shape[1] != self.num_features:
             raise ValueError(f"MACH.predict: X must have D={self.num_features} columns, got shape {X.shape}")
         if batch_size is None:
             batch_size = predict_batch(self.num_repetitions, self.num_buckets)
         if batch_size < 1:
             raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
-        if not 0 <= k <= self.num_labels:
-            raise ValueError(f"MACH.predict: k must be in 0 ... L={self.num_labels}, got {k}")
         N = X.shape[0]
         scores = np.empty((N, k), np.float32)
         labels = np.empty((N, k), np.int64)
@@ -577,6 +585,16 @@ def files_of(folder: Path) -> set[str]:
 
 def _record_digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def checked_k(op: str, k: int | None, num_labels: int, least: int = 1) -> int:
+    """A checked k of the top k; None: the usual 5, or all L labels where there are fewer."""
+    if k is None:
+        return min(USUAL_K, num_labels)
+    k = F.as_int(op, "k", k)
+    if not least <= k <= num_labels:
+        raise ValueError(f"{op}: k must be in {least} ... L={num_labels}, got {k}")
+    return k
 
 
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:

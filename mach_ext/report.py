@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mach_ext.data import Vectorizer
+from mach_ext.nn import SCALES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +40,35 @@ _VERDICTS = {
     "not predicted": "outside the top k",
     "": "",
 }
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+
+
+def percent(share: float) -> str:
+    """A share of things counted, so that 0 and 100 % mean none and all, never a number rounded to that.
+
+    Example:
+        >>> from mach_ext.report import percent
+        >>> percent(1.0), percent(0.9996), percent(0.5), percent(0.0004)
+        ('100.0 %', '> 99.9 %', '50.0 %', '< 0.1 %')
+    """
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %"
+
+
+def chance(probability: float) -> str:
+    """A probability in percent: an estimate is never 0 or 1, whatever it was rounded to.
+
+    Example:
+        >>> from mach_ext.report import chance
+        >>> chance(1.0), chance(0.0)
+        ('> 99.9 %', '< 0.1 %')
+    """
+    return percent(min(max(probability, 1e-9), 1 - 1e-9))
 
 
 # ------------------------------------------------------------------------------------------------ terminal
@@ -114,7 +144,7 @@ def plot_attributions(explanation: Explanation, n: int = 15, label: int | None =
     )
     axes.set_yticks(range(len(top)), names, parse_math=False, family=fonts)
     axes.axvline(0, color="0.2", linewidth=0.8)
-    axes.set_xlabel("effect on the score" + note)
+    axes.set_xlabel(f"effect on the score ({SCALES[explanation.scale]}){note}")
     axes.set_title(title, fontsize=11, parse_math=False, family=fonts)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -234,7 +264,7 @@ def explanation_page(
                 "chart": _votes_chart(votes.logits[at], checked.get(label)),
                 "spread": votes.spread[at],
                 "error": votes.standard_error[at],
-                "certainty": votes.certainty[at],
+                "agreement": votes.agreement[at],
             }
         tabs.append(
             {
@@ -242,6 +272,7 @@ def explanation_page(
                 "id": label,
                 "true": true_labels is not None and label in true_labels,
                 "score": explanation.scores[row],
+                "model_score": explanation.model_scores[row],
                 "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
                 "baseline": explanation.baseline_scores[row],
                 "delta": explanation.delta[row],
@@ -261,11 +292,15 @@ def explanation_page(
         explanation=explanation,
         verdicts=_VERDICTS,
         removals=_removal_rows(removals),
-        own_merge=removals is not None and explanation.score == "logit" and removals.merge != "mean_logit",
+        removals_scale="" if removals is None else SCALES[removals.merge],
+        scale=SCALES[explanation.scale],
+        model_scale=SCALES[explanation.model_scale],
+        chance=chance,
+        infinity=math.inf,
         removals_labels=[] if removals is None else removals.label_names,
         in_text=in_text,
         overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
-        k=votes.k if votes is not None else len(explanation.labels),
+        k=None if votes is None else votes.k,
     )
 
 
@@ -439,4 +474,5 @@ def attack_page(
         samples=samples,
         wanted=wanted,
         chart=base64.b64encode(image.getvalue()).decode(),
+        percent=percent,
     )

@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
+from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 
-KS = (1, 3, 5)
-RECALL_KS = (10, 50)
 CANDIDATES = 200  # labels that neighbours re-rank
 
 
@@ -222,7 +221,10 @@ class TrainingLabels:
 def answers(
     model: nn.MACH, split: data.Split, k: int, neighbors: Neighbors | None = None
 ) -> NDArray[np.integer[Any]]:
-    """The k best labels of each document of a split, without those that its filter file excludes: [N, k]."""
+    """The k best labels of each document of a split, without those that its filter file excludes.
+
+    [N, k], filled up with -1 where the model has no more labels.
+    """
     filtered = 0 if split.filtered is None else int(np.diff(split.filtered.indptr).max(initial=0))
     asked = min(k + filtered, model.num_labels)
     if neighbors is None:
@@ -232,7 +234,8 @@ def answers(
         labels = neighbors.rerank(split.X, *model.predict(split.X, candidates))[1]
     if split.filtered is not None:
         labels = metrics.without_filtered(labels, split.filtered)
-    return labels[:, :k]
+    labels = labels[:, :k]
+    return np.pad(labels, ((0, 0), (0, k - labels.shape[1])), constant_values=-1)
 
 
 def evaluate(
@@ -263,7 +266,7 @@ def evaluate(
         documents they were used with.
     """
     documents = dataset.splits[split]
-    labels = answers(model, documents, min(max(*ks, *recall_ks), model.num_labels), neighbors)
+    labels = answers(model, documents, max(*ks, *recall_ks), neighbors)
     truth = documents.truth
     training = TrainingLabels.of(model, dataset, propensity)
     unseen = truth.shape[1] - model.num_labels

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext.data import check_labels
 from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
 from mach_ext.training import checked_data, typical_length
@@ -147,6 +148,7 @@ def worthwhile(Y: Any, num_features: int) -> bool:
     average, and the weights at `suggested` sizes are at most 3 x 10^8 floats (1.2 GB). Elsewhere hidden
     units, that labels share, were better, on each of the datasets of docs/accuracy.md.
     """
+    Y = check_labels(Y, "worthwhile: Y")
     sizes = suggested(Y.shape[1])
     weights = num_features * sizes["num_repetitions"] * sizes["num_buckets"]
     seen = max(1, int((label_counts(Y) > 0).sum()))

@@ -80,8 +80,10 @@ class Hyperparameters:
             are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
         schedule: "linear": rates fall to 0 over the run; "constant".
         seed: Of the order of the documents and of dropout.
-        patience: Stop after so many epochs without a better dev metric; None: never.
-        metric: Which dev metric picks the best epoch.
+        patience: Stop after so many epochs without a better dev metric; None: never. A lower loss at the same
+            metric is no gain.
+        metric: Which dev metric picks the best epoch. Of epochs with equal metrics the one of the lowest
+            training loss is kept, of these the earliest.
         negligible_gradient: Hidden layers only. A negative bucket of probability p = sigmoid(z) has the
             gradient p / (N R), and most p are tiny. Those below this number go into the products of the
             backward pass all together, as one rank-one matrix with their sums over buckets and over
@@ -255,7 +257,7 @@ def fit(
         if X_dev is None or Y_dev is None:
             raise ValueError("fit: X_dev and Y_dev must be given together")
         dev = checked_data("fit", "X_dev", "Y_dev", X_dev, Y_dev, model)
-        if X_dev.shape[0] == 0:
+        if dev[0].shape[0] == 0:
             raise ValueError("fit: X_dev needs at least one document, got N=0")
         if settings.metric not in METRICS:
             raise ValueError(f"fit: metric must be one of {', '.join(METRICS)}, got {settings.metric!r}")
@@ -372,7 +374,7 @@ def evaluate_model(
     inverse_propensity: Any = None,
 ) -> dict[str, float]:
     """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`."""
-    k = min(max((*ks, *recall_ks)), model.num_labels)
+    k = min(max((*ks, *recall_ks), default=0), model.num_labels)
     _, labels = model.predict(X, k)
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
 
@@ -425,7 +427,7 @@ def expected_memory(
 
 def checked_data(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
     """Documents and labels in canonical CSR form, of the model's sizes."""
-    X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}")
+    X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}", allow_weights=False)
     if X.shape[0] != Y.shape[0]:
         raise ValueError(
             f"{op}: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
@@ -770,13 +772,11 @@ class _Run:
             self.model.set_logit_adjustment(self._offsets)
         if self.dev is not None:
             entry["dev"] = evaluate_model(self.model, *self.dev)
-            metric = entry["dev"][self.settings.metric]
-        else:
-            metric = float(state.epoch)  # the last epoch counts as the best
         state.epoch, state.batch, state.loss_sum, state.documents = state.epoch + 1, 0, 0.0, 0
         state.history.append(entry)
-        if state.best is None or metric > state.best:
-            state.best, state.best_epoch = metric, state.epoch
+        kept = state.best_epoch
+        if kept is None or self._rank(entry) > self._rank(state.history[kept - 1]):
+            state.best, state.best_epoch = self._rank(entry)[0], state.epoch
             if self.folder is not None:
                 self.model.save(self.folder)
             elif self.dev is not None:
@@ -788,10 +788,18 @@ class _Run:
             scores = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
             tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
 
+    def _rank(self, entry: dict[str, Any]) -> tuple[float, float]:
+        """An epoch's dev metric and, for ties, minus its loss; without dev data the last one ranks first."""
+        if self.dev is None:
+            return float(entry["epoch"]), 0.0
+        return entry["dev"][self.settings.metric], -entry["loss"]
+
     def _patience_is_out(self) -> bool:
-        if self.settings.patience is None or self.state.best_epoch is None:
+        """Counted from the first epoch of the best metric: later ones are kept for their loss alone."""
+        if self.settings.patience is None or not self.state.history:
             return False
-        return self.state.epoch - self.state.best_epoch >= self.settings.patience
+        first = max(self.state.history, key=lambda entry: self._rank(entry)[0])["epoch"]
+        return bool(self.state.epoch - first >= self.settings.patience)
 
     def _finish(self) -> None:
         """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""

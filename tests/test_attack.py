@@ -414,6 +414,52 @@ def test_evaluate(kind, threat):
     assert sum(rates[b]["documents"] for b in ("head", "torso", "tail")) == rates["all"]["documents"]
 
 
+@pytest.mark.parametrize("labels", [1, 2, 3, 5])
+def test_fewer_labels_than_the_usual_k(labels):
+    """By default as many as there are; targeted goals need one outside the top k."""
+    model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=4)
+    X, Y = draw(), scipy.sparse.csr_matrix(np.eye(labels)[np.arange(7) % labels])
+    assert FGSM(model).perturb(X, Y, 0.1).predict()[1].shape == (7, labels)
+    assert FGSM(model, goal="own").k == labels
+    ks = [k for k in (1, 3, 5, labels) if k <= labels]
+    result = attack.evaluate(model, X, Y, epsilons=[0.1], resamples=10)
+    assert result["k"] == labels
+    assert [name for name in result["clean"] if name[:2] == "P@" and "interval" not in name] == [
+        f"P@{k}" for k in dict.fromkeys(ks)
+    ]
+    if labels == 1:
+        with pytest.raises(ValueError, match="goal 'positive' needs a label outside the top k, got L=1"):
+            attack.evaluate(model, X, Y, targeted=True)
+        return
+    for goal in ("positive", "negative"):
+        assert FGSM(model, goal=goal).k == labels - 1
+    result = attack.evaluate(model, X, Y, epsilons=[0.1], resamples=10, targeted=True)
+    assert result["k"] == labels - 1
+    assert result["adversarial"][0]["targeted"]["positive"]["all"]["documents"] > 0
+    with pytest.raises(ValueError, match=rf"needs k < L={labels}, got {labels}"):
+        attack.evaluate(model, X, Y, targeted=True, k=labels)
+    with pytest.raises(ValueError, match=rf"k must be in 1 \.\.\. L={labels}, got 6"):
+        attack.evaluate(model, X, Y, k=6)
+
+
+def test_metrics_of_an_evaluation_are_those_up_to_k():
+    model, X, Y = model_of(), draw(), labels_of()
+    for k, expected in ((None, [1, 3, 5]), (2, [1, 2]), (3, [1, 3]), (7, [1, 3, 5, 7])):
+        clean = attack.evaluate(model, X, Y, epsilons=[0.0], resamples=0, k=k)["clean"]
+        assert list(clean) == [f"{name}@{k}" for name in ("P", "nDCG") for k in expected]
+
+
+def test_duplicates_in_a_small_dtype_are_summed_wide():
+    """128 + 128 is 0 in a byte; what is written out for epsilon 0, and what holds, is about 256."""
+    at = ([0, 0], [3, 3])
+    X = scipy.sparse.coo_matrix((np.array([128, 128], np.uint8), at), (1, 5))
+    assert Support().holds(X, scipy.sparse.csr_matrix(([256.5], ([0], [3])), (1, 5)), 0.5)
+    assert not Support().holds(X, scipy.sparse.csr_matrix((1, 5)), 0.5)
+    model = mach_ext.MACH(5, L, num_repetitions=4, num_buckets=20, hidden_size=4)
+    found = FGSM(model).perturb(X, scipy.sparse.csr_matrix((1, L)), 0.0)
+    assert (found.to_csr() != found.X).nnz == 0
+
+
 def test_transfer_is_the_written_documents(device):
     model, other, X, Y = model_of().to(device), model_of("linear", seed=3).to(device), draw(), labels_of()
     for threat in ("dense", "insert(2)"):

@@ -429,6 +429,27 @@ def test_zero_clean_and_curve(threat):
     assert not wrong.correct.any()
 
 
+def test_ranks_beyond_the_labels_looked_at_are_not_certified():
+    """An overtaker count of k means k or more, so nothing is known of a larger k."""
+    model, X = model_of(), draw()
+    found = certify.certify(model, X, right(model, X), [0.1], k=2, zero=False)
+    for question in (found.certified, found.broken, found.precision):
+        for k in (0, 3):
+            with pytest.raises(ValueError, match=rf"Certificate: k must be in 1 \.\.\. 2, .* got {k}"):
+                question(k)
+    assert set(found.as_dict()["sizes"][0]) == {"epsilon", "P@1", "robust P@1"}
+
+
+@pytest.mark.parametrize("labels", [1, 2, 4])
+def test_few_labels(labels):
+    model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=0)
+    X = draw()
+    Y = scipy.sparse.csr_matrix(np.ones((X.shape[0], labels)))
+    found = certify.certify(model, X, Y, [0, 0.1], zero=False)
+    assert found.labels.shape == (X.shape[0], labels)
+    assert found.certified(labels).all()  # nothing can leave a top k of all labels
+
+
 def test_documents_without_features_and_no_documents():
     model = model_of()
     X = scipy.sparse.csr_matrix((2, D), dtype=np.float32)

@@ -422,6 +422,86 @@ def test_explain_a_document_of_the_dataset(here, dataset_folder, capsys):
     assert "not predicted" in shown
 
 
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_each_command_fits_models_of_few_labels(here, capsys, labels):
+    """On its own defaults; what is asked for and can't be is refused by each."""
+    folder = here / "few"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        lines = [{"text": f"word{i % labels} and more", "labels": [f"label {i % labels}"]} for i in range(12)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run("train", "--dataset", folder, *FAST, "--epochs", "1") == 0
+    capsys.readouterr()
+    assert run("predict", "--text", "word0", "--quiet") == 0
+    assert len(capsys.readouterr().out.split("\t")) == 2 * labels
+    assert run("predict", "--split", "test", "--format", "jsonl") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(json.loads(line)["labels"]) for line in lines] == [labels] * 12
+    assert run("explain", "--text", "word0", "--html", "page.html") == 0
+    assert capsys.readouterr().out.count("  votes ") == labels
+    assert run("evaluate") == 0
+    assert run("evaluate", "--neighbors") == 0
+    assert run("attack", "--quiet", "--certify", "--report", "attack.html") == 0
+    record = json.loads((here / "runs" / "few" / "attack.json").read_text())
+    assert record["k"] == labels
+    assert f"P@{labels}" in record["clean"]
+    capsys.readouterr()
+    if labels > 1:
+        assert run("attack", "--quiet", "--targeted", "--attack", "delete", "--report", "attack.html") == 0
+        assert f"wrong label into the top {labels - 1}: all " in capsys.readouterr().out
+    else:
+        assert run("attack", "--quiet", "--targeted") == 1
+        assert "needs a label outside the top k, got L=1" in capsys.readouterr().err
+    for command in (["predict", "--text", "word0"], ["explain", "--text", "word0"], ["attack", "--quiet"]):
+        assert run(*command, "--k", labels + 1) == 1
+        assert f"... L={labels}, got {labels + 1}" in capsys.readouterr().err
+
+
+def test_scores_are_named_by_their_scale(here, dataset_folder, capsys):
+    """An SVM model ranks by mean log-probability; explain shows mean logits, and both under their names."""
+    few = ["--hash-functions", "4", "--buckets", "16", "--quiet"]
+    assert run("train", "--dataset", dataset_folder, "--svm", *few) == 0
+    capsys.readouterr()
+    assert run("predict", "--split", "test", "--k", "2", "--format", "jsonl") == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[3])
+    assert line["scale"] == "mean_logprob"
+    assert run("predict", "--split", "test", "--k", "2") == 0
+    assert "scores are on the scale of the model's merge: mean log-probability" in capsys.readouterr().err
+
+    command = ["explain", "--sample-id", "3", "--k", "2", "--output", "out"]
+    assert run(*command) == 0
+    shown = capsys.readouterr().out
+    kept = json.loads((here / "out" / "explanation.json").read_text())
+    assert (kept["scale"], kept["model_scale"]) == ("mean_logit", "mean_logprob")
+    for i, answer in enumerate(line["labels"]):
+        assert kept["label_names"][i] == answer["label"]
+        assert kept["model_scores"][i] == pytest.approx(answer["score"], rel=1e-5)
+        assert f"the model ranks by {answer['score']:+.3f} (mean log-probability), as predict shows" in shown
+        assert f"score {kept['scores'][i]:+.3f} (mean logit)" in shown
+    assert "not predicted" not in shown  # both commands speak of one ranking
+
+    assert run(*command, "--score", "model") == 0
+    shown = capsys.readouterr().out
+    assert "the model ranks by" not in shown
+    for answer in line["labels"]:
+        assert f"score {answer['score']:+.3f} (mean log-probability)" in shown
+
+
+def test_explain_says_what_is_sure(here, dataset_folder, capsys):
+    """The agreement of the hash functions is no certainty that a label is right, and never all of 100 %."""
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    capsys.readouterr()
+    command = ["explain", "--sample-id", "3", "--label", "label 7", "--label", "label 8"]
+    assert run(*command, "--html", "page.html") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("(wrong)") == 2
+    assert shown.count("agreement of the hash functions that it is in the top 5: ") == 2
+    for text in (shown, (here / "page.html").read_text()):
+        assert "certain" not in text
+        assert "100.0" not in text
+        assert "of the hash functions that" in text
+
+
 def test_explain_a_text(here, text_folder, capsys):
     assert run("train", "--dataset", text_folder, *FAST) == 0
     capsys.readouterr()
@@ -447,6 +527,7 @@ def test_explain_a_text(here, text_folder, capsys):
             ["--sample-id", "0", "--label", "label 77"],
             "the model has no label 'label 77'; did you mean 'label 7'",
         ),
+        (["--sample-id", "0", "--k", "41"], "--k must be in 1 ... L=40, got 41"),
         (["--sample-id", "0", "--model-path", "bare"], "does not say which dataset it is of"),
         (["--text", "w1"], "trained on vectors, not on text"),
     ],

@@ -337,8 +337,11 @@ def test_texts_alone_are_read_by_the_models_own_words(here, capsys):
     assert test["R@10"] == pytest.approx(2 / 3)
     assert test["propensity"] == {"A": 0.55, "B": 1.5, "documents": 80}
     assert answers(capsys, "--model-path", "r", "--input", "later/test.jsonl")[:2] == ["topic 3", "topic 5"]
-    for command in (["explain", "--sample-id", "1"], ["attack", "--sample", "3", "--eps", "0.1"]):
-        assert run(*command, "--model-path", "r", "--dataset", "later") == 0
+    assert run("explain", "--sample-id", "1", "--model-path", "r", "--dataset", "later") == 0
+    assert run("attack", "--eps", "0.1", "--model-path", "r", "--dataset", "later", "--output", "out") == 0
+    clean = json.loads((here / "out" / "attack.json").read_text())["clean"]
+    for name in ("P@1", "nDCG@3", "PSP@5"):
+        assert clean[name] == pytest.approx(test[name])
     assert run("evaluate", "--model-path", "r", "--dataset", "later", "--split", "train") == 1
     assert "no train split; there are: test" in capsys.readouterr().err
     assert run("train", "--dataset", "later", *FAST) == 1
@@ -366,9 +369,6 @@ def test_halves_of_surrogate_pairs(tmp_path):
     read = data.read_folder(tmp_path)
     data.write_folder(tmp_path / "copy", read)
     assert data.read_folder(tmp_path / "copy").train.texts[0] == "a cup ?"
-    (tmp_path / "train.jsonl").write_text('{"text": "a cup", "labels": ["x", "\\ud83d"]}\n')
-    with pytest.raises(ValueError, match=r'train.jsonl, line 1: "labels" must be characters'):
-        data.read_folder(tmp_path)
 
 
 def test_text_lines_with_label_matrices(here, capsys):
@@ -477,6 +477,11 @@ def test_filtered_labels_are_no_answers(here, capsys):
     for k in (1, 3, 5):
         assert filtered[f"P@{k}"] == metrics.precision_at_k(dataset.test.Y, np.array(expected), k)
     assert filtered["P@1"] < 0.9
+    assert run("attack", "--model-path", "r", "--eps", "0.1") == 0
+    attacked = json.loads((here / "r/attack.json").read_text())
+    for name in ("P@1", "P@5", "nDCG@3", "PSP@3"):
+        assert attacked["clean"][name] == pytest.approx(filtered[name])
+    assert attacked["adversarial"][1]["metrics"]["P@1"] <= attacked["clean"]["P@1"]
 
 
 def test_without_filtered():

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse
+import scipy.stats
 import torch
 from test_nn import (
     ARCHITECTURES,
@@ -300,12 +301,111 @@ def test_votes():
     np.testing.assert_allclose(found.scores, found.logits.mean(1))
     np.testing.assert_allclose(found.spread, found.logits.std(1, ddof=1))
     assert found.rivals.tolist() == [1, 0, 0]  # by the two shared buckets label 1 comes second
-    assert found.certainty[0] > 0.999
-    assert found.certainty[1] < 0.001
+    assert found.agreement[0] > 0.999
+    assert found.agreement[1] < 0.001
+    assert found.certainty is found.agreement  # its former name
     assert explain.votes(model, x, k=3).labels[:2].tolist() == [0, 1]
     everything = explain.votes(model, x, [5], k=40)
     assert everything.rivals.tolist() == [-1]
-    assert math.isnan(everything.certainty[0])
+    assert math.isnan(everything.agreement[0])
+
+
+def test_votes_and_collisions_rank_as_the_model_does():
+    """Label 0 has the best mean logit, label 1 the best mean log-probability: predict goes by the latter."""
+    table = np.arange(8).reshape(1, 8).repeat(4, 0)
+    logits = np.full((4, 8), -9.0)
+    logits[:, 0], logits[:, 1] = [12, 12, 12, -8], [1.9, 2.0, 2.1, 2.2]
+    for merge, first in (("mean_logit", 0), ("mean_logprob", 1), ("min_prob", 1), ("median_prob", 0)):
+        hash = mach_ext.LabelHash.from_buckets(table, 8)
+        model = mach_ext.MACH(1, 8, 4, 8, hidden_size=0, hash=hash, merge=merge)
+        with torch.no_grad():
+            model.bucket_bias.zero_()
+            model.bucket_weight.copy_(torch.from_numpy(logits)[:, None])
+        x = scipy.sparse.csr_matrix(np.ones((1, 1), np.float32))
+        assert model.predict(x, 1)[1][0, 0] == first
+        voted = explain.votes(model, x, [0, 1], k=1)
+        assert voted.rivals.tolist() == [1, 0]
+        np.testing.assert_allclose(voted.scores, [7, 2.05], rtol=1e-6)
+        if merge.startswith("mean"):
+            assert voted.agreement[first] > 0.5
+            assert voted.agreement[1 - first] < 0.5
+        else:
+            assert np.isnan(voted.agreement).all()
+        for label in (0, 1):
+            check = explain.collisions(model, x, label, k=1)
+            assert check.verdict == ("signal" if label == first else "not predicted")
+            assert check.score == pytest.approx(
+                model.predict(x, 8)[0][0, 0 if label == first else 1], rel=1e-5
+            )
+
+
+def test_agreement_is_that_of_the_merged_votes():
+    """By mean_logprob: Student's t of the differences of log-probabilities, worked out by hand."""
+    model, X = model_of(merge="mean_logprob"), draw(n=1)
+    best = model.predict(X, 4)[1][0]
+    voted = explain.votes(model, X, [best[0]], k=3)
+    logits = model.label_logits(*tensors(X), torch.from_numpy(best)).detach().double().numpy()[0]  # [4, R]
+    probabilities = -np.log1p(np.exp(-logits))
+    apart = (model.hash.buckets[:, best[0]] != model.hash.buckets[:, best[3]]).numpy()
+    difference = (probabilities[0] - probabilities[3])[apart]
+    t = difference.mean() / (difference.std(ddof=1) / np.sqrt(len(difference)))
+    assert voted.rivals.tolist() == [best[3]]
+    assert voted.agreement[0] == pytest.approx(scipy.stats.t.cdf(t, len(difference) - 1), rel=1e-4)
+
+
+def test_a_label_whose_votes_nobody_claims_is_a_signal():
+    """Also where it is in the top k by its number alone: its score ties with the best label outside."""
+    table = np.arange(4).reshape(1, 4).repeat(3, 0)
+    model = mach_ext.MACH(1, 4, 3, 4, hidden_size=0, hash=mach_ext.LabelHash.from_buckets(table, 4))
+    with torch.no_grad():
+        model.bucket_weight.fill_(1.0)
+    x = scipy.sparse.csr_matrix(np.ones((1, 1), np.float32))
+    assert explain.collisions(model, x, 0, k=1).verdict == "signal"
+
+
+@pytest.mark.parametrize("labels", [1, 2, 4])
+def test_fewer_labels_than_the_usual_k(labels):
+    model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=4)
+    x = draw(n=1)
+    assert explain.votes(model, x).labels.tolist() == explain.removals(model, x).labels.tolist()
+    assert explain.votes(model, x).k == labels
+    assert len(next(explain.explain_topk(model, x)).labels) == labels
+    for label in range(labels):
+        assert explain.collisions(model, x, label).threshold == -math.inf
+    found = explain.integrated_gradients(model, x)
+    Page(
+        found.to_html(
+            votes=explain.votes(model, x),
+            collisions=[explain.collisions(model, x, label) for label in range(labels)],
+            removals=explain.removals(model, x),
+        )
+    )
+    for call in (explain.votes, explain.removals):
+        with pytest.raises(ValueError, match=rf"k must be in 1 \.\.\. L={labels}, got 5"):
+            call(model, x, k=5)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("score", explain.SCORES)
+def test_an_explanation_names_the_scales_of_its_scores(merge, score):
+    model, X = model_of(merge=merge), draw(n=1)
+    scores, labels = model.predict(X, 3)
+    found = explain.integrated_gradients(model, X, labels[0], score=score)
+    assert found.scale == (merge if score == "model" else "mean_logit")
+    assert found.model_scale == merge
+    np.testing.assert_allclose(found.model_scores, scores[0], rtol=1e-5, atol=1e-6)
+    content = json.loads(found.to_json())
+    assert (content["scale"], content["model_scale"]) == (found.scale, merge)
+    assert content["model_scores"] == found.model_scores.tolist()
+    words = mach_ext.nn.SCALES
+    page = Page(found.to_html(removals=explain.removals(model, X, 2)))
+    assert page.texts.count(f"score ({words[found.scale]})") == 3
+    ranks = [text for text in page.texts if "by which the model ranks" in text]
+    expected = [] if found.scale == merge else 3 * [f"{words[merge]}, by which the model ranks"]
+    assert ranks == expected
+    assert any(f"change of the top labels' scores ({words[merge]})" in text for text in page.texts)
+    apart = explain.contrast(model, X, int(labels[0, 0]), int(labels[0, 1]), score=score)
+    np.testing.assert_allclose(apart.model_scores, scores[0, :1] - scores[0, 1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_collision_check_tells_a_signal_from_a_collision():
@@ -403,7 +503,7 @@ def test_errors():
         (lambda: ig(model, empty, 1), ValueError, "must have a feature to be explained, got none"),
         (lambda: ig(model, X, 1), ValueError, "one document .* explain_topk takes many"),
         (lambda: ig(model, x[:, :5], 1), ValueError, f"must have D={D} columns"),
-        (lambda: ig(model, x.toarray(), 1), TypeError, "must be a SciPy sparse matrix"),
+        (lambda: ig(model, x.toarray().tolist(), 1), TypeError, "must be a SciPy sparse matrix"),
         (lambda: ig("model", x, 1), TypeError, "model must be a mach_ext.MACH, got str"),
         (lambda: ig(model, x, 1, baseline=np.zeros(3)), ValueError, f"baseline must have D={D} columns"),
         (lambda: ig(model, x, 1, method="simpson"), ValueError, "method must be one of"),
@@ -490,8 +590,45 @@ def test_page():
     assert len(bars) == 2 * R
     for tag, attrs in page.elements:
         assert "nan" not in str(attrs.values()), tag
+    assert any("leave the top 2" in text for text in page.texts)
+    (agreed, *_) = (text for text in page.texts if "Agreement of the hash functions" in text)
+    assert "is in the top 5: " in agreed
+    assert "not that the label is right" in agreed
+    alone = Page(result.to_html(removals=explain.removals(model, X, 4)))
+    assert any("leave the top 4" in text for text in alone.texts)
     Page(explain.contrast(model, X, 3, 7).to_html())
     Page(explain.integrated_gradients(model, X, 3, baseline=X).to_html())  # no effect at all
+
+
+def test_shares_and_chances_are_not_rounded_to_all_or_nothing():
+    shares = {
+        1.0: "100.0 %",
+        0.99951: "> 99.9 %",
+        0.9994: "99.9 %",
+        0.5: "50.0 %",
+        0.0004: "< 0.1 %",
+        0.0: "0.0 %",
+    }
+    assert {share: report.percent(share) for share in shares} == shares
+    assert report.chance(1.0) == report.chance(0.99999) == "> 99.9 %"
+    assert report.chance(0.0) == report.chance(1e-20) == "< 0.1 %"
+    assert report.chance(0.25) == "25.0 %"
+
+
+def test_the_page_shows_nothing_that_was_not_measured():
+    """One repetition has no spread; a probability that rounds to 1 is not certain."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        model = mach_ext.MACH(1, 3, 1, 4, hidden_size=0)
+    with torch.no_grad():
+        model.bucket_weight.fill_(50.0)
+    x = scipy.sparse.csr_matrix(np.ones((1, 1), np.float32))
+    found, voted = explain.integrated_gradients(model, x), explain.votes(model, x)
+    checks = [explain.collisions(model, x, label) for label in range(3)]
+    page = " ".join(Page(found.to_html(votes=voted, collisions=checks)).texts)
+    for word in ("nan", "inf", "100.0 %", "Spread"):
+        assert word not in page
+    assert "> 99.9 %" in page
 
 
 def test_words_of_the_text_are_shaded_by_their_own_feature():

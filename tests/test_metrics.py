@@ -33,6 +33,12 @@ def csr(true, num_labels=NUM_LABELS):
     return sp.csr_array((np.ones(len(rows)), (rows, cols)), shape=(len(true), num_labels))
 
 
+def filled(predicted, width):
+    """Predictions [N, K] with columns of -1 up to a width: there are no more."""
+    P = np.array(predicted)
+    return np.pad(P, ((0, 0), (0, max(0, width - P.shape[1]))), constant_values=-1)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Numbers by hand. d_1 = 1, d_2 = 1 / log2(3) = 0.6309297536, d_3 = 1 / log2(4) = 0.5;
 # Z_1 = 1, Z_2 = 1.6309297536, Z_3 = 2.1309297536.
@@ -67,7 +73,8 @@ BY_HAND = {
 
 
 def test_evaluate_by_hand():
-    found = metrics.evaluate(csr(TRUE), PREDICTED, ks=(1, 3, 5), recall_ks=(1, 3, 50), inverse_propensity=Q)
+    P = filled(PREDICTED, 6)
+    found = metrics.evaluate(csr(TRUE), P, ks=(1, 3, 5), recall_ks=(1, 3, 50), inverse_propensity=Q)
     assert found == pytest.approx(BY_HAND, abs=1e-9)
 
 
@@ -88,7 +95,7 @@ def test_single_functions_by_hand(metric):
 
 
 def test_evaluate_defaults_and_order_of_keys():
-    plain = metrics.evaluate(csr(TRUE), PREDICTED)
+    plain = metrics.evaluate(csr(TRUE), filled(PREDICTED, 6))
     assert list(plain) == ["P@1", "P@3", "P@5", "nDCG@1", "nDCG@3", "nDCG@5", "R@10", "R@50"]
     weighted = metrics.evaluate(csr(TRUE), PREDICTED, ks=(1, 2), recall_ks=(), inverse_propensity=Q)
     assert list(weighted) == [
@@ -245,7 +252,8 @@ KS = (1, 2, 3, 5, 9)  # 9 is above the number of labels and of predictions
 @given(problems())
 def test_evaluate_equals_naive(problem):
     true, predicted, q = problem
-    found = metrics.evaluate(csr(true, len(q)), ids(predicted), ks=KS, recall_ks=KS, inverse_propensity=q)
+    P = filled(ids(predicted), max(KS))
+    found = metrics.evaluate(csr(true, len(q)), P, ks=KS, recall_ks=KS, inverse_propensity=q)
     assert found == pytest.approx(naive(true, predicted, q, KS, KS), rel=1e-12, nan_ok=True)
 
 
@@ -255,7 +263,7 @@ def test_evaluate_by_band_equals_naive_on_restricted_truth(problem, data):
     true, predicted, q = problem
     band_of = data.draw(st.lists(st.sampled_from("abc"), min_size=len(q), max_size=len(q)))
     bands = {name: np.array([b == name for b in band_of]) for name in "abc"}
-    Y, P = csr(true, len(q)), ids(predicted)
+    Y, P = csr(true, len(q)), filled(ids(predicted), max(KS))
     found = metrics.evaluate_by_band(Y, P, bands, ks=KS, recall_ks=KS, inverse_propensity=q)
     for name in bands:
         restricted = [[label for label in labels if band_of[label] == name] for labels in true]
@@ -277,7 +285,7 @@ def test_best_ranking_scores_exactly_one(problem):
     true = [labels for labels in true if labels] or [[0]]
     width = max(map(len, true))
     best = [sorted(labels, key=lambda label: -q[label]) for labels in true]
-    P = ids([labels + [-1] * (width - len(labels)) for labels in best])
+    P = filled(ids([labels + [-1] * (width - len(labels)) for labels in best]), max(KS))
     found = metrics.evaluate(csr(true, len(q)), P, ks=KS, recall_ks=(width,), inverse_propensity=q)
     for name, value in found.items():
         if not name.startswith("P@"):
@@ -346,10 +354,11 @@ def test_documents_without_labels():
     assert found == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("P", [np.empty((4, 0), np.int64), np.full((4, 3), -1)], ids=["no columns", "all -1"])
-def test_no_predictions_count_as_misses(P):
-    found = metrics.evaluate(csr(TRUE), P, inverse_propensity=Q)
+def test_no_predictions_count_as_misses():
+    found = metrics.evaluate(csr(TRUE), np.full((4, 6), -1), inverse_propensity=Q)
+    assert len(found) == 14
     assert set(found.values()) == {0.0}
+    assert metrics.precision_at_k(csr(TRUE), np.empty((4, 0), np.int64), k=1) == 0.0
 
 
 def test_k_above_the_number_of_predictions_and_labels():
@@ -404,18 +413,145 @@ def test_unsorted_truth_with_duplicates_and_explicit_zeros_is_read_right_and_lef
     data = np.array([1, 1, 1, 1, 0, 1, 1, 1], np.uint8)
     indices, indptr = np.array([2, 0, 2, 1, 5, 3, 5, 4]), np.array([0, 5, 6, 6, 8])
     Y = sp.csr_array((data, indices, indptr), shape=(4, 6))
-    P = np.array(PREDICTED)
+    P = filled(PREDICTED, 6)
+    given = P.copy()
     found = metrics.evaluate(Y, P, recall_ks=(1, 3, 50), inverse_propensity=Q)
     assert found == pytest.approx(BY_HAND, abs=1e-9)
     metrics.evaluate_by_band(Y, P, {"all": np.ones(6, bool)})
     assert Y.indices.tolist() == [2, 0, 2, 1, 5, 3, 5, 4]
     assert Y.data.tolist() == [1, 1, 1, 1, 0, 1, 1, 1]
-    assert P.tolist() == PREDICTED
+    assert (given == P).all()
 
 
-def test_256_duplicates_of_one_byte_do_not_wrap_to_zero():
-    Y = sp.csr_array((np.ones(256, np.uint8), np.zeros(256, np.int32), [0, 256]), shape=(1, 2))
-    assert metrics.precision_at_k(Y, [[0]], k=1) == 1.0
+@pytest.mark.parametrize("form", ["csr", "csc", "coo"])
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [(np.uint8, [128, 128]), (np.uint8, [1] * 256), (np.int8, [100, 100]), (np.uint16, [2**15] * 2)],
+)
+def test_duplicates_in_a_small_dtype_are_one_true_label(form, dtype, values):
+    """Their sum wraps to 0 or below; duplicates of one entry, whatever they hold, say that it is true."""
+    values, at = np.array(values, dtype), np.zeros(len(values), np.int32)
+    arguments = (
+        (values, (at, at)) if form == "coo" else (values, at, [0, *[len(values)] * (1 + (form == "csc"))])
+    )
+    Y = getattr(sp, f"{form}_array")(arguments, shape=(1, 2))
+    assert Y.nnz == len(values)
+    assert metrics.evaluate(Y, [[0]]) == {"P@1": 1.0, "nDCG@1": 1.0}
+    assert metrics.recall_at_k(Y, [[1]], k=1) == 0.0
+    many = sp.vstack([Y] * 3)
+    assert (metrics.inverse_propensity(many) == metrics.inverse_propensity(csr([[0]] * 3, 2))).all()
+
+
+def test_duplicates_that_cancel_are_refused_not_lost():
+    Y = sp.coo_array(([1.0, -1.0], ([0, 0], [1, 1])), shape=(1, 2))
+    with pytest.raises(ValueError, match=r"Y_true must not have negative or NaN entries, got -1.0"):
+        metrics.precision_at_k(Y, [[1]], k=1)
+
+
+def torch_coo(Y):
+    Y = Y.tocoo()
+    return torch.sparse_coo_tensor(np.stack((Y.row, Y.col)), Y.data, Y.shape, check_invariants=True)
+
+
+def torch_csr(Y):
+    return torch.sparse_csr_tensor(Y.indptr, Y.indices, Y.data, Y.shape, check_invariants=True)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda Y: Y.toarray(),
+        lambda Y: Y.toarray().astype(bool),
+        lambda Y: Y.toarray().astype(np.float16),
+        lambda Y: np.asfortranarray(Y.toarray().astype(np.uint8)),
+        lambda Y: torch.tensor(Y.toarray()),
+        lambda Y: torch.tensor(Y.toarray(), dtype=torch.bfloat16, requires_grad=True),
+        torch_coo,
+        torch_csr,
+        lambda Y: torch_csr(Y).half(),
+        lambda Y: torch_csr(Y).to_sparse_csc(),
+    ],
+    ids=[
+        "float64",
+        "bool",
+        "float16",
+        "column-major",
+        "torch",
+        "bfloat16",
+        "torch coo",
+        "torch csr",
+        "half csr",
+        "torch csc",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_dense_and_torch_truth(convert):
+    Y, P = csr(TRUE), filled(PREDICTED, 6)
+    q = metrics.inverse_propensity(Y)
+    expected = metrics.evaluate(Y, P, inverse_propensity=q)
+    assert (
+        metrics.evaluate(convert(Y), P, inverse_propensity=metrics.inverse_propensity(convert(Y))) == expected
+    )
+    for name, mask in metrics.label_frequency_bands(convert(Y), 1, 2).items():
+        assert (mask == metrics.label_frequency_bands(Y, 1, 2)[name]).all()
+
+
+def test_torch_duplicates_are_one_true_label():
+    at, values = [[0, 0], [1, 1]], torch.tensor([128, 128], dtype=torch.uint8)
+    Y = torch.sparse_coo_tensor(at, values, (1, 2), check_invariants=True)
+    assert metrics.recall_at_k(Y, [[1]], k=1) == 1.0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        csr([[0, 2]])[0],
+        csr([[0, 2]]).toarray()[0],
+        torch.tensor([1, 0, 1, 0, 0, 0]),
+        csr([[0, 2]]).tocoo()[0],
+    ],
+    ids=["csr row", "dense row", "torch row", "coo row"],
+)
+def test_one_document(row):
+    assert metrics.recall_at_k(row, [[2, 1]], k=2) == 0.5
+    wraps = sp.coo_array((np.array([128, 128], np.uint8), ([2, 2],)), shape=(6,))
+    assert metrics.recall_at_k(wraps, [[2]], k=1) == 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the columns of predictions can't carry is not reported
+
+
+def test_only_what_the_predictions_carry_is_reported():
+    Y = csr([[0, 1], [2]], num_labels=60)
+    P = np.array([[0, 5, 1], [4, 2, 9]])
+    assert list(metrics.evaluate(Y, P)) == ["P@1", "P@3", "nDCG@1", "nDCG@3"]
+    assert list(metrics.evaluate(Y, P, recall_ks=(2, 3))) == ["P@1", "P@3", "nDCG@1", "nDCG@3", "R@2", "R@3"]
+    assert list(metrics.evaluate(Y, P[:, :1], recall_ks=())) == ["P@1", "nDCG@1"]
+    assert metrics.evaluate(Y, P[:, :0]) == {}
+    weighted = metrics.evaluate(Y, filled(P, 10), inverse_propensity=np.ones(60))
+    assert [name for name in weighted if name.startswith(("R", "PSP"))] == ["PSP@1", "PSP@3", "PSP@5", "R@10"]
+    bands = metrics.evaluate_by_band(Y, P, {"low": np.arange(60) < 2})
+    assert list(bands["low"]) == ["P@1", "P@3", "nDCG@1", "nDCG@3"]
+
+
+def test_a_k_that_the_predictions_do_not_carry_is_refused():
+    Y, P = csr([[0, 1], [2]], num_labels=60), [[0, 5, 1], [4, 2, 9]]
+    for call in (metrics.evaluate, lambda *a, **o: metrics.evaluate_by_band(*a, {}, **o)):
+        for asked in ({"ks": (1, 3, 5)}, {"ks": (k for k in (5,))}, {"recall_ks": [5]}):
+            with pytest.raises(
+                ValueError, match=r"ks must be at most K=3, the columns of predictions, got 5"
+            ):
+                call(Y, P, **asked)
+
+
+def test_predictions_of_all_labels_carry_every_k():
+    """Nothing is left that a longer ranking could show: P@5 of two labels is at most 2/5."""
+    found = metrics.evaluate(csr([[0], [0, 1]], 2), [[0, 1], [1, 0]])
+    assert found["P@5"] == 3 / 10
+    assert found["R@50"] == 1.0
+    with pytest.raises(ValueError, match="recall_ks must be at most K=1"):
+        metrics.evaluate(csr([[0], [0, 1]], 2), [[0], [1]], recall_ks=(50,))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -434,13 +570,22 @@ def broken_csr():
 @pytest.mark.parametrize(
     ("Y", "P", "error", "message"),
     [
-        (np.eye(2), P2, TypeError, r"Y_true must be a SciPy sparse matrix \[N, L\], got ndarray"),
-        ([[0, 1], [2]], P2, TypeError, r"Y_true must be a SciPy sparse matrix \[N, L\], got list"),
         (
-            sp.coo_array(np.ones(3)),
+            np.eye(2)[None],
             P2,
             ValueError,
-            r"Y_true must have 2 dimensions \[N, L\], got shape \(3,\)",
+            r"Y_true must have 2 dimensions \[N, L\], got shape \(1, 2, 2\)",
+        ),
+        (np.array(P2), P2, ValueError, r"Y_true, a dense .* must hold 0 and 1 \(not label ids\), got 3"),
+        (torch.tensor(P2), P2, ValueError, r"Y_true, a dense .* must hold 0 and 1 \(not label ids\), got 3"),
+        (np.array([["a"]]), P2, TypeError, r"Y_true must hold booleans, .* got dtype <U1"),
+        (-np.eye(2), P2, ValueError, r"Y_true must not have negative or NaN entries, got -1.0"),
+        ([[0, 1], [2]], P2, TypeError, r"Y_true must be a SciPy sparse matrix \[N, L\], got list"),
+        (
+            sp.coo_array(np.ones(6)),
+            P2,
+            ValueError,
+            r"predictions must be \[N, K\] with one row for each of the 1 documents",
         ),
         (Y2.astype(complex), P2, TypeError, r"Y_true must hold booleans, .* got dtype complex128"),
         (Y2 * math.nan, P2, ValueError, r"Y_true must not have negative or NaN entries, got nan"),
@@ -613,7 +758,7 @@ def test_bad_training_labels():
     assert metrics.inverse_propensity(csr([[0], [0], [0]])).min() > 1
     for function in (metrics.inverse_propensity, metrics.label_frequency_bands):
         with pytest.raises(TypeError, match=f"^{function.__name__}: Y_train must be a SciPy sparse matrix"):
-            function(np.eye(3))
+            function([[1, 0], [0, 1], [1, 1]])
 
 
 @pytest.mark.parametrize(
@@ -685,7 +830,7 @@ def test_agrees_with_napkinxc(napkin, seed, share_without_labels):
     q = metrics.inverse_propensity(Y_train)
     np.testing.assert_allclose(q, napkin.Jain_et_al_inverse_propensity(sp.csr_matrix(Y_train)), rtol=1e-12)
 
-    found = metrics.evaluate(csr(true, len(q)), P, ks=ks, recall_ks=ks, inverse_propensity=q)
+    found = metrics.evaluate(csr(true, len(q)), filled(P, k), ks=ks, recall_ks=ks, inverse_propensity=q)
     rankings = [[label for label in row if label >= 0] for row in P.tolist()]
     theirs = {
         "P": napkin.precision_at_k(true, rankings, k=k),

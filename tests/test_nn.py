@@ -181,6 +181,14 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
         model.predict(draw(), k=3)
 
 
+@pytest.mark.parametrize("labels", [1, 2, 4, 5, 6])
+def test_by_default_predict_gives_five_labels_or_all_of_fewer(labels):
+    model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=4)
+    assert model.predict(draw(n=3))[1].shape == (3, min(5, labels))
+    with pytest.raises(ValueError, match=rf"k must be in 0 \.\.\. L={labels}, got 7"):
+        model.predict(draw(n=3), 7)
+
+
 def test_predict_edges():
     model = randomise(build())
     nothing = scipy.sparse.csr_matrix((0, D), dtype=np.float32)

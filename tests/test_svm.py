@@ -271,3 +271,9 @@ def test_worthwhile_where_labels_have_many_documents():
     assert not svm.worthwhile(labels(10_000, 2000, 31), 1000)
     assert not svm.worthwhile(labels(10_000, 2000, 32), 150_000)
     assert not svm.worthwhile(labels(10_000, 2000, 0), 1000)
+    few = labels(10_000, 2000, 31)
+    stored_twice = scipy.sparse.vstack([few, few], format="coo")
+    stored_twice = scipy.sparse.coo_matrix(
+        (stored_twice.data, (stored_twice.row % 10_000, stored_twice.col)), few.shape
+    )
+    assert not svm.worthwhile(stored_twice, 1000)  # a label counts once for a document

@@ -401,6 +401,79 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
     assert same_bits(weights(mach_ext.load(tmp_path)), adjusted(seen[1]))
 
 
+@pytest.mark.parametrize(
+    ("scores", "losses", "best"),
+    [
+        ([0.5, 0.5, 0.5], [3, 2, 1], 3),
+        ([0.5, 0.5, 0.5], [3, 1, 2], 2),
+        ([0.5, 0.5, 0.5], [1, 1, 1], 1),
+        ([0.5, 0.9, 0.9], [1, 3, 2], 3),  # a better metric, whatever the loss; then the loss
+        ([0.9, 0.5, 0.9], [1, 3, 2], 1),
+        ([0.0, 0.0, 0.0], [3, 2, 1], 3),
+    ],
+)
+def test_equal_dev_metrics_keep_the_lowest_loss(tmp_path, monkeypatch, scores, losses, best):
+    original = training._Run._finish_epoch
+    seen = []
+
+    def finish(run):
+        seen.append(weights(run.model))
+        run.state.loss_sum = float(losses[run.state.epoch] * run.state.documents)
+        original(run)
+
+    monkeypatch.setattr(training._Run, "_finish_epoch", finish)
+    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": scores[len(seen) - 1]})
+    for output in (None, tmp_path):
+        model = build()
+        seen.clear()
+        settings = {**options, "epochs": 3, "tau": 0.0, "checkpoint_minutes": 10}
+        record = mach_ext.fit(model, X, Y, X, Y, output=output, **settings)
+        assert (record.best_epoch, record.best) == (best, scores[best - 1])
+        assert [entry["loss"] for entry in record.history] == losses
+        assert same_bits(weights(model), seen[best - 1])
+    assert same_bits(weights(mach_ext.load(tmp_path)), seen[best - 1])
+
+
+def test_a_small_dataset_is_trained_to_the_end():
+    """24 documents whose dev metric is 1 from the first epoch on: the model that fits best is kept."""
+    labels = scipy.sparse.csr_matrix(np.eye(2)[np.arange(24) % 2])
+    documents = scipy.sparse.csr_matrix(labels, dtype=np.float32)
+    model = mach_ext.MACH(2, 2, num_repetitions=8, num_buckets=4, hidden_size=16)
+    settings = {"epochs": 10, "progress": False}
+    record = mach_ext.fit(model, documents, labels, documents[:4], labels[:4], **settings)
+    assert {entry["dev"]["P@1"] for entry in record.history} == {1.0}
+    losses = [entry["loss"] for entry in record.history]
+    assert losses == sorted(losses, reverse=True)
+    assert record.best_epoch == 10
+
+
+def test_dev_documents_without_labels_keep_the_lowest_loss():
+    """Their metrics are 0, not NaN: no epoch wins or blocks by what can't be measured."""
+    none = scipy.sparse.csr_matrix((3, 60))
+    record = mach_ext.fit(build(), X, Y, X[:3], none, **options)
+    assert {value for entry in record.history for value in entry["dev"].values()} == {0.0}
+    losses = [entry["loss"] for entry in record.history]
+    assert record.best_epoch == 1 + losses.index(min(losses))
+
+
+def test_ties_are_the_same_after_a_kill_and_resume(tmp_path, monkeypatch):
+    """A checkpoint, also one of before ties went by loss, has the losses in its history."""
+    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": 0.5})
+    settings = {**options, "checkpoint_minutes": 10}
+    whole, model = build(), build()
+    record = mach_ext.fit(whole, X, Y, X, Y, **settings)
+    original = training._Run._finish_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training._Run, "_finish_epoch", lambda run: original(run) if run.state.epoch < 3 else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            mach_ext.fit(build(), X, Y, X, Y, output=tmp_path, **settings)
+    again = mach_ext.fit(model, X, Y, X, Y, output=tmp_path, resume=True, **settings)
+    assert (again.best_epoch, again.history) == (record.best_epoch, record.history)
+    assert same_bits(weights(model), weights(whole))
+
+
 def test_logits_are_adjusted_at_the_end_and_for_dev():
     trained, adjusted = build(), build()
     mach_ext.fit(trained, X, Y, tau=0.0, **options)
@@ -454,6 +527,19 @@ def test_early_stopping(monkeypatch):
     monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
     record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
     assert record.epoch == 3
+
+
+def test_patience_waits_for_a_better_metric_not_for_a_lower_loss(monkeypatch):
+    scores = iter([0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
+    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
+    losses = [entry["loss"] for entry in record.history]
+    assert losses == sorted(losses, reverse=True)
+    assert (record.epoch, record.best_epoch) == (4, 4)  # epoch 2 was the last gain; 4 has the lowest loss
+
+
+def test_patience_without_dev_data_never_runs_out():
+    assert mach_ext.fit(build(), X, Y, patience=1, **options).epoch == 6
 
 
 def script(folder):
@@ -617,7 +703,7 @@ def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"X": X.toarray()}, TypeError, "fit: X: must be a SciPy sparse matrix"),
+        ({"X": X.toarray().tolist()}, TypeError, "fit: X: must be a SciPy sparse matrix"),
         ({"X": X[:, :59]}, ValueError, r"fit: X must have the model's 60 columns, got shape \(300, 59\)"),
         ({"Y": Y[:, :59]}, ValueError, r"fit: Y must have the model's 60 columns, got shape \(300, 59\)"),
         ({"Y": Y[:299]}, ValueError, "as many rows, got 300 and 299"),

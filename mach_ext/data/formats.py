@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import re
 import unicodedata
 import zipfile
 import zlib
@@ -24,9 +23,6 @@ from .. import _C
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 # ------------------------------------------------------------------------------------------- XMC text
 
@@ -424,8 +420,6 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
                 isinstance(labels, list) and all(isinstance(x, str) for x in labels)
             ):
                 raise fail('"labels" must be a list of strings', labels)
-            if any(_SURROGATE.search(name) for name in labels or ()):
-                raise fail('"labels" must be characters, not halves of surrogate pairs', labels)
             yield text, labels
 
 

@@ -29,7 +29,7 @@ def as_scipy(matrix: Any, name: str = "X") -> Any:
         ValueError: more than two dimensions, or none.
     """
     if isinstance(matrix, torch.Tensor):
-        matrix = _from_torch(matrix, name)
+        matrix = from_torch(matrix, name)
     if not sparse.issparse(matrix):
         if isinstance(matrix, np.ma.MaskedArray) or not hasattr(matrix, "__array__"):
             raise TypeError(
@@ -52,7 +52,13 @@ def as_scipy(matrix: Any, name: str = "X") -> Any:
     return sparse.csr_matrix(matrix)
 
 
-def _from_torch(tensor: torch.Tensor, name: str) -> Any:
+def from_torch(tensor: torch.Tensor, name: str) -> Any:
+    """A tensor as a NumPy array, where it is dense, or as a SciPy sparse matrix; nothing is summed.
+
+    Raises:
+        TypeError: complex or quantized numbers.
+        ValueError: a sparse tensor with dense dimensions.
+    """
     tensor = tensor.detach().cpu()
     if tensor.is_complex() or tensor.is_quantized:
         raise TypeError(f"{name}: must hold real numbers, got dtype {tensor.dtype}")

@@ -211,7 +211,7 @@ def test_predict_edges():
 @pytest.mark.parametrize(
     ("X", "k", "error", "message"),
     [
-        (np.zeros((2, D)), 3, TypeError, "X: must be a SciPy sparse matrix, got ndarray"),
+        ([[0.0] * D], 3, TypeError, "X: must be a SciPy sparse matrix, .*, got list"),
         (draw(columns=D + 1), 3, ValueError, rf"X must have D={D} columns, got shape \(7, {D + 1}\)"),
         (
             scipy.sparse.csr_matrix(np.full((1, D), np.nan, np.float32)),

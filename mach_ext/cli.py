@@ -54,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"mach-ext: {error or type(error).__name__}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # how PyTorch says that memory is short
+            raise
+        print(f"mach-ext: not enough memory for a model of these sizes: {error}", file=sys.stderr)
+        return 1
 
 
 def _with_dashes(argv: Sequence[str], flags: set[str]) -> list[str]:
@@ -435,8 +440,11 @@ def train(args: Any) -> None:
         dataset = _load(args, holdout=not args.no_holdout)
     folder = args.output or RUNS / dataset.name
     _say(f"dataset {dataset.name} from {dataset.path}: {_sizes(dataset)}")
-    if not (args.overwrite or args.resume):
+    resumed = args.resume and training.has_checkpoint(folder)
+    if not (args.overwrite or resumed):
         runs.refuse_to_replace(folder)
+    if dataset.train.Y.nnz == 0:
+        _say("no document of train has a label")
     for name, split in dataset.splits.items():
         _say_without_features(f"{name}: ", split.without_features, len(split))
     if args.svm is None and not for_fit and args.hidden_size is None and args.device == "cpu":
@@ -447,7 +455,9 @@ def train(args: Any) -> None:
         raise ValueError("--C is of support vector machines, see --svm")
     model = _new_model(dataset, args).to(args.device)
     _say(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; run folder {folder}")
-    model.attachments = runs.attachments(dataset, holdout=not args.no_holdout, propensity=args.propensity)
+    if args.propensity is None and resumed:
+        args.propensity = runs.kept_propensity(folder)
+    model.attachments = runs.attachments(dataset, settings=_settings(args), propensity=args.propensity)
     with _timed(seconds, "train"):
         record = _solve(model, dataset, folder, args) if args.svm else _fit(model, dataset, folder, args)
     results: dict[str, Any] = {}
@@ -458,9 +468,10 @@ def train(args: Any) -> None:
     if record.best_epoch is not None:
         _say(f"best epoch {record.best_epoch} of {record.epoch}")
     seconds["fit"] = record.seconds  # with what was done before a resume
-    _write_metrics(folder / "metrics.json", dataset, model, results, seconds, {"history": record.history})
     for name, result in results.items():
         _show_metrics(name, result)
+    history = {"history": record.history}
+    _write_metrics(folder / "metrics.json", folder, dataset, model, results, seconds, history)
     _say(f"metrics: {folder / 'metrics.json'}")
 
 
@@ -489,6 +500,13 @@ def _new_model(dataset: data.Dataset, args: Any) -> nn.MACH:
     )
 
 
+def _settings(args: Any) -> dict[str, Any]:
+    """What was asked of the training, for the record of the run."""
+    names = ("C",) if args.svm else training.Hyperparameters.__dataclass_fields__
+    given = {name: getattr(args, name) for name in names}
+    return {"svm": bool(args.svm)} | {name: value for name, value in given.items() if value is not None}
+
+
 def _only_for_fit(args: Any) -> list[str]:
     """Flags given that `_solve` has no use for."""
     names = [name for name in training.Hyperparameters.__dataclass_fields__ if name != "seed"]
@@ -503,6 +521,8 @@ def _solve(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> tr
     C = 1.0 if args.C is None else args.C
     svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=not args.quiet)
     with training.exclusive(folder):
+        if not args.overwrite:  # another run may have ended here meanwhile
+            runs.refuse_to_replace(folder)
         training.forget(folder)
         model.save(folder)
     return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
@@ -548,17 +568,17 @@ def evaluate(args: Any) -> None:
         neighbors, name = Neighbors(dataset.train.X, dataset.train.Y), f"{args.split}+neighbors"
     with _timed(seconds, "evaluate"):
         result = runs.evaluate(model, dataset, args.split, neighbors=neighbors, propensity=args.propensity)
+    _show_metrics(name, result)
     other = "" if args.dataset is None else f"-{dataset.name}"  # the run's own metrics stay
-    file = (args.output or folder) / f"metrics{other}.json"
+    file = _output(args, folder) / f"metrics{other}.json"
     former = _former_metrics(file)
     path = str(dataset.path.absolute())
     if args.dataset is not None and former.get("path", path) != path:  # another dataset of that name
         file = file.with_stem(f"{file.stem}-{zlib.crc32(path.encode()):08x}")
         former = _former_metrics(file)
-    if former.get("model") != model.configuration():
+    if not _is_of(former, model, folder):
         former = {}
-    _write_metrics(file, dataset, model, {name: result}, seconds, former)
-    _show_metrics(name, result)
+    _write_metrics(file, folder, dataset, model, {name: result}, seconds, former)
     _say(f"metrics: {file}")
 
 
@@ -569,15 +589,31 @@ def _former_metrics(file: Path) -> dict[str, Any]:
     return former
 
 
+def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
+    """Whether kept metrics are of these weights; older ones say only of which kind of model they are."""
+    digest = runs.weights_digest(folder)
+    return metrics.get("model") == model.configuration() and metrics.get("weights", digest) == digest
+
+
+def _output(args: Any, folder: Path) -> Path:
+    """--output, else the run's folder. What another run keeps of itself is not written over."""
+    if args.output is None:
+        return folder
+    if (args.output / "model.json").exists() and args.output.resolve() != folder.resolve():
+        raise ValueError(f"--output must not be the folder of another run, got {args.output}")
+    return Path(args.output)
+
+
 def _write_metrics(
     file: Path,
+    folder: Path,
     dataset: data.Dataset,
     model: nn.MACH,
     results: dict[str, Any],
     seconds: dict[str, float],
     former: dict[str, Any],
 ) -> None:
-    """Writes metrics: `results` by split, on top of `former` contents."""
+    """Writes metrics of the model in a folder: `results` by split, on top of `former` contents."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rounded = {key: round(value, 3) for key, value in seconds.items()}
     record = {
@@ -586,6 +622,7 @@ def _write_metrics(
         "dataset": dataset.name,
         "path": str(dataset.path.absolute()),
         "model": model.configuration(),
+        "weights": runs.weights_digest(folder),
         "seconds": {**former.get("seconds", {}), **rounded},
     }
     data.write_json(file, record)
@@ -859,7 +896,7 @@ def attack_model(args: Any) -> None:
         for entry, size in zip(result["adversarial"], proven["sizes"], strict=True):
             entry["certified"] = {name: value for name, value in size.items() if name != "epsilon"}
     _show_attack(f"{dataset.name}, {args.split}", result, wanted)
-    output = args.output or folder
+    output = _output(args, folder)
     output.mkdir(parents=True, exist_ok=True)
     record = {
         **result, "split": args.split, "dataset": dataset.name, "model": model.configuration(),
@@ -869,16 +906,18 @@ def attack_model(args: Any) -> None:
     data.write_json(output / "attack.json", record)
     file = output / "metrics.json"
     former = _former_metrics(file)
-    if former.get("model") == model.configuration() or not former:
+    if _is_of(former, model, folder) or not former:
         kept = former.get("attacks", {})
-        whole = "" if args.dataset is None and args.sample is None else f" {dataset.name} {X.shape[0]}"
+        where = dataset.name if args.dataset is None else dataset.path.absolute()
+        whole = "" if args.dataset is None and args.sample is None else f" {where} {X.shape[0]}"
         how = {key: result[key] for key in ("attack", "threat_model", "goal", "nonnegative", "steps")}
         signed = "" if threat.nonnegative else " signed"
         steps = "" if result["steps"] is None else f" {result['steps']} steps"
         name = f"{args.attack} {threat}{signed}{steps} {args.goal} {args.split}{whole}"
         short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in result["adversarial"]}
         kept[name] = {**how, "clean": result["clean"], "adversarial": short}
-        data.write_json(file, {"model": model.configuration(), **former, "attacks": kept})
+        weights = runs.weights_digest(folder)
+        data.write_json(file, {"model": model.configuration(), "weights": weights, **former, "attacks": kept})
     with data.atomic_path(output / "attack.png") as temporary:
         report.plot_attack(result, wanted).savefig(temporary, dpi=150, format="png")
     _say(f"chart: {output / 'attack.png'}; numbers: {output / 'attack.json'}")
@@ -1011,7 +1050,7 @@ def compress(args: Any) -> None:
     for name in (name for name in before if name not in ("bands", "propensity")):
         print(f"{name:<10}{before[name]:>20.4f}{after[name]:>20.4f}")
     if dataset is not None:
-        _write_metrics(output / "metrics.json", dataset, model, {split: after}, {}, {})
+        _write_metrics(output / "metrics.json", output, dataset, model, {split: after}, {}, {})
     _say(f"model: {output}")
 
 

@@ -452,7 +452,7 @@ def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> _Ints:
         array([[ 0,  1, -1]])
     """
     _, hits = _ranked("without_filtered", filtered, predictions)
-    ids = np.array(predictions)
+    ids = np.array(predictions, np.int64)
     ids[hits.rows, hits.ranks] = -1
     order = np.argsort(ids < 0, axis=1, kind="stable")
     kept: _Ints = np.take_along_axis(ids, order, axis=1)

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,25 @@ CANDIDATES = 200  # labels that neighbours re-rank
 
 
 def attachments(
-    dataset: data.Dataset, *, holdout: bool, propensity: tuple[float, float] | None = None
+    dataset: data.Dataset,
+    *,
+    settings: dict[str, Any] | None = None,
+    propensity: tuple[float, float] | None = None,
 ) -> dict[str, bytes]:
     """What later commands need, kept with the model: see the top of this module.
 
     Args:
         dataset: what the model is trained on.
-        holdout: whether a tenth of train was held out where there was no dev file.
+        settings: of the training, for the record.
         propensity: A and B of the propensity model; None: the field's for a dataset of this name.
     """
     registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
     run = {
         "dataset": dataset.name if registered else str(dataset.path.absolute()),
         "name": dataset.name,
-        "holdout": holdout,
+        "holdout": dataset.dev_rule == data.HOLDOUT_RULE,
+        "train": _checksums(dataset.train),
+        "settings": settings or {},
         "reader": {
             "svmlight_base": dataset.svmlight_base, "svmlight_label_base": dataset.svmlight_label_base
         },
@@ -64,6 +69,11 @@ def attachments(
     return {**files, "label_counts.npy": counts.getvalue()}
 
 
+def _checksums(split: data.Split) -> list[int]:
+    """Of documents and labels; other ones where a row stands in another place."""
+    return [training.checksum(split.X), training.checksum(split.Y)]
+
+
 def _version() -> str:
     import mach_ext
 
@@ -78,22 +88,38 @@ def record_of(model: nn.MACH) -> dict[str, Any]:
 
 
 def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
-    """Raises where a folder holds a run already; a copy of the run that `model` is of may be replaced.
+    """Raises where a folder holds a run already; a compressed copy of the run of `model` may be replaced.
 
     Raises:
         ValueError: the folder holds a model or a checkpoint; the message says of which data.
     """
-    checkpoint = (folder / f"{training.CHECKPOINT}.json").exists()
+    checkpoint = training.has_checkpoint(folder)
     if not checkpoint and not (folder / "model.json").exists():
         return
     configuration, record = _model_and_run(folder)
-    if model is not None and (configuration, record) == (model.configuration(), record_of(model)):
+    copied = model is not None and nn.is_compressed(folder)
+    if copied and model and (configuration, record) == (model.configuration(), record_of(model)):
         return
     held = "a run that was not finished" if checkpoint else "a model"
     if record:
         held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
     hint = "; --resume goes on with the same training" if checkpoint else ""
     raise ValueError(f"{folder}: holds {held}; --overwrite replaces it, --output names another folder{hint}")
+
+
+def kept_propensity(folder: Path) -> tuple[float, float] | None:
+    """A and B that the run in a folder keeps."""
+    kept = _model_and_run(folder)[1].get("propensity")
+    return None if kept is None else (kept[0], kept[1])
+
+
+def weights_digest(folder: Path) -> str | None:
+    """SHA-256 of the weights that a folder's model record names; None where it can't be read."""
+    try:
+        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return str(record["weights"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,9 +178,18 @@ def load_dataset(
     if dataset is None and name in data.NAMES:
         name = data.fetch(name)  # whatever stands under this name where the command is run
     loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=svmlight_base)
+    if not record or "train" not in record:  # of before that was kept
+        return data.hold_out(loaded) if dataset is not None or record["holdout"] else loaded
     # The documents that the model was trained on are split as they were then, wherever they stand now.
-    own = dataset is None or _is_training_data(model, loaded)
-    return loaded if own and record and not record["holdout"] else data.hold_out(loaded)
+    split = data.hold_out(loaded) if record["holdout"] else loaded
+    if _checksums(split.train) == record["train"]:
+        return split
+    if dataset is not None and not _is_training_data(model, loaded):
+        return data.hold_out(loaded)
+    if loaded.dev is not None:
+        return loaded
+    remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out of it"
+    return replace(loaded, remarks=(*loaded.remarks, remark))
 
 
 def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
@@ -225,17 +260,23 @@ def answers(
 
     [N, k], filled up with -1 where the model has no more labels.
     """
-    filtered = 0 if split.filtered is None else int(np.diff(split.filtered.indptr).max(initial=0))
-    asked = min(k + filtered, model.num_labels)
-    if neighbors is None:
-        labels = model.predict(split.X, asked)[1]
-    else:
-        candidates = min(max(CANDIDATES, asked), model.num_labels)
-        labels = neighbors.rerank(split.X, *model.predict(split.X, candidates))[1]
-    if split.filtered is not None:
-        labels = metrics.without_filtered(labels, split.filtered)
-    labels = labels[:, :k]
-    return np.pad(labels, ((0, 0), (0, k - labels.shape[1])), constant_values=-1)
+    excluded = np.zeros(len(split), np.int64) if split.filtered is None else np.diff(split.filtered.indptr)
+    labels = np.full((len(split), k), -1, np.int64)
+    # Few documents have many labels excluded: those of a size are asked for as many more labels.
+    sizes = np.ceil(np.log2(excluded + 1)).astype(int)
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        asked = min(k + int(excluded[rows].max()), model.num_labels)
+        X = split.X if len(rows) == len(split) else split.X[rows]
+        if neighbors is None:
+            found = model.predict(X, asked)[1]
+        else:
+            candidates = min(max(CANDIDATES, asked), model.num_labels)
+            found = neighbors.rerank(X, *model.predict(X, candidates))[1]
+        if size and split.filtered is not None:
+            found = metrics.without_filtered(found, split.filtered[rows])
+        labels[rows, : found.shape[1]] = found[:, :k]
+    return labels
 
 
 def evaluate(

@@ -48,6 +48,7 @@ SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 CHECKPOINT = "checkpoint"
+_HALF_WRITTEN = r"\.(model\.json|checkpoint|\w+-[0-9a-f]{12}\.).*\.(\d+)\.tmp"  # by a process of this number
 # bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
 # break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
 _WORTH_SKIPPING = 0.25
@@ -304,7 +305,9 @@ def exclusive(folder: Path | None) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         for left in folder.iterdir():
-            written = re.fullmatch(r"\.(model|checkpoint|weights-|labels-|run-).*\.(\d+)\.tmp", left.name)
+            written = re.fullmatch(
+                r"\.(model\.json|checkpoint|[\w]+-[0-9a-f]{12}\.).*\.(\d+)\.tmp", left.name
+            )
             if written and not Path(f"/proc/{written[2]}").exists():
                 left.unlink(missing_ok=True)
         yield
@@ -853,7 +856,7 @@ class _Run:
             "hash": self.model.hash.fingerprint(),
             "length": self.length,
             "data": {
-                name: [*matrix.shape, int(matrix.nnz), _checksum(matrix)]
+                name: [*matrix.shape, int(matrix.nnz), checksum(matrix)]
                 for name, matrix in zip(
                     ("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False
                 )
@@ -936,6 +939,11 @@ def forget(folder: Path) -> None:
         shutil.rmtree(part)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run in the folder can be gone on with, or was cut off."""
+    return (folder / f"{CHECKPOINT}.json").exists() or bool(_parts(folder))
+
+
 def _parts(folder: Path) -> list[Path]:
     """Folders of repetitions trained in turn."""
     return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
@@ -960,7 +968,7 @@ def typical_length(X: Any) -> float:
     return math.ldexp(round(math.ldexp(mantissa, 20)), exponent - 20)
 
 
-def _checksum(matrix: Any) -> int:
+def checksum(matrix: Any) -> int:
     """CRC-32 of a CSR matrix."""
     crc = 0
     for array in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data):

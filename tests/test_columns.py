@@ -85,17 +85,15 @@ def test_a_feature_before_the_first_is_refused_or_read(svm_run, here, capsys):
         in capsys.readouterr().err
     )
     assert run("predict", *auto, "--input", "zero.svm", "--svmlight-base", "0") == 1
-    assert (
-        "zero.svm: the model was trained on svmlight files whose features count from 1"
-        in capsys.readouterr().err
-    )
+    told = "got 1 (the model's svmlight files), 0 (--svmlight-base)"
+    assert f"zero.svm: all must agree on where features count from, {told}" in capsys.readouterr().err
     assert answers(capsys, *zero, "--input", "zero.svm")[1:] == [str(j) for j in range(19)]
     assert answers(capsys, *zero, "--input", "zero.svm", "--svmlight-base", "0")[1:] == [
         str(j) for j in range(19)
     ]
     for command in ("evaluate", "attack"):
         assert run(command, *zero, "--dataset", svm_run / "data", "--svmlight-base", "1") == 1
-        assert "features count from 0" in capsys.readouterr().err
+        assert "features count from, got 0 (the model's svmlight files), 1" in capsys.readouterr().err
     assert run("predict", *auto, "--input", "wide.svm") == 1
     (here / "wide.svm").write_text("0 1:1\n# a remark\n0 21:1\n")
     assert run("predict", *auto, "--input", "wide.svm") == 1
@@ -151,6 +149,87 @@ def test_other_numbers_are_refused_with_the_line(tmp_path, lines, line, got, fil
     (tmp_path / file).write_text(lines)
     with pytest.raises(ValueError, match=rf"{file}, line {line}: the numbers .* each once, got '{got}'"):
         read_names(tmp_path / file)
+
+
+@pytest.mark.parametrize("number", ["3.0", "-1", "+2", "\u0662", "1" * 19, "1e0", "0,5"])
+def test_numbers_of_other_kinds_are_refused(tmp_path, number):
+    (tmp_path / "labels.txt").write_text(f"{number}\ta\n0\tb\n1\tc\n")
+    with pytest.raises(ValueError, match=r"labels.txt, line 1: the numbers .* each once, got"):
+        read_names(tmp_path / "labels.txt")
+
+
+def test_names_before_numbers_are_refused(tmp_path):
+    (tmp_path / "labels.txt").write_text("two\t2\none\t1\nzero\t0\n")
+    with pytest.raises(ValueError, match=r"labels.txt, line 1: must be a number, a tab and a name"):
+        read_names(tmp_path / "labels.txt")
+
+
+def test_blank_lines_at_the_end_are_no_names(tmp_path):
+    (tmp_path / "train.svm").write_text("1 1:1\n2,3 2:1 3:1\n")
+    for end in ("", "\n", "\n  \n\n"):
+        for file in ("labels.txt", "features.txt"):
+            (tmp_path / file).write_text("one\ntwo\nthree\n" + end)
+        read = data.read_folder(tmp_path)
+        assert read.train.Y.toarray().tolist() == [[1, 0, 0], [0, 1, 1]]
+        assert read.train.X.toarray().tolist() == [[1, 0, 0], [0, 1, 1]]
+    assert read_names(tmp_path / "labels.txt", 5) == ["one", "two", "three", "", ""]  # where they have to be
+
+
+def test_contradictions_about_where_ids_start(here, capsys):
+    (here / "train.svm").write_text("1 1:1\n2,3 2:1 3:1\n")
+    (here / "features.txt").write_text("1\tone\n2\ttwo\n3\tthree\n")
+    told = r"must agree on where features count from, got 0 \(--svmlight-base\), 1 \(features.txt\)"
+    with pytest.raises(ValueError, match=told):
+        data.read_folder(here, svmlight_base=0)
+    (here / "labels.txt").write_text("1\ta\n2\tb\n3\tc\n")
+    columns = data.read_folder(here).columns
+    (here / "labels.txt").write_text("0\ta\n1\tb\n2\tc\n")
+    with pytest.raises(
+        ValueError, match=r"where labels count from, got 1 \(the model's .*, 0 \(labels.txt\)"
+    ):
+        data.read_folder(here, columns=columns)
+    (here / "labels.txt").write_text("1\ta\n2\tb\n3\tc\n")
+    (here / "train.svm").write_text("0 1:1\n2,3 2:1 3:1\n")
+    with pytest.raises(ValueError, match=r"train.svm: ids count from 1, so every label must be at least 1"):
+        data.read_folder(here)
+    (here / "labels.txt").write_text("a\nb\nc\nd\ne\n")  # more than there are, without numbers
+    (here / "train.svm").write_text("1 1:1\n2,3 2:1 3:1\n")
+    assert any("labels are taken to count from 0" in remark for remark in data.read_folder(here).remarks)
+
+
+def test_an_unseen_label_takes_no_memory_by_its_number(tmp_path):
+    (tmp_path / "test.svm").write_text("0,2000000000 0:1\n1,1999999999,2000000000 1:1\n")
+    columns = data.Columns(num_features=2, num_labels=2, svmlight_base=0, svmlight_label_base=0)
+    test = data.read_folder(tmp_path, columns=columns).test
+    assert test.truth.toarray().tolist() == [[1, 0, 0, 1], [0, 1, 1, 1]]
+
+
+def test_two_sources_of_one_split_are_refused_or_said(tmp_path):
+    eye = scipy.sparse.eye(2, format="csr")
+    write_npz_pair(tmp_path, eye, eye)
+    (tmp_path / "trn_X_Y.txt").write_text("2 2\n1:1\n0:1\n")
+    with pytest.raises(ValueError, match=r"must have one of these, got Y.trn.npz, trn_X_Y.txt"):
+        data.read_folder(tmp_path)
+    (tmp_path / "trn_X_Y.txt").unlink()
+    (tmp_path / "test.svm").write_text("0 0:1\n")
+    read = data.read_folder(tmp_path)
+    assert read.test is None
+    assert any("test.svm: is left out, because train is in another format" in r for r in read.remarks)
+
+
+def test_names_are_written_as_they_are(tmp_path):
+    names = ["a  b", "a b", "c\td", " f", "5"]
+    dataset = data.Dataset(
+        "x", tmp_path, data.Split(scipy.sparse.eye(2), scipy.sparse.csr_matrix((2, 5))), label_names=names
+    )
+    data.write_folder(tmp_path / "out", dataset)
+    assert data.read_folder(tmp_path / "out").label_names == names
+
+
+def test_deeply_nested_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "other": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: a line must be a JSON object"):
+        list(data.iter_jsonl(tmp_path / "a.jsonl"))
 
 
 def test_keys_that_are_not_all_numbers_are_somebody_elses(tmp_path):
@@ -581,6 +660,11 @@ def test_two_folders_of_one_name_and_another_seed(here, capsys):
     assert run("train", "--dataset", "two/data", *FAST, "--resume") == 0
     assert run("compress", "--split", "none", "--output", "one/small") == 0
     assert run("compress", "--split", "none", "--output", "one/small", "--step", "0.4") == 0  # the same run's
+    (here / "runs/data/checkpoint.json").unlink()  # as --svm leaves a run
+    assert run("train", "--dataset", "one/data", *FAST, "--resume") == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    arguments = ["compress", "--model-path", "one/small", "--split", "none", "--output", "runs/data"]
+    assert run(*arguments) == 1  # no compressed copy
     assert run("train", "--dataset", "one/data", *FAST, "--seed", "2", "--output", "r") == 0
     capsys.readouterr()
     arguments = ["compress", "--model-path", "r", "--split", "none", "--output", "one/small"]
@@ -603,6 +687,28 @@ def test_the_training_folder_by_another_path_is_split_as_in_training(here, capsy
         assert "no dev split; there are: train" in capsys.readouterr().err
     (here / "copy" / "train.txt").write_text(f"41 7 5\n{rows}1 0:1\n")  # other documents: as any data
     assert run("evaluate", "--model-path", "r", "--dataset", "copy", "--split", "dev") == 0
+
+
+def test_training_documents_are_never_shown_as_dev(here, capsys):
+    rows = [f"{i % 5} {i % 7}:1" for i in range(40)]
+
+    def write(folder, split, rows):
+        (here / folder).mkdir(exist_ok=True)
+        (here / folder / f"{split}.txt").write_text("\n".join([f"{len(rows)} 7 5", *rows]))
+
+    write("data", "train", rows)
+    arguments = [*FAST[:-1], "--epochs", "1"]  # a tenth held out
+    assert run("train", "--dataset", "data", *arguments, "--output", "held") == 0
+    assert run("evaluate", "--model-path", "held", "--split", "dev") == 0
+    write("shuffled", "train", rows[::-1])  # the tenth is others' here
+    assert run("evaluate", "--model-path", "held", "--split", "dev", "--dataset", "shuffled") == 1
+    assert "train is not as it was in training, so no dev split" in capsys.readouterr().err
+    write("data", "dev", rows[:4])
+    assert run("train", "--dataset", "data", *arguments, "--output", "file") == 0  # nothing was held out
+    (here / "data" / "dev.txt").unlink()
+    for dataset in ([], ["--dataset", "data"]):
+        assert run("evaluate", "--model-path", "file", "--split", "dev", *dataset) == 1
+        assert "no dev split; there are: train" in capsys.readouterr().err
 
 
 def test_two_evaluated_folders_of_one_name(here, capsys):

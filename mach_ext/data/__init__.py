@@ -4,7 +4,7 @@
 """
 
 from .batching import Batch, iter_batches, iter_on_device
-from .dataset import Columns, Dataset, Split
+from .dataset import HOLDOUT_RULE, Columns, Dataset, Split
 from .documents import iter_documents, vectorised
 from .files import atomic_path, atomic_write, write_json
 from .folders import read_file, read_folder, write_folder
@@ -27,6 +27,7 @@ from .registry import NAMES, data_home, download, fetch, hold_out, load, locate
 from .text import Vectorizer, json_line
 
 __all__ = [
+    "HOLDOUT_RULE",
     "NAMES",
     "Batch",
     "Columns",

@@ -45,7 +45,7 @@ def iter_documents(
     path, remarks, kind = Path(path), [] if remarks is None else remarks, suffix_of(path)
     if kind == ".jsonl":
         yield from vectorised((text for text, _ in iter_jsonl(path)), columns, block, path)
-    elif kind == ".npz" or (kind == ".txt" and path.name.split(".")[0].endswith("_X_Xf")):
+    elif kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
         yield fit_features(read_features(path), columns.num_features, path, remarks)
     elif kind == ".txt":
         said: list[str] = []  # the same of each block

@@ -21,6 +21,7 @@ have more features. Labels that a model does not know are kept apart, as misses.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ def _find(folder: Path, *names: str) -> Path | None:
     found = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
     found = [path for path in found if path.is_file()]
     if len(found) > 1:
-        raise ValueError(f"{folder}: must have one of these, got {', '.join(path.name for path in found)}")
+        there = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise ValueError(f"{folder}: must have one of these, got {there}")
     return found[0] if found else None
 
 
@@ -79,24 +81,20 @@ class _Files:
 def _files_of(folder: Path, split: str) -> list[_Files]:
     """The files of a split, once for each format that is there."""
     parts = _PARTS[split]
-    matrix = (
-        _find(folder, *(f"X.{part}.npz" for part in parts))
-        or _find(folder / "tfidf-attnxml", *(f"X.{part}.npz" for part in parts))
-        or _find(folder, *(f"{part}_X_Xf{end}" for part in parts for end in (".txt", ".npz")))
-    )
-    labels = _find(folder, *(f"Y.{part}.npz" for part in parts)) or _find(
-        folder, *(f"{part}_X_Y{end}" for part in parts for end in (".txt", ".npz"))
-    )
-    texts = _find(
-        folder, *(f"X.{part}.txt" for part in parts), *(f"{part}_X.txt" for part in parts)
-    ) or _find(folder / "raw", *(f"{part}_X.txt" for part in parts))
+
+    def find(*patterns: str) -> Path | None:
+        return _find(folder, *(pattern.format(part) for pattern in patterns for part in parts))
+
+    matrix = find("X.{}.npz", "tfidf-attnxml/X.{}.npz", "{}_X_Xf.txt", "{}_X_Xf.npz")
+    labels = find("Y.{}.npz", "{}_X_Y.txt", "{}_X_Y.npz")
+    texts = find("X.{}.txt", "{}_X.txt", "raw/{}_X.txt")
     if matrix is not None and labels is None:
         other = matrix.name.replace("_X_Xf", "_X_Y") if "_X_" in matrix.name else f"Y{matrix.name[1:]}"
         raise FileNotFoundError(f"{folder}: {matrix.name} must come with {other}")
     if labels is not None and matrix is None and texts is None:
         other = labels.name.replace("_X_Y", "_X_Xf") if "_X_" in labels.name else f"X{labels.name[1:]}"
         raise FileNotFoundError(f"{folder}: {labels.name} must come with {other}, or with texts")
-    filtered = _find(folder, *(f"filter_labels_{part}.txt" for part in dict.fromkeys((split, *parts))))
+    filtered = _filter_of(folder, split)
     documents = {
         "xmc": _find(folder, f"{split}.txt"),
         "svmlight": _find(folder, *(split + suffix for suffix in SVMLIGHT)),
@@ -117,7 +115,6 @@ class _Reader:
     columns: Columns | None  # of the model that the data are for; None: these data give the columns
     svmlight_base: int | None
     num_threads: int
-    names: bool = True  # whether files of names beside them speak for these documents
     svmlight_label_base: int | None = None
     labels: Names | None = None  # from the folder's files
     features: Names | None = None
@@ -127,8 +124,7 @@ class _Reader:
     def read(self, files: dict[str, _Files]) -> dict[str, Split]:
         """All splits, which are of one format, with D and L columns each."""
         (kind,) = {each.kind for each in files.values()}
-        if self.names:
-            self._find_names()
+        self._find_names()
         if kind == "xmc":
             splits = {split: read_xmc(each.X, num_threads=self.num_threads) for split, each in files.items()}
         elif kind == "svmlight":
@@ -140,6 +136,8 @@ class _Reader:
         else:
             splits = self._read_jsonl(files)
         if self.columns is not None:
+            if self.columns.label_names is not None and self.labels is None and kind != "jsonl":
+                self.remarks.append(f"{self.folder}: has no names of labels; label j is the model's label j")
             D, L = self.columns.num_features, self.columns.num_labels
             self._check_names_of_the_model(self.columns, kind)
         else:
@@ -158,7 +156,7 @@ class _Reader:
             if path is not None:
                 names = read_numbered_names(path)
                 setattr(self, what, names)
-                if names.first is not None:
+                if names.first is not None and self.columns is None:
                     self.remarks.append(f"{path}: {what} are numbered from {names.first}")
         if (path := _find(self.folder, "vectorizer.json")) is not None:
             self.vectorizer = Vectorizer.from_json(read_bytes(path), source=str(path))
@@ -190,38 +188,52 @@ class _Reader:
     def _read_svmlight(self, files: dict[str, _Files]) -> dict[str, Split]:
         kept = None if self.columns is None else self.columns.svmlight_base
         one = next(iter(files.values())).X
-        if kept is not None and self.svmlight_base not in (None, kept):
-            raise ValueError(
-                f"{one}: the model was trained on svmlight files whose features count from {kept}; this must "
-                f"count from there, too, got --svmlight-base {self.svmlight_base}"
-            )
-        given = self.svmlight_base if kept is None else kept
-        bound = None if self.columns is None or given is None else self.columns.num_features + given
+        known = self._agreed(one, "features", kept, self.svmlight_base, self.features)
+        bound = None if self.columns is None or known is None else self.columns.num_features + known
         raw = {
             split: parse_svmlight(each.X, num_features=bound, num_threads=self.num_threads)
             for split, each in files.items()
         }
-        base = first_id([data.X for data in raw.values()], self.features) if given is None else given
+        base = first_id([data.X for data in raw.values()], self.features) if known is None else known
         if base is None and self.columns is not None:
             raise ValueError(
                 f"{one}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
             )
-        label_base = None if self.columns is None else self.columns.svmlight_label_base
-        if label_base is None and self.labels is not None:
+        if known is None:
+            base = 1 if base is None else base
+            self.remarks.append(f"{one}: features are taken to count from {base} (--svmlight-base)")
+        kept = None if self.columns is None else self.columns.svmlight_label_base
+        label_base = self._agreed(one, "labels", kept, None, self.labels)
+        if label_base is None:
             label_base = first_id([data.Y for data in raw.values()], self.labels)
-        self.svmlight_base, self.svmlight_label_base = 1 if base is None else base, label_base or 0
-        if given is None:
-            self.remarks.append(f"{self.folder}: features count from {self.svmlight_base} (--svmlight-base)")
+        if label_base is None:
+            label_base = 0
+            self.remarks.append(f"{one}: no file has a label 0; labels are taken to count from 0")
+        self.svmlight_base, self.svmlight_label_base = base, label_base
         splits = {
-            split: shift_svmlight(
-                files[split].X, data, self.svmlight_base, self.svmlight_label_base, "ids count from 1"
-            )
+            split: shift_svmlight(files[split].X, data, base or 0, label_base, "ids count from 1")
             for split, data in raw.items()
         }
         # The files do not say how many columns there are: as many as are named, or used.
         D = max(len(self.features.names) if self.features else 0, *(d.X.shape[1] for d in splits.values()))
         L = max(len(self.labels.names) if self.labels else 0, *(d.Y.shape[1] for d in splits.values()))
         return {split: Split(widen(data.X, D), widen(data.Y, L)) for split, data in splits.items()}
+
+    def _agreed(
+        self, path: Path, what: str, kept: int | None, given: int | None, names: Names | None
+    ) -> int | None:
+        """Where ids of features or labels start, by all that says so; None where nothing does."""
+        numbered = None if names is None else names.first
+        said = {
+            "the model's svmlight files": kept,
+            "--svmlight-base": given,
+            "" if names is None else names.path.name: numbered,
+        }
+        said = {who: first for who, first in said.items() if first is not None}
+        if len(set(said.values())) > 1:
+            told = ", ".join(f"{first} ({who})" for who, first in said.items())
+            raise ValueError(f"{path}: all must agree on where {what} count from, got {told}")
+        return next(iter(said.values()), None)
 
     def _read_matrices(self, files: _Files) -> Split:
         X, Y = read_features(files.X, num_threads=self.num_threads), self._read_labels(files)
@@ -286,8 +298,7 @@ class _Reader:
             )
         X = fit_features(X, D, files.X, self.remarks)
         if Y.shape[1] > L:
-            Y, unseen = Y[:, :L], Y[:, L:]
-            unseen = unseen[:, np.unique(unseen.indices)]
+            Y, unseen = _known_and_unseen(Y, L)
             count, documents = unseen.shape[1], int((np.diff(unseen.indptr) > 0).sum())
             if count == 0:
                 unseen = None
@@ -298,8 +309,23 @@ class _Reader:
                 )
         filtered = None
         if files.filtered is not None:
-            filtered = read_pairs(files.filtered, data.Y.shape)[:, :L]
+            filtered = read_pairs(files.filtered, (X.shape[0], max(data.Y.shape[1], L)))[:, :L]
         return Split(X, widen(Y, L), data.texts, unseen, filtered)
+
+
+def _known_and_unseen(Y: Csr, num_labels: int) -> tuple[Csr, Csr]:
+    """Labels that a model knows [N, L], and the others [N, U], U as many as occur."""
+    coo = Y.tocoo()
+    known = coo.col < num_labels
+    _, others = np.unique(coo.col[~known], return_inverse=True)
+    parts = []
+    for at, columns, width in (
+        (known, coo.col[known], num_labels),
+        (~known, others, int(others.max(initial=-1)) + 1),
+    ):
+        arrays = (coo.data[at], (coo.row[at], columns))
+        parts.append(sparse.csr_matrix(arrays, shape=(Y.shape[0], width)))
+    return parts[0], parts[1]
 
 
 def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None) -> None:
@@ -326,13 +352,11 @@ def fit_features(X: Csr, num_features: int, path: PathLike, remarks: list[str]) 
 
 
 def first_id(matrices: Sequence[Csr], names: Names | None) -> int | None:
-    """Number of the first column of svmlight files, ids as written; None where nothing tells."""
+    """Number of the first column of svmlight files by what they show, ids as written; None: nothing."""
     if not counts_from_one(matrices):
         return 0
     if names is None:
         return None
-    if names.first is not None:
-        return names.first
     largest = max(matrix.shape[1] for matrix in matrices) - 1
     return {largest: 1, largest + 1: 0}.get(len(names.names))
 
@@ -383,6 +407,7 @@ def read_folder(
     for split in _PARTS:
         for files in _files_of(folder, split):
             found.setdefault(files.kind, {})[split] = files
+    everything = found
     if columns is None or any("train" in files for files in found.values()):
         found = {kind: files for kind, files in found.items() if "train" in files}
     if not found:
@@ -395,6 +420,12 @@ def read_folder(
         raise ValueError(f"{folder}: train must be there in one format, got {', '.join(sorted(found))}")
     ((_, files_of),) = found.items()
     reader = _Reader(folder, columns, svmlight_base, num_threads)
+    for kind, files_of_kind in everything.items():
+        reader.remarks += [
+            f"{left.X}: is left out, because train is in another format"
+            for split, left in files_of_kind.items()
+            if kind not in found and split not in files_of
+        ]
     return _dataset(reader, files_of, folder, name or folder.resolve().name)
 
 
@@ -417,8 +448,14 @@ def read_file(
     kind = kinds.get(suffix_of(path))
     if kind is None:
         raise ValueError(f"{path}: a file of documents and labels must end in {', '.join(kinds)}")
-    reader = _Reader(path.parent, columns, svmlight_base, num_threads, names=False)
-    return _dataset(reader, {"test": _Files(kind, path)}, path, path.name)
+    split = next((split for split in _PARTS if path.name.startswith(f"{split}.")), None)
+    filtered = None if split is None else _filter_of(path.parent, split)
+    reader = _Reader(path.parent, columns, svmlight_base, num_threads)
+    return _dataset(reader, {"test": _Files(kind, path, filtered=filtered)}, path, path.name)
+
+
+def _filter_of(folder: Path, split: str) -> Path | None:
+    return _find(folder, *(f"filter_labels_{part}.txt" for part in dict.fromkeys((split, *_PARTS[split]))))
 
 
 def _dataset(reader: _Reader, files: dict[str, _Files], path: Path, name: str) -> Dataset:
@@ -493,9 +530,9 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
             if data.texts is not None:
                 _write_lines(temporary / f"X.{part}.txt", data.texts)
         if dataset.label_names is not None:
-            _write_lines(temporary / "labels.txt", dataset.label_names)
+            _write_names(temporary / "labels.txt", dataset.label_names)
         if dataset.feature_names is not None:
-            _write_lines(temporary / "features.txt", dataset.feature_names)
+            _write_names(temporary / "features.txt", dataset.feature_names)
         if dataset.vectorizer is not None:
             (temporary / "vectorizer.json").write_text(dataset.vectorizer.to_json(), encoding="utf-8")
 
@@ -503,3 +540,13 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     text = "".join(" ".join(line.split()) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # halves of surrogate pairs
+
+
+def _write_names(path: Path, names: Sequence[str]) -> None:
+    """Names as they are, but for line ends; numbered where a tab in one would be taken for a number's."""
+    whole = [re.sub(r"[\r\n]+", " ", name) for name in names]
+    if len(set(whole)) < len(set(names)):
+        raise ValueError(f"{path}: names must differ in more than line ends, which a line can't hold")
+    numbered = any("\t" in name for name in whole)
+    lines = (f"{i}\t{name}\n" if numbered else f"{name}\n" for i, name in enumerate(whole))
+    path.write_text("".join(lines), encoding="utf-8", errors="replace", newline="\n")

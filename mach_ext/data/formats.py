@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import unicodedata
 import zipfile
 import zlib
@@ -109,7 +110,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
         >>> read_xmc("eye.txt.xz").X.nnz
         3
     """
-    X, Y = check_csr(X, "X"), check_labels(Y, "Y")
+    X, Y = check_csr(X, "X"), check_labels(Y, "Y", allow_weights=False)
     check_rows(X, Y, "X", "Y")
     features, labels = X.indices.astype(np.int32, copy=False), Y.indices.astype(np.int32, copy=False)
     with atomic_write(path) as file:
@@ -248,10 +249,11 @@ def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
     """
     pairs = []
     for number, line in enumerate(read_lines(path), start=1):
-        pair = [_number(part) for part in line.split()]
-        if not pair:
+        parts = [_number(part) for part in line.split()]
+        pair = [number for number in parts if number is not None and number >= 0]
+        if not parts:
             continue
-        if len(pair) != 2 or min(pair) < 0:
+        if len(parts) != 2 or len(pair) != 2:
             raise ValueError(
                 f"{path}, line {number}: must be a document and a label number, got {line[:40]!r}"
             )
@@ -345,36 +347,54 @@ class Names(NamedTuple):
     path: Path
     names: list[str]
     first: int | None  # the number before the first name, 0 or 1; None where the lines have no numbers
+    blank: int = 0  # blank lines at the end, which are names only if there have to be so many
 
     def check_count(self, count: int) -> None:
-        if len(self.names) != count:
+        missing = count - len(self.names)
+        if 0 < missing <= self.blank:
+            self.names.extend([""] * missing)
+        elif missing:
             raise ValueError(f"{self.path}: must have {count} lines, one a column, got {len(self.names)}")
 
 
 def read_numbered_names(path: PathLike) -> Names:
     """What :func:`read_names` reads, with the number of the first name."""
-    lines = [line.partition("\t") for line in read_lines(path)]
+    text = read_lines(path)
+    blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip(), reversed(text)))
+    lines = [line.partition("\t") for line in text[: len(text) - blank]]
     names = [name or head for head, _, name in lines]
-    numbers = [_number(head) if tab else -1 for head, tab, _ in lines]
-    count, numbered = len(lines), [number for number in numbers if number >= 0]
+    numbers = [_number(head) if tab else None for head, tab, _ in lines]
+    count, numbered = len(lines), [number for number in numbers if number is not None]
+    if not numbered and _places([_number(name) if tab else None for _, tab, name in lines]):
+        raise ValueError(f"{path}, line 1: must be a number, a tab and a name, got a name first: {text[0]!r}")
     # Where some lines have no number, those of the others are of columns only if all of them could be.
     if not numbered or (len(numbered) < count and max(numbered) > count):
-        return Names(Path(path), names, None)
+        return Names(Path(path), names, None, blank)
     first = int(0 not in numbered)
     placed: dict[int, str] = {}
     for line, (number, name) in enumerate(zip(numbers, names, strict=True), start=1):
-        if not first <= number < first + count or number in placed:
+        if number is None or not first <= number < first + count or number in placed:
             rule = f"the numbers before the names must be {first} ... {first + count - 1}, each once"
             hint = "without any numbers, names are taken in the order of the lines"
             raise ValueError(f"{path}, line {line}: {rule}, got {lines[line - 1][0][:40]!r}; {hint}")
         placed[number] = name
-    return Names(Path(path), [placed[first + column] for column in range(count)], first)
+    return Names(Path(path), [placed[first + column] for column in range(count)], first, blank)
 
 
-def _number(text: str) -> int:
-    """The number that the text writes in ASCII digits, else -1."""
+def _places(numbers: list[int | None]) -> bool:
+    """Whether these are 0 ... n-1 or 1 ... n, each once."""
+    given = sorted(number for number in numbers if number is not None)
+    return bool(given) and len(given) == len(numbers) and given in (
+        [*range(len(given))], [*range(1, len(given) + 1)]
+    )  # fmt: skip
+
+
+def _number(text: str) -> int | None:
+    """The number that a text writes in ASCII digits; -1 for any other number, None for what is none."""
     text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
+    if text.isascii() and text.isdigit():
+        return int(text) if len(text) < 19 else -1
+    return -1 if re.fullmatch(r"[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?", text) else None
 
 
 def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
@@ -409,7 +429,7 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
                 continue
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:  # also a UnicodeDecodeError
+            except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
                 raise fail(f"a line must be a JSON object in UTF-8 ({error})", line) from None
             if not isinstance(record, dict):
                 raise fail("a line must be a JSON object", record)

@@ -163,10 +163,10 @@ def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) ->
     """
     matrix = as_scipy(matrix, name)
     csr = check_csr(matrix, name)
-    if csr.nnz and csr.data.min() < 0:
-        raise ValueError(f"{name}: labels must not be negative numbers, got {csr.data.min()}")
+    stored = matrix.data if matrix.format in ("csr", "csc", "coo", "bsr") else csr.data  # not summed yet
+    if stored.size and stored.min() < 0:
+        raise ValueError(f"{name}: labels must not be negative numbers, got {stored.min()}")
     if not allow_weights:
-        stored = matrix.data if matrix.format in ("csr", "csc", "coo", "bsr") else csr.data  # not summed yet
         fractions = stored[stored != np.floor(stored)]
         if fractions.size:
             raise ValueError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 22  # weights at a time; of the format, where a weight takes two bytes
+_PIECE = 1 << 20  # bytes of a stream at a time
 
 
 def encode(weight: Tensor, step: float) -> Tensor:
@@ -84,7 +85,7 @@ class _Inflater:
 
     def __init__(self, stream: Tensor) -> None:
         self._decoder = zlib.decompressobj()
-        self._pieces = iter(torch.split(stream, 1 << 20))
+        self._pieces = iter(torch.split(stream, _PIECE))
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes. EOFError where there are fewer."""

@@ -33,8 +33,8 @@ MODEL_MERGES = {
     "median_prob": (torch.sigmoid, "median"),
 }
 ENCODERS = ("shared", "independent")
-# Of the model folder. 1 has the weights as they are, 2 has them compressed. 3, which `save` writes, has either,
-# and its attachments also say how documents become rows.
+# Of the model folder. 1 has the weights as they are, 2 has them compressed. 3, which `save` writes, has
+# either, and its attachments also say how documents become rows.
 _FORMATS = (1, 2, 3)
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
 STEP = 0.5

@@ -273,9 +273,12 @@ class CMakeBuild(build_ext):
         """Runs CMake. Where it can't use an nvcc that nobody asked for, the CUDA operators are left out."""
         if cmake("-S", ROOT, "-B", folder, "-G", "Ninja", *self.defines()):
             return
-        if self.cuda.nvcc is None or self.cuda.required:
+        if self.cuda.nvcc is None:
             fail("CMake failed, its messages above say why")
-        self.cuda = without_cuda(self.torch, f"CMake cannot use {self.cuda.nvcc}, as its messages above say")
+        fault = f"CMake cannot use {self.cuda.nvcc}"
+        if self.cuda.required:
+            fail(f"MACH_CUDA=1, but {fault}: its messages above say why")
+        self.cuda = without_cuda(self.torch, fault)
         say(remark(self.torch, self.cuda))
         self.extensions = [each for each in self.extensions if target_of(each) != "_cuda"]
         shutil.rmtree(folder)

@@ -211,7 +211,7 @@ def test_an_nvcc_that_cmake_can_not_use_is_left_out(setup_py, build, tmp_path, c
     (tmp_path / "cmake.broken").touch()
     command, calls = build(setup_py.Cuda("/there/nvcc", "CUDA 13.0"))
     assert ["-DMACH_CUDA=ON" in call for call in calls] == [True, False, False]
-    assert "-DMACH_CUDA_NOTE=torch has CUDA 13.0, but CMake cannot use /there/nvcc" in calls[1]
+    assert "-DMACH_CUDA_NOTE=torch has CUDA 13.0, but CMake cannot use /there/nvcc. For" in calls[1]
     assert calls[2].endswith("--target _cpu _C")
     assert [extension.name for extension in command.extensions] == ["mach_ext._cpu", "mach_ext._C"]
     assert built(tmp_path) == {"_cpu", "_C"}  # what a former build left would be loaded, or packed
@@ -224,7 +224,9 @@ def test_an_nvcc_that_cmake_can_not_use_but_is_asked_for_fails(setup_py, build, 
     (tmp_path / "cmake.broken").touch()
     with pytest.raises(SystemExit) as failure:
         build(setup_py.Cuda("/there/nvcc", "CUDA 13.0", required=True))
-    assert message(failure) == "mach_ext: CMake failed, its messages above say why"
+    assert message(failure) == (
+        "mach_ext: MACH_CUDA=1, but CMake cannot use /there/nvcc: its messages above say why"
+    )
 
 
 CACHE = """# This is the CMakeCache file.

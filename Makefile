@@ -13,16 +13,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH_VERSION := 2.13.0
+OLDEST_TORCH := 2.11.0
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* tests/cuda_shim/*)
-NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: build test lint bench bench-table demo abi clean
+.PHONY: build test lint bench bench-table demo abi clean broken
 build: $(VENV)/built
 
-$(VENV)/created:
-	$(PYTHON) -m venv $(VENV)
+# Made anew where it was moved or its Python is gone: its scripts name the folder they were made in.
+BROKEN := $(shell test ! -e $(VENV)/created || \
+  { test -x $(BIN)/python && grep -qsF "$(CURDIR)/$(VENV)" $(BIN)/activate; } || echo broken)
+$(VENV)/created: $(BROKEN)
+	$(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
 # torch first and by itself: where there is no GPU, the CPU build (from wherever pip finds one, else from
@@ -64,8 +68,20 @@ lint: $(VENV)/built
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	$(BIN)/mypy
 
-test: $(VENV)/built-cuda lint
+test: $(VENV)/built-cuda lint build/torch-$(OLDEST_TORCH)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The headers of the oldest torch that will do, out of its smallest wheel, for tests/test_build.py.
+EXTRACT := import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+  wheel.extractall(sys.argv[2], [n for n in wheel.namelist() if n.startswith("torch/include/torch/")])
+build/torch-$(OLDEST_TORCH): | $(VENV)/created
+	rm -rf build/download && mkdir -p build/download
+	if $(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
+	  --platform macosx_11_0_arm64 --python-version 3.12 --dest build/download torch==$(OLDEST_TORCH) && \
+	  $(BIN)/python -c '$(EXTRACT)' build/download/*.whl build/download; then \
+	  mv build/download/torch $@; \
+	else echo "torch $(OLDEST_TORCH) could not be fetched: nothing is compiled against its headers"; fi
+	rm -rf build/download
 
 # Each result goes into benchmarks/results/ as soon as it is there; what needs the real datasets skips without.
 bench: $(VENV)/built

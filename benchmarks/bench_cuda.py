@@ -33,9 +33,7 @@ import mach_ext
 from mach_ext import _ops, training
 
 F = mach_ext.functional
-GPU = torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    "mach_ext::sparse_linear", "CUDA"
-)
+GPU = torch.cuda.is_available() and not _ops.CUDA_FAULT
 DEVICE = torch.device("cuda")
 pytestmark = [
     pytest.mark.skipif(not GPU, reason="no CUDA GPU, or a build without CUDA operators"),

@@ -116,6 +116,9 @@ py::dict build_info() {
 #ifdef MACH_TORCH_VERSION
   info["torch_version"] = MACH_TORCH_VERSION;
 #endif
+#ifdef MACH_CUDA_NOTE  // with which CUDA the operators were built, or why without
+  info["cuda"] = MACH_CUDA_NOTE;
+#endif
   return info;
 }
 

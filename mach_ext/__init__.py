@@ -3,16 +3,21 @@
 Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; README.md has the tour.
 """
 
-from importlib.metadata import version as _version
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
 
-from mach_ext import attack, certify, data, explain, functional, metrics, optim
+from mach_ext import _ops as _ops  # first, since it says how to get what is not compiled
+from mach_ext import data, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.neighbors import Neighbors
 from mach_ext.nn import MACH, load
 from mach_ext.svm import fit_svm
 from mach_ext.training import fit
 
-__version__ = _version("mach-ext")
+if TYPE_CHECKING:
+    from mach_ext import attack, certify, explain, runs
+
+__version__ = "0.1.0"  # pyproject.toml reads it here, without an import.
 __all__ = [
     "MACH",
     "CollisionWarning",
@@ -28,4 +33,16 @@ __all__ = [
     "load",
     "metrics",
     "optim",
+    "runs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that few programs use load when they are first asked for: it takes 50 ms."""
+    if name in ("attack", "certify", "explain", "runs"):
+        return _import_module(f"mach_ext.{name}")
+    raise AttributeError(f"module 'mach_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,27 +13,58 @@ alone.
 
 from __future__ import annotations
 
+import importlib
+import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+_FOLDER = Path(__file__).parent
+_REBUILD = "Run: pip install --no-build-isolation . (in a checkout: make build)"
 
-def _load_libraries() -> None:
-    folder = Path(__file__).parent
-    if not (folder / "_cpu.so").exists():
+
+def _load_cpu() -> None:
+    """Loads what mach_ext can't do without, or says how to get it."""
+    library = _FOLDER / "_cpu.so"
+    if not library.exists():
+        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {_REBUILD}")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
         raise ImportError(
-            f"mach_ext: the compiled operators (_cpu.so) are not in {folder}. "
-            "Run: pip install --no-build-isolation . (in a checkout: make build)"
-        )
-    torch.ops.load_library(str(folder / "_cpu.so"))
-    if torch.version.cuda is not None and (folder / "_cuda.so").exists():
-        torch.ops.load_library(str(folder / "_cuda.so"))
+            f"mach_ext: the compiled operators do not load with torch {torch.__version__}: "
+            f"{error.__cause__ or error}. {_REBUILD}"
+        ) from None
+    try:
+        importlib.import_module("mach_ext._C")
+    except ImportError as error:
+        python = platform.python_version()
+        raise ImportError(
+            f"mach_ext: the compiled parser (_C) does not load with Python {python}: {error}. {_REBUILD}"
+        ) from None
 
 
-_load_libraries()
+def _load_cuda() -> str:
+    """Loads the CUDA operators. Returns an empty string, or why there are none."""
+    library = _FOLDER / "_cuda.so"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not library.exists():
+        from mach_ext import _C
+
+        return f"mach_ext was built without them: {_C.build_info()['cuda']}"
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        return f"{library} does not load: {error.__cause__ or error}"
+    return ""
+
+
+_load_cpu()
+CUDA_FAULT = _load_cuda()
 _raw = torch.ops.mach_ext
 _fake = torch.library.register_fake
 
@@ -419,3 +450,17 @@ def check_csr(
 def cpu_isa() -> str:
     """Instruction set the CPU kernels use: "scalar", "avx2" or "avx512"."""
     return ("scalar", "avx2", "avx512")[_raw.cpu_isa()]
+
+
+# ------------------------------------------------------------------------------------ no CUDA operators
+
+
+def _refuse(*args: object) -> NoReturn:
+    raise RuntimeError(f"mach_ext: there are no CUDA operators: {CUDA_FAULT}")
+
+
+if CUDA_FAULT:
+    _refusals = torch.library.Library("mach_ext", "IMPL")
+    for _name in list(globals()):
+        if isinstance(getattr(_raw, _name, None), torch._ops.OpOverloadPacket):
+            _refusals.impl(_name, _refuse, "CUDA")

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import mach_ext
-from mach_ext import attack, certify, data, explain, metrics, nn, report, runs, svm, training
+from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -90,6 +90,8 @@ def _check_device(name: str) -> None:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA GPU")
+    if device.type == "cuda" and _ops.CUDA_FAULT:
+        raise ValueError(f"--device {name}: there are no CUDA operators: {_ops.CUDA_FAULT}")
 
 
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -385,7 +387,8 @@ def _numbers(text: str) -> list[float]:
 def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes a copy of a run's model whose weights are rounded and zlib's, by default beside the run as "
-        "<run>-small, and shows bytes and metrics of both. Every command takes it as it is."
+        "<run>-small, and shows bytes and metrics of both. Every command takes it as it is. Only the file is "
+        "small: in memory the copy is as large as the model."
     )
     _model_path(parser)
     parser.add_argument(
@@ -1066,6 +1069,7 @@ def info(args: Any) -> None:
         "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
         "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": model.hash.diagnostics().as_dict(),
+        "operators": {"cpu": _ops.cpu_isa(), "cuda": _ops.CUDA_FAULT or "loaded"},
         "training": _optional_json(folder / "checkpoint.json"),
         "metrics": _optional_json(folder / "metrics.json"),
     }
@@ -1082,6 +1086,8 @@ def info(args: Any) -> None:
     for name, size in record["memory"]["cpu"].items():
         print(f"  {name:<40}{_size(size):>12}{_size(record['memory']['cuda'][name]):>12}")
     print(f"\nlabel hash\n{model.hash.diagnostics()}")
+    operators = record["operators"]
+    print(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")
     if record["training"] is not None:
         state, settings = record["training"]["progress"], record["training"]["hyperparameters"]
         print(f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s")

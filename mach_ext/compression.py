@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 22  # weights at a time; of the format, where a weight takes two bytes
+_PIECE = 1 << 20  # bytes of a stream at a time
 
 
 def encode(weight: Tensor, step: float) -> Tensor:
@@ -56,24 +57,55 @@ def decode(stream: Tensor, shape: Sequence[int], step: float) -> Tensor:
     """
     weight = torch.empty(tuple(shape))
     rows = weight.view(-1, shape[-1])
-    decoder = zlib.decompressobj()
+    other = ValueError(f"must be a zlib stream of weights {list(shape)}, got other contents")
+    content = _Inflater(stream)
     try:
-        content = decoder.decompress(stream.numpy().data, 1 + len(rows) + 2 * rows.numel() + 1)
+        width = content.read(1)[0]
+        if width not in (1, 2):
+            raise other
+        classes = torch.frombuffer(bytearray(content.read(len(rows))), dtype=torch.uint8)
+        numbers = torch.arange(256**width, dtype=torch.int32)
+        values = ((numbers >> 1) ^ -(numbers & 1)).float() * step
+        for some in _blocks(_order(classes), rows.shape[1]):
+            planes = np.frombuffer(content.read(width * len(some) * rows.shape[1]), np.uint8)
+            block = np.ascontiguousarray(planes.reshape(width, -1).T).view(f"<u{width}")
+            block = np.take(values.numpy(), block, mode="clip")  # Nothing is out of range.
+            rows[some] = torch.from_numpy(block).view(len(some), -1)
+        if not content.at_end():
+            raise other
     except zlib.error as error:
         raise ValueError(f"must be a zlib stream, got {error}") from None
-    width = content[0] if content else 0
-    size = 1 + len(rows) + width * rows.numel()
-    if width not in (1, 2) or len(content) != size or not decoder.eof:
-        raise ValueError(f"must be a zlib stream of weights {list(shape)}, got other contents")
-    at = 1 + len(rows)
-    classes = torch.frombuffer(bytearray(content[1:at]), dtype=torch.uint8)
-    for some in _blocks(_order(classes), rows.shape[1]):
-        planes = np.frombuffer(content, np.uint8, width * len(some) * rows.shape[1], at)
-        numbers = np.ascontiguousarray(planes.reshape(width, -1).T).view(f"<u{width}").astype(np.int32)
-        codes = torch.from_numpy((numbers >> 1) ^ -(numbers & 1))
-        rows[some] = codes.float().view(len(some), -1) * step
-        at += planes.size
+    except EOFError:
+        raise other from None
     return weight
+
+
+class _Inflater:
+    """Reads a zlib stream piece by piece. Its whole content would be up to half as large as the matrix."""
+
+    def __init__(self, stream: Tensor) -> None:
+        self._decoder = zlib.decompressobj()
+        self._pieces = iter(torch.split(stream, _PIECE))
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes. EOFError where there are fewer."""
+        parts = []
+        while count > 0:
+            part = self._decoder.decompress(self._decoder.unconsumed_tail, count)
+            if not part:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    raise EOFError
+                part = self._decoder.decompress(piece.numpy().data, count)
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def at_end(self) -> bool:
+        """Whether the stream ends here, whole."""
+        rest = (piece.numpy().tobytes() for piece in self._pieces)
+        more = self._decoder.decompress(b"".join([self._decoder.unconsumed_tail, *rest]), 1)
+        return self._decoder.eof and not more
 
 
 def _codes(rows: Tensor, step: float) -> Tensor:

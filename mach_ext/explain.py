@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse
-import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -644,7 +643,9 @@ def _method(
 
 @functools.lru_cache(maxsize=16)
 def _legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    positions, weights = scipy.special.roots_legendre(n)
+    from scipy import special  # a tenth of a second to import
+
+    positions, weights = special.roots_legendre(n)
     return (positions + 1) / 2, weights / 2
 
 
@@ -1027,7 +1028,9 @@ def _student(differences: NDArray[np.float64]) -> float:
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
     if error == 0:
         return 0.5 if mean == 0 else float(mean > 0)
-    return float(scipy.special.stdtr(n - 1, mean / error))
+    from scipy import special
+
+    return float(special.stdtr(n - 1, mean / error))
 
 
 # ---------------------------------------------------------------------------------------------- for Captum

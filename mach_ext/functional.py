@@ -458,9 +458,13 @@ def merge_topk(
     return _ops.merge_topk(scores, hash.buckets, index, k, merge)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _label_index(hash: LabelHash) -> tuple[Tensor, Tensor, Tensor] | None:
     return hash.label_index()
+
+
+# What torch.compiler.assume_constant_result does. That function imports torch._dynamo first, which takes a
+# second and fails where no folder for temporary files can be written to.
+_label_index._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # --------------------------------------------------------------------------------------------- autograd

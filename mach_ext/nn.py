@@ -42,7 +42,9 @@ SCALES = {
 }
 ENCODERS = ("shared", "independent")
 USUAL_K = 5  # labels of a document where nothing else is asked for
-_FORMATS = (1, 2)  # of the model folder: weights as they are, compressed
+# Of the model folder. 1 has the weights as they are, 2 has them compressed. 3, which `save` writes, has
+# either, and its attachments also say how documents become rows.
+_FORMATS = (1, 2, 3)
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
 STEP = 0.5
 _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
@@ -179,7 +181,10 @@ class MACH(nn.Module):
 
         Documents have about unit length, so encoder rows N(0, 0.1^2) give pre-activations of that scale. The
         bucket biases start at the logit of 1 / B: few buckets are positive. Linear MACH starts at zero.
+        Nothing is drawn for a model on the meta device, which has no memory for weights.
         """
+        if self.bucket_weight.is_meta:
+            return
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         for name, parameter in self.named_parameters():
             if name == "bucket_bias":
@@ -484,7 +489,8 @@ class MACH(nn.Module):
                 multiple w' of it, each that takes hidden units of step / 64, and what is left is zlib's; so
                 |w - w'| <= step / 2, and for linear MACH a label's mean logit moves by at most
                 step / 2 * sum |x|. Float32 rounding comes on top. Biases stay. `load` needs no flag, gives
-                w' as float32, and saving that again with this step writes the same bytes.
+                w' as float32, and saving that again with this step writes the same bytes. Only the file is
+                small: each process that loads it holds all weights as float32, in memory of its own.
 
         Raises:
             TypeError: step is not a number.
@@ -533,7 +539,7 @@ class MACH(nn.Module):
             with atomic_path(folder / attached[name]) as temporary:
                 temporary.write_bytes(content)
         record = {
-            "format": 2 if steps else 1,
+            "format": _FORMATS[-1],
             "model": self.configuration(),
             "hash": {"kind": "table" if self.hash.seed is None else "seeded", "seed": self.hash.seed},
             "weights": {"file": weights, "sha256": digest} | ({"steps": steps} if steps else {}),
@@ -568,7 +574,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def is_compressed(folder: Path) -> bool:
     """Whether the model in a folder was saved with a step."""
     try:
-        return bool(json.loads((folder / "model.json").read_text(encoding="utf-8"))["format"] == 2)
+        return "steps" in json.loads((folder / "model.json").read_text(encoding="utf-8"))["weights"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -636,6 +642,9 @@ def memory_advice(op: str, advice: str, model: MACH) -> Iterator[None]:
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
     """Reads a model folder written by `MACH.save`, in eval mode.
 
+    On CPU, weights that were saved as they are stay in their file, which is mapped: processes that load one
+    model share its memory, until they change it. Compressed weights become each process's own.
+
     Raises:
         ValueError: Something is missing, truncated, edited or of another format; names the file and the rule.
 
@@ -676,7 +685,7 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
     try:
         if record["format"] not in _FORMATS:
             raise ValueError(
-                f"{record_file}: format must be 1 or 2 for this mach_ext, got {record['format']}"
+                f"{record_file}: format must be 1, 2 or 3 for this mach_ext, got {record['format']}"
             )
         if record.pop("sha256") != _record_digest(record):
             raise ValueError(f"{record_file}: edited: its contents do not match their SHA-256")
@@ -691,7 +700,8 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
         else:
             sizes = {key: configuration[key] for key in ("num_labels", "num_buckets", "num_repetitions")}
             label_hash = LabelHash(**sizes, seed=hash_record["seed"])
-        model = MACH(**configuration, hash=label_hash)
+        with torch.device("meta"):  # Its parameters become those of the file.
+            model = MACH(**configuration, hash=label_hash)
         attached = record["attachments"]
         for name, step in record["weights"].get("steps", {}).items():
             try:

@@ -40,7 +40,7 @@ ROWS = {
 }
 
 
-CUDA_KERNELS = torch._C._dispatch_has_kernel_for_dispatch_key("mach_ext::sparse_linear", "CUDA")
+CUDA_KERNELS = not _ops.CUDA_FAULT
 NO_GPU = "the GPU half of the operator tests did not run: " + (
     "no CUDA GPU here" if CUDA_KERNELS else "the operators have no CUDA kernels in this build"
 )

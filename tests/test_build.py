@@ -1,8 +1,9 @@
-"""What ships, what a build without torch says, that a wheel stands alone; what CUDA kernels use."""
+"""What ships, that a wheel stands alone, that the oldest torch will do; what CUDA kernels use."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -116,6 +117,58 @@ def test_import_without_the_compiled_part_says_what_to_run(tmp_path):
     )  # fmt: skip
     assert "ImportError: mach_ext: the compiled operators (_cpu.so) are not in" in run.stderr
     assert "pip install --no-build-isolation ." in run.stderr
+
+
+OLDEST_TORCH = re.search(r"^OLDEST_TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+HEADERS = ROOT / "build" / f"torch-{OLDEST_TORCH}" / "include"
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+BINDINGS = [
+    source
+    for source in sorted((ROOT / "csrc").rglob("*.cpp"))
+    if re.search(r'#include .*(torch/csrc|check\.h")', source.read_text())
+]
+
+
+@pytest.mark.skipif(
+    not HEADERS.exists(),
+    reason=f"the headers of torch {OLDEST_TORCH} are not there: `make test` fetches them over the network",
+)
+@pytest.mark.parametrize("source", BINDINGS, ids=lambda source: str(source.relative_to(ROOT)))
+def test_bindings_compile_against_the_oldest_torch(source):
+    """That of CUDA with the headers of the shim, which every machine has, and with nvcc's where it is."""
+    target = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", HEADERS]
+    flags = ["-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    cuda = source.parent.name == "cuda"
+    shim = ["-DMACH_SHIM", f"-I{ROOT / 'tests' / 'cuda_shim'}"] if cuda else []
+    commands = [[os.environ.get("CXX", "c++"), *flags, *shim]]
+    if cuda and NVCC:
+        commands.append([NVCC, "-c", "-o", os.devnull, f"-Xcompiler={','.join(flags)}", "-DUSE_CUDA"])
+    for command in commands:
+        run = subprocess.run([*command, *target, source], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+
+
+def test_bindings_are_what_is_compiled_against_torch():
+    names = {str(source.relative_to(ROOT / "csrc")) for source in BINDINGS}
+    assert {"ops.cpp", "cpu/bind.cpp", "cuda/bind.cpp"} <= names
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize(
+    ("folder", "program", "anew"), [("here", True, False), ("gone", True, True), ("here", False, True)]
+)
+def test_an_environment_that_was_moved_is_made_anew(checkout, tmp_path, folder, program, anew):
+    """Its scripts name the folder they were made in; a Python that is gone is no better."""
+    shutil.copy(checkout / "Makefile", tmp_path)
+    made = tmp_path / ".venv"
+    (made / "bin").mkdir(parents=True)
+    (made / "created").touch()
+    where = tmp_path.resolve() if folder == "here" else "/before/it/was/moved"
+    (made / "bin" / "activate").write_text(f"VIRTUAL_ENV={where}/.venv\n")
+    (made / "bin" / "python").symlink_to(sys.executable if program else "/gone/python")
+    run = subprocess.run(["make", "-n", ".venv/created"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert ("-m venv --clear .venv" in run.stdout) is anew
 
 
 CUDA_LIBRARY = ROOT / "mach_ext" / "_cuda.so"

@@ -3,6 +3,8 @@
 //   file := "N D L" line, then N document lines      (svmlight: no header, '#' comments, optional "qid:n")
 //   line := [label {"," label}] {blank index ":" value}
 //
+// So a line without labels begins with a blank: "1:0.5 2:1", a mistake for labels with weights, is refused.
+//
 // Two passes over the buffer, cut at line ends into one chunk a thread. Pass 1 counts '\n', ':' and ',',
 // which bounds what each chunk can hold; so pass 2 parses every chunk straight into its own slice of the
 // final arrays. Slices that were not filled (duplicates, documents without labels) are closed up at the end.
@@ -208,8 +210,8 @@ inline void sort_features(int32_t* indices, float* values, int64_t& size) {
   std::stable_sort(row.begin(), row.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   size = 0;
   for (size_t i = 0; i < row.size();) {
-    double sum = 0;
-    size_t j = i;
+    double sum = static_cast<double>(row[i].second);  // not 0, which would take the sign of a -0
+    size_t j = i + 1;
     for (; j < row.size() && row[j].first == row[i].first; ++j) sum += static_cast<double>(row[j].second);
     indices[size] = row[i].first;
     values[size++] = static_cast<float>(sum);
@@ -234,10 +236,14 @@ inline void parse_line(const char* begin, const char* end, int64_t line, const O
   num_labels = num_indices = 0;
   if (p == end) return;
 
-  // The first token is the label list, unless a blank comes before it or it is a feature already.
+  // What stands at the first column are labels. In svmlight files blanks may come before them.
   bool sorted = true;
   const char* stop = std::find_if(p, end, [](char c) { return c == ':' || is_blank(c); });
-  const bool has_labels = (options.svmlight || token == begin) && (stop == end || *stop != ':');
+  const bool is_feature = stop < end && *stop == ':';
+  if (is_feature && token == begin) {
+    fail("a line must begin with its labels, or with a blank where it has none");
+  }
+  const bool has_labels = !is_feature && (options.svmlight || token == begin);
   while (has_labels) {
     const char* after = scan_integer(p, end, id);
     if (after == p || (after < end && *after != ',' && !is_blank(*after))) {
@@ -260,8 +266,9 @@ inline void parse_line(const char* begin, const char* end, int64_t line, const O
   for (bool may_be_qid = options.svmlight;; may_be_qid = false) {
     token = p = skip_blanks(p, end);
     if (p == end) break;
-    if (may_be_qid && end - p > 4 && std::memcmp(p, "qid:", 4) == 0) {
-      while (p < end && !is_blank(*p)) ++p;
+    if (may_be_qid && end - p >= 4 && std::memcmp(p, "qid:", 4) == 0) {
+      p = scan_integer(token + 4, end, id);
+      if (p == token + 4 || (p < end && !is_blank(*p))) fail("a qid must be a non-negative integer");
       continue;
     }
     const char* colon = scan_integer(p, end, id);

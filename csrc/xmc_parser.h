@@ -33,6 +33,7 @@
 namespace mach::xmc {
 
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
+constexpr int64_t kOpen = -1;  // a dimension that ends with the largest id there is
 
 // Line `line` (1-based; 0: the whole text) breaks `rule`; `got` is what stood there, in printable ASCII.
 struct ParseError : std::runtime_error {
@@ -64,10 +65,10 @@ struct Document {
 };
 
 struct Options {
-  bool svmlight = false;                 // '#' comments, "qid:n", blank lines mean nothing
-  bool header = true;                    // first line is "N D L"
-  int64_t num_features = kMaxDimension;  // without header: the bounds
-  int64_t num_labels = kMaxDimension;
+  bool svmlight = false;         // '#' comments, "qid:n", blank lines mean nothing
+  bool header = true;            // first line is "N D L"
+  int64_t num_features = kOpen;  // without header: the dimensions
+  int64_t num_labels = kOpen;
   int64_t first_line = 1;  // line number of the buffer's first line
   int threads = 0;         // 0: as many as cores and size make sensible
 };
@@ -409,6 +410,9 @@ inline Document parse(const char* begin, const char* end, Options options) {
     options.num_features = header.features;
     options.num_labels = header.labels;
   }
+  const bool features_open = options.num_features == kOpen, labels_open = options.num_labels == kOpen;
+  if (features_open) options.num_features = kMaxDimension;
+  if (labels_open) options.num_labels = kMaxDimension;
 
   // Chunks of about equal size, cut after a line end.
   int64_t threads = options.threads;
@@ -472,17 +476,13 @@ inline Document parse(const char* begin, const char* end, Options options) {
           "the header's N = " + std::to_string(header.documents) + " must be the number of documents",
           std::to_string(out.rows) + " documents");
     }
-    out.num_features = options.num_features;
-    out.num_labels = options.num_labels;
-  } else {
-    const auto past_last = [](const Csr& csr) -> int64_t {
-      const int32_t* first = csr.indices.data.get();
-      return csr.indices.size == 0 ? 0 : *std::max_element(first, first + csr.indices.size) + int64_t{1};
-    };
-    const bool open = options.num_features == kMaxDimension;
-    out.num_features = open ? past_last(out.features) : options.num_features;
-    out.num_labels = options.num_labels == kMaxDimension ? past_last(out.labels) : options.num_labels;
   }
+  const auto past_last = [](const Csr& csr) -> int64_t {
+    const int32_t* first = csr.indices.data.get();
+    return csr.indices.size == 0 ? 0 : *std::max_element(first, first + csr.indices.size) + int64_t{1};
+  };
+  out.num_features = features_open ? past_last(out.features) : options.num_features;
+  out.num_labels = labels_open ? past_last(out.labels) : options.num_labels;
   out.labels.indptr.size = out.features.indptr.size = out.rows + 1;
   return out;
 }

@@ -340,6 +340,13 @@ def test_block_by_block_is_the_same(tmp_path, block_bytes):
     assert (sparse.vstack([block.Y for block in blocks]) != whole.Y).nnz == 0
 
 
+def test_block_by_block_keeps_the_largest_dimensions(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("2 2147483647 2147483647\n0 1:1\n7 2147483646:1\n")
+    for split in (read_xmc(path), *iter_xmc(path, block_bytes=1)):
+        assert split.X.shape[1] == split.Y.shape[1] == 2**31 - 1
+
+
 def test_block_by_block_errors(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("3 9 5\n0 1:1\n1 1:1\n2 9:1\n")

@@ -1,8 +1,8 @@
 """Mutated files through every reader of ``mach_ext.data``, against naive readers written from the formats.
 
 * ``corpus``: valid files, drawn at random.
-* ``mutate`` and ``mutate_npz``: what damages them.
-* ``naive``, ``naive_json`` and ``naive_npz``: the formats once more, in plain and slow Python.
+* ``mutate`` and ``mutate_npz``: what damages them, ``tokens``: with what.
+* ``naive``: the readers once more, in plain and slow Python.
 * ``formats``: which files, which naive and which real readers make up a format.
 * ``run``: the loop, in a process that may crash. ``make stress`` starts it.
 

@@ -13,8 +13,8 @@ import numpy as np
 from mach_ext import data
 from mach_ext.data import formats as real
 
-from . import corpus, mutate, mutate_npz, naive, naive_json, naive_npz
-from .naive import Table
+from . import corpus, mutate, mutate_npz
+from .naive import Table, json_lines, matrices, npz, texts, unpack
 
 Files = dict[str, bytes]
 Options = dict[str, Any]
@@ -53,11 +53,11 @@ def rows(matrix: Any) -> list[dict[int, int]]:
 
 def unpacked(read: Callable[[bytes], Any]) -> Callable[[Files, Options], Any]:
     """A naive reader of one file, which may be compressed."""
-    return lambda files, options: read(*(naive.unpack(name, content) for name, content in files.items()))
+    return lambda files, options: read(*(unpack(name, content) for name, content in files.items()))
 
 
 def all_unpacked(files: Files) -> Files:
-    return {name: naive.unpack(name, content) for name, content in files.items()}
+    return {name: unpack(name, content) for name, content in files.items()}
 
 
 def drawn(make: Callable[[random.Random], Files], *, steps: Any = None, **options: Any) -> Any:
@@ -131,7 +131,7 @@ def filter_pairs_readers(paths: dict[str, Path], options: Options) -> Readers:
 
 def jsonl_naive(files: Files, options: Options) -> Any:
     (content,) = all_unpacked(files).values()
-    documents = naive_json.read_jsonl(content, options["all labelled"])
+    documents = json_lines.read_jsonl(content, options["all labelled"])
     return (list(map(list, zip(*documents, strict=True)))) if options["all labelled"] else documents
 
 
@@ -145,17 +145,17 @@ def jsonl_readers(paths: dict[str, Path], options: Options) -> Readers:
 FORMATS = {
     "xmc": Format(
         drawn(corpus.xmc, threads=(2, 3, 4), block=(1, 7, 30, 90, 1 << 20)),
-        unpacked(naive.read_xmc),
+        unpacked(matrices.read_xmc),
         xmc_readers,
     ),
     "svmlight": Format(
         drawn(corpus.svmlight, threads=(2, 3, 4), base=(None, None, 0, 1)),
-        lambda files, options: naive.read_svmlight(all_unpacked(files), options["base"]),
+        lambda files, options: matrices.read_svmlight(all_unpacked(files), options["base"]),
         svmlight_readers,
     ),
     "npz": Format(
         lambda rng: (mutate_npz.pair(rng), {}),
-        lambda files, options: naive_npz.read_npz(files),
+        lambda files, options: npz.read_npz(files),
         lambda paths, options: {"read_npz": lambda: table(data.read_npz(*paths.values()))},
         is_text=False,
     ),
@@ -166,20 +166,22 @@ FORMATS = {
     ),
     "names": Format(
         drawn(corpus.names, count=(None, None, None, 1, 2, 3, 4, 5)),
-        lambda files, options: naive.read_names(*all_unpacked(files).values(), options["count"]),
+        lambda files, options: texts.read_names(*all_unpacked(files).values(), options["count"]),
         lambda paths, options: {"read_names": lambda: real.read_names(*paths.values(), options["count"])},
     ),
     "texts": Format(
         drawn(corpus.texts, steps=mutate.BYTES),
-        unpacked(naive.read_lines),
+        unpacked(texts.read_lines),
         lambda paths, options: {"read_lines": lambda: real.read_lines(*paths.values())},
     ),
     "deepxml": Format(
-        drawn(corpus.deepxml), lambda files, options: naive.read_deepxml(all_unpacked(files)), deepxml_readers
+        drawn(corpus.deepxml),
+        lambda files, options: matrices.read_deepxml(all_unpacked(files)),
+        deepxml_readers,
     ),
-    "filter pairs": Format(
+    "filter-pairs": Format(
         drawn(corpus.filter_pairs),
-        unpacked(lambda content: naive.read_filter_pairs(content, corpus.PAIR_ROWS, corpus.PAIR_COLUMNS)),
+        unpacked(lambda content: matrices.read_filter_pairs(content, corpus.PAIR_ROWS, corpus.PAIR_COLUMNS)),
         filter_pairs_readers,
     ),
 }

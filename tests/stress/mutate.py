@@ -8,155 +8,7 @@ import lzma
 import random
 import re
 
-INTEGERS = (
-    *(b"0", b"1", b"2", b"7", b"00", b"007", b"-1", b"+1", b"1_0", b"0x1", b"1.0", b"1e1", b"", b"-0"),
-    *(b"2147483646", b"2147483647", b"2147483648", b"4294967295", b"4294967296", b"9223372036854775807"),
-    *(b"9223372036854775808", b"18446744073709551615", b"18446744073709551616", b"9" * 40, b"1" * 5000),
-    *(b"0" * 30 + b"1", b"0" * 5000, "\u0661".encode(), "\u00b2".encode(), "\uff11".encode()),
-)
-VALUES = (
-    *(
-        b"0",
-        b"-0",
-        b"-0.0",
-        b"1",
-        b".5",
-        b"5.",
-        b".",
-        b"+",
-        b"-",
-        b"+-5",
-        b"--5",
-        b"1e",
-        b"1e+",
-        b"e5",
-        b"1e5e5",
-    ),
-    *(b"nan", b"-NaN", b"inf", b"-Infinity", b"nan(1)", b"0x1p3", b"1,5", b"1f", b"1_0", b"1d3", b"1.2.3"),
-    *(b"1e-45", b"1e-46", b"7.006492321624085e-46", b"7.0064923216240854e-46", b"1e-400", b"1.1754943e-38"),
-    *(
-        b"3.4028235e38",
-        b"3.4028235677973366e38",
-        b"3.4028235677973365e38",
-        b"3.5e38",
-        b"-1e39",
-        b"1e308",
-        b"1e400",
-    ),
-    *(
-        b"1e999999999999999999999",
-        b"0e999999999999999999999",
-        b"1e-999999999999999999999",
-        b"0." + b"0" * 400 + b"1",
-    ),
-    *(
-        b"1" + b"0" * 400 + b"e-400",
-        b"0" * 400 + b"1",
-        b"1" * 60,
-        b"16777217",
-        b"16777217." + b"0" * 60 + b"1",
-    ),
-    *(
-        b"1.000000178813934326171875",
-        b"1.00000017881393432617187499999999",
-        b"4.951303999405354e-04",
-        b"3e38",
-    ),
-    *(b"9007199254740993", b"1.513450555989948e-07", b"0.1" + b"0" * 5000, b"1" * 5000, b"1" * 39, b"-3e38"),
-)
-TOKENS = (
-    *(
-        b":",
-        b",",
-        b"\t",
-        b" ",
-        b"#",
-        b"qid:1",
-        b"qid:",
-        b"1:2",
-        b"0",
-        b"a",
-        b"1:",
-        b":1",
-        b"1:2:3",
-        b"1,",
-        b",1",
-    ),
-    *(
-        b"\0",
-        b"\xff",
-        b"\xc3",
-        b"\xef\xbb\xbf",
-        "\u00a0".encode(),
-        "\u2028".encode(),
-        "\u0085".encode(),
-        b"\r",
-    ),
-    *(
-        b"\v",
-        b"\f",
-        b"\x1c",
-        b"\x1f",
-        b"\n",
-        b"\r\n",
-        b"\n\n",
-        b"%",
-        b"//",
-        b'"',
-        b"\\",
-        b"0:1",
-        b"0:1",
-        b"\x1a",
-    ),
-)
-JSON_TOKENS = (
-    *(
-        b'"',
-        b"\\",
-        b"\\u",
-        b"\\ud800",
-        b"\\udc00",
-        b"\\ud83d\\ude00",
-        b"\\u0000",
-        b"\\x",
-        b"[",
-        b"]",
-        b"{",
-        b"}",
-    ),
-    *(
-        b",",
-        b":",
-        b"null",
-        b"true",
-        b"NaN",
-        b"-Infinity",
-        b"1e999",
-        b"-",
-        b"01",
-        b"1.",
-        b".5",
-        b"1" * 4301,
-        b"1e",
-    ),
-    *(
-        b'"text":"b",',
-        b'"labels":null,',
-        b'"labels":["x"],',
-        b'"labels":[1],',
-        b'"text":5,',
-        b"/**/",
-        b"'",
-        b"\t",
-    ),
-    *(
-        b'"a":' + b"[" * 50 + b"]" * 50 + b",",
-        b'"a":' + b"[" * 100_000,
-        b'"a":' + b'{"a":' * 100_000,
-        b"\x7f",
-        b"\x01",
-    ),
-)
+from .tokens import INTEGERS, JSON_ESCAPES, JSON_TOKENS, TOKENS, VALUES
 
 
 def place(rng: random.Random, data: bytes) -> int:
@@ -287,6 +139,13 @@ def json_token(rng: random.Random, data: bytes) -> bytes:
     return put(data, at, at, rng.choice(JSON_TOKENS))
 
 
+def json_escape(rng: random.Random, data: bytes) -> bytes:
+    """Into a string, or into its quotes."""
+    found = [place for match in re.finditer(rb'"[^"]*"', data) for place in range(*match.span())]
+    at = rng.choice(found or [0])
+    return put(data, at, at, rng.choice(JSON_ESCAPES))
+
+
 def json_value(rng: random.Random, data: bytes) -> bytes:
     return on_token(
         rb'"[^"]*"|\[[^\]]*\]|-?[0-9][0-9.e+-]*|null|true', (*JSON_TOKENS, b"0", b"[]", b'"x"'), rng, data
@@ -295,7 +154,7 @@ def json_value(rng: random.Random, data: bytes) -> bytes:
 
 BYTES = (flip_bit, set_byte, delete_bytes, repeat_bytes, truncate, insert_token, recode, on_lines, add_blanks)
 NUMBERS = (replace_integer, nudge_integer, replace_value, replace_token, replace_blank, on_tokens, on_header)
-JSON = (json_token, json_value, json_token, json_value, on_tokens)
+JSON = (json_token, json_value, json_escape, json_token, json_value, json_escape, on_tokens)
 
 
 def text(rng: random.Random, data: bytes, steps: tuple = (*BYTES, *NUMBERS, *NUMBERS)) -> bytes:

@@ -1,6 +1,6 @@
 """Mutated files through the readers: python -m stress.run [format ...] [--files N] [--seed S], in tests/.
 
-Every case follows from its format's name and its seed. What goes wrong is kept in build/stress/<format>/<seed>/.
+Every case follows from its format's name and its seed. Faulty cases stay in build/stress/<format>/<seed>/.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tqdm import tqdm
 from .formats import FORMATS, Files, Format, Options
 from .naive import ANY, Refused
 
-KEPT = Path("build/stress").resolve()
-SECONDS = 20  # for one case; a process that needs more is ended, which counts as a crash
+KEPT = Path(__file__).parents[2] / "build" / "stress"
+SECONDS = 60  # for one case; a process that needs more is ended, which counts as a crash
 MEMORY = 3 << 30  # beyond what is in use at the start
 
 
@@ -73,35 +73,41 @@ def refusal_fault(error: Exception, expected: Refused, paths: dict[str, Path]) -
     return None
 
 
+def outcome(read: Callable[[], Any]) -> Any:
+    """What a real reader returns or raises; a warning counts as raised."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return read()
+    except Exception as error:
+        return error
+
+
+def fault(got: Any, expected: Any, paths: dict[str, Path]) -> tuple[str, str] | None:
+    """In what the real reader's outcome is wrong, in general and in detail."""
+    if Path("unpickled").exists():
+        Path("unpickled").unlink()
+        return "unpickles", ""
+    if isinstance(got, Exception):
+        if not isinstance(got, (ValueError, TypeError)):
+            where = traceback.extract_tb(got.__traceback__)[-1]
+            return f"{type(got).__name__} from {Path(where.filename).name}", repr(got)
+        if isinstance(expected, Refused):
+            wrong = refusal_fault(got, expected, paths)
+            return wrong and (re.sub("line [0-9]+", "line n", wrong), f"{wrong}: {got}")
+        rule = str(got).rpartition("/")[2]  # after the folder
+        return f"refuses what it must read: {re.sub('[0-9]+', '0', rule)[:90]}", str(got)
+    if isinstance(expected, Refused):
+        return "reads what it must refuse", f"line {expected.lines[0]}: read as {got}"
+    return None if got == expected else ("another answer", f"read as {got}\nright:  {expected}")
+
+
 def check(form: Format, files: Files, options: Options, folder: Path, expected: Any) -> Difference | None:
     """The first real reader that does not do as the naive one."""
     paths = write(folder, files)
     for reader, read in form.readers(paths, options).items():
-        try:
-            answer, error = read(), None
-        except (ValueError, TypeError) as refused:
-            answer, error = None, refused
-        except Exception as fault:
-            where = traceback.extract_tb(fault.__traceback__)[-1]
-            return Difference(
-                f"{reader}: {type(fault).__name__} from {Path(where.filename).name}", repr(fault)[:300]
-            )
-        if Path("unpickled").exists():
-            Path("unpickled").unlink()
-            return Difference(f"{reader}: unpickles", "")
-        if error is not None and not isinstance(expected, Refused):
-            message = str(error).replace(str(folder) + "/", "")
-            return Difference(
-                f"{reader}: refuses what it must read: {re.sub('[0-9]+', '0', message)[:90]}", message
-            )
-        if error is None and isinstance(expected, Refused):
-            return Difference(
-                f"{reader}: reads what it must refuse", f"line {expected.lines}: read as {answer}"[:2000]
-            )
-        if error is None and answer != expected:
-            return Difference(f"{reader}: another answer", f"read as {answer}\nright:  {expected}"[:4000])
-        if error is not None and (fault := refusal_fault(error, expected, paths)):
-            return Difference(f"{reader}: {re.sub('line [0-9]+', 'line n', fault)}", f"{fault}: {error}")
+        if wrong := fault(outcome(read), expected, paths):
+            return Difference(f"{reader}: {wrong[0]}", wrong[1][:4000])
     return None
 
 
@@ -172,10 +178,8 @@ def work(name: str, seeds: Iterable[int], counts: Any) -> Counter[str]:
     for seed in seeds:
         counts[0] = seed
         files, options = draw(name, seed)
-        signal.alarm(SECONDS)  # ends the process
         expected = expectation(form, files, options)
         difference = check(form, files, options, folder, expected)
-        signal.alarm(0)
         counts[2 if isinstance(expected, Refused) else 1] += 1
         if difference is None:
             continue
@@ -189,8 +193,8 @@ def work(name: str, seeds: Iterable[int], counts: Any) -> Counter[str]:
     return kinds
 
 
-def start_worker(name: str, seeds: range, counts: Any) -> int:
-    """A process of its own for these seeds; its number."""
+def start_worker(name: str, seeds: range, counts: Any, folder: str) -> int:
+    """A process of its own for these seeds, in a folder; its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -199,14 +203,27 @@ def start_worker(name: str, seeds: range, counts: Any) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-        with tempfile.TemporaryDirectory() as folder, open(KEPT / name / "crashes", "a") as log:
+        os.chdir(folder)
+        with open(KEPT / name / "crashes", "a") as log:
             faulthandler.enable(log)
-            os.chdir(folder)
             work(name, seeds, counts)
         status = 0
     except BaseException:
         traceback.print_exc()
     os._exit(status)
+
+
+def wait(pid: int, counts: Any, progress: Callable[[int], Any]) -> int:
+    """The status with which a worker ended, or was ended because it stood still."""
+    seed, since = counts[0], time.monotonic()
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        time.sleep(0.1)
+        progress(counts[0])
+        if counts[0] != seed:
+            seed, since = counts[0], time.monotonic()
+        elif time.monotonic() - since > SECONDS:
+            os.kill(pid, signal.SIGKILL)
+    return ended[1]
 
 
 def stress(name: str, seeds: range) -> bool:
@@ -215,18 +232,20 @@ def stress(name: str, seeds: range) -> bool:
     (KEPT / name).mkdir(parents=True)
     counts = memoryview(mmap.mmap(-1, 32)).cast("q")
     crashes, start, next_seed = 0, time.monotonic(), seeds.start
-    with tqdm(total=len(seeds), desc=name, unit=" files", disable=None) as bar:
+    bar = tqdm(total=len(seeds), desc=name, unit=" files", disable=None)
+    with bar, tempfile.TemporaryDirectory() as folder:
         while next_seed < seeds.stop:
-            pid = start_worker(name, range(next_seed, seeds.stop), counts)
-            while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-                time.sleep(0.1)
-                bar.update(counts[0] - seeds.start - bar.n)
+            pid = start_worker(name, range(next_seed, seeds.stop), counts, folder)
+            status = wait(pid, counts, lambda seed: bar.update(seed - seeds.start - bar.n))
+            if os.WIFEXITED(status) and status != 0:
+                raise SystemExit("the program that checks has failed")
             next_seed = seeds.stop
-            if ended[1] != 0:
+            if os.WIFSIGNALED(status):
                 crashes += 1
                 next_seed = counts[0] + 1
                 files, options = draw(name, counts[0])
-                keep(name, counts[0], files, Difference(f"crash, status {ended[1]}", f"options {options}"))
+                kind = f"crash, {signal.Signals(os.WTERMSIG(status)).name}"
+                keep(name, counts[0], files, Difference(kind, f"options {options}"))
         bar.update(len(seeds) - bar.n)
     _, accepted, refused, differences = counts
     print(
@@ -249,7 +268,6 @@ def main() -> int:
         "--seed", type=int, default=0, help="seed of the first file; the next one's is 1 more"
     )
     args = parser.parse_args()
-    warnings.simplefilter("error")  # a reader must not warn either
     good = [stress(name, range(args.seed, args.seed + args.files)) for name in args.formats]
     return 0 if all(good) else 1
 

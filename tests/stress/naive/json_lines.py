@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .naive import Refused
+from . import Refused
 
 WORDS = {"true": True, "false": False, "null": None, "NaN": 0.0, "Infinity": 0.0, "-Infinity": 0.0}
 ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
@@ -100,7 +100,6 @@ def is_text(value: Any) -> bool:
 def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[str] | None]]:
     """(text, label names) of each line; `all_labelled`: there must be documents, all of them with labels."""
     documents = []
-    unlabelled = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip(b" \t\r\v\f"):
             continue
@@ -116,9 +115,8 @@ def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[
         if labels is not None and not (isinstance(labels, list) and all(map(is_text, labels))):
             raise Refused(number)
         documents.append((text, labels))
-        unlabelled += [number] * (labels is None)
-        if all_labelled and unlabelled:
-            raise Refused(number)
+        if all_labelled and labels is None:
+            raise Refused(number, None)
     if all_labelled and not documents:
         raise Refused(None)
     return documents

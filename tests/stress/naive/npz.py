@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .naive import MAX, Refused, Table, float32_bits, unpack
+from . import MAX, Refused, Table, unpack
+from .numbers import float32_bits
 
 FORMATS = ("csr", "csc", "coo", "bsr", "dia")
 FLOATS = {2: "e", 4: "f", 8: "d"}
@@ -82,7 +83,7 @@ def read_array(data: bytes) -> Array:
     fields = ast.literal_eval(data[8 + size : start].decode("utf-8" if data[6] == 3 else "latin-1"))
     need(isinstance(fields, dict) and set(fields) == {"descr", "fortran_order", "shape"})
     shape, fortran = fields["shape"], fields["fortran_order"]
-    need(isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape))
+    need(isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape))
     need(isinstance(fortran, bool) and isinstance(fields["descr"], str))
     dtype = np.dtype(fields["descr"])
     need(dtype.kind in "fiubSU")
@@ -148,6 +149,7 @@ def entries(arrays: dict[str, Array], form: str, rows: int, columns: int) -> Ite
     else:
         offsets = integers(arrays["offsets"])
         need(len(offsets) == shape[0] and len(set(offsets)) == len(offsets))
+        need(all(abs(offset) <= MAX for offset in offsets))
         for k, offset in enumerate(offsets):
             for column in range(min(shape[1], columns)):
                 x = items[k * shape[1] + column]
@@ -157,7 +159,6 @@ def entries(arrays: dict[str, Array], form: str, rows: int, columns: int) -> Ite
 
 def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
     """Rows of {column: float32 bits}, and the number of columns. Labels must be stored as 0 or 1."""
-    need(data[:4] in (b"PK\3\4", b"PK\5\6"))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
     kind, _, items = read_array(members["format"])
@@ -168,18 +169,18 @@ def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
     arrays = {name: read_array(members[name]) for name in ("data", "shape", *names)}
     shape = integers(arrays["shape"])
     need(len(shape) == 2 and all(0 <= size <= MAX for size in shape))
-    sums: list[dict[int, float]] = [{} for _ in range(shape[0])]
+    sums: dict[tuple[int, int], float] = {}
     for row, column, x in entries(arrays, form, *shape):
         need(math.isfinite(x) and (not labels or x in (0, 1)))
-        value, there = float(x), sums[row]  # a whole number or a fraction rounds correctly
-        there[column] = there[column] + value if column in there else value
-    if labels:
-        return [{column: 1 for column, x in row.items() if x} for row in sums], shape[1]
-    rounded = [{column: float32_bits(x) for column, x in row.items()} for row in sums]
-    need(
-        all(bits is not None and bits & 0x7F800000 != 0x7F800000 for row in rounded for bits in row.values())
-    )
-    return rounded, shape[1]
+        value = float(x)  # of an integer or a fraction: the nearest
+        sums[row, column] = sums[row, column] + value if (row, column) in sums else value
+    rows: list[dict[int, int]] = [{} for _ in range(shape[0])]
+    for (row, column), value in sums.items():
+        bits = float32_bits(value)
+        need(bits is not None and bits & 0x7F800000 != 0x7F800000)
+        if value != 0 or not labels:
+            rows[row][column] = bits
+    return rows, shape[1]
 
 
 def read_npz(files: dict[str, bytes]) -> Table:
@@ -188,6 +189,8 @@ def read_npz(files: dict[str, bytes]) -> Table:
     for name, data in files.items():
         try:
             read.append(read_matrix(unpack(name, data), labels=bool(read)))
+        except MemoryError:
+            raise
         except Exception:  # the many ways in which a zip file or a header can be damaged
             raise Refused(None, files=(name,)) from None
     (rows, columns), (labels, num_labels) = read

@@ -181,7 +181,7 @@ FORMATS = {
     ),
     "filter-pairs": Format(
         drawn(corpus.filter_pairs),
-        unpacked(lambda content: matrices.read_filter_pairs(content, corpus.PAIR_ROWS, corpus.PAIR_COLUMNS)),
+        unpacked(lambda content: texts.read_filter_pairs(content, corpus.PAIR_ROWS, corpus.PAIR_COLUMNS)),
         filter_pairs_readers,
     ),
 }

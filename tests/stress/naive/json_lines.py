@@ -93,8 +93,8 @@ def join_surrogates(pair: re.Match[str]) -> str:
     return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
 
 
-def is_text(value: Any) -> bool:
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of characters
 
 
 def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[str] | None]]:
@@ -110,9 +110,9 @@ def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[
         if not isinstance(record, dict):
             raise Refused(number)
         text, labels = record.get("text"), record.get("labels")
-        if not is_text(text):
+        if not isinstance(text, str):
             raise Refused(number)
-        if labels is not None and not (isinstance(labels, list) and all(map(is_text, labels))):
+        if labels is not None and not (isinstance(labels, list) and all(map(is_name, labels))):
             raise Refused(number)
         documents.append((text, labels))
         if all_labelled and labels is None:

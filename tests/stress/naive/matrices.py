@@ -1,4 +1,4 @@
-"""Text formats of documents with labels: XMC, svmlight, deepxml; pairs of document and label."""
+"""Text formats of documents with labels: XMC, svmlight, deepxml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from . import MAX, Refused, Table
-from .numbers import integer, pairs, whole
+from .numbers import float_of, integer, is_count, pairs, whole
 
 BLANKS = " \t\r\v\f"
 
@@ -103,33 +103,25 @@ def read_sparse_text(data: bytes) -> tuple[list[dict[int, int]], int]:
     """``N C``, then N lines of ``column:value``; a blank line is an empty row."""
     lines = split_lines(data)
     promised, columns = header(lines, 2)
+    if max(map(len, tokens_of(lines[0]))) > 18:
+        raise Refused(1)
     rows = [pairs(tokens_of(line), columns, number) for number, line in enumerate(lines[1:], start=2)]
     return drop_blank_end(rows, lines, promised), columns
 
 
 def read_deepxml(files: dict[str, bytes]) -> Table:
-    """``trn_X_Xf.txt`` and ``trn_X_Y.txt``: features, and labels each with a 1 (a 0 is no label)."""
+    """``trn_X_Xf.txt`` and ``trn_X_Y.txt``: features, and labels each with a whole number; 0 is no label."""
     read = {}
     for name, data in files.items():
         try:
             read[name] = read_sparse_text(data)
-            bad = [i for i, row in enumerate(read[name][0], start=2) if set(row.values()) - {0, 0x3F800000}]
-            if "_X_Y" in name and bad:
-                raise Refused(bad[0])
+            for line, row in enumerate(read[name][0] if "_X_Y" in name else [], start=2):
+                if not all(is_count(bits) for bits in row.values()):
+                    raise Refused(None, line)  # a rule of the matrix, not of its text
         except Refused as refused:
             raise Refused(*refused.lines, files=(name,)) from None
     (rows, D), (labels, L) = read.values()
     if len(rows) != len(labels):
         raise Refused(None, 1, files=tuple(files))
-    return Table(rows, [{label for label, bits in row.items() if bits} for row in labels], D, L)
-
-
-def read_filter_pairs(data: bytes, rows: int, columns: int) -> list[set[int]]:
-    """``document label`` a line; blank lines mean nothing."""
-    found: list[set[int]] = [set() for _ in range(rows)]
-    for number, line in enumerate(split_lines(data), start=1):
-        if tokens := tokens_of(line):
-            if len(tokens) != 2:
-                raise Refused(number)
-            found[integer(tokens[0], rows, number)].add(integer(tokens[1], columns, number))
-    return found
+    marked = [{label for label, bits in row.items() if float_of(bits)} for row in labels]
+    return Table(rows, marked, D, L)

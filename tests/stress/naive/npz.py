@@ -158,7 +158,7 @@ def entries(arrays: dict[str, Array], form: str, rows: int, columns: int) -> Ite
 
 
 def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
-    """Rows of {column: float32 bits}, and the number of columns. Labels must be stored as 0 or 1."""
+    """Rows of {column: float32 bits}, and the number of columns. Labels must be stored as whole numbers."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
     kind, _, items = read_array(members["format"])
@@ -171,7 +171,7 @@ def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
     need(len(shape) == 2 and all(0 <= size <= MAX for size in shape))
     sums: dict[tuple[int, int], float] = {}
     for row, column, x in entries(arrays, form, *shape):
-        need(math.isfinite(x) and (not labels or x in (0, 1)))
+        need(math.isfinite(x) and (not labels or (x >= 0 and x == int(x))))
         value = float(x)  # of an integer or a fraction: the nearest
         sums[row, column] = sums[row, column] + value if (row, column) in sums else value
     rows: list[dict[int, int]] = [{} for _ in range(shape[0])]

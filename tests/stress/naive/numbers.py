@@ -19,6 +19,16 @@ def float32_bits(value: float) -> int | None:
         return None
 
 
+def float_of(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
+def is_count(bits: int) -> bool:
+    """Whether a label may have this number: it is whole and not negative, so no weight."""
+    value = float_of(bits)
+    return value >= 0 and value == int(value)
+
+
 @lru_cache(100_000)
 def nearest_float32(text: str) -> float | None:
     """The float32 nearest to a decimal text, ties to even; None where it is too large."""

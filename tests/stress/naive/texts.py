@@ -1,12 +1,9 @@
-"""Lines of text, and names of columns."""
+"""Lines of text: names of columns, pairs of document and label."""
 
 from __future__ import annotations
 
 from . import Refused
 from .numbers import whole
-
-# What is decided in one place only, here: may a list of names hold column numbers for some lines only?
-SOME_NAMES_WITHOUT_ID_ARE_REFUSED = True
 
 
 def read_lines(data: bytes) -> list[str]:
@@ -20,22 +17,39 @@ def read_lines(data: bytes) -> list[str]:
     return lines
 
 
+def short_whole(text: str) -> int | None:
+    """A number of at most 18 digits; more are somebody else's."""
+    text = text.strip()
+    return whole(text) if len(text) <= 18 else None
+
+
 def read_names(data: bytes, count: int | None) -> list[str]:
+    """``name`` or ``number TAB name`` a line; numbers that could be columns' must be all of them, once."""
     lines = [line.partition("\t") for line in read_lines(data)]
-    ids = [whole(head) if tab else None for head, tab, _ in lines]
+    ids = [short_whole(head) if tab else None for head, tab, _ in lines]
     names = [name or head for head, _, name in lines]
     numbers = [i for i in ids if i is not None]
-    wrong_count = count is not None and count != len(lines)
-    if numbers and len(numbers) == len(ids):
+    if numbers and (len(numbers) == len(ids) or max(numbers) <= len(ids)):
         base = 0 if 0 in numbers else 1
         placed: dict[int, str] = {}
-        for line, (column, name) in enumerate(zip(numbers, names, strict=True), start=1):
-            if column - base >= len(lines) or column in placed:
-                raise Refused(line, *[None] * wrong_count)
+        for line, (column, name) in enumerate(zip(ids, names, strict=True), start=1):
+            if column is None or column - base >= len(lines) or column in placed:
+                raise Refused(line)
             placed[column] = name
         names = [placed[column] for column in sorted(placed)]
-    elif SOME_NAMES_WITHOUT_ID_ARE_REFUSED and numbers and max(numbers) <= len(ids):
-        raise Refused(ids.index(None) + 1, *[None] * wrong_count)
-    if wrong_count:
+    if count is not None and count != len(lines):
         raise Refused(None)
     return names
+
+
+def read_filter_pairs(data: bytes, rows: int, columns: int) -> list[set[int]]:
+    """``document label`` a line; blank lines mean nothing."""
+    found: list[set[int]] = [set() for _ in range(rows)]
+    for number, line in enumerate(read_lines(data), start=1):
+        pair = [short_whole(token) for token in line.split()]
+        if not pair:
+            continue
+        if len(pair) != 2 or None in pair or pair[0] >= rows or pair[1] >= columns:
+            raise Refused(number)
+        found[pair[0]].add(pair[1])
+    return found

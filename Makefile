@@ -1,6 +1,7 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
+#   make stress   damaged files through every reader, 20,000 of each format; fewer: N=1000 FORMATS="xmc npz"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
 #   make bench-table   the tables of README and docs/, from that JSON
@@ -19,7 +20,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* 
 NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: build test lint bench bench-table demo abi clean broken
+.PHONY: build test lint stress bench bench-table demo abi clean broken
 build: $(VENV)/built
 
 # Made anew where it was moved or its Python is gone: its scripts name the folder they were made in.
@@ -82,6 +83,11 @@ build/torch-$(OLDEST_TORCH): | $(VENV)/created
 	  mv build/download/torch $@; \
 	else echo "torch $(OLDEST_TORCH) could not be fetched: nothing is compiled against its headers"; fi
 	rm -rf build/download
+
+# Each format against a naive reader of it, tests/stress/; a minute each. What differs is kept in build/stress/.
+N ?= 20000
+stress: $(VENV)/built
+	PYTHONPATH=tests $(BIN)/python -m stress.run --files $(N) $(FORMATS)
 
 # Each result goes into benchmarks/results/ as soon as it is there; what needs the real datasets skips without.
 bench: $(VENV)/built

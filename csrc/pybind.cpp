@@ -129,10 +129,10 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "parse_xmc", &parse_xmc, py::arg("buffer"), py::arg("num_threads") = 0, py::arg("path") = "text",
       "XMC text with its `N D L` header -> (label indptr, label indices, indptr, indices, values, N, D, L).");
-  m.def("parse_lines", &parse_lines, py::arg("buffer"), py::arg("num_features") = mach::xmc::kMaxDimension,
-        py::arg("num_labels") = mach::xmc::kMaxDimension, py::arg("first_line") = 1,
-        py::arg("svmlight") = false, py::arg("num_threads") = 0, py::arg("path") = "text",
-        "The same for lines without a header; sizes left open become the largest id + 1.");
+  m.def("parse_lines", &parse_lines, py::arg("buffer"), py::arg("num_features") = mach::xmc::kOpen,
+        py::arg("num_labels") = mach::xmc::kOpen, py::arg("first_line") = 1, py::arg("svmlight") = false,
+        py::arg("num_threads") = 0, py::arg("path") = "text",
+        "The same for lines without a header; sizes left open (-1) become the largest id + 1.");
   m.def("parse_header", &parse_header, py::arg("buffer"), py::arg("path") = "text",
         "The first line `N D L` -> (N, D, L).");
   m.def("format_lines", &format_lines, py::arg("label_indptr"), py::arg("label_indices"), py::arg("indptr"),

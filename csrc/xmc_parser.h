@@ -3,6 +3,8 @@
 //   file := "N D L" line, then N document lines      (svmlight: no header, '#' comments, optional "qid:n")
 //   line := [label {"," label}] {blank index ":" value}
 //
+// So a line without labels begins with a blank: "1:0.5 2:1", a mistake for labels with weights, is refused.
+//
 // Two passes over the buffer, cut at line ends into one chunk a thread. Pass 1 counts '\n', ':' and ',',
 // which bounds what each chunk can hold; so pass 2 parses every chunk straight into its own slice of the
 // final arrays. Slices that were not filled (duplicates, documents without labels) are closed up at the end.
@@ -31,6 +33,7 @@
 namespace mach::xmc {
 
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
+constexpr int64_t kOpen = -1;  // a dimension that ends with the largest id there is
 
 // Line `line` (1-based; 0: the whole text) breaks `rule`; `got` is what stood there, in printable ASCII.
 struct ParseError : std::runtime_error {
@@ -62,10 +65,10 @@ struct Document {
 };
 
 struct Options {
-  bool svmlight = false;                 // '#' comments, "qid:n", blank lines mean nothing
-  bool header = true;                    // first line is "N D L"
-  int64_t num_features = kMaxDimension;  // without header: the bounds
-  int64_t num_labels = kMaxDimension;
+  bool svmlight = false;         // '#' comments, "qid:n", blank lines mean nothing
+  bool header = true;            // first line is "N D L"
+  int64_t num_features = kOpen;  // without header: the dimensions
+  int64_t num_labels = kOpen;
   int64_t first_line = 1;  // line number of the buffer's first line
   int threads = 0;         // 0: as many as cores and size make sensible
 };
@@ -208,8 +211,8 @@ inline void sort_features(int32_t* indices, float* values, int64_t& size) {
   std::stable_sort(row.begin(), row.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   size = 0;
   for (size_t i = 0; i < row.size();) {
-    double sum = 0;
-    size_t j = i;
+    double sum = static_cast<double>(row[i].second);  // not 0, which would take the sign of a -0
+    size_t j = i + 1;
     for (; j < row.size() && row[j].first == row[i].first; ++j) sum += static_cast<double>(row[j].second);
     indices[size] = row[i].first;
     values[size++] = static_cast<float>(sum);
@@ -234,10 +237,15 @@ inline void parse_line(const char* begin, const char* end, int64_t line, const O
   num_labels = num_indices = 0;
   if (p == end) return;
 
-  // The first token is the label list, unless a blank comes before it or it is a feature already.
+  // What stands at the first column are labels. In svmlight files blanks may come before them.
   bool sorted = true;
   const char* stop = std::find_if(p, end, [](char c) { return c == ':' || is_blank(c); });
-  const bool has_labels = (options.svmlight || token == begin) && (stop == end || *stop != ':');
+  const bool is_feature = stop < end && *stop == ':';
+  const bool is_qid = options.svmlight && end - p >= 4 && std::memcmp(p, "qid:", 4) == 0;
+  if (is_feature && !is_qid && token == begin) {
+    fail("a line must begin with its labels, or with a blank where it has none");
+  }
+  const bool has_labels = !is_feature && (options.svmlight || token == begin);
   while (has_labels) {
     const char* after = scan_integer(p, end, id);
     if (after == p || (after < end && *after != ',' && !is_blank(*after))) {
@@ -260,8 +268,9 @@ inline void parse_line(const char* begin, const char* end, int64_t line, const O
   for (bool may_be_qid = options.svmlight;; may_be_qid = false) {
     token = p = skip_blanks(p, end);
     if (p == end) break;
-    if (may_be_qid && end - p > 4 && std::memcmp(p, "qid:", 4) == 0) {
-      while (p < end && !is_blank(*p)) ++p;
+    if (may_be_qid && end - p >= 4 && std::memcmp(p, "qid:", 4) == 0) {
+      p = scan_integer(token + 4, end, id);
+      if (p == token + 4 || (p < end && !is_blank(*p))) fail("a qid must be a non-negative integer");
       continue;
     }
     const char* colon = scan_integer(p, end, id);
@@ -402,6 +411,9 @@ inline Document parse(const char* begin, const char* end, Options options) {
     options.num_features = header.features;
     options.num_labels = header.labels;
   }
+  const bool features_open = options.num_features == kOpen, labels_open = options.num_labels == kOpen;
+  if (features_open) options.num_features = kMaxDimension;
+  if (labels_open) options.num_labels = kMaxDimension;
 
   // Chunks of about equal size, cut after a line end.
   int64_t threads = options.threads;
@@ -465,17 +477,13 @@ inline Document parse(const char* begin, const char* end, Options options) {
           "the header's N = " + std::to_string(header.documents) + " must be the number of documents",
           std::to_string(out.rows) + " documents");
     }
-    out.num_features = options.num_features;
-    out.num_labels = options.num_labels;
-  } else {
-    const auto past_last = [](const Csr& csr) -> int64_t {
-      const int32_t* first = csr.indices.data.get();
-      return csr.indices.size == 0 ? 0 : *std::max_element(first, first + csr.indices.size) + int64_t{1};
-    };
-    const bool open = options.num_features == kMaxDimension;
-    out.num_features = open ? past_last(out.features) : options.num_features;
-    out.num_labels = options.num_labels == kMaxDimension ? past_last(out.labels) : options.num_labels;
   }
+  const auto past_last = [](const Csr& csr) -> int64_t {
+    const int32_t* first = csr.indices.data.get();
+    return csr.indices.size == 0 ? 0 : *std::max_element(first, first + csr.indices.size) + int64_t{1};
+  };
+  out.num_features = features_open ? past_last(out.features) : options.num_features;
+  out.num_labels = labels_open ? past_last(out.labels) : options.num_labels;
   out.labels.indptr.size = out.features.indptr.size = out.rows + 1;
   return out;
 }

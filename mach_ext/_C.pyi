@@ -19,8 +19,8 @@ Document = tuple[
 def parse_xmc(buffer: Buffer, num_threads: int = 0, path: str = "text") -> Document: ...
 def parse_lines(
     buffer: Buffer,
-    num_features: int = 2147483647,
-    num_labels: int = 2147483647,
+    num_features: int = -1,
+    num_labels: int = -1,
     first_line: int = 1,
     svmlight: bool = False,
     num_threads: int = 0,

@@ -188,7 +188,7 @@ def test_values_are_correctly_rounded(text):
             r"line 2: a feature must be idx:value with a non-negative integer idx, got '-1:1'",
         ),
         ("1 3 4\n0 a:1\n", r"line 2: a feature must be idx:value with a non-negative .*, got 'a:1'"),
-        ("1 3 4\n-1:1\n", r"line 2: a feature must be idx:value with a non-negative .*, got '-1:1'"),
+        ("1 3 4\n -1:1\n", r"line 2: a feature must be idx:value with a non-negative .*, got '-1:1'"),
         ("1 3 4\n0 # 1:1\n", r"line 2: a feature must be idx:value with a non-negative .*, got '#'"),
         ("1 3 4\n0 qid:1 1:1\n", r"line 2: a feature must be idx:value with a non-negative .*, got 'qid:1'"),
         ("1 3 4\n0 1:\n", r"line 2: a feature must be idx:value, the value is missing, got '1:'"),
@@ -209,6 +209,20 @@ def test_values_are_correctly_rounded(text):
         (
             "1 3 4\n0 1:3e38 1:3e38\n",
             r"line 2: the sum of a feature's values must fit float32, got 'feature 1'",
+        ),
+        *(
+            (
+                f"2 3 4\n 0:1\n{line}",
+                f"line 3: a line must begin with its labels, or with a blank .*, got '{got}'",
+            )
+            for line, got in {
+                "1:0.5 2:1": "1:0.5",  # labels with weights, or a blank forgotten
+                "1:2": "1:2",
+                "-1:1\n": "-1:1",
+                "1,2:0.5 0:1": "1,2:0.5",
+                "x: 0:1": "x:",
+                ":": ":",
+            }.items()
         ),
         ("1 3 4\n" + "7" * 50, r"line 2: a label must be below L = 4 .*, got '7{40}\.\.\.'"),
     ],
@@ -233,7 +247,7 @@ def test_of_several_errors_the_first_line_is_reported(threads):
     [
         b"\xef\xbb\xbf2 3 4\n1,3 0:1 2:0.5\n 1:2\n",  # byte order mark
         b"2 3 4\r\n3,1 2:.5 0:1\r\n 1:2\r\n",  # CRLF, unsorted
-        b" 2\t3  4 \n1,3,1\t0:1   2:0.25\t2:0.25 \n1:2",  # blanks, duplicates, no line end
+        b" 2\t3  4 \n1,3,1\t0:1   2:0.25\t2:0.25 \n\t1:2",  # blanks, duplicates, no line end
         b"2 3 4\n1,3 0:1 2:0.5\n 1:2\n\n \r\n\n",  # empty lines at the end
     ],
 )
@@ -254,6 +268,8 @@ def test_stored_zeros_stay():
     X, _ = parse(b"1 3 1\n 0:0 1:-0.0 2:1\n")
     assert X.nnz == 3
     assert np.signbit(X.data).tolist() == [False, True, False]
+    unsorted, _ = parse(b"1 3 1\n 2:1 1:-0.0 0:0\n")
+    assert np.signbit(unsorted.data).tolist() == [False, True, False]
 
 
 def test_duplicates_are_summed_in_double_precision():
@@ -322,6 +338,13 @@ def test_block_by_block_is_the_same(tmp_path, block_bytes):
     assert len(blocks) == 6 if block_bytes == 1 else len(blocks) >= 1
     assert (sparse.vstack([block.X for block in blocks]) != whole.X).nnz == 0
     assert (sparse.vstack([block.Y for block in blocks]) != whole.Y).nnz == 0
+
+
+def test_block_by_block_keeps_the_largest_dimensions(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("2 2147483647 2147483647\n0 1:1\n7 2147483646:1\n")
+    for split in (read_xmc(path), *iter_xmc(path, block_bytes=1)):
+        assert split.X.shape[1] == split.Y.shape[1] == 2**31 - 1
 
 
 def test_block_by_block_errors(tmp_path):
@@ -393,6 +416,9 @@ def test_svmlight_comments_and_qid(tmp_path):
     [
         ("# nothing\n\n", r"a.svm: the file must not be empty"),
         ("1 1:1\n-1 1:1\n", r"a.svm, line 2: a label must be a non-negative integer, got '-1'"),
+        ("1 qid:1:0.5 2:1\n", r"line 1: a qid must be a non-negative integer, got 'qid:1:0.5'"),
+        ("1 qid: 2:1\n", r"line 1: a qid must be a non-negative integer, got 'qid:'"),
+        ("0 1:1\n1:0.5 3:1\n", r"line 2: a line must begin with its labels, or with a blank .*, got '1:0.5'"),
         ("1 1:1 qid:3\n", r"line 1: a feature must be idx:value with a non-negative .*, got 'qid:3'"),
         ("# x\n1 2147483647:1\n", r"line 2: a feature must be below 2\^31 - 1, got '2147483647:1'"),
         ("2147483647 1:1\n", r"line 1: a label must be below 2\^31 - 1, got '2147483647'"),

@@ -110,7 +110,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
         >>> read_xmc("eye.txt.xz").X.nnz
         3
     """
-    X, Y = check_csr(X, "X"), check_labels(Y, "Y", allow_weights=False)
+    X, Y = check_csr(X, "X"), check_labels(Y, "Y")
     check_rows(X, Y, "X", "Y")
     features, labels = X.indices.astype(np.int32, copy=False), Y.indices.astype(np.int32, copy=False)
     with atomic_write(path) as file:

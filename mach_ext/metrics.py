@@ -31,7 +31,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from mach_ext.data.matrices import from_torch
+from mach_ext.data.matrices import check_structure, from_torch
 
 __all__ = [
     "evaluate",
@@ -608,9 +608,9 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
             f"{function}: {argument}, a dense matrix [N, L] of integers, must hold 0 and 1 (not label ids), "
             f"got {Y.max()}"
         )
-    if hasattr(Y, "check_format"):
+    if sp.issparse(Y):
         try:
-            Y.check_format(full_check=True)
+            check_structure(Y)
         except ValueError as error:
             raise ValueError(f"{function}: {argument} is not a valid {Y.format} matrix: {error}") from error
     if Y.ndim == 2 and sp.issparse(Y) and Y.format == "csr":

@@ -321,6 +321,31 @@ def test_duplicates_are_widened_before_they_are_summed(dtype, form):
     assert check_labels(X).toarray().tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize("indptr", [[0, -(2**63), 0, 0], [0, 1, 2, -2], [1, 1, 1, 1], [0, 5, 0, 0]])
+@pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, scipy.sparse.csc_array])
+def test_pointers_that_scipy_lets_pass(indptr, form):
+    X = form((3, 3))
+    X.data, X.indices, X.indptr = np.ones(3), np.zeros(3, np.int64), np.array(indptr)
+    with pytest.raises(ValueError, match=r"X: .*, got shape"):
+        check_csr(X)
+    with pytest.raises(ValueError, match="Y_true is not a valid"):
+        metrics.evaluate(X, [[0], [1], [2]], ks=(1,))
+
+
+def test_coordinates_outside_the_matrix():
+    X = scipy.sparse.coo_array(([1.0], ([0], [1])), shape=(1, 2))
+    X.coords = (np.array([0]), np.array([7]))
+    with pytest.raises(ValueError, match="X: row and column indices must be inside the matrix"):
+        check_csr(X)
+
+
+def test_npz_with_fractions_for_indices(tmp_path):
+    arrays = {"indices": np.array([0.5]), "indptr": [0, 1], "data": [1.0], "shape": [1, 2], "format": b"csr"}
+    np.savez(tmp_path / "X.npz", **arrays)
+    with pytest.raises(ValueError, match=r"X.npz: must be a whole .* got: indices must be integers"):
+        data.read_matrix(tmp_path / "X.npz")
+
+
 def test_duplicates_of_small_numbers_in_a_file(tmp_path):
     X = scipy.sparse.coo_matrix((np.array([200, 100], np.uint8), ([0, 0], [1, 1])), shape=(1, 3))
     scipy.sparse.save_npz(tmp_path / "X.npz", X)

@@ -6,16 +6,15 @@ values. A file that breaks a rule raises ValueError with its name, the line, the
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import json
 import re
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -269,18 +268,35 @@ def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
 
 
 def load_npz(path: PathLike) -> Any:
-    """What scipy.sparse.save_npz wrote, in any sparse format; the matrix itself is not checked."""
+    """What scipy.sparse.save_npz wrote, in any sparse format; the matrix itself is not checked.
+
+    Raises:
+        ValueError: not such a file, or damaged.
+    """
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
-    try:
-        with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
+    with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
+        try:
+            _check_index_dtypes(file)
             return sparse.load_npz(file)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        problem: Exception = error
-    except (ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        problem = error
-    raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}") from None
+        except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
+                raise
+            problem = f"{error}" or type(error).__name__
+    raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
+
+
+def _check_index_dtypes(file: BinaryIO) -> None:
+    """Raises where index arrays are not of integers, which SciPy would round."""
+    with np.load(file) as arrays:
+        for name in ("indices", "indptr", "row", "col", "offsets"):
+            if name in arrays.files:
+                with arrays.zip.open(f"{name}.npy") as member:
+                    version = np.lib.format.read_magic(member)
+                    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                    dtype = read(member)[2]
+                if dtype.kind not in "iu":
+                    raise ValueError(f"{name} must be integers, got dtype {dtype}")
+    file.seek(0)
 
 
 def read_matrix(path: PathLike) -> Csr:

@@ -113,17 +113,31 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     return csr
 
 
+def check_structure(matrix: Any) -> None:
+    """Whether a SciPy matrix's index arrays stay inside it, which SciPy itself assumes.
+
+    Raises:
+        ValueError: they don't; says which rule is broken.
+    """
+    if matrix.format == "coo":
+        for ids, count in zip(matrix.coords, matrix.shape, strict=True):
+            if len(ids) != len(matrix.data) or (len(ids) and not 0 <= ids.min() <= ids.max() < count):
+                raise ValueError("row and column indices must be inside the matrix, one of each a value")
+    elif hasattr(matrix, "check_format"):
+        matrix.check_format(full_check=True)
+        indptr = matrix.indptr  # which SciPy does not look at where its last number is not above 0
+        if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+            raise ValueError("index pointer values must form a non-decreasing sequence from 0")
+
+
 def _structured(matrix: Any, name: str) -> Csr:
     """CSR of a SciPy matrix, its structure checked, its values as they were stored."""
     if max(matrix.shape) > MAX_DIMENSION:
         raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
-    if hasattr(matrix, "check_format"):  # the compressed formats; nothing may be converted before this
-        try:
-            matrix.check_format(full_check=True)
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values"
-            ) from None
+    try:
+        check_structure(matrix)  # nothing may be converted before this
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values") from None
     if matrix.format not in ("csr", "csc"):  # SciPy sums the others' duplicates as it converts them
         with np.errstate(over="ignore"):
             matrix = matrix.astype(np.float64)

@@ -14,9 +14,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from .. import _C
@@ -276,8 +277,8 @@ def load_npz(path: PathLike) -> Any:
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
     with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
         try:
-            _check_index_dtypes(file)
-            return sparse.load_npz(file)
+            with np.load(file) as arrays:
+                return _matrix_of(arrays)
         except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
                 raise
@@ -285,18 +286,39 @@ def load_npz(path: PathLike) -> Any:
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
 
 
-def _check_index_dtypes(file: BinaryIO) -> None:
-    """Raises where index arrays are not of integers, which SciPy would round."""
-    with np.load(file) as arrays:
-        for name in ("indices", "indptr", "row", "col", "offsets"):
-            if name in arrays.files:
-                with arrays.zip.open(f"{name}.npy") as member:
-                    version = np.lib.format.read_magic(member)
-                    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-                    dtype = read(member)[2]
-                if dtype.kind not in "iu":
-                    raise ValueError(f"{name} must be integers, got dtype {dtype}")
-    file.seek(0)
+def _matrix_of(arrays: Any) -> Any:
+    """The matrix of the arrays that save_npz writes; SciPy's own reader rounds indices and lacks dtypes."""
+
+    def indices(name: str) -> NDArray[Any]:
+        ids = _native(arrays[name])
+        if ids.dtype.kind not in "iu" or (ids.size and not -(2**63) <= ids.min() <= ids.max() < 2**63):
+            raise ValueError(f"{name} must be integers below 2^63, got dtype {ids.dtype}")
+        return ids.astype(np.int64)
+
+    kind = arrays["format"].item()
+    kind = kind.decode() if isinstance(kind, bytes) else kind
+    shape = tuple(indices("shape").tolist())
+    values = _native(arrays["data"])
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"data must be real numbers, got dtype {values.dtype}")
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    if kind in ("csr", "csc", "bsr"):
+        compressed = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "bsr": sparse.bsr_matrix}[kind]
+        return compressed((values, indices("indices"), indices("indptr")), shape=shape)
+    if kind == "coo":
+        at = indices("coords") if "coords" in arrays.files else (indices("row"), indices("col"))
+        return sparse.coo_array((values, tuple(at)), shape=shape)
+    if kind == "dia":
+        offsets = indices("offsets")
+        if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
+            raise ValueError("offsets of diagonals must be below 2^31")
+        return sparse.dia_matrix((values, offsets), shape=shape)
+    raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {kind!r}")
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def read_matrix(path: PathLike) -> Csr:

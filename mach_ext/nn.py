@@ -667,7 +667,7 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
     try:
         if record["format"] not in _FORMATS:
             raise ValueError(
-                f"{record_file}: format must be 1, 2 or 3 for this mach_ext, got {record['format']}"
+                f"{record_file}: format must be 1 to 3 for this mach_ext, got {record['format']}"
             )
         if record.pop("sha256") != _record_digest(record):
             raise ValueError(f"{record_file}: edited: its contents do not match their SHA-256")

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
+import scipy
 import torch
 
 from mach_ext.data.matrices import check_structure, from_torch
@@ -582,9 +582,9 @@ def _checked_truth(function: str, argument: str, Y: Any) -> Any:
     # Booleans before duplicates meet: a sum of numbers could leave their dtype and come out as 0.
     true = stored.data != 0
     if stored.format == "csr":
-        truth = sp.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
+        truth = scipy.sparse.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
     else:
-        truth = sp.coo_array((true, (stored.row, stored.col)), shape=stored.shape).tocsr()
+        truth = scipy.sparse.coo_array((true, (stored.row, stored.col)), shape=stored.shape).tocsr()
     if not (truth.has_canonical_format and truth.data.all()):
         truth = truth.copy()
         truth.sum_duplicates()
@@ -596,7 +596,7 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
     """A matrix as CSR or COO [N, L] of its entries as they are stored: duplicates are not summed."""
     if isinstance(Y, torch.Tensor):
         Y = from_torch(Y, f"{function}: {argument}")
-    if not (sp.issparse(Y) or isinstance(Y, np.ndarray)):
+    if not (scipy.sparse.issparse(Y) or isinstance(Y, np.ndarray)):
         came = type(Y).__name__
         raise TypeError(f"{function}: {argument} must be a SciPy sparse matrix [N, L], got {came}")
     if Y.ndim not in (1, 2):
@@ -608,14 +608,14 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
             f"{function}: {argument}, a dense matrix [N, L] of integers, must hold 0 and 1 (not label ids), "
             f"got {Y.max()}"
         )
-    if sp.issparse(Y):
+    if scipy.sparse.issparse(Y):
         try:
             check_structure(Y)
         except ValueError as error:
             raise ValueError(f"{function}: {argument} is not a valid {Y.format} matrix: {error}") from error
-    if Y.ndim == 2 and sp.issparse(Y) and Y.format == "csr":
+    if Y.ndim == 2 and scipy.sparse.issparse(Y) and Y.format == "csr":
         return Y
-    stored = sp.coo_array(Y.astype(np.float32) if Y.dtype == np.float16 else Y)
+    stored = scipy.sparse.coo_array(Y.astype(np.float32) if Y.dtype == np.float16 else Y)
     return stored if stored.ndim == 2 else stored.reshape(1, -1)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
 
 from mach_ext.data import check_csr, check_labels, row_lengths
 from mach_ext.functional import as_int
@@ -56,13 +56,13 @@ class Neighbors:
         self._documents = _unit_rows(X).T.tocsr()  # [D, N]: a row for each feature that a query has
         self._labels = Y.astype(np.float32)
 
-    def nearest(self, X: Any) -> sparse.csr_matrix:
+    def nearest(self, X: Any) -> scipy.sparse.csr_matrix:
         """[documents, N]: the cosines above 0 of the n nearest; of equal ones, the earlier document's."""
         X, N = self._checked(X, "Neighbors.nearest"), self._documents.shape[1]
         pieces = [self._nearest(X[piece]) for piece in self._pieces(X.shape[0])]
-        return sparse.vstack([sparse.csr_matrix((0, N), dtype=np.float32), *pieces], format="csr")
+        return scipy.sparse.vstack([scipy.sparse.csr_matrix((0, N), dtype=np.float32), *pieces], format="csr")
 
-    def _checked(self, X: Any, op: str) -> sparse.csr_matrix:
+    def _checked(self, X: Any, op: str) -> scipy.sparse.csr_matrix:
         X, D = check_csr(X, f"{op}: X"), self._documents.shape[0]
         if X.shape[1] != D:
             raise ValueError(f"{op}: X must have D={D} columns, got shape {X.shape}")
@@ -72,7 +72,7 @@ class Neighbors:
         at_a_time = max(1, min(128, _COSINES // max(self._documents.shape[1], 1)))
         return (slice(start, start + at_a_time) for start in range(0, documents, at_a_time))
 
-    def _nearest(self, X: sparse.csr_matrix) -> sparse.csr_matrix:
+    def _nearest(self, X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
         cosines = (_unit_rows(X) @ self._documents).tocsr()
         cosines.sort_indices()
         kept, counts = [np.zeros(0, np.int64)], [0]
@@ -86,7 +86,9 @@ class Neighbors:
             kept.append(first + best)
             counts.append(best.size)
         at = np.concatenate(kept)
-        return sparse.csr_matrix((cosines.data[at], cosines.indices[at], np.cumsum(counts)), cosines.shape)
+        return scipy.sparse.csr_matrix(
+            (cosines.data[at], cosines.indices[at], np.cumsum(counts)), cosines.shape
+        )
 
     def shares(self, X: Any, labels: Any) -> NDArray[np.float32]:
         """What part of the neighbours' weight has each of `labels` [documents, k]: the same shape, in [0, 1].
@@ -106,7 +108,7 @@ class Neighbors:
             shares[piece] = self._shares(self._nearest(X[piece]), labels[piece].astype(np.int64))
         return shares
 
-    def _shares(self, near: sparse.csr_matrix, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _shares(self, near: scipy.sparse.csr_matrix, labels: NDArray[np.int64]) -> NDArray[np.float64]:
         weights = near.astype(np.float64)
         counts = np.diff(weights.indptr)
         starts = weights.indptr[:-1][counts > 0]
@@ -161,12 +163,12 @@ class Neighbors:
         return np.take_along_axis(scores, order, 1), np.take_along_axis(labels, order, 1).astype(np.int64)
 
 
-def _unit_rows(X: sparse.csr_matrix) -> sparse.csr_matrix:
+def _unit_rows(X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
     """Rows [., D] of length 1; those without features stay so."""
     lengths = row_lengths(X)
     lengths[lengths == 0] = 1
     data = X.data / np.repeat(lengths, np.diff(X.indptr))
-    return sparse.csr_matrix((data.astype(np.float32), X.indices, X.indptr), X.shape)
+    return scipy.sparse.csr_matrix((data.astype(np.float32), X.indices, X.indptr), X.shape)
 
 
 def _not_negative(name: str, value: Any) -> float:

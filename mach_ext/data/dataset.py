@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
 
 from .matrices import Csr, row_features
 from .text import Vectorizer
@@ -55,7 +55,7 @@ class Split:
         """All true labels, for metrics: Y and, in columns L and up, those that no prediction can name."""
         if self.unseen is None:
             return self.Y
-        return sparse.hstack([self.Y, self.unseen], format="csr")
+        return scipy.sparse.hstack([self.Y, self.unseen], format="csr")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Dataset:
         """Labels of all training documents, those that are held out of train as ``dev`` among them."""
         if self.dev is None or self.dev_rule != HOLDOUT_RULE:
             return self.train.Y
-        return sparse.vstack([self.train.Y, self.dev.Y], format="csr")
+        return scipy.sparse.vstack([self.train.Y, self.dev.Y], format="csr")
 
     def info(self) -> dict[str, Any]:
         """Counts of everything, ready for JSON."""

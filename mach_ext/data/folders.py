@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from .dataset import Columns, Dataset, Split
 from .files import COMPRESSIONS, PathLike, new_folder, read_bytes, suffix_of
@@ -324,7 +324,7 @@ def _known_and_unseen(Y: Csr, num_labels: int) -> tuple[Csr, Csr]:
         (~known, others, int(others.max(initial=-1)) + 1),
     ):
         arrays = (coo.data[at], (coo.row[at], columns))
-        parts.append(sparse.csr_matrix(arrays, shape=(Y.shape[0], width)))
+        parts.append(scipy.sparse.csr_matrix(arrays, shape=(Y.shape[0], width)))
     return parts[0], parts[1]
 
 
@@ -462,7 +462,9 @@ def _dataset(reader: _Reader, files: dict[str, _Files], path: Path, name: str) -
     splits, columns = reader.read(files), reader.columns
     if columns is not None and "train" not in splits:
         D, L = columns.num_features, columns.num_labels
-        splits["train"] = Split(sparse.csr_matrix((0, D), dtype=np.float32), sparse.csr_matrix((0, L)))
+        splits["train"] = Split(
+            scipy.sparse.csr_matrix((0, D), dtype=np.float32), scipy.sparse.csr_matrix((0, L))
+        )
     labels: Sequence[str] | None = None if reader.labels is None else reader.labels.names
     features: Sequence[str] | None = None if reader.features is None else reader.features.names
     if features is None and reader.vectorizer is not None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
 
 from .. import _C
 from .dataset import Split
@@ -30,9 +30,9 @@ from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, w
 
 def _split(document: _C.Document) -> Split:
     label_indptr, labels, indptr, indices, values, rows, features, num_labels = document
-    X = sparse.csr_matrix((values, indices, indptr), shape=(rows, features))
+    X = scipy.sparse.csr_matrix((values, indices, indptr), shape=(rows, features))
     ones = np.ones(labels.size, np.float32)
-    Y = sparse.csr_matrix((ones, labels, label_indptr), shape=(rows, num_labels))
+    Y = scipy.sparse.csr_matrix((ones, labels, label_indptr), shape=(rows, num_labels))
     X.has_canonical_format = Y.has_canonical_format = True  # the parser's promise
     return Split(X, Y)
 
@@ -181,7 +181,7 @@ def shift_svmlight(
             raise ValueError(f"{path}: {reason}, so every {what} must be at least 1, got '0' in line {line}")
         columns = max(matrix.shape[1] - first, 0)
         arrays = (matrix.data, matrix.indices - first, matrix.indptr)
-        shifted.append(sparse.csr_matrix(arrays, shape=(matrix.shape[0], columns)))
+        shifted.append(scipy.sparse.csr_matrix(arrays, shape=(matrix.shape[0], columns)))
         shifted[-1].has_canonical_format = True
     return Split(*shifted)
 
@@ -262,7 +262,7 @@ def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
                 raise ValueError(f"{path}, line {number}: the {what} must be below {count}, got {each}")
         pairs.append(pair)
     at = np.array(pairs, np.int64).reshape(-1, 2)
-    return check_labels(sparse.coo_matrix((np.ones(len(at)), at.T), shape=shape), str(path))
+    return check_labels(scipy.sparse.coo_matrix((np.ones(len(at)), at.T), shape=shape), str(path))
 
 
 # ------------------------------------------------------------------------------------------- npz
@@ -304,16 +304,20 @@ def _matrix_of(arrays: Any) -> Any:
     if values.dtype == np.float16:
         values = values.astype(np.float32)
     if kind in ("csr", "csc", "bsr"):
-        compressed = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "bsr": sparse.bsr_matrix}[kind]
+        compressed = {
+            "csr": scipy.sparse.csr_matrix,
+            "csc": scipy.sparse.csc_matrix,
+            "bsr": scipy.sparse.bsr_matrix,
+        }[kind]
         return compressed((values, indices("indices"), indices("indptr")), shape=shape)
     if kind == "coo":
         at = indices("coords") if "coords" in arrays.files else (indices("row"), indices("col"))
-        return sparse.coo_array((values, tuple(at)), shape=shape)
+        return scipy.sparse.coo_array((values, tuple(at)), shape=shape)
     if kind == "dia":
         offsets = indices("offsets")
         if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
             raise ValueError("offsets of diagonals must be below 2^31")
-        return sparse.dia_matrix((values, offsets), shape=shape)
+        return scipy.sparse.dia_matrix((values, offsets), shape=shape)
     raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {kind!r}")
 
 
@@ -341,7 +345,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
 def write_npz(path: PathLike, matrix: Any) -> None:
     """Writes one sparse matrix as a compressed npz file, atomically."""
     with atomic_write(path) as file:
-        sparse.save_npz(file, check_csr(matrix))
+        scipy.sparse.save_npz(file, check_csr(matrix))
 
 
 # ------------------------------------------------------------------------------------------- text
@@ -523,4 +527,6 @@ def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: 
         raise ValueError(f"{source}: every label must be in labels.txt, got {error.args[0]!r}") from None
     indptr = np.cumsum([0, *map(len, rows)])
     indices = np.fromiter((i for row in rows for i in row), np.int32, count=int(indptr[-1]))
-    return sparse.csr_matrix((np.ones(indices.size, np.float32), indices, indptr), (len(rows), len(names)))
+    return scipy.sparse.csr_matrix(
+        (np.ones(indices.size, np.float32), indices, indptr), (len(rows), len(names))
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy  # its sparse matrices load when they are first used: that takes 0.2 s
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from .files import PathLike
 
-Csr: TypeAlias = "sparse.csr_matrix"
+Csr: TypeAlias = "scipy.sparse.csr_matrix"
 
 MAX_DIMENSION = 2**31 - 1
 
@@ -30,7 +30,7 @@ def as_scipy(matrix: Any, name: str = "X") -> Any:
     """
     if isinstance(matrix, torch.Tensor):
         matrix = from_torch(matrix, name)
-    if not sparse.issparse(matrix):
+    if not scipy.sparse.issparse(matrix):
         if isinstance(matrix, np.ma.MaskedArray) or not hasattr(matrix, "__array__"):
             raise TypeError(
                 f"{name}: must be a SciPy sparse matrix, a NumPy array or a torch tensor, "
@@ -45,11 +45,11 @@ def as_scipy(matrix: Any, name: str = "X") -> Any:
         )
     if matrix.ndim == 1:
         matrix = matrix.reshape(1, -1)
-    if sparse.issparse(matrix):
+    if scipy.sparse.issparse(matrix):
         return matrix
     if matrix.dtype == np.float16:  # which SciPy has no sparse matrices of
         matrix = matrix.astype(np.float32)
-    return sparse.csr_matrix(matrix)
+    return scipy.sparse.csr_matrix(matrix)
 
 
 def from_torch(tensor: torch.Tensor, name: str) -> Any:
@@ -68,13 +68,13 @@ def from_torch(tensor: torch.Tensor, name: str) -> Any:
         return tensor.resolve_neg().numpy()
     if tensor.layout == torch.sparse_csr and tensor.dim() == 2:
         arrays = (tensor.values(), tensor.col_indices(), tensor.crow_indices())
-        return sparse.csr_matrix(tuple(array.numpy() for array in arrays), shape=tuple(tensor.shape))
+        return scipy.sparse.csr_matrix(tuple(array.numpy() for array in arrays), shape=tuple(tensor.shape))
     if tensor.layout != torch.sparse_coo:
         tensor = tensor.to_sparse_coo()
     if tensor.dense_dim():
         raise ValueError(f"{name}: a sparse tensor must have no dense dimensions, got {tensor.dense_dim()}")
     at = tuple(row.numpy() for row in tensor._indices())
-    return sparse.coo_array((tensor._values().numpy(), at), shape=tuple(tensor.shape))
+    return scipy.sparse.coo_array((tensor._values().numpy(), at), shape=tuple(tensor.shape))
 
 
 def check_csr(matrix: Any, name: str = "X") -> Csr:
@@ -141,7 +141,7 @@ def _structured(matrix: Any, name: str) -> Csr:
     if matrix.format not in ("csr", "csc"):  # SciPy sums the others' duplicates as it converts them
         with np.errstate(over="ignore"):
             matrix = matrix.astype(np.float64)
-    return sparse.csr_matrix(matrix)
+    return scipy.sparse.csr_matrix(matrix)
 
 
 def row_features(X: Csr) -> NDArray[np.integer[Any]]:
@@ -198,7 +198,9 @@ def widen(matrix: Csr, columns: int) -> Csr:
     """The same matrix with empty columns added up to this many; memory is shared."""
     if matrix.shape[1] == columns:
         return matrix
-    wide = sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns))
+    wide = scipy.sparse.csr_matrix(
+        (matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns)
+    )
     wide.has_canonical_format = True
     return wide
 

@@ -93,10 +93,6 @@ def join_surrogates(pair: re.Match[str]) -> str:
     return chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
 
 
-def is_name(value: Any) -> bool:
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of characters
-
-
 def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[str] | None]]:
     """(text, label names) of each line; `all_labelled`: there must be documents, all of them with labels."""
     documents = []
@@ -112,7 +108,7 @@ def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[
         text, labels = record.get("text"), record.get("labels")
         if not isinstance(text, str):
             raise Refused(number)
-        if labels is not None and not (isinstance(labels, list) and all(map(is_name, labels))):
+        if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
             raise Refused(number)
         documents.append((text, labels))
         if all_labelled and labels is None:

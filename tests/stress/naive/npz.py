@@ -85,10 +85,10 @@ def read_array(data: bytes) -> Array:
     shape, fortran = fields["shape"], fields["fortran_order"]
     need(isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape))
     need(isinstance(fortran, bool) and isinstance(fields["descr"], str))
-    dtype = np.dtype(fields["descr"])
+    dtype, count = np.dtype(fields["descr"]), math.prod(shape)
+    dtype = dtype if count else dtype.base  # "8i4" is a type, too: where there is no item, as good as "i4"
     need(dtype.kind in "fiubSU")
     order = "big" if dtype.byteorder == ">" else "little"
-    count = math.prod(shape)
     need(start + count * dtype.itemsize <= len(data))
     places = [start + i * dtype.itemsize for i in range(count)]
     items = [item(data[at : at + dtype.itemsize], dtype.kind, order) for at in places]

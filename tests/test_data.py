@@ -183,6 +183,20 @@ def test_damaged_compressed_files(tmp_path, suffix, damage, read):
         read(path)
 
 
+@pytest.mark.parametrize("suffix", [".xz", ".bz2", ".gz"])
+def test_what_follows_a_compressed_stream_is_not_lost(tmp_path, suffix):
+    path, first, second = tmp_path / f"a{suffix}", COMPRESS[suffix](b"one\n"), COMPRESS[suffix](b"two\n")
+    for content in (first + second, first + second + bytes(8)):
+        path.write_bytes(content)
+        assert read_bytes(path) == b"one\ntwo\n"
+    for content in (first + b"x" + second, first + second[1:], first + second[:-1], b"", first + b"garbage"):
+        path.write_bytes(content)
+        if not content and suffix == ".gz":
+            continue  # which Python takes for no stream at all
+        with pytest.raises(ValueError, match="must be whole and undamaged"):
+            read_bytes(path)
+
+
 def test_missing_file_stays_a_missing_file(tmp_path):
     for name in ("a.txt", "a.txt.xz"):
         with pytest.raises(FileNotFoundError, match=name):

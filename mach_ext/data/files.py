@@ -5,13 +5,14 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import io
 import json
 import lzma
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -37,10 +38,51 @@ def suffix_of(path: PathLike) -> str:
     return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSIONS), "")
 
 
+class _Streams(io.RawIOBase):
+    """Compressed streams, one after the other, to the end of the file; zeros may follow one.
+
+    Python's own readers of .bz2 and .xz pass over anything else that follows a stream, and so lose in silence
+    what stands behind a damaged place. Here it is an error.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._stream = decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            block = b""
+            if self._stream.eof:
+                block = self._stream.unused_data.lstrip(b"\0")
+                while not block:
+                    if not (block := self._file.read(1 << 16)):
+                        return 0
+                    block = block.lstrip(b"\0")
+                self._stream = self._decompressor()
+            elif self._stream.needs_input and not (block := self._file.read(1 << 16)):
+                raise EOFError("the file ends in the middle of compressed data")
+            text = self._stream.decompress(block, len(buffer))
+            if text:
+                buffer[: len(text)] = text
+                return len(text)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_read(path: PathLike) -> BinaryIO:
     """Opens a file for reading bytes, decompressed by its suffix."""
-    module = COMPRESSIONS.get(Path(path).suffix)
-    return cast(BinaryIO, open(path, "rb") if module is None else module.open(path, "rb"))
+    suffix = Path(path).suffix
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if suffix not in COMPRESSIONS:
+        return open(path, "rb")
+    decompressor: Any = lzma.LZMADecompressor if suffix == ".xz" else bz2.BZ2Decompressor
+    return cast(BinaryIO, io.BufferedReader(_Streams(open(path, "rb"), decompressor), 1 << 16))
 
 
 def read_bytes(path: PathLike) -> bytes:

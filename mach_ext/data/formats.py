@@ -291,6 +291,8 @@ def _matrix_of(arrays: Any) -> Any:
 
     def indices(name: str) -> NDArray[Any]:
         ids = _native(arrays[name])
+        if ids.ndim != 1 + (name == "coords"):
+            raise ValueError(f"{name} must be one row of numbers, got shape {ids.shape}")
         if ids.dtype.kind not in "iu" or (ids.size and not -(2**63) <= ids.min() <= ids.max() < 2**63):
             raise ValueError(f"{name} must be integers below 2^63, got dtype {ids.dtype}")
         return ids.astype(np.int64)
@@ -364,8 +366,10 @@ def read_lines(path: PathLike) -> list[str]:
         raise ValueError(
             f"{path}, line {line}: text must be UTF-8, got byte 0x{error.object[error.start]:02x}"
         ) from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines[:-1] if lines[-1] == "" else lines
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
 
 
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
@@ -467,10 +471,11 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
 
     with naming(path), open_read(path) as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                record = json.loads(line.decode())
             except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
                 raise fail(f"a line must be a JSON object in UTF-8 ({error})", line) from None
             if not isinstance(record, dict):

@@ -66,8 +66,8 @@ def refusal_fault(error: Exception, expected: Refused, paths: dict[str, Path]) -
     named = [name for name, path in paths.items() if str(path) in str(error)]
     if not set(named) & set(expected.files or paths):
         return f"names {named or 'no file'}, must name {list(expected.files or paths)}"
-    line = re.search(r", line (\d+): ", str(error))
-    number = int(line[1]) if line else None
+    line = re.search(r", line (\d+): | in line (\d+)$", str(error))
+    number = int(line[1] or line[2]) if line else None
     if ANY not in expected.lines and number not in expected.lines:
         return f"names line {number}, must name line {expected.lines[0]}"
     return None

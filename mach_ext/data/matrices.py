@@ -101,6 +101,8 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     if not csr.has_canonical_format:
         csr = csr.astype(np.float64)  # a copy; sums are rounded once
         csr.sum_duplicates()
+    elif csr.dtype.itemsize > 4:  # the same rounding, whether there were duplicates or not
+        csr = csr.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
         csr = csr.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(csr.data))

@@ -28,7 +28,7 @@ def document(line: str, number: int, D: int, L: int, svmlight: bool) -> tuple[di
         return {}, labels
     first_column = line[0] not in BLANKS
     if ":" in tokens[0]:
-        if first_column:
+        if first_column and not (svmlight and tokens[0].startswith("qid:")):
             raise Refused(number)
     elif first_column or svmlight:
         labels = {integer(label, L, number) for label in tokens.pop(0).split(",")}

@@ -179,7 +179,8 @@ def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) ->
     """
     matrix = as_scipy(matrix, name)
     csr = check_csr(matrix, name)
-    stored = matrix.data if matrix.format in ("csr", "csc", "coo", "bsr") else csr.data  # not summed yet
+    kept = matrix.format in ("csr", "csc", "coo", "bsr")
+    stored = matrix.data if kept else _structured(matrix, name).data  # neither summed nor rounded yet
     if stored.size and stored.min() < 0:
         raise ValueError(f"{name}: labels must not be negative numbers, got {stored.min()}")
     if not allow_weights:

@@ -7,6 +7,7 @@ import torch
 from conftest import ROWS, bitwise_equal, random_csr, random_hash, to, uniform
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from mach_ext import LabelHash
 from mach_ext import functional as F
 
 D, H, R, B, L = 30, 17, 3, 8, 25
@@ -130,3 +131,12 @@ def test_inductor_decodes_as_eager(device, generator):
         )
     torch.testing.assert_close(values, expected_values)
     assert torch.equal(labels, expected_labels)
+
+
+def test_each_hash_decodes_by_its_own_index():
+    """The index is a constant of the graph, so another hash must be another graph."""
+    compiled = torch.compile(F.merge_topk, fullgraph=True, backend="eager")
+    scores = torch.randn(3, 8, 512, generator=torch.Generator().manual_seed(0))
+    for seed in (0, 1, 0):
+        hash = LabelHash(30_000, 512, 8, seed)
+        assert torch.equal(compiled(scores, hash, 5)[1], F.merge_topk(scores, hash, 5)[1])

@@ -351,6 +351,16 @@ def test_cmake_and_ninja_of_the_environment_come_before_older_ones_on_path(setup
         assert setup_py.program(name) != str(tmp_path / "bin" / name)
 
 
+@pytest.mark.parametrize("name", ["torch", "cmake", "ninja", "pybind11"])
+def test_a_package_that_is_missing_is_named(setup_py, monkeypatch, name):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find(asked))
+    with pytest.raises(SystemExit) as failure:
+        setup_py.check_packages()
+    assert failure.value.code.startswith(f"mach_ext: {name} not found by the Python that builds.")
+    assert failure.value.code.endswith("&& pip install --no-build-isolation .")
+
+
 def test_packages_that_will_not_do(setup_py, monkeypatch):
     monkeypatch.setattr(setup_py.setuptools, "__version__", "65.5.0")
     with pytest.raises(SystemExit) as failure:

@@ -4,12 +4,14 @@ Run: python examples/train.py [DATASET]     (a name such as wordnet, or a folder
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 import mach_ext
-from mach_ext import metrics
+from mach_ext import runs
 
 
-def main() -> dict[str, float]:
+def main() -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset", nargs="?", default="wordnet")
     parser.add_argument("--epochs", type=int, default=5)
@@ -31,17 +33,19 @@ def main() -> dict[str, float]:
         hidden_size=512,  # 0: linear MACH
     )
     print(model.hash.diagnostics())
+    # What later commands need of the data: names, the vectoriser, how files were read.
+    model.attachments = runs.attachments(dataset)
+    runs.refuse_to_replace(Path(args.output))
     mach_ext.fit(model, train.X, train.Y, dev.X, dev.Y, epochs=args.epochs, output=args.output)
 
     scores, labels = model.predict(test.X)  # exact top 5 of all labels, or all where there are fewer
-    result = metrics.evaluate(
-        test.Y, labels, recall_ks=(5,), inverse_propensity=metrics.inverse_propensity(train.Y)
-    )
+    result = runs.evaluate(model, dataset, "test")
     for name, value in result.items():
-        print(f"{name:<10}{value:.4f}")
+        if isinstance(value, float):  # beside the metrics: by label frequency, the constants of PSP
+            print(f"{name:<10}{value:.4f}")
 
     names = dataset.label_names or [str(label) for label in range(dataset.num_labels)]
-    for row in range(3):
+    for row in range(min(3, len(test))):
         text = test.texts[row] if test.texts else f"document {row}"
         print(
             text,

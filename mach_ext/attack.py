@@ -1409,7 +1409,7 @@ def evaluate(
     q = None if inverse_propensity is None else np.asarray(inverse_propensity, np.float64)
     N = X.shape[0]
     surplus = 0 if filtered is None else int(np.diff(filtered.indptr).max(initial=0))
-    asked = min(max(*ks, k) + surplus, model.num_labels)
+    asked = min(max((*ks, k)) + surplus, model.num_labels)
 
     def measure(labels: NDArray[Any], rows: slice) -> NDArray[np.float64]:
         if filtered is not None:

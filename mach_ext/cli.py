@@ -533,6 +533,8 @@ def _solve(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> tr
 
 def _fit(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> training.Progress:
     dev = dataset.dev
+    if not args.overwrite and not (args.resume and training.has_checkpoint(folder)):
+        runs.refuse_to_replace(folder)  # another run may have ended here meanwhile
     settings = {name: getattr(args, name) for name in training.Hyperparameters.__dataclass_fields__}
     if settings["epochs"] is None:
         settings["epochs"] = _suggested(dataset)["epochs"]
@@ -542,6 +544,7 @@ def _fit(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> trai
         dataset.train.Y,
         None if dev is None else dev.X,
         None if dev is None else dev.Y,
+        filtered_dev=None if dev is None else dev.filtered,
         output=folder,
         resume=args.resume,
         repetitions_at_a_time=args.repetitions_at_a_time,
@@ -589,7 +592,7 @@ def _former_metrics(file: Path) -> dict[str, Any]:
     former: dict[str, Any] = {}
     with contextlib.suppress(ValueError):  # a damaged file is written anew
         former = _optional_json(file) or {}
-    return former
+    return former if isinstance(former, dict) else {}
 
 
 def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
@@ -800,6 +803,8 @@ def _one_document(
     if args.split not in dataset.splits:
         raise ValueError(f"no {args.split} split; there are: {', '.join(dataset.splits)}")
     split, n = dataset.splits[args.split], args.sample_id
+    if len(split) == 0:
+        raise ValueError(f"{dataset.path}: the {args.split} split has no document")
     if n >= len(split):
         raise ValueError(f"--sample-id must be in 0 ... {len(split) - 1}, the {args.split} split, got {n}")
     if not data.row_features(split.X[n]).any():
@@ -1100,7 +1105,10 @@ def info(args: Any) -> None:
 
 
 def _optional_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON, got: {error}") from None
 
 
 def _size(count: float) -> str:

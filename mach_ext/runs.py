@@ -100,16 +100,19 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
     copied = model is not None and nn.is_compressed(folder)
     if copied and model and (configuration, record) == (model.configuration(), record_of(model)):
         return
-    held = "a run that was not finished" if checkpoint else "a model"
+    started = training.checkpoint_record(folder)
+    unfinished = checkpoint and started.get("tensors", "") is not None
+    held = "a run that was not finished" if unfinished else "a model"
     if record:
         held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
-    hint = "; --resume goes on with the same training" if checkpoint else ""
+    hint = "; --resume goes on with the same training" if unfinished else ""
     raise ValueError(f"{folder}: holds {held}; --overwrite replaces it, --output names another folder{hint}")
 
 
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
-    """A and B that the run in a folder keeps."""
-    kept = _model_and_run(folder)[1].get("propensity")
+    """A and B that the run in a folder was started with."""
+    started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
+    kept = started.get("propensity")
     return None if kept is None else (kept[0], kept[1])
 
 
@@ -174,22 +177,41 @@ def load_dataset(
     record = record_of(model)
     if dataset is None and not record:
         raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
-    name = record["dataset"] if dataset is None else dataset
-    if dataset is None and name in data.NAMES:
-        name = data.fetch(name)  # whatever stands under this name where the command is run
-    loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=svmlight_base)
-    if not record or "train" not in record:  # of before that was kept
-        return data.hold_out(loaded) if dataset is not None or record["holdout"] else loaded
-    # The documents that the model was trained on are split as they were then, wherever they stand now.
+    own = dataset is None or _same_place(record, dataset)
+    name: str | os.PathLike[str] = record["dataset"] if dataset is None else dataset
+    if dataset is None:
+        if name in data.NAMES:  # whatever stands under this name where the command is run
+            name = data.fetch(str(name))
+        elif not Path(name).is_dir():
+            raise ValueError(
+                f"{folder}: was trained on {name}, where nothing is now; --dataset says where it is"
+            )
+    base: Any = svmlight_base
+    if own and base is None:
+        base = "auto"  # as in training, for a model of before the base was kept
+    loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=base)
+    if loaded.dev is not None or not len(loaded.train):
+        return loaded
+    # A dev split is held out only of the documents of the training, and only as it was held out then: of
+    # others nobody knows whether the model has seen them.
+    if "train" not in record:  # of before checksums were kept
+        return data.hold_out(loaded) if own and record.get("holdout") else loaded
     split = data.hold_out(loaded) if record["holdout"] else loaded
     if _checksums(split.train) == record["train"]:
         return split
-    if dataset is not None and not _is_training_data(model, loaded):
-        return data.hold_out(loaded)
-    if loaded.dev is not None:
+    if not own and not _is_training_data(model, loaded):
         return loaded
     remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out of it"
     return replace(loaded, remarks=(*loaded.remarks, remark))
+
+
+def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
+    try:
+        kept = record["dataset"]
+        place = data.fetch(kept) if kept in data.NAMES else kept
+        return os.path.samefile(data.locate(dataset)[0], place)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
@@ -253,32 +275,6 @@ class TrainingLabels:
         return {"A": self.A, "B": self.B, "documents": self.documents}
 
 
-def answers(
-    model: nn.MACH, split: data.Split, k: int, neighbors: Neighbors | None = None
-) -> NDArray[np.integer[Any]]:
-    """The k best labels of each document of a split, without those that its filter file excludes.
-
-    [N, k], filled up with -1 where the model has no more labels.
-    """
-    excluded = np.zeros(len(split), np.int64) if split.filtered is None else np.diff(split.filtered.indptr)
-    labels = np.full((len(split), k), -1, np.int64)
-    # Few documents have many labels excluded: those of a size are asked for as many more labels.
-    sizes = np.ceil(np.log2(excluded + 1)).astype(int)
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
-        asked = min(k + int(excluded[rows].max()), model.num_labels)
-        X = split.X if len(rows) == len(split) else split.X[rows]
-        if neighbors is None:
-            found = model.predict(X, asked)[1]
-        else:
-            candidates = min(max(CANDIDATES, asked), model.num_labels)
-            found = neighbors.rerank(X, *model.predict(X, candidates))[1]
-        if size and split.filtered is not None:
-            found = metrics.without_filtered(found, split.filtered[rows])
-        labels[rows, : found.shape[1]] = found[:, :k]
-    return labels
-
-
 def evaluate(
     model: nn.MACH,
     dataset: data.Dataset,
@@ -306,12 +302,26 @@ def evaluate(
         Metrics by name; under "bands" the same for each band; under "propensity" A, B and how many training
         documents they were used with.
     """
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.path}: no {split} split; there are: {', '.join(dataset.splits)}")
     documents = dataset.splits[split]
-    labels = answers(model, documents, max(*ks, *recall_ks), neighbors)
+    k = max((*ks, *recall_ks), default=0)
+    labels = training.answers(model, documents.X, k, documents.filtered, _rerank(model, neighbors))
     truth = documents.truth
-    training = TrainingLabels.of(model, dataset, propensity)
+    frequencies = TrainingLabels.of(model, dataset, propensity)
     unseen = truth.shape[1] - model.num_labels
-    q = training.inverse_propensity(unseen)
+    q = frequencies.inverse_propensity(unseen)
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
-    result["bands"] = metrics.evaluate_by_band(truth, labels, training.bands(unseen), ks, recall_ks, q)
-    return {**result, "propensity": training.as_dict()}
+    result["bands"] = metrics.evaluate_by_band(truth, labels, frequencies.bands(unseen), ks, recall_ks, q)
+    return {**result, "propensity": frequencies.as_dict()}
+
+
+def _rerank(model: nn.MACH, neighbors: Neighbors | None) -> Any:
+    if neighbors is None:
+        return None
+
+    def labels(X: Any, k: int) -> NDArray[np.integer[Any]]:
+        candidates = min(max(CANDIDATES, k), model.num_labels)
+        return neighbors.rerank(X, *model.predict(X, candidates))[1]
+
+    return labels

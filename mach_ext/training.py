@@ -209,6 +209,7 @@ def fit(
     X_dev: Any = None,
     Y_dev: Any = None,
     *,
+    filtered_dev: Any = None,
     output: str | Path | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
@@ -222,7 +223,9 @@ def fit(
         model: Linear or hidden-layer MACH.
         X, Y: Documents [N, D] and labels [N, L], SciPy sparse. Checked in full, once.
         X_dev, Y_dev: Validation data; both or neither.
-        output: Folder for checkpoints and the best model; None keeps everything in memory.
+        filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label is no answer of a validation document.
+        output: Folder for checkpoints and the best model, in place of what a former run left there. None
+            keeps everything in memory.
         resume: Go on from the checkpoint in `output`; without one there, start. The hyper-parameters, the
             model's shape and the sizes of the data must be those of the checkpoint.
         checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
@@ -270,6 +273,7 @@ def fit(
     folder = None if output is None else Path(output)
     with exclusive(folder):
         run = _Run(model, settings, X, Y, dev, folder, resume, progress)
+        run.filtered_dev = None if filtered_dev is None else check_labels(filtered_dev, "fit: filtered_dev")
         if resume:
             run.resume()
         ended = run.state.epoch >= settings.epochs
@@ -305,9 +309,7 @@ def exclusive(folder: Path | None) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         for left in folder.iterdir():
-            written = re.fullmatch(
-                r"\.(model\.json|checkpoint|[\w]+-[0-9a-f]{12}\.).*\.(\d+)\.tmp", left.name
-            )
+            written = re.fullmatch(_HALF_WRITTEN, left.name)
             if written and not Path(f"/proc/{written[2]}").exists():
                 left.unlink(missing_ok=True)
         yield
@@ -375,11 +377,44 @@ def evaluate_model(
     ks: Sequence[int] = (1, 3, 5),
     recall_ks: Sequence[int] = (),
     inverse_propensity: Any = None,
+    filtered: Any = None,
 ) -> dict[str, float]:
-    """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`."""
-    k = min(max((*ks, *recall_ks), default=0), model.num_labels)
-    _, labels = model.predict(X, k)
+    """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`.
+
+    `filtered`: [N, L], non-zero where a label is no answer (`metrics.without_filtered`).
+    """
+    labels = answers(model, X, max((*ks, *recall_ks), default=0), filtered)
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
+
+
+def answers(
+    model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The k best labels of each document, without those that are no answers.
+
+    Args:
+        model: The model.
+        X: Documents [N, D], SciPy CSR.
+        k: How many.
+        filtered: [N, L], SciPy CSR, non-zero where a label is no answer; None: all are.
+        rerank: (X, k) -> labels [N, k] in place of the model's `predict`.
+
+    Returns:
+        [N, k] label ids, filled up with -1 where the model has no more labels.
+    """
+    ask = rerank or (lambda some, count: model.predict(some, count)[1])
+    excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
+    labels = np.full((X.shape[0], k), -1, np.int64)
+    # Few documents have many labels excluded: those of a size are asked for as many more labels.
+    sizes = np.ceil(np.log2(excluded + 1)).astype(int)
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        some = X if len(rows) == X.shape[0] else X[rows]
+        found = ask(some, min(k + int(excluded[rows].max()), model.num_labels))
+        if size:
+            found = metrics.without_filtered(found, filtered[rows])
+        labels[rows, : found.shape[1]] = found[:, :k]
+    return labels
 
 
 def expected_memory(
@@ -459,6 +494,7 @@ class _Run:
     ) -> None:
         self.model = model
         self.X, self.Y, self.dev = X, Y, dev
+        self.filtered_dev: Any = None
         self.label_counts = metrics.label_counts(Y)
         if settings.tau is None:
             settings = replace(settings, tau=_suggested_tau(model, self.label_counts))
@@ -565,7 +601,10 @@ class _Run:
         self.state.epoch = self.state.best_epoch = self.settings.epochs
         if self.dev is not None:
             self.state.history.append(
-                {"epoch": self.state.epoch, "dev": evaluate_model(self.model, *self.dev)}
+                {
+                    "epoch": self.state.epoch,
+                    "dev": self._dev_metrics(),
+                }
             )
         if self.folder is not None:
             self.model.save(self.folder)
@@ -774,7 +813,7 @@ class _Run:
         if self.dev is not None or self.folder is not None:
             self.model.set_logit_adjustment(self._offsets)
         if self.dev is not None:
-            entry["dev"] = evaluate_model(self.model, *self.dev)
+            entry["dev"] = self._dev_metrics()
         state.epoch, state.batch, state.loss_sum, state.documents = state.epoch + 1, 0, 0.0, 0
         state.history.append(entry)
         kept = state.best_epoch
@@ -796,6 +835,10 @@ class _Run:
         if self.dev is None:
             return float(entry["epoch"]), 0.0
         return entry["dev"][self.settings.metric], -entry["loss"]
+
+    def _dev_metrics(self) -> dict[str, float]:
+        assert self.dev is not None
+        return evaluate_model(self.model, *self.dev, filtered=self.filtered_dev)
 
     def _patience_is_out(self) -> bool:
         """Counted from the first epoch of the best metric: later ones are kept for their loss alone."""
@@ -884,6 +927,8 @@ class _Run:
     def _make_current(self, name: str | None, scalars: dict[str, Any]) -> None:
         assert self.folder is not None
         record = {**self._identity, "progress": asdict(self.state), "scalars": scalars, "tensors": name}
+        if "run.json" in self.model.attachments:  # which the model itself keeps only from its first epoch on
+            record["run"] = json.loads(self.model.attachments["run.json"])
         write_json(self.folder / f"{CHECKPOINT}.json", record)
         for old in self.folder.glob(f"{CHECKPOINT}-*-*.safetensors"):
             if old.name != name:
@@ -940,8 +985,17 @@ def forget(folder: Path) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run in the folder can be gone on with, or was cut off."""
+    """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
     return (folder / f"{CHECKPOINT}.json").exists() or bool(_parts(folder))
+
+
+def checkpoint_record(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in a folder says of its run; empty where there is none that can be read."""
+    try:
+        record = json.loads((folder / f"{CHECKPOINT}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _parts(folder: Path) -> list[Path]:

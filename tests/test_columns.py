@@ -710,8 +710,72 @@ def test_the_training_folder_by_another_path_is_split_as_in_training(here, capsy
         capsys.readouterr()
         assert run("evaluate", "--model-path", "r", "--dataset", other, "--split", "dev") == 1
         assert "no dev split; there are: train" in capsys.readouterr().err
-    (here / "copy" / "train.txt").write_text(f"41 7 5\n{rows}1 0:1\n")  # other documents: as any data
-    assert run("evaluate", "--model-path", "r", "--dataset", "copy", "--split", "dev") == 0
+    for name in ("copy", "data"):  # nor is it when the documents are not quite the same any more
+        (here / name / "train.txt").write_text(f"41 7 5\n{rows}1 0:1\n")
+        assert run("evaluate", "--model-path", "r", "--dataset", name, "--split", "dev") == 1
+        assert "no dev split; there are: train" in capsys.readouterr().err
+
+
+def test_runs_of_before_the_base_was_kept(svm_run, here, capsys):
+    model = mach_ext.load(svm_run / "auto")
+    record = json.loads(model.attachments["run.json"])
+    for key in ("reader", "train", "propensity", "train_documents", "settings"):
+        del record[key]
+    model.attachments = {"run.json": json.dumps(record).encode()}
+    model.save(here / "old")
+    old = ["--model-path", "old"]
+    assert run("evaluate", *old) == 0  # its own folder shows the base as it did in training
+    assert json.loads((here / "old" / "metrics.json").read_text())["test"]["P@1"] == 1
+    assert run("evaluate", *old, "--dataset", svm_run / "data", "--split", "dev") == 1
+    assert "no dev split" in capsys.readouterr().err
+    (here / "part.svm").write_text(svmlight(ROWS[3:19], 1))
+    assert run("predict", *old, "--input", "part.svm") == 1
+    assert "say whether features count from 0 or 1" in capsys.readouterr().err
+    assert answers(capsys, *old, "--input", "part.svm", "--svmlight-base", "1") == [
+        str(j) for j in range(3, 19)
+    ]
+
+
+def test_predict_passes_over_labels_and_names_beside_a_file(svm_run, here, capsys):
+    (here / "labels.txt").write_text("1\tcat\n2\tdog\n")
+    (here / "features.txt").write_text("x\ny\n")
+    (here / "part.svm").write_text("".join(f"9 {j + 1}:1 {j + 2}:1\n" for j in range(19)))
+    assert answers(capsys, "--model-path", svm_run / "auto", "--input", "part.svm") == [
+        str(j) for j in range(19)
+    ]
+
+
+def test_constants_survive_a_kill_and_a_resume(here, capsys, monkeypatch):
+    (here / "data").mkdir()
+    rows = "".join(f"{i % 5} {i % 7}:1\n" for i in range(40))
+    (here / "data" / "train.txt").write_text(f"40 7 5\n{rows}")
+    arguments = ["train", "--dataset", "data", *FAST, "--output", "r"]
+    stopped = mach_ext.training._Run._finish_epoch
+
+    def stop(self):
+        self.checkpoint()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mach_ext.training._Run, "_finish_epoch", stop)
+    assert run(*arguments, "--propensity", "0.1,9") == 1
+    monkeypatch.setattr(mach_ext.training._Run, "_finish_epoch", stopped)
+    assert run(*arguments) == 1
+    assert "holds a run that was not finished" in capsys.readouterr().err
+    assert run(*arguments, "--resume") == 0
+    assert runs.record_of(mach_ext.load("r"))["propensity"] == [0.1, 9.0]
+
+
+def test_filters_pick_the_epoch_too(here):
+    (here / "data").mkdir()
+    rows = [f"{i % 10},{(i + 1) % 10} {i % 10}:1" for i in range(60)]
+    (here / "data" / "train.txt").write_text("\n".join(["60 10 10", *rows]))
+    (here / "data" / "filter_labels_train.txt").write_text(
+        "".join(f"{i} {label}\n" for i in range(60) for label in (i % 10, (i + 1) % 10))
+    )
+    assert run("train", "--dataset", "data", *FAST[:-1], "--output", "r") == 0  # dev: a tenth of train
+    record = json.loads((here / "r" / "metrics.json").read_text())
+    assert record["dev"]["P@1"] == 0  # every right answer is excluded
+    assert all(entry["dev"]["P@1"] == 0 for entry in record["history"])
 
 
 def test_training_documents_are_never_shown_as_dev(here, capsys):

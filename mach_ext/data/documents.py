@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .dataset import Columns
 from .files import PathLike, suffix_of
-from .folders import SVMLIGHT, fit_features, read_features, read_file
-from .formats import iter_jsonl, iter_xmc
+from .folders import SVMLIGHT, fit_features, read_features, read_svmlight_documents
+from .formats import iter_jsonl, iter_xmc, read_lines
 from .matrices import Csr
+
+_TEXT_LINES = re.compile(r"X\.\w+\.txt|\w+_X\.txt")  # names that `read_folder` takes for lines of text
 
 
 def iter_documents(
@@ -24,8 +27,9 @@ def iter_documents(
     """Documents of a file as rows for a model, block by block; labels in the file are passed over.
 
     Args:
-        path: ``.jsonl`` (texts), ``.npz``, ``.txt`` (XMC text; deepxml's, where it ends in ``_X_Xf.txt``) or
-            ``.svm``, each also .gz, .xz, .bz2.
+        path: ``.jsonl`` (texts), ``.npz``, ``.svm`` or ``.txt``, each also .gz, .xz, .bz2. ``.txt`` is XMC
+            text; deepxml's where it ends in ``_X_Xf.txt``; lines of text where it is called as such
+            (``X.tst.txt``, ``tst_X.txt``) and the model takes texts.
         columns: of the model. A file may have fewer features, the others count as 0, but not more.
         svmlight_base: number of the first feature in svmlight files, where the model does not keep it.
         remarks: takes what a reader has to say, in sentences.
@@ -47,15 +51,15 @@ def iter_documents(
         yield from vectorised((text for text, _ in iter_jsonl(path)), columns, block, path)
     elif kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
         yield fit_features(read_features(path), columns.num_features, path, remarks)
+    elif kind == ".txt" and columns.vectorizer is not None and _TEXT_LINES.match(path.name):
+        yield from vectorised(read_lines(path), columns, block, path)
     elif kind == ".txt":
         said: list[str] = []  # the same of each block
         for split in iter_xmc(path):
             yield fit_features(split.X, columns.num_features, path, said)
         remarks += said[:1]
     elif kind in SVMLIGHT:
-        dataset = read_file(path, columns, svmlight_base=svmlight_base)
-        assert dataset.test is not None
-        yield dataset.test.X
+        yield read_svmlight_documents(path, columns, svmlight_base=svmlight_base)
     else:
         raise ValueError(
             f"{path}: must end in .jsonl, .txt, .svm or .npz (also .gz, .xz, .bz2), got {kind!r}"
@@ -72,7 +76,8 @@ def vectorised(
     """
     if columns.vectorizer is None:
         raise ValueError(
-            f"{source}: the model was trained on vectors, not on text: predict --input or explain --sample-id"
+            f"{source}: the model was trained on vectors, not on text; predict --input takes files of "
+            "vectors, explain --sample-id a document of the dataset"
         )
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, block)):

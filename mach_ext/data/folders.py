@@ -25,6 +25,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import scipy
@@ -113,8 +114,10 @@ class _Reader:
 
     folder: Path
     columns: Columns | None  # of the model that the data are for; None: these data give the columns
-    svmlight_base: int | None
+    given_base: int | Literal["auto"] | None
     num_threads: int
+    documents_only: bool = False  # no labels, and no names beside the documents
+    svmlight_base: int | None = None
     svmlight_label_base: int | None = None
     labels: Names | None = None  # from the folder's files
     features: Names | None = None
@@ -136,7 +139,8 @@ class _Reader:
         else:
             splits = self._read_jsonl(files)
         if self.columns is not None:
-            if self.columns.label_names is not None and self.labels is None and kind != "jsonl":
+            by_number = self.labels is None and kind != "jsonl" and not self.documents_only
+            if by_number and self.columns.label_names is not None:
                 self.remarks.append(f"{self.folder}: has no names of labels; label j is the model's label j")
             D, L = self.columns.num_features, self.columns.num_labels
             self._check_names_of_the_model(self.columns, kind)
@@ -188,14 +192,15 @@ class _Reader:
     def _read_svmlight(self, files: dict[str, _Files]) -> dict[str, Split]:
         kept = None if self.columns is None else self.columns.svmlight_base
         one = next(iter(files.values())).X
-        known = self._agreed(one, "features", kept, self.svmlight_base, self.features)
+        given = None if self.given_base == "auto" else self.given_base
+        known = self._agreed(one, "features", kept, given, self.features)
         bound = None if self.columns is None or known is None else self.columns.num_features + known
         raw = {
             split: parse_svmlight(each.X, num_features=bound, num_threads=self.num_threads)
             for split, each in files.items()
         }
         base = first_id([data.X for data in raw.values()], self.features) if known is None else known
-        if base is None and self.columns is not None:
+        if base is None and self.columns is not None and self.given_base != "auto":
             raise ValueError(
                 f"{one}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
             )
@@ -203,7 +208,7 @@ class _Reader:
             base = 1 if base is None else base
             self.remarks.append(f"{one}: features are taken to count from {base} (--svmlight-base)")
         kept = None if self.columns is None else self.columns.svmlight_label_base
-        label_base = self._agreed(one, "labels", kept, None, self.labels)
+        label_base = 0 if self.documents_only else self._agreed(one, "labels", kept, None, self.labels)
         if label_base is None:
             label_base = first_id([data.Y for data in raw.values()], self.labels)
         if label_base is None:
@@ -292,9 +297,12 @@ class _Reader:
     def _with_columns(self, data: Split, files: _Files, D: int, L: int) -> Split:
         """The split with D and L columns; what a model does not know of its labels is set apart."""
         X, Y, unseen = data.X, data.Y, None
+        if self.documents_only:
+            Y = scipy.sparse.csr_matrix((X.shape[0], L))
         if self.columns is None and (X.shape[1] > D or Y.shape[1] > L):
+            file = files.Y if files.Y is not None and Y.shape[1] > L else files.X
             raise ValueError(
-                f"{files.X}: D and L must be those of train, {D} and {L}, got {X.shape[1]} and {Y.shape[1]}"
+                f"{file}: D and L must be those of train, {D} and {L}, got {X.shape[1]} and {Y.shape[1]}"
             )
         X = fit_features(X, D, files.X, self.remarks)
         if Y.shape[1] > L:
@@ -310,6 +318,7 @@ class _Reader:
         filtered = None
         if files.filtered is not None:
             filtered = read_pairs(files.filtered, (X.shape[0], max(data.Y.shape[1], L)))[:, :L]
+            self.remarks.append(f"{files.filtered}: metrics leave its pairs out of the answers")
         return Split(X, widen(Y, L), data.texts, unseen, filtered)
 
 
@@ -382,7 +391,7 @@ def read_folder(
     *,
     name: str | None = None,
     columns: Columns | None = None,
-    svmlight_base: int | None = None,
+    svmlight_base: int | Literal["auto"] | None = None,
     num_threads: int = 0,
 ) -> Dataset:
     """Reads a folder as described at the top of this module; ``dev`` and ``test`` may be missing.
@@ -395,7 +404,8 @@ def read_folder(
         folder: the folder.
         name: the dataset's name; default: the folder's.
         columns: of the model that the data are for; None: of these data.
-        svmlight_base: number of the first feature in svmlight files; None: 1 where no file has a feature 0.
+        svmlight_base: number of the first feature in svmlight files; None: as the model keeps it, else 1
+            where no file has a feature 0. A model that keeps none has to be told; "auto" takes that rule.
         num_threads: as in :func:`read_xmc`.
 
     Raises:
@@ -412,12 +422,17 @@ def read_folder(
         found = {kind: files for kind, files in found.items() if "train" in files}
     if not found:
         there = sorted(path.name for path in folder.iterdir())[:20]
+        if columns is not None:
+            raise FileNotFoundError(
+                f"{folder}: must have a train, dev or test file, as train.txt, got {there}"
+            )
         raise FileNotFoundError(
             f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, X.trn.npz with Y.trn.npz, or "
             f"trn_X_Xf.txt with trn_X_Y.txt, also as .gz, .xz or .bz2, got {there}"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder}: train must be there in one format, got {', '.join(sorted(found))}")
+        what = "train" if columns is None or any("train" in files for files in found.values()) else "data"
+        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(found))}")
     ((_, files_of),) = found.items()
     reader = _Reader(folder, columns, svmlight_base, num_threads)
     for kind, files_of_kind in everything.items():
@@ -430,7 +445,11 @@ def read_folder(
 
 
 def read_file(
-    path: PathLike, columns: Columns, *, svmlight_base: int | None = None, num_threads: int = 0
+    path: PathLike,
+    columns: Columns,
+    *,
+    svmlight_base: int | Literal["auto"] | None = None,
+    num_threads: int = 0,
 ) -> Dataset:
     """Reads one file of documents with their labels for a model, as the test split of a dataset.
 
@@ -452,6 +471,14 @@ def read_file(
     filtered = None if split is None else _filter_of(path.parent, split)
     reader = _Reader(path.parent, columns, svmlight_base, num_threads)
     return _dataset(reader, {"test": _Files(kind, path, filtered=filtered)}, path, path.name)
+
+
+def read_svmlight_documents(
+    path: Path, columns: Columns, *, svmlight_base: int | None = None, num_threads: int = 0
+) -> Csr:
+    """The documents of one svmlight file, for a model; its labels are not looked at."""
+    reader = _Reader(path.parent, columns, svmlight_base, num_threads, documents_only=True)
+    return reader.read({"test": _Files("svmlight", path)})["test"].X
 
 
 def _filter_of(folder: Path, split: str) -> Path | None:

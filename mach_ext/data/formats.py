@@ -101,7 +101,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
     Args:
         path: the file to write.
         X: features [N, D], SciPy sparse.
-        Y: labels [N, L], SciPy sparse.
+        Y: labels [N, L], SciPy sparse; the format has no weights, each non-zero is a label.
 
     Example:
         >>> from scipy import sparse

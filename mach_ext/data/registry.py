@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def load(
     *,
     holdout: bool = True,
     columns: Columns | None = None,
-    svmlight_base: int | None = None,
+    svmlight_base: int | Literal["auto"] | None = None,
     num_threads: int = 0,
 ) -> Dataset:
     """Loads a dataset by name or folder; what is not there yet is built or downloaded.
@@ -82,7 +83,7 @@ def load(
             also one file, as :func:`read_file` takes it.
         holdout: without a dev file, hold a tenth of train out as ``dev``; False leaves train whole.
         columns: of the model that the data are for; None: of these data.
-        svmlight_base: number of the first feature in svmlight files, 0 or 1; None: as they show.
+        svmlight_base: number of the first feature in svmlight files; as :func:`read_folder` takes it.
         num_threads: threads of the text parser; 0 takes the cores there are.
 
     Raises:
@@ -171,6 +172,7 @@ def fetch(name: str) -> Path:
         ValueError: unknown name, or what was downloaded is not the dataset.
         ConnectionError: it could not be downloaded; the message says what to put where.
     """
+    name = ALIASES.get(name.lower(), name.lower())
     if name not in NAMES:
         raise ValueError(f"fetch: the name must be one of {', '.join(NAMES)}, got {name!r}")
     folder = data_home() / name

@@ -48,7 +48,9 @@ SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 CHECKPOINT = "checkpoint"
-_HALF_WRITTEN = r"\.(model\.json|checkpoint|\w+-[0-9a-f]{12}\.).*\.(\d+)\.tmp"  # by a process of this number
+_HALF_WRITTEN = (
+    r"\.(model|checkpoint|weights-|labels-|label_counts-|features-|vectorizer-|run-).*\.(\d+)\.tmp"
+)
 # bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
 # break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
 _WORTH_SKIPPING = 0.25

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import unicodedata
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -188,7 +189,7 @@ def shift_svmlight(
 
 def _svmlight_line(path: PathLike, row: int) -> int:
     """The line of a document: blank lines and remarks do not count as documents."""
-    lines = enumerate(read_bytes(path).split(b"\n"), start=1)
+    lines = enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
     documents = (number for number, line in lines if line.partition(b"#")[0].strip())
     return next(itertools.islice(documents, row, None))
 
@@ -277,8 +278,8 @@ def load_npz(path: PathLike) -> Any:
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
     with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
         try:
-            with np.load(file) as arrays:
-                return _matrix_of(arrays)
+            with zipfile.ZipFile(file) as archive:
+                return _matrix_of(archive)
         except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
                 raise
@@ -286,21 +287,21 @@ def load_npz(path: PathLike) -> Any:
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
 
 
-def _matrix_of(arrays: Any) -> Any:
+def _matrix_of(archive: zipfile.ZipFile) -> Any:
     """The matrix of the arrays that save_npz writes; SciPy's own reader rounds indices and lacks dtypes."""
 
     def indices(name: str) -> NDArray[Any]:
-        ids = _native(arrays[name])
+        ids = _array(archive, name)
         if ids.ndim != 1 + (name == "coords"):
             raise ValueError(f"{name} must be one row of numbers, got shape {ids.shape}")
         if ids.dtype.kind not in "iu" or (ids.size and not -(2**63) <= ids.min() <= ids.max() < 2**63):
             raise ValueError(f"{name} must be integers below 2^63, got dtype {ids.dtype}")
         return ids.astype(np.int64)
 
-    kind = arrays["format"].item()
+    kind = _array(archive, "format").item()
     kind = kind.decode() if isinstance(kind, bytes) else kind
     shape = tuple(indices("shape").tolist())
-    values = _native(arrays["data"])
+    values = _array(archive, "data")
     if values.dtype.kind not in "fiub":
         raise ValueError(f"data must be real numbers, got dtype {values.dtype}")
     if values.dtype == np.float16:
@@ -313,17 +314,25 @@ def _matrix_of(arrays: Any) -> Any:
         }[kind]
         return compressed((values, indices("indices"), indices("indptr")), shape=shape)
     if kind == "coo":
-        at = indices("coords") if "coords" in arrays.files else (indices("row"), indices("col"))
+        one_array = "coords.npy" in archive.namelist()
+        at = indices("coords") if one_array else (indices("row"), indices("col"))
         return scipy.sparse.coo_array((values, tuple(at)), shape=shape)
     if kind == "dia":
         offsets = indices("offsets")
+        if values.ndim != 2:  # SciPy would make a row of a single number
+            raise ValueError(f"data must be diagonals, got shape {values.shape}")
         if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
             raise ValueError("offsets of diagonals must be below 2^31")
         return scipy.sparse.dia_matrix((values, offsets), shape=shape)
     raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {kind!r}")
 
 
-def _native(array: NDArray[Any]) -> NDArray[Any]:
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One array in native byte order, its member read to the end: only there the checksum is compared."""
+    with archive.open(f"{name}.npy") as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        while member.read(1 << 20):
+            pass
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -126,6 +126,8 @@ def check_structure(matrix: Any) -> None:
             if len(ids) != len(matrix.data) or (len(ids) and not 0 <= ids.min() <= ids.max() < count):
                 raise ValueError("row and column indices must be inside the matrix, one of each a value")
     elif hasattr(matrix, "check_format"):
+        if matrix.format == "bsr" and 0 in matrix.blocksize:
+            raise ValueError("blocks must not be empty")
         matrix.check_format(full_check=True)
         indptr = matrix.indptr  # which SciPy does not look at where its last number is not above 0
         if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():

@@ -1132,7 +1132,7 @@ def data_info(args: Any) -> None:
 
 
 def data_fetch(args: Any) -> None:
-    print(data.fetch(args.dataset))
+    print(data.fetch(data.known_name(args.dataset)))
 
 
 def data_convert(args: Any) -> None:

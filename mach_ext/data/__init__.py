@@ -23,7 +23,7 @@ from .formats import (
     write_xmc,
 )
 from .matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
-from .registry import NAMES, data_home, download, fetch, hold_out, load, locate
+from .registry import NAMES, data_home, download, fetch, hold_out, known_name, load, locate
 from .text import Vectorizer, json_line
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "iter_on_device",
     "iter_xmc",
     "json_line",
+    "known_name",
     "label_matrix",
     "load",
     "locate",

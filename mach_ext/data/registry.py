@@ -121,6 +121,12 @@ def load(
     return hold_out(data) if holdout else data
 
 
+def known_name(given: str) -> str:
+    """A name in the registry's spelling, where it has one: ``EURLEX_4K`` or ``eurlex`` is ``eurlex-4k``."""
+    name = given.lower().replace("_", "-")
+    return ALIASES.get(name, name)
+
+
 def hold_out(dataset: Dataset) -> Dataset:
     """The dataset with a tenth of train as ``dev``, where it has no dev and train has ten documents."""
     if dataset.dev is not None or len(dataset.train) < 10:
@@ -133,8 +139,7 @@ def hold_out(dataset: Dataset) -> Dataset:
 def locate(dataset: PathLike) -> tuple[Path, str | None]:
     """The folder of a dataset, fetched if need be, and its name where the registry gives it one."""
     given = os.fspath(dataset)
-    name = given.lower().replace("_", "-")
-    name = ALIASES.get(name, name)
+    name = known_name(given)
     bare = given and os.sep not in given and given not in (".", "..")
     if given and Path(given).is_dir():
         return Path(given), None
@@ -172,7 +177,6 @@ def fetch(name: str) -> Path:
         ValueError: unknown name, or what was downloaded is not the dataset.
         ConnectionError: it could not be downloaded; the message says what to put where.
     """
-    name = ALIASES.get(name.lower(), name.lower())
     if name not in NAMES:
         raise ValueError(f"fetch: the name must be one of {', '.join(NAMES)}, got {name!r}")
     folder = data_home() / name

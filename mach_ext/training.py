@@ -840,6 +840,8 @@ class _Run:
 
     def _dev_metrics(self) -> dict[str, float]:
         assert self.dev is not None
+        if self.filtered_dev is None:
+            return evaluate_model(self.model, *self.dev)
         return evaluate_model(self.model, *self.dev, filtered=self.filtered_dev)
 
     def _patience_is_out(self) -> bool:

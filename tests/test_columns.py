@@ -738,7 +738,7 @@ def test_runs_of_before_the_base_was_kept(svm_run, here, capsys):
 
 def test_predict_passes_over_labels_and_names_beside_a_file(svm_run, here, capsys):
     (here / "labels.txt").write_text("1\tcat\n2\tdog\n")
-    (here / "features.txt").write_text("x\ny\n")
+    (here / "features.txt").write_text("0\tx\n1\ty\n")  # which would have ids count from 0
     (here / "part.svm").write_text("".join(f"9 {j + 1}:1 {j + 2}:1\n" for j in range(19)))
     assert answers(capsys, "--model-path", svm_run / "auto", "--input", "part.svm") == [
         str(j) for j in range(19)

@@ -127,7 +127,8 @@ class _Reader:
     def read(self, files: dict[str, _Files]) -> dict[str, Split]:
         """All splits, which are of one format, with D and L columns each."""
         (kind,) = {each.kind for each in files.values()}
-        self._find_names()
+        if not self.documents_only:
+            self._find_names()
         if kind == "xmc":
             splits = {split: read_xmc(each.X, num_threads=self.num_threads) for split, each in files.items()}
         elif kind == "svmlight":

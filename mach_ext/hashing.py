@@ -11,12 +11,14 @@ import copy
 import hashlib
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
 from mach_ext import _ops
 
@@ -100,7 +102,7 @@ class HashDiagnostics:
         return "\n".join(lines)
 
 
-class LabelHash:
+class LabelHash(nn.Module):
     """R hash functions from L labels to B buckets, as a table of bucket codes.
 
     Repetition r is a random polynomial of degree 3 over the integers mod p = 2^31 - 1, taken mod B: the
@@ -119,6 +121,10 @@ class LabelHash:
     constructor if at least 0.01 such pairs are expected (below that it does not look for them), by
     `from_buckets` and `diagnostics` always. Attributes are to be read, not set. Hashes are equal when they
     are the same functions, wherever they lie and however they were made.
+
+    A hash is a `torch.nn.Module` without parameters. As an attribute of your own module it moves between
+    devices with that module. The module's `state_dict` then holds the hash's fingerprint, and
+    `load_state_dict` refuses weights that were trained with another hash.
 
     Sources: Carter and Wegman, "Universal classes of hash functions", JCSS 18 (1979); Wegman and Carter, "New
     hash functions and their use in authentication and set equality", JCSS 22 (1981); the use of it: Medini et
@@ -161,7 +167,7 @@ class LabelHash:
     _diagnostics: HashDiagnostics | None
     _table_digest: str | None
     _warned: bool
-    _version: int
+    _known_version: int
     _index: dict[str, torch.Tensor]
 
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
@@ -221,16 +227,17 @@ class LabelHash:
         hash._warn_of_collisions()
         return hash
 
-    def to(self, device: torch.device | str | int) -> LabelHash:
-        """Returns this hash with its buckets on `device`; itself when they already lie there."""
+    def to(self, device: torch.device | str | int) -> LabelHash:  # type: ignore[override]
+        """Returns this hash with its buckets on `device`; itself when they already lie there.
+
+        Unlike `to` of other modules, it leaves this hash where it is: other modules may share it.
+        """
         self.check_buckets()
         buckets = self.buckets.to(device)
         if buckets is self.buckets:
             return self
         moved = copy.copy(self)
-        moved.buckets = buckets
-        moved._index = {}
-        moved._version = _version(buckets)
+        moved._place(buckets)
         return moved
 
     def check_buckets(self) -> None:
@@ -239,7 +246,7 @@ class LabelHash:
         Raises:
             ValueError: `buckets` was changed in place.
         """
-        if _version(self.buckets) != self._version:
+        if _version(self.buckets) != self._known_version:
             raise ValueError(
                 "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
             )
@@ -428,7 +435,8 @@ class LabelHash:
         )
 
     def _set(self, table: NDArray[np.int32], num_buckets: int, seed: int | None) -> None:
-        self.buckets = torch.from_numpy(table)
+        nn.Module.__init__(self)
+        self._place(torch.from_numpy(table))
         self.num_repetitions, self.num_labels = table.shape
         self.num_buckets = num_buckets
         self.seed = seed
@@ -436,17 +444,62 @@ class LabelHash:
         self._diagnostics = None
         self._table_digest = None
         self._warned = False
-        self._version = _version(self.buckets)
+
+    def _place(self, buckets: torch.Tensor) -> None:
+        """Takes a table that is known to be in range."""
+        self.buckets = buckets
+        self._known_version = _version(buckets)
         self._index = {}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LabelHash:
+        """Follows the module it belongs to onto a device.
+
+        `fn` may also change dtypes or leave memory undefined (`to_empty`), so it never sees the table, which
+        is no buffer either: DistributedDataParallel would send all of it before every step. The meta device
+        would lose the table, so it is not moved there.
+        """
+        device = fn(torch.empty(0, dtype=torch.int32, device=self.buckets.device)).device
+        if device != self.buckets.device and device.type != "meta":
+            self.check_buckets()
+            self._place(self.buckets.to(device))
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}fingerprint"] = _as_tensor(self.fingerprint())
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Compares fingerprints. State of before hashes had any is taken as it is."""
+        key = f"{prefix}fingerprint"
+        if strict:
+            unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name != key]
+        if key in state_dict and (fault := self.fingerprint_fault(state_dict[key])):
+            error_msgs.append(f"{key}: {fault}")
+
+    def fingerprint_fault(self, kept: object) -> str:
+        """Why weights whose state has this fingerprint are not for this hash; empty where they are."""
+        ours = self.fingerprint()
+        theirs = repr(kept)
+        if isinstance(kept, torch.Tensor):
+            theirs = bytes(kept.flatten().to("cpu", torch.uint8).tolist()).decode(errors="replace")
+        if theirs == ours:
+            return ""
+        return f"the weights are of label hash {theirs}, this model has {ours}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_index": {}}  # built again where it is wanted
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)  # pickles of before it was a module lack what one has
         self.__dict__.update(state)
+        self.__dict__.pop(
+            "_version", None
+        )  # their name of `_known_version`, for which modules have another use
         if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
             raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
-        self._version = _version(self.buckets)
+        self._known_version = _version(self.buckets)
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.num_labels, self.num_buckets, self.num_repetitions
@@ -489,6 +542,10 @@ class LabelHash:
             CollisionWarning,
             stacklevel=3,
         )
+
+
+def _as_tensor(fingerprint: str) -> torch.Tensor:  # uint8, which every way to keep a state_dict takes
+    return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
 
 
 def _version(t: torch.Tensor) -> int:

@@ -89,7 +89,7 @@ class MACH(nn.Module):
         (3, 5)
     """
 
-    hash_fingerprint: Tensor
+    hash: LabelHash  # of the state_dict its fingerprint: weights mean nothing without it
     logit_adjustment: Tensor
 
     def __init__(
@@ -124,9 +124,6 @@ class MACH(nn.Module):
         self.feature_dropout = feature_dropout
         self.hidden_dropout = hidden_dropout
         self.hash = LabelHash(num_labels, num_buckets, num_repetitions, seed) if hash is None else hash
-        # Part of the state_dict: weights mean nothing without the label hash they were trained for.
-        fingerprint = torch.frombuffer(bytearray(self.hash.fingerprint().encode()), dtype=torch.uint8)
-        self.register_buffer("hash_fingerprint", fingerprint)
         # Files kept with the model, by name: what `save` writes beside the weights and `load` brings back.
         self.attachments: dict[str, bytes] = {}
         shape = (self.hash.num_labels, self.hash.num_buckets, self.hash.num_repetitions)
@@ -150,6 +147,12 @@ class MACH(nn.Module):
         self.bucket_bias = nn.Parameter(torch.empty(R, B))
         self.register_buffer("logit_adjustment", torch.zeros(R, B))
         self.reset_parameters()
+
+    @property
+    def hash_fingerprint(self) -> Tensor:
+        """Which label hash the weights are for, as uint8."""
+        fingerprint: Tensor = self.hash.state_dict()["fingerprint"]
+        return fingerprint
 
     @property
     def num_labels(self) -> int:
@@ -198,8 +201,12 @@ class MACH(nn.Module):
                 )
 
     def _apply(self, fn: Any, recurse: bool = True) -> MACH:
-        super()._apply(fn, recurse)
-        self.hash = self.hash.to(self.bucket_bias.device)
+        for child in self.children() if recurse else ():
+            if child is not self.hash:  # which other models may share
+                child._apply(fn)
+        super()._apply(fn, recurse=False)
+        if not self.bucket_bias.is_meta:
+            self.hash = self.hash.to(self.bucket_bias.device)
         return self
 
     def _load_from_state_dict(
@@ -207,11 +214,11 @@ class MACH(nn.Module):
         missing: list[str], unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         """Refuses weights of another label hash before anything is copied."""
-        theirs = state_dict.get(f"{prefix}hash_fingerprint")
-        if theirs is not None and not torch.equal(theirs.cpu(), self.hash_fingerprint.cpu()):
-            name = bytes(theirs.tolist()).decode(errors="replace")
-            errors.append(f"the weights are of label hash {name}, this model has {self.hash.fingerprint()}")
-            return
+        key = f"{prefix}hash.fingerprint"
+        if (former := state_dict.pop(f"{prefix}hash_fingerprint", None)) is not None:  # its former name
+            state_dict.setdefault(key, former)
+        if key in state_dict and self.hash.fingerprint_fault(state_dict[key]):
+            return  # The hash, which is asked next, says what is wrong.
         bias = state_dict.get(f"{prefix}bucket_bias")
         if bias is not None:  # of before there was an adjustment, or without one
             state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(bias))
@@ -219,7 +226,7 @@ class MACH(nn.Module):
 
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
         """`load_state_dict` of the parameters alone, already known to be of this label hash."""
-        self.load_state_dict({**tensors, "hash_fingerprint": self.hash_fingerprint}, assign=assign)
+        self.load_state_dict(tensors, assign=assign)
 
     def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:
         """Ranks by score - tau * log(n + 1), n being how many training documents a label has.

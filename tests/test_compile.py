@@ -140,3 +140,20 @@ def test_each_hash_decodes_by_its_own_index():
     for seed in (0, 1, 0):
         hash = LabelHash(30_000, 512, 8, seed)
         assert torch.equal(compiled(scores, hash, 5)[1], F.merge_topk(scores, hash, 5)[1])
+
+
+class OwnModel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hash = LabelHash(L, B, R, seed=2)
+        self.layer = torch.nn.Linear(3, R * B)
+
+    def forward(self, x):
+        return F.merge_topk(self.layer(x).unflatten(1, (R, B)), self.hash, 2)
+
+
+@pytest.mark.filterwarnings("ignore::mach_ext.hashing.CollisionWarning")
+def test_a_module_with_a_hash_in_it():
+    model, x = OwnModel(), torch.rand(4, 3)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(x), model(x), strict=True))

@@ -9,16 +9,19 @@ import itertools
 import json
 import math
 import pickle
+import re
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import mach_ext
 import mach_ext.hashing as hashing
 from mach_ext import _reference
 from mach_ext.hashing import CollisionWarning, LabelHash
@@ -486,6 +489,9 @@ def test_cuda():
     assert moved.to("cuda") is moved
     assert moved.to("cpu") == moved == LabelHash.from_buckets(moved.buckets, num_buckets=50)
     assert moved.diagnostics() == hash.diagnostics()
+    module = torch.nn.Sequential(hash, torch.nn.Linear(2, 2)).to("cuda")
+    assert module[0] is hash
+    assert hash.buckets.is_cuda
 
 
 def test_made_on_the_cpu_whatever_the_default_device():
@@ -598,3 +604,116 @@ def test_spread_leaves_empty_buckets_at_zero_and_refuses():
     ):
         with pytest.raises(ValueError, match=f"LabelHash.spread: {message}"):
             hash.spread(values, weights)
+
+
+# Part of a module
+
+
+class OwnModel(torch.nn.Module):
+    def __init__(self, hash):
+        super().__init__()
+        self.hash = hash
+        self.layer = torch.nn.Linear(3, hash.num_repetitions * hash.num_buckets)
+
+    def forward(self, x):
+        logits = self.layer(x).unflatten(1, (self.hash.num_repetitions, self.hash.num_buckets))
+        return mach_ext.functional.merge_topk(logits, self.hash, 2)
+
+
+TABLE = [[0, 1, 2, 2], [2, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (LabelHash(100, 50, 8, seed=1), LabelHash(100, 50, 8, seed=0)),
+        (LabelHash(100, 50, 8, seed=1), LabelHash(101, 50, 8, seed=1)),
+        (LabelHash.from_buckets(TABLE), LabelHash.from_buckets(TABLE[::-1])),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+def test_weights_of_another_hash_are_refused(ours, theirs, strict, assign):
+    model = OwnModel(ours)
+    nested, other = torch.nn.Sequential(model), torch.nn.Sequential(OwnModel(theirs))
+    match = re.escape(
+        f"0.hash.fingerprint: the weights are of label hash {theirs.fingerprint()}, "
+        f"this model has {ours.fingerprint()}"
+    )
+    with pytest.raises(RuntimeError, match=match):
+        nested.load_state_dict(other.state_dict(), strict=strict, assign=assign)
+    nested.load_state_dict(torch.nn.Sequential(OwnModel(copy.deepcopy(ours))).state_dict(), strict=strict)
+
+
+def test_state_passes_through_files(tmp_path):
+    model, twin = OwnModel(LabelHash(100, 50, 8)), OwnModel(LabelHash(100, 50, 8))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    assert twin.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True)) == ([], [])
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    assert safetensors.torch.load_model(twin, tmp_path / "model.safetensors") == (set(), [])
+    assert torch.equal(twin.layer.weight, model.layer.weight)
+    with pytest.raises(RuntimeError, match="the weights are of label hash"):
+        safetensors.torch.load_model(OwnModel(LabelHash(100, 50, 8, seed=5)), tmp_path / "model.safetensors")
+
+
+def test_state_of_before_hashes_had_one_is_taken():
+    model = OwnModel(LabelHash(100, 50, 8))
+    former = {name: tensor for name, tensor in model.state_dict().items() if "fingerprint" not in name}
+    assert OwnModel(LabelHash(100, 50, 8)).load_state_dict(former) == ([], [])
+    model, wrong = mach_ext.MACH(9, 30, 8, 8, hidden_size=4), mach_ext.MACH(9, 30, 8, 8, 4, seed=1)
+    former = dict(model.state_dict())
+    former["hash_fingerprint"] = former.pop("hash.fingerprint")
+    mach_ext.MACH(9, 30, 8, 8, hidden_size=4).load_state_dict(former)
+    before = copy.deepcopy(wrong.state_dict())
+    with pytest.raises(RuntimeError, match="the weights are of label hash L=30 B=8 R=8 seed=0, this m"):
+        wrong.load_state_dict(former)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wrong.state_dict().items())
+
+
+def test_state_of_a_hash_alone():
+    hash = LabelHash(100, 50, 8)
+    assert list(hash.state_dict()) == ["fingerprint"]
+    hash.load_state_dict(hash.state_dict())
+    with pytest.raises(RuntimeError, match=r'Unexpected key.* "weight"'):
+        hash.load_state_dict({**hash.state_dict(), "weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("state", ["text", torch.tensor(3.0), torch.full((70,), 255, dtype=torch.uint8)])
+def test_damaged_state_is_refused(state):
+    with pytest.raises(RuntimeError, match="fingerprint: the weights are of label hash"):
+        LabelHash(100, 50, 8).load_state_dict({"fingerprint": state})
+
+
+def test_holds_nothing_that_is_trained_sent_or_cast():
+    hash = LabelHash(100, 50, 8)
+    model = OwnModel(hash)
+    assert not list(hash.parameters()) + list(hash.buffers())
+    before = hash.buckets
+    model.half().double().float().share_memory().train().eval()
+    assert model.hash is hash
+    assert hash.buckets is before
+    model.to("meta").to_empty(device="cpu")
+    assert torch.equal(hash.buckets, LabelHash(100, 50, 8).buckets)
+    hash.check_buckets()
+    assert repr(model).count("(hash): LabelHash(num_labels=100, num_buckets=50,") == 1
+
+
+def test_models_may_share_a_hash():
+    hash = LabelHash(30, 8, 8)
+    first = mach_ext.MACH(9, 30, 8, 8, hidden_size=4, hash=hash)
+    second = mach_ext.MACH(9, 30, 8, 8, hidden_size=4, hash=hash)
+    first.to("meta")
+    assert second.hash is hash
+    assert hash.buckets.device.type == "cpu"
+
+
+def test_pickles_of_before_it_was_a_module():
+    hash = LabelHash(100, 50, 8)
+    module = set(torch.nn.Module().__dict__)
+    state = {name: value for name, value in hash.__dict__.items() if name not in module}
+    state["_version"] = state.pop("_known_version")
+    former = LabelHash.__new__(LabelHash)
+    former.__setstate__(state)
+    assert former == hash
+    former.check_buckets()
+    OwnModel(former).load_state_dict(OwnModel(hash).state_dict())

@@ -37,7 +37,7 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
 from mach_ext.metrics import KS, without_filtered
-from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, evaluating, predict_batch
+from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, predict_batch
 
 __all__ = [
     "FGSM",
@@ -345,7 +345,7 @@ class _Layer:
         return _ops.sparse_linear_grad_values(gradient, indices, indptr, self.weight)
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
-        return self.model.encode_hidden(first.flatten(1).relu())
+        return self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
 
     def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
         if self.model.is_linear:
@@ -360,7 +360,8 @@ class _Layer:
 
     def losses(self, first: Tensor, goal: _Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Losses [N] float64, to be raised, and their gradient to the first layer [N, C, M]."""
-        with torch.enable_grad():
+        # The weights are of now: a step that another thread takes meanwhile is no fault of this gradient.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             leaf = first.detach().requires_grad_(gradient)
             last = leaf if self.model.is_linear else self.hidden(leaf)
             if goal.pairs is not None:
@@ -405,6 +406,10 @@ class _Layer:
         loss = (scores[:, 0] - scores[:, 1]) * goal.active
         found = torch.autograd.grad(loss.sum(), leaf)[0] if gradient else None
         return loss.detach().double(), found
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
 
 
 @dataclass
@@ -585,7 +590,7 @@ class Perturbation:
         if layer.model.is_linear:
             raise ValueError("Perturbation.hidden: linear MACH (hidden_size=0) has no hidden layer")
         none = torch.empty(0, *layer.shape, dtype=layer.dtype, device=layer.device)
-        with evaluating(layer.model):
+        with torch.no_grad():
             parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
             return torch.cat(parts or [layer.hidden(none)])
 
@@ -598,7 +603,7 @@ class Perturbation:
         k = checked_k("Perturbation.predict", k, layer.model.num_labels)
         N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
-        with evaluating(layer.model):
+        with torch.no_grad():
             for batch in self._batches:
                 first = self._first(layer, batch)
                 for begin in range(0, len(first), some):
@@ -825,7 +830,7 @@ class _Attack:
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
         batches: list[list[_Batch]] = [[] for _ in grid]
-        with evaluating(self.model):
+        with torch.no_grad():
             for start in range(0, X.shape[0], self.batch_size):
                 rows = slice(start, min(X.shape[0], start + self.batch_size))
                 x, indices, indptr = self._tensors(X[rows])

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext.data import check_csr, json_line, name_key
-from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
+from mach_ext.nn import MACH, MODEL_MERGES, checked_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -408,7 +408,7 @@ class _Path:
     def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
         """Of document and baseline, by the model's own operators on the labels' part of its weights."""
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
-        with evaluating(self.model):
+        with torch.no_grad():
             logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
             return F.merge_repetitions(logits if transform is None else transform(logits), merge).T
 
@@ -503,7 +503,7 @@ class _HiddenPath(_Path):
     @functools.cached_property
     def _hidden(self) -> Tensor:
         both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
-        return self.model.encode(*_tensors(self.model, both), validate=False)
+        return self.model.encode(*_tensors(self.model, both), validate=False, dropout=False)
 
     def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
         return pulled @ self.step.flatten()
@@ -987,8 +987,8 @@ class _Decoded(NamedTuple):
 def _decode_one(op: str, model: MACH, X: Any, k: int | None) -> _Decoded:
     path, k = _path(op, model, X, None), checked_k(op, k, model.num_labels)
     transform, merge = MODEL_MERGES[model.merge]
-    with evaluating(model):
-        logits = model(*_tensors(model, path.document))
+    with torch.no_grad():
+        logits = model(*_tensors(model, path.document), dropout=False)
         votes = logits if transform is None else transform(logits)
         scores, best = F.merge_topk(votes, model.hash, min(k + 1, model.num_labels), merge)
     return _Decoded(
@@ -1006,11 +1006,10 @@ def _merged(model: MACH, logits: NDArray[np.float64]) -> float:
 def _own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.float64]:  # [N, m]
     """Scores of some labels by the model's own merge."""
     asked = torch.from_numpy(labels).to(model.bucket_bias.device)
-    with evaluating(model):
-        scores: NDArray[np.float64] = (
-            model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
-        )
-    return scores
+    with torch.no_grad():
+        scores = model.label_scores(*_tensors(model, X), asked, "model", dropout=False)
+    found: NDArray[np.float64] = scores.double().cpu().numpy()
+    return found
 
 
 def _rival(label: int, best: NDArray[np.int64], k: int) -> int:

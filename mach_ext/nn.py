@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ _FORMATS = (1, 2, 3)
 STEP = 0.5
 _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
+# Whether to drop: None, as the module's mode says; False, not; True; or drawn by a generator of one's own.
+Dropout: TypeAlias = bool | torch.Generator | None
 _SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
 
 
@@ -284,12 +286,16 @@ class MACH(nn.Module):
         *,
         sparse_grad: bool = False,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, H] or, with independent encoders, [N, R, H]
-        """Hidden units that the bucket classifiers take. Not for linear MACH, which has none."""
+        """Hidden units that the bucket classifiers take. Not for linear MACH, which has none.
+
+        Arguments as in `forward`.
+        """
         if self.is_linear:
             raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
         hidden = F.sparse_linear(
-            self.drop_features(values),
+            self.drop_features(values, dropout=dropout),
             indices,
             indptr,
             self.encoder_weight,
@@ -298,18 +304,18 @@ class MACH(nn.Module):
             sparse_grad,
             validate=validate,
         )
-        return self.encode_hidden(hidden)
+        return self.encode_hidden(hidden, dropout=dropout)
 
-    def encode_hidden(self, hidden: Tensor) -> Tensor:
+    def encode_hidden(self, hidden: Tensor, *, dropout: Dropout = None) -> Tensor:
         """What `encode` does behind its sparse layer [N, H] or [N, R * H]: dropout, a second layer."""
         if self.encoder == "independent":
             hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
-        hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+        hidden = self._drop(hidden, self.hidden_dropout, dropout)
         if len(self.hidden_sizes) == 2:
             hidden = F.bucket_logits(hidden, self.hidden_weight, self.hidden_bias).relu()
             if self.encoder == "shared":
                 hidden = hidden.squeeze(1)
-            hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+            hidden = self._drop(hidden, self.hidden_dropout, dropout)
         return hidden
 
     def forward(
@@ -317,21 +323,51 @@ class MACH(nn.Module):
         values: Tensor,  # [nnz]
         indices: Tensor,  # [nnz]
         indptr: Tensor,  # [N + 1]
+        label_indices: Tensor | None = None,  # [label nnz]
+        label_indptr: Tensor | None = None,  # [N + 1]
         *,
         sparse_grad: bool = False,
         validate: bool = True,
-    ) -> Tensor:  # [N, R, B]
-        """Bucket logits of a batch of documents in CSR form.
+        dropout: Dropout = None,
+    ) -> Tensor:  # [N, R, B]; with labels the loss, a scalar
+        """Bucket logits of a batch of documents in CSR form; with their labels, the training loss.
 
-        Errors and options as in `mach_ext.functional.sparse_linear`.
+        The loss is that of `loss`. A wrapper that wants training to go through `forward`, such as
+        DistributedDataParallel, is called with the labels.
+
+        Args:
+            values, indices, indptr: Documents in CSR form.
+            label_indices, label_indptr: Labels of each document in CSR form; both or neither.
+            sparse_grad: True: the weight that takes the documents gets a gradient of the rows that occur, a
+                sparse tensor, for `mach_ext.optim` and `torch.optim.SparseAdam`. False: a dense one, which
+                every optimiser and wrapper takes.
+            validate: As in `mach_ext.functional.sparse_linear`.
+            dropout: None: in training mode. False: none; True: in any mode; a `torch.Generator` on the
+                model's device: in any mode, drawn by it, so that the global generator is left alone.
+
+        Raises:
+            TypeError, ValueError: As in `mach_ext.functional.sparse_linear` and `bucket_bce`; labels by half.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+            >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])
+            >>> Y = torch.tensor([7]), torch.tensor([0, 1])
+            >>> model(*X).shape, model(*X, *Y).shape
+            (torch.Size([1, 8, 8]), torch.Size([]))
         """
         X = (values, indices, indptr)
+        if label_indices is not None or label_indptr is not None:
+            if label_indices is None or label_indptr is None:
+                raise ValueError("MACH: label_indices and label_indptr must be given together")
+            Y = (label_indices, label_indptr)
+            return self.loss(*X, *Y, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.bucket_forward(
                 *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad, validate=validate
             )
-        hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate)
+        hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias)
 
     def loss(
@@ -342,19 +378,21 @@ class MACH(nn.Module):
         label_indices: Tensor,  # [label nnz]
         label_indptr: Tensor,  # [N + 1]
         *,
-        sparse_grad: bool = True,
+        sparse_grad: bool = False,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # scalar
         """Training loss (`mach_ext.functional.bucket_bce`); never holds [N, R, B].
 
-        With `sparse_grad` the weight that takes the documents gets a row-sparse gradient, as `mach_ext.optim`
-        wants it.
+        Arguments as in `forward`.
         """
         weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.linear_bucket_bce(*X, weight, bias, *labels, self.hash, sparse_grad, validate=validate)
-        hidden = self.encode(values, indices, indptr, sparse_grad=sparse_grad, validate=validate)
+        hidden = self.encode(
+            values, indices, indptr, sparse_grad=sparse_grad, validate=validate, dropout=dropout
+        )
         return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
 
     def label_logits(
@@ -365,13 +403,17 @@ class MACH(nn.Module):
         labels: Tensor,  # [m] or [N, m]
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, m, R]
-        """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed."""
+        """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed.
+
+        `validate` and `dropout` as in `forward`.
+        """
         weight, bias = self.bucket_weight, self.bucket_bias
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.linear_label_logits(*X, weight, bias, self.hash, labels, validate=validate)
-        hidden = self.encode(values, indices, indptr, validate=validate)
+        hidden = self.encode(values, indices, indptr, validate=validate, dropout=dropout)
         return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
 
     def label_scores(
@@ -383,6 +425,7 @@ class MACH(nn.Module):
         score: str = "logit",
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, m]
         """Scores of chosen labels, differentiable to the documents' values and to the parameters.
 
@@ -390,11 +433,11 @@ class MACH(nn.Module):
             values, indices, indptr: Documents in CSR form.
             labels: [m], the same for every document, or [N, m].
             score: "logit": mean of the R bucket logits; "model": by the model's own merge.
-            validate: As in `mach_ext.functional.sparse_linear`.
+            validate, dropout: As in `forward`.
         """
         if score not in ("logit", "model"):
             raise ValueError(f'MACH.label_scores: score must be "logit" or "model", got {score!r}')
-        logits = self.label_logits(values, indices, indptr, labels, validate=validate)
+        logits = self.label_logits(values, indices, indptr, labels, validate=validate, dropout=dropout)
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return F.merge_repetitions(logits if transform is None else transform(logits), merge)
 
@@ -406,16 +449,23 @@ class MACH(nn.Module):
         k: int,
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> tuple[Tensor, Tensor]:  # scores [N, k], labels [N, k]
-        """The k best labels of each document by the model's merge, exactly; one batch, differentiable."""
-        logits = self(values, indices, indptr, validate=validate)
+        """The k best labels of each document by the model's merge, exactly; one batch, differentiable.
+
+        `validate` and `dropout` as in `forward`.
+        """
+        logits = self(values, indices, indptr, validate=validate, dropout=dropout)
         transform, merge = MODEL_MERGES[self.merge]
         return F.merge_topk(logits if transform is None else transform(logits), self.hash, k, merge)
 
     def predict(
         self, X: Any, k: int | None = None, batch_size: int | None = None
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """The k best labels of each document of a SciPy CSR matrix: eval mode, no gradients, in batches.
+        """The k best labels of each document of a SciPy CSR matrix: no dropout, no gradients, in batches.
+
+        Neither the model's mode nor any other state is touched. Threads may call it at the same time, also
+        beside one that trains the model.
 
         Args:
             X: [N, D], any SciPy sparse matrix; duplicates are summed, NaN and infinities refused.
@@ -440,24 +490,31 @@ class MACH(nn.Module):
         N = X.shape[0]
         scores = np.empty((N, k), np.float32)
         labels = np.empty((N, k), np.int64)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
-                batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
-                for start, values, indices, indptr in batches:
-                    if self.bucket_weight.dtype == torch.float64:
-                        values = values.double()
-                    best, ids = self.topk(values, indices, indptr, k, validate=False)
-                    scores[start : start + batch_size] = best.cpu().numpy()
-                    labels[start : start + batch_size] = ids.cpu().numpy()
-        finally:
-            self.train(was_training)
+        with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
+            batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
+            for start, values, indices, indptr in batches:
+                if self.bucket_weight.dtype == torch.float64:
+                    values = values.double()
+                best, ids = self.topk(values, indices, indptr, k, validate=False, dropout=False)
+                scores[start : start + batch_size] = best.cpu().numpy()
+                labels[start : start + batch_size] = ids.cpu().numpy()
         return scores, labels
 
-    def drop_features(self, values: Tensor) -> Tensor:
-        """Feature dropout, in training."""
-        return nn.functional.dropout(values, self.feature_dropout, self.training)
+    def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
+        """Feature dropout of values [nnz]; `dropout` as in `forward`."""
+        return self._drop(values, self.feature_dropout, dropout)
+
+    def _drop(self, t: Tensor, p: float, dropout: Dropout) -> Tensor:
+        if isinstance(dropout, torch.Generator):
+            if p == 0:
+                return t
+            # On the CPU the bits of nn.functional.dropout, had the global generator this state.
+            kept = torch.empty_like(t).bernoulli_(1 - p, generator=dropout)
+            return t * kept.div_(1 - p)
+        if not (dropout is None or isinstance(dropout, bool)):
+            kind = type(dropout).__name__
+            raise TypeError(f"MACH: dropout must be None, a bool or a torch.Generator, got {kind}")
+        return nn.functional.dropout(t, p, self.training if dropout is None else dropout)
 
     # -------------------------------------------------------------------------------------- model folder
 
@@ -606,18 +663,6 @@ def checked_k(op: str, k: int | None, num_labels: int, least: int = 1) -> int:
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
     """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
-
-
-@contextlib.contextmanager
-def evaluating(model: MACH) -> Iterator[None]:
-    """Eval mode, no gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 @contextlib.contextmanager

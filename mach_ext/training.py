@@ -40,8 +40,8 @@ from mach_ext.data import (
     row_lengths,
     write_json,
 )
-from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
+from mach_ext.hashing import LabelHash, collisions_known
+from mach_ext.nn import MACH, Dropout, load, memory_advice, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -541,13 +541,12 @@ class _Run:
             self.model.set_logit_adjustment(0)
         if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
             self.checkpoint()
-        gpus = [self.device] if self.device.type == "cuda" else []
         advice = "lower batch_size, num_buckets or hidden_size"
         if self.model.is_linear:
             advice = "lower repetitions_at_a_time, batch_size or num_buckets"
         with (
             _finish_step_on_interrupt() as interrupted,
-            torch.random.fork_rng(devices=gpus),
+            self._generator_kept(),
             memory_advice("fit", advice, self.model),
         ):
             last_checkpoint = time.monotonic()
@@ -584,8 +583,7 @@ class _Run:
             last = min(first + together, R)
             if self.progress:
                 tqdm.write(f"repetitions {first + 1} to {last} of {R}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CollisionWarning)  # a few repetitions alone do collide
+            with collisions_known():  # a few repetitions alone do collide
                 part = _some_repetitions(self.model, first, last)
                 folder = None if self.folder is None else self.folder / f"repetitions-{first}"
                 run = _Run(part, settings, self.X, self.Y, None, folder, self.resuming, self.progress)
@@ -634,13 +632,30 @@ class _Run:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * left
         # Dropout of step t depends on (seed, t) alone.
-        torch.manual_seed(
+        self._seed_dropout(
             int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         )
         value = self._linear_step(*batch[:5]) if self.model.is_linear else self._hidden_step(*batch[:5])
         state.batch += 1
         state.loss_sum += value * len(batch.rows)
         state.documents += len(batch.rows)
+
+    def _seed_dropout(self, seed: int) -> None:
+        """On the CPU dropout has a generator of its own, so that threads that draw meanwhile change nothing.
+
+        On a GPU PyTorch's own dropout, faster and leaner, is for the global generators alone.
+        """
+        self._dropout: Dropout = True
+        if self.device.type == "cuda":
+            torch.manual_seed(seed)
+        else:
+            self._dropout = torch.Generator(self.device).manual_seed(seed)
+
+    def _generator_kept(self) -> contextlib.AbstractContextManager[Any]:
+        """Brings back the state of the global generators, where a run draws from them."""
+        if self.device.type == "cuda":
+            return torch.random.fork_rng(devices=[self.device])
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def _linear_step(
@@ -655,7 +670,7 @@ class _Run:
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(indptr) - 1, model.num_repetitions
-        values = model.drop_features(values)
+        values = model.drop_features(values, dropout=self._dropout)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         total: float | Tensor = 0.0
@@ -686,14 +701,14 @@ class _Run:
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(indptr) - 1, model.num_repetitions
-        values = model.drop_features(values)
+        values = model.drop_features(values, dropout=self._dropout)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         with torch.no_grad():
             rounded = self._rounded_rows(model.encoder_weight)
             first = _ops.sparse_linear(values, indices, indptr, rounded, model.encoder_bias, True, order)
         first.requires_grad_()
-        encoded = model.encode_hidden(first)
+        encoded = model.encode_hidden(first, dropout=self._dropout)
         hidden = encoded.detach()  # [N, H] or [N, R, H]
         total: float | Tensor = 0.0
         optimizer.zero_grad()
@@ -856,8 +871,7 @@ class _Run:
         if self.folder is not None:
             if self.state.best_epoch is None:  # no epoch at all: the model as it came
                 self.model.save(self.folder)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CollisionWarning)  # said when the model was made
+            with collisions_known():  # said when the model was made
                 self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
         elif self.best_weights is not None:

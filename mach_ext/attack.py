@@ -37,7 +37,16 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
 from mach_ext.metrics import KS, without_filtered
-from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, predict_batch
+from mach_ext.nn import (
+    MACH,
+    MODEL_MERGES,
+    USUAL_K,
+    check_parameters,
+    check_scores,
+    checked_k,
+    evaluating,
+    predict_batch,
+)
 
 __all__ = [
     "FGSM",
@@ -322,7 +331,8 @@ def _first_of_rows(order: Tensor, rows: Tensor, N: int) -> Tensor:
 class _Layer:
     """A model's first layer, and losses of documents as functions of what it gives."""
 
-    def __init__(self, model: MACH) -> None:
+    def __init__(self, op: str, model: MACH) -> None:
+        check_parameters(op, model)
         self.model, self.device = model, model.bucket_bias.device
         linear = model.is_linear
         weight, bias = (
@@ -438,9 +448,10 @@ class _Direction:
             return torch.randn(shape, generator=generator, device=self.layer.device, dtype=dtype)
         weight = self.layer.weight[:, begin:end].to(self.layer.dtype)
         out = None if buffer is None else buffer[: self.N * (end - begin)].view(self.N, -1)
-        tile = torch.mm(self.gradient[:, 0], weight[0].T, out=out)
-        for c in range(1, len(weight)):
-            tile.addmm_(self.gradient[:, c], weight[c].T)
+        with F.own_precision(self.layer.device):
+            tile = torch.mm(self.gradient[:, 0], weight[0].T, out=out)
+            for c in range(1, len(weight)):
+                tile.addmm_(self.gradient[:, c], weight[c].T)
         return tile
 
     @property
@@ -582,7 +593,7 @@ class Perturbation:
             raise ValueError(
                 f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_features}"
             )
-        return _Layer(model)
+        return _Layer("Perturbation", model)
 
     def hidden(self, model: MACH | None = None) -> Tensor:
         """Hidden units of the adversarial documents that the bucket classifiers take, [N, H] or [N, R, H]."""
@@ -590,7 +601,7 @@ class Perturbation:
         if layer.model.is_linear:
             raise ValueError("Perturbation.hidden: linear MACH (hidden_size=0) has no hidden layer")
         none = torch.empty(0, *layer.shape, dtype=layer.dtype, device=layer.device)
-        with torch.no_grad():
+        with evaluating(layer.model):
             parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
             return torch.cat(parts or [layer.hidden(none)])
 
@@ -603,11 +614,12 @@ class Perturbation:
         k = checked_k("Perturbation.predict", k, layer.model.num_labels)
         N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
-        with torch.no_grad():
+        with evaluating(layer.model):
             for batch in self._batches:
                 first = self._first(layer, batch)
                 for begin in range(0, len(first), some):
                     best, ids = layer.topk(first[begin : begin + some], k)
+                    check_scores("Perturbation.predict", layer.model, best)
                     at = slice(batch.start + begin, batch.start + begin + len(ids))
                     scores[at], labels[at] = best.cpu().numpy(), ids.cpu().numpy()
         return scores, labels
@@ -786,7 +798,7 @@ class _Attack:
         self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
         self.k = _goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
-        self._layer = _Layer(model)
+        self._layer = _Layer(op, model)
         C, M = self._layer.shape
         self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
         self._check_threat(op)
@@ -830,7 +842,7 @@ class _Attack:
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
         batches: list[list[_Batch]] = [[] for _ in grid]
-        with torch.no_grad():
+        with evaluating(self.model):
             for start in range(0, X.shape[0], self.batch_size):
                 rows = slice(start, min(X.shape[0], start + self.batch_size))
                 x, indices, indptr = self._tensors(X[rows])

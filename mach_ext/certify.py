@@ -46,7 +46,7 @@ from tqdm import tqdm
 from mach_ext import functional as F
 from mach_ext.attack import L1, L2, Delete, Dense, Insert, ThreatModel, _below, threat_model
 from mach_ext.data import check_csr, check_labels
-from mach_ext.nn import MACH, MODEL_MERGES, checked_k
+from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
 
 __all__ = ["Certificate", "certify", "check", "margin_bounds"]
 
@@ -835,7 +835,7 @@ def certify(
     for n in range(len(labels)):
         correct[n] = np.isin(labels[n], Y[n].indices)
 
-    with torch.no_grad():
+    with evaluating(model):
         bounds = _Model(model, threat)
         overtakers = np.full((len(grid), *labels.shape), k)
         attained = np.broadcast_to(np.arange(k), overtakers.shape).copy()
@@ -887,7 +887,7 @@ def margin_bounds(
     if pairs.size and not (pairs.min() >= 0 and pairs.max() < model.num_labels):
         raise ValueError(f"{op}: pairs must be labels in [0, L={model.num_labels}), got {pairs.max()}")
     result = np.empty(len(pairs))
-    with torch.no_grad():
+    with evaluating(model):
         bounds = _Model(model, threat)
         for local in bounds.forms(X, range(X.shape[0]), float(epsilon)):
             t, other = pairs[local.n].tolist()

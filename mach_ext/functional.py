@@ -7,8 +7,8 @@ leaves that out, as do CUDA tensors and `torch.compile`; kernels stay inside the
 an out-of-range index gives NaN, not a plausible number.
 
 Autocast changes nothing here: products are in the dtype of the weights, in the forward and in the backward
-pass. Hidden units and bucket scores in bfloat16 or float16, as a layer under autocast gives them, are widened;
-their gradients come back in their own dtype.
+pass. Hidden units and bucket scores in bfloat16 or float16, as a layer under autocast gives them, are
+widened. Their gradients come back in their own dtype.
 
 Notation: N documents, D features, L labels, R repetitions, B buckets, H hidden units, k top-k.
 """
@@ -500,7 +500,7 @@ def _first_order(backward: Any) -> Any:
     return checked
 
 
-def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Matrix products in their arguments' own dtype: what follows wants it, autocast or not."""
     if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -607,7 +607,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with _own_precision(hidden.device):
+    with own_precision(hidden.device):
         if bias is None:
             return torch.bmm(hidden, weight)
         return torch.baddbmm(bias.unsqueeze(1), hidden, weight)
@@ -629,7 +629,7 @@ class _BucketLogits(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         hidden, weight = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
-        with _own_precision(grad.device):
+        with own_precision(grad.device):
             return (
                 torch.bmm(grad, weight.mT) if needs_hidden else None,
                 torch.bmm(hidden.mT, grad) if needs_weight else None,
@@ -643,14 +643,14 @@ class _WideningLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight)
-        with _own_precision(hidden.device):
+        with own_precision(hidden.device):
             return torch.stack([h @ w.to(h.dtype) for h, w in zip(hidden, weight, strict=True)])
 
     @staticmethod
     @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
-        with _own_precision(grad.device):
+        with own_precision(grad.device):
             return torch.stack([g @ w.to(g.dtype).T for g, w in zip(grad, weight, strict=True)]), None
 
 
@@ -686,13 +686,13 @@ class _BucketBCE(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float64)
         for r in range(R):
             h = hidden if shared else hidden[:, r]  # [N, H]
-            with _own_precision(hidden.device):
+            with own_precision(hidden.device):
                 z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
             # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
             row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / R, any(needs))
             loss += row.sum()
             # z now holds its own gradient.
-            with _own_precision(hidden.device):
+            with own_precision(hidden.device):
                 if grad_hidden is not None:
                     (grad_hidden if shared else grad_hidden[:, r]).addmm_(z, weight[r].T)
                 if grad_weight is not None:

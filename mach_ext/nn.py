@@ -8,6 +8,8 @@ import json
 import math
 import os
 import re
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +20,8 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from mach_ext import compression
 from mach_ext import functional as F
@@ -51,7 +55,26 @@ _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a s
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 # Whether to drop: None, as the module's mode says; False, not; True; or drawn by a generator of one's own.
 Dropout: TypeAlias = bool | torch.Generator | None
+_DROPPED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
+
+
+# The wrappers of this process, and the models that have said that a loss went past theirs.
+_WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
+    if isinstance(module, DistributedDataParallel):
+        _WRAPPERS.add(module)
+
+
+register_module_module_registration_hook(_note_wrapper)
 
 
 class MACH(nn.Module):
@@ -384,8 +407,14 @@ class MACH(nn.Module):
     ) -> Tensor:  # scalar
         """Training loss (`mach_ext.functional.bucket_bce`); never holds [N, R, B].
 
-        Arguments as in `forward`.
+        Arguments as in `forward`. Under DistributedDataParallel call the wrapper with the labels, which
+        returns this loss: gradients of what goes past the wrapper are not averaged.
+
+        Warns:
+            UserWarning: The model is wrapped by DistributedDataParallel, and the call went past it.
         """
+        if not torch.compiler.is_compiling() and _is_distributed():
+            self._check_distributed(sparse_grad)
         weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
@@ -394,6 +423,27 @@ class MACH(nn.Module):
             values, indices, indptr, sparse_grad=sparse_grad, validate=validate, dropout=dropout
         )
         return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
+
+    def _check_distributed(self, sparse_grad: bool) -> None:
+        """Says, once, that a loss goes past the wrapper that would average its gradients."""
+        if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())):
+            return
+        wrappers = [wrapper for wrapper in _WRAPPERS if any(self is part for part in wrapper.modules())]
+        if not wrappers:
+            return
+        if getattr(DistributedDataParallel, "_active_ddp_module", None) in wrappers:
+            if sparse_grad:
+                raise ValueError(
+                    "MACH: DistributedDataParallel averages dense gradients, got sparse_grad=True"
+                )
+        elif self not in _WARNED:
+            _WARNED.add(self)
+            warnings.warn(
+                "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
+                "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
+                "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
+                stacklevel=3,
+            )
 
     def label_logits(
         self,
@@ -478,7 +528,8 @@ class MACH(nn.Module):
             model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
-            TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
+            TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range; NaN
+                or infinite parameters have made scores NaN or infinite.
         """
         X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
         if X.shape[1] != self.num_features:
@@ -496,6 +547,7 @@ class MACH(nn.Module):
                 if self.bucket_weight.dtype == torch.float64:
                     values = values.double()
                 best, ids = self.topk(values, indices, indptr, k, validate=False, dropout=False)
+                check_scores("MACH.predict", self, best)
                 scores[start : start + batch_size] = best.cpu().numpy()
                 labels[start : start + batch_size] = ids.cpu().numpy()
         return scores, labels
@@ -505,6 +557,8 @@ class MACH(nn.Module):
         return self._drop(values, self.feature_dropout, dropout)
 
     def _drop(self, t: Tensor, p: float, dropout: Dropout) -> Tensor:
+        if t.dtype not in _DROPPED:  # which operators refuse
+            return t
         if isinstance(dropout, torch.Generator):
             if p == 0:
                 return t
@@ -660,9 +714,41 @@ def checked_k(op: str, k: int | None, num_labels: int, least: int = 1) -> int:
     return k
 
 
+def check_scores(op: str, model: MACH, scores: Tensor) -> None:
+    """Refuses scores that parameters which are NaN or infinite have made NaN or infinite.
+
+    Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
+    """
+    if bool((scores < math.inf).all()):
+        return
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{op}: the model's {name} must be finite, got "
+                f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"
+            )
+
+
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
     """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
+
+
+@contextlib.contextmanager
+def evaluating(model: MACH) -> Iterator[None]:
+    """No gradients, and products in the model's precision, autocast or not; in this thread alone."""
+    with torch.no_grad(), F.own_precision(model.bucket_bias.device):
+        yield
+
+
+def check_parameters(op: str, model: MACH) -> None:
+    """Refuses parameters of dtypes that the operators don't take."""
+    narrow = (torch.bfloat16, torch.float16) if model.bucket_bias.is_cuda else (torch.bfloat16,)
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float64} and not dtypes <= {torch.float32, *narrow}:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float32, *narrow))
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
 
 
 @contextlib.contextmanager

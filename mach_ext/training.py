@@ -132,6 +132,7 @@ class Hyperparameters:
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        _check_dtypes(model)
         device = model.bucket_bias.device
         if settings.negligible_gradient > 0 and device.type != "cpu":
             raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
@@ -162,6 +163,16 @@ class Hyperparameters:
             raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+
+def _check_dtypes(model: MACH) -> None:
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise TypeError(
+            f"fit: parameters must be float32 or float64, all of one dtype, got {given}. Training in half "
+            'precision keeps float32 weights: model.float(), and precision="bfloat16"'
+        )
 
 
 def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def fit(
     """Trains a model in place; with dev data it ends with the weights of its best epoch, in eval mode.
 
     Args:
-        model: Linear or hidden-layer MACH.
+        model: Linear or hidden-layer MACH, float32 or float64.
         X, Y: Documents [N, D] and labels [N, L], SciPy sparse. Checked in full, once.
         X_dev, Y_dev: Validation data; both or neither.
         filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label is no answer of a validation document.
@@ -635,7 +646,9 @@ class _Run:
         self._seed_dropout(
             int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         )
-        value = self._linear_step(*batch[:5]) if self.model.is_linear else self._hidden_step(*batch[:5])
+        values = batch.values.to(self.model.bucket_bias.dtype)  # documents are float32
+        do = self._linear_step if self.model.is_linear else self._hidden_step
+        value = do(values, *batch[1:5])
         state.batch += 1
         state.loss_sum += value * len(batch.rows)
         state.documents += len(batch.rows)

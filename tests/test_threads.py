@@ -119,6 +119,24 @@ def test_threads_beside_training_get_the_answers_of_one_alone(question, name):
     assert len(set(losses)) > 1  # dropout was alive
 
 
+@pytest.mark.parametrize("name", ["shared", "two layers"])
+def test_a_step_amid_an_attack_is_no_fault_of_its_gradient(monkeypatch, name):
+    """PyTorch refuses to go back through weights that were written to; an attack takes them as they are."""
+    model, label_logits = build(name), attack.F.label_logits
+    found = attack.FGSM(model, goal="positive", k=3)
+    expected = found.perturb(X, Y, 0.3).predict(5)
+
+    def stepped(*args, **options):
+        out = label_logits(*args, **options)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1)
+        return out
+
+    monkeypatch.setattr(attack.F, "label_logits", stepped)
+    assert same(found.perturb(X, Y, 0.3).predict(5), expected)
+
+
 def test_dropout_is_asked_for_by_keyword_and_the_mode_stays():
     model, documents = build(), tensors(X)
     alone = build().eval()
@@ -172,8 +190,10 @@ def test_fit_beside_threads_that_draw_and_predict_ends_with_the_same_bits():
     with ThreadPoolExecutor(3) as pool:
         pool.submit(draw)
         runs = [pool.submit(run) for _ in range(2)]
-        found = [future.result() for future in runs]
-        stop.set()
+        try:
+            found = [future.result() for future in runs]
+        finally:
+            stop.set()
     for weights in found:
         assert all(map(torch.equal, weights, expected))
 
@@ -294,8 +314,10 @@ def test_forks_of_forks_and_of_threads_beside_threads_that_predict(wide):
     with ThreadPoolExecutor(4) as pool:
         pool.submit(busy)
         answers = [pool.submit(fork) for _ in range(3)]
-        assert [answer.result() for answer in answers] == [[0, 0]] * 3
-        stop.set()
+        try:
+            assert [answer.result() for answer in answers] == [[0, 0]] * 3
+        finally:
+            stop.set()
 
 
 POOLED = {}

@@ -22,6 +22,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from mach_ext._fork import end_pools_before_forks
+
 _FOLDER = Path(__file__).parent
 _REBUILD = "Run: pip install --no-build-isolation . (in a checkout: make build)"
 
@@ -64,6 +66,7 @@ def _load_cuda() -> str:
 
 
 _load_cpu()
+end_pools_before_forks()
 CUDA_FAULT = _load_cuda()
 _raw = torch.ops.mach_ext
 _fake = torch.library.register_fake

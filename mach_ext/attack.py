@@ -37,7 +37,16 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.data import check_csr, check_labels
 from mach_ext.metrics import KS, without_filtered
-from mach_ext.nn import MACH, MODEL_MERGES, USUAL_K, checked_k, evaluating, predict_batch
+from mach_ext.nn import (
+    MACH,
+    MODEL_MERGES,
+    USUAL_K,
+    check_parameters,
+    check_scores,
+    checked_k,
+    evaluating,
+    predict_batch,
+)
 
 __all__ = [
     "FGSM",
@@ -322,7 +331,8 @@ def _first_of_rows(order: Tensor, rows: Tensor, N: int) -> Tensor:
 class _Layer:
     """A model's first layer, and losses of documents as functions of what it gives."""
 
-    def __init__(self, model: MACH) -> None:
+    def __init__(self, op: str, model: MACH) -> None:
+        check_parameters(op, model)
         self.model, self.device = model, model.bucket_bias.device
         linear = model.is_linear
         weight, bias = (
@@ -345,7 +355,7 @@ class _Layer:
         return _ops.sparse_linear_grad_values(gradient, indices, indptr, self.weight)
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
-        return self.model.encode_hidden(first.flatten(1).relu())
+        return self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
 
     def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
         if self.model.is_linear:
@@ -360,7 +370,8 @@ class _Layer:
 
     def losses(self, first: Tensor, goal: _Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Losses [N] float64, to be raised, and their gradient to the first layer [N, C, M]."""
-        with torch.enable_grad():
+        # The weights are of now: a step that another thread takes meanwhile is no fault of this gradient.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             leaf = first.detach().requires_grad_(gradient)
             last = leaf if self.model.is_linear else self.hidden(leaf)
             if goal.pairs is not None:
@@ -407,6 +418,10 @@ class _Layer:
         return loss.detach().double(), found
 
 
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
 @dataclass
 class _Targets:
     """What a batch's losses are about."""
@@ -433,9 +448,10 @@ class _Direction:
             return torch.randn(shape, generator=generator, device=self.layer.device, dtype=dtype)
         weight = self.layer.weight[:, begin:end].to(self.layer.dtype)
         out = None if buffer is None else buffer[: self.N * (end - begin)].view(self.N, -1)
-        tile = torch.mm(self.gradient[:, 0], weight[0].T, out=out)
-        for c in range(1, len(weight)):
-            tile.addmm_(self.gradient[:, c], weight[c].T)
+        with F.own_precision(self.layer.device):
+            tile = torch.mm(self.gradient[:, 0], weight[0].T, out=out)
+            for c in range(1, len(weight)):
+                tile.addmm_(self.gradient[:, c], weight[c].T)
         return tile
 
     @property
@@ -577,7 +593,7 @@ class Perturbation:
             raise ValueError(
                 f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_features}"
             )
-        return _Layer(model)
+        return _Layer("Perturbation", model)
 
     def hidden(self, model: MACH | None = None) -> Tensor:
         """Hidden units of the adversarial documents that the bucket classifiers take, [N, H] or [N, R, H]."""
@@ -603,6 +619,7 @@ class Perturbation:
                 first = self._first(layer, batch)
                 for begin in range(0, len(first), some):
                     best, ids = layer.topk(first[begin : begin + some], k)
+                    check_scores("Perturbation.predict", layer.model, best)
                     at = slice(batch.start + begin, batch.start + begin + len(ids))
                     scores[at], labels[at] = best.cpu().numpy(), ids.cpu().numpy()
         return scores, labels
@@ -781,7 +798,7 @@ class _Attack:
         self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
         self.k = _goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
-        self._layer = _Layer(model)
+        self._layer = _Layer(op, model)
         C, M = self._layer.shape
         self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
         self._check_threat(op)

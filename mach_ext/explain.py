@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext.data import check_csr, json_line, name_key
-from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
+from mach_ext.nn import MACH, MODEL_MERGES, check_parameters, check_scores, checked_k, evaluating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -347,7 +347,7 @@ class _Path:
     numbers_a_label: int  # of `columns`
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
-        self.model = model
+        self.op, self.model = op, model
         self.document = _check_columns(op, model, X)
         if self.document.shape[0] != 1:
             raise ValueError(
@@ -410,7 +410,9 @@ class _Path:
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
         with evaluating(self.model):
             logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
-            return F.merge_repetitions(logits if transform is None else transform(logits), merge).T
+            scores = F.merge_repetitions(logits if transform is None else transform(logits), merge)
+            check_scores(self.op, self.model, scores)
+            return scores.T
 
     def columns(self, buckets: Tensor) -> Tensor:
         raise NotImplementedError
@@ -503,7 +505,7 @@ class _HiddenPath(_Path):
     @functools.cached_property
     def _hidden(self) -> Tensor:
         both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
-        return self.model.encode(*_tensors(self.model, both), validate=False)
+        return self.model.encode(*_tensors(self.model, both), validate=False, dropout=False)
 
     def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
         return pulled @ self.step.flatten()
@@ -591,6 +593,7 @@ class _HiddenPath(_Path):
 def _path(op: str, model: MACH, X: Any, baseline: Any) -> _Path:
     if not isinstance(model, MACH):
         raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+    check_parameters(op, model)
     return (_LinearPath if model.is_linear else _HiddenPath)(op, model, X, baseline)
 
 
@@ -988,9 +991,10 @@ def _decode_one(op: str, model: MACH, X: Any, k: int | None) -> _Decoded:
     path, k = _path(op, model, X, None), checked_k(op, k, model.num_labels)
     transform, merge = MODEL_MERGES[model.merge]
     with evaluating(model):
-        logits = model(*_tensors(model, path.document))
+        logits = model(*_tensors(model, path.document), dropout=False)
         votes = logits if transform is None else transform(logits)
         scores, best = F.merge_topk(votes, model.hash, min(k + 1, model.num_labels), merge)
+        check_scores(op, model, scores)
     return _Decoded(
         logits[0].double().cpu().numpy(), best[0].cpu().numpy(), scores[0].double().cpu().numpy(), k
     )
@@ -1007,10 +1011,9 @@ def _own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.fl
     """Scores of some labels by the model's own merge."""
     asked = torch.from_numpy(labels).to(model.bucket_bias.device)
     with evaluating(model):
-        scores: NDArray[np.float64] = (
-            model.label_scores(*_tensors(model, X), asked, "model").double().cpu().numpy()
-        )
-    return scores
+        scores = model.label_scores(*_tensors(model, X), asked, "model", dropout=False)
+    found: NDArray[np.float64] = scores.double().cpu().numpy()
+    return found
 
 
 def _rival(label: int, best: NDArray[np.int64], k: int) -> int:
@@ -1112,6 +1115,7 @@ def captum_inputs(
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
     X = _check_columns(op, model, X)
+    check_parameters(op, model)
     N, lengths = X.shape[0], np.diff(X.indptr)
     if N == 0 or lengths.min() == 0:
         what = "no document" if N == 0 else f"a document without features in row {lengths.argmin()}"

@@ -6,6 +6,10 @@ checks its input in full, one pass over the non-zeros: structure, range, duplica
 leaves that out, as do CUDA tensors and `torch.compile`; kernels stay inside their arrays all the same, and
 an out-of-range index gives NaN, not a plausible number.
 
+Autocast changes nothing here: products are in the dtype of the weights, in the forward and in the backward
+pass. Hidden units and bucket scores in bfloat16 or float16, as a layer under autocast gives them, are
+widened. Their gradients come back in their own dtype.
+
 Notation: N documents, D features, L labels, R repetitions, B buckets, H hidden units, k top-k.
 """
 
@@ -99,13 +103,17 @@ def bucket_logits(
     """Bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
 
     Args:
-        hidden: [N, H], shared by the repetitions, or [N, R, H], one encoder each.
+        hidden: [N, H], shared by the repetitions, or [N, R, H], one encoder each. bfloat16 and float16 are
+            widened to the dtype of `weight`, or to float32 where that is narrow, too.
         weight: [R, H, B], the dtype of `hidden`, or bfloat16, on CUDA also float16 (then it is widened one
             repetition at a time, and has no gradient).
         bias: [R, B] or None.
 
     Returns:
-        [N, R, B]. In memory repetition-major: a view of [R, N, B].
+        [N, R, B], the dtype of `hidden` once widened. In memory repetition-major: a view of [R, N, B].
+
+    Raises:
+        TypeError: Wrong dtype. ValueError: wrong shape or device.
 
     Example:
         >>> import torch, mach_ext
@@ -113,6 +121,7 @@ def bucket_logits(
         torch.Size([2, 4, 5])
     """
     op = "bucket_logits"
+    hidden = _widened(hidden, weight)
     _check_buckets_weight(op, hidden, weight, bias)
     R = weight.shape[0]
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
@@ -120,15 +129,14 @@ def bucket_logits(
         bias = bias.to(hidden.dtype)
     if _needs_grad(weight):
         _check_float32_or_64(op, "weight", weight)
-    with _own_precision(hidden.device):
-        if weight.dtype != hidden.dtype:
-            logits: Tensor = _WideningLogits.apply(by_repetition, weight)
-            if bias is not None:
-                logits = logits + bias.unsqueeze(1)
-        elif bias is None:
-            logits = torch.bmm(by_repetition, weight)
-        else:
-            logits = torch.baddbmm(bias.unsqueeze(1), by_repetition, weight)
+    if weight.dtype != hidden.dtype:
+        logits: Tensor = _WideningLogits.apply(by_repetition, weight)
+        if bias is not None:
+            logits = logits + bias.unsqueeze(1)
+    elif _needs_grad(hidden, weight, bias):
+        logits = _BucketLogits.apply(by_repetition, weight, bias)
+    else:
+        logits = _bucket_logits(by_repetition, weight, bias)
     return logits.transpose(0, 1)
 
 
@@ -203,7 +211,7 @@ def label_logits(
     The cost is N * m * R * H, whatever L and B are. Equals `bucket_logits` gathered at the labels' buckets.
 
     Args:
-        hidden, weight, bias: As in `bucket_logits`; one dtype for all.
+        hidden, weight, bias: As in `bucket_logits`.
         hash: Label hash with R repetitions and B buckets.
         labels: [m], the same for every document, or [N, m]; int32 or int64.
         validate: False skips the check that labels are in [0, L).
@@ -220,6 +228,7 @@ def label_logits(
         torch.Size([2, 2, 4])
     """
     op = "label_logits"
+    hidden = _widened(hidden, weight)
     _check_buckets_weight(op, hidden, weight, bias)
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     _check_hash(op, hash, weight.shape[0], weight.shape[2], hidden.device)
@@ -301,13 +310,13 @@ def bucket_bce(
     [N, R, B]; gradients are computed in the same pass.
 
     Args:
-        hidden, weight, bias: As in `bucket_logits`; float32 or float64.
+        hidden, weight, bias: As in `bucket_logits`; weight and bias float32 or float64.
         label_indices, label_indptr: Labels of each document in CSR form, int32 or int64.
         hash: Label hash with R repetitions and B buckets.
         validate: False skips the check of the labels.
 
     Returns:
-        Scalar, the dtype of `hidden`.
+        Scalar, the dtype of `weight`.
 
     Example:
         >>> import torch, mach_ext
@@ -318,6 +327,7 @@ def bucket_bce(
         tensor(34.6574)
     """
     op = "bucket_bce"
+    hidden = _widened(hidden, weight)
     _check_buckets_weight(op, hidden, weight, bias)
     _check_float32_or_64(op, "weight", weight)
     if bias is not None:
@@ -396,7 +406,8 @@ def merge_scores(
     goes to the chosen repetition(s), the lowest r among equals.
 
     Args:
-        scores: Bucket scores of any kind (logits, probabilities), [N, R, B], float32 or float64.
+        scores: Bucket scores of any kind (logits, probabilities), [N, R, B], float32 or float64; bfloat16
+            and float16 are widened to float32.
         hash: Label hash with R repetitions and B buckets.
         labels: [m], the same for every document, or [N, m]; int32 or int64.
         merge: "mean", "min" or "median".
@@ -413,6 +424,7 @@ def merge_scores(
         tensor([[2.0000, 2.5000]])
     """
     op = "merge_scores"
+    scores = _widened(scores)
     _check_scores(op, scores, hash, merge)
     labels = _documents_labels(op, labels, scores.shape[0], hash, validate)
     return _merge_scores(scores, hash.buckets, labels, merge)
@@ -431,7 +443,7 @@ def merge_topk(
     depend on threads, batch size or device. Values are differentiable.
 
     Args:
-        scores: [N, R, B], float32 or float64.
+        scores: [N, R, B], float32 or float64; bfloat16 and float16 are widened to float32.
         hash: Label hash with R repetitions and B buckets.
         k: 0 ... L.
         merge: "mean", "min" or "median".
@@ -447,6 +459,7 @@ def merge_topk(
         (tensor([[2.5000, 2.0000]]), tensor([[2, 0]]))
     """
     op = "merge_topk"
+    scores = _widened(scores)
     _check_scores(op, scores, hash, merge)
     k = as_int(op, "k", k)
     if not 0 <= k <= hash.num_labels:
@@ -487,7 +500,7 @@ def _first_order(backward: Any) -> Any:
     return checked
 
 
-def _own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Matrix products in their arguments' own dtype: what follows wants it, autocast or not."""
     if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -593,19 +606,52 @@ class _SparseLinear(torch.autograd.Function):
         return grad_values, None, None, grad_weight, grad_bias, None, None, None
 
 
+def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with own_precision(hidden.device):
+        if bias is None:
+            return torch.bmm(hidden, weight)
+        return torch.baddbmm(bias.unsqueeze(1), hidden, weight)
+
+
+class _BucketLogits(torch.autograd.Function):
+    """hidden [R, N, H] times weight [R, H, B], plus bias [R, B] or None -> [R, N, B].
+
+    What autograd makes of the products, but that autocast leaves its backward pass alone, too.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(hidden, weight)
+        return _bucket_logits(hidden, weight, bias)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        hidden, weight = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
+        with own_precision(grad.device):
+            return (
+                torch.bmm(grad, weight.mT) if needs_hidden else None,
+                torch.bmm(hidden.mT, grad) if needs_weight else None,
+                grad.sum(1) if needs_bias else None,
+            )
+
+
 class _WideningLogits(torch.autograd.Function):
     """hidden [R, N, H] times narrower weight [R, H, B], widened one repetition at a time -> [R, N, B]."""
 
     @staticmethod
     def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight)
-        return torch.stack([h @ w.to(h.dtype) for h, w in zip(hidden, weight, strict=True)])
+        with own_precision(hidden.device):
+            return torch.stack([h @ w.to(h.dtype) for h, w in zip(hidden, weight, strict=True)])
 
     @staticmethod
     @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
-        return torch.stack([g @ w.to(g.dtype).T for g, w in zip(grad, weight, strict=True)]), None
+        with own_precision(grad.device):
+            return torch.stack([g @ w.to(g.dtype).T for g, w in zip(grad, weight, strict=True)]), None
 
 
 class _LabelLogits(torch.autograd.Function):
@@ -640,13 +686,13 @@ class _BucketBCE(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float64)
         for r in range(R):
             h = hidden if shared else hidden[:, r]  # [N, H]
-            with _own_precision(hidden.device):
+            with own_precision(hidden.device):
                 z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
             # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
             row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / R, any(needs))
             loss += row.sum()
             # z now holds its own gradient.
-            with _own_precision(hidden.device):
+            with own_precision(hidden.device):
                 if grad_hidden is not None:
                     (grad_hidden if shared else grad_hidden[:, r]).addmm_(z, weight[r].T)
                 if grad_weight is not None:
@@ -733,6 +779,8 @@ def _merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -
 
 def merge_repetitions(logits: Tensor, merge: str) -> Tensor:
     """The merge alone: [N, m, R] scores of labels by repetition -> [N, m], as `merge_scores` to the bit."""
+    logits = _widened(logits)
+    _check_kind("merge_repetitions", "logits", logits, 3, _FLOATS)
     N, m, R = logits.shape
     each = torch.arange(m, device=logits.device)
     buckets = each.int().expand(R, m).contiguous()
@@ -772,6 +820,7 @@ class _MergeTopK(torch.autograd.Function):
 # ------------------------------------------------------------------------------------------- validation
 
 _FLOATS = (torch.float32, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
 _INTS = (torch.int32, torch.int64)
 
 
@@ -798,6 +847,13 @@ def _check_kind(op: str, name: str, t: Any, dim: int, dtypes: tuple[torch.dtype,
         raise ValueError(f"{op}: {name} must have {dim} dimension(s), got shape {list(t.shape)}")
 
 
+def _widened(t: Any, weight: Any = None) -> Any:
+    """What comes in half precision, in the weight's, which is at least float32; all else as it is."""
+    if not isinstance(t, Tensor) or t.dtype not in _HALVES:
+        return t
+    return t.to(weight.dtype if isinstance(weight, Tensor) and weight.dtype in _FLOATS else torch.float32)
+
+
 def _check_device(op: str, name: str, t: Tensor, device: torch.device) -> None:
     if t.device != device:
         raise ValueError(f"{op}: {name} must be on {device} like the other arguments, got {t.device}")
@@ -805,7 +861,7 @@ def _check_device(op: str, name: str, t: Tensor, device: torch.device) -> None:
 
 def _check_tensor(op: str, name: str, t: Any, dim: int, like: Tensor) -> None:
     """A weight or bias: the dtype and device of `like`, or bfloat16, on CUDA also float16, beside float32."""
-    narrow = (torch.bfloat16, torch.float16) if like.is_cuda else (torch.bfloat16,)
+    narrow = _HALVES if like.is_cuda else (torch.bfloat16,)
     _check_kind(op, name, t, dim, (like.dtype, *(narrow if like.dtype == torch.float32 else ())))
     _check_device(op, name, t, like.device)
 

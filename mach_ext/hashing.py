@@ -7,11 +7,13 @@ counts such pairs (`LabelHash.diagnostics`) and warns of them (`CollisionWarning
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +39,20 @@ _SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heav
 
 class CollisionWarning(UserWarning):
     """Some labels share their bucket in every repetition: no model on this hash can tell them apart."""
+
+
+# Of this thread and context, where the filters of the warnings module are the whole process's.
+_collisions_are_known = contextvars.ContextVar("_collisions_are_known", default=False)
+
+
+@contextlib.contextmanager
+def collisions_known() -> Iterator[None]:
+    """No `CollisionWarning` within, for hashes that are copies or parts of one that has warned."""
+    token = _collisions_are_known.set(True)
+    try:
+        yield
+    finally:
+        _collisions_are_known.reset(token)
 
 
 @dataclass(frozen=True)
@@ -523,6 +539,8 @@ class LabelHash(nn.Module):
 
     def _warn_of_collisions(self) -> None:
         """Warns, once, if there are collisions; called straight from public methods (stacklevel)."""
+        if _collisions_are_known.get():
+            return
         pairs, _ = self._collisions()
         if pairs == 0 or self._warned:
             return

@@ -8,9 +8,11 @@ import json
 import math
 import os
 import re
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from mach_ext import compression
 from mach_ext import functional as F
@@ -49,7 +53,28 @@ _FORMATS = (1, 2, 3)
 STEP = 0.5
 _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
+# Whether to drop: None, as the module's mode says; False, not; True; or drawn by a generator of one's own.
+Dropout: TypeAlias = bool | torch.Generator | None
+_DROPPED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
+
+
+# The wrappers of this process, and the models that have said that a loss went past theirs.
+_WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
+    if isinstance(module, DistributedDataParallel):
+        _WRAPPERS.add(module)
+
+
+register_module_module_registration_hook(_note_wrapper)
 
 
 class MACH(nn.Module):
@@ -291,12 +316,16 @@ class MACH(nn.Module):
         *,
         sparse_grad: bool = False,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, H] or, with independent encoders, [N, R, H]
-        """Hidden units that the bucket classifiers take. Not for linear MACH, which has none."""
+        """Hidden units that the bucket classifiers take. Not for linear MACH, which has none.
+
+        Arguments as in `forward`.
+        """
         if self.is_linear:
             raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
         hidden = F.sparse_linear(
-            self.drop_features(values),
+            self.drop_features(values, dropout=dropout),
             indices,
             indptr,
             self.encoder_weight,
@@ -305,18 +334,18 @@ class MACH(nn.Module):
             sparse_grad,
             validate=validate,
         )
-        return self.encode_hidden(hidden)
+        return self.encode_hidden(hidden, dropout=dropout)
 
-    def encode_hidden(self, hidden: Tensor) -> Tensor:
+    def encode_hidden(self, hidden: Tensor, *, dropout: Dropout = None) -> Tensor:
         """What `encode` does behind its sparse layer [N, H] or [N, R * H]: dropout, a second layer."""
         if self.encoder == "independent":
             hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
-        hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+        hidden = self._drop(hidden, self.hidden_dropout, dropout)
         if len(self.hidden_sizes) == 2:
             hidden = F.bucket_logits(hidden, self.hidden_weight, self.hidden_bias).relu()
             if self.encoder == "shared":
                 hidden = hidden.squeeze(1)
-            hidden = nn.functional.dropout(hidden, self.hidden_dropout, self.training)
+            hidden = self._drop(hidden, self.hidden_dropout, dropout)
         return hidden
 
     def forward(
@@ -324,21 +353,51 @@ class MACH(nn.Module):
         values: Tensor,  # [nnz]
         indices: Tensor,  # [nnz]
         indptr: Tensor,  # [N + 1]
+        label_indices: Tensor | None = None,  # [label nnz]
+        label_indptr: Tensor | None = None,  # [N + 1]
         *,
         sparse_grad: bool = False,
         validate: bool = True,
-    ) -> Tensor:  # [N, R, B]
-        """Bucket logits of a batch of documents in CSR form.
+        dropout: Dropout = None,
+    ) -> Tensor:  # [N, R, B]; with labels the loss, a scalar
+        """Bucket logits of a batch of documents in CSR form; with their labels, the training loss.
 
-        Errors and options as in `mach_ext.functional.sparse_linear`.
+        The loss is that of `loss`. A wrapper that wants training to go through `forward`, such as
+        DistributedDataParallel, is called with the labels.
+
+        Args:
+            values, indices, indptr: Documents in CSR form.
+            label_indices, label_indptr: Labels of each document in CSR form; both or neither.
+            sparse_grad: True: the weight that takes the documents gets a gradient of the rows that occur, a
+                sparse tensor, for `mach_ext.optim` and `torch.optim.SparseAdam`. False: a dense one, which
+                every optimiser and wrapper takes.
+            validate: As in `mach_ext.functional.sparse_linear`.
+            dropout: None: in training mode. False: none; True: in any mode; a `torch.Generator` on the
+                model's device: in any mode, drawn by it, so that the global generator is left alone.
+
+        Raises:
+            TypeError, ValueError: As in `mach_ext.functional.sparse_linear` and `bucket_bce`; labels by half.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+            >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])
+            >>> Y = torch.tensor([7]), torch.tensor([0, 1])
+            >>> model(*X).shape, model(*X, *Y).shape
+            (torch.Size([1, 8, 8]), torch.Size([]))
         """
         X = (values, indices, indptr)
+        if label_indices is not None or label_indptr is not None:
+            if label_indices is None or label_indptr is None:
+                raise ValueError("MACH: label_indices and label_indptr must be given together")
+            Y = (label_indices, label_indptr)
+            return self.loss(*X, *Y, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.bucket_forward(
                 *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad, validate=validate
             )
-        hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate)
+        hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias)
 
     def loss(
@@ -349,20 +408,49 @@ class MACH(nn.Module):
         label_indices: Tensor,  # [label nnz]
         label_indptr: Tensor,  # [N + 1]
         *,
-        sparse_grad: bool = True,
+        sparse_grad: bool = False,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # scalar
         """Training loss (`mach_ext.functional.bucket_bce`); never holds [N, R, B].
 
-        With `sparse_grad` the weight that takes the documents gets a row-sparse gradient, as `mach_ext.optim`
-        wants it.
+        Arguments as in `forward`. Under DistributedDataParallel call the wrapper with the labels, which
+        returns this loss: gradients of what goes past the wrapper are not averaged.
+
+        Warns:
+            UserWarning: The model is wrapped by DistributedDataParallel, and the call went past it.
         """
+        if not torch.compiler.is_compiling() and _is_distributed():
+            self._check_distributed(sparse_grad)
         weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.linear_bucket_bce(*X, weight, bias, *labels, self.hash, sparse_grad, validate=validate)
-        hidden = self.encode(values, indices, indptr, sparse_grad=sparse_grad, validate=validate)
+        hidden = self.encode(
+            values, indices, indptr, sparse_grad=sparse_grad, validate=validate, dropout=dropout
+        )
         return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
+
+    def _check_distributed(self, sparse_grad: bool) -> None:
+        """Says, once, that a loss goes past the wrapper that would average its gradients."""
+        if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())):
+            return
+        wrappers = [wrapper for wrapper in _WRAPPERS if any(self is part for part in wrapper.modules())]
+        if not wrappers:
+            return
+        if getattr(DistributedDataParallel, "_active_ddp_module", None) in wrappers:
+            if sparse_grad:
+                raise ValueError(
+                    "MACH: DistributedDataParallel averages dense gradients, got sparse_grad=True"
+                )
+        elif self not in _WARNED:
+            _WARNED.add(self)
+            warnings.warn(
+                "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
+                "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
+                "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
+                stacklevel=3,
+            )
 
     def label_logits(
         self,
@@ -372,13 +460,17 @@ class MACH(nn.Module):
         labels: Tensor,  # [m] or [N, m]
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, m, R]
-        """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed."""
+        """Logits of the labels' R buckets, how each repetition votes; no other bucket is computed.
+
+        `validate` and `dropout` as in `forward`.
+        """
         weight, bias = self.bucket_weight, self.bucket_bias
         if self.is_linear:
-            X = (self.drop_features(values), indices, indptr)
+            X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.linear_label_logits(*X, weight, bias, self.hash, labels, validate=validate)
-        hidden = self.encode(values, indices, indptr, validate=validate)
+        hidden = self.encode(values, indices, indptr, validate=validate, dropout=dropout)
         return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
 
     def label_scores(
@@ -390,6 +482,7 @@ class MACH(nn.Module):
         score: str = "logit",
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> Tensor:  # [N, m]
         """Scores of chosen labels, differentiable to the documents' values and to the parameters.
 
@@ -397,11 +490,11 @@ class MACH(nn.Module):
             values, indices, indptr: Documents in CSR form.
             labels: [m], the same for every document, or [N, m].
             score: "logit": mean of the R bucket logits; "model": by the model's own merge.
-            validate: As in `mach_ext.functional.sparse_linear`.
+            validate, dropout: As in `forward`.
         """
         if score not in ("logit", "model"):
             raise ValueError(f'MACH.label_scores: score must be "logit" or "model", got {score!r}')
-        logits = self.label_logits(values, indices, indptr, labels, validate=validate)
+        logits = self.label_logits(values, indices, indptr, labels, validate=validate, dropout=dropout)
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return F.merge_repetitions(logits if transform is None else transform(logits), merge)
 
@@ -413,16 +506,23 @@ class MACH(nn.Module):
         k: int,
         *,
         validate: bool = True,
+        dropout: Dropout = None,
     ) -> tuple[Tensor, Tensor]:  # scores [N, k], labels [N, k]
-        """The k best labels of each document by the model's merge, exactly; one batch, differentiable."""
-        logits = self(values, indices, indptr, validate=validate)
+        """The k best labels of each document by the model's merge, exactly; one batch, differentiable.
+
+        `validate` and `dropout` as in `forward`.
+        """
+        logits = self(values, indices, indptr, validate=validate, dropout=dropout)
         transform, merge = MODEL_MERGES[self.merge]
         return F.merge_topk(logits if transform is None else transform(logits), self.hash, k, merge)
 
     def predict(
         self, X: Any, k: int | None = None, batch_size: int | None = None
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """The k best labels of each document of a SciPy CSR matrix: eval mode, no gradients, in batches.
+        """The k best labels of each document of a SciPy CSR matrix: no dropout, no gradients, in batches.
+
+        Neither the model's mode nor any other state is touched. Threads may call it at the same time, also
+        beside one that trains the model.
 
         Args:
             X: [N, D], any SciPy sparse matrix; duplicates are summed, NaN and infinities refused.
@@ -435,7 +535,8 @@ class MACH(nn.Module):
             model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
-            TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
+            TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range; NaN
+                or infinite parameters have made scores NaN or infinite.
         """
         X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
         if X.shape[1] != self.num_features:
@@ -447,24 +548,34 @@ class MACH(nn.Module):
         N = X.shape[0]
         scores = np.empty((N, k), np.float32)
         labels = np.empty((N, k), np.int64)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
-                batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
-                for start, values, indices, indptr in batches:
-                    if self.bucket_weight.dtype == torch.float64:
-                        values = values.double()
-                    best, ids = self.topk(values, indices, indptr, k, validate=False)
-                    scores[start : start + batch_size] = best.cpu().numpy()
-                    labels[start : start + batch_size] = ids.cpu().numpy()
-        finally:
-            self.train(was_training)
+        with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
+            batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
+            for start, values, indices, indptr in batches:
+                if self.bucket_weight.dtype == torch.float64:
+                    values = values.double()
+                best, ids = self.topk(values, indices, indptr, k, validate=False, dropout=False)
+                check_scores("MACH.predict", self, best)
+                scores[start : start + batch_size] = best.cpu().numpy()
+                labels[start : start + batch_size] = ids.cpu().numpy()
         return scores, labels
 
-    def drop_features(self, values: Tensor) -> Tensor:
-        """Feature dropout, in training."""
-        return nn.functional.dropout(values, self.feature_dropout, self.training)
+    def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
+        """Feature dropout of values [nnz]; `dropout` as in `forward`."""
+        return self._drop(values, self.feature_dropout, dropout)
+
+    def _drop(self, t: Tensor, p: float, dropout: Dropout) -> Tensor:
+        if t.dtype not in _DROPPED:  # which operators refuse
+            return t
+        if isinstance(dropout, torch.Generator):
+            if p == 0:
+                return t
+            # On the CPU the bits of nn.functional.dropout, had the global generator this state.
+            kept = torch.empty_like(t).bernoulli_(1 - p, generator=dropout)
+            return t * kept.div_(1 - p)
+        if not (dropout is None or isinstance(dropout, bool)):
+            kind = type(dropout).__name__
+            raise TypeError(f"MACH: dropout must be None, a bool or a torch.Generator, got {kind}")
+        return nn.functional.dropout(t, p, self.training if dropout is None else dropout)
 
     # -------------------------------------------------------------------------------------- model folder
 
@@ -610,6 +721,21 @@ def checked_k(op: str, k: int | None, num_labels: int, least: int = 1) -> int:
     return k
 
 
+def check_scores(op: str, model: MACH, scores: Tensor) -> None:
+    """Refuses scores that parameters which are NaN or infinite have made NaN or infinite.
+
+    Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
+    """
+    if bool((scores < math.inf).all()):
+        return
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{op}: the model's {name} must be finite, got "
+                f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"
+            )
+
+
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
     """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
@@ -617,14 +743,19 @@ def predict_batch(num_repetitions: int, num_buckets: int) -> int:
 
 @contextlib.contextmanager
 def evaluating(model: MACH) -> Iterator[None]:
-    """Eval mode, no gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    """No gradients, and products in the model's precision, autocast or not; in this thread alone."""
+    with torch.no_grad(), F.own_precision(model.bucket_bias.device):
+        yield
+
+
+def check_parameters(op: str, model: MACH) -> None:
+    """Refuses parameters of dtypes that the operators don't take."""
+    narrow = (torch.bfloat16, torch.float16) if model.bucket_bias.is_cuda else (torch.bfloat16,)
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float64} and not dtypes <= {torch.float32, *narrow}:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float32, *narrow))
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,64 @@ from torch import Tensor
 
 from mach_ext import _ops
 
+__all__ = ["SparseAdagrad", "SparseAdam", "clip_grad_norm_"]
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scales gradients so that their norm is at most `max_norm`: PyTorch's function, for sparse ones, too.
+
+    The norm is that of all gradients together, as if each were dense and they were one vector. Rows that a
+    sparse gradient has more than once are summed first.
+
+    Args:
+        parameters: One or several, whose gradients are scaled in place. Those without one are passed over.
+        max_norm: The largest norm.
+        norm_type: p of the p-norm, from 0 to infinity.
+        error_if_nonfinite: Refuse a norm that is NaN or infinite.
+
+    Returns:
+        The norm before, a scalar.
+
+    Raises:
+        ValueError: norm_type is negative or NaN. RuntimeError: the norm is not finite and
+            `error_if_nonfinite`.
+
+    Example:
+        >>> import torch, mach_ext
+        >>> weight = torch.nn.Parameter(torch.zeros(3, 1))
+        >>> X = torch.tensor([3.0, 4.0]), torch.tensor([0, 2]), torch.tensor([0, 2])
+        >>> mach_ext.functional.sparse_linear(*X, weight, sparse_grad=True).sum().backward()
+        >>> mach_ext.optim.clip_grad_norm_([weight], max_norm=1.0)
+        tensor(5.)
+        >>> weight.grad.to_dense()
+        tensor([[0.6000],
+                [0.0000],
+                [0.8000]])
+    """
+    if not norm_type >= 0:
+        raise ValueError(f"clip_grad_norm_: norm_type must be at least 0, got {norm_type}")
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    values = []
+    for parameter in given:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = _with_unique_rows(parameter.grad)
+            values.append(parameter.grad._values())
+        else:
+            values.append(parameter.grad)
+    norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for each in values:
+        each.mul_(scale.to(each.device))
+    return norm
+
 
 class _RowOptimizer(torch.optim.Optimizer):
     """Steps of rows. Subclasses say which moments there are, which ops update them, with which numbers.
@@ -175,16 +233,23 @@ def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     Ours arrive so. Several backward passes before a step, or a weight used twice, leave repeated rows, which
     are summed here; without this check they would be applied one after another.
     """
-    sparse_dim = gradient.sparse_dim()
-    for _ in range(2):
-        indices, values = gradient._indices(), gradient._values()
-        rows = indices[0]
-        for dim in range(1, sparse_dim):
-            rows = rows * gradient.shape[dim] + indices[dim]
-        if bool((rows[1:] > rows[:-1]).all()):
-            break
-        gradient = gradient.coalesce()
-    return rows, values.reshape(rows.shape[0], _row_length(gradient, sparse_dim))
+    gradient = _with_unique_rows(gradient)
+    rows = _row_numbers(gradient)
+    return rows, gradient._values().reshape(rows.shape[0], _row_length(gradient, gradient.sparse_dim()))
+
+
+def _with_unique_rows(gradient: Tensor) -> Tensor:
+    """A sparse COO gradient whose rows ascend: itself, if they do."""
+    rows = _row_numbers(gradient)
+    return gradient if bool((rows[1:] > rows[:-1]).all()) else gradient.coalesce()
+
+
+def _row_numbers(gradient: Tensor) -> Tensor:  # [U]
+    indices = gradient._indices()
+    rows = indices[0]
+    for dim in range(1, gradient.sparse_dim()):
+        rows = rows * gradient.shape[dim] + indices[dim]
+    return rows
 
 
 def _check_options(optimizer: str, **bounds: tuple[float, float, float]) -> None:

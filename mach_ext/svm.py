@@ -82,10 +82,11 @@ def fit_svm(
         not model.is_linear
         or weight.device.type != "cpu"
         or weight.dtype not in (torch.float32, torch.float64)
+        or bias.dtype != weight.dtype
     ):
         raise ValueError(
             "fit_svm: is for linear MACH (hidden_size=0), float32 or float64, on the CPU; got hidden_size="
-            f"{model.hidden_sizes}, {weight.dtype} on {weight.device}"
+            f"{model.hidden_sizes}, {weight.dtype} (bias {bias.dtype}) on {weight.device}"
         )
     for name, value, low, high in (
         ("C", C, 1e-6, 1e6), ("tolerance", tolerance, 1e-12, 1e6), ("max_passes", max_passes, 1, 2**31 - 1),

@@ -40,8 +40,8 @@ from mach_ext.data import (
     row_lengths,
     write_json,
 )
-from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
+from mach_ext.hashing import LabelHash, collisions_known
+from mach_ext.nn import MACH, Dropout, load, memory_advice, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -132,6 +132,7 @@ class Hyperparameters:
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        _check_dtypes(model)
         device = model.bucket_bias.device
         if settings.negligible_gradient > 0 and device.type != "cpu":
             raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
@@ -162,6 +163,16 @@ class Hyperparameters:
             raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+
+def _check_dtypes(model: MACH) -> None:
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise TypeError(
+            f"fit: parameters must be float32 or float64, all of one dtype, got {given}. Training in half "
+            'precision keeps float32 weights: model.float(), and precision="bfloat16"'
+        )
 
 
 def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def fit(
     """Trains a model in place; with dev data it ends with the weights of its best epoch, in eval mode.
 
     Args:
-        model: Linear or hidden-layer MACH.
+        model: Linear or hidden-layer MACH, float32 or float64.
         X, Y: Documents [N, D] and labels [N, L], SciPy sparse. Checked in full, once.
         X_dev, Y_dev: Validation data; both or neither.
         filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label is no answer of a validation document.
@@ -541,13 +552,12 @@ class _Run:
             self.model.set_logit_adjustment(0)
         if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
             self.checkpoint()
-        gpus = [self.device] if self.device.type == "cuda" else []
         advice = "lower batch_size, num_buckets or hidden_size"
         if self.model.is_linear:
             advice = "lower repetitions_at_a_time, batch_size or num_buckets"
         with (
             _finish_step_on_interrupt() as interrupted,
-            torch.random.fork_rng(devices=gpus),
+            self._generator_kept(),
             memory_advice("fit", advice, self.model),
         ):
             last_checkpoint = time.monotonic()
@@ -584,8 +594,7 @@ class _Run:
             last = min(first + together, R)
             if self.progress:
                 tqdm.write(f"repetitions {first + 1} to {last} of {R}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CollisionWarning)  # a few repetitions alone do collide
+            with collisions_known():  # a few repetitions alone do collide
                 part = _some_repetitions(self.model, first, last)
                 folder = None if self.folder is None else self.folder / f"repetitions-{first}"
                 run = _Run(part, settings, self.X, self.Y, None, folder, self.resuming, self.progress)
@@ -634,13 +643,32 @@ class _Run:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * left
         # Dropout of step t depends on (seed, t) alone.
-        torch.manual_seed(
+        self._seed_dropout(
             int(np.random.SeedSequence([settings.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         )
-        value = self._linear_step(*batch[:5]) if self.model.is_linear else self._hidden_step(*batch[:5])
+        values = batch.values.to(self.model.bucket_bias.dtype)  # documents are float32
+        do = self._linear_step if self.model.is_linear else self._hidden_step
+        value = do(values, *batch[1:5])
         state.batch += 1
         state.loss_sum += value * len(batch.rows)
         state.documents += len(batch.rows)
+
+    def _seed_dropout(self, seed: int) -> None:
+        """On the CPU dropout has a generator of its own, so that threads that draw meanwhile change nothing.
+
+        On a GPU PyTorch's own dropout, faster and leaner, is for the global generators alone.
+        """
+        self._dropout: Dropout = True
+        if self.device.type == "cuda":
+            torch.manual_seed(seed)
+        else:
+            self._dropout = torch.Generator(self.device).manual_seed(seed)
+
+    def _generator_kept(self) -> contextlib.AbstractContextManager[Any]:
+        """Brings back the state of the global generators, where a run draws from them."""
+        if self.device.type == "cuda":
+            return torch.random.fork_rng(devices=[self.device])
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def _linear_step(
@@ -655,7 +683,7 @@ class _Run:
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(indptr) - 1, model.num_repetitions
-        values = model.drop_features(values)
+        values = model.drop_features(values, dropout=self._dropout)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         total: float | Tensor = 0.0
@@ -686,14 +714,14 @@ class _Run:
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(indptr) - 1, model.num_repetitions
-        values = model.drop_features(values)
+        values = model.drop_features(values, dropout=self._dropout)
         order = _ops.feature_order(indices, indptr, model.num_features)
         labels = (label_indices.long(), label_indptr)
         with torch.no_grad():
             rounded = self._rounded_rows(model.encoder_weight)
             first = _ops.sparse_linear(values, indices, indptr, rounded, model.encoder_bias, True, order)
         first.requires_grad_()
-        encoded = model.encode_hidden(first)
+        encoded = model.encode_hidden(first, dropout=self._dropout)
         hidden = encoded.detach()  # [N, H] or [N, R, H]
         total: float | Tensor = 0.0
         optimizer.zero_grad()
@@ -856,8 +884,7 @@ class _Run:
         if self.folder is not None:
             if self.state.best_epoch is None:  # no epoch at all: the model as it came
                 self.model.save(self.folder)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CollisionWarning)  # said when the model was made
+            with collisions_known():  # said when the model was made
                 self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
         elif self.best_weights is not None:

@@ -195,7 +195,7 @@ def test_unvalidated_label_out_of_range_is_nan(device, generator, wrong, shared)
 HASH = random_hash(torch.Generator().manual_seed(1), 6, 4, 2)
 HIDDEN, WEIGHT, BIAS, LABELS = torch.ones(3, 5), torch.ones(2, 5, 4), torch.ones(2, 4), torch.tensor([0, 5])
 ARGUMENTS = [
-    (TypeError, r"hidden must be float32 or float64, got bfloat16", {"hidden": HIDDEN.bfloat16()}),
+    (TypeError, r"hidden must be float32 or float64, got int32", {"hidden": HIDDEN.int()}),
     (ValueError, r"hidden must have 2 dimension\(s\), got shape \[5\]", {"hidden": HIDDEN[0]}),
     (
         ValueError,

@@ -654,7 +654,7 @@ SCORES = torch.zeros(2, 3, 4)
 HASH = random_hash(torch.Generator().manual_seed(1), 9, 4, 3)
 COMMON_ERRORS = [
     (TypeError, r"scores must be a torch.Tensor, got list", {"scores": [1.0]}),
-    (TypeError, r"scores must be float32 or float64, got bfloat16", {"scores": SCORES.bfloat16()}),
+    (TypeError, r"scores must be float32 or float64, got int32", {"scores": SCORES.int()}),
     (ValueError, r"scores must have 3 dimension\(s\), got shape \[3, 4\]", {"scores": SCORES[0]}),
     (ValueError, r"hash has R=3 repetitions and B=4 buckets, .* have R=2, B=4", {"scores": SCORES[:, 1:]}),
     (ValueError, r"hash has R=3 repetitions and B=4 buckets, .* have R=3, B=3", {"scores": SCORES[..., 1:]}),

@@ -133,7 +133,7 @@ class ByAutograd(training._Run):
     """The step that `fit` does piece by piece, in three lines."""
 
     def _hidden_step(self, *batch):
-        loss = self.model.loss(*batch, validate=False)
+        loss = self.model.loss(*batch, sparse_grad=True, validate=False, dropout=self._dropout)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -216,7 +216,8 @@ def test_steps_are_those_of_the_plain_loop():
         for group, rate in zip(optimizer.param_groups, (0.01, 0.3 / length), strict=True):
             group["lr"] = rate * (1 - step / 12)
         optimizer.zero_grad()
-        plain.loss(*map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))).backward()
+        batch = map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))
+        plain.loss(*batch, sparse_grad=True).backward()
         optimizer.step()
     torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
 
@@ -330,7 +331,7 @@ def test_linear_steps_are_those_of_autograd(optimizer, frozen):
             model.get_parameter(frozen).requires_grad_(False)
 
     def autograd_step(run, *batch):
-        loss = run.model.loss(*batch)
+        loss = run.model.loss(*batch, sparse_grad=True, dropout=run._dropout)
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()

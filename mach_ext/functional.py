@@ -616,7 +616,8 @@ def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 class _BucketLogits(torch.autograd.Function):
     """hidden [R, N, H] times weight [R, H, B], plus bias [R, B] or None -> [R, N, B].
 
-    What autograd makes of the products, but that autocast leaves its backward pass alone, too.
+    What autograd makes of the products, second derivatives included. But autocast leaves the backward pass
+    alone, too.
     """
 
     @staticmethod
@@ -625,7 +626,6 @@ class _BucketLogits(torch.autograd.Function):
         return _bucket_logits(hidden, weight, bias)
 
     @staticmethod
-    @_first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         hidden, weight = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad

@@ -76,6 +76,7 @@ def test_bucket_logits_gradcheck(device, generator, shape):
     leaves = [t.requires_grad_() for t in to(device, tensors)]
     torch.autograd.gradcheck(F.bucket_logits, leaves)
     torch.autograd.gradcheck(lambda h, w: F.bucket_logits(h, w, None), leaves[:2])
+    torch.autograd.gradgradcheck(F.bucket_logits, leaves)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 5)], ids=["shared", "independent"])

@@ -471,8 +471,9 @@ class MACH(nn.Module):
     def save(self, path: str | os.PathLike[str], step: float | None = None) -> None:
         """Writes the model into folder `path`: `model.json` and the weights it names (safetensors).
 
-        Safe at any moment: weights go to a file of a new name, `model.json` is replaced in one step, and old
-        weights are removed only then. A failure leaves the folder's former model as it was.
+        Safe at any moment: weights go to a file of a new name, `model.json` is replaced in one step, and the
+        former model's files are removed only then. A failure leaves the folder's former model as it was. The
+        folder is locked meanwhile. Another save is waited for, and what a killed one left is removed.
 
         Args:
             path: Folder, made where it does not exist.
@@ -486,8 +487,10 @@ class MACH(nn.Module):
 
         Raises:
             TypeError: step is not a number.
-            ValueError: step is not above 0 and finite; it rounds all of a weight to 0, or a weight is not
-                finite or above 32,767 steps; an attachment is not bytes or has no plain name.
+            ValueError: A weight is not finite, or of another dtype than float16, bfloat16, float32, float64.
+                step is not above 0 and finite, rounds all of a weight to 0, or a weight is above 32,767
+                steps. An attachment is not bytes or has no plain name. Another run is training in the folder.
+            OSError: The folder cannot be written; nothing of the new model is left.
 
         Example:
             >>> import tempfile, mach_ext
@@ -552,8 +555,12 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
     On CPU, weights that were saved as they are stay in their file, which is mapped: processes that load one
     model share its memory, until they change it. Compressed weights become each process's own.
 
+    Nothing is allocated before the sizes that `model.json` claims were found in the other files. It takes no
+    lock, and may be called while another process saves into the folder.
+
     Raises:
         ValueError: Something is missing, truncated, edited or of another format; names the file and the rule.
+        MemoryError: The label hash or the compressed weights do not fit into the memory that is left.
 
     Example:
         >>> import tempfile, mach_ext

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mach_ext import compression
-from mach_ext._records import ANY, check_record, digest_of, read_record, sealed
 from mach_ext.data import atomic_write, write_json
 from mach_ext.data.files import delete_file, lock_folder, open_file
+from mach_ext.data.records import ANY, check_record, digest_of, read_record, sealed
 from mach_ext.hashing import LabelHash
 
 if TYPE_CHECKING:

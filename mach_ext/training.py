@@ -35,7 +35,6 @@ from mach_ext._model_folder import (
     save_tensors,
     tensors_digest,
 )
-from mach_ext._records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.data import (
     Batch,
     check_csr,
@@ -46,6 +45,7 @@ from mach_ext.data import (
     write_json,
 )
 from mach_ext.data.files import delete_file
+from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.nn import MACH, load, memory_advice, predict_batch
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mach_ext
 from mach_ext import training
-from mach_ext._records import sealed
+from mach_ext.data.records import sealed
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))

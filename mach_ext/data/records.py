@@ -4,8 +4,8 @@ A schema is made of:
 
 * a type: `int`, `float` (any finite number), `str`, `bool`, `type(None)`;
 * `range(...)`: an int in it; a compiled pattern: a string that it matches; a set: one of these values;
-* `[schema]`: a list; `{"key": schema}`: an object. A key that ends in "?" may be missing, and "*" stands for
-  all other keys;
+* `[schema]`: a list of any length; `[schema, schema]`: a list of two, and so on;
+* `{"key": schema}`: an object. A key that ends in "?" may be missing, and "*" stands for all other keys;
 * a tuple: one of these schemas; `ANY`: any JSON value.
 """
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mach_ext.data.files import open_file, without_nan
+from .files import open_file, without_nan
 
 ANY = object()
 Schema = Any
@@ -60,7 +60,7 @@ def parse_record(content: bytes, name: str, schema: Schema) -> Any:
         ValueError: it is no JSON in UTF-8 that suits the schema.
 
     Example:
-        >>> from mach_ext._records import parse_record
+        >>> from mach_ext.data.records import parse_record
         >>> parse_record(b'{"a": 1}', "a.json", {"a": int, "b?": str})
         {'a': 1}
         >>> parse_record(b'{"a": true}', "a.json", {"a": int})
@@ -136,8 +136,7 @@ def _fault(value: Any, schema: Schema, where: str) -> str | None:
     if isinstance(schema, dict) and isinstance(value, dict):
         return _object_fault(value, schema, where)
     if isinstance(schema, list) and isinstance(value, list):
-        entries = (_fault(entry, schema[0], f"{where}[{i}]") for i, entry in enumerate(value))
-        return next((fault for fault in entries if fault is not None), None)
+        return _list_fault(value, schema, where)
     if isinstance(schema, tuple):
         faults = [_fault(value, each, where) for each in schema]
         if None in faults:
@@ -148,6 +147,16 @@ def _fault(value: Any, schema: Schema, where: str) -> str | None:
     elif _suits(value, schema):
         return None
     return f"{where or 'it'} must be {_rule(schema)}, got {_shown(value)}"
+
+
+def _list_fault(value: list[Any], schema: list[Schema], where: str) -> str | None:
+    if len(schema) > 1 and len(schema) != len(value):
+        return f"{where or 'it'} must be a list of {len(schema)}, got {len(value)}"
+    if schema[0] in (str, int) and {*map(type, value)} <= {schema[0]}:
+        return None  # the short way for a million names
+    rules = schema if len(schema) > 1 else schema * len(value)
+    faults = (_fault(each, rules[i], f"{where}[{i}]") for i, each in enumerate(value))
+    return next((fault for fault in faults if fault is not None), None)
 
 
 def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) -> str | None:
@@ -186,7 +195,7 @@ def _rule(schema: Schema) -> str:
     if isinstance(schema, dict):
         return "an object"
     if isinstance(schema, list):
-        return "a list"
+        return "a list" if len(schema) == 1 else f"a list of {len(schema)}"
     if isinstance(schema, range):
         return f"an integer from {schema.start} to {schema.stop - 1}"
     if isinstance(schema, re.Pattern):

@@ -320,10 +320,10 @@ def read_tensors(
             tensors = {name: content.get_tensor(name) for name in header}
     except SafetensorError as error:
         raise ValueError(f"{file}: {what}: {error}") from None
-    except RuntimeError:  # opened twice, and gone in between
-        if file.exists():
-            raise
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(file)) from None
+    except RuntimeError as error:  # The library opens the file twice. It may be gone in between.
+        if "No such file or directory" in str(error):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(file)) from None
+        raise OSError(f"{file}: cannot be read: {error}") from None
     if digest is not None and tensors_digest(tensors) != digest:
         raise ValueError(f"{file}: {what}: not the contents that the record names ({digest})")
     return tensors
@@ -359,10 +359,12 @@ def load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
         try:
             return _load(make, folder, device)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:
                 raise
             if _stamp(folder) == stamp:
-                raise ValueError(f"{folder}: a file that model.json names is missing: {error}") from None
+                raise ValueError(
+                    f"{folder / 'model.json'}: a file that model.json names is missing: {error}"
+                ) from None
             # The model was replaced meanwhile: the new one is there.
 
 

@@ -337,9 +337,8 @@ def _check_dtypes(what: str, dtypes: Mapping[str, Any]) -> None:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_DTYPES)
             raise ValueError(f"{what}: {name}: must be one of {names}, got {dtype}")
     if len(set(dtypes.values())) > 1:
-        raise ValueError(
-            f"{what}: weights must be of one dtype, got {', '.join(map(str, set(dtypes.values())))}"
-        )
+        names = ", ".join(sorted(map(str, set(dtypes.values()))))
+        raise ValueError(f"{what}: weights must be of one dtype, got {names}")
 
 
 def _check_finite(what: str, tensors: Mapping[str, Tensor], rest: str = "") -> None:
@@ -379,32 +378,36 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
 
 def _load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
     record = read_model_record(folder)
-    configuration, weights = record["model"], folder / record["weights"]["file"]
-    steps = record["weights"].get("steps", {})
     attached = {name: _read_attachment(folder / file) for name, file in record["attachments"].items()}
+    tensors = _read_weights(folder, record)
     try:
-        shapes = parameter_shapes(configuration)
-        tensors = read_tensors(
-            weights,
-            "truncated or edited",
-            lambda header: _check_header(weights, header, record, shapes),
-            record["weights"]["sha256"],
-        )
-        _check_memory(weights, sum(4 * math.prod(shapes[name]) for name in steps), "the weights")
-        for name, step in steps.items():
-            try:
-                tensors[name] = compression.decode(tensors[name], shapes[name], step)
-            except ValueError as error:
-                raise ValueError(f"{weights}: {name}: {error}") from None
-        _check_finite(str(weights), tensors)
         label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
         with torch.device("meta"):  # Its parameters become those of the file.
-            model = make(**configuration, hash=label_hash)
-    except (TypeError, OverflowError) as error:
+            model = make(**record["model"], hash=label_hash)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
     model.load_parameters(tensors, assign=True)
     model.attachments = attached
     return model.eval().to(device)
+
+
+def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+    file, steps = folder / record["weights"]["file"], record["weights"].get("steps", {})
+    shapes = parameter_shapes(record["model"])
+    tensors = read_tensors(
+        file,
+        "truncated or edited",
+        lambda header: _check_header(file, header, record, shapes),
+        record["weights"]["sha256"],
+    )
+    _check_memory(file, sum(4 * math.prod(shapes[name]) for name in steps), "the weights")
+    for name, step in steps.items():
+        try:
+            tensors[name] = compression.decode(tensors[name], shapes[name], float(step))
+        except ValueError as error:
+            raise ValueError(f"{file}: {name}: {error}") from None
+    _check_finite(str(file), tensors)
+    return tensors
 
 
 def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
@@ -450,28 +453,23 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
 def _label_hash(
     folder: Path, record: dict[str, Any], table: Tensor | None, attached: dict[str, bytes]
 ) -> LabelHash:
-    configuration = record["model"]
-    L, B, R = (configuration[f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
-    file = folder / "model.json"
-    try:
-        if table is not None:
-            return LabelHash.from_buckets(table, B)
-        if 4 * L * R >= _LARGE:
-            _check_plausible(file, L, attached)
-            _check_memory(file, 4 * L * R, f"the label hash of L={L:,} labels in R={R} repetitions")
-        return LabelHash(L, B, R, record["hash"]["seed"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from None
+    L, B, R = (record["model"][f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
+    if table is not None:
+        return LabelHash.from_buckets(table, B)
+    if 4 * L * R >= _LARGE:
+        _check_plausible(L, attached)
+        _check_memory(folder / "model.json", 4 * L * R, f"the label hash of L={L:,} labels, R={R} times")
+    return LabelHash(L, B, R, record["hash"]["seed"])
 
 
-def _check_plausible(file: Path, num_labels: int, attached: dict[str, bytes]) -> None:
+def _check_plausible(num_labels: int, attached: dict[str, bytes]) -> None:
     """Names and counts of the labels, where they are kept, must be long enough for so many labels."""
     for name, least in (
         ("labels.json", 3),
         ("label_counts.npy", 1),
     ):  # bytes a label: at least "", or a count
         if name in attached and len(attached[name]) < least * num_labels:
-            raise ValueError(f"{file}: num_labels must be that of {name}, got L={num_labels:,}")
+            raise ValueError(f"num_labels must be that of {name}, got L={num_labels:,}")
 
 
 def _check_memory(file: Path, needed: int, what: str) -> None:

@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import os
-import random
 import re
 import secrets
 import shutil
@@ -278,7 +277,7 @@ def _lock_folder(folder: Path, op: str, is_saving: Callable[[], bool]) -> tuple[
             since = time.monotonic()
         elif time.monotonic() - since > _QUIET_SECONDS:
             raise ValueError(f"{op}: another run is training in {folder}")
-        time.sleep(random.uniform(0.001, 0.02))
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -247,9 +247,20 @@ def _settle(folder: Path, journal: Path) -> None:
     with contextlib.suppress(ValueError):  # a damaged journal says nothing
         record = read_record(journal, "a journal", {"files": [_OWN_FILE], "sha256": _SHA256})
         if record["sha256"] == digest_of(record):
-            for name in set(record["files"]) - files_of(folder):
-                delete_file(folder / name)
+            text = _record_text(folder)
+            for name in record["files"]:
+                if json.dumps(name).encode() not in text:
+                    delete_file(folder / name)
     journal.unlink(missing_ok=True)
+
+
+def _record_text(folder: Path) -> bytes:
+    """`model.json` as it is: what a damaged one names, or one of a later format, stays as well."""
+    try:
+        with open_file(folder / "model.json") as file:
+            return file.read()
+    except (FileNotFoundError, ValueError):
+        return b""
 
 
 # ---------------------------------------------------------------------------------------------- tensors

@@ -994,7 +994,7 @@ class _Run:
                 f"{file}: resume needs the run's own settings and data; different: {'; '.join(differences)}"
             )
         state, self.saved = Progress(**record["progress"]), record.get("weights_sha256")
-        if record["tensors"] is not None:  # None: the run had ended; train() loads the best epoch
+        if record["tensors"] is not None:
             if "sha256" not in record:
                 warnings.warn(
                     f"{file}: is of before checkpoints had digests: damage can't be told from contents",
@@ -1002,6 +1002,9 @@ class _Run:
                 )
             self._check_progress(file, state)
             self._take_tensors(self.folder / record["tensors"], record)
+        else:  # The run had ended; train() loads the best epoch. A kill may have left repetitions in turn.
+            for part in _parts(self.folder):
+                _delete_part(part)
         self.state = state
 
     def _check_progress(self, file: Path, state: Progress) -> None:
@@ -1120,7 +1123,7 @@ def forget(folder: Path) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
-    return (folder / f"{CHECKPOINT}.json").exists() or bool(_parts(folder))
+    return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *_parts(folder)))
 
 
 def checkpoint_record(folder: Path) -> dict[str, Any]:
@@ -1132,9 +1135,14 @@ def checkpoint_record(folder: Path) -> dict[str, Any]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Folders of repetitions trained in turn."""
+    """Folders of repetitions trained in turn, also those that a kill left half deleted."""
     parts = (part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name))
-    return [part for part in parts if not part.is_symlink() and (part / f"{CHECKPOINT}.json").exists()]
+    return [part for part in parts if part.is_dir() and not part.is_symlink() and _is_part(part)]
+
+
+def _is_part(folder: Path) -> bool:
+    has_record = (folder / f"{CHECKPOINT}.json").exists()
+    return has_record or bool(_tensor_files(folder)) or not any(folder.iterdir())
 
 
 def _delete_part(part: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import killed_at
 from safetensors.torch import load_file, save_file
 
 import mach_ext
@@ -246,6 +247,26 @@ def test_tensors_that_no_run_writes(stopped, change):
     edit(stopped, forget_digests, seal=False)
     with pytest.raises(ValueError, match=r"checkpoint-2-3.*: not the tensors of a checkpoint: other names"):
         resume(stopped)
+
+
+# ------------------------------------------------------------------------------------------------- kills
+
+
+@pytest.mark.parametrize("hidden_size", [4, 0])
+def test_a_run_killed_at_any_step_goes_on_and_leaves_nothing(tmp_path, hidden_size):
+    """At each of the first changes to its folder, later at some."""
+    options = {"repetitions_at_a_time": 4, "epochs": 1} if hidden_size == 0 else {"epochs": 2}
+    whole, _ = resume(tmp_path / "whole", hidden_size, **options)
+    folder, kills = tmp_path / "run", 0
+    while killed_at(kills, lambda: train(folder, 100, hidden_size, resume=True, **options)):
+        kills += 1 if kills < 12 else 4
+    assert kills > 5
+    assert same(weights(mach_ext.load(folder)), weights(whole))
+    assert names(folder) == names(tmp_path / "whole")
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
 
 
 # ---------------------------------------------------------------------------------------- repetitions in turn

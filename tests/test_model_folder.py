@@ -8,12 +8,12 @@ import re
 import resource
 import stat
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from conftest import killed_at
 from safetensors.torch import load_file, save_file
 from stress.writers import two_writers
 
@@ -166,28 +166,6 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, error):
 # --------------------------------------------------------------------------------------------------- kills
 
 
-def killed_at(step, function):
-    """Runs a function in a process of its own that dies before its nth change to a folder."""
-    pid = os.fork()
-    if pid == 0:
-        left = [step]
-
-        def dying(change):
-            def call(*args, **kwargs):
-                left[0] -= 1
-                if left[0] < 0:
-                    os._exit(9)
-                return change(*args, **kwargs)
-
-            return call
-
-        os.replace, os.fsync, os.unlink = dying(os.replace), dying(os.fsync), dying(os.unlink)
-        Path.unlink = dying(Path.unlink)
-        function()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def test_a_save_killed_at_any_step_leaves_a_model_and_the_next_one_cleans_up(tmp_path):
     step = status = 0
     build(1).save(tmp_path)
@@ -247,6 +225,16 @@ def test_a_record_deletes_nothing_but_files_of_a_model(tmp_path, sealed_anew):
     build(2).save(folder)
     assert all((folder / name).read_text() == "mine" for name in theirs)
     assert (folder / "folder-0123456789ab.txt").is_dir()
+
+
+def test_a_journal_deletes_nothing_that_a_later_format_names(tmp_path):
+    build().save(tmp_path)
+    journal = {"files": [name for name in names(tmp_path) if name != "model.json"]}
+    (tmp_path / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(sealed(journal)))
+    forge(tmp_path, lambda record: record.update(format=99))
+    with training.exclusive(tmp_path):
+        assert {*journal["files"]} < {*names(tmp_path)}
+        assert len(names(tmp_path)) == 3
 
 
 # ----------------------------------------------------------------------------------------- atomic writing

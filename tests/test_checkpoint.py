@@ -189,6 +189,15 @@ def test_records_that_are_no_checkpoint(stopped, content):
     assert RECORDS[content] in str(caught.value)
 
 
+@pytest.mark.parametrize("levels", [100, 900, 980, 995])
+def test_a_record_of_many_levels(stopped, levels):
+    text = (stopped / "checkpoint.json").read_text()
+    nested = '{"a": ' * levels + "1" + "}" * levels
+    (stopped / "checkpoint.json").write_text(text.replace('"run": {', f'"run": {{"a": {nested}, ', 1))
+    with pytest.raises(ValueError, match=r"checkpoint.json: not a checkpoint: (edited|must have few levels)"):
+        resume(stopped)
+
+
 def forget_digests(record):
     for key in ("format", "sha256", "tensors_sha256", "weights_sha256"):
         del record[key]

@@ -1044,8 +1044,9 @@ class _Run:
         digest = record.get("tensors_sha256")
         try:
             tensors = read_tensors(file, "not the tensors of a checkpoint", check, digest)
-        except FileNotFoundError as error:
-            raise ValueError(f"{file}: not the tensors of a checkpoint: {error}") from None
+        except FileNotFoundError:
+            missing = f"a file that it names is missing: {file}: no such file"
+            raise ValueError(f"{file.with_name(CHECKPOINT)}.json: {missing}") from None
         optimizer = self.optimizer.state_dict()
         for key, value in {**tensors, **scalars}.items():
             kind, _, rest = key.partition(".")

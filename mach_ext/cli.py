@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
+from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -589,10 +590,12 @@ def evaluate(args: Any) -> None:
 
 
 def _former_metrics(file: Path) -> dict[str, Any]:
-    former: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a damaged file is written anew
-        former = _optional_json(file) or {}
-    return former if isinstance(former, dict) else {}
+    """Metrics that a file keeps; a damaged one is written anew."""
+    schema = {"seconds?": {"*": ANY}, "attacks?": {"*": ANY}, "*": ANY}
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        former: dict[str, Any] = read_record(file, "metrics", schema)
+        return former
+    return {}
 
 
 def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
@@ -674,9 +677,7 @@ def predict(args: Any) -> None:
 
 def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     """A line a document, written as it is computed: memory does not grow with the number of documents."""
-    names: Sequence[str] = explain.Numbers()
-    if "labels.json" in model.attachments:
-        names = json.loads(model.attachments["labels.json"])
+    names: Sequence[str] = runs.label_names(model) or explain.Numbers()
     number = unknown = 0
     with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
         for X in _documents(args, model, folder):
@@ -1050,7 +1051,10 @@ def compress(args: Any) -> None:
         return {"bytes": sum(file.stat().st_size for file in files), **result}
 
     before = measured(folder)
-    model.save(output, args.step)
+    with training.exclusive(output):
+        if not args.overwrite:  # another run may have ended here meanwhile
+            runs.refuse_to_replace(output, model)
+        model.save(output, args.step)
     model = nn.load(output, args.device)
     after = measured(output)
     print(f"{'' if dataset is None else split:<10}{folder.name:>20}{output.name:>20}")
@@ -1068,6 +1072,7 @@ def compress(args: Any) -> None:
 def info(args: Any) -> None:
     folder = _run_folder(args)
     model = nn.load(folder)
+    checkpoint = folder / f"{training.CHECKPOINT}.json"
     record = {
         "folder": str(folder),
         "model": model.configuration(),
@@ -1075,7 +1080,7 @@ def info(args: Any) -> None:
         "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": model.hash.diagnostics().as_dict(),
         "operators": {"cpu": _ops.cpu_isa(), "cuda": _ops.CUDA_FAULT or "loaded"},
-        "training": _optional_json(folder / "checkpoint.json"),
+        "training": training.read_checkpoint(folder) if checkpoint.exists() else None,
         "metrics": _optional_json(folder / "metrics.json"),
     }
     record["hash"].pop("load", None)
@@ -1100,15 +1105,13 @@ def info(args: Any) -> None:
         for entry in state["history"]:
             if "loss" not in entry:  # the last word of repetitions trained in turn
                 continue
-            dev = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
+            scores = entry.get("dev", {}).items()
+            dev = "  ".join(f"{k} {math.nan if v is None else v:.4f}" for k, v in scores if k[0] == "P")
             print(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
 
 
 def _optional_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except ValueError as error:
-        raise ValueError(f"{file}: must be JSON, got: {error}") from None
+    return read_record(file, "a record", ANY) if file.exists() else None
 
 
 def _size(count: float) -> str:

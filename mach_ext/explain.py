@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import math
 import re
 import warnings
@@ -44,6 +43,7 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext.data import check_csr, json_line, name_key
+from mach_ext.data.records import ANY, parse_record
 from mach_ext.nn import MACH, MODEL_MERGES, check_parameters, check_scores, checked_k, evaluating
 
 if TYPE_CHECKING:
@@ -1262,6 +1262,7 @@ def _names(op: str, kind: str, names: Names, count: int, size: str, kept: bytes 
 @functools.lru_cache(maxsize=4)
 def _kept_names(attachment: bytes) -> list[str]:
     """Names in labels.json or features.json (a list) or vectorizer.json."""
-    content = json.loads(attachment)
+    kept = ([str], {"vocabulary": [str], "*": ANY})
+    content = parse_record(attachment, "names that the model keeps", kept)
     names: list[str] = content["vocabulary"] if isinstance(content, dict) else content
     return names

@@ -7,6 +7,7 @@ many training documents each label has).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -21,10 +22,25 @@ import torch
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
+from mach_ext._model_folder import read_model_record
+from mach_ext.data.files import open_file
+from mach_ext.data.records import ANY, check_record, parse_record
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 
 CANDIDATES = 200  # labels that neighbours re-rank
+_BASE = ({0, 1}, type(None))
+# Older runs have fewer entries.
+_RUN = {
+    "dataset?": str,
+    "name?": str,
+    "holdout?": bool,
+    "train?": [int, int],
+    "reader?": {"svmlight_base?": _BASE, "svmlight_label_base?": _BASE},
+    "propensity?": ([float, float], type(None)),
+    "train_documents?": range(2**62),
+    "*": ANY,
+}
 
 
 def attachments(
@@ -81,9 +97,13 @@ def _version() -> str:
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:
-    """``run.json`` of a model; empty where it has none."""
+    """``run.json`` of a model; empty where it has none.
+
+    Raises:
+        ValueError: it is damaged, or its entries are of other types.
+    """
     kept = model.attachments.get("run.json")
-    record: dict[str, Any] = {} if kept is None else json.loads(kept)
+    record: dict[str, Any] = {} if kept is None else parse_record(kept, "run.json of the model", _RUN)
     return record
 
 
@@ -112,46 +132,62 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
     """A and B that the run in a folder was started with."""
     started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
+    check_record(started, f"{folder}: its run record", _RUN)
     kept = started.get("propensity")
     return None if kept is None else (kept[0], kept[1])
 
 
 def weights_digest(folder: Path) -> str | None:
     """SHA-256 of the weights that a folder's model record names; None where it can't be read."""
-    try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        return str(record["weights"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        return str(read_model_record(folder)["weights"]["sha256"])
+    return None
 
 
 def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constructor arguments and ``run.json`` of the model in a folder; empty where they can't be read."""
-    try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        run = folder / record["attachments"]["run.json"]
-        return record["model"], json.loads(run.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}, {}
+    with contextlib.suppress(OSError, ValueError):
+        record = read_model_record(folder)
+        if "run.json" in record["attachments"]:
+            with open_file(folder / record["attachments"]["run.json"]) as file:
+                return record["model"], parse_record(file.read(), "run.json", _RUN)
+    return {}, {}
+
+
+def label_names(model: nn.MACH) -> list[str] | None:
+    """Names of the labels, where the model keeps any.
+
+    Raises:
+        ValueError: they are not L strings.
+    """
+    return _kept_names(model, "labels.json", model.num_labels)
+
+
+def _kept_names(model: nn.MACH, file: str, count: int) -> list[str] | None:
+    if file not in model.attachments:
+        return None
+    names: list[str] = parse_record(model.attachments[file], f"{file} of the model", [str])
+    if len(names) != count:
+        raise ValueError(f"{file} of the model: must have {count} names, got {len(names)}")
+    return names
 
 
 def columns_of(model: nn.MACH) -> data.Columns:
     """What the model's columns mean: every file that is read for it is read by this."""
-
-    def names(file: str) -> list[str] | None:
-        return json.loads(model.attachments[file]) if file in model.attachments else None
-
     vectorizer = None
     if "vectorizer.json" in model.attachments:
-        vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
+        kept = model.attachments["vectorizer.json"]
+        vectorizer = data.Vectorizer.from_json(kept, source="vectorizer.json of the model")
     reader = record_of(model).get("reader", {})
     return data.Columns(
         model.num_features,
         model.num_labels,
         reader.get("svmlight_base"),
         reader.get("svmlight_label_base"),
-        names("labels.json"),
-        names("features.json") if vectorizer is None else vectorizer.vocabulary,
+        label_names(model),
+        _kept_names(model, "features.json", model.num_features)
+        if vectorizer is None
+        else vectorizer.vocabulary,
         vectorizer,
     )
 
@@ -175,7 +211,7 @@ def load_dataset(
         ValueError: the model does not say which dataset it is of; other columns than the model's; a bad file.
     """
     record = record_of(model)
-    if dataset is None and not record:
+    if dataset is None and "dataset" not in record:
         raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
     own = dataset is None or _same_place(record, dataset)
     name: str | os.PathLike[str] = record["dataset"] if dataset is None else dataset
@@ -196,7 +232,7 @@ def load_dataset(
     # others nobody knows whether the model has seen them.
     if "train" not in record:  # of before checksums were kept
         return data.hold_out(loaded) if own and record.get("holdout") else loaded
-    split = data.hold_out(loaded) if record["holdout"] else loaded
+    split = data.hold_out(loaded) if record.get("holdout") else loaded
     if _checksums(split.train) == record["train"]:
         return split
     if not own and not _is_training_data(model, loaded):
@@ -219,14 +255,32 @@ def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
     counts, labels = _label_counts(model), dataset.train.Y
     return (
         counts is not None
-        and labels.shape[0] == record_of(model)["train_documents"]
+        and labels.shape[0] == record_of(model).get("train_documents")
         and np.array_equal(counts, metrics.label_counts(labels))
     )
 
 
 def _label_counts(model: nn.MACH) -> NDArray[np.integer[Any]] | None:
+    """``label_counts.npy``, read by its header: NumPy would take files of other kinds, and of any size."""
     kept = model.attachments.get("label_counts.npy")
-    return None if kept is None else np.load(io.BytesIO(kept), allow_pickle=False)
+    if kept is None:
+        return None
+    content, L = io.BytesIO(kept), model.num_labels
+    try:
+        np.lib.format.read_magic(content)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"label_counts.npy of the model: must be an array of NumPy, got: {error}") from None
+    values = content.read()
+    if shape != (L,) or dtype.kind not in "iu" or len(values) != L * dtype.itemsize:
+        raise ValueError(
+            f"label_counts.npy of the model: must be L={L} integers, got {dtype} {list(shape)} "
+            f"in {len(values)} bytes"
+        )
+    counts: NDArray[np.integer[Any]] = np.frombuffer(values, dtype)
+    if (counts < 0).any():
+        raise ValueError(f"label_counts.npy of the model: must not be negative, got {counts.min()}")
+    return counts
 
 
 @dataclass(frozen=True)
@@ -252,7 +306,8 @@ class TrainingLabels:
         record = record_of(model)
         name = record.get("name", dataset.name)
         A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
-        if (counts := _label_counts(model)) is not None:
+        counts = _label_counts(model)
+        if counts is not None and "train_documents" in record:
             return cls(counts, record["train_documents"], A, B)
         labels = dataset.all_train_labels
         return cls(metrics.label_counts(labels), labels.shape[0], A, B)

@@ -7,13 +7,10 @@ seed and t alone, so a run that was killed and resumed ends with the same bits a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-import json
 import math
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -26,11 +23,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mach_ext import _ops, metrics, optim
+from mach_ext import _model_folder, _ops, metrics, optim
+from mach_ext._model_folder import (
+    Header,
+    read_model_record,
+    read_tensors,
+    safetensors_dtype,
+    save_tensors,
+    tensors_digest,
+)
 from mach_ext.data import (
     Batch,
     check_csr,
@@ -40,14 +44,46 @@ from mach_ext.data import (
     row_lengths,
     write_json,
 )
+from mach_ext.data.files import delete_file
+from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.hashing import LabelHash, collisions_known
-from mach_ext.nn import MACH, Dropout, load, memory_advice, predict_batch, save_tensors
+from mach_ext.nn import MACH, Dropout, load, memory_advice, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 CHECKPOINT = "checkpoint"
+CHECKPOINT_FORMAT = 1  # Before it had a number, it had no digests.
+_DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
+_TENSORS_WITH_DIGEST = re.compile(r"checkpoint-\d+-\d+-[0-9a-f]{12}\.safetensors")
+_TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
+_SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
+_count = range(2**53)  # as floats count
+_CHECKPOINT_SCHEMA = {
+    "format?": {CHECKPOINT_FORMAT},
+    "hyperparameters": {"epochs": _count, "*": ANY},
+    "model": {"*": ANY},
+    "hash": str,
+    "length?": float,
+    "data": {"*": ANY},
+    "progress": {
+        "epoch": _count,
+        "batch": _count,
+        "loss_sum": float,
+        "documents": _count,
+        "seconds": float,
+        "best_epoch": (_count, type(None)),
+        "best": (float, type(None)),
+        "history": [{"epoch": _count, "loss?": float, "dev?": {"*": (float, type(None))}, "*": ANY}],
+    },
+    "scalars": {"*": _count},
+    "tensors": (_TENSORS, type(None)),
+    "run?": {"*": ANY},
+    "tensors_sha256?": _SHA256,
+    "weights_sha256?": _SHA256,
+    "sha256?": _SHA256[0],
+}
 _HALF_WRITTEN = (
     r"\.(model|checkpoint|weights-|labels-|label_counts-|features-|vectorizer-|run-).*\.(\d+)\.tmp"
 )
@@ -306,28 +342,20 @@ def fit(
 def exclusive(folder: Path | None) -> Iterator[None]:
     """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
 
+    The thread that holds the lock may save into the folder; others can't.
+
     Raises:
         ValueError: Another run is training in the folder.
     """
     if folder is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"fit: another run is training in {folder}") from None
-        except OSError:  # a file system without locks
-            pass
-        for left in folder.iterdir():
+    with _model_folder.lock(folder, "fit", is_run=True):
+        for left in folder.iterdir():  # by versions that had the number of the process in the name
             written = re.fullmatch(_HALF_WRITTEN, left.name)
             if written and not Path(f"/proc/{written[2]}").exists():
-                left.unlink(missing_ok=True)
+                delete_file(left)
         yield
-    finally:
-        os.close(lock)
 
 
 def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted: int | None) -> int:
@@ -521,11 +549,12 @@ class _Run:
         self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
         self.best_weights: dict[str, Tensor] | None = None  # where there is no folder to keep them in
+        self.saved: str | None = None  # digest of the weights in the folder, where there is one
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for part in () if resume else _parts(folder):
-                shutil.rmtree(part)
+                _delete_part(part)
 
         named = dict(model.named_parameters())
         linear, adam = model.is_linear, settings.optimizer == "adam"
@@ -618,10 +647,10 @@ class _Run:
                 }
             )
         if self.folder is not None:
-            self.model.save(self.folder)
+            self._save(self.folder)
             self._make_current(None, {})
             for part_folder in _parts(self.folder):
-                shutil.rmtree(part_folder)
+                _delete_part(part_folder)
         self.model.eval()
 
     def _batches(self) -> Iterator[Batch]:
@@ -850,7 +879,7 @@ class _Run:
         if kept is None or self._rank(entry) > self._rank(state.history[kept - 1]):
             state.best, state.best_epoch = self._rank(entry)[0], state.epoch
             if self.folder is not None:
-                self.model.save(self.folder)
+                self._save(self.folder)
             elif self.dev is not None:
                 self.best_weights = {k: tensor.clone() for k, tensor in self.model.state_dict().items()}
         with torch.no_grad():  # training goes on without the adjustment, to the bit
@@ -883,7 +912,8 @@ class _Run:
         """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""
         if self.folder is not None:
             if self.state.best_epoch is None:  # no epoch at all: the model as it came
-                self.model.save(self.folder)
+                self._save(self.folder)
+            self._check_saved(self.folder)
             with collisions_known():  # said when the model was made
                 self.model.load_state_dict(load(self.folder).state_dict())
             self._make_current(None, {})
@@ -951,50 +981,99 @@ class _Run:
                 else:
                     scalars[key] = value
         # A new name each time: the JSON that names it is what makes a checkpoint current.
-        name = f"{CHECKPOINT}-{self.state.epoch}-{self.state.batch}.safetensors"
-        save_tensors(self.folder / name, {k: v.cpu() for k, v in tensors.items()})
-        self._make_current(name, scalars)
+        tensors = {key: value.cpu() for key, value in tensors.items()}
+        digest = tensors_digest(tensors)
+        name = f"{CHECKPOINT}-{self.state.epoch}-{self.state.batch}-{digest[:12]}.safetensors"
+        save_tensors(self.folder / name, tensors)
+        self._make_current(name, scalars, digest)
 
-    def _make_current(self, name: str | None, scalars: dict[str, Any]) -> None:
+    def _make_current(self, name: str | None, scalars: dict[str, Any], digest: str | None = None) -> None:
         assert self.folder is not None
-        record = {**self._identity, "progress": asdict(self.state), "scalars": scalars, "tensors": name}
+        record = {
+            "format": CHECKPOINT_FORMAT, **self._identity, "progress": asdict(self.state), "scalars": scalars,
+            "tensors": name, "tensors_sha256": digest, "weights_sha256": self.saved,
+        }  # fmt: skip
         if "run.json" in self.model.attachments:  # which the model itself keeps only from its first epoch on
-            record["run"] = json.loads(self.model.attachments["run.json"])
-        write_json(self.folder / f"{CHECKPOINT}.json", record)
-        for old in self.folder.glob(f"{CHECKPOINT}-*-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+            run = self.model.attachments["run.json"]
+            record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
+        former = _tensor_files(self.folder)
+        write_json(self.folder / f"{CHECKPOINT}.json", sealed(record))
+        for old in former - {name}:
+            delete_file(self.folder / old)
 
     def resume(self) -> None:
         """Takes up the checkpoint in the folder, if there is one."""
         assert self.folder is not None
         file = self.folder / f"{CHECKPOINT}.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             return
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
-            identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
-            # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own;
-            # before tau, none.
-            fields = Hyperparameters.__dataclass_fields__.items()
-            defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8, "tau": 0.0}
-            identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
-            state, scalars, name = Progress(**record["progress"]), record["scalars"], record["tensors"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None
+        record = read_checkpoint(self.folder)
+        identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
+        identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
+        # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own;
+        # before tau, none.
+        fields = Hyperparameters.__dataclass_fields__.items()
+        defaults = {name: field.default for name, field in fields} | {"encoder_eps": 1e-8, "tau": 0.0}
+        identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
         differences = _differences(identity, self._identity)
         if differences:
             raise ValueError(
                 f"{file}: resume needs the run's own settings and data; different: {'; '.join(differences)}"
             )
+        state, self.saved = Progress(**record["progress"]), record.get("weights_sha256")
+        if record["tensors"] is not None:
+            if "sha256" not in record:
+                warnings.warn(
+                    f"{file}: is of before checkpoints had digests: damage can't be told from contents",
+                    stacklevel=4,
+                )
+            self._check_progress(file, state)
+            self._take_tensors(self.folder / record["tensors"], record)
+        else:  # The run had ended; train() loads the best epoch. A kill may have left repetitions in turn.
+            for part in _parts(self.folder):
+                _delete_part(part)
         self.state = state
-        if name is None:  # the run had ended: train() finds nothing to do and loads the best epoch
-            return
+
+    def _check_progress(self, file: Path, state: Progress) -> None:
+        """Refuses what no run can have written: older checkpoints have no digest."""
+        epochs = [entry["epoch"] for entry in state.history]
+        keys = {"epoch", "loss"} | ({"dev"} if self.dev is not None else set())
+        if (
+            state.epoch > self.settings.epochs
+            or state.batch > self.steps_an_epoch
+            or (state.documents == 0) != (state.batch == 0)
+            or len(epochs) != state.epoch
+            or epochs != list(range(1, len(epochs) + 1))
+            or any(not keys <= entry.keys() for entry in state.history)
+            or any(self.settings.metric not in entry["dev"] for entry in state.history if "dev" in keys)
+            or (state.best_epoch not in epochs if epochs else state.best_epoch is not None)
+        ):
+            raise ValueError(f"{file}: not a checkpoint: its progress contradicts itself")
+        for entry in state.history:  # JSON has no NaN
+            for name, value in entry.get("dev", {}).items():
+                entry["dev"][name] = math.nan if value is None else value
+
+    def _take_tensors(self, file: Path, record: dict[str, Any]) -> None:
+        """Weights and optimiser state of a checkpoint, once its tensors are known to be those of this run."""
+        expected, scalars = self._expected_tensors(), record["scalars"]
+
+        def check(header: Header) -> None:
+            kept = {name for name in expected if name in header or name.startswith("model.")}
+            # The state of a parameter is there whole, or not at all: before its first step.
+            owners = {name.rpartition(".")[0] for name in (*kept, *scalars) if name.startswith("optimizer.")}
+            kept |= {name for name in expected if name.rpartition(".")[0] in owners}
+            if header != {name: expected[name] for name in kept if expected[name] is not None}:
+                raise ValueError(f"{file}: not the tensors of a checkpoint: other names, dtypes or shapes")
+            if scalars.keys() != {name for name in kept if expected[name] is None}:
+                names = ", ".join(sorted(scalars)) or "none"
+                raise ValueError(f"{file}: not the tensors of a checkpoint: scalars of others, {names}")
+
+        digest = record.get("tensors_sha256")
         try:
-            tensors = load_file(self.folder / name)
-        except Exception as error:
-            raise ValueError(f"{self.folder / name}: not the tensors of a checkpoint: {error}") from None
+            tensors = read_tensors(file, "not the tensors of a checkpoint", check, digest)
+        except FileNotFoundError:
+            missing = f"a file that it names is missing: {file}: no such file"
+            raise ValueError(f"{file.with_name(CHECKPOINT)}.json: {missing}") from None
         optimizer = self.optimizer.state_dict()
         for key, value in {**tensors, **scalars}.items():
             kind, _, rest = key.partition(".")
@@ -1005,33 +1084,102 @@ class _Run:
         self.model.load_parameters(weights)
         self.optimizer.load_state_dict(optimizer)
 
+    def _expected_tensors(self) -> dict[str, tuple[str, tuple[int, ...]] | None]:
+        """dtype and shape of all that a checkpoint may hold, by name; None for scalars."""
+        expected: dict[str, tuple[str, tuple[int, ...]] | None] = {}
+        for name, parameter in self.model.named_parameters():
+            expected[f"model.{name}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
+        groups = self.optimizer.param_groups
+        for i, parameter in enumerate(p for group in groups for p in group["params"]):
+            for moment in self.optimizer._moments:
+                expected[f"optimizer.{i}.{moment}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
+            if isinstance(self.optimizer, optim.SparseAdam):
+                expected[f"optimizer.{i}.step"] = None
+        return expected
+
+    def _save(self, folder: Path) -> None:
+        self.model.save(folder)
+        self.saved = read_model_record(folder)["weights"]["sha256"]
+
+    def _check_saved(self, folder: Path) -> None:
+        """Refuses a model that came into the folder from elsewhere."""
+        digest = read_model_record(folder)["weights"]["sha256"]
+        if self.saved is not None and self.saved != digest:
+            raise ValueError(
+                f"{folder / 'model.json'}: must be the model of this run's best epoch, "
+                f"with weights of SHA-256 {self.saved}, got {digest}"
+            )
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The record of the checkpoint in a folder, checked by itself.
+
+    Raises:
+        ValueError: It is damaged or no checkpoint. Older ones have no digest, and less is told of them.
+        OSError: It is not there, or can't be read.
+    """
+    file = folder / f"{CHECKPOINT}.json"
+    record: dict[str, Any] = read_record(file, "a checkpoint", _CHECKPOINT_SCHEMA)
+    if not _DIGEST_KEYS.isdisjoint(record):
+        for key in sorted(_DIGEST_KEYS - record.keys()):
+            raise ValueError(f"{file}: not a checkpoint: {key} is missing")
+        if record["sha256"] != digest_of(record):
+            raise ValueError(f"{file}: not a checkpoint: edited: its contents do not match their SHA-256")
+    return record
+
+
+def _tensor_files(folder: Path) -> set[str]:
+    """The tensor files of checkpoints in a folder: those of a name that only a checkpoint can have.
+
+    Names of before there were digests could be a user's, and count where the record has them.
+    """
+    names = {file.name for file in folder.iterdir() if _TENSORS_WITH_DIGEST.fullmatch(file.name)}
+    with contextlib.suppress(OSError, ValueError):
+        names |= {read_checkpoint(folder)["tensors"]} - {None}
+    return names
+
 
 def forget(folder: Path) -> None:
     """Removes the checkpoint of a former run: nothing is left to resume."""
+    tensors = _tensor_files(folder)
     (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
-    for file in folder.glob(f"{CHECKPOINT}-*-*.safetensors"):
-        file.unlink()
+    for name in tensors:
+        delete_file(folder / name)
     for part in _parts(folder):
-        shutil.rmtree(part)
+        _delete_part(part)
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
-    return (folder / f"{CHECKPOINT}.json").exists() or bool(_parts(folder))
+    return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *_parts(folder)))
 
 
 def checkpoint_record(folder: Path) -> dict[str, Any]:
     """What the checkpoint in a folder says of its run; empty where there is none that can be read."""
     try:
-        record = json.loads((folder / f"{CHECKPOINT}.json").read_text(encoding="utf-8"))
+        return read_checkpoint(folder)
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Folders of repetitions trained in turn."""
-    return [part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name)]
+    """Folders of repetitions trained in turn, also those that a kill left half deleted."""
+    parts = (part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name))
+    return [part for part in parts if part.is_dir() and not part.is_symlink() and _is_part(part)]
+
+
+def _is_part(folder: Path) -> bool:
+    has_record = (folder / f"{CHECKPOINT}.json").exists()
+    return has_record or bool(_tensor_files(folder)) or not any(folder.iterdir())
+
+
+def _delete_part(part: Path) -> None:
+    """Removes what a run has written into the folder of its repetitions, and the folder if that was all."""
+    with exclusive(part):
+        _model_folder.delete(part)
+        forget(part)
+    with contextlib.suppress(OSError):
+        part.rmdir()
 
 
 def _suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:

@@ -301,3 +301,25 @@ def assert_deterministic(function):
         with num_threads(threads):
             for a, b in zip(function(), expected, strict=True):
                 assert bitwise_equal(a, b), f"{threads} threads"
+
+
+def killed_at(step, function):
+    """Runs a function in a process of its own that dies before its nth change to a folder."""
+    pid = os.fork()
+    if pid == 0:
+        left = [step]
+
+        def dying(change):
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+                return change(*args, **kwargs)
+
+            return call
+
+        os.replace, os.fsync, os.unlink = dying(os.replace), dying(os.fsync), dying(os.unlink)
+        Path.unlink = dying(Path.unlink)
+        function()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -260,7 +260,7 @@ class Vectorizer:
                 raise ValueError("type must be tfidf, the vocabulary strings")
             idf = [float(x) for x in content["idf"]]
             return cls(content["vocabulary"], idf, tokens=content.get("tokens", "words-1"))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{source}: must be a vectorizer's JSON, got: {error!r}") from None
 
     @functools.cached_property

@@ -3,8 +3,10 @@
 * ``corpus``: valid files, drawn at random.
 * ``mutate`` and ``mutate_npz``: what damages them, ``tokens``: with what.
 * ``naive``: the readers once more, in plain and slow Python.
+* ``folders``: model folders and run folders, with a flipped bit, cut, or with a file of another folder.
 * ``formats``: which files, which naive and which real readers make up a format.
 * ``run``: the loop, in a process that may crash. ``make stress`` starts it.
+* ``writers``: two processes that save into one folder, and a third that loads it.
 
 Both readers must accept or both refuse. What they read must be the same to the bit. A refusal must be a
 ValueError or TypeError that names the file and, in files of lines, the first bad line.

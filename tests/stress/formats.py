@@ -13,7 +13,7 @@ import numpy as np
 from mach_ext import data
 from mach_ext.data import formats as real
 
-from . import corpus, mutate, mutate_npz
+from . import corpus, folders, mutate, mutate_npz
 from .naive import Table, json_lines, matrices, npz, texts, unpack
 
 Files = dict[str, bytes]
@@ -26,6 +26,7 @@ class Format(NamedTuple):
     naive: Callable[[Files, Options], Any]
     readers: Callable[[dict[str, Path], Options], Readers]
     is_text: bool = True
+    most: int = 10**9  # files: few where each takes long
 
 
 def table(split: data.Split) -> Table:
@@ -183,5 +184,19 @@ FORMATS = {
         drawn(corpus.filter_pairs),
         unpacked(lambda content: texts.read_filter_pairs(content, corpus.PAIR_ROWS, corpus.PAIR_COLUMNS)),
         filter_pairs_readers,
+    ),
+    "model": Format(
+        lambda rng: folders.draw(folders.models(), tuple(folders.models()), rng),
+        folders.naive_model,
+        lambda paths, options: folders.readers(folders.load, paths, options),
+        is_text=False,
+        most=5000,
+    ),
+    "checkpoint": Format(
+        lambda rng: folders.draw(folders.runs(), ("stopped", "ended"), rng),
+        folders.naive_run,
+        lambda paths, options: folders.readers(folders.resume, paths, options),
+        is_text=False,
+        most=1000,
     ),
 }

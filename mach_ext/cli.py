@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
+from mach_ext.data.records import read_json
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -674,9 +675,7 @@ def predict(args: Any) -> None:
 
 def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     """A line a document, written as it is computed: memory does not grow with the number of documents."""
-    names: Sequence[str] = explain.Numbers()
-    if "labels.json" in model.attachments:
-        names = json.loads(model.attachments["labels.json"])
+    names: Sequence[str] = runs.columns_of(model).label_names or explain.Numbers()
     number = unknown = 0
     with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
         for X in _documents(args, model, folder):
@@ -1105,10 +1104,7 @@ def info(args: Any) -> None:
 
 
 def _optional_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except ValueError as error:
-        raise ValueError(f"{file}: must be JSON, got: {error}") from None
+    return read_json(file) if file.exists() else None
 
 
 def _size(count: float) -> str:

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
+from mach_ext.data import attachments as kept
+from mach_ext.data.records import check_names, read_json
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 
@@ -58,6 +60,7 @@ def attachments(
         },
     }  # fmt: skip
     files = {"run.json": json.dumps(run, indent=2).encode()}
+    _check_names(dataset)
     if dataset.label_names is not None:
         files["labels.json"] = json.dumps(list(dataset.label_names)).encode()
     if dataset.vectorizer is not None:
@@ -67,6 +70,13 @@ def attachments(
     counts = io.BytesIO()
     np.save(counts, metrics.label_counts(dataset.all_train_labels).astype(np.int32))
     return {**files, "label_counts.npy": counts.getvalue()}
+
+
+def _check_names(dataset: data.Dataset) -> None:
+    D, L = dataset.num_features, dataset.num_labels
+    for what, names, count in (("label", dataset.label_names, L), ("feature", dataset.feature_names, D)):
+        if names is not None:
+            check_names(names, f"{dataset.path}: {what}_names", count)
 
 
 def _checksums(split: data.Split) -> list[int]:
@@ -81,10 +91,12 @@ def _version() -> str:
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:
-    """``run.json`` of a model; empty where it has none."""
-    kept = model.attachments.get("run.json")
-    record: dict[str, Any] = {} if kept is None else json.loads(kept)
-    return record
+    """``run.json`` of a model; empty where it has none.
+
+    Raises:
+        ValueError: it is no record of a run.
+    """
+    return kept.run_record(model.attachments)
 
 
 def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
@@ -111,16 +123,16 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
 
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
     """A and B that the run in a folder was started with."""
-    started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
-    kept = started.get("propensity")
-    return None if kept is None else (kept[0], kept[1])
+    started = training.checkpoint_record(folder).get("run")
+    run = _model_and_run(folder)[1] if not started else kept.check_run(started, folder / "checkpoint.json")
+    propensity = run.get("propensity")
+    return None if propensity is None else (propensity[0], propensity[1])
 
 
 def weights_digest(folder: Path) -> str | None:
     """SHA-256 of the weights that a folder's model record names; None where it can't be read."""
     try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        return str(record["weights"]["sha256"])
+        return str(read_json(folder / "model.json")["weights"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -128,31 +140,29 @@ def weights_digest(folder: Path) -> str | None:
 def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constructor arguments and ``run.json`` of the model in a folder; empty where they can't be read."""
     try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "model.json")
         run = folder / record["attachments"]["run.json"]
-        return record["model"], json.loads(run.read_text(encoding="utf-8"))
+        return dict(record["model"]), kept.parse_run(run.read_bytes(), str(run))
     except (OSError, ValueError, KeyError, TypeError):
         return {}, {}
 
 
 def columns_of(model: nn.MACH) -> data.Columns:
-    """What the model's columns mean: every file that is read for it is read by this."""
+    """What the model's columns mean: every file that is read for it is read by this.
 
-    def names(file: str) -> list[str] | None:
-        return json.loads(model.attachments[file]) if file in model.attachments else None
-
-    vectorizer = None
-    if "vectorizer.json" in model.attachments:
-        vectorizer = data.Vectorizer.from_json(model.attachments["vectorizer.json"])
+    Raises:
+        ValueError: an attachment of the model that is damaged, or of another size than the model.
+    """
+    D, L = model.num_features, model.num_labels
     reader = record_of(model).get("reader", {})
     return data.Columns(
-        model.num_features,
-        model.num_labels,
+        D,
+        L,
         reader.get("svmlight_base"),
         reader.get("svmlight_label_base"),
-        names("labels.json"),
-        names("features.json") if vectorizer is None else vectorizer.vocabulary,
-        vectorizer,
+        kept.label_names(model.attachments, L),
+        kept.feature_names(model.attachments, D),
+        kept.vectorizer(model.attachments, D),
     )
 
 
@@ -196,7 +206,7 @@ def load_dataset(
     # others nobody knows whether the model has seen them.
     if "train" not in record:  # of before checksums were kept
         return data.hold_out(loaded) if own and record.get("holdout") else loaded
-    split = data.hold_out(loaded) if record["holdout"] else loaded
+    split = data.hold_out(loaded) if record.get("holdout") else loaded
     if _checksums(split.train) == record["train"]:
         return split
     if not own and not _is_training_data(model, loaded):
@@ -207,8 +217,8 @@ def load_dataset(
 
 def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
     try:
-        kept = record["dataset"]
-        place = data.fetch(kept) if kept in data.NAMES else kept
+        name = record["dataset"]
+        place = data.fetch(name) if name in data.NAMES else name
         return os.path.samefile(data.locate(dataset)[0], place)
     except (OSError, ValueError, KeyError):
         return False
@@ -219,14 +229,21 @@ def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
     counts, labels = _label_counts(model), dataset.train.Y
     return (
         counts is not None
-        and labels.shape[0] == record_of(model)["train_documents"]
+        and labels.shape[0] == _train_documents(model)
         and np.array_equal(counts, metrics.label_counts(labels))
     )
 
 
 def _label_counts(model: nn.MACH) -> NDArray[np.integer[Any]] | None:
-    kept = model.attachments.get("label_counts.npy")
-    return None if kept is None else np.load(io.BytesIO(kept), allow_pickle=False)
+    return kept.label_counts(model.attachments, model.num_labels)
+
+
+def _train_documents(model: nn.MACH) -> int:
+    """Of how many documents the label counts are."""
+    record = record_of(model)
+    if "train_documents" not in record:
+        raise ValueError("run.json of the model: must say of how many train_documents label_counts.npy is")
+    return int(record["train_documents"])
 
 
 @dataclass(frozen=True)
@@ -253,7 +270,7 @@ class TrainingLabels:
         name = record.get("name", dataset.name)
         A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
         if (counts := _label_counts(model)) is not None:
-            return cls(counts, record["train_documents"], A, B)
+            return cls(counts, _train_documents(model), A, B)
         labels = dataset.all_train_labels
         return cls(metrics.label_counts(labels), labels.shape[0], A, B)
 

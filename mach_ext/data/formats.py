@@ -25,7 +25,7 @@ from .. import _C
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, suffix_of
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
-from .records import check_name, check_names, decode_json, is_utf8, read_json, shown
+from .records import check_names, decode_json, read_json, shown
 from .sources import (
     BYTE_ORDER_MARK,
     FREE_BYTES,
@@ -580,8 +580,8 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
     """Reads documents, one JSON object a line: ``{"text": "...", "labels": ["name", ...]}``.
 
     Args:
-        path: the file, plain or .gz, .xz, .bz2. Blank lines and further keys are ignored. Half of a surrogate
-            pair, which JSON can write and UTF-8 can't, becomes "?" in a text and is refused in a name.
+        path: the file, plain or .gz, .xz, .bz2. Blank lines and further keys are ignored. Strings are kept as
+            they are, also half of a surrogate pair, which JSON can write and UTF-8 can't.
 
     Yields:
         (text, label names); None where a line has no ``labels``.
@@ -614,11 +614,6 @@ def _json_document(line: bytes, source: str) -> tuple[str, list[str] | None]:
         raise ValueError(f'{source}: "text" must be a string, got {shown(text)}')
     if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
         raise ValueError(f'{source}: "labels" must be a list of strings, got {shown(labels)}')
-    if b"\\u" in line:  # only an escape can write half of a surrogate pair
-        for name in labels or ():
-            check_name(name, source)
-        if not is_utf8(text):
-            text = text.encode("utf-8", "replace").decode()
     return text, labels
 
 

@@ -6,7 +6,8 @@ import itertools
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .files import PathLike
@@ -156,49 +157,24 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def is_number(value: Any, least: float = float("-inf")) -> bool:
-    """Whether a JSON value is a finite number that fits a double, at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return max(least, -1.7976931348623157e308) <= value <= 1.7976931348623157e308
+def is_number(value: Any, limit: float = sys.float_info.max) -> bool:
+    """Whether a JSON value is a finite number that fits a double, or whatever has this limit."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 # ------------------------------------------------------------------------------------------------ names
 
 
-def check_names(names: Sequence[Any], source: PathLike, count: int | None = None) -> None:
-    """Names as they may be: strings that UTF-8 can carry, so many of them. Anything else in them is kept.
+def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
+    """A list of names: strings, so many of them. Whatever is in them is kept, be it half of a surrogate pair.
 
     Raises:
-        ValueError: another number of names, no string, a lone surrogate; with source and entry.
+        ValueError: no list, another number of names, an entry that is no string; with source and entry.
     """
     if isinstance(names, (str, bytes, Mapping)) or not hasattr(names, "__getitem__"):
         raise ValueError(f"{source}: must be a list of names, got {shown(names)}")
     if count is not None and len(names) != count:
         raise ValueError(f"{source}: must have {count} names, one a column, got {len(names)}")
-    try:
-        "".join(names).encode()
-    except (TypeError, UnicodeEncodeError):
-        for i, name in enumerate(names):
-            check_name(name, f"{source}, entry {i}")
-
-
-def check_name(name: Any, source: PathLike) -> None:
-    """One name.
-
-    Raises:
-        ValueError: as :func:`check_names`.
-    """
-    if not isinstance(name, str):
-        raise ValueError(f"{source}: a name must be a string, got {shown(name)}")
-    if not is_utf8(name):
-        raise ValueError(f"{source}: a name must not have half of a surrogate pair, got {shown(name)}")
-
-
-def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can carry a text: no half of a surrogate pair is in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"{source}, entry {i}: a name must be a string, got {shown(name)}")

@@ -20,13 +20,14 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+
+from .records import Field, check_names, parse_record, shown
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -183,18 +184,23 @@ class Vectorizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], idf: Sequence[float], *, tokens: str = "words-2") -> None:
-        """Takes what the attributes of this class hold."""
-        if tokens not in _RULES:
-            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(_RULES)}, got {tokens!r}")
+        """Takes what the attributes of this class hold.
+
+        Raises:
+            ValueError, TypeError: other lengths, a word twice or that is no string, a bad idf.
+        """
+        if not isinstance(tokens, str) or tokens not in _RULES:
+            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(_RULES)}, got {shown(tokens)}")
         if len(vocabulary) != len(idf) or len(idf) == 0:
             raise ValueError(
                 "Vectorizer: vocabulary and idf must be of one length, not 0, got "
                 f"{len(vocabulary)} and {len(idf)}"
             )
+        check_names(vocabulary, "Vectorizer: the vocabulary strings")
         if len(set(vocabulary)) != len(vocabulary):
             raise ValueError("Vectorizer: every word of the vocabulary must be there once, got one twice")
-        if not all(math.isfinite(x) for x in idf):
-            raise ValueError("Vectorizer: every idf must be finite, got NaN or infinity")
+        for word, x in zip(vocabulary, idf, strict=True):
+            _check_idf(x.item() if isinstance(x, np.generic) else x, word)
         self.vocabulary = list(vocabulary)
         self.idf = np.asarray(idf, np.float32)  # [D]
         self.tokens = tokens
@@ -245,7 +251,7 @@ class Vectorizer:
         idf = [float(f"{x:.9g}") for x in self.idf]  # nine digits name a float32
         rule = {} if self.tokens == "words-1" else {"tokens": self.tokens}  # it had no name then
         content = {"type": "tfidf", **rule, "vocabulary": self.vocabulary, "idf": idf}
-        return json.dumps(content, ensure_ascii=False)
+        return json_line(content)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "Vectorizer.from_json") -> Vectorizer:
@@ -254,14 +260,12 @@ class Vectorizer:
         Raises:
             ValueError: not such text, or of a rule for tokens that is not known here.
         """
+        what = "a vectorizer's JSON"
+        content = parse_record(text, source, what, _FIELDS)
         try:
-            content = json.loads(text)
-            if content["type"] != "tfidf" or not all(isinstance(word, str) for word in content["vocabulary"]):
-                raise ValueError("type must be tfidf, the vocabulary strings")
-            idf = [float(x) for x in content["idf"]]
-            return cls(content["vocabulary"], idf, tokens=content.get("tokens", "words-1"))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{source}: must be a vectorizer's JSON, got: {error!r}") from None
+            return cls(content["vocabulary"], content["idf"], tokens=content.get("tokens", "words-1"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}: must be {what}, got: {type(error).__name__}: {error}") from None
 
     @functools.cached_property
     def _columns(self) -> dict[str, int]:
@@ -272,6 +276,21 @@ class Vectorizer:
         tfidf = _tfidf_vectorizer(_RULES[self.tokens], vocabulary=self.vocabulary)
         tfidf.idf_ = self.idf
         return tfidf
+
+
+def _check_idf(idf: Any, word: str) -> None:
+    if isinstance(idf, bool) or not isinstance(idf, (int, float)):
+        raise TypeError(f"Vectorizer: every idf must be a number, got {shown(idf)} for {shown(word)}")
+    if not 0 <= idf <= np.finfo(np.float32).max:
+        rule = "every idf must be finite, from 0 up, and fit float32"
+        raise ValueError(f"Vectorizer: {rule}, got {shown(idf)} for {shown(word)}")
+
+
+_FIELDS = {
+    "type": Field("tfidf", lambda value: value == "tfidf", needed=True),
+    "vocabulary": Field("a list of strings", lambda value: isinstance(value, list), needed=True),
+    "idf": Field("a list of numbers", lambda value: isinstance(value, list), needed=True),
+}
 
 
 def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) -> Any:

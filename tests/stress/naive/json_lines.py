@@ -10,7 +10,6 @@ from . import Refused
 WORDS = {"true": True, "false": False, "null": None, "NaN": 0.0, "Infinity": 0.0, "-Infinity": 0.0}
 ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
 MAX_DEPTH = 200  # of brackets; what is nested deeper is no document
-SURROGATE = "[\ud800-\udfff]"  # half of a pair, once whole pairs are joined: UTF-8 can't carry it
 MAX_DIGITS = 4300  # of an integer, Python's own limit
 
 
@@ -111,9 +110,7 @@ def read_jsonl(data: bytes, all_labelled: bool = False) -> list[tuple[str, list[
             raise Refused(number)
         if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
             raise Refused(number)
-        if any(re.search(SURROGATE, name) for name in labels or ()):
-            raise Refused(number)
-        documents.append((re.sub(SURROGATE, "?", text), labels))
+        documents.append((text, labels))
         if all_labelled and labels is None:
             raise Refused(number, None)
     if all_labelled and not documents:

@@ -32,6 +32,7 @@ from .text import Vectorizer
 URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of Debian's package wordnet-base
+MAX_ARCHIVE = 1 << 28  # bytes, packed or not; the known one has far fewer
 MAX_SHARE = 0.02  # of the documents a label may be on
 
 Key: TypeAlias = str  # part-of-speech letter n, v, a or r, then the offset's eight digits
@@ -232,8 +233,8 @@ def _run(command: list[str], folder: str) -> None:
 
 def _fetch_tarball(folder: Path) -> None:
     archive = folder / "WNdb-3.0.tar.gz"
-    download(URL, archive)
-    extract(archive, {name: name for name in FILES}, folder)
+    download(URL, archive, max_bytes=MAX_ARCHIVE)
+    extract(archive, {name: name for name in FILES}, folder, max_bytes=MAX_ARCHIVE)
     archive.unlink()
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:

@@ -42,8 +42,8 @@ ARCHIVES: dict[str, str | None] = {
     "wiki-500k": None,
     "amazon-3m": None,
 }
-# Documents, train and test together, as published. With 64 KiB for the features and the text of each, which is
-# far more than they have on average, they bound what an archive may be and unpack to.
+# Documents, train and test together, as published. They bound what an archive may be and unpack to, with
+# 64 KiB for the features and the text of each, which is far more than they have on average.
 _DOCUMENTS = {
     "eurlex-4k": 19_348,
     "wiki10-31k": 20_762,
@@ -363,13 +363,16 @@ def extract(
                     plain = member.isreg() and not member.issparse()  # a hole takes no bytes in an archive
                     if plain and f"/{member.name}".endswith(f"/{end}") and not target.exists():
                         _write_member(tar, member, target)
-    except (
-        tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError, RecursionError
-    ) as error:  # fmt: skip
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         problem = str(error).partition("\n")[0][:200]
         raise ValueError(f"{archive}: the archive must be whole and undamaged, got: {problem}") from None
+
+
+# What tarfile and the decompressors stumble with over a damaged archive.
+_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError)
+_DAMAGE += (ValueError, OverflowError, RecursionError)
 
 
 def _open_tar(file: Any) -> tarfile.TarFile:

@@ -15,7 +15,7 @@ from .files import COMPRESSIONS, PathLike, naming, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
 # numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.
-FREE_BYTES = 1 << 30
+FREE_BYTES = 1 << 28
 MAX_EXPANSION = 200
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import stat
@@ -15,7 +16,7 @@ from .files import COMPRESSIONS, PathLike, naming, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
 # numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.
-FREE_BYTES = 1 << 28
+FREE_BYTES = 1 << 26
 MAX_EXPANSION = 200
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -115,7 +116,8 @@ def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
         ValueError: as :func:`open_input`, and a line that is too long.
     """
     with open_input(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+        read_line = functools.partial(file.readline, MAX_LINE + 1)
+        for number, line in enumerate(iter(read_line, b""), start=1):
             if len(line) > MAX_LINE and not line.endswith(b"\n"):
                 rule = f"a line must have at most {MAX_LINE} bytes"
                 raise ValueError(f"{path}, line {number}: {rule}, got 'more'")

@@ -281,7 +281,7 @@ class Vectorizer:
 def _check_idf(idf: Any, word: str) -> None:
     if isinstance(idf, bool) or not isinstance(idf, (int, float)):
         raise TypeError(f"Vectorizer: every idf must be a number, got {shown(idf)} for {shown(word)}")
-    if not 0 <= idf <= np.finfo(np.float32).max:
+    if not 0 <= idf < 2.0**128 - 2.0**103:  # from there on float32 rounds to infinity
         rule = "every idf must be finite, from 0 up, and fit float32"
         raise ValueError(f"Vectorizer: {rule}, got {shown(idf)} for {shown(word)}")
 

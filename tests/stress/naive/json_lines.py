@@ -7,7 +7,8 @@ from typing import Any
 
 from . import Refused
 
-WORDS = {"true": True, "false": False, "null": None, "NaN": 0.0, "Infinity": 0.0, "-Infinity": 0.0}
+WORDS = {"true": True, "false": False, "null": None}
+WORDS |= {word: float(word) for word in ("NaN", "Infinity", "-Infinity")}
 ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
 MAX_DEPTH = 200  # of brackets; what is nested deeper is no document
 MAX_DIGITS = 4300  # of an integer, Python's own limit
@@ -54,9 +55,11 @@ class Parser:
                 self.at += len(word)
                 return value
         number = self.match(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-        if len(number.lstrip("-")) > MAX_DIGITS and number.lstrip("-").isdigit():
+        if not number.lstrip("-").isdigit():
+            return float(number)
+        if len(number.lstrip("-")) > MAX_DIGITS:
             raise NotJson
-        return 0.0
+        return int(number)
 
     def items(self, close: str, read: Any) -> list[Any]:
         self.at += 1

@@ -41,7 +41,11 @@ def attachments(
         dataset: what the model is trained on.
         settings: of the training, for the record.
         propensity: A and B of the propensity model; None: the field's for a dataset of this name.
+
+    Raises:
+        ValueError: not as many names as columns.
     """
+    _check_names(dataset)
     registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
     run = {
         "dataset": dataset.name if registered else str(dataset.path.absolute()),
@@ -60,7 +64,6 @@ def attachments(
         },
     }  # fmt: skip
     files = {"run.json": json.dumps(run, indent=2).encode()}
-    _check_names(dataset)
     if dataset.label_names is not None:
         files["labels.json"] = json.dumps(list(dataset.label_names)).encode()
     if dataset.vectorizer is not None:

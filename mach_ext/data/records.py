@@ -32,8 +32,9 @@ def shown(value: Any) -> str:
         'red\\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
     """
     is_text = isinstance(value, (str, bytes, bytearray))
-    text = repr(value[: _LENGTH + 1]) if is_text else _repr.repr(value)
-    return text if len(text) <= _LENGTH + 3 else f"{text[:_LENGTH]}..."
+    text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
+    cut = len(text) > _LENGTH + 2 or (is_text and len(value) > _LENGTH)
+    return f"{text[:_LENGTH]}..." if cut else text
 
 
 # ------------------------------------------------------------------------------------------------ JSON

@@ -257,11 +257,7 @@ FORMATS = {
     "run-record": Format(
         lambda rng: (mutated(rng, corpus.run_record(rng), JSON_STEPS), {}),
         lambda files, options: records.read_run(*files.values()),
-        lambda paths, options: {
-            "run_record": lambda: attachments.run_record(
-                {"run.json": next(iter(paths.values())).read_bytes()}
-            )
-        },
+        lambda paths, options: {"run_record": lambda: repr(attachments.run_record(contents(paths)))},
     ),
     "label-counts": Format(
         lambda rng: (mutate_npz.counts(rng, corpus.LABELS), {}),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
-from mach_ext.data.records import read_json
+from mach_ext.data.records import Field, check_fields, read_json
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -590,10 +590,13 @@ def evaluate(args: Any) -> None:
 
 
 def _former_metrics(file: Path) -> dict[str, Any]:
-    former: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a damaged file is written anew
-        former = _optional_json(file) or {}
-    return former if isinstance(former, dict) else {}
+    with contextlib.suppress(ValueError, TypeError):  # a damaged file is written anew
+        return check_fields(_optional_json(file), _METRICS_FIELDS)
+    return {}
+
+
+_OBJECT = Field("an object", lambda value: isinstance(value, dict))
+_METRICS_FIELDS = {"seconds": _OBJECT, "attacks": _OBJECT}
 
 
 def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:

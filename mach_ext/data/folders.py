@@ -167,10 +167,10 @@ class _Reader:
 
     def _find_names(self) -> None:
         for what, choices in (
-            ("labels", ("labels.txt", "labels.json", "output-items.txt", "Y.txt", "Yf.txt")),
-            ("features", ("features.txt", "features.json", "Xf.txt")),
+            ("labels", ("labels.txt", "output-items.txt", "Y.txt", "Yf.txt")),
+            ("features", ("features.txt", "Xf.txt")),
         ):
-            path = _find(self.folder, *choices)
+            path = _find(self.folder, *choices) or _find(self.folder, f"{what}.json")
             if path is not None:
                 names = read_numbered_names(path)
                 setattr(self, what, names)

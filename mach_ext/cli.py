@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
-from mach_ext.data.records import Field, check_fields, read_json
+from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
 
 RUNS = Path("runs")
@@ -590,13 +590,12 @@ def evaluate(args: Any) -> None:
 
 
 def _former_metrics(file: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, TypeError):  # a damaged file is written anew
-        return check_fields(_optional_json(file), _METRICS_FIELDS)
+    """Metrics that a file keeps; a damaged one is written anew."""
+    schema = {"seconds?": {"*": ANY}, "attacks?": {"*": ANY}, "*": ANY}
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        former: dict[str, Any] = read_record(file, "metrics", schema)
+        return former
     return {}
-
-
-_OBJECT = Field("an object", lambda value: isinstance(value, dict))
-_METRICS_FIELDS = {"seconds": _OBJECT, "attacks": _OBJECT}
 
 
 def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
@@ -1107,7 +1106,7 @@ def info(args: Any) -> None:
 
 
 def _optional_json(file: Path) -> Any:
-    return read_json(file) if file.exists() else None
+    return read_record(file, "a record", ANY) if file.exists() else None
 
 
 def _size(count: float) -> str:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
 from mach_ext.data import attachments as kept
-from mach_ext.data.records import check_names, read_json
+from mach_ext.data.parsing import check_names, read_json
+from mach_ext.data.records import check_record, parse_record
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 
@@ -126,9 +127,9 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
 
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
     """A and B that the run in a folder was started with."""
-    started = training.checkpoint_record(folder).get("run")
-    run = _model_and_run(folder)[1] if not started else kept.check_run(started, folder / "checkpoint.json")
-    propensity = run.get("propensity")
+    started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
+    check_record(started, f"{folder}: its run record", kept.RUN)
+    propensity = started.get("propensity")
     return None if propensity is None else (propensity[0], propensity[1])
 
 
@@ -145,7 +146,7 @@ def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         record = read_json(folder / "model.json")
         run = folder / record["attachments"]["run.json"]
-        return dict(record["model"]), kept.parse_run(run.read_bytes(), str(run))
+        return dict(record["model"]), parse_record(run.read_bytes(), "run.json", kept.RUN)
     except (OSError, ValueError, KeyError, TypeError):
         return {}, {}
 
@@ -188,7 +189,7 @@ def load_dataset(
         ValueError: the model does not say which dataset it is of; other columns than the model's; a bad file.
     """
     record = record_of(model)
-    if dataset is None and not record:
+    if dataset is None and "dataset" not in record:
         raise ValueError(f"{folder}: the model does not say which dataset it is of; give --dataset")
     own = dataset is None or _same_place(record, dataset)
     name: str | os.PathLike[str] = record["dataset"] if dataset is None else dataset
@@ -232,21 +233,13 @@ def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
     counts, labels = _label_counts(model), dataset.train.Y
     return (
         counts is not None
-        and labels.shape[0] == _train_documents(model)
+        and labels.shape[0] == record_of(model).get("train_documents")
         and np.array_equal(counts, metrics.label_counts(labels))
     )
 
 
 def _label_counts(model: nn.MACH) -> NDArray[np.integer[Any]] | None:
     return kept.label_counts(model.attachments, model.num_labels)
-
-
-def _train_documents(model: nn.MACH) -> int:
-    """Of how many documents the label counts are."""
-    record = record_of(model)
-    if "train_documents" not in record:
-        raise ValueError("run.json of the model: must say of how many train_documents label_counts.npy is")
-    return int(record["train_documents"])
 
 
 @dataclass(frozen=True)
@@ -272,8 +265,9 @@ class TrainingLabels:
         record = record_of(model)
         name = record.get("name", dataset.name)
         A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
-        if (counts := _label_counts(model)) is not None:
-            return cls(counts, _train_documents(model), A, B)
+        counts = _label_counts(model)
+        if counts is not None and "train_documents" in record:
+            return cls(counts, record["train_documents"], A, B)
         labels = dataset.all_train_labels
         return cls(metrics.label_counts(labels), labels.shape[0], A, B)
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import PathLike
 from .formats import read_array
-from .records import Field, check_fields, check_names, is_count, is_number, parse_json, parse_record, shown
+from .parsing import shown
+from .records import ANY, parse_record
 from .text import Vectorizer
 
 Attachments = Mapping[str, bytes]  # by name
@@ -59,7 +59,7 @@ def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None
     if name not in attachments:
         return None
     kept = _parsed_vectorizer(attachments[name])
-    check_names(kept.vocabulary, _source(name), num_features)
+    _check_count(kept.vocabulary, name, num_features)
     return kept
 
 
@@ -67,15 +67,18 @@ def _names(attachments: Attachments, name: str, count: int) -> list[str] | None:
     if name not in attachments:
         return None
     names = _parsed_names(attachments[name], name)
-    if len(names) != count:
-        check_names(names, _source(name), count)
+    _check_count(names, name, count)
     return names
+
+
+def _check_count(names: list[str], name: str, count: int) -> None:
+    if len(names) != count:
+        raise ValueError(f"{_source(name)}: must have {count} names, got {len(names)}")
 
 
 @functools.lru_cache(maxsize=4)
 def _parsed_names(content: bytes, name: str) -> list[str]:
-    names: list[str] = parse_json(content, _source(name), "a JSON list of names")
-    check_names(names, _source(name))
+    names: list[str] = parse_record(content, _source(name), [str])
     return names
 
 
@@ -87,45 +90,22 @@ def _parsed_vectorizer(content: bytes) -> Vectorizer:
 # -------------------------------------------------------------------------------------------- run record
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+_BASE = ({0, 1}, type(None))
+_COUNT = range(2**62)
 
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_reader(value: Any) -> bool:
-    bases = ("svmlight_base", "svmlight_label_base")
-    return _is_object(value) and all(
-        value.get(base) is None or (is_count(value[base]) and value[base] <= 1) for base in bases
-    )
-
-
-def _is_propensity(value: Any) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    A, B = value
-    return is_number(A) and is_number(B) and A >= 0 and B > 0
-
-
-def _are_checksums(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value))
-
-
-RUN_FIELDS = {
-    "dataset": Field("a name or a path", _is_text, needed=True),
-    "name": Field("a string", _is_text),
-    "holdout": Field("true or false", lambda value: isinstance(value, bool)),
-    "train": Field("two checksums", _are_checksums),
-    "settings": Field("an object", _is_object),
-    "reader": Field("an object whose svmlight bases are 0, 1 or null", _is_reader),
-    "propensity": Field("A from 0 up and B above 0, or null", _is_propensity),
-    "train_documents": Field("a count", is_count),
-    "threads": Field("a count", is_count),
-    "versions": Field("an object", _is_object),
+# The schema of ``run.json``; older runs have fewer entries.
+RUN = {
+    "dataset?": str,
+    "name?": str,
+    "holdout?": bool,
+    "train?": [int, int],
+    "settings?": {"*": ANY},
+    "reader?": {"svmlight_base?": _BASE, "svmlight_label_base?": _BASE},
+    "propensity?": ([float, float], type(None)),
+    "train_documents?": _COUNT,
+    "threads?": _COUNT,
+    "versions?": {"*": ANY},
+    "*": ANY,
 }
 
 
@@ -137,24 +117,8 @@ def run_record(attachments: Attachments) -> dict[str, Any]:
     """
     if "run.json" not in attachments:
         return {}
-    return parse_run(attachments["run.json"], _source("run.json"))
-
-
-def parse_run(content: str | bytes, source: str) -> dict[str, Any]:
-    """A run's record, of an attachment or a file.
-
-    Raises:
-        ValueError: as :func:`run_record`.
-    """
-    return parse_record(content, source, "the record of a run", RUN_FIELDS)
-
-
-def check_run(value: Any, source: PathLike) -> dict[str, Any]:
-    """The same of a value that was JSON."""
-    try:
-        return check_fields(value, RUN_FIELDS)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{source}: must hold the record of a run, got: {error.args[0]}") from None
+    record: dict[str, Any] = parse_record(attachments["run.json"], _source("run.json"), RUN)
+    return record
 
 
 def label_counts(attachments: Attachments, num_labels: int) -> NDArray[np.integer[Any]] | None:

@@ -12,7 +12,7 @@ import scipy
 from numpy.typing import NDArray
 
 from .matrices import Csr, row_features
-from .records import check_names
+from .parsing import check_names
 from .text import Vectorizer
 
 HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"

@@ -54,7 +54,7 @@ from .formats import (
     write_xmc,
 )
 from .matrices import Csr, check_labels, check_rows, widen
-from .records import check_names, shown
+from .parsing import check_names, shown
 from .sources import check_regular, read_input
 from .text import Vectorizer
 

@@ -25,7 +25,7 @@ from .. import _C
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, suffix_of
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
-from .records import check_names, decode_json, read_json, shown
+from .parsing import check_names, decode_json, read_json, shown
 from .sources import (
     BYTE_ORDER_MARK,
     FREE_BYTES,

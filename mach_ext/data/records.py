@@ -1,181 +1,212 @@
-"""What a file says, checked: JSON, its fields, names. Each fault is a ValueError with source and rule."""
+"""Records: JSON that this package wrote for itself, read strictly and held against a schema.
+
+A schema is made of:
+
+* a type: `int`, `float` (any finite number), `str`, `bool`, `type(None)`;
+* `range(...)`: an int in it; a compiled pattern: a string that it matches; a set: one of these values;
+* `[schema]`: a list of any length; `[schema, schema]`: a list of two, and so on;
+* `{"key": schema}`: an object. A key that ends in "?" may be missing, and "*" stands for all other keys;
+* a tuple: one of these schemas; `ANY`: any JSON value.
+"""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
-import os
-import reprlib
+import math
+import re
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NoReturn
 
-from .files import PathLike
-from .sources import read_input
+from .files import open_file, without_nan
 
-MAX_DEPTH = 200  # of brackets in JSON, far below what Python's own readers and writers can recurse
-MAX_JSON = 1 << 30  # bytes of a JSON file; a vectorizer of ten million words has a third of that
+ANY = object()
+Schema = Any
+_MAX_BYTES = 1 << 26  # of a record that is a file of its own
+_SHOWN = 60  # characters of a wrong value
+_TYPES = {
+    str: "a string",
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    type(None): "null",
+}
 
-_LENGTH = 60  # characters of a file's contents in a message
 
-_repr = reprlib.Repr()
-_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
-_repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
+def read_record(file: Path, what: str, schema: Schema) -> Any:
+    """The record in a file.
+
+    Args:
+        file: the file.
+        what: what it should be: "a model record".
+        schema: of the record.
+
+    Raises:
+        ValueError: it is no such record; names the file and the rule.
+        OSError: it cannot be read.
+    """
+    with open_file(file) as content:
+        text = content.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"{file}: not {what}: must have at most {_MAX_BYTES:,} bytes, got more")
+    return parse_record(text, f"{file}: not {what}", schema)
 
 
-def shown(value: Any) -> str:
-    """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
+def parse_record(content: bytes, name: str, schema: Schema) -> Any:
+    """The record in JSON text; `name` begins the message of an error.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8 that suits the schema.
 
     Example:
-        >>> from mach_ext.data.records import shown
-        >>> print(shown("red\\n" + "a" * 1000))
-        'red\\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
-    """
-    is_text = isinstance(value, (str, bytes, bytearray))
-    text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
-    cut = len(text) > _LENGTH + 2 or (is_text and len(value) > _LENGTH)
-    return f"{text[:_LENGTH]}..." if cut else text
-
-
-# ------------------------------------------------------------------------------------------------ JSON
-
-
-def decode_json(content: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: anything else; brackets deeper than ``MAX_DEPTH``; an integer of thousands of digits.
-    """
-    text = content if isinstance(content, str) else content.decode("utf-8-sig")
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        value = None
-    else:
-        if not _is_deep(value):
-            return value
-    raise ValueError(f"brackets must be at most {MAX_DEPTH} deep, got more")
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        inside = (each.values() if isinstance(each, dict) else each for each in level if _is_container(each))
-        level = [each for each in itertools.chain.from_iterable(inside) if _is_container(each)]
-        if not level:
-            return False
-    return True
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (dict, list))
-
-
-def parse_json(content: str | bytes, source: PathLike, what: str = "JSON in UTF-8") -> Any:
-    """The value of a JSON text; ``source`` is how messages call it, ``what`` what it must be.
-
-    Raises:
-        ValueError: as :func:`decode_json`, with the source.
-
-    Example:
-        >>> from mach_ext.data.records import parse_json
-        >>> parse_json(b'{"a": [1, 2]}', "a.json")
-        {'a': [1, 2]}
-    """
-    try:
-        return decode_json(content)
-    except ValueError as error:
-        raise ValueError(f"{source}: must be {what}, got: {_said(error)}") from None
-
-
-def read_json(path: PathLike, what: str = "JSON in UTF-8") -> Any:
-    """The value in a JSON file, plain or compressed.
-
-    Raises:
-        ValueError: as :func:`parse_json`; more than ``MAX_JSON`` bytes.
-        OSError: no such file, or it can't be read.
-    """
-    if (size := os.stat(path).st_size) > MAX_JSON:
-        raise ValueError(f"{path}: must be {what} of at most {MAX_JSON} bytes, got {size}")
-    return parse_json(read_input(path), path, what)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}"
-
-
-class Field(NamedTuple):
-    """What an entry of a JSON object must be: in words, and as a check."""
-
-    rule: str
-    holds: Callable[[Any], bool]
-    needed: bool = False
-
-
-def parse_record(
-    content: str | bytes, source: PathLike, what: str, fields: Mapping[str, Field]
-) -> dict[str, Any]:
-    """A JSON object whose entries are what they must be; others are let through.
-
-    Raises:
-        ValueError: not JSON, no object, an entry that is missing or wrong; with source, entry and rule.
-
-    Example:
-        >>> from mach_ext.data.records import Field, parse_record
-        >>> fields = {"name": Field("a string", lambda value: isinstance(value, str), needed=True)}
-        >>> parse_record('{"name": "a"}', "a.json", "a record", fields)
-        {'name': 'a'}
-        >>> parse_record('{"name": 5}', "a.json", "a record", fields)
+        >>> from mach_ext.data.records import parse_record
+        >>> parse_record(b'{"a": 1}', "a.json", {"a": int, "b?": str})
+        {'a': 1}
+        >>> parse_record(b'{"a": true}', "a.json", {"a": int})
         Traceback (most recent call last):
-        ValueError: a.json: must be a record, got: TypeError: "name" must be a string, got 5
+        ...
+        ValueError: a.json: a must be an integer, got True
     """
     try:
-        return check_fields(decode_json(content), fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{source}: must be {what}, got: {_said(error)}") from None
+        record = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError(f"{name}: must have few levels, got deeply nested JSON") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: must be JSON in UTF-8, got: {error}") from None
+    check_record(record, name, schema)
+    return record
 
 
-def check_fields(value: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The object itself, where its entries are what they must be.
+def check_record(record: Any, name: str, schema: Schema) -> None:
+    """Holds a record against a schema; `name` begins the message of an error.
 
     Raises:
-        TypeError: no object, or a wrong entry.
-        KeyError: a missing one.
+        ValueError: it does not suit the schema.
     """
-    if not isinstance(value, dict):
-        raise TypeError(f"the whole must be a JSON object, got {shown(value)}")
-    for name, field in fields.items():
-        if name not in value:
-            if field.needed:
-                raise KeyError(f'"{name}" must be there')
-        elif not field.holds(value[name]):
-            raise TypeError(f'"{name}" must be {field.rule}, got {shown(value[name])}')
+    if (fault := _fault(record, schema, "")) is not None:
+        raise ValueError(f"{name}: {fault}")
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it, without NaN, and with its `digest_of` under "sha256"."""
+    record = without_nan(record)
+    return {**record, "sha256": digest_of(record)}
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """SHA-256 of a record, whatever the order of its keys; its own "sha256" does not count."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    try:
+        text = json.dumps(rest, sort_keys=True)
+    except RecursionError:
+        raise ValueError("a record must have few levels, got deeply nested JSON") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {_shown(name)} twice in one object")
+        result[name] = value
+    return result
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text}, which is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text}, which is beyond every float")
     return value
 
 
-def is_count(value: Any) -> bool:
-    """Whether a JSON value is a whole number from 0 up that fits 64 bits; ``true`` is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+def _fault(value: Any, schema: Schema, where: str) -> str | None:
+    """In what a value does not suit a schema; None where it does. `where` names the value."""
+    if schema is ANY:
+        return None
+    if isinstance(schema, dict) and isinstance(value, dict):
+        return _object_fault(value, schema, where)
+    if isinstance(schema, list) and isinstance(value, list):
+        return _list_fault(value, schema, where)
+    if isinstance(schema, tuple):
+        faults = [_fault(value, each, where) for each in schema]
+        if None in faults:
+            return None
+        nested = (f for f, each in zip(faults, schema, strict=True) if type(each) is type(value))
+        if (fault := next(nested, None)) is not None:
+            return fault
+    elif _suits(value, schema):
+        return None
+    return f"{where or 'it'} must be {_rule(schema)}, got {_shown(value)}"
 
 
-def is_number(value: Any, limit: float = sys.float_info.max) -> bool:
-    """Whether a JSON value is a finite number that fits a double, or whatever has this limit."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
+def _list_fault(value: list[Any], schema: list[Schema], where: str) -> str | None:
+    if len(schema) > 1 and len(schema) != len(value):
+        return f"{where or 'it'} must be a list of {len(schema)}, got {len(value)}"
+    if schema[0] in (str, int) and {*map(type, value)} <= {schema[0]}:
+        return None  # the short way for a million names
+    rules = schema if len(schema) > 1 else schema * len(value)
+    faults = (_fault(each, rules[i], f"{where}[{i}]") for i, each in enumerate(value))
+    return next((fault for fault in faults if fault is not None), None)
 
 
-# ------------------------------------------------------------------------------------------------ names
+def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) -> str | None:
+    before = where and f"{where}."
+    rules = {name.removesuffix("?"): rule for name, rule in schema.items() if name != "*"}
+    for name in schema:
+        if name != "*" and not name.endswith("?") and name not in value:
+            return f"{before}{name} is missing"
+    for name, entry in value.items():
+        if name not in rules and "*" not in schema:
+            return f"{where or 'it'} must have no key {_shown(name)}"
+        rule = rules.get(name, schema.get("*"))
+        if (fault := _fault(entry, rule, f"{before}{name[:_SHOWN]}")) is not None:
+            return fault
+    return None
 
 
-def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
-    """A list of names: strings, so many of them. Whatever is in them is kept, be it half of a surrogate pair.
+def _suits(value: Any, schema: Schema) -> bool:
+    """Whether a value suits a schema without parts. JSON's true is no 1 here."""
+    if isinstance(schema, (dict, list)):
+        return False
+    if isinstance(schema, range):
+        return type(value) is int and value in schema
+    if isinstance(schema, re.Pattern):
+        return isinstance(value, str) and schema.fullmatch(value) is not None
+    if isinstance(schema, (set, frozenset)):
+        return any(type(value) is type(each) and value == each for each in schema)
+    if schema is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is schema
 
-    Raises:
-        ValueError: no list, another number of names, an entry that is no string; with source and entry.
-    """
-    if isinstance(names, (str, bytes, Mapping)) or not hasattr(names, "__getitem__"):
-        raise ValueError(f"{source}: must be a list of names, got {shown(names)}")
-    if count is not None and len(names) != count:
-        raise ValueError(f"{source}: must have {count} names, one a column, got {len(names)}")
-    for i, name in enumerate(names):
-        if not isinstance(name, str):
-            raise ValueError(f"{source}, entry {i}: a name must be a string, got {shown(name)}")
+
+def _rule(schema: Schema) -> str:
+    if isinstance(schema, tuple):
+        return " or ".join(map(_rule, schema))
+    if isinstance(schema, dict):
+        return "an object"
+    if isinstance(schema, list):
+        return "a list" if len(schema) == 1 else f"a list of {len(schema)}"
+    if isinstance(schema, range):
+        return f"an integer from {schema.start} to {schema.stop - 1}"
+    if isinstance(schema, re.Pattern):
+        return f"text like {schema.pattern}"
+    if isinstance(schema, (set, frozenset)):
+        return f"one of {', '.join(sorted(map(str, schema)))}"
+    return _TYPES[schema]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**50 else "a huge integer"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

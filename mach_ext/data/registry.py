@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from .dataset import HOLDOUT_RULE, Columns, Dataset
 from .files import PathLike, new_folder
 from .folders import read_file, read_folder
-from .records import shown
+from .parsing import shown
 from .sources import check_regular
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"

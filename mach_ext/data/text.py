@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from .records import Field, check_names, parse_record, shown
+from .parsing import check_names, parse_json, shown
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -261,11 +261,12 @@ class Vectorizer:
             ValueError: not such text, or of a rule for tokens that is not known here.
         """
         what = "a vectorizer's JSON"
-        content = parse_record(text, source, what, _FIELDS)
+        content = parse_json(text, source, what)
         try:
-            return cls(content["vocabulary"], content["idf"], tokens=content.get("tokens", "words-1"))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source}: must be {what}, got: {type(error).__name__}: {error}") from None
+            return cls(*_fields(content), tokens=content.get("tokens", "words-1"))
+        except (ValueError, TypeError, KeyError) as error:
+            said = f"{type(error).__name__}: {error.args[0]}"
+            raise ValueError(f"{source}: must be {what}, got: {said}") from None
 
     @functools.cached_property
     def _columns(self) -> dict[str, int]:
@@ -286,11 +287,19 @@ def _check_idf(idf: Any, word: str) -> None:
         raise ValueError(f"Vectorizer: {rule}, got {shown(idf)} for {shown(word)}")
 
 
-_FIELDS = {
-    "type": Field("tfidf", lambda value: value == "tfidf", needed=True),
-    "vocabulary": Field("a list of strings", lambda value: isinstance(value, list), needed=True),
-    "idf": Field("a list of numbers", lambda value: isinstance(value, list), needed=True),
-}
+def _fields(content: Any) -> tuple[list[str], list[float]]:
+    """Vocabulary and idf of a vectorizer's JSON."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it must be an object, got {shown(content)}")
+    for name in ("type", "vocabulary", "idf"):
+        if name not in content:
+            raise KeyError(f"{name} is missing")
+    if content["type"] != "tfidf":
+        raise ValueError(f"type must be tfidf, got {shown(content['type'])}")
+    for name in ("vocabulary", "idf"):
+        if not isinstance(content[name], list):
+            raise TypeError(f"{name} must be a list, got {shown(content[name])}")
+    return content["vocabulary"], content["idf"]
 
 
 def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) -> Any:

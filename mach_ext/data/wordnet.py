@@ -25,7 +25,7 @@ from .dataset import Dataset, Split
 from .files import PathLike, new_folder
 from .folders import write_folder
 from .formats import label_matrix, read_lines
-from .records import shown
+from .parsing import shown
 from .registry import data_home, download, extract
 from .text import Vectorizer
 

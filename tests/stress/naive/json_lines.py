@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -19,8 +20,9 @@ class NotJson(Exception):
 
 
 class Parser:
-    def __init__(self, text: str):
-        self.text, self.at = text, 0
+    def __init__(self, text: str, strict: bool = False):
+        """`strict`: every number is finite, every key there once."""
+        self.text, self.at, self.strict = text, 0, strict
 
     def match(self, pattern: str) -> str:
         found = re.compile(pattern).match(self.text, self.at)
@@ -45,7 +47,10 @@ class Parser:
         if depth > MAX_DEPTH:
             raise NotJson
         if next_character == "{":
-            return dict(self.items("}", lambda: self.member(depth + 1)))
+            members = self.items("}", lambda: self.member(depth + 1))
+            if self.strict and len(dict(members)) < len(members):
+                raise NotJson
+            return dict(members)
         if next_character == "[":
             return list(self.items("]", lambda: self.value(depth + 1)))
         if next_character == '"':
@@ -53,13 +58,18 @@ class Parser:
         for word, value in WORDS.items():
             if self.text.startswith(word, self.at):
                 self.at += len(word)
-                return value
+                return self.finite(value)
         number = self.match(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
         if not number.lstrip("-").isdigit():
-            return float(number)
+            return self.finite(float(number))
         if len(number.lstrip("-")) > MAX_DIGITS:
             raise NotJson
         return int(number)
+
+    def finite(self, value: Any) -> Any:
+        if self.strict and isinstance(value, float) and not math.isfinite(value):
+            raise NotJson
+        return value
 
     def items(self, close: str, read: Any) -> list[Any]:
         self.at += 1

@@ -11,9 +11,10 @@ from .npz import read_array
 from .numbers import float32_bits
 
 
-def value_of(data: bytes) -> Any:
+def value_of(data: bytes, strict: bool = False) -> Any:
+    """`strict`: what this package has written itself, so without a byte order mark."""
     try:
-        return Parser(data.removeprefix(b"\xef\xbb\xbf").decode()).document()
+        return Parser((data if strict else data.removeprefix(b"\xef\xbb\xbf")).decode(), strict).document()
     except (NotJson, UnicodeDecodeError):
         raise Refused(None) from None
 
@@ -32,7 +33,7 @@ def is_real(value: Any) -> bool:
 
 
 def read_names(data: bytes, count: int | None) -> list[str]:
-    names = value_of(data)
+    names = value_of(data, strict=count is not None)
     need(is_list_of_names(names))
     need(count is None or len(names) == count)
     return names
@@ -51,29 +52,23 @@ def read_vectorizer(data: bytes) -> tuple[list[str], list[int | None], str]:
     return words, bits, rule
 
 
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2
-
-
 def read_run(data: bytes) -> str:
-    """As Python writes it, in which a NaN equals another."""
-    record = value_of(data)
-    need(isinstance(record, dict) and isinstance(record.get("dataset"), str))
-    kinds = {"name": str, "holdout": bool, "settings": dict, "reader": dict, "versions": dict}
+    """As Python writes it."""
+    record = value_of(data, strict=True)
+    need(isinstance(record, dict))
+    kinds = {"dataset": str, "name": str, "holdout": bool, "settings": dict, "reader": dict, "versions": dict}
     need(all(isinstance(record[name], kind) for name, kind in kinds.items() if name in record))
-    need(all(is_count(record[name]) for name in ("train_documents", "threads") if name in record))
-    need("train" not in record or (is_pair(record["train"]) and all(map(is_count, record["train"]))))
-    for base in ("svmlight_base", "svmlight_label_base"):
-        given = record.get("reader", {}).get(base)
-        need(given is None or (type(given) is int and given in (0, 1)))
+    for name in ("train_documents", "threads"):
+        need(name not in record or (type(record[name]) is int and 0 <= record[name] < 2**62))
+    if "train" in record:
+        need(isinstance(record["train"], list) and [type(item) for item in record["train"]] == [int, int])
+    bases = record.get("reader", {})
+    need(set(bases) <= {"svmlight_base", "svmlight_label_base"})
+    need(all(base is None or (type(base) is int and base in (0, 1)) for base in bases.values()))
     constants = record.get("propensity")
     if constants is not None:
-        need(is_pair(constants) and all(map(is_real, constants)))
-        need(0 <= constants[0] < 2**1023 and 0 < constants[1] < 2**1023)
+        need(isinstance(constants, list) and len(constants) == 2 and all(map(is_real, constants)))
+        need(all(abs(constant) < 2**1024 - 2**970 for constant in constants))
     return repr(record)
 
 

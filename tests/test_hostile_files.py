@@ -400,7 +400,8 @@ OTHER = [None, True, -1, 2**63, 1.5, "a", [], [1], ["a", "b"], [1, 2, 3], {}, {"
 OTHER += [{"svmlight_base": True}, {"svmlight_label_base": "0"}]
 ALLOWED = {
     "dataset": ["a"], "name": ["a"], "holdout": [True], "propensity": [None], "reader": [{}],
-    **dict.fromkeys(("settings", "versions"), [value for value in OTHER if isinstance(value, dict)]),
+    "settings": [value for value in OTHER if isinstance(value, dict)],
+    "versions": [value for value in OTHER if isinstance(value, dict)],
 }  # fmt: skip
 
 

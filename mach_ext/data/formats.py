@@ -50,7 +50,7 @@ def _split(document: _C.Document) -> Split:
     return Split(X, Y)
 
 
-def _said_path(path: PathLike) -> str:
+def _shown(path: PathLike) -> str:
     """A path as the parser's messages call it: it takes UTF-8 alone, so other bytes are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -118,7 +118,7 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
 def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
     if len(line) > MAX_LINE:
         raise ValueError(f"{path}, line 1: a line must have at most {MAX_LINE} bytes, got 'more'")
-    return _C.parse_header(line, _said_path(path))
+    return _C.parse_header(line, _shown(path))
 
 
 def _xmc_split(
@@ -126,7 +126,7 @@ def _xmc_split(
 ) -> Split:
     """The lines of a block as documents; before it stand so many lines and the header."""
     _, D, L = header
-    return _split(_C.parse_lines(block, D, L, lines + 2, False, num_threads, _said_path(path)))
+    return _split(_C.parse_lines(block, D, L, lines + 2, False, num_threads, _shown(path)))
 
 
 def _documents(split: Split, before: int, promised: int) -> int:
@@ -213,12 +213,23 @@ def read_svmlight(
     return [Split(widen(split.X, D), widen(split.Y, L)) for split in splits]
 
 
-def parse_svmlight(path: PathLike, *, num_features: int | None = None, num_threads: int = 0) -> Split:
-    """One svmlight file with all ids as written; with ``num_features``, features must be below it."""
+def parse_svmlight(
+    path: PathLike, *, num_features: int | None = None, num_threads: int = 0, with_labels: bool = True
+) -> Split:
+    """One svmlight file with all ids as written; with ``num_features``, features must be below it.
+
+    Without labels whatever stands in their place is passed over, such as -1 and +1.
+    """
     bound: dict[str, Any] = {} if num_features is None else {"num_features": num_features}
     with memory_named(path):
-        text, name = read_input(path), _said_path(path)
+        text, name = read_input(path), _shown(path)
+        if not with_labels:
+            text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)
         return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=name, **bound))
+
+
+# What stands first in a line and is no feature.
+_SVMLIGHT_LABELS = re.compile(rb"^((?:\xef\xbb\xbf)?)[ \t]*[^\s:#]+(?=[ \t\r#]|$)", re.MULTILINE)
 
 
 def counts_from_one(matrices: Iterable[Csr]) -> bool:
@@ -290,7 +301,7 @@ def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
         raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
     # The parser takes what stands first in a line for labels, and a blank there for their absence.
     lines = b" " + body.removesuffix(b"\n").replace(b"\n", b"\n ") if body else b""
-    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _said_path(path))).X
+    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _shown(path))).X
     if matrix.shape[0] > rows and matrix.indptr[rows] == matrix.nnz:  # blank lines at the end
         matrix = matrix[:rows]
     if matrix.shape[0] != rows:
@@ -488,14 +499,10 @@ def read_lines(path: PathLike) -> list[str]:
     Raises:
         ValueError: not UTF-8.
     """
-    lines = []
-    for number, line in iter_lines(path):
-        try:
-            lines.append(line.decode().removesuffix("\n").removesuffix("\r"))
-        except UnicodeDecodeError as error:
-            byte = line[error.start]
-            raise ValueError(f"{path}, line {number}: text must be UTF-8, got byte 0x{byte:02x}") from None
-    return lines
+    return [
+        decode_line(line, f"{path}, line {number}").removesuffix("\n").removesuffix("\r")
+        for number, line in iter_lines(path)
+    ]
 
 
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
@@ -598,23 +605,41 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
     """
     for number, line in iter_lines(path):
         if line.strip():
-            yield _json_document(line, f"{path}, line {number}")
+            yield json_document(line, f"{path}, line {number}")
 
 
-def _json_document(line: bytes, source: str) -> tuple[str, list[str] | None]:
+def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
+    """One line of JSON lines as text and label names; `where` starts messages.
+
+    Raises:
+        ValueError: no such document.
+    """
     try:
         record = decode_json(line.decode())
     except ValueError as error:  # also a UnicodeDecodeError
         rule = f"a line must be a JSON object in UTF-8 ({error})"
-        raise ValueError(f"{source}: {rule}, got {shown(line)}") from None
+        raise ValueError(f"{where}: {rule}, got {shown(line)}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{source}: a line must be a JSON object, got {shown(record)}")
+        raise ValueError(f"{where}: a line must be a JSON object, got {shown(record)}")
     text, labels = record.get("text"), record.get("labels")
     if not isinstance(text, str):
-        raise ValueError(f'{source}: "text" must be a string, got {shown(text)}')
+        raise ValueError(f'{where}: "text" must be a string, got {shown(text)}')
     if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
-        raise ValueError(f'{source}: "labels" must be a list of strings, got {shown(labels)}')
+        raise ValueError(f'{where}: "labels" must be a list of strings, got {shown(labels)}')
     return text, labels
+
+
+def decode_line(line: bytes, where: str) -> str:
+    """The text of a line; `where` starts the message.
+
+    Raises:
+        ValueError: not UTF-8; with the byte and its place in the line.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"0x{line[error.start]:02x}, byte {error.start + 1} of the line"
+        raise ValueError(f"{where}: text must be UTF-8, got byte {byte}") from None
 
 
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:

@@ -499,10 +499,14 @@ def read_lines(path: PathLike) -> list[str]:
     Raises:
         ValueError: not UTF-8.
     """
-    return [
-        decode_line(line, f"{path}, line {number}").removesuffix("\n").removesuffix("\r")
-        for number, line in iter_lines(path)
-    ]
+    lines = []
+    for number, line in iter_lines(path):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = decode_line(line, f"{path}, line {number}")  # for the words
+        lines.append(text.removesuffix("\n").removesuffix("\r"))
+    return lines
 
 
 def read_names(path: PathLike, count: int | None = None) -> list[str]:

@@ -51,7 +51,7 @@ def decode_json(content: str | bytes) -> Any:
     except RecursionError:
         value = None
     else:
-        if not _is_deep(value):
+        if text.count("[") + text.count("{") <= MAX_DEPTH or not _is_deep(value):
             return value
     raise ValueError(f"brackets must be at most {MAX_DEPTH} deep, got more")
 

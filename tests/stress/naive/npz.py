@@ -161,12 +161,10 @@ def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
     """Rows of {column: float32 bits}, and the number of columns. Labels must be stored as whole numbers."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         need(len(set(archive.namelist())) == len(archive.namelist()))
-        need(
-            all(
-                info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-                for info in archive.infolist()
-            )
-        )
+        infos = archive.infolist()
+        need(all(info.compress_type in (0, 8) for info in infos))  # stored, deflated
+        packed, unpacked = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
+        need(unpacked <= max(2**26, 200 * packed))  # by what it says, whatever there is
         members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
     kind, _, items = read_array(members["format"])
     need(kind in "SU" and len(items) == 1)

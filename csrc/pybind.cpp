@@ -137,5 +137,6 @@ PYBIND11_MODULE(_C, m) {
         "The first line `N D L` -> (N, D, L).");
   m.def("format_lines", &format_lines, py::arg("label_indptr"), py::arg("label_indices"), py::arg("indptr"),
         py::arg("indices"), py::arg("values"), "Rows of two CSR matrices -> XMC document lines.");
+  m.attr("MAX_LINE") = mach::xmc::kMaxLine;
   m.def("build_info", &build_info, "Compiler, build type, language standard and versions of this build.");
 }

@@ -35,6 +35,10 @@ namespace mach::xmc {
 constexpr int64_t kMaxDimension = std::numeric_limits<int32_t>::max();
 constexpr int64_t kOpen = -1;  // a dimension that ends with the largest id there is
 
+// A line without end, as in a damaged file or in one that expands without limit, is refused before a reader
+// by blocks needs memory for all of it. A document of 2^28 bytes would have tens of millions of features.
+constexpr int64_t kMaxLine = int64_t{1} << 28;
+
 // Line `line` (1-based; 0: the whole text) breaks `rule`; `got` is what stood there, in printable ASCII.
 struct ParseError : std::runtime_error {
   ParseError(int64_t line, std::string rule, std::string got)
@@ -307,6 +311,9 @@ inline void parse_chunk(Chunk& chunk, const Options& options, Document& out) {
     const auto* newline = static_cast<const char*>(std::memchr(p, '\n', static_cast<size_t>(chunk.end - p)));
     const char* next = newline ? newline + 1 : chunk.end;
     const char* end = newline ? newline : chunk.end;
+    if (end - p > kMaxLine) {
+      throw ParseError(line, "a line must have at most " + std::to_string(kMaxLine) + " bytes", "more");
+    }
     if (options.svmlight) {
       end = std::find(p, end, '#');
       if (skip_blanks(p, end) == end) {

@@ -16,6 +16,8 @@ Document = tuple[
     int,
 ]
 
+MAX_LINE: int  # bytes of a line, at most
+
 def parse_xmc(buffer: Buffer, num_threads: int = 0, path: str = "text") -> Document: ...
 def parse_lines(
     buffer: Buffer,

@@ -677,7 +677,7 @@ def predict(args: Any) -> None:
 
 def _predict_to(out: TextIO, args: Any, model: nn.MACH, folder: Path) -> None:
     """A line a document, written as it is computed: memory does not grow with the number of documents."""
-    names: Sequence[str] = runs.label_names(model) or explain.Numbers()
+    names: Sequence[str] = runs.columns_of(model).label_names or explain.Numbers()
     number = unknown = 0
     with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
         for X in _documents(args, model, folder):

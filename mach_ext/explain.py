@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
+from mach_ext.data import attachments as kept
 from mach_ext.data import check_csr, json_line, name_key
-from mach_ext.data.records import ANY, parse_record
 from mach_ext.nn import MACH, MODEL_MERGES, check_parameters, check_scores, checked_k, evaluating
 
 if TYPE_CHECKING:
@@ -1243,26 +1243,20 @@ class Numbers(Sequence[str]):
 
 
 def _label_names(op: str, model: MACH, names: Names) -> Sequence[str]:
-    return _names(op, "label", names, model.num_labels, "L", model.attachments.get("labels.json"))
+    if names is None:
+        names = kept.label_names(model.attachments, model.num_labels)
+    return _names(op, "label", names, model.num_labels, "L")
 
 
 def _feature_names(op: str, model: MACH, names: Names) -> Sequence[str]:
-    kept = model.attachments.get("vectorizer.json", model.attachments.get("features.json"))
-    return _names(op, "feature", names, model.num_features, "D", kept)
-
-
-def _names(op: str, kind: str, names: Names, count: int, size: str, kept: bytes | None) -> Sequence[str]:
     if names is None:
-        names = Numbers() if kept is None else _kept_names(kept)
+        names = kept.feature_names(model.attachments, model.num_features)
+    return _names(op, "feature", names, model.num_features, "D")
+
+
+def _names(op: str, kind: str, names: Names, count: int, size: str) -> Sequence[str]:
+    if names is None:
+        return Numbers()
     if not isinstance(names, Numbers) and len(names) != count:
         raise ValueError(f"{op}: {kind}_names must be {size}={count} names, got {len(names)}")
-    return names
-
-
-@functools.lru_cache(maxsize=4)
-def _kept_names(attachment: bytes) -> list[str]:
-    """Names in labels.json or features.json (a list) or vectorizer.json."""
-    kept = ([str], {"vocabulary": [str], "*": ANY})
-    content = parse_record(attachment, "names that the model keeps", kept)
-    names: list[str] = content["vocabulary"] if isinstance(content, dict) else content
     return names

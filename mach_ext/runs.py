@@ -23,24 +23,14 @@ from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
 from mach_ext._model_folder import read_model_record
+from mach_ext.data import attachments as kept
 from mach_ext.data.files import open_file
-from mach_ext.data.records import ANY, check_record, parse_record
+from mach_ext.data.parsing import check_names
+from mach_ext.data.records import check_record, parse_record
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 
 CANDIDATES = 200  # labels that neighbours re-rank
-_BASE = ({0, 1}, type(None))
-# Older runs have fewer entries.
-_RUN = {
-    "dataset?": str,
-    "name?": str,
-    "holdout?": bool,
-    "train?": [int, int],
-    "reader?": {"svmlight_base?": _BASE, "svmlight_label_base?": _BASE},
-    "propensity?": ([float, float], type(None)),
-    "train_documents?": range(2**62),
-    "*": ANY,
-}
 
 
 def attachments(
@@ -55,7 +45,11 @@ def attachments(
         dataset: what the model is trained on.
         settings: of the training, for the record.
         propensity: A and B of the propensity model; None: the field's for a dataset of this name.
+
+    Raises:
+        ValueError: not as many names as columns.
     """
+    _check_names(dataset)
     registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
     run = {
         "dataset": dataset.name if registered else str(dataset.path.absolute()),
@@ -85,6 +79,13 @@ def attachments(
     return {**files, "label_counts.npy": counts.getvalue()}
 
 
+def _check_names(dataset: data.Dataset) -> None:
+    D, L = dataset.num_features, dataset.num_labels
+    for what, names, count in (("label", dataset.label_names, L), ("feature", dataset.feature_names, D)):
+        if names is not None:
+            check_names(names, f"{dataset.path}: {what}_names", count)
+
+
 def _checksums(split: data.Split) -> list[int]:
     """Of documents and labels; other ones where a row stands in another place."""
     return [training.checksum(split.X), training.checksum(split.Y)]
@@ -100,11 +101,9 @@ def record_of(model: nn.MACH) -> dict[str, Any]:
     """``run.json`` of a model; empty where it has none.
 
     Raises:
-        ValueError: it is damaged, or its entries are of other types.
+        ValueError: it is no record of a run.
     """
-    kept = model.attachments.get("run.json")
-    record: dict[str, Any] = {} if kept is None else parse_record(kept, "run.json of the model", _RUN)
-    return record
+    return kept.run_record(model.attachments)
 
 
 def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
@@ -132,9 +131,9 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
     """A and B that the run in a folder was started with."""
     started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
-    check_record(started, f"{folder}: its run record", _RUN)
-    kept = started.get("propensity")
-    return None if kept is None else (kept[0], kept[1])
+    check_record(started, f"{folder}: its run record", kept.RUN)
+    propensity = started.get("propensity")
+    return None if propensity is None else (propensity[0], propensity[1])
 
 
 def weights_digest(folder: Path) -> str | None:
@@ -150,45 +149,26 @@ def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         record = read_model_record(folder)
         if "run.json" in record["attachments"]:
             with open_file(folder / record["attachments"]["run.json"]) as file:
-                return record["model"], parse_record(file.read(), "run.json", _RUN)
+                return record["model"], parse_record(file.read(), "run.json", kept.RUN)
     return {}, {}
 
 
-def label_names(model: nn.MACH) -> list[str] | None:
-    """Names of the labels, where the model keeps any.
+def columns_of(model: nn.MACH) -> data.Columns:
+    """What the model's columns mean: every file that is read for it is read by this.
 
     Raises:
-        ValueError: they are not L strings.
+        ValueError: an attachment of the model that is damaged, or of another size than the model.
     """
-    return _kept_names(model, "labels.json", model.num_labels)
-
-
-def _kept_names(model: nn.MACH, file: str, count: int) -> list[str] | None:
-    if file not in model.attachments:
-        return None
-    names: list[str] = parse_record(model.attachments[file], f"{file} of the model", [str])
-    if len(names) != count:
-        raise ValueError(f"{file} of the model: must have {count} names, got {len(names)}")
-    return names
-
-
-def columns_of(model: nn.MACH) -> data.Columns:
-    """What the model's columns mean: every file that is read for it is read by this."""
-    vectorizer = None
-    if "vectorizer.json" in model.attachments:
-        kept = model.attachments["vectorizer.json"]
-        vectorizer = data.Vectorizer.from_json(kept, source="vectorizer.json of the model")
+    D, L = model.num_features, model.num_labels
     reader = record_of(model).get("reader", {})
     return data.Columns(
-        model.num_features,
-        model.num_labels,
+        D,
+        L,
         reader.get("svmlight_base"),
         reader.get("svmlight_label_base"),
-        label_names(model),
-        _kept_names(model, "features.json", model.num_features)
-        if vectorizer is None
-        else vectorizer.vocabulary,
-        vectorizer,
+        kept.label_names(model.attachments, L),
+        kept.feature_names(model.attachments, D),
+        kept.vectorizer(model.attachments, D),
     )
 
 
@@ -243,8 +223,8 @@ def load_dataset(
 
 def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
     try:
-        kept = record["dataset"]
-        place = data.fetch(kept) if kept in data.NAMES else kept
+        name = record["dataset"]
+        place = data.fetch(name) if name in data.NAMES else name
         return os.path.samefile(data.locate(dataset)[0], place)
     except (OSError, ValueError, KeyError):
         return False
@@ -261,26 +241,7 @@ def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
 
 
 def _label_counts(model: nn.MACH) -> NDArray[np.integer[Any]] | None:
-    """``label_counts.npy``, read by its header: NumPy would take files of other kinds, and of any size."""
-    kept = model.attachments.get("label_counts.npy")
-    if kept is None:
-        return None
-    content, L = io.BytesIO(kept), model.num_labels
-    try:
-        np.lib.format.read_magic(content)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-    except Exception as error:  # of many kinds
-        raise ValueError(f"label_counts.npy of the model: must be an array of NumPy, got: {error}") from None
-    values = content.read()
-    if shape != (L,) or dtype.kind not in "iu" or len(values) != L * dtype.itemsize:
-        raise ValueError(
-            f"label_counts.npy of the model: must be L={L} integers, got {dtype} {list(shape)} "
-            f"in {len(values)} bytes"
-        )
-    counts: NDArray[np.integer[Any]] = np.frombuffer(values, dtype)
-    if (counts < 0).any():
-        raise ValueError(f"label_counts.npy of the model: must not be negative, got {counts.min()}")
-    return counts
+    return kept.label_counts(model.attachments, model.num_labels)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import scipy
 from numpy.typing import NDArray
 
 from .matrices import Csr, row_features
+from .parsing import check_names
 from .text import Vectorizer
 
 HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
@@ -95,6 +96,9 @@ class Dataset:
         dev_rule: where ``dev`` came from, in words.
         svmlight_base, svmlight_label_base: as in :class:`Columns`.
         remarks: what a reader decided or left out, in sentences for the user.
+
+    Raises:
+        ValueError: a name that is no string.
     """
 
     name: str
@@ -109,6 +113,11 @@ class Dataset:
     svmlight_base: int | None = None
     svmlight_label_base: int | None = None
     remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, names in (("label_names", self.label_names), ("feature_names", self.feature_names)):
+            if names is not None:
+                check_names(names, f"Dataset: {what}")
 
     @property
     def num_features(self) -> int:

@@ -10,9 +10,10 @@
 | JSON lines | ``train.jsonl`` | ``{"text": "...", "labels": ["name", ...]}`` a line |
 
 ``dev`` and ``test`` (``dev``/``tst`` in the names with ``trn``) go beside ``train``. Optional: ``labels.txt``
-and ``features.txt``, one name a line in id order (``name`` or ``id TAB name``); for matrices also the texts,
-``X.trn.txt``; ``vectorizer.json`` (see :class:`mach_ext.data.Vectorizer`); ``filter_labels_test.txt``, pairs
-``document label`` that a metric must not count as answers.
+and ``features.txt``, one name a line in id order (``name`` or ``id TAB name``), or JSON lists of names,
+``labels.json`` and ``features.json``; for matrices also the texts, ``X.trn.txt``; ``vectorizer.json`` (see
+:class:`mach_ext.data.Vectorizer`); ``filter_labels_test.txt``, pairs ``document label`` that a metric must
+not count as answers.
 
 A file may have fewer columns than train, or than the model it is read for: the others are empty. It may not
 have more features. Labels that a model does not know are kept apart, as misses.
@@ -20,8 +21,9 @@ have more features. Labels that a model does not know are kept apart, as misses.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import re
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,7 @@ import numpy as np
 import scipy
 
 from .dataset import Columns, Dataset, Split
-from .files import COMPRESSIONS, PathLike, new_folder, read_bytes, suffix_of
+from .files import COMPRESSIONS, PathLike, new_folder, suffix_of, write_json
 from .formats import (
     Names,
     counts_from_one,
@@ -42,6 +44,7 @@ from .formats import (
     read_jsonl,
     read_lines,
     read_matrix,
+    read_names,
     read_numbered_names,
     read_pairs,
     read_sparse_text,
@@ -51,6 +54,8 @@ from .formats import (
     write_xmc,
 )
 from .matrices import Csr, check_labels, check_rows, widen
+from .parsing import check_names, shown
+from .sources import check_regular, read_input
 from .text import Vectorizer
 
 SVMLIGHT = (".svm", ".svmlight", ".libsvm")
@@ -59,9 +64,17 @@ _PARTS = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "tes
 
 
 def _find(folder: Path, *names: str) -> Path | None:
-    """The one file of these names, plain or compressed."""
+    """The one file of these names, plain or compressed.
+
+    Raises:
+        ValueError: two of them, or one that is no regular file: a pipe, a folder, a link to nothing.
+    """
     found = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
-    found = [path for path in found if path.is_file()]
+    found = [path for path in found if os.path.lexists(path)]
+    for path in found:
+        if not path.exists():
+            raise ValueError(f"{path}: must be a regular file, got a link to nothing")
+        check_regular(path)
     if len(found) > 1:
         there = ", ".join(str(path.relative_to(folder)) for path in found)
         raise ValueError(f"{folder}: must have one of these, got {there}")
@@ -157,14 +170,14 @@ class _Reader:
             ("labels", ("labels.txt", "output-items.txt", "Y.txt", "Yf.txt")),
             ("features", ("features.txt", "Xf.txt")),
         ):
-            path = _find(self.folder, *choices)
+            path = _find(self.folder, *choices) or _find(self.folder, f"{what}.json")
             if path is not None:
                 names = read_numbered_names(path)
                 setattr(self, what, names)
                 if names.first is not None and self.columns is None:
                     self.remarks.append(f"{path}: {what} are numbered from {names.first}")
         if (path := _find(self.folder, "vectorizer.json")) is not None:
-            self.vectorizer = Vectorizer.from_json(read_bytes(path), source=str(path))
+            self.vectorizer = Vectorizer.from_json(read_input(path), source=str(path))
 
     def _check_names(self, D: int, L: int) -> None:
         for names, count in ((self.labels, L), (self.features, D)):
@@ -197,7 +210,12 @@ class _Reader:
         known = self._agreed(one, "features", kept, given, self.features)
         bound = None if self.columns is None or known is None else self.columns.num_features + known
         raw = {
-            split: parse_svmlight(each.X, num_features=bound, num_threads=self.num_threads)
+            split: parse_svmlight(
+                each.X,
+                num_features=bound,
+                num_threads=self.num_threads,
+                with_labels=not self.documents_only,
+            )
             for split, each in files.items()
         }
         base = first_id([data.X for data in raw.values()], self.features) if known is None else known
@@ -343,7 +361,9 @@ def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None
         return
     for column, (theirs, ours) in enumerate(zip(names.names, kept, strict=False)):
         if theirs != ours and name_key(theirs) != name_key(ours):
-            raise ValueError(f"{names.path}: {what} {column} must be the model's {ours!r}, got {theirs!r}")
+            raise ValueError(
+                f"{names.path}: {what} {column} must be the model's {shown(ours)}, got {shown(theirs)}"
+            )
 
 
 def fit_features(X: Csr, num_features: int, path: PathLike, remarks: list[str]) -> Csr:
@@ -560,8 +580,10 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
             if data.texts is not None:
                 _write_lines(temporary / f"X.{part}.txt", data.texts)
         if dataset.label_names is not None:
+            check_names(dataset.label_names, "write_folder: label_names", dataset.num_labels)
             _write_names(temporary / "labels.txt", dataset.label_names)
         if dataset.feature_names is not None:
+            check_names(dataset.feature_names, "write_folder: feature_names", dataset.num_features)
             _write_names(temporary / "features.txt", dataset.feature_names)
         if dataset.vectorizer is not None:
             (temporary / "vectorizer.json").write_text(dataset.vectorizer.to_json(), encoding="utf-8")
@@ -573,10 +595,13 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _write_names(path: Path, names: Sequence[str]) -> None:
-    """Names as they are, but for line ends; numbered where a tab in one would be taken for a number's."""
-    whole = [re.sub(r"[\r\n]+", " ", name) for name in names]
-    if len(set(whole)) < len(set(names)):
-        raise ValueError(f"{path}: names must differ in more than line ends, which a line can't hold")
-    numbered = any("\t" in name for name in whole)
-    lines = (f"{i}\t{name}\n" if numbered else f"{name}\n" for i, name in enumerate(whole))
-    path.write_text("".join(lines), encoding="utf-8", errors="replace", newline="\n")
+    """Names so that they are read as they are: one a line, else numbered, else as JSON."""
+    plain = (f"{name}\n" for name in names)
+    numbered = (f"{i}\t{name}\n" for i, name in enumerate(names))
+    for lines in (plain, numbered):
+        with contextlib.suppress(ValueError):  # UTF-8 can't carry a name, or it is taken for a number
+            path.write_text("".join(lines), encoding="utf-8", newline="\n")
+            if read_names(path, len(names)) == list(names):
+                return
+    path.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), list(names))

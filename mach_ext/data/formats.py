@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
-import json
+import math
 import re
 import unicodedata
 import zipfile
@@ -23,8 +23,20 @@ from numpy.typing import NDArray
 
 from .. import _C
 from .dataset import Split
-from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
+from .files import COMPRESSIONS, PathLike, atomic_write, suffix_of
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
+from .parsing import check_names, decode_json, read_json, shown
+from .sources import (
+    BYTE_ORDER_MARK,
+    FREE_BYTES,
+    MAX_EXPANSION,
+    MAX_LINE,
+    check_regular,
+    iter_lines,
+    memory_named,
+    open_input,
+    read_input,
+)
 
 # ------------------------------------------------------------------------------------------- XMC text
 
@@ -36,6 +48,11 @@ def _split(document: _C.Document) -> Split:
     Y = scipy.sparse.csr_matrix((ones, labels, label_indptr), shape=(rows, num_labels))
     X.has_canonical_format = Y.has_canonical_format = True  # the parser's promise
     return Split(X, Y)
+
+
+def _shown(path: PathLike) -> str:
+    """A path as the parser's messages call it: it takes UTF-8 alone, so other bytes are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
@@ -59,7 +76,14 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
         >>> split.Y.indices
         array([0, 2], dtype=int32)
     """
-    return _split(_C.parse_xmc(read_bytes(path), num_threads, str(path)))
+    with memory_named(path):
+        text = read_input(path)
+        start = text.find(b"\n") + 1 or len(text)
+        header = _xmc_header(path, text[:start])
+        split = _xmc_split(path, header, memoryview(text)[start:], 0, num_threads)
+    documents = _documents(split, 0, header[0])
+    _check_documents(path, header[0], documents)
+    return _first_rows(split, documents)
 
 
 def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0) -> Iterator[Split]:
@@ -77,20 +101,57 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
         ValueError: as :func:`read_xmc`, once the bad line is reached.
     """
     lines = documents = 0
-    with naming(path), open_read(path) as file:
-        promised, features, labels = _C.parse_header(file.readline(), str(path))
+    with open_input(path) as file:
+        header = _xmc_header(path, file.readline(MAX_LINE + 1))
         while block := file.read(block_bytes):
-            block += file.readline()
-            split = _split(_C.parse_lines(block, features, labels, lines + 2, False, num_threads, str(path)))
+            if not block.endswith(b"\n"):
+                block += file.readline(MAX_LINE + 1)
+            split = _xmc_split(path, header, block, lines, num_threads)
+            documents = max(documents, _documents(split, lines, header[0]))
+            kept = _first_rows(split, min(len(split), max(documents - lines, 0)))
             lines += len(split)
-            surplus = min(len(split), lines - promised)
-            if surplus > 0 and split.X[-surplus:].nnz == split.Y[-surplus:].nnz == 0:  # blanks at the end
-                split = split.take(np.arange(len(split) - surplus))
-                documents = max(documents, promised)
-            else:
-                documents = lines
-            if len(split):
-                yield split
+            if len(kept):
+                yield kept
+    _check_documents(path, header[0], documents)
+
+
+def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"{path}, line 1: a line must have at most {MAX_LINE} bytes, got 'more'")
+    return _C.parse_header(line, _shown(path))
+
+
+def _xmc_split(
+    path: PathLike, header: tuple[int, int, int], block: bytes | memoryview, lines: int, num_threads: int
+) -> Split:
+    """The lines of a block as documents; before it stand so many lines and the header."""
+    _, D, L = header
+    return _split(_C.parse_lines(block, D, L, lines + 2, False, num_threads, _shown(path)))
+
+
+def _documents(split: Split, before: int, promised: int) -> int:
+    """How many documents there are up to this block's end, ``before`` it so many lines.
+
+    A blank line is a document without labels and features, but beyond the promised number it is one only
+    where others follow.
+    """
+    filled = max(int(np.searchsorted(matrix.indptr, matrix.nnz)) for matrix in (split.X, split.Y))
+    return max(min(before + len(split), promised), before + filled if filled else 0)
+
+
+def _first_rows(split: Split, rows: int) -> Split:
+    """The split without its last rows, which are empty; memory is shared."""
+    if rows == len(split):
+        return split
+    parts = []
+    for matrix in (split.X, split.Y):
+        arrays = (matrix.data, matrix.indices, matrix.indptr[: rows + 1])
+        parts.append(scipy.sparse.csr_matrix(arrays, shape=(rows, matrix.shape[1])))
+        parts[-1].has_canonical_format = True
+    return Split(*parts)
+
+
+def _check_documents(path: PathLike, promised: int, documents: int) -> None:
     if documents != promised:
         rule = f"the header's N = {promised} must be the number of documents"
         raise ValueError(f"{path}, line 1: {rule}, got '{documents} documents'")
@@ -152,12 +213,23 @@ def read_svmlight(
     return [Split(widen(split.X, D), widen(split.Y, L)) for split in splits]
 
 
-def parse_svmlight(path: PathLike, *, num_features: int | None = None, num_threads: int = 0) -> Split:
-    """One svmlight file with all ids as written; with ``num_features``, features must be below it."""
-    bound = {} if num_features is None else {"num_features": num_features}
-    return _split(
-        _C.parse_lines(read_bytes(path), svmlight=True, num_threads=num_threads, path=str(path), **bound)
-    )
+def parse_svmlight(
+    path: PathLike, *, num_features: int | None = None, num_threads: int = 0, with_labels: bool = True
+) -> Split:
+    """One svmlight file with all ids as written; with ``num_features``, features must be below it.
+
+    Without labels whatever stands in their place is passed over, such as -1 and +1.
+    """
+    bound: dict[str, Any] = {} if num_features is None else {"num_features": num_features}
+    with memory_named(path):
+        text, name = read_input(path), _shown(path)
+        if not with_labels:
+            text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)
+        return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=name, **bound))
+
+
+# What stands first in a line and is no feature.
+_SVMLIGHT_LABELS = re.compile(rb"^((?:\xef\xbb\xbf)?)[ \t]*[^\s:#]+(?=[ \t\r#]|$)", re.MULTILINE)
 
 
 def counts_from_one(matrices: Iterable[Csr]) -> bool:
@@ -189,8 +261,7 @@ def shift_svmlight(
 
 def _svmlight_line(path: PathLike, row: int) -> int:
     """The line of a document: blank lines and remarks do not count as documents."""
-    lines = enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    documents = (number for number, line in lines if line.partition(b"#")[0].strip())
+    documents = (number for number, line in iter_lines(path) if line.partition(b"#")[0].strip())
     return next(itertools.islice(documents, row, None))
 
 
@@ -215,24 +286,34 @@ def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
         array([[0.5, 0. , 1. ],
                [0. , 2. , 0. ]], dtype=float32)
     """
-    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-    header, _, body = text.partition(b"\n")
+    with memory_named(path):
+        return _read_sparse_text(path, num_threads)
+
+
+def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
+    header, _, body = read_input(path).removeprefix(BYTE_ORDER_MARK).partition(b"\n")
     counts = header.split()
-    if len(counts) != 2 or not all(count.isdigit() and len(count) < 19 for count in counts):
-        got = " ".join(header.decode("ascii", "backslashreplace").split())[:40]
-        raise ValueError(f"{path}, line 1: the header must be two counts 'N C' (rows, columns), got {got!r}")
-    rows, columns = map(int, counts)
+    if len(counts) != 2 or not all(count.isdigit() for count in counts):
+        got = shown(" ".join(header[:200].decode("ascii", "backslashreplace").split()))
+        raise ValueError(f"{path}, line 1: the header must be two counts 'N C' (rows, columns), got {got}")
+    rows, columns = map(_saturated, counts)
     if columns > MAX_DIMENSION:
         raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
     # The parser takes what stands first in a line for labels, and a blank there for their absence.
     lines = b" " + body.removesuffix(b"\n").replace(b"\n", b"\n ") if body else b""
-    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, str(path))).X
+    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _shown(path))).X
     if matrix.shape[0] > rows and matrix.indptr[rows] == matrix.nnz:  # blank lines at the end
         matrix = matrix[:rows]
     if matrix.shape[0] != rows:
         rule = f"the header's N = {rows} must be the number of rows"
         raise ValueError(f"{path}, line 1: {rule}, got '{matrix.shape[0]} rows'")
     return matrix
+
+
+def _saturated(digits: bytes) -> int:
+    """The number of these digits, as the parser takes it: beyond 18 digits it is just too large."""
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") if len(digits) <= 18 else 2**63 - 1
 
 
 def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
@@ -273,17 +354,21 @@ def load_npz(path: PathLike) -> Any:
     """What scipy.sparse.save_npz wrote, in any sparse format; the matrix itself is not checked.
 
     Raises:
-        ValueError: not such a file, or damaged.
+        ValueError: not such a file, damaged, or one that expands beyond all bounds.
+        MemoryError: the matrix does not fit.
     """
+    check_regular(path)
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
-    with io.BytesIO(read_bytes(path)) if compressed else open(path, "rb") as file:
+    with memory_named(path), io.BytesIO(read_input(path)) if compressed else open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _matrix_of(archive)
+        except MemoryError:
+            raise
         except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
                 raise
-            problem = f"{error}" or type(error).__name__
+            problem = f"{error}"[:200] or type(error).__name__
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
 
 
@@ -298,9 +383,12 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
             raise ValueError(f"{name} must be integers below 2^63, got dtype {ids.dtype}")
         return ids.astype(np.int64)
 
+    _check_members(archive)
     kind = _array(archive, "format").item()
     kind = kind.decode() if isinstance(kind, bytes) else kind
     shape = tuple(indices("shape").tolist())
+    if kind != "csr" and shape and 4 * shape[0] > _limit(archive):  # as CSR it takes a number a row
+        raise ValueError(f"a {shown(kind)} matrix so sparse must have fewer rows, got {shape[0]}")
     values = _array(archive, "data")
     if values.dtype.kind not in "fiub":
         raise ValueError(f"data must be real numbers, got dtype {values.dtype}")
@@ -324,21 +412,63 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
         if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
             raise ValueError("offsets of diagonals must be below 2^31")
         return scipy.sparse.dia_matrix((values, offsets), shape=shape)
-    raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {kind!r}")
+    raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {shown(kind)}")
+
+
+def _limit(archive: zipfile.ZipFile) -> int:
+    """Bytes that the arrays of a zip file may have: as for compressed files of other kinds."""
+    packed = sum(member.compress_size for member in archive.infolist())
+    return max(FREE_BYTES, MAX_EXPANSION * packed)
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("each array must be there once, got one twice")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"arrays must be stored or deflated, got compression {member.compress_type}")
+    if (size := sum(member.file_size for member in members)) > _limit(archive):
+        raise ValueError(
+            f"arrays must not unpack to more than {MAX_EXPANSION} times their size, got {size} bytes"
+        )
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array in native byte order, its member read to the end: only there the checksum is compared."""
+    """One array, its member read to the end: only there the checksum is compared."""
     with archive.open(f"{name}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
+        array = read_array(member, archive.getinfo(f"{name}.npy").file_size)
         while member.read(1 << 20):
             pass
+    return array
+
+
+def read_array(file: Any, size: int) -> NDArray[Any]:
+    """The array of an npy file that has so many bytes, in native byte order. `file` can be rewound.
+
+    Raises:
+        ValueError: no such file; a header that promises more bytes; pickled objects.
+    """
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"an array must be of npy version 1.0 or 2.0, got {version}")
+    shape, _, dtype = readers[version](file)
+    promised = file.tell() + math.prod(shape) * dtype.itemsize
+    if promised > size and not dtype.hasobject:  # of which NumPy speaks itself
+        raise ValueError(f"an array of shape {shown(shape)}, {dtype} must have {promised} bytes, got {size}")
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def read_matrix(path: PathLike) -> Csr:
     """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
-    return check_csr(load_npz(path), str(path))
+    with memory_named(path):
+        return check_csr(load_npz(path), str(path))
 
 
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
@@ -348,7 +478,8 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
         ValueError: damaged file, broken structure, NaN or infinity, different numbers of rows.
     """
     X = read_matrix(X_path)
-    Y = check_labels(load_npz(Y_path), str(Y_path), allow_weights=False)
+    with memory_named(Y_path):
+        Y = check_labels(load_npz(Y_path), str(Y_path), allow_weights=False)
     check_rows(X, Y, X_path, Y_path)
     return Split(X, Y)
 
@@ -368,27 +499,24 @@ def read_lines(path: PathLike) -> list[str]:
     Raises:
         ValueError: not UTF-8.
     """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: text must be UTF-8, got byte 0x{error.object[error.start]:02x}"
-        ) from None
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    lines = []
+    for number, line in iter_lines(path):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = decode_line(line, f"{path}, line {number}")  # for the words
+        lines.append(text.removesuffix("\n").removesuffix("\r"))
+    return lines
 
 
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
-    """Names in column order, one a line: ``name`` or ``id TAB name``.
+    """Names in column order, one a line: ``name`` or ``id TAB name``; or a JSON list of them, in ``.json``.
 
     Ids that are numbers say where a name belongs. They must be 0 ... n-1 or 1 ... n, each once, in any order.
     Ids that are not all numbers are somebody else's: the names stay in the order of the lines.
 
     Raises:
-        ValueError: not ``count`` lines, or numbers that are not those of columns; with the line.
+        ValueError: not ``count`` names, or numbers that are not those of columns; with the line.
     """
     numbered = read_numbered_names(path)
     if count is not None:
@@ -409,11 +537,16 @@ class Names(NamedTuple):
         if 0 < missing <= self.blank:
             self.names.extend([""] * missing)
         elif missing:
-            raise ValueError(f"{self.path}: must have {count} lines, one a column, got {len(self.names)}")
+            unit = "names" if suffix_of(self.path) == ".json" else "lines"
+            raise ValueError(f"{self.path}: must have {count} {unit}, one a column, got {len(self.names)}")
 
 
 def read_numbered_names(path: PathLike) -> Names:
     """What :func:`read_names` reads, with the number of the first name."""
+    if suffix_of(path) == ".json":
+        names = read_json(path, "a JSON list of names")
+        check_names(names, path)
+        return Names(Path(path), names, None)
     text = read_lines(path)
     blank = sum(1 for _ in itertools.takewhile(lambda line: not line.strip(), reversed(text)))
     lines = [line.partition("\t") for line in text[: len(text) - blank]]
@@ -421,7 +554,9 @@ def read_numbered_names(path: PathLike) -> Names:
     numbers = [_number(head) if tab else None for head, tab, _ in lines]
     count, numbered = len(lines), [number for number in numbers if number is not None]
     if not numbered and _places([_number(name) if tab else None for _, tab, name in lines]):
-        raise ValueError(f"{path}, line 1: must be a number, a tab and a name, got a name first: {text[0]!r}")
+        raise ValueError(
+            f"{path}, line 1: must be a number, a tab and a name, got a name first: {shown(text[0])}"
+        )
     # Where some lines have no number, those of the others are of columns only if all of them could be.
     if not numbered or (len(numbered) < count and max(numbered) > count):
         return Names(Path(path), names, None, blank)
@@ -456,7 +591,8 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
     """Reads documents, one JSON object a line: ``{"text": "...", "labels": ["name", ...]}``.
 
     Args:
-        path: the file, plain or .gz, .xz, .bz2. Blank lines and further keys are ignored.
+        path: the file, plain or .gz, .xz, .bz2. Blank lines and further keys are ignored. Strings are kept as
+            they are, also half of a surrogate pair, which JSON can write and UTF-8 can't.
 
     Yields:
         (text, label names); None where a line has no ``labels``.
@@ -471,32 +607,43 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
         >>> list(iter_jsonl("one.jsonl"))
         [('a cat', ['animal'])]
     """
+    for number, line in iter_lines(path):
+        if line.strip():
+            yield json_document(line, f"{path}, line {number}")
 
-    def fail(rule: str, got: Any) -> ValueError:
-        shown = repr(got)
-        return ValueError(
-            f"{path}, line {number}: {rule}, got {shown[:60]}{'...' if len(shown) > 60 else ''}"
-        )
 
-    with naming(path), open_read(path) as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode())
-            except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
-                raise fail(f"a line must be a JSON object in UTF-8 ({error})", line) from None
-            if not isinstance(record, dict):
-                raise fail("a line must be a JSON object", record)
-            text, labels = record.get("text"), record.get("labels")
-            if not isinstance(text, str):
-                raise fail('"text" must be a string', text)
-            if labels is not None and not (
-                isinstance(labels, list) and all(isinstance(x, str) for x in labels)
-            ):
-                raise fail('"labels" must be a list of strings', labels)
-            yield text, labels
+def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
+    """One line of JSON lines as text and label names; `where` starts messages.
+
+    Raises:
+        ValueError: no such document.
+    """
+    try:
+        record = decode_json(line.decode())
+    except ValueError as error:  # also a UnicodeDecodeError
+        rule = f"a line must be a JSON object in UTF-8 ({error})"
+        raise ValueError(f"{where}: {rule}, got {shown(line)}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a line must be a JSON object, got {shown(record)}")
+    text, labels = record.get("text"), record.get("labels")
+    if not isinstance(text, str):
+        raise ValueError(f'{where}: "text" must be a string, got {shown(text)}')
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
+        raise ValueError(f'{where}: "labels" must be a list of strings, got {shown(labels)}')
+    return text, labels
+
+
+def decode_line(line: bytes, where: str) -> str:
+    """The text of a line; `where` starts the message.
+
+    Raises:
+        ValueError: not UTF-8; with the byte and its place in the line.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"0x{line[error.start]:02x}, byte {error.start + 1} of the line"
+        raise ValueError(f"{where}: text must be UTF-8, got byte {byte}") from None
 
 
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:
@@ -538,7 +685,7 @@ def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: 
             for document in labels
         ]
     except KeyError as error:
-        raise ValueError(f"{source}: every label must be in labels.txt, got {error.args[0]!r}") from None
+        raise ValueError(f"{source}: every label must be in labels.txt, got {shown(error.args[0])}") from None
     indptr = np.cumsum([0, *map(len, rows)])
     indices = np.fromiter((i for row in rows for i in row), np.int32, count=int(indptr[-1]))
     return scipy.sparse.csr_matrix(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import fcntl
+import gzip
 import hashlib
 import http.client
 import json
+import lzma
 import os
 import shutil
 import ssl
@@ -17,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 from .dataset import HOLDOUT_RULE, Columns, Dataset
 from .files import PathLike, new_folder
 from .folders import read_file, read_folder
+from .parsing import shown
+from .sources import check_regular
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
 
@@ -37,6 +42,20 @@ ARCHIVES: dict[str, str | None] = {
     "wiki-500k": None,
     "amazon-3m": None,
 }
+# Documents, train and test together, as published. They bound what an archive may be and unpack to, with
+# 64 KiB for the features and the text of each, which is far more than they have on average.
+_DOCUMENTS = {
+    "eurlex-4k": 19_348,
+    "wiki10-31k": 20_762,
+    "amazoncat-13k": 1_493_021,
+    "amazon-670k": 643_474,
+    "wiki-500k": 2_549_302,
+    "amazon-3m": 2_460_406,
+}
+_BYTES_A_DOCUMENT = 1 << 16
+MAX_MEMBERS = 10_000  # of an archive; the known ones have tens
+MAX_BLOCK = 1 << 24  # bytes that tarfile may ask for at once, for a member's long name or its other headers
+
 ALIASES = {
     "eurlex": "eurlex-4k",
     "eurlex4k": "eurlex-4k",
@@ -193,10 +212,11 @@ def fetch(name: str) -> Path:
             wordnet.prepare(folder)
             return folder
         url, archive = f"{BASE_URL}/{name}.tar.gz", data_home() / f"{name}.tar.gz"
+        limit = _DOCUMENTS[name] * _BYTES_A_DOCUMENT
         ours = not archive.exists()  # otherwise the user put it there
         if ours:
             try:
-                download(url, archive, sha256=ARCHIVES[name])
+                download(url, archive, sha256=ARCHIVES[name], max_bytes=limit)
             except ConnectionError as error:
                 raise ConnectionError(
                     f"{name}: {error}. Without network, put its archive at {archive}, or the files "
@@ -205,7 +225,7 @@ def fetch(name: str) -> Path:
                 ) from None
         try:
             with new_folder(folder) as temporary:
-                extract(archive, _PECOS_FILES, temporary)
+                extract(archive, _PECOS_FILES, temporary, max_bytes=limit)
                 read_folder(temporary)
                 source = {"url": url, "sha256": _sha256(archive), "bytes": archive.stat().st_size}
                 (temporary / "source.json").write_text(json.dumps(source, indent=2) + "\n")
@@ -220,7 +240,14 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def download(url: str, path: PathLike, *, sha256: str | None = None, progress: bool = True) -> None:
+def download(
+    url: str,
+    path: PathLike,
+    *,
+    sha256: str | None = None,
+    progress: bool = True,
+    max_bytes: int | None = None,
+) -> None:
     """Downloads a file; goes on where an earlier try stopped (``path`` + ``.part``).
 
     Args:
@@ -228,10 +255,11 @@ def download(url: str, path: PathLike, *, sha256: str | None = None, progress: b
         path: where to; it appears whole or not at all.
         sha256: what its bytes must hash to, if known.
         progress: show a bar.
+        max_bytes: what the file must not exceed, whatever the server says of its length; None: anything.
 
     Raises:
-        ConnectionError: no connection, or a server that refuses.
-        ValueError: another sha256; the file is dropped.
+        ConnectionError: no connection, or a server that refuses or speaks nonsense.
+        ValueError: another sha256, or too many bytes; the file is dropped.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +267,7 @@ def download(url: str, path: PathLike, *, sha256: str | None = None, progress: b
     while True:
         start = part.stat().st_size if part.exists() else 0
         try:
-            whole = _download_rest(url, part, start, progress)
+            whole = _download_rest(url, part, start, progress, max_bytes)
             problem = "the connection ended early"
         except (
             urllib.error.URLError,
@@ -259,7 +287,7 @@ def download(url: str, path: PathLike, *, sha256: str | None = None, progress: b
     part.replace(path)
 
 
-def _download_rest(url: str, part: Path, start: int, progress: bool) -> bool:
+def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: int | None) -> bool:
     """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
     from tqdm import tqdm
 
@@ -278,8 +306,13 @@ def _download_rest(url: str, part: Path, start: int, progress: bool) -> bool:
     with response:
         if response.status != 206:
             start = 0  # the server sends all of it
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
+        place = response.headers.get("Content-Range", f"bytes {start}-")
+        if start and not place.startswith(f"bytes {start}-"):
+            part.unlink()
+            raise http.client.HTTPException(f"asked for bytes from {start} on, got {shown(place)}")
+        total = _total(response, start)
+        if max_bytes is not None and total is not None and total > max_bytes:
+            raise ValueError(f"{url}: must have at most {max_bytes} bytes, got {total}")
         with (
             open(part, "ab" if start else "wb") as file,
             tqdm(
@@ -289,37 +322,106 @@ def _download_rest(url: str, part: Path, start: int, progress: bool) -> bool:
             while block := response.read(1 << 20):
                 file.write(block)
                 bar.update(len(block))
+                if max_bytes is not None and file.tell() > max_bytes:
+                    part.unlink()
+                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was dropped")
     return total is None or part.stat().st_size == total
 
 
-def extract(archive: PathLike, wanted: Mapping[str, str], folder: PathLike) -> None:
+def _total(response: Any, start: int) -> int | None:
+    """Bytes of the whole file by what the server says; None where it says nothing."""
+    length = response.headers.get("Content-Length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise http.client.HTTPException(f"Content-Length must be a number, got {shown(length)}")
+    return start + int(length[:19])
+
+
+def extract(
+    archive: PathLike, wanted: Mapping[str, str], folder: PathLike, *, max_bytes: int | None = None
+) -> None:
     """Takes files out of a tar archive, under names of our own: what paths it claims can do no harm.
 
     Args:
-        archive: the archive, compressed or not.
+        archive: the archive, plain or .gz, .bz2, .xz by its content.
         wanted: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
         folder: an existing folder.
+        max_bytes: what the archive must not exceed when it is unpacked; None: anything.
 
     Raises:
-        ValueError: damaged archive.
+        ValueError: damaged archive, or one that unpacks to too much.
     """
+    check_regular(archive)
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
+        with _unpacked(archive) as file, _open_tar(_Limited(file, max_bytes)) as tar:
+            for count, member in enumerate(tar, start=1):
+                if count > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS} files in it")
                 for end, name in wanted.items():
                     target = Path(folder) / name
-                    if not member.isfile() or not f"/{member.name}".endswith(f"/{end}") or target.exists():
-                        continue
-                    source = tar.extractfile(member)
-                    assert source is not None  # a regular file
-                    with source, open(target, "wb") as file:
-                        while block := source.read(1 << 20):
-                            file.write(block)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                    plain = member.isreg() and not member.issparse()  # a hole takes no bytes in an archive
+                    if plain and f"/{member.name}".endswith(f"/{end}") and not target.exists():
+                        _write_member(tar, member, target)
+    except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        problem = str(error).partition("\n")[0]
+        problem = str(error).partition("\n")[0][:200]
         raise ValueError(f"{archive}: the archive must be whole and undamaged, got: {problem}") from None
+
+
+# What tarfile and the decompressors stumble with over a damaged archive.
+_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError)
+_DAMAGE += (ValueError, OverflowError, RecursionError)
+
+
+def _open_tar(file: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r:")
+
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    assert source is not None  # a regular file
+    with source, open(target, "wb") as file:
+        while block := source.read(1 << 20):
+            file.write(block)
+
+
+def _unpacked(archive: PathLike) -> BinaryIO:
+    """The archive's bytes, decompressed by what it begins with."""
+    with open(archive, "rb") as file:
+        first = file.read(6)
+    for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
+        if first.startswith(magic):
+            return cast(BinaryIO, module.open(archive, "rb"))
+    return open(archive, "rb")
+
+
+class _Limited:
+    """A file that does not go beyond a limit, nor give more at once than an honest archive is asked for.
+
+    tarfile takes a header's word for how long a name or another header is, and reads it whole.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int | None) -> None:
+        self._file, self._max = file, max_bytes
+        self.tell, self.close = file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_BLOCK:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, offset: int) -> int:
+        if offset < 0:
+            raise tarfile.ReadError("a header of negative size")
+        self._check(offset)
+        return self._file.seek(offset)
+
+    def _check(self, end: int) -> None:
+        if self._max is not None and end > self._max:
+            raise tarfile.ReadError(f"it unpacks to more than {self._max} bytes")
 
 
 def _sha256(path: Path) -> str:

@@ -20,13 +20,14 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+
+from .parsing import check_names, parse_json, shown
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -183,18 +184,23 @@ class Vectorizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], idf: Sequence[float], *, tokens: str = "words-2") -> None:
-        """Takes what the attributes of this class hold."""
-        if tokens not in _RULES:
-            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(_RULES)}, got {tokens!r}")
+        """Takes what the attributes of this class hold.
+
+        Raises:
+            ValueError, TypeError: other lengths, a word twice or that is no string, a bad idf.
+        """
+        if not isinstance(tokens, str) or tokens not in _RULES:
+            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(_RULES)}, got {shown(tokens)}")
         if len(vocabulary) != len(idf) or len(idf) == 0:
             raise ValueError(
                 "Vectorizer: vocabulary and idf must be of one length, not 0, got "
                 f"{len(vocabulary)} and {len(idf)}"
             )
+        check_names(vocabulary, "Vectorizer: the vocabulary strings")
         if len(set(vocabulary)) != len(vocabulary):
             raise ValueError("Vectorizer: every word of the vocabulary must be there once, got one twice")
-        if not all(math.isfinite(x) for x in idf):
-            raise ValueError("Vectorizer: every idf must be finite, got NaN or infinity")
+        for word, x in zip(vocabulary, idf, strict=True):
+            _check_idf(x.item() if isinstance(x, np.generic) else x, word)
         self.vocabulary = list(vocabulary)
         self.idf = np.asarray(idf, np.float32)  # [D]
         self.tokens = tokens
@@ -245,7 +251,7 @@ class Vectorizer:
         idf = [float(f"{x:.9g}") for x in self.idf]  # nine digits name a float32
         rule = {} if self.tokens == "words-1" else {"tokens": self.tokens}  # it had no name then
         content = {"type": "tfidf", **rule, "vocabulary": self.vocabulary, "idf": idf}
-        return json.dumps(content, ensure_ascii=False)
+        return json_line(content)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "Vectorizer.from_json") -> Vectorizer:
@@ -254,14 +260,13 @@ class Vectorizer:
         Raises:
             ValueError: not such text, or of a rule for tokens that is not known here.
         """
+        what = "a vectorizer's JSON"
+        content = parse_json(text, source, what)
         try:
-            content = json.loads(text)
-            if content["type"] != "tfidf" or not all(isinstance(word, str) for word in content["vocabulary"]):
-                raise ValueError("type must be tfidf, the vocabulary strings")
-            idf = [float(x) for x in content["idf"]]
-            return cls(content["vocabulary"], idf, tokens=content.get("tokens", "words-1"))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{source}: must be a vectorizer's JSON, got: {error!r}") from None
+            return cls(*_fields(content), tokens=content.get("tokens", "words-1"))
+        except (ValueError, TypeError, KeyError) as error:
+            said = f"{type(error).__name__}: {error.args[0]}"
+            raise ValueError(f"{source}: must be {what}, got: {said}") from None
 
     @functools.cached_property
     def _columns(self) -> dict[str, int]:
@@ -272,6 +277,29 @@ class Vectorizer:
         tfidf = _tfidf_vectorizer(_RULES[self.tokens], vocabulary=self.vocabulary)
         tfidf.idf_ = self.idf
         return tfidf
+
+
+def _check_idf(idf: Any, word: str) -> None:
+    if isinstance(idf, bool) or not isinstance(idf, (int, float)):
+        raise TypeError(f"Vectorizer: every idf must be a number, got {shown(idf)} for {shown(word)}")
+    if not 0 <= idf < 2.0**128 - 2.0**103:  # from there on float32 rounds to infinity
+        rule = "every idf must be finite, from 0 up, and fit float32"
+        raise ValueError(f"Vectorizer: {rule}, got {shown(idf)} for {shown(word)}")
+
+
+def _fields(content: Any) -> tuple[list[str], list[float]]:
+    """Vocabulary and idf of a vectorizer's JSON."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it must be an object, got {shown(content)}")
+    for name in ("type", "vocabulary", "idf"):
+        if name not in content:
+            raise KeyError(f"{name} is missing")
+    if content["type"] != "tfidf":
+        raise ValueError(f"type must be tfidf, got {shown(content['type'])}")
+    for name in ("vocabulary", "idf"):
+        if not isinstance(content[name], list):
+            raise TypeError(f"{name} must be a list, got {shown(content[name])}")
+    return content["vocabulary"], content["idf"]
 
 
 def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) -> Any:

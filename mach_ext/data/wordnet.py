@@ -24,13 +24,15 @@ import numpy as np
 from .dataset import Dataset, Split
 from .files import PathLike, new_folder
 from .folders import write_folder
-from .formats import label_matrix
+from .formats import label_matrix, read_lines
+from .parsing import shown
 from .registry import data_home, download, extract
 from .text import Vectorizer
 
 URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of Debian's package wordnet-base
+MAX_ARCHIVE = 1 << 28  # bytes, packed or not; the known one has far fewer
 MAX_SHARE = 0.02  # of the documents a label may be on
 
 Key: TypeAlias = str  # part-of-speech letter n, v, a or r, then the offset's eight digits
@@ -54,17 +56,16 @@ def read_synsets(folder: PathLike) -> dict[Key, Synset]:
     synsets: dict[Key, Synset] = {}
     for name in FILES:
         path = Path(folder) / name
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.startswith("  "):  # the licence
-                    continue
-                try:
-                    key, synset = _parse(line)
-                except (IndexError, ValueError):
-                    raise ValueError(
-                        f"{path}, line {number}: must be a line of a WordNet 3.0 data file, got {line[:60]!r}"
-                    ) from None
-                synsets[key] = synset
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.startswith("  "):  # the licence
+                continue
+            try:
+                key, synset = _parse(line)
+            except (IndexError, ValueError):
+                raise ValueError(
+                    f"{path}, line {number}: must be a line of a WordNet 3.0 data file, got {shown(line)}"
+                ) from None
+            synsets[key] = synset
     return synsets
 
 
@@ -215,7 +216,9 @@ def _fetch_debian(folder: Path) -> None:
         apt += ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
         _run([*apt, "update"], work)
         _run([*apt, "download", "wordnet-base"], work)
-        package = next(Path(work).glob("wordnet-base_*.deb"))
+        package = next(Path(work).glob("wordnet-base_*.deb"), None)
+        if package is None:
+            raise ValueError("apt-get download wordnet-base: no package came")
         _run(["dpkg-deb", "-x", str(package), f"{work}/root"], work)
         for name in FILES:
             shutil.move(Path(work) / "root" / SYSTEM_FOLDER.relative_to("/") / name, folder / name)
@@ -230,8 +233,8 @@ def _run(command: list[str], folder: str) -> None:
 
 def _fetch_tarball(folder: Path) -> None:
     archive = folder / "WNdb-3.0.tar.gz"
-    download(URL, archive)
-    extract(archive, {name: name for name in FILES}, folder)
+    download(URL, archive, max_bytes=MAX_ARCHIVE)
+    extract(archive, {name: name for name in FILES}, folder, max_bytes=MAX_ARCHIVE)
     archive.unlink()
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:

@@ -19,6 +19,7 @@ NUMBERS = (
     "7.006492321624085e-46",
 )
 WORDS = ("cat", "big dog", "Éclair", "हिन्दी", "0", "12", "naïve\u0085x", "a:b", "#1", "猫")
+WORDS += ("\x1b[31mred", "nul\0", "zero\u200bwidth", "right\u202eleft")
 
 
 def number(rng: random.Random) -> str:
@@ -123,3 +124,67 @@ def jsonl(rng: random.Random) -> dict[str, bytes]:
             record["more"] = rng.choice((None, True, 1.5e-3, -7, [1, {"a": []}], {"text": 5, "b": "\u2028"}))
         lines.append(json.dumps(record, ensure_ascii=rng.random() < 0.5))
     return {"train.jsonl": text(rng, lines)}
+
+
+def vectorizer(rng: random.Random) -> dict[str, bytes]:
+    words = rng.sample(WORDS, rng.randint(1, 6))
+    record: dict[str, Any] = {
+        "type": "tfidf",
+        "vocabulary": words,
+        "idf": [rng.choice((1, 1.5, round(rng.random() * 9, 3), 0.1)) for _ in words],
+    }
+    if rng.random() < 0.7:
+        record["tokens"] = rng.choice(("words-1", "words-2"))
+    return {"vectorizer.json": json.dumps(record, ensure_ascii=rng.random() < 0.5).encode()}
+
+
+def json_names(rng: random.Random) -> dict[str, bytes]:
+    names = rng.choices(WORDS, k=rng.randint(1, 5))
+    return {"labels.json": json.dumps(names, ensure_ascii=rng.random() < 0.5).encode()}
+
+
+def written_names(rng: random.Random) -> dict[str, bytes]:
+    """Names of all kinds: of what numbers, tabs, ends of lines and files look like, and what UTF-8 lacks."""
+    pieces = (
+        "",
+        " ",
+        "\t",
+        "\n",
+        "\r",
+        "\r\n",
+        "\0",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "\udc00",
+        "0",
+        "1",
+        "2",
+        *WORDS,
+    )
+    names = ["".join(rng.choices(pieces, k=rng.choice((0, 1, 1, 2, 3)))) for _ in range(rng.randint(1, 4))]
+    return {"names.json": json.dumps(names).encode()}
+
+
+def run_record(rng: random.Random) -> dict[str, bytes]:
+    record: dict[str, Any] = {
+        "dataset": "/data/a",
+        "name": "a",
+        "holdout": rng.random() < 0.5,
+        "train": [rng.randrange(2**32), rng.randrange(2**32)],
+        "settings": {"seed": 0, "hidden_size": [16]},
+        "reader": {
+            "svmlight_base": rng.choice((None, 0, 1)),
+            "svmlight_label_base": rng.choice((None, 0, 1)),
+        },
+        "propensity": rng.choice(([0.55, 1.5], [0, 1], None)),
+        "train_documents": rng.randrange(1000),
+        "threads": 1,
+        "versions": {"mach_ext": "0.1.0"},
+    }
+    for name in rng.sample(list(record)[1:], rng.randint(0, 3)):  # older runs say less
+        del record[name]
+    return {"run.json": json.dumps(record, indent=rng.choice((None, 2))).encode()}
+
+
+LABELS = 5  # of the counts

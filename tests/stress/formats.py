@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from mach_ext import data
+from mach_ext.data import attachments
 from mach_ext.data import formats as real
 
 from . import corpus, folders, mutate, mutate_npz
-from .naive import Table, json_lines, matrices, npz, texts, unpack
+from .naive import Table, json_lines, matrices, npz, records, texts, unpack
+from .naive.records import value_of
 
 Files = dict[str, bytes]
 Options = dict[str, Any]
@@ -27,6 +31,7 @@ class Format(NamedTuple):
     readers: Callable[[dict[str, Path], Options], Readers]
     is_text: bool = True
     most: int = 10**9  # files: few where each takes long
+    is_damaged: bool = True  # else every file is to be accepted
 
 
 def table(split: data.Split) -> Table:
@@ -75,6 +80,10 @@ def drawn(make: Callable[[random.Random], Files], *, steps: Any = None, **option
         return files, {option: rng.choice(values) for option, values in options.items()}
 
     return draw
+
+
+def mutated(rng: random.Random, files: Files, steps: Any) -> Files:
+    return {name: mutate.text(rng, content, steps) for name, content in files.items()}
 
 
 # ------------------------------------------------------------------------------------------- readers
@@ -143,6 +152,48 @@ def jsonl_readers(paths: dict[str, Path], options: Options) -> Readers:
     return {"iter_jsonl": lambda: list(data.iter_jsonl(path))}
 
 
+def written_names_readers(paths: dict[str, Path], options: Options) -> Readers:
+    """Names of columns, written as a folder and read again."""
+    (path,) = paths.values()
+
+    def through(form: str) -> list[str]:
+        names = value_of(path.read_bytes())
+        matrix = sparse.csr_matrix((1, len(names)), dtype=np.float32)
+        dataset = data.Dataset("a", path, data.Split(matrix, matrix), label_names=names, feature_names=names)
+        with tempfile.TemporaryDirectory() as folder:
+            data.write_folder(Path(folder) / "a", dataset, format=form)
+            again = data.read_folder(Path(folder) / "a")
+        assert again.label_names == again.feature_names
+        return list(again.label_names)
+
+    return {"npz": lambda: through("npz"), "xmc": lambda: through("xmc")}
+
+
+def vectorizer_of(path: Path) -> tuple[list[str], list[int], str]:
+    vectorizer = data.Vectorizer.from_json(path.read_bytes(), source=str(path))
+    return vectorizer.vocabulary, vectorizer.idf.view(np.uint32).tolist(), vectorizer.tokens
+
+
+def contents(paths: dict[str, Path]) -> Files:
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def names_readers(paths: dict[str, Path], options: Options) -> Readers:
+    (path,) = paths.values()
+    if options["count"] is None:
+        return {"read_names": lambda: real.read_names(path)}
+    return {"label_names": lambda: attachments.label_names(contents(paths), options["count"])}
+
+
+JSON_STEPS = (
+    mutate.flip_bit,
+    mutate.set_byte,
+    mutate.truncate,
+    *mutate.JSON,
+    *mutate.JSON,
+    mutate.json_number,
+)
+
 FORMATS = {
     "xmc": Format(
         drawn(corpus.xmc, threads=(2, 3, 4), block=(1, 7, 30, 90, 1 << 20)),
@@ -198,5 +249,37 @@ FORMATS = {
         lambda paths, options: folders.readers(folders.resume, paths, options),
         is_text=False,
         most=1000,
+    ),
+    "vectorizer": Format(
+        lambda rng: (mutated(rng, corpus.vectorizer(rng), JSON_STEPS), {}),
+        lambda files, options: records.read_vectorizer(*files.values()),
+        lambda paths, options: {"from_json": lambda: vectorizer_of(*paths.values())},
+    ),
+    "json-names": Format(
+        lambda rng: (
+            mutated(rng, corpus.json_names(rng), JSON_STEPS),
+            {"count": rng.choice((None, None, 1, 2, 3, 4))},
+        ),
+        lambda files, options: records.read_names(*files.values(), options["count"]),
+        names_readers,
+    ),
+    "written-names": Format(
+        lambda rng: (corpus.written_names(rng), {}),
+        lambda files, options: records.read_names(*files.values(), None),
+        written_names_readers,
+        is_damaged=False,
+    ),
+    "run-record": Format(
+        lambda rng: (mutated(rng, corpus.run_record(rng), JSON_STEPS), {}),
+        lambda files, options: records.read_run(*files.values()),
+        lambda paths, options: {"run_record": lambda: repr(attachments.run_record(contents(paths)))},
+    ),
+    "label-counts": Format(
+        lambda rng: (mutate_npz.counts(rng, corpus.LABELS), {}),
+        lambda files, options: records.read_counts(*files.values(), corpus.LABELS),
+        lambda paths, options: {
+            "label_counts": lambda: attachments.label_counts(contents(paths), corpus.LABELS).tolist()
+        },
+        is_text=False,
     ),
 }

@@ -8,7 +8,7 @@ import lzma
 import random
 import re
 
-from .tokens import INTEGERS, JSON_ESCAPES, JSON_TOKENS, TOKENS, VALUES
+from .tokens import INTEGERS, JSON_ESCAPES, JSON_NUMBERS, JSON_TOKENS, TOKENS, VALUES
 
 
 def place(rng: random.Random, data: bytes) -> int:
@@ -150,6 +150,12 @@ def json_value(rng: random.Random, data: bytes) -> bytes:
     return on_token(
         rb'"[^"]*"|\[[^\]]*\]|-?[0-9][0-9.e+-]*|null|true', (*JSON_TOKENS, b"0", b"[]", b'"x"'), rng, data
     )
+
+
+def json_number(rng: random.Random, data: bytes) -> bytes:
+    """Another value in the place of a number, true, false or null, and only there."""
+    pattern = rb"(?<=[\[,: ])(-?[0-9][0-9.e+-]*|true|false|null)(?=[\],}\s])"
+    return on_token(pattern, JSON_NUMBERS, rng, data)
 
 
 BYTES = (flip_bit, set_byte, delete_bytes, repeat_bytes, truncate, insert_token, recode, on_lines, add_blanks)

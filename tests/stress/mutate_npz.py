@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import re
+import warnings
 import zipfile
 from typing import Any
 
@@ -225,6 +226,19 @@ def zipped(rng: random.Random, members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def odd_member(rng: random.Random, members: dict[str, bytes]) -> bytes:
+    """A whole zip file in which a member is there twice, or packed as save_npz never does."""
+    buffer, odd = io.BytesIO(), rng.choice(list(members))
+    method = rng.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, None))
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, member in members.items():
+            if name == odd and method is None:
+                archive.writestr(zipfile.ZipInfo(name), rng.choice((member, members["data.npy"])))
+            archive.writestr(zipfile.ZipInfo(name), member, method if name == odd else None)
+    return buffer.getvalue()
+
+
 def npz(rng: random.Random, arrays: Arrays, damage: str) -> bytes:
     if damage == "arrays":
         for _ in range(rng.choice((1, 1, 1, 2))):
@@ -236,8 +250,31 @@ def npz(rng: random.Random, arrays: Arrays, damage: str) -> bytes:
     if damage == "header":
         name = rng.choice(list(members))
         members[name] = damaged_header(rng, members[name])
+    if damage == "member":
+        return odd_member(rng, members)
     data = zipped(rng, members)
     return damaged_zip(rng, data) if damage == "zip" else data
+
+
+def counts(rng: random.Random, labels: int) -> dict[str, bytes]:
+    """label_counts.npy as a run keeps it, or damaged."""
+    array = np.array([rng.choice((0, 1, 7, 300, 2**31 - 1)) for _ in range(labels)], "i4")
+    damage = rng.choice(("none", "value", "dtype", "shape", "header", "bytes"))
+    if damage == "value":
+        array = array.astype("i8")
+        array[rng.randrange(labels)] = rng.choice((-1, -(2**31), 2**31, 2**63 - 1, -(2**63)))
+    elif damage == "dtype":
+        array = cast(array, rng.choice((*INDEX_DTYPES, *BAD_INDEX_DTYPES)))
+    elif damage == "shape":
+        array = rng.choice(
+            (array[:-1], np.append(array, 1), array[None], array[:, None], array[:0], array[0])
+        )
+    member = pack({"counts": array})["counts.npy"]
+    if damage == "header":
+        member = damaged_header(rng, member)
+    elif damage == "bytes":
+        member = mutate.text(rng, member, (mutate.flip_bit, mutate.delete_bytes, mutate.truncate))
+    return {"label_counts.npy": member}
 
 
 def pair(rng: random.Random) -> dict[str, bytes]:
@@ -245,7 +282,9 @@ def pair(rng: random.Random) -> dict[str, bytes]:
     rows = rng.randint(1, 6) if rng.random() < 0.95 else 800  # readers take long arrays in blocks
     widths = {"X.trn.npz": rng.randint(1, 20), "Y.trn.npz": rng.randint(1, 9)}
     damage = dict.fromkeys(widths, "none")
-    damage[rng.choice(list(widths))] = rng.choice(("none", *["arrays"] * 4, "header", "zip", "zip"))
+    damage[rng.choice(list(widths))] = rng.choice(
+        ("none", *["arrays"] * 8, "header", "header", *["zip"] * 4, "member")
+    )
     return {
         name: npz(rng, valid(rng, rows + (rng.random() < 0.02), width, name[0] == "Y"), damage[name])
         for name, width in widths.items()

@@ -63,7 +63,11 @@ def expectation(form: Format, files: Files, options: Options) -> Any:
 
 def refusal_fault(error: Exception, expected: Refused, paths: dict[str, Path]) -> str | None:
     """What is wrong with the message of a refusal that is right."""
-    named = [name for name, path in paths.items() if str(path) in str(error)]
+    named = [
+        name
+        for name, path in paths.items()
+        if str(path) in str(error) or str(error).startswith(f"{name} of the model")
+    ]
     if not set(named) & set(expected.files or paths):
         return f"names {named or 'no file'}, must name {list(expected.files or paths)}"
     line = re.search(r", line (\d+): | in line (\d+)$", str(error))
@@ -103,11 +107,15 @@ def fault(got: Any, expected: Any, paths: dict[str, Path]) -> tuple[str, str] | 
 
 
 def check(form: Format, files: Files, options: Options, folder: Path, expected: Any) -> Difference | None:
-    """The first real reader that does not do as the naive one."""
-    paths = write(folder, files)
+    """The first real reader that does not do as the naive one, or refuses in other words than the first."""
+    paths, said = write(folder, files), []
     for reader, read in form.readers(paths, options).items():
-        if wrong := fault(outcome(read), expected, paths):
+        got = outcome(read)
+        if wrong := fault(got, expected, paths):
             return Difference(f"{reader}: {wrong[0]}", wrong[1][:4000])
+        said.append(str(got))
+        if isinstance(expected, Refused) and ANY not in expected.lines and said[-1] != said[0]:
+            return Difference(f"{reader}: other words than the first reader", f"{said[-1]}\n{said[0]}")
     return None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from . import Refused
 
-WORDS = {"true": True, "false": False, "null": None, "NaN": 0.0, "Infinity": 0.0, "-Infinity": 0.0}
+WORDS = {"true": True, "false": False, "null": None}
+WORDS |= {word: float(word) for word in ("NaN", "Infinity", "-Infinity")}
 ESCAPES = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
 MAX_DEPTH = 200  # of brackets; what is nested deeper is no document
 MAX_DIGITS = 4300  # of an integer, Python's own limit
@@ -18,8 +20,9 @@ class NotJson(Exception):
 
 
 class Parser:
-    def __init__(self, text: str):
-        self.text, self.at = text, 0
+    def __init__(self, text: str, strict: bool = False):
+        """`strict`: every number is finite, every key there once."""
+        self.text, self.at, self.strict = text, 0, strict
 
     def match(self, pattern: str) -> str:
         found = re.compile(pattern).match(self.text, self.at)
@@ -44,7 +47,10 @@ class Parser:
         if depth > MAX_DEPTH:
             raise NotJson
         if next_character == "{":
-            return dict(self.items("}", lambda: self.member(depth + 1)))
+            members = self.items("}", lambda: self.member(depth + 1))
+            if self.strict and len(dict(members)) < len(members):
+                raise NotJson
+            return dict(members)
         if next_character == "[":
             return list(self.items("]", lambda: self.value(depth + 1)))
         if next_character == '"':
@@ -52,11 +58,18 @@ class Parser:
         for word, value in WORDS.items():
             if self.text.startswith(word, self.at):
                 self.at += len(word)
-                return value
+                return self.finite(value)
         number = self.match(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-        if len(number.lstrip("-")) > MAX_DIGITS and number.lstrip("-").isdigit():
+        if not number.lstrip("-").isdigit():
+            return self.finite(float(number))
+        if len(number.lstrip("-")) > MAX_DIGITS:
             raise NotJson
-        return 0.0
+        return int(number)
+
+    def finite(self, value: Any) -> Any:
+        if self.strict and isinstance(value, float) and not math.isfinite(value):
+            raise NotJson
+        return value
 
     def items(self, close: str, read: Any) -> list[Any]:
         self.at += 1

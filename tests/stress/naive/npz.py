@@ -76,11 +76,11 @@ def item(data: bytes, kind: str, order: str) -> Any:
 
 def read_array(data: bytes) -> Array:
     """The bytes of one .npy file."""
-    need(data[:6] == b"\x93NUMPY" and data[6:8] in (b"\1\0", b"\2\0", b"\3\0"))
+    need(data[:6] == b"\x93NUMPY" and data[6:8] in (b"\1\0", b"\2\0"))
     size = 2 if data[6] == 1 else 4
     start = 8 + size + int.from_bytes(data[8 : 8 + size], "little")
     need(len(data) >= start and start - 8 - size <= 10_000)
-    fields = ast.literal_eval(data[8 + size : start].decode("utf-8" if data[6] == 3 else "latin-1"))
+    fields = ast.literal_eval(data[8 + size : start].decode("latin-1"))
     need(isinstance(fields, dict) and set(fields) == {"descr", "fortran_order", "shape"})
     shape, fortran = fields["shape"], fields["fortran_order"]
     need(isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape))
@@ -160,6 +160,11 @@ def entries(arrays: dict[str, Array], form: str, rows: int, columns: int) -> Ite
 def read_matrix(data: bytes, labels: bool) -> tuple[list[dict[int, int]], int]:
     """Rows of {column: float32 bits}, and the number of columns. Labels must be stored as whole numbers."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        need(len(set(archive.namelist())) == len(archive.namelist()))
+        infos = archive.infolist()
+        need(all(info.compress_type in (0, 8) for info in infos))  # stored, deflated
+        packed, unpacked = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
+        need(unpacked <= max(2**26, 200 * packed))  # by what it says, whatever there is
         members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
     kind, _, items = read_array(members["format"])
     need(kind in "SU" and len(items) == 1)

@@ -1,0 +1,143 @@
+"""What a model keeps of its data, as files in memory: the one place where they become names and numbers.
+
+``run.json`` says what the model was trained on, ``labels.json`` and ``features.json`` are lists of names,
+``vectorizer.json`` has the features' names, too, and ``label_counts.npy`` is how many training documents each
+label has. A model can have any of them, and each is checked against the model's sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import read_array
+from .parsing import shown
+from .records import ANY, parse_record
+from .text import Vectorizer
+
+Attachments = Mapping[str, bytes]  # by name
+
+
+def _source(name: str) -> str:
+    return f"{name} of the model"
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def label_names(attachments: Attachments, num_labels: int) -> list[str] | None:
+    """Names of all labels; None where the model keeps none.
+
+    Raises:
+        ValueError: not L names; says which attachment and entry.
+    """
+    return _names(attachments, "labels.json", num_labels)
+
+
+def feature_names(attachments: Attachments, num_features: int) -> list[str] | None:
+    """Names of all features: a vectorizer's words, or a list's entries; None where the model keeps neither.
+
+    Raises:
+        ValueError: as :func:`label_names`.
+    """
+    kept = vectorizer(attachments, num_features)
+    return _names(attachments, "features.json", num_features) if kept is None else kept.vocabulary
+
+
+def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None:
+    """What makes features of texts; None where the model keeps none.
+
+    Raises:
+        ValueError: not a vectorizer of D words.
+    """
+    name = "vectorizer.json"
+    if name not in attachments:
+        return None
+    kept = _parsed_vectorizer(attachments[name])
+    _check_count(kept.vocabulary, name, num_features)
+    return kept
+
+
+def _names(attachments: Attachments, name: str, count: int) -> list[str] | None:
+    if name not in attachments:
+        return None
+    names = _parsed_names(attachments[name], name)
+    _check_count(names, name, count)
+    return names
+
+
+def _check_count(names: list[str], name: str, count: int) -> None:
+    if len(names) != count:
+        raise ValueError(f"{_source(name)}: must have {count} names, got {len(names)}")
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed_names(content: bytes, name: str) -> list[str]:
+    names: list[str] = parse_record(content, _source(name), [str])
+    return names
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed_vectorizer(content: bytes) -> Vectorizer:
+    return Vectorizer.from_json(content, source=_source("vectorizer.json"))
+
+
+# -------------------------------------------------------------------------------------------- run record
+
+
+_BASE = ({0, 1}, type(None))
+_COUNT = range(2**62)
+
+# The schema of ``run.json``; older runs have fewer entries.
+RUN = {
+    "dataset?": str,
+    "name?": str,
+    "holdout?": bool,
+    "train?": [int, int],
+    "settings?": {"*": ANY},
+    "reader?": {"svmlight_base?": _BASE, "svmlight_label_base?": _BASE},
+    "propensity?": ([float, float], type(None)),
+    "train_documents?": _COUNT,
+    "threads?": _COUNT,
+    "versions?": {"*": ANY},
+    "*": ANY,
+}
+
+
+def run_record(attachments: Attachments) -> dict[str, Any]:
+    """``run.json``; empty where the model has none.
+
+    Raises:
+        ValueError: not such a record; says which entry must be what.
+    """
+    if "run.json" not in attachments:
+        return {}
+    record: dict[str, Any] = parse_record(attachments["run.json"], _source("run.json"), RUN)
+    return record
+
+
+def label_counts(attachments: Attachments, num_labels: int) -> NDArray[np.integer[Any]] | None:
+    """How many training documents each label has [L]; None where the model does not say.
+
+    Raises:
+        ValueError: no array of L counts.
+    """
+    name = "label_counts.npy"
+    if name not in attachments:
+        return None
+    content = attachments[name]
+    try:
+        counts = read_array(io.BytesIO(content), len(content))
+    except Exception as error:  # NumPy stumbles over damage in many ways
+        raise ValueError(f"{_source(name)}: must be an array of counts, got: {str(error)[:200]}") from None
+    if counts.dtype.kind not in "iu" or counts.shape != (num_labels,):
+        got = f"{counts.dtype} {shown(counts.shape)}"
+        raise ValueError(f"{_source(name)}: must be L={num_labels} whole numbers, got {got}")
+    if (counts < 0).any():
+        raise ValueError(f"{_source(name)}: counts must not be negative, got {counts.min()}")
+    return counts

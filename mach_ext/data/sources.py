@@ -1,0 +1,127 @@
+"""Files as the readers open them: regular files, compressed ones within bounds, lines within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from .. import _C
+from .files import COMPRESSIONS, PathLike, naming, open_read
+
+# What a compressed file may become: so many times its size, or the first number where that is less. Text with
+# numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.
+FREE_BYTES = 1 << 26
+MAX_EXPANSION = 200
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_LINE: int = _C.MAX_LINE  # bytes, of any text file
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular(path: PathLike) -> None:
+    """Refuses what is no regular file, but for standard input: a pipe could keep a reader waiting for ever.
+
+    Raises:
+        ValueError: a folder, a pipe, a socket or a device.
+        OSError: as the operating system says, with the path.
+    """
+    status = os.stat(path)
+    if stat.S_ISREG(status.st_mode) or _is_standard_input(status):
+        return
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+    raise ValueError(f"{path}: must be a regular file, got {kind}")
+
+
+def _is_standard_input(status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(status, os.fstat(0))
+    except OSError:  # it is closed
+        return False
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that ends in an error where a file expands beyond all that data do."""
+
+    def __init__(self, file: BinaryIO, path: PathLike) -> None:
+        self._file, self._path = file, path
+        self._limit = max(FREE_BYTES, MAX_EXPANSION * os.stat(path).st_size)
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        text = self._file.read(len(buffer))
+        buffer[: len(text)] = text
+        self._count += len(text)
+        if self._count > self._limit:
+            raise ValueError(
+                f"{self._path}: must not unpack to more than {MAX_EXPANSION} times its size, got more than "
+                f"{self._limit} bytes; unpacked by hand, it is read whatever its size"
+            )
+        return len(text)
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(1 << 20) or b"", b""))
+
+
+@contextlib.contextmanager
+def memory_named(path: PathLike) -> Iterator[None]:
+    """Says of a MemoryError which file was too large."""
+    try:
+        yield
+    except MemoryError:
+        raise MemoryError(f"{path}: does not fit into memory") from None
+
+
+@contextlib.contextmanager
+def open_input(path: PathLike) -> Iterator[BinaryIO]:
+    """Opens a file for reading bytes, decompressed by its suffix.
+
+    Raises:
+        ValueError: no regular file; a compressed file that is damaged or expands too far.
+        MemoryError: while it is read; names the file.
+    """
+    check_regular(path)
+    with naming(path), memory_named(path), open_read(path) as file:
+        if Path(path).suffix in COMPRESSIONS:
+            yield cast(BinaryIO, io.BufferedReader(_Bounded(file, path), 1 << 16))
+        else:
+            yield file
+
+
+def read_input(path: PathLike) -> bytes:
+    """The whole file, as :func:`open_input` gives it."""
+    with open_input(path) as file:
+        return file.read()
+
+
+def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
+    """Lines of a text file with their numbers, without the byte order mark, with their ends.
+
+    Raises:
+        ValueError: as :func:`open_input`, and a line that is too long.
+    """
+    with open_input(path) as file:
+        read_line = functools.partial(file.readline, MAX_LINE + 1)
+        for number, line in enumerate(iter(read_line, b""), start=1):
+            if len(line) > MAX_LINE and not line.endswith(b"\n"):
+                rule = f"a line must have at most {MAX_LINE} bytes"
+                raise ValueError(f"{path}, line {number}: {rule}, got 'more'")
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line:
+                yield number, line

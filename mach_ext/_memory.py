@@ -11,12 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import functools
+import math
+import re
 import resource
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 # Smaller needs are not compared with anything: a look takes a fifth of a millisecond.
 _WORTH_A_LOOK = 1 << 26
@@ -27,15 +34,21 @@ class NotEnoughMemory(MemoryError):
     """A shortage in the words of this module.
 
     Attributes:
-        shortage: What could not be had, as far as it is known: "2.0 GiB for the weights".
+        shortage: What could not be had: "2.0 GiB for the weights"; empty where nobody said how much it was.
         is_final: Whether the advice stands, whatever function was on the way: it names the sizes that decide.
     """
 
-    def __init__(self, op: str, shortage: str, advice: str, is_final: bool) -> None:
-        needed = f"{shortage}, " if shortage else ""
-        can_be_had = size_in_words(available_memory(swap=True))
-        super().__init__(f"{op}: not enough memory: {needed}{can_be_had} can be had; {advice}")
-        self.shortage, self.is_final = shortage, is_final
+    shortage = ""
+    is_final = False
+
+
+def _not_enough(op: str, shortage: str, advice: str, is_final: bool = False) -> NotEnoughMemory:
+    parts, free = [shortage] if shortage else [], available_memory(swap=True)
+    if free < _UNKNOWN:
+        parts.append(f"{size_in_words(free)} can be had")
+    error = NotEnoughMemory(f"{op}: not enough memory: {'; '.join([', '.join(parts), advice])}")
+    error.shortage, error.is_final = shortage, is_final
+    return error
 
 
 def size_in_words(count: float) -> str:
@@ -48,11 +61,8 @@ def size_in_words(count: float) -> str:
     """
     if count < 1024:
         return f"{count:.0f} bytes"
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        count /= 1024
-        if count < 1024:
-            break
-    return f"{count:,.1f} {unit}"
+    power = min(5, int(math.log2(count) / 10))
+    return f"{count / 1024**power:,.1f} {'KMGTP'[power - 1]}iB"
 
 
 def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
@@ -80,14 +90,162 @@ def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
     numbers = ", ".join(f"{name}={_in_words(size)}" for name, size in sizes.items())
     shortage = f"{size_in_words(needed)} for {subject}" + (f" ({numbers})" if numbers else "")
     if needed > available_memory(swap=True) + _free_in_heap():
-        raise NotEnoughMemory(op, shortage, advice, is_final=True)
+        raise _not_enough(op, shortage, advice, is_final=True)
     free = size_in_words(available_memory())
     message = f"{op}: memory is short: {shortage}, {free} can be had without swapping; {advice}"
-    warnings.warn(message, ResourceWarning, stacklevel=3)
+    warnings.warn(message, ResourceWarning, stacklevel=4)  # behind `memory_errors`
 
 
 def _in_words(size: object) -> str:
     return f"{size:,}" if isinstance(size, int) else str(size)
+
+
+# --------------------------------------------------------------------------------- errors in words
+
+# How others say that memory is short, and how much they wanted.
+_BYTES = re.compile(
+    r"tried to allocate (?P<torch>\d+) bytes"
+    r"|not enough memory: (?P<operator>\d+) bytes(?P<what> for [^\n]*)?"
+    r"|unable to mmap (?P<file>\d+) bytes"
+)
+_NUMPY = re.compile(r"Unable to allocate (.* for an array with .*)", re.DOTALL)
+_SAYINGS = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "bad_alloc",
+    "annot allocate memory",
+    "unable to mmap",
+    "can't start new thread",
+    "failed to map segment",
+    "Storage size calculation overflowed",
+    "out of memory",
+)
+_TOO_BIG = ("array is too big", "Maximum allowed dimension exceeded")  # how NumPy refuses absurd shapes
+
+
+def memory_shortage(error: BaseException) -> str | None:
+    """What memory an error is about: "2.0 GiB for the weights", or "" where it does not say how much.
+
+    Returns:
+        None where the error is of another kind, or about the memory of a GPU.
+
+    Example:
+        >>> from mach_ext._memory import memory_shortage
+        >>> memory_shortage(MemoryError())
+        ''
+        >>> memory_shortage(ValueError("k must be at least 1")) is None
+        True
+    """
+    if isinstance(error, NotEnoughMemory):
+        return error.shortage
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    text = str(error)
+    if isinstance(error, OSError):
+        is_short = error.errno == errno.ENOMEM or (error.errno is None and _says_so(text))
+    elif isinstance(error, (RuntimeError, ImportError, SystemError, SafetensorError)):
+        is_short = _says_so(text)
+    elif isinstance(error, ValueError):
+        is_short = text.startswith(_TOO_BIG)
+    else:
+        is_short = isinstance(error, MemoryError)
+    return _wanted_bytes(text) if is_short else None
+
+
+def _says_so(text: str) -> bool:
+    # An operator of before torch 2.14 only says which call failed. On a GPU that can be anything.
+    failed_call = re.search(r"(aten::|torch_parallel_for).*API call failed", text)
+    if failed_call and not torch.cuda.is_initialized():
+        return True
+    return any(words in text for words in _SAYINGS) and "CUDA" not in text
+
+
+def _wanted_bytes(text: str) -> str:
+    if match := _NUMPY.search(text):
+        return match[1]
+    if match := _BYTES.search(text):
+        count = int(match["torch"] or match["operator"] or match["file"])
+        return size_in_words(count) + (match["what"] or "")
+    return ""
+
+
+class memory_advice:
+    """A block whose shortage of memory becomes one error in words, which says what would help.
+
+    On the CPU that is a `MemoryError`. On a GPU it is torch.OutOfMemoryError: where one of mach_ext's
+    operators asked PyTorch for the memory, all that comes back is which call failed.
+
+    Args:
+        op: The function that the user has called.
+        advice: "lower batch_size".
+        model: Its device tells whose memory is short; None: the CPU's.
+    """
+
+    def __init__(self, op: str, advice: str, model: Any = None) -> None:
+        self.op, self.advice, self.model = op, advice, model
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
+            return
+        translated = _on_gpu(error, self.op, self.advice, self.model) or _on_cpu(error, self.op, self.advice)
+        if translated is not None:
+            raise translated from None
+
+
+def _on_cpu(error: BaseException, op: str, advice: str) -> MemoryError | None:
+    if isinstance(error, NotEnoughMemory) and error.is_final:
+        return None
+    shortage = memory_shortage(error)
+    return None if shortage is None else _not_enough(op, shortage, advice)
+
+
+def _on_gpu(error: BaseException, op: str, advice: str, model: Any) -> torch.OutOfMemoryError | None:
+    if model is None:
+        return None
+    text, device = str(error), model.bucket_bias.device
+    asked = device.type == "cuda" and "aten::" in text and "API call failed" in text
+    if not asked and not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return torch.OutOfMemoryError(
+        f"{op}: out of memory on {device}: {advice} (the model has R={model.num_repetitions} repetitions of "
+        f"B={model.num_buckets} buckets; `mach-ext info` states what it takes). PyTorch says: {text}"
+    )
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def memory_errors(advice: str, op: str | None = None) -> Callable[[_Function], _Function]:
+    """A decorator: what `memory_advice` does for a block, for a whole function.
+
+    Args:
+        advice: "lower batch_size".
+        op: What the user calls the function; None: its own name.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        name = op or function.__qualname__
+        is_compiling, translate = torch.compiler.is_compiling, _on_cpu
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                translated = translate(error, name, advice)
+                if translated is None:
+                    raise
+                raise translated from None
+
+        # doctest tells by its globals in which module a function was written.
+        moved = types.FunctionType(call.__code__, function.__globals__, name, None, call.__closure__)
+        return functools.wraps(function)(moved)  # type: ignore[return-value]
+
+    return decorate
 
 
 # ---------------------------------------------------------------------------------- what can be had
@@ -96,8 +254,8 @@ def _in_words(size: object) -> str:
 def available_memory(device: torch.device | str = "cpu", swap: bool = False) -> int:
     """Bytes that this process can have now, beyond what it has; unknown counts as plenty.
 
-    On the CPU the least of what the machine has left, what the process's limits leave (RLIMIT_AS, RLIMIT_DATA)
-    and what its control groups leave. Page cache counts as left, as the kernel gives it up.
+    On the CPU the least of what the machine has left, what the process's limits leave (RLIMIT_AS and
+    RLIMIT_DATA) and what its control groups leave. Page cache counts as left, as the kernel gives it up.
 
     Args:
         device: "cpu", or a CUDA device that is there.

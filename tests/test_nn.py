@@ -515,7 +515,7 @@ def test_a_failed_save_leaves_the_former_model(tmp_path, monkeypatch, broken):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"mach_ext.nn.{broken}", fail)
+    monkeypatch.setattr(f"mach_ext._model_folder.{broken}", fail)
     with pytest.raises(OSError, match="No space left"):
         randomise(build(), 2).save(tmp_path)
     assert torch.equal(mach_ext.load(tmp_path).bucket_weight, former.bucket_weight)

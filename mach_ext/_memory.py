@@ -13,11 +13,13 @@ import contextlib
 import ctypes
 import errno
 import functools
+import inspect
 import math
 import re
 import resource
 import types
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,8 @@ from safetensors import SafetensorError
 
 # Smaller needs are not compared with anything: a look takes a fifth of a millisecond.
 _WORTH_A_LOOK = 1 << 26
+_RESERVE = 1 << 20
+_BUFFERS = 1 << 22  # safetensors wants a megabyte, and aborts where it can't have it
 _UNKNOWN = 2**62  # counts as plenty
 
 
@@ -42,11 +46,16 @@ class NotEnoughMemory(MemoryError):
     is_final = False
 
 
+_reserve: list[bytearray] = []  # what finding the words takes, where nothing is left
+
+
 def _not_enough(op: str, shortage: str, advice: str, is_final: bool = False) -> NotEnoughMemory:
+    _reserve.clear()
     parts, free = [shortage] if shortage else [], available_memory(swap=True)
     if free < _UNKNOWN:
         parts.append(f"{size_in_words(free)} can be had")
-    error = NotEnoughMemory(f"{op}: not enough memory: {'; '.join([', '.join(parts), advice])}")
+    text = f"not enough memory: {'; '.join([', '.join(parts), advice])}"
+    error = NotEnoughMemory(f"{op}: {text}" if op else text)
     error.shortage, error.is_final = shortage, is_final
     return error
 
@@ -84,6 +93,8 @@ def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
         >>> from mach_ext._memory import check_memory
         >>> check_memory("MACH: the weights", 4 * 1000 * 64, "lower hidden_size", hidden_size=64)
     """
+    if not _reserve:
+        _reserve.append(bytearray(_RESERVE))
     if needed < _WORTH_A_LOOK or needed <= available_memory():
         return
     op, _, subject = what.partition(": ")
@@ -96,6 +107,11 @@ def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
     warnings.warn(message, ResourceWarning, stacklevel=4)  # behind `memory_errors`
 
 
+def check_room() -> None:
+    """Raises MemoryError where not even buffers can be had, for libraries that end the process then."""
+    bytearray(_BUFFERS)
+
+
 def _in_words(size: object) -> str:
     return f"{size:,}" if isinstance(size, int) else str(size)
 
@@ -105,7 +121,7 @@ def _in_words(size: object) -> str:
 # How others say that memory is short, and how much they wanted.
 _BYTES = re.compile(
     r"tried to allocate (?P<torch>\d+) bytes"
-    r"|not enough memory: (?P<operator>\d+) bytes(?P<what> for [^\n]*)?"
+    r"|(not enough|out of) memory: (each thread takes )?(?P<operator>\d+) bytes(?P<what> for [^\n]*)?"
     r"|unable to mmap (?P<file>\d+) bytes"
 )
 _NUMPY = re.compile(r"Unable to allocate (.* for an array with .*)", re.DOTALL)
@@ -120,6 +136,8 @@ _SAYINGS = (
     "Storage size calculation overflowed",
     "out of memory",
 )
+# What Python 3.11 (no room for a frame) and oneDNN say; it can be something else.
+_VAGUE = ("without setting an exception", "without exception set", "could not create a")
 _TOO_BIG = ("array is too big", "Maximum allowed dimension exceeded")  # how NumPy refuses absurd shapes
 
 
@@ -140,11 +158,14 @@ def memory_shortage(error: BaseException) -> str | None:
         return error.shortage
     if isinstance(error, torch.OutOfMemoryError):
         return None
+    _reserve.clear()
     text = str(error)
     if isinstance(error, OSError):
         is_short = error.errno == errno.ENOMEM or (error.errno is None and _says_so(text))
     elif isinstance(error, (RuntimeError, ImportError, SystemError, SafetensorError)):
         is_short = _says_so(text)
+    elif isinstance(error, zlib.error):
+        is_short = "Error -4" in text
     elif isinstance(error, ValueError):
         is_short = text.startswith(_TOO_BIG)
     else:
@@ -154,6 +175,8 @@ def memory_shortage(error: BaseException) -> str | None:
 
 def _says_so(text: str) -> bool:
     # An operator of before torch 2.14 only says which call failed. On a GPU that can be anything.
+    if any(words in text for words in _VAGUE):
+        return available_memory() < _WORTH_A_LOOK
     failed_call = re.search(r"(aten::|torch_parallel_for).*API call failed", text)
     if failed_call and not torch.cuda.is_initialized():
         return True
@@ -167,6 +190,16 @@ def _wanted_bytes(text: str) -> str:
         count = int(match["torch"] or match["operator"] or match["file"])
         return size_in_words(count) + (match["what"] or "")
     return ""
+
+
+def memory_words(error: BaseException) -> str | None:
+    """A shortage of memory on one line, whoever reports it; None: the error is of another kind."""
+    if isinstance(error, NotEnoughMemory):
+        return str(error)
+    shortage = memory_shortage(error)
+    if shortage is None:
+        return None
+    return str(_not_enough("", shortage, "free memory first, or lower the sizes that were asked for"))
 
 
 class memory_advice:
@@ -227,8 +260,13 @@ def memory_errors(advice: str, op: str | None = None) -> Callable[[_Function], _
     """
 
     def decorate(function: _Function) -> _Function:
-        name = op or function.__qualname__
         is_compiling, translate = torch.compiler.is_compiling, _on_cpu
+        qualified = op or function.__qualname__.removesuffix(".__init__")
+
+        def called(arguments: tuple[Any, ...]) -> str:  # a private class goes by the name of the one in use
+            if not qualified.startswith("_"):
+                return qualified
+            return f"{type(arguments[0]).__name__}.{function.__name__}"
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if is_compiling():
@@ -236,14 +274,22 @@ def memory_errors(advice: str, op: str | None = None) -> Callable[[_Function], _
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                translated = translate(error, name, advice)
-                if translated is None:
+                if (translated := translate(error, called(args), advice)) is None:
                     raise
                 raise translated from None
 
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                if (translated := translate(error, called(args), advice)) is None:
+                    raise
+                raise translated from None
+
+        wrapper: Any = generate if inspect.isgeneratorfunction(function) else call
         # doctest tells by its globals in which module a function was written.
-        moved = types.FunctionType(call.__code__, function.__globals__, name, None, call.__closure__)
-        return functools.wraps(function)(moved)  # type: ignore[return-value]
+        here = types.FunctionType(wrapper.__code__, function.__globals__, None, None, wrapper.__closure__)
+        return functools.wraps(function)(here)  # type: ignore[return-value]
 
     return decorate
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mach_ext import compression
+from mach_ext._memory import check_memory, check_room, memory_shortage
 from mach_ext.data import atomic_path, write_json
 from mach_ext.hashing import LabelHash
 
@@ -27,6 +28,7 @@ _FORMATS = (1, 2, 3)
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
 STEP = 0.5
 _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
+_ADVICE = "free memory first, or make a smaller model"
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
@@ -35,6 +37,8 @@ def save(model: MACH, folder: Path, step: float | None) -> None:
     for name, content in model.attachments.items():
         if not re.fullmatch(r"[\w-]+\.\w+", name) or not isinstance(content, bytes):
             raise ValueError(f"MACH.save: an attachment must be bytes, named like labels.json, got {name!r}")
+    moved = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cpu)
+    check_memory("MACH.save: a copy of the weights on the CPU", moved, _ADVICE)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     steps = {} if step is None else _steps(model, step)
     if steps:
@@ -91,8 +95,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes safetensors, whole or not at all."""
     try:
         with atomic_path(path) as temporary:
+            check_room()
             save_file(tensors, temporary)
     except SafetensorError as error:  # how that library reports a full disk
+        if memory_shortage(error) is not None:
+            raise
         raise OSError(f"{path}: cannot be written: {error}") from None
 
 
@@ -167,6 +174,9 @@ def _load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
         with torch.device("meta"):  # Its parameters become those of the file.
             model = make(**configuration, hash=label_hash)
         attached = record["attachments"]
+        if record["weights"].get("steps"):
+            decoded = sum(4 * model.get_parameter(name).numel() for name in record["weights"]["steps"])
+            check_memory(f"load: the compressed weights of {folder}", decoded, _ADVICE)
         for name, step in record["weights"].get("steps", {}).items():
             try:
                 tensors[name] = compression.decode(tensors[name], model.get_parameter(name).shape, step)
@@ -191,8 +201,11 @@ def _load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
 
 def _read_weights(weights: Path, digest: str) -> dict[str, Tensor]:
     try:
+        check_room()
         tensors: dict[str, Tensor] = load_file(weights)
     except SafetensorError as error:
+        if memory_shortage(error) is not None:
+            raise
         raise ValueError(f"{weights}: truncated or edited: {error}") from None
     except RuntimeError:  # opened twice, and gone in between
         if weights.exists():

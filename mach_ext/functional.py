@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
+from mach_ext._memory import memory_errors
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
@@ -27,6 +28,7 @@ MERGES = ("mean", "min", "median")
 # ------------------------------------------------------------------------------------------- public API
 
 
+@memory_errors("pass fewer documents at a time")
 def sparse_linear(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -91,6 +93,7 @@ def sparse_linear(
     return _sparse_linear(values, indices, indptr, weight, bias, relu, sparse_grad)
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -132,6 +135,7 @@ def bucket_logits(
     return logits.transpose(0, 1)
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_forward(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -189,6 +193,7 @@ def bucket_forward(
     return bucket_logits(hidden, bucket_weight, bucket_bias)
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def label_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -228,6 +233,7 @@ def label_logits(
     return _LabelLogits.apply(*args) if _needs_grad(*args) else _ops.label_logits(*args)
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def linear_label_logits(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -282,6 +288,7 @@ def linear_label_logits(
     return out.masked_fill((~known_label | (unknown > 0)[:, None])[:, :, None], float("nan"))
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_bce(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -328,6 +335,7 @@ def bucket_bce(
     return loss
 
 
+@memory_errors("pass fewer documents at a time")
 def linear_bucket_bce(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -381,6 +389,7 @@ def linear_bucket_bce(
     return loss
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def merge_scores(
     scores: Tensor,  # [N, R, B]
     hash: LabelHash,
@@ -418,6 +427,7 @@ def merge_scores(
     return _merge_scores(scores, hash.buckets, labels, merge)
 
 
+@memory_errors("pass fewer documents at a time or lower k")
 def merge_topk(
     scores: Tensor,  # [N, R, B]
     hash: LabelHash,
@@ -731,6 +741,7 @@ def _merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -
     return out
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def merge_repetitions(logits: Tensor, merge: str) -> Tensor:
     """The merge alone: [N, m, R] scores of labels by repetition -> [N, m], as `merge_scores` to the bit."""
     N, m, R = logits.shape

@@ -31,6 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mach_ext import _ops, metrics, optim
+from mach_ext._memory import available_memory as _available_memory
+from mach_ext._memory import check_memory, check_room, memory_advice, memory_errors, memory_shortage
 from mach_ext.data import (
     Batch,
     check_csr,
@@ -41,7 +43,7 @@ from mach_ext.data import (
     write_json,
 )
 from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, memory_advice, predict_batch, save_tensors
+from mach_ext.nn import MACH, load, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -204,6 +206,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
+@memory_errors("lower batch_size, num_buckets or hidden_size")
 def fit(
     model: MACH,
     X: Any,
@@ -329,10 +332,12 @@ def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted
             raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
         if wanted < R and settings.patience is not None:
             raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
+        _check_state_fits(model, settings, wanted)
         return wanted
+    _check_state_fits(model, settings, R)
     device = model.bucket_bias.device
-    nonzeros = math.ceil(X.nnz / X.shape[0])
-    needed = expected_memory(model, settings.batch_size, nonzeros, device.type, settings.precision)
+    nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])
+    needed = expected_memory(model, batch_size, nonzeros, device.type, settings.precision)
     more = needed["training, peak"] - needed["weights"] - needed["label hash"]
     free = _available_memory(device)
     if more > free:
@@ -344,19 +349,23 @@ def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
             f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
-            stacklevel=3,
+            stacklevel=4,  # behind `memory_errors`
         )
     return R
 
 
-def _available_memory(device: torch.device) -> int:
-    """Bytes that can be had, on CPU without swapping; unknown counts as plenty."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
-    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return 2**62
+def _check_state_fits(model: MACH, settings: Hyperparameters, together: int) -> None:
+    """What the optimiser keeps of so many repetitions, without which no step can be made."""
+    if not model.bucket_bias.is_cpu:
+        return
+    moments = 2 if settings.optimizer == "adam" else 1
+    state = moments * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    advice = "lower hidden_size, num_buckets or num_repetitions"
+    if model.is_linear:
+        state = state * together // model.num_repetitions
+        advice = "lower repetitions_at_a_time or num_buckets"
+    sizes = {"optimizer": settings.optimizer, "repetitions": together}
+    check_memory("fit: the optimiser's state", state, advice, **sizes)
 
 
 def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
@@ -372,6 +381,7 @@ def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     return part
 
 
+@memory_errors("pass fewer documents at a time")
 def evaluate_model(
     model: MACH,
     X: Any,
@@ -389,6 +399,7 @@ def evaluate_model(
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
 
 
+@memory_errors("pass fewer documents at a time or lower k")
 def answers(
     model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -406,7 +417,9 @@ def answers(
     """
     ask = rerank or (lambda some, count: model.predict(some, count)[1])
     excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
-    labels = np.full((X.shape[0], k), -1, np.int64)
+    N = X.shape[0]
+    check_memory("answers: labels", 20 * N * k, "pass fewer documents or lower k", N=N, k=k)
+    labels = np.full((N, k), -1, np.int64)
     # Few documents have many labels excluded: those of a size are asked for as many more labels.
     sizes = np.ceil(np.log2(excluded + 1)).astype(int)
     for size in np.unique(sizes):
@@ -965,8 +978,11 @@ class _Run:
         if name is None:  # the run had ended: train() finds nothing to do and loads the best epoch
             return
         try:
+            check_room()
             tensors = load_file(self.folder / name)
         except Exception as error:
+            if memory_shortage(error) is not None:
+                raise
             raise ValueError(f"{self.folder / name}: not the tensors of a checkpoint: {error}") from None
         optimizer = self.optimizer.state_dict()
         for key, value in {**tensors, **scalars}.items():

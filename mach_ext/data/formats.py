@@ -10,6 +10,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import re
 import unicodedata
 import zipfile
@@ -22,6 +23,7 @@ import scipy
 from numpy.typing import NDArray
 
 from .. import _C
+from .._memory import memory_errors, memory_shortage
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, naming, open_read, read_bytes
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
@@ -38,6 +40,7 @@ def _split(document: _C.Document) -> Split:
     return Split(X, Y)
 
 
+@memory_errors("free memory first, or split the data", "data.read_xmc")
 def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
     """Reads a file in the XMC repository's text format.
 
@@ -62,6 +65,7 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
     return _split(_C.parse_xmc(read_bytes(path), num_threads, str(path)))
 
 
+@memory_errors("free memory first, or split the data", "data.iter_xmc")
 def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0) -> Iterator[Split]:
     """Reads an XMC text file block by block, in memory that does not grow with the number of documents.
 
@@ -96,6 +100,7 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
         raise ValueError(f"{path}, line 1: {rule}, got '{documents} documents'")
 
 
+@memory_errors("free memory first, or split the data", "data.write_xmc")
 def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
     """Writes the XMC text format: atomic, compressed by suffix, values as the shortest exact float32 text.
 
@@ -128,6 +133,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
 # ------------------------------------------------------------------------------------------- svmlight
 
 
+@memory_errors("free memory first, or split the data", "data.read_svmlight")
 def read_svmlight(
     paths: Sequence[PathLike], *, zero_based: bool | Literal["auto"] = "auto", num_threads: int = 0
 ) -> list[Split]:
@@ -197,6 +203,7 @@ def _svmlight_line(path: PathLike, row: int) -> int:
 # --------------------------------------------------------------------------------------- deepxml's text
 
 
+@memory_errors("free memory first, or split the data", "data.read_sparse_text")
 def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
     """Reads one matrix in deepxml's text format: a line ``N C``, then ``column:value ...`` lines, 0-based.
 
@@ -235,6 +242,7 @@ def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
     return matrix
 
 
+@memory_errors("free memory first, or split the data", "data.read_pairs")
 def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
     """Reads pairs ``document label``, one a line, 0-based (deepxml's ``filter_labels_test.txt``).
 
@@ -283,6 +291,8 @@ def load_npz(path: PathLike) -> Any:
         except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
                 raise
+            if memory_shortage(error) is not None:
+                raise
             problem = f"{error}" or type(error).__name__
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
 
@@ -330,17 +340,34 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
     """One array in native byte order, its member read to the end: only there the checksum is compared."""
     with archive.open(f"{name}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
+        try:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+        except MemoryError:
+            _check_claim(archive, f"{name}.npy")
+            raise
         while member.read(1 << 20):
             pass
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _check_claim(archive: zipfile.ZipFile, name: str) -> None:
+    """Raises ValueError for a member that is smaller than its header says: no memory would do."""
+    with archive.open(name) as member:
+        major, _ = np.lib.format.read_magic(member)
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[major]
+        shape, _, dtype = read_header(member)
+    claimed, held = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size
+    if claimed > held:
+        raise ValueError(f"{name} must hold {claimed:,} bytes for shape {shape}, got {held:,}")
+
+
+@memory_errors("free memory first, or split the data", "data.read_matrix")
 def read_matrix(path: PathLike) -> Csr:
     """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
     return check_csr(load_npz(path), str(path))
 
 
+@memory_errors("free memory first, or split the data", "data.read_npz")
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     """Reads a pair of files as scipy.sparse.save_npz writes them.
 
@@ -353,6 +380,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     return Split(X, Y)
 
 
+@memory_errors("free memory first, or split the data", "data.write_npz")
 def write_npz(path: PathLike, matrix: Any) -> None:
     """Writes one sparse matrix as a compressed npz file, atomically."""
     with atomic_write(path) as file:
@@ -362,6 +390,7 @@ def write_npz(path: PathLike, matrix: Any) -> None:
 # ------------------------------------------------------------------------------------------- text
 
 
+@memory_errors("free memory first, or split the data", "data.read_lines")
 def read_lines(path: PathLike) -> list[str]:
     """Lines of a UTF-8 text file, plain or .gz, .xz, .bz2.
 
@@ -381,6 +410,7 @@ def read_lines(path: PathLike) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+@memory_errors("free memory first, or split the data", "data.read_names")
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
     """Names in column order, one a line: ``name`` or ``id TAB name``.
 
@@ -452,6 +482,7 @@ def _number(text: str) -> int | None:
     return -1 if re.fullmatch(r"[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?", text) else None
 
 
+@memory_errors("free memory first, or split the data", "data.iter_jsonl")
 def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
     """Reads documents, one JSON object a line: ``{"text": "...", "labels": ["name", ...]}``.
 
@@ -499,6 +530,7 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
             yield text, labels
 
 
+@memory_errors("free memory first, or split the data", "data.read_jsonl")
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:
     """All documents of a JSON lines file: texts and label names; every line must have ``labels``."""
     texts: list[str] = []
@@ -520,6 +552,7 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@memory_errors("free memory first, or split the data", "data.label_matrix")
 def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: PathLike = "labels") -> Csr:
     """Label names of each document -> Y [N, L]; a name given twice counts once.
 

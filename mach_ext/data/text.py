@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from .._memory import memory_errors
+
 if TYPE_CHECKING:
     from scipy import sparse
 
@@ -200,6 +202,7 @@ class Vectorizer:
         self.tokens = tokens
 
     @classmethod
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.fit")
     def fit(cls, texts: Iterable[str], *, min_df: int = 2, max_features: int | None = None) -> Vectorizer:
         """Learns vocabulary and weights.
 
@@ -220,6 +223,7 @@ class Vectorizer:
             ) from None
         return cls(tfidf.get_feature_names_out().tolist(), tfidf.idf_.tolist())
 
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.transform")
     def transform(self, texts: Iterable[str]) -> sparse.csr_matrix:
         """Texts -> X [N, D], CSR float32, indices sorted; unknown words count nothing."""
         return self._tfidf.transform(texts)
@@ -240,6 +244,7 @@ class Vectorizer:
         for start, end, token in _RULES[self.tokens](text):
             yield start, end, self._columns.get(token)
 
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.to_json")
     def to_json(self) -> str:
         """The vectoriser as JSON text."""
         idf = [float(f"{x:.9g}") for x in self.idf]  # nine digits name a float32
@@ -248,6 +253,7 @@ class Vectorizer:
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.from_json")
     def from_json(cls, text: str | bytes, *, source: str = "Vectorizer.from_json") -> Vectorizer:
         """Reads what :meth:`to_json` wrote; ``source`` is how messages call it.
 

@@ -17,6 +17,7 @@ import inspect
 import math
 import re
 import resource
+import sys
 import types
 import warnings
 import zlib
@@ -31,6 +32,7 @@ from safetensors import SafetensorError
 _WORTH_A_LOOK = 1 << 26
 _RESERVE = 1 << 20
 _BUFFERS = 1 << 22  # safetensors wants a megabyte, and aborts where it can't have it
+_SPECIAL = 1 << 26
 _UNKNOWN = 2**62  # counts as plenty
 
 
@@ -112,6 +114,15 @@ def check_room() -> None:
     bytearray(_BUFFERS)
 
 
+def import_special() -> Any:
+    """scipy.special. The OpenBLAS that it loads waits for ever where its own 32 MiB cannot be had."""
+    if "scipy.special" not in sys.modules:
+        bytearray(_SPECIAL)
+    from scipy import special  # a tenth of a second
+
+    return special
+
+
 def _in_words(size: object) -> str:
     return f"{size:,}" if isinstance(size, int) else str(size)
 
@@ -177,7 +188,7 @@ def _says_so(text: str) -> bool:
     # An operator of before torch 2.14 only says which call failed. On a GPU that can be anything.
     if any(words in text for words in _VAGUE):
         return available_memory() < _WORTH_A_LOOK
-    failed_call = re.search(r"(aten::|torch_parallel_for).*API call failed", text)
+    failed_call = re.search(r"(aten::|torch_parallel_for|aoti_torch_).*API call failed", text, re.DOTALL)
     if failed_call and not torch.cuda.is_initialized():
         return True
     return any(words in text for words in _SAYINGS) and "CUDA" not in text
@@ -362,12 +373,12 @@ def _left_by_old_group(folder: Path, swap_free: int) -> list[int]:
     return left
 
 
-def _groups(kind: str) -> list[Path]:
-    """Folders of the process's group and of those that it is part of, of one version of cgroup."""
+def _groups(kind: str, process: Path = Path("/proc/self")) -> list[Path]:
+    """Folders of a process's group and of those that it is part of, of one version of cgroup."""
     controllers = {"cgroup": "memory", "cgroup2": ""}
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        mounts = (process / "mountinfo").read_text(encoding="utf-8").splitlines()
+        lines = (process / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     paths = [path for _, names, path in (line.split(":", 2) for line in lines)

@@ -480,7 +480,8 @@ class LabelHash:
         return table
 
     def _expected_pairs(self) -> float:
-        return float(math.comb(self.num_labels, 2) / self.num_buckets**self.num_repetitions)
+        # From 2^1200 on the quotient is 0 in float64.
+        return float(math.comb(self.num_labels, 2) / self.num_buckets ** min(self.num_repetitions, 1200))
 
     def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """The number of fully colliding label pairs and example groups, cached."""
@@ -565,7 +566,8 @@ def _hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: 
 
 def _collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
     """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
-    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets**num_repetitions)
+    # 100 pairs of each two labels are below 2^68.
+    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
 
 
 def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:

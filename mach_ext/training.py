@@ -43,7 +43,7 @@ from mach_ext.data import (
     write_json,
 )
 from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.nn import MACH, load, predict_batch, save_tensors
+from mach_ext.nn import MACH, MODEL_MERGES, load, predict_batch, save_tensors
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -418,7 +418,7 @@ def answers(
     ask = rerank or (lambda some, count: model.predict(some, count)[1])
     excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
     N = X.shape[0]
-    check_memory("answers: labels", 20 * N * k, "pass fewer documents or lower k", N=N, k=k)
+    check_memory("answers: labels", 8 * N * k, "pass fewer documents or lower k", N=N, k=k)
     labels = np.full((N, k), -1, np.int64)
     # Few documents have many labels excluded: those of a size are asked for as many more labels.
     sizes = np.ceil(np.log2(excluded + 1)).astype(int)
@@ -466,7 +466,7 @@ def expected_memory(
             H = model.hidden_sizes[-1]
             step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
-    decode = 4 * documents * R * B
+    decode = 4 * documents * R * B * (1 if MODEL_MERGES[model.merge][0] is None else 2)  # transformed scores
     if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
         step += 32 * nonzeros * batch_size  # the library's sort, the next batch
@@ -769,6 +769,7 @@ class _Run:
             torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
             return
         if not a.is_cuda:
+            check_room()  # without, oneDNN crashes
             product = torch.mm(a, b)
         elif term is out:
             product = torch.mm(a, b, out_dtype=out.dtype)

@@ -5,6 +5,7 @@
 * ``naive``: the readers once more, in plain and slow Python.
 * ``formats``: which files, which naive and which real readers make up a format.
 * ``run``: the loop, in a process that may crash. ``make stress`` starts it.
+* ``memory``: another loop, of operations that may have less and less memory.
 
 Both readers must accept or both refuse. What they read must be the same to the bit. A refusal must be a
 ValueError or TypeError that names the file and, in files of lines, the first bad line.

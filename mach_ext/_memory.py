@@ -147,8 +147,8 @@ _SAYINGS = (
     "Storage size calculation overflowed",
     "out of memory",
 )
-# What Python 3.11 (no room for a frame) and oneDNN say; it can be something else.
-_VAGUE = ("without setting an exception", "without exception set", "could not create a")
+# What Python 3.11 (no room for a frame), oneDNN and FreeType say. It can be something else.
+_VAGUE = ("without setting an exception", "without exception set", "could not create a", "ft2font")
 _TOO_BIG = ("array is too big", "Maximum allowed dimension exceeded")  # how NumPy refuses absurd shapes
 
 

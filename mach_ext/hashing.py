@@ -143,6 +143,7 @@ class LabelHash:
     Raises:
         TypeError: An argument is not an integer.
         ValueError: An argument is out of range.
+        MemoryError: The table of buckets needs more memory than there is.
 
     Example:
         >>> from mach_ext.hashing import LabelHash

@@ -369,7 +369,11 @@ def inverse_propensity_of_counts(
     if not (math.isfinite(B) and B > 0):
         raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
     C = (math.log(num_documents) - 1) * (B + 1) ** A
-    q: _Floats = 1 + C * (np.asarray(counts) + B) ** -A
+    counts = np.asarray(counts)
+    check_memory(
+        "inverse_propensity: two numbers a label", 16 * counts.size, "pass fewer labels", L=counts.size
+    )
+    q: _Floats = 1 + C * (counts + B) ** -A
     return q
 
 

@@ -73,6 +73,10 @@ class MACH(nn.Module):
 
     Buffer `logit_adjustment` [R, B]: the part of bucket_bias that `adjust_logits` has put there.
 
+    Raises:
+        TypeError, ValueError: A size is not an integer or out of range, or an unknown encoder or merge.
+        MemoryError: The weights need more memory than there is. Nothing has been allocated then.
+
     Example:
         >>> import scipy.sparse, mach_ext
         >>> model = mach_ext.MACH(num_features=1000, num_labels=5000, num_repetitions=8, num_buckets=64)
@@ -431,6 +435,7 @@ class MACH(nn.Module):
 
         Raises:
             TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range.
+            MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         """
         X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
         if X.shape[1] != self.num_features:
@@ -514,6 +519,7 @@ class MACH(nn.Module):
             TypeError: step is not a number.
             ValueError: step is not above 0 and finite; it rounds all of a weight to 0, or a weight is not
                 finite or above 32,767 steps; an attachment is not bytes or has no plain name.
+            MemoryError: Memory does not suffice.
 
         Example:
             >>> import tempfile, mach_ext
@@ -581,6 +587,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
 
     Raises:
         ValueError: Something is missing, truncated, edited or of another format; names the file and the rule.
+        MemoryError: Memory does not suffice.
 
     Example:
         >>> import tempfile, mach_ext

@@ -248,6 +248,7 @@ def fit(
     Raises:
         ValueError, TypeError: Bad data or hyper-parameters; a checkpoint of another run.
         FloatingPointError: The loss became NaN or infinite.
+        MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         TrainingInterrupted: Ctrl-C; the state is saved in `output`.
 
     Example:

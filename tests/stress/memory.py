@@ -35,7 +35,7 @@ import torch
 import mach_ext
 from mach_ext import cli, data, runs
 
-SECONDS = 25  # for one run
+SECONDS = 60  # for one run
 MIB = 1 << 20
 SHORTAGE = re.compile(r"not enough memory: .*(\d bytes|\d [KMGTP]iB).*; \w+")
 N, D, L = 3000, 8000, 3000
@@ -193,7 +193,7 @@ def wait(pid: int) -> int | None:
 
 def outcome(status: int | None, err: str, folder: Path) -> str:
     if status is None:
-        said = " ".join(err.partition("most recent call first")[2].split())
+        said = " ".join(err.rpartition("most recent call first")[2].split())
         return f"stands still: {said[:900]}"
     if os.WIFSIGNALED(status):
         said = " ".join((err.partition("Fatal Python error")[2] or err[-300:]).split())

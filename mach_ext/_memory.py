@@ -32,7 +32,8 @@ from safetensors import SafetensorError
 _WORTH_A_LOOK = 1 << 26
 _RESERVE = 1 << 20
 _BUFFERS = 1 << 22  # safetensors wants a megabyte, and aborts where it can't have it
-_SPECIAL = 1 << 26
+# MiB of address space that loading takes at least, on top of `import mach_ext`.
+_IMPORTS = {"scipy.special": 60, "sklearn": 128, "matplotlib.figure": 30, "torch._dynamo": 64}
 _UNKNOWN = 2**62  # counts as plenty
 
 
@@ -114,13 +115,13 @@ def check_room() -> None:
     bytearray(_BUFFERS)
 
 
-def import_special() -> Any:
-    """scipy.special. The OpenBLAS that it loads waits for ever where its own 32 MiB cannot be had."""
-    if "scipy.special" not in sys.modules:
-        bytearray(_SPECIAL)
-    from scipy import special  # a tenth of a second
+def check_import(name: str) -> None:
+    """Raises MemoryError where a library, about to be loaded, would find too little room.
 
-    return special
+    Half-loaded, some crash. The OpenBLAS of scipy.special waits for ever where its own 32 MiB cannot be had.
+    """
+    if name not in sys.modules:
+        bytearray(_IMPORTS[name] << 20)
 
 
 def _in_words(size: object) -> str:

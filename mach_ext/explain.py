@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
-from mach_ext._memory import check_memory, import_special, memory_errors
+from mach_ext._memory import check_import, check_memory, memory_errors
 from mach_ext.data import check_csr, json_line, name_key
 from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
 
@@ -654,7 +654,10 @@ def _method(
 
 @functools.lru_cache(maxsize=16)
 def _legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    positions, weights = import_special().roots_legendre(n)
+    check_import("scipy.special")
+    from scipy import special  # a tenth of a second to import
+
+    positions, weights = special.roots_legendre(n)
     return (positions + 1) / 2, weights / 2
 
 
@@ -1040,7 +1043,10 @@ def _student(differences: NDArray[np.float64]) -> float:
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
     if error == 0:
         return 0.5 if mean == 0 else float(mean > 0)
-    return float(import_special().stdtr(n - 1, mean / error))
+    check_import("scipy.special")
+    from scipy import special
+
+    return float(special.stdtr(n - 1, mean / error))
 
 
 # ---------------------------------------------------------------------------------------------- for Captum

@@ -32,7 +32,14 @@ from tqdm import tqdm
 
 from mach_ext import _ops, metrics, optim
 from mach_ext._memory import available_memory as _available_memory
-from mach_ext._memory import check_memory, check_room, memory_advice, memory_errors, memory_shortage
+from mach_ext._memory import (
+    check_import,
+    check_memory,
+    check_room,
+    memory_advice,
+    memory_errors,
+    memory_shortage,
+)
 from mach_ext.data import (
     Batch,
     check_csr,
@@ -543,6 +550,7 @@ class _Run:
             {"params": [rows], "lr": rate / self.length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
+        check_import("torch._dynamo")  # by PyTorch's optimisers
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
         self.optimizer.param_groups[0 if linear else 1]["eps"] *= self.length
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from .._memory import import_special, memory_errors
+from .._memory import check_import, memory_errors
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -281,7 +281,7 @@ class Vectorizer:
 
 
 def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) -> Any:
-    import_special()  # which scikit-learn does, but without a look at the memory that is left
+    check_import("sklearn")
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     analyzer = functools.partial(_tokens, words)

@@ -86,7 +86,7 @@ build/torch-$(OLDEST_TORCH): | $(VENV)/created
 	rm -rf build/download
 
 # Each format against a naive reader of it, tests/stress/; a minute each. What differs is kept in build/stress/.
-# Then operations at many limits of memory, some 20 minutes.
+# Then operations at many limits of memory, some ten minutes.
 N ?= 20000
 stress: $(VENV)/built
 	PYTHONPATH=tests $(BIN)/python -m stress.run --files $(N) $(FORMATS)

@@ -1,8 +1,8 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
-#   make stress   damaged files through every reader, 20,000 of each format; fewer: N=1000 FORMATS="xmc npz"; two
-#                 processes that save into one folder
+#   make stress   damaged files through every reader, 20,000 of each format, two processes that save into one
+#                 folder, and operations short of memory; a part of it: N=1000 FORMATS="xmc npz memory"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
 #   make bench-table   the tables of README and docs/, from that JSON
@@ -86,6 +86,7 @@ build/torch-$(OLDEST_TORCH): | $(VENV)/created
 	rm -rf build/download
 
 # Each format against a naive reader of it, tests/stress/; a minute each. What differs is kept in build/stress/.
+# Then operations at many limits of memory, some ten minutes.
 N ?= 20000
 stress: $(VENV)/built
 	PYTHONPATH=tests $(BIN)/python -m stress.run --files $(N) $(FORMATS)

@@ -25,7 +25,6 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -351,7 +350,7 @@ inline void parallel(size_t n, const std::function<void(size_t)>& f) {
   for (size_t i = 1; i < n; ++i) {
     try {
       threads.emplace_back(guarded, i);
-    } catch (const std::system_error&) {  // no more threads to be had: do it here
+    } catch (const std::exception&) {  // no more threads, or no memory for one, to be had: do it here
       guarded(i);
     }
   }

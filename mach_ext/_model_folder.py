@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mach_ext import compression
+from mach_ext._memory import check_memory
 from mach_ext.data import atomic_write, write_json
 from mach_ext.data.files import delete_file, lock_folder, open_file
 from mach_ext.data.records import ANY, check_record, digest_of, read_record, sealed
@@ -45,7 +46,8 @@ _OWN_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.\w+")
 # While a save goes on, a record of the former files and the new ones. A kill leaves it to the next save.
 _JOURNAL = re.compile(r"\.mach_ext-[0-9a-f]{16}\.journal")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# From so many bytes on, an allocation must suit what is known of the labels, and what memory there is.
+_ADVICE = "free memory first, or make a smaller model"
+# From so many bytes on, the table of a label hash must suit what else is known of the labels.
 _LARGE = 1 << 26
 # What tensor files hold, in their words, in the order in which safetensors puts tensors.
 _DTYPES = {
@@ -174,6 +176,8 @@ def save(model: MACH, folder: Path, step: float | None) -> None:
 
 def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:
     """What is written of a model, by name; weights that have a step as streams of bytes."""
+    moved = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cpu)
+    check_memory("MACH.save: a copy of the weights on the CPU", moved, _ADVICE)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     _check_dtypes("MACH.save", {name: tensor.dtype for name, tensor in tensors.items()})
     if steps:
@@ -323,6 +327,7 @@ def read_tensors(
         FileNotFoundError: It is not there.
     """
     open_file(file).close()  # the library would wait for a pipe
+    check_room()  # without which it would end the process
     try:
         with safe_open(file, "pt") as content:
             entries = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
@@ -330,8 +335,12 @@ def read_tensors(
             check(header)
             tensors = {name: content.get_tensor(name) for name in header}
     except SafetensorError as error:
+        if memory_shortage(error) is not None:
+            raise
         raise ValueError(f"{file}: {what}: {error}") from None
     except RuntimeError as error:  # The library opens the file twice. It may be gone in between.
+        if memory_shortage(error) is not None:
+            raise
         if "No such file or directory" in str(error):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(file)) from None
         raise OSError(f"{file}: cannot be read: {error}") from None
@@ -411,7 +420,8 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         lambda header: _check_header(file, header, record, shapes),
         record["weights"]["sha256"],
     )
-    _check_memory(file, sum(4 * math.prod(shapes[name]) for name in steps), "the weights")
+    decoded = sum(4 * math.prod(shapes[name]) for name in steps)
+    check_memory(f"load: the compressed weights in {file}", decoded, _ADVICE)
     for name, step in steps.items():
         try:
             tensors[name] = compression.decode(tensors[name], shapes[name], float(step))
@@ -469,7 +479,7 @@ def _label_hash(
         return LabelHash.from_buckets(table, B)
     if 4 * L * R >= _LARGE:
         _check_plausible(L, attached)
-        _check_memory(folder / "model.json", 4 * L * R, f"the label hash of L={L:,} labels, R={R} times")
+        check_memory(f"load: the label hash of {folder}", 4 * L * R, _ADVICE, num_labels=L, num_repetitions=R)
     return LabelHash(L, B, R, record["hash"]["seed"])
 
 
@@ -483,24 +493,9 @@ def _check_plausible(num_labels: int, attached: dict[str, bytes]) -> None:
             raise ValueError(f"num_labels must be that of {name}, got L={num_labels:,}")
 
 
-def _check_memory(file: Path, needed: int, what: str) -> None:
-    if needed >= _LARGE and needed > (available := available_memory()):
-        raise MemoryError(
-            f"{file}: not enough memory: {needed / 2**30:,.1f} GiB for {what}, "
-            f"{available / 2**30:,.1f} GiB can be had"
-        )
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping; unknown counts as plenty."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return 2**62
-
-
 def _read_attachment(file: Path) -> bytes:
     with open_file(file) as content:
-        _check_memory(file, os.fstat(content.fileno()).st_size, "the attachment")
+        check_memory(f"load: the attachment {file}", os.fstat(content.fileno()).st_size, _ADVICE)
         attachment = content.read()
     if f"-{hashlib.sha256(attachment).hexdigest()[:12]}." not in file.name:
         raise ValueError(f"{file}: truncated or edited: its name does not match its SHA-256")

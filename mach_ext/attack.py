@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import check_csr, check_labels
 from mach_ext.metrics import KS, without_filtered
 from mach_ext.nn import (
@@ -595,6 +596,7 @@ class Perturbation:
             )
         return _Layer("Perturbation", model)
 
+    @memory_errors("perturb fewer documents at a time")
     def hidden(self, model: MACH | None = None) -> Tensor:
         """Hidden units of the adversarial documents that the bucket classifiers take, [N, H] or [N, R, H]."""
         layer = self._layer(model)
@@ -605,6 +607,7 @@ class Perturbation:
             parts = [layer.hidden(self._first(layer, batch)) for batch in self._batches]
             return torch.cat(parts or [layer.hidden(none)])
 
+    @memory_errors("perturb fewer documents at a time or lower k")
     def predict(self, k: int | None = None, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer).
 
@@ -641,6 +644,7 @@ class Perturbation:
             yield begin, end, total
 
     @property
+    @memory_errors("perturb fewer documents at a time")
     def norms(self) -> dict[str, NDArray[np.float64]]:
         """Of the change of each document, [N] each: linf, l2, l1; non-zeros added and removed."""
         parts = [self._batch_norms(batch) for batch in self._batches]
@@ -688,6 +692,7 @@ class Perturbation:
             }
         return {name: t.cpu().double().numpy() for name, t in found.items()}
 
+    @memory_errors("perturb fewer documents at a time")
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
         """The adversarial documents, SciPy CSR [N, D], canonical.
 
@@ -706,6 +711,9 @@ class Perturbation:
                 f"Perturbation.to_csr: N x D = {N} x {D} numbers take {8 * N * D:,} bytes, more than "
                 f"max_bytes={max_bytes:,}; predict(), hidden() and norms need none of it"
             )
+        if any(batch.directions for batch in self._batches):
+            advice = "perturb fewer documents at a time, or lower max_bytes"
+            check_memory("Perturbation.to_csr: documents of all features", 8 * N * D, advice, N=N, D=D)
         blocks = [self._block(batch) for batch in self._batches]
         return scipy.sparse.vstack(blocks, format="csr") if blocks else self.X.copy()
 
@@ -729,6 +737,7 @@ class Perturbation:
             moved = self.threat_model.project(x, x + change, nothing, len(x), self.epsilon)
             yield before, scipy.sparse.csr_matrix(torch.where(change == 0, x, moved).numpy())
 
+    @memory_errors("perturb fewer documents at a time")
     def changes(self, n: int) -> list[tuple[int, float, float]]:
         """What became of document n: feature, old value, new value, by feature."""
         if not 0 <= n < self.X.shape[0]:
@@ -807,6 +816,7 @@ class _Attack:
         if isinstance(self.threat_model, Delete):
             raise ValueError(f"{op}: threat model delete is discrete: Greedy (--attack delete) is for it")
 
+    @memory_errors("lower batch_size or pass fewer documents or epsilons")
     def perturb(
         self, X: Any, Y: Any = None, epsilon: float | Sequence[float] = 0.01, *,
         targets: Any = None, progress: Any = None,
@@ -841,6 +851,7 @@ class _Attack:
         Y = self._check_labels(op, X, Y)
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
+        self._check_memory(op, X, sum(e > 0 for e in grid))
         batches: list[list[_Batch]] = [[] for _ in grid]
         with evaluating(self.model):
             for start in range(0, X.shape[0], self.batch_size):
@@ -859,6 +870,18 @@ class _Attack:
             for e, b in zip(grid, batches, strict=True)
         ]
         return result if several else result[0]
+
+    def _check_memory(self, op: str, X: Any, sizes: int) -> None:
+        """Of what is kept: documents for each size, or the gradient that all features are moved by."""
+        threat, N, kept = self.threat_model, X.shape[0], 4 * X.nnz * sizes
+        if isinstance(threat, Dense):
+            kept = 4 * N * math.prod(self._layer.shape)
+        elif isinstance(threat, Insert):
+            kept += 4 * N * threat.m * sizes
+        # Documents with words removed may be the same for several sizes.
+        if self._layer.device.type == "cpu" and not isinstance(threat, Delete):
+            advice = "pass fewer documents or sizes of epsilon at a time"
+            check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
 
     def _check_labels(self, op: str, X: Any, Y: Any) -> Any:
         if Y is None:
@@ -1337,6 +1360,7 @@ def attack(
 _named = attack  # evaluate has an argument of that name
 
 
+@memory_errors("pass fewer documents or epsilons")
 def evaluate(
     model: MACH,
     X: Any,

@@ -44,6 +44,7 @@ from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from mach_ext import functional as F
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext.attack import L1, L2, Delete, Dense, Insert, ThreatModel, _below, threat_model
 from mach_ext.data import check_csr, check_labels
 from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
@@ -771,6 +772,7 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
     return threat
 
 
+@memory_errors("pass fewer documents at a time, or lower k or candidates")
 def certify(
     model: MACH,
     X: Any,
@@ -830,6 +832,9 @@ def certify(
     for epsilon in epsilons:
         threat.check(op, X, epsilon)
     grid = sorted({float(epsilon) for epsilon in epsilons})
+    E, N = len(grid), X.shape[0]
+    advice = "pass fewer documents or epsilons at a time, or lower k"
+    check_memory(f"{op}: ranks of the labels", 16 * E * N * k, advice, epsilons=E, N=N, k=k)
     labels = model.predict(X, k)[1]
     correct = np.zeros(labels.shape, bool)
     for n in range(len(labels)):
@@ -857,6 +862,7 @@ def certify(
     return Certificate(str(threat), grid, labels, correct, overtakers, attained, zeros)
 
 
+@memory_errors("pass fewer documents at a time")
 def margin_bounds(
     model: MACH, X: Any, pairs: Any, epsilon: float, *, threat_model: str | ThreatModel = "support"
 ) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
+from mach_ext._memory import memory_words
 from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
 
@@ -52,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mach-ext predict | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"mach-ext: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # how PyTorch says that memory is short
+    except Exception as error:
+        expected = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError)
+        short = memory_words(error)
+        if short is None and not isinstance(error, expected):
             raise
-        print(f"mach-ext: not enough memory for a model of these sizes: {error}", file=sys.stderr)
+        print(f"mach-ext: {short or str(error) or repr(error)}", file=sys.stderr)
         return 1
 
 

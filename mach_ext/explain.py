@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
+from mach_ext._memory import check_import, check_memory, memory_errors
 from mach_ext.data import attachments as kept
 from mach_ext.data import check_csr, json_line, name_key
 from mach_ext.nn import MACH, MODEL_MERGES, check_parameters, check_scores, checked_k, evaluating
@@ -137,11 +138,13 @@ class Explanation:
         order = np.argsort(-np.abs(row), kind="stable")[:n]
         return [(self.feature_names[i], float(row[i])) for i in order]
 
+    @memory_errors("ask for fewer labels")
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
 
+    @memory_errors("ask for fewer labels")
     def to_json(self, file: str | Path | None = None) -> str:
         """The explanation as JSON text; also written to `file`, if given."""
         text = json_line(self.as_dict())
@@ -149,12 +152,14 @@ class Explanation:
             Path(file).write_text(text + "\n", encoding="utf-8")
         return text
 
+    @memory_errors("ask for fewer labels")
     def plot(self, n: int = 15, label: int | None = None) -> Figure:
         """Bar chart of the n largest attributions (matplotlib)."""
         from mach_ext import report
 
         return report.plot_attributions(self, n, label)
 
+    @memory_errors("ask for fewer labels")
     def to_html(self, file: str | Path | None = None, **options: Any) -> str:
         """One self-contained page, also written to `file`, if given.
 
@@ -172,6 +177,7 @@ class Explanation:
 # ------------------------------------------------------------------------------------ integrated gradients
 
 
+@memory_errors("ask for fewer labels or lower n_steps")
 def integrated_gradients(
     model: MACH,
     X: Any,
@@ -231,6 +237,8 @@ def integrated_gradients(
     label_names = _label_names(op, model, label_names)
     ids = resolve_labels(op, model, labels, label_names)
     feature_names = _feature_names(op, model, feature_names)
+    m, nnz = len(ids), len(path.features)
+    check_memory(f"{op}: attributions", 16 * m * nnz, "ask for fewer labels", labels=m, features=nnz)
     blocks = [
         path.explain(block, score, method, n_steps, tolerance, max_steps) for block in path.label_blocks(ids)
     ]
@@ -245,7 +253,7 @@ def integrated_gradients(
             f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g}: after {steps} steps label "
             f"{ids[worst]} has delta {delta[worst]:.3g}",
             StepsWarning,
-            stacklevel=2,
+            stacklevel=3,  # behind `memory_errors`
         )
     features = path.features.cpu().numpy()
     scale = "mean_logit" if score == "logit" else model.merge
@@ -270,6 +278,7 @@ def integrated_gradients(
     )
 
 
+@memory_errors("pass fewer documents at a time or lower k")
 def explain_topk(
     model: MACH, X: Any, k: int | None = None, texts: Sequence[str] | None = None, **options: Any
 ) -> Iterator[Explanation]:
@@ -297,6 +306,7 @@ def explain_topk(
         yield integrated_gradients(model, X[n], labels[n], text=text, **options)
 
 
+@memory_errors("lower n_steps")
 def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options: Any) -> Explanation:
     """Why `label` and not `rival`: attributions of the difference of their scores.
 
@@ -399,6 +409,7 @@ class _Path:
 
     def nodes(self, steps: int, panel: int) -> _Nodes:
         """The Gauss-Legendre rule of `panel` nodes on each of steps / panel equal pieces of the path."""
+        check_memory("integrated_gradients: nodes", 32 * steps, "lower n_steps or max_steps", steps=steps)
         positions, weights = _legendre(panel)
         pieces = steps // panel
         at = (np.arange(pieces)[:, None] + positions) / pieces
@@ -646,6 +657,7 @@ def _method(
 
 @functools.lru_cache(maxsize=16)
 def _legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    check_import("scipy.special")
     from scipy import special  # a tenth of a second to import
 
     positions, weights = special.roots_legendre(n)
@@ -692,6 +704,7 @@ class Votes:
         return self.agreement
 
 
+@memory_errors("ask for fewer labels")
 def votes(
     model: MACH, X: Any, labels: Labels | None = None, *, k: int | None = None, label_names: Names = None
 ) -> Votes:
@@ -794,6 +807,7 @@ class Collisions:
     verdict: str = ""
 
 
+@memory_errors("ask for fewer mates")
 def collisions(
     model: MACH,
     X: Any,
@@ -920,6 +934,7 @@ class Removals:
     merge: str
 
 
+@memory_errors("ask for fewer features")
 def removals(
     model: MACH,
     X: Any,
@@ -1031,6 +1046,7 @@ def _student(differences: NDArray[np.float64]) -> float:
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
     if error == 0:
         return 0.5 if mean == 0 else float(mean > 0)
+    check_import("scipy.special")
     from scipy import special
 
     return float(special.stdtr(n - 1, mean / error))
@@ -1081,6 +1097,7 @@ class CaptumForward(nn.Module):
         return F.merge_repetitions(self.transform(logits), self.merge)
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def captum_inputs(
     model: MACH, X: Any, labels: Labels, *, score: str = "logit", label_names: Names = None
 ) -> tuple[CaptumForward, Tensor, tuple[Tensor, Tensor]]:
@@ -1121,6 +1138,9 @@ def captum_inputs(
         what = "no document" if N == 0 else f"a document without features in row {lengths.argmin()}"
         raise ValueError(f"{op}: X must be documents with at least one feature each, got {what}")
     ids = resolve_labels(op, model, labels, _label_names(op, model, label_names), documents=N)
+    padded, m = N * int(lengths.max()), ids.shape[-1]
+    advice = "pass fewer documents at a time, or documents of equal length together"
+    check_memory(f"{op}: padded documents", 12 * padded + 8 * N * m, advice, N=N, P=int(lengths.max()), m=m)
     values = np.zeros((N, lengths.max()), np.float32)
     indices = np.full(values.shape, -1, np.int64)
     real = np.arange(values.shape[1]) < lengths[:, None]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
+from mach_ext._memory import memory_errors
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
@@ -31,6 +32,7 @@ MERGES = ("mean", "min", "median")
 # ------------------------------------------------------------------------------------------- public API
 
 
+@memory_errors("pass fewer documents at a time")
 def sparse_linear(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -95,6 +97,7 @@ def sparse_linear(
     return _sparse_linear(values, indices, indptr, weight, bias, relu, sparse_grad)
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -140,6 +143,7 @@ def bucket_logits(
     return logits.transpose(0, 1)
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_forward(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -197,6 +201,7 @@ def bucket_forward(
     return bucket_logits(hidden, bucket_weight, bucket_bias)
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def label_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -237,6 +242,7 @@ def label_logits(
     return _LabelLogits.apply(*args) if _needs_grad(*args) else _ops.label_logits(*args)
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def linear_label_logits(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -291,6 +297,7 @@ def linear_label_logits(
     return out.masked_fill((~known_label | (unknown > 0)[:, None])[:, :, None], float("nan"))
 
 
+@memory_errors("pass fewer documents at a time")
 def bucket_bce(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
@@ -338,6 +345,7 @@ def bucket_bce(
     return loss
 
 
+@memory_errors("pass fewer documents at a time")
 def linear_bucket_bce(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz]
@@ -391,6 +399,7 @@ def linear_bucket_bce(
     return loss
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def merge_scores(
     scores: Tensor,  # [N, R, B]
     hash: LabelHash,
@@ -430,6 +439,7 @@ def merge_scores(
     return _merge_scores(scores, hash.buckets, labels, merge)
 
 
+@memory_errors("pass fewer documents at a time or lower k")
 def merge_topk(
     scores: Tensor,  # [N, R, B]
     hash: LabelHash,
@@ -777,6 +787,7 @@ def _merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -
     return out
 
 
+@memory_errors("pass fewer documents at a time or fewer labels")
 def merge_repetitions(logits: Tensor, merge: str) -> Tensor:
     """The merge alone: [N, m, R] scores of labels by repetition -> [N, m], as `merge_scores` to the bit."""
     logits = _widened(logits)

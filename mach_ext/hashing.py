@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from mach_ext import _ops
+from mach_ext._memory import check_memory, memory_errors
 
 __all__ = ["BucketLoad", "CollisionWarning", "HashDiagnostics", "LabelHash"]
 
@@ -34,6 +35,8 @@ _KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 
 _PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
 _EXAMPLES = 10
 _MAX_INDEXED = 2**16  # buckets that a uint16 code tells apart
+_GROUPING_BYTES = 40  # a label, of the int64 keys by which labels are grouped
+_COEFFICIENTS_BYTES = 224  # of a repetition's polynomial
 _SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heavy-tailed weights
 
 
@@ -162,6 +165,7 @@ class LabelHash(nn.Module):
     Raises:
         TypeError: An argument is not an integer.
         ValueError: An argument is out of range.
+        MemoryError: The table of buckets needs more memory than there is.
 
     Example:
         >>> from mach_ext.hashing import LabelHash
@@ -186,17 +190,24 @@ class LabelHash(nn.Module):
     _known_version: int
     _index: dict[str, torch.Tensor]
 
+    @memory_errors("lower num_labels or num_repetitions")
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
         num_labels = _integer("LabelHash: num_labels", num_labels, 1, _MAX_LABELS)
         num_buckets = _integer("LabelHash: num_buckets", num_buckets, 2, _MAX_BUCKETS)
         num_repetitions = _integer("LabelHash: num_repetitions", num_repetitions, 1)
         seed = _integer("LabelHash: seed", seed, 0)
+        sizes = num_labels, num_buckets, num_repetitions
+        collisions_plausible = _collisions_plausible(*sizes)
+        needed = num_repetitions * (4 * num_labels + _COEFFICIENTS_BYTES)
+        needed += _GROUPING_BYTES * num_labels if collisions_plausible else 0
+        _check_memory("LabelHash", "the buckets of the labels", needed, *sizes)
         table = _hash_labels(num_labels, num_buckets, num_repetitions, seed)
         self._set(table, num_buckets, seed)
-        if _collisions_plausible(num_labels, num_buckets, num_repetitions):
+        if collisions_plausible:
             self._warn_of_collisions()
 
     @classmethod
+    @memory_errors("pass a table of fewer labels or repetitions")
     def from_buckets(cls, table: torch.Tensor | ArrayLike, num_buckets: int | None = None) -> LabelHash:
         """Makes a hash of any table: learned, load-balanced or hand-made buckets.
 
@@ -237,12 +248,15 @@ class LabelHash(nn.Module):
             raise ValueError(
                 f"{name}: repetition {r}, label {label} has bucket {array[r, label]}, outside [0, {bound})"
             )
+        R, L = array.shape
+        _check_memory(name, "a copy of the table", L * (4 * R + _GROUPING_BYTES), L, bound, R)
         hash = cls.__new__(cls)
         copied = array.astype(np.int32, order="C")
         hash._set(copied, max(highest + 1, 2) if num_buckets is None else num_buckets, None)
         hash._warn_of_collisions()
         return hash
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def to(self, device: torch.device | str | int) -> LabelHash:  # type: ignore[override]
         """Returns this hash with its buckets on `device`; itself when they already lie there.
 
@@ -267,6 +281,7 @@ class LabelHash(nn.Module):
                 "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
             )
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """What `merge_topk` reads besides `buckets`; built by the first call and kept.
 
@@ -287,10 +302,14 @@ class LabelHash(nn.Module):
             return None
         if not self._index:
             self.check_buckets()
+            if self.buckets.is_cpu:
+                index_bytes = self.label_index_bytes()
+                _check_memory("LabelHash.label_index", "the index", index_bytes, *self._sizes())
             names = ("codes", "list_starts", "list_labels")
             self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
         """The labels of one bucket, ascending: from the index where it is built, else by one look at all L.
 
@@ -306,6 +325,7 @@ class LabelHash(nn.Module):
             return self._index["list_labels"][repetition, begin:end].long()
         return (self.buckets[repetition] == bucket).nonzero().flatten()
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def spread(self, values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
         """Bucket values whose mean over a label's R buckets is nearest to the label's own value.
 
@@ -342,6 +362,7 @@ class LabelHash(nn.Module):
                 )
         if (weights < 0).any():
             raise ValueError(f"LabelHash.spread: weights must not be negative, got {weights.min()}")
+        _check_memory("LabelHash.spread", "sums over labels and buckets", 32 * L + 40 * R * B, L, B, R)
         root, table = np.sqrt(weights), self._table()
         # Unknowns are scaled so that each bucket counts the same: many fewer steps.
         scale = np.stack([np.bincount(table[r], weights, B) for r in range(R)])
@@ -384,6 +405,7 @@ class LabelHash(nn.Module):
             return 0
         return self.num_repetitions * (6 * self.num_labels + 4 * (self.num_buckets + 1))
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def fingerprint(self) -> str:
         """Names the R functions: equal for equal sizes and seed, or for equal given tables (by SHA-256)."""
         sizes = f"L={self.num_labels} B={self.num_buckets} R={self.num_repetitions}"
@@ -393,6 +415,7 @@ class LabelHash(nn.Module):
             self._table_digest = hashlib.sha256(self._table().tobytes()).hexdigest()
         return f"{sizes} table={self._table_digest}"
 
+    @memory_errors("make a hash of fewer labels or repetitions")
     def diagnostics(self) -> HashDiagnostics:
         """Measures bucket load and label collisions; cached, so only the first call takes time.
 
@@ -411,6 +434,8 @@ class LabelHash(nn.Module):
             label pairs that share all their buckets: 0 (random buckets: 1.5 expected)
         """
         if self._diagnostics is None:
+            needed = _GROUPING_BYTES * self.num_labels
+            _check_memory("LabelHash.diagnostics", "groups of labels", needed, *self._sizes())
             pairs, groups = self._collisions()
             self._diagnostics = HashDiagnostics(
                 num_labels=self.num_labels,
@@ -525,7 +550,8 @@ class LabelHash(nn.Module):
         return table
 
     def _expected_pairs(self) -> float:
-        return float(math.comb(self.num_labels, 2) / self.num_buckets**self.num_repetitions)
+        # From 2^1200 on the quotient is 0 in float64.
+        return float(math.comb(self.num_labels, 2) / self.num_buckets ** min(self.num_repetitions, 1200))
 
     def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """The number of fully colliding label pairs and example groups, cached."""
@@ -538,7 +564,7 @@ class LabelHash(nn.Module):
         return self._groups
 
     def _warn_of_collisions(self) -> None:
-        """Warns, once, if there are collisions; called straight from public methods (stacklevel)."""
+        """Warns, once, if there are collisions. Public, decorated methods call it directly (stacklevel)."""
         if _collisions_are_known.get():
             return
         pairs, _ = self._collisions()
@@ -558,12 +584,19 @@ class LabelHash(nn.Module):
             f"R={self.num_repetitions}: {self._expected_pairs():,.4g} pairs expected of random buckets). "
             f"{advice} expects fewer than {1 / _PLAUSIBLE} pairs; which labels: diagnostics().",
             CollisionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def _as_tensor(fingerprint: str) -> torch.Tensor:  # uint8, which every way to keep a state_dict takes
     return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
+
+
+def _check_memory(
+    op: str, what: str, needed: int, num_labels: int, num_buckets: int, num_repetitions: int
+) -> None:
+    sizes = {"num_labels": num_labels, "num_buckets": num_buckets, "num_repetitions": num_repetitions}
+    check_memory(f"{op}: {what}", needed, "lower num_labels, num_buckets or num_repetitions", **sizes)
 
 
 def _version(t: torch.Tensor) -> int:
@@ -609,7 +642,8 @@ def _hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: 
 
 def _collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
     """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
-    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets**num_repetitions)
+    # 100 pairs of each two labels are below 2^68.
+    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
 
 
 def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import scipy
 import torch
 
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data.matrices import check_structure, from_torch
 
 __all__ = [
@@ -58,6 +59,7 @@ _Ints = npt.NDArray[np.integer[Any]]
 _Floats = npt.NDArray[np.float64]
 
 
+@memory_errors("pass fewer documents at a time")
 def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     """Precision at k: which part of the first k predictions is right.
 
@@ -89,6 +91,7 @@ def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     return _precision(hits, k)
 
 
+@memory_errors("pass fewer documents at a time")
 def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     """Normalised discounted cumulative gain at k: precision that values early ranks.
 
@@ -118,6 +121,7 @@ def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     return _ndcg(hits, k)
 
 
+@memory_errors("pass fewer documents at a time")
 def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     """Recall at k: which part of a document's labels is among the first k predictions.
 
@@ -147,6 +151,7 @@ def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
     return _recall(hits, k)
 
 
+@memory_errors("pass fewer documents at a time")
 def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.ArrayLike, k: int) -> float:
     """Propensity-scored precision at k: precision that values rare labels, over the best possible.
 
@@ -181,6 +186,7 @@ def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.Ar
     return _psp(hits, _best(truth, q), q, k)
 
 
+@memory_errors("pass fewer documents at a time")
 def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.ArrayLike, k: int) -> float:
     """Propensity-scored nDCG at k: nDCG that values rare labels, over the best possible.
 
@@ -214,6 +220,7 @@ def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt
     return _psndcg(hits, _best(truth, q), q, k)
 
 
+@memory_errors("pass fewer documents at a time")
 def evaluate(
     Y_true: Any,
     predictions: npt.ArrayLike,
@@ -257,6 +264,7 @@ def evaluate(
     return _evaluate(truth, hits, ks, recall_ks, q)
 
 
+@memory_errors("pass fewer documents at a time")
 def evaluate_by_band(
     Y_true: Any,
     predictions: npt.ArrayLike,
@@ -313,6 +321,7 @@ def evaluate_by_band(
     return {name: _evaluate(*_restricted(truth, hits, m), ks, recall_ks, q) for name, m in masks.items()}
 
 
+@memory_errors("pass fewer labels")
 def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats:
     """How much more each label should count, given how likely it is to be missing from the labelled data.
 
@@ -343,6 +352,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
     return inverse_propensity_of_counts(label_counts(truth), truth.shape[0], A, B)
 
 
+@memory_errors("pass fewer labels")
 def inverse_propensity_of_counts(
     counts: npt.ArrayLike, num_documents: int, A: float = 0.55, B: float = 1.5
 ) -> _Floats:
@@ -359,7 +369,11 @@ def inverse_propensity_of_counts(
     if not (math.isfinite(B) and B > 0):
         raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
     C = (math.log(num_documents) - 1) * (B + 1) ** A
-    q: _Floats = 1 + C * (np.asarray(counts) + B) ** -A
+    counts = np.asarray(counts)
+    check_memory(
+        "inverse_propensity: two numbers a label", 16 * counts.size, "pass fewer labels", L=counts.size
+    )
+    q: _Floats = 1 + C * (counts + B) ** -A
     return q
 
 
@@ -385,6 +399,7 @@ def propensity_constants(dataset: str) -> tuple[float, float]:
     return 0.55, 1.5
 
 
+@memory_errors("pass fewer labels")
 def label_frequency_bands(
     Y_train: Any, tail_max: int = 5, torso_max: int = 100
 ) -> dict[str, npt.NDArray[np.bool_]]:
@@ -421,6 +436,7 @@ def label_frequency_bands(
     return frequency_bands_of_counts(label_counts(truth), tail_max, torso_max)
 
 
+@memory_errors("pass fewer labels")
 def frequency_bands_of_counts(
     counts: npt.ArrayLike, tail_max: int = 5, torso_max: int = 100
 ) -> dict[str, npt.NDArray[np.bool_]]:
@@ -430,6 +446,7 @@ def frequency_bands_of_counts(
     return {"head": head, "torso": ~head & ~tail, "tail": tail}
 
 
+@memory_errors("pass fewer documents at a time")
 def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> _Ints:
     """Predictions without the labels that must not be answered; later ones move up, -1 fills the end.
 
@@ -565,6 +582,8 @@ def _ratio(numerator: Any, denominator: Any) -> float:
 
 def label_counts(truth: Any) -> _Ints:
     """Documents of each label: [L] of a label matrix [N, L]."""
+    L = truth.shape[1]
+    check_memory("label_counts: a count for each label", 8 * L, "pass fewer labels", L=L)
     return np.bincount(truth.indices, minlength=truth.shape[1])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import check_csr, check_labels, row_lengths
 from mach_ext.functional import as_int
 
@@ -46,6 +47,7 @@ class Neighbors:
         array([0, 1, 2])
     """
 
+    @memory_errors("pass fewer training documents")
     def __init__(self, X: Any, Y: Any, n: int = 50, power: float = 6.0) -> None:
         X, Y = check_csr(X, "Neighbors: X"), check_labels(Y, "Neighbors: Y", allow_weights=False)
         if X.shape[0] != Y.shape[0]:
@@ -53,9 +55,12 @@ class Neighbors:
         self.n, self.power = as_int("Neighbors", "n", n), _not_negative("Neighbors: power", power)
         if self.n < 1:
             raise ValueError(f"Neighbors: n must be at least 1, got {n}")
+        needed, (N, D) = 16 * X.nnz + 4 * X.shape[1] + 4 * Y.nnz, X.shape  # rows and lengths as float64
+        check_memory("Neighbors: copies of X and Y", needed, "pass fewer documents", N=N, D=D)
         self._documents = _unit_rows(X).T.tocsr()  # [D, N]: a row for each feature that a query has
         self._labels = Y.astype(np.float32)
 
+    @memory_errors("pass fewer documents at a time")
     def nearest(self, X: Any) -> scipy.sparse.csr_matrix:
         """[documents, N]: the cosines above 0 of the n nearest; of equal ones, the earlier document's."""
         X, N = self._checked(X, "Neighbors.nearest"), self._documents.shape[1]
@@ -90,6 +95,7 @@ class Neighbors:
             (cosines.data[at], cosines.indices[at], np.cumsum(counts)), cosines.shape
         )
 
+    @memory_errors("pass fewer documents at a time")
     def shares(self, X: Any, labels: Any) -> NDArray[np.float32]:
         """What part of the neighbours' weight has each of `labels` [documents, k]: the same shape, in [0, 1].
 
@@ -128,6 +134,7 @@ class Neighbors:
         found = (known[place] == asked) & valid
         return np.where(found, np.append(held.data, 0.0)[place], 0.0)
 
+    @memory_errors("pass fewer documents at a time")
     def rerank(
         self,
         X: Any,
@@ -158,6 +165,8 @@ class Neighbors:
                 f"{scores.shape} and {labels.shape}"
             )
         weight = _not_negative("Neighbors.rerank: weight", weight)
+        advice, (N, k) = "pass fewer documents or candidates", np.atleast_2d(labels).shape[:2]
+        check_memory("Neighbors.rerank: scores and labels", 28 * labels.size, advice, N=N, k=k)
         scores = (scores + np.float32(weight) * self.shares(X, labels)).astype(np.float32)
         order = np.lexsort((labels, -scores), axis=1)
         return np.take_along_axis(scores, order, 1), np.take_along_axis(labels, order, 1).astype(np.int64)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mach_ext import _model_folder
 from mach_ext import functional as F
+from mach_ext._memory import check_memory, memory_advice, memory_errors
 from mach_ext._model_folder import STEP as STEP
 from mach_ext._model_folder import files_of as files_of
 from mach_ext._model_folder import is_compressed as is_compressed
@@ -97,6 +98,10 @@ class MACH(nn.Module):
 
     Buffer `logit_adjustment` [R, B]: the part of bucket_bias that `adjust_logits` has put there.
 
+    Raises:
+        TypeError, ValueError: A size is not an integer or out of range, or an unknown encoder or merge.
+        MemoryError: The weights need more memory than there is. Nothing has been allocated then.
+
     Example:
         >>> import scipy.sparse, mach_ext
         >>> model = mach_ext.MACH(num_features=1000, num_labels=5000, num_repetitions=8, num_buckets=64)
@@ -109,6 +114,7 @@ class MACH(nn.Module):
     hash: LabelHash  # of the state_dict its fingerprint: weights mean nothing without it
     logit_adjustment: Tensor
 
+    @memory_errors("lower hidden_size, num_buckets or num_repetitions")
     def __init__(
         self,
         num_features: int,
@@ -151,6 +157,7 @@ class MACH(nn.Module):
 
         R, B, D = num_repetitions, num_buckets, num_features
         copies = R if encoder == "independent" else 1
+        _check_weights_fit(D, R, B, self.hidden_sizes, copies)
         last = D
         if self.hidden_sizes:
             last = self.hidden_sizes[0]
@@ -213,9 +220,8 @@ class MACH(nn.Module):
                 parameter.zero_()
             else:
                 std = 0.1 if name == "encoder_weight" else parameter.shape[-2] ** -0.5
-                parameter.copy_(
-                    torch.empty_like(parameter, device="cpu").normal_(0, std, generator=generator)
-                )
+                drawn = parameter if parameter.is_cpu else torch.empty_like(parameter, device="cpu")
+                parameter.copy_(drawn.normal_(0, std, generator=generator))
 
     def _apply(self, fn: Any, recurse: bool = True) -> MACH:
         for child in self.children() if recurse else ():
@@ -241,10 +247,12 @@ class MACH(nn.Module):
             state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(bias))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
+    @memory_errors("free memory first, or make a smaller model")
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
         """`load_state_dict` of the parameters alone, already known to be of this label hash."""
         self.load_state_dict(tensors, assign=assign)
 
+    @memory_errors("free memory first, or make a smaller model")
     def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:
         """Ranks by score - tau * log(n + 1), n being how many training documents a label has.
 
@@ -300,6 +308,7 @@ class MACH(nn.Module):
         self.logit_adjustment.copy_(torch.as_tensor(offsets))
         self.bucket_bias.add_(self.logit_adjustment)
 
+    @memory_errors("pass fewer documents at a time")
     def encode(
         self,
         values: Tensor,  # [nnz]
@@ -340,6 +349,7 @@ class MACH(nn.Module):
             hidden = self._drop(hidden, self.hidden_dropout, dropout)
         return hidden
 
+    @memory_errors("pass fewer documents at a time")
     def forward(
         self,
         values: Tensor,  # [nnz]
@@ -392,6 +402,7 @@ class MACH(nn.Module):
         hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias)
 
+    @memory_errors("pass fewer documents at a time")
     def loss(
         self,
         values: Tensor,  # [nnz]
@@ -444,6 +455,7 @@ class MACH(nn.Module):
                 stacklevel=3,
             )
 
+    @memory_errors("pass fewer documents at a time or fewer labels")
     def label_logits(
         self,
         values: Tensor,  # [nnz]
@@ -465,6 +477,7 @@ class MACH(nn.Module):
         hidden = self.encode(values, indices, indptr, validate=validate, dropout=dropout)
         return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
 
+    @memory_errors("pass fewer documents at a time or fewer labels")
     def label_scores(
         self,
         values: Tensor,  # [nnz]
@@ -490,6 +503,7 @@ class MACH(nn.Module):
         transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return F.merge_repetitions(logits if transform is None else transform(logits), merge)
 
+    @memory_errors("pass fewer documents at a time or lower k")
     def topk(
         self,
         values: Tensor,  # [nnz]
@@ -529,6 +543,7 @@ class MACH(nn.Module):
         Raises:
             TypeError: X is not sparse. ValueError: X has not D columns or is not finite; k out of range; NaN
                 or infinite parameters have made scores NaN or infinite.
+            MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         """
         X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
         if X.shape[1] != self.num_features:
@@ -538,6 +553,13 @@ class MACH(nn.Module):
         if batch_size < 1:
             raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
         N = X.shape[0]
+        on_cpu = self.bucket_bias.is_cpu
+        check_memory(
+            "MACH.predict: scores and labels",
+            12 * N * k + (self._batch_bytes(min(batch_size, N)) if on_cpu else 0),
+            "pass fewer documents, or lower batch_size or k",
+            N=N, k=k, batch_size=batch_size,
+        )  # fmt: skip
         scores = np.empty((N, k), np.float32)
         labels = np.empty((N, k), np.int64)
         with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
@@ -550,6 +572,14 @@ class MACH(nn.Module):
                 scores[start : start + batch_size] = best.cpu().numpy()
                 labels[start : start + batch_size] = ids.cpu().numpy()
         return scores, labels
+
+    def _batch_bytes(self, documents: int) -> int:
+        """What `predict` holds of so many documents: bucket scores, what they become, hidden units."""
+        scores = 1 if MODEL_MERGES[self.merge][0] is None else 2
+        encoders = self.num_repetitions if self.encoder == "independent" else 1
+        hidden = encoders * self.hidden_sizes[-1] if self.hidden_sizes else 0
+        numbers = scores * self.num_repetitions * self.num_buckets + hidden
+        return documents * numbers * self.bucket_bias.element_size()
 
     def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
         """Feature dropout of values [nnz]; `dropout` as in `forward`."""
@@ -586,6 +616,7 @@ class MACH(nn.Module):
             "hidden_dropout": self.hidden_dropout,
         }
 
+    @memory_errors("free memory first, or make a smaller model")
     def save(self, path: str | os.PathLike[str], step: float | None = None) -> None:
         """Writes the model into folder `path`: `model.json` and the weights it names (safetensors).
 
@@ -609,6 +640,7 @@ class MACH(nn.Module):
                 step is not above 0 and finite, rounds all of a weight to 0, or a weight is above 32,767
                 steps. An attachment is not bytes or has no plain name. Another run is training in the folder.
             OSError: The folder cannot be written; nothing of the new model is left.
+            MemoryError: Memory does not suffice.
 
         Example:
             >>> import tempfile, mach_ext
@@ -646,6 +678,25 @@ def check_scores(op: str, model: MACH, scores: Tensor) -> None:
             )
 
 
+def _check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], copies: int) -> None:
+    """Of a model's parameters and buffers, where they are to be made in this process's memory."""
+    probe = torch.empty(0)
+    if not probe.is_cpu or type(probe) is not Tensor:
+        return
+    last, count = D, 0
+    for size in hidden_sizes:
+        count += copies * (last + 1) * size
+        last = size
+    count += R * (last + 2) * B
+    hidden = ",".join(f"{size:,}" for size in hidden_sizes) or 0
+    check_memory(
+        "MACH: the weights",
+        probe.element_size() * count,
+        "lower hidden_size, num_buckets or num_repetitions",
+        num_features=D, hidden_size=hidden, num_buckets=B, num_repetitions=R,
+    )  # fmt: skip
+
+
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
     """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
@@ -668,25 +719,7 @@ def check_parameters(op: str, model: MACH) -> None:
         raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
 
 
-@contextlib.contextmanager
-def memory_advice(op: str, advice: str, model: MACH) -> Iterator[None]:
-    """A GPU that is out of memory says what would help; the error is torch.OutOfMemoryError.
-
-    Where one of mach_ext's operators asked PyTorch for the memory, all that comes back is which call failed.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        asked = model.bucket_bias.is_cuda and "aten::" in str(error) and "API call failed" in str(error)
-        if not asked and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        B, R = model.num_buckets, model.num_repetitions
-        raise torch.OutOfMemoryError(
-            f"{op}: out of memory on {model.bucket_bias.device}: {advice} (the model has R={R} repetitions "
-            f"of B={B} buckets; `mach-ext info` states what it takes). PyTorch says: {error}"
-        ) from None
-
-
+@memory_errors("free memory first, or make a smaller model")
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
     """Reads a model folder written by `MACH.save`, in eval mode.
 
@@ -698,7 +731,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
 
     Raises:
         ValueError: Something is missing, truncated, edited or of another format; names the file and the rule.
-        MemoryError: The label hash or the compressed weights do not fit into the memory that is left.
+        MemoryError: Memory does not suffice.
 
     Example:
         >>> import tempfile, mach_ext

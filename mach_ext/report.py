@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mach_ext._memory import check_import
 from mach_ext.data import Vectorizer
 from mach_ext.nn import SCALES
 
@@ -129,6 +130,7 @@ def sparkline(votes: Sequence[float], low: float, high: float) -> str:
 
 def plot_attributions(explanation: Explanation, n: int = 15, label: int | None = None) -> Figure:
     """Bars of the n largest attributions, largest on top."""
+    check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 
     row = explanation.row(label)
@@ -176,6 +178,7 @@ def _drawable(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
     """Of `mach_ext.attack.evaluate`: P@k and nDCG@k clean and adversarial at a size; P@k along the sizes."""
+    check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 
     entries = result["adversarial"]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import check_labels
 from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
@@ -25,6 +26,7 @@ class ConvergenceWarning(UserWarning):
     """Some SVMs of `fit_svm` are not within the tolerance."""
 
 
+@memory_errors("pass fewer documents, or lower torch.set_num_threads")
 def fit_svm(
     model: MACH,
     X: Any,
@@ -96,6 +98,14 @@ def fit_svm(
     X, Y = checked_data("fit_svm", "X", "Y", X, Y, model)
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
+    size, tiles = weight.element_size(), math.ceil(model.num_buckets / _ops.SVM_TILE)
+    threads = min(torch.get_num_threads(), tiles)
+    check_memory(
+        "fit_svm: a copy of X, and what each thread keeps of a bucket",
+        size * X.nnz + _ops.SVM_TILE * size * threads * sum(X.shape),
+        "pass fewer documents, or lower torch.set_num_threads",
+        N=X.shape[0], D=X.shape[1], threads=threads,
+    )  # fmt: skip
     length = typical_length(X)
     values = torch.from_numpy(X.data).to(weight.dtype) / length
     indices = torch.from_numpy(X.indices.astype(np.int32, copy=False))
@@ -138,7 +148,7 @@ def fit_svm(
             f"fit_svm: up to {unfinished} of {model.num_repetitions * B} buckets are not within "
             f"tolerance={tolerance} after max_passes={max_passes}",
             ConvergenceWarning,
-            stacklevel=2,
+            stacklevel=3,  # behind `memory_errors`
         )
 
 

@@ -27,6 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mach_ext import _model_folder, _ops, metrics, optim
+from mach_ext._memory import available_memory as _available_memory
+from mach_ext._memory import check_import, check_memory, check_room, memory_advice, memory_errors
 from mach_ext._model_folder import (
     Header,
     read_model_record,
@@ -47,7 +49,7 @@ from mach_ext.data import (
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.hashing import LabelHash, collisions_known
-from mach_ext.nn import MACH, Dropout, load, memory_advice, predict_batch
+from mach_ext.nn import MACH, MODEL_MERGES, Dropout, load, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -251,6 +253,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
+@memory_errors("lower batch_size, num_buckets or hidden_size")
 def fit(
     model: MACH,
     X: Any,
@@ -292,6 +295,7 @@ def fit(
     Raises:
         ValueError, TypeError: Bad data or hyper-parameters; a checkpoint of another run.
         FloatingPointError: The loss became NaN or infinite.
+        MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         TrainingInterrupted: Ctrl-C; the state is saved in `output`.
 
     Example:
@@ -368,10 +372,12 @@ def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted
             raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
         if wanted < R and settings.patience is not None:
             raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
+        _check_state_fits(model, settings, wanted)
         return wanted
+    _check_state_fits(model, settings, R)
     device = model.bucket_bias.device
-    nonzeros = math.ceil(X.nnz / X.shape[0])
-    needed = expected_memory(model, settings.batch_size, nonzeros, device.type, settings.precision)
+    nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])
+    needed = expected_memory(model, batch_size, nonzeros, device.type, settings.precision)
     more = needed["training, peak"] - needed["weights"] - needed["label hash"]
     free = _available_memory(device)
     if more > free:
@@ -383,19 +389,23 @@ def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
             f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
-            stacklevel=3,
+            stacklevel=4,  # behind `memory_errors`
         )
     return R
 
 
-def _available_memory(device: torch.device) -> int:
-    """Bytes that can be had, on CPU without swapping; unknown counts as plenty."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
-    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return 2**62
+def _check_state_fits(model: MACH, settings: Hyperparameters, together: int) -> None:
+    """What the optimiser keeps of so many repetitions, without which no step can be made."""
+    if not model.bucket_bias.is_cpu:
+        return
+    moments = 2 if settings.optimizer == "adam" else 1
+    state = moments * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    advice = "lower hidden_size, num_buckets or num_repetitions"
+    if model.is_linear:
+        state = state * together // model.num_repetitions
+        advice = "lower repetitions_at_a_time or num_buckets"
+    sizes = {"optimizer": settings.optimizer, "repetitions": together}
+    check_memory("fit: the optimiser's state", state, advice, **sizes)
 
 
 def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
@@ -411,6 +421,7 @@ def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     return part
 
 
+@memory_errors("pass fewer documents at a time")
 def evaluate_model(
     model: MACH,
     X: Any,
@@ -428,6 +439,7 @@ def evaluate_model(
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
 
 
+@memory_errors("pass fewer documents at a time or lower k")
 def answers(
     model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -445,7 +457,9 @@ def answers(
     """
     ask = rerank or (lambda some, count: model.predict(some, count)[1])
     excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
-    labels = np.full((X.shape[0], k), -1, np.int64)
+    N = X.shape[0]
+    check_memory("answers: labels", 8 * N * k, "pass fewer documents or lower k", N=N, k=k)
+    labels = np.full((N, k), -1, np.int64)
     # Few documents have many labels excluded: those of a size are asked for as many more labels.
     sizes = np.ceil(np.log2(excluded + 1)).astype(int)
     for size in np.unique(sizes):
@@ -492,7 +506,7 @@ def expected_memory(
             H = model.hidden_sizes[-1]
             step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
-    decode = 4 * documents * R * B
+    decode = 4 * documents * R * B * (1 if MODEL_MERGES[model.merge][0] is None else 2)  # transformed scores
     if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
         step += 32 * nonzeros * batch_size  # the library's sort, the next batch
@@ -569,6 +583,7 @@ class _Run:
             {"params": [rows], "lr": rate / self.length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
+        check_import("torch._dynamo")  # by PyTorch's optimisers
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
         self.optimizer.param_groups[0 if linear else 1]["eps"] *= self.length
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -813,6 +828,7 @@ class _Run:
             torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
             return
         if not a.is_cuda:
+            check_room()  # without, oneDNN crashes
             product = torch.mm(a, b)
         elif term is out:
             product = torch.mm(a, b, out_dtype=out.dtype)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._memory import memory_errors
+
 
 class Batch(NamedTuple):
     """Flat CSR of some documents (n of them) and of their labels."""
@@ -23,6 +25,7 @@ class Batch(NamedTuple):
     rows: NDArray[np.int64]  # [n], row numbers of the documents
 
 
+@memory_errors("free memory first, or split the data", "data.iter_batches")
 def iter_batches(
     X: Any, Y: Any, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
 ) -> Iterator[Batch]:

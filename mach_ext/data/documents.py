@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .._memory import memory_errors
 from .dataset import Columns
 from .files import PathLike, suffix_of
 from .folders import SVMLIGHT, fit_features, read_features, read_svmlight_documents
@@ -16,6 +17,7 @@ from .matrices import Csr
 _TEXT_LINES = re.compile(r"X\.\w+\.txt|\w+_X\.txt")  # names that `read_folder` takes for lines of text
 
 
+@memory_errors("free memory first, or split the data", "data.iter_documents")
 def iter_documents(
     path: PathLike,
     columns: Columns,
@@ -66,6 +68,7 @@ def iter_documents(
         )
 
 
+@memory_errors("free memory first, or split the data", "data.vectorised")
 def vectorised(
     texts: Iterable[str], columns: Columns, block: int = 1024, source: PathLike = "text"
 ) -> Iterator[Csr]:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from .._memory import memory_shortage
+
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 COMPRESSIONS: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
@@ -33,7 +35,7 @@ def naming(path: PathLike) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if memory_shortage(error) is not None or (isinstance(error, OSError) and error.errno is not None):
             raise  # no such file, no permission, disk error
         kind = Path(path).suffix
         raise ValueError(f"{path}: the {kind} file must be whole and undamaged, got: {error}") from None

@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 import scipy
 
+from .._memory import memory_errors
 from .dataset import Columns, Dataset, Split
 from .files import COMPRESSIONS, PathLike, new_folder, suffix_of, write_json
 from .formats import (
@@ -407,6 +408,7 @@ def _read_texts(path: Path, rows: int) -> list[str]:
     return texts
 
 
+@memory_errors("free memory first, or split the data", "data.read_folder")
 def read_folder(
     folder: PathLike,
     *,
@@ -465,6 +467,7 @@ def read_folder(
     return _dataset(reader, files_of, folder, name or folder.resolve().name)
 
 
+@memory_errors("free memory first, or split the data", "data.read_file")
 def read_file(
     path: PathLike,
     columns: Columns,
@@ -533,6 +536,7 @@ def _dataset(reader: _Reader, files: dict[str, _Files], path: Path, name: str) -
     )
 
 
+@memory_errors("free memory first, or split the data", "data.write_folder")
 def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", compression: str = "") -> None:
     """Writes a dataset as a folder that :func:`read_folder` reads; the folder appears whole or not at all.
 

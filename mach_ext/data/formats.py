@@ -22,6 +22,7 @@ import scipy
 from numpy.typing import NDArray
 
 from .. import _C
+from .._memory import memory_errors, memory_shortage
 from .dataset import Split
 from .files import COMPRESSIONS, PathLike, atomic_write, suffix_of
 from .matrices import MAX_DIMENSION, Csr, check_csr, check_labels, check_rows, widen
@@ -55,6 +56,7 @@ def _shown(path: PathLike) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
+@memory_errors("free memory first, or split the data", "data.read_xmc")
 def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
     """Reads a file in the XMC repository's text format.
 
@@ -86,6 +88,7 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
     return _first_rows(split, documents)
 
 
+@memory_errors("free memory first, or split the data", "data.iter_xmc")
 def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0) -> Iterator[Split]:
     """Reads an XMC text file block by block, in memory that does not grow with the number of documents.
 
@@ -157,6 +160,7 @@ def _check_documents(path: PathLike, promised: int, documents: int) -> None:
         raise ValueError(f"{path}, line 1: {rule}, got '{documents} documents'")
 
 
+@memory_errors("free memory first, or split the data", "data.write_xmc")
 def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
     """Writes the XMC text format: atomic, compressed by suffix, values as the shortest exact float32 text.
 
@@ -189,6 +193,7 @@ def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
 # ------------------------------------------------------------------------------------------- svmlight
 
 
+@memory_errors("free memory first, or split the data", "data.read_svmlight")
 def read_svmlight(
     paths: Sequence[PathLike], *, zero_based: bool | Literal["auto"] = "auto", num_threads: int = 0
 ) -> list[Split]:
@@ -268,6 +273,7 @@ def _svmlight_line(path: PathLike, row: int) -> int:
 # --------------------------------------------------------------------------------------- deepxml's text
 
 
+@memory_errors("free memory first, or split the data", "data.read_sparse_text")
 def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
     """Reads one matrix in deepxml's text format: a line ``N C``, then ``column:value ...`` lines, 0-based.
 
@@ -316,6 +322,7 @@ def _saturated(digits: bytes) -> int:
     return int(digits or b"0") if len(digits) <= 18 else 2**63 - 1
 
 
+@memory_errors("free memory first, or split the data", "data.read_pairs")
 def read_pairs(path: PathLike, shape: tuple[int, int]) -> Csr:
     """Reads pairs ``document label``, one a line, 0-based (deepxml's ``filter_labels_test.txt``).
 
@@ -367,6 +374,8 @@ def load_npz(path: PathLike) -> Any:
             raise
         except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
+                raise
+            if memory_shortage(error) is not None:
                 raise
             problem = f"{error}"[:200] or type(error).__name__
     raise ValueError(f"{path}: must be a whole scipy.sparse.save_npz file, got: {problem}")
@@ -465,12 +474,14 @@ def read_array(file: Any, size: int) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+@memory_errors("free memory first, or split the data", "data.read_matrix")
 def read_matrix(path: PathLike) -> Csr:
     """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
     with memory_named(path):
         return check_csr(load_npz(path), str(path))
 
 
+@memory_errors("free memory first, or split the data", "data.read_npz")
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     """Reads a pair of files as scipy.sparse.save_npz writes them.
 
@@ -484,6 +495,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
     return Split(X, Y)
 
 
+@memory_errors("free memory first, or split the data", "data.write_npz")
 def write_npz(path: PathLike, matrix: Any) -> None:
     """Writes one sparse matrix as a compressed npz file, atomically."""
     with atomic_write(path) as file:
@@ -493,6 +505,7 @@ def write_npz(path: PathLike, matrix: Any) -> None:
 # ------------------------------------------------------------------------------------------- text
 
 
+@memory_errors("free memory first, or split the data", "data.read_lines")
 def read_lines(path: PathLike) -> list[str]:
     """Lines of a UTF-8 text file, plain or .gz, .xz, .bz2.
 
@@ -509,6 +522,7 @@ def read_lines(path: PathLike) -> list[str]:
     return lines
 
 
+@memory_errors("free memory first, or split the data", "data.read_names")
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
     """Names in column order, one a line: ``name`` or ``id TAB name``; or a JSON list of them, in ``.json``.
 
@@ -587,6 +601,7 @@ def _number(text: str) -> int | None:
     return -1 if re.fullmatch(r"[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?", text) else None
 
 
+@memory_errors("free memory first, or split the data", "data.iter_jsonl")
 def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
     """Reads documents, one JSON object a line: ``{"text": "...", "labels": ["name", ...]}``.
 
@@ -646,6 +661,7 @@ def decode_line(line: bytes, where: str) -> str:
         raise ValueError(f"{where}: text must be UTF-8, got byte {byte}") from None
 
 
+@memory_errors("free memory first, or split the data", "data.read_jsonl")
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:
     """All documents of a JSON lines file: texts and label names; every line must have ``labels``."""
     texts: list[str] = []
@@ -667,6 +683,7 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@memory_errors("free memory first, or split the data", "data.label_matrix")
 def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: PathLike = "labels") -> Csr:
     """Label names of each document -> Y [N, L]; a name given twice counts once.
 

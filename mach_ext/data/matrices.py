@@ -9,6 +9,7 @@ import scipy  # its sparse matrices load when they are first used: that takes 0.
 import torch
 from numpy.typing import NDArray
 
+from .._memory import memory_errors
 from .files import PathLike
 
 Csr: TypeAlias = "scipy.sparse.csr_matrix"
@@ -77,6 +78,7 @@ def from_torch(tensor: torch.Tensor, name: str) -> Any:
     return scipy.sparse.coo_array((tensor._values().numpy(), at), shape=tuple(tensor.shape))
 
 
+@memory_errors("free memory first, or split the data", "data.check_csr")
 def check_csr(matrix: Any, name: str = "X") -> Csr:
     """Checks a matrix in full; returns it as canonical float32 CSR.
 
@@ -167,6 +169,7 @@ def row_lengths(X: Csr) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
+@memory_errors("free memory first, or split the data", "data.check_labels")
 def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) -> Csr:
     """The same for labels: every stored non-zero becomes a 1, stored zeros go.
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .._memory import memory_errors
 from .dataset import HOLDOUT_RULE, Columns, Dataset
 from .files import PathLike, new_folder
 from .folders import read_file, read_folder
@@ -85,6 +86,7 @@ def data_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mach_ext"
 
 
+@memory_errors("free memory first, or split the data", "data.load")
 def load(
     dataset: PathLike,
     *,

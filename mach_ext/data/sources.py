@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .. import _C
+from .._memory import memory_advice
 from .files import COMPRESSIONS, PathLike, naming, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
@@ -78,13 +79,9 @@ class _Bounded(io.RawIOBase):
         return b"".join(iter(lambda: self.read(1 << 20) or b"", b""))
 
 
-@contextlib.contextmanager
-def memory_named(path: PathLike) -> Iterator[None]:
-    """Says of a MemoryError which file was too large."""
-    try:
-        yield
-    except MemoryError:
-        raise MemoryError(f"{path}: does not fit into memory") from None
+def memory_named(path: PathLike) -> memory_advice:
+    """A block whose shortage of memory says which file was too large."""
+    return memory_advice(str(path), "free memory first, or split the data", is_final=True)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from .._memory import check_import, memory_errors
 from .parsing import check_names, parse_json, shown
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ class Vectorizer:
         self.tokens = tokens
 
     @classmethod
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.fit")
     def fit(cls, texts: Iterable[str], *, min_df: int = 2, max_features: int | None = None) -> Vectorizer:
         """Learns vocabulary and weights.
 
@@ -226,6 +228,7 @@ class Vectorizer:
             ) from None
         return cls(tfidf.get_feature_names_out().tolist(), tfidf.idf_.tolist())
 
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.transform")
     def transform(self, texts: Iterable[str]) -> sparse.csr_matrix:
         """Texts -> X [N, D], CSR float32, indices sorted; unknown words count nothing."""
         return self._tfidf.transform(texts)
@@ -246,6 +249,7 @@ class Vectorizer:
         for start, end, token in _RULES[self.tokens](text):
             yield start, end, self._columns.get(token)
 
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.to_json")
     def to_json(self) -> str:
         """The vectoriser as JSON text."""
         idf = [float(f"{x:.9g}") for x in self.idf]  # nine digits name a float32
@@ -254,6 +258,7 @@ class Vectorizer:
         return json_line(content)
 
     @classmethod
+    @memory_errors("free memory first, or split the data", "data.Vectorizer.from_json")
     def from_json(cls, text: str | bytes, *, source: str = "Vectorizer.from_json") -> Vectorizer:
         """Reads what :meth:`to_json` wrote; ``source`` is how messages call it.
 
@@ -303,6 +308,7 @@ def _fields(content: Any) -> tuple[list[str], list[float]]:
 
 
 def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) -> Any:
+    check_import("sklearn")
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     analyzer = functools.partial(_tokens, words)

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -266,18 +267,26 @@ def stress(name: str, seeds: range) -> bool:
     return differences == crashes == 0
 
 
+def stress_memory() -> bool:
+    """`stress.memory` in a process of one thread: libraries may crash where they can't start another one."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "stress.memory"], env=one_thread).returncode == 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "formats", nargs="*", default=list(FORMATS), metavar="format", help=", ".join(FORMATS)
-    )
+        "formats", nargs="*", default=[*FORMATS, "memory"], metavar="format",
+        help=", ".join(FORMATS) + ", memory: operations that are short of it",
+    )  # fmt: skip
     parser.add_argument("--files", type=int, default=20_000, help="files of each format")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first file; the next one's is 1 more"
     )
     args = parser.parse_args()
-    counts = {name: min(args.files, FORMATS[name].most) for name in args.formats}
-    good = [stress(name, range(args.seed, args.seed + count)) for name, count in counts.items()]
+    sizes = {name: min(args.files, FORMATS[name].most) for name in args.formats if name != "memory"}
+    good = [stress(name, range(args.seed, args.seed + count)) for name, count in sizes.items()]
+    good += [stress_memory()] * ("memory" in args.formats)
     return 0 if all(good) else 1
 
 

@@ -5,10 +5,11 @@
 
 from .batching import Batch, iter_batches, iter_on_device
 from .dataset import HOLDOUT_RULE, Columns, Dataset, Split
-from .documents import iter_documents, vectorised
+from .documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
 from .files import atomic_path, atomic_write, write_json
 from .folders import read_file, read_folder, write_folder
 from .formats import (
+    decode_line,
     iter_jsonl,
     iter_xmc,
     label_matrix,
@@ -29,6 +30,7 @@ from .text import Vectorizer, json_line
 __all__ = [
     "HOLDOUT_RULE",
     "NAMES",
+    "TEXT_FORMATS",
     "Batch",
     "Columns",
     "Dataset",
@@ -40,6 +42,7 @@ __all__ = [
     "check_csr",
     "check_labels",
     "data_home",
+    "decode_line",
     "download",
     "fetch",
     "hold_out",
@@ -64,6 +67,7 @@ __all__ = [
     "read_xmc",
     "row_features",
     "row_lengths",
+    "stream_documents",
     "vectorised",
     "write_folder",
     "write_json",

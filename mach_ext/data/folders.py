@@ -197,7 +197,12 @@ class _Reader:
         known = self._agreed(one, "features", kept, given, self.features)
         bound = None if self.columns is None or known is None else self.columns.num_features + known
         raw = {
-            split: parse_svmlight(each.X, num_features=bound, num_threads=self.num_threads)
+            split: parse_svmlight(
+                each.X,
+                num_features=bound,
+                num_threads=self.num_threads,
+                with_labels=not self.documents_only,
+            )
             for split, each in files.items()
         }
         base = first_id([data.X for data in raw.values()], self.features) if known is None else known

@@ -152,12 +152,22 @@ def read_svmlight(
     return [Split(widen(split.X, D), widen(split.Y, L)) for split in splits]
 
 
-def parse_svmlight(path: PathLike, *, num_features: int | None = None, num_threads: int = 0) -> Split:
-    """One svmlight file with all ids as written; with ``num_features``, features must be below it."""
+def parse_svmlight(
+    path: PathLike, *, num_features: int | None = None, num_threads: int = 0, with_labels: bool = True
+) -> Split:
+    """One svmlight file with all ids as written; with ``num_features``, features must be below it.
+
+    Without labels whatever stands in their place is passed over, such as -1 and +1.
+    """
     bound = {} if num_features is None else {"num_features": num_features}
-    return _split(
-        _C.parse_lines(read_bytes(path), svmlight=True, num_threads=num_threads, path=str(path), **bound)
-    )
+    text = read_bytes(path)
+    if not with_labels:
+        text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)
+    return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=str(path), **bound))
+
+
+# What stands first in a line and is no feature.
+_SVMLIGHT_LABELS = re.compile(rb"^((?:\xef\xbb\xbf)?)[ \t]*[^\s:#]+(?=[ \t\r#]|$)", re.MULTILINE)
 
 
 def counts_from_one(matrices: Iterable[Csr]) -> bool:
@@ -368,14 +378,13 @@ def read_lines(path: PathLike) -> list[str]:
     Raises:
         ValueError: not UTF-8.
     """
+    text = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: text must be UTF-8, got byte 0x{error.object[error.start]:02x}"
-        ) from None
-    lines = text.split("\n")
+        lines = text.decode().split("\n")
+    except UnicodeDecodeError:
+        for number, line in enumerate(text.split(b"\n"), start=1):
+            decode_line(line, f"{path}, line {number}")
+        raise
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -472,31 +481,49 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
         [('a cat', ['animal'])]
     """
 
-    def fail(rule: str, got: Any) -> ValueError:
-        shown = repr(got)
-        return ValueError(
-            f"{path}, line {number}: {rule}, got {shown[:60]}{'...' if len(shown) > 60 else ''}"
-        )
-
     with naming(path), open_read(path) as file:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode())
-            except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
-                raise fail(f"a line must be a JSON object in UTF-8 ({error})", line) from None
-            if not isinstance(record, dict):
-                raise fail("a line must be a JSON object", record)
-            text, labels = record.get("text"), record.get("labels")
-            if not isinstance(text, str):
-                raise fail('"text" must be a string', text)
-            if labels is not None and not (
-                isinstance(labels, list) and all(isinstance(x, str) for x in labels)
-            ):
-                raise fail('"labels" must be a list of strings', labels)
-            yield text, labels
+            if line.strip():
+                yield json_document(line, f"{path}, line {number}")
+
+
+def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
+    """One line of JSON lines as text and label names; `where` starts messages.
+
+    Raises:
+        ValueError: no such document.
+    """
+
+    def fail(rule: str, got: Any) -> ValueError:
+        shown = repr(got)
+        return ValueError(f"{where}: {rule}, got {shown[:60]}{'...' if len(shown) > 60 else ''}")
+
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:  # also a UnicodeDecodeError
+        raise fail(f"a line must be a JSON object in UTF-8 ({error})", line) from None
+    if not isinstance(record, dict):
+        raise fail("a line must be a JSON object", record)
+    text, labels = record.get("text"), record.get("labels")
+    if not isinstance(text, str):
+        raise fail('"text" must be a string', text)
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
+        raise fail('"labels" must be a list of strings', labels)
+    return text, labels
+
+
+def decode_line(line: bytes, where: str) -> str:
+    """The text of a line; `where` starts the message.
+
+    Raises:
+        ValueError: not UTF-8; with the byte and its place in the line.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"0x{line[error.start]:02x}, byte {error.start + 1} of the line"
+        raise ValueError(f"{where}: text must be UTF-8, got byte {byte}") from None
 
 
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:

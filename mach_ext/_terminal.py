@@ -119,6 +119,17 @@ def standard_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = former
 
 
+def is_command() -> bool:
+    """Whether this process is the command `mach-ext`, and no other program that imports the package."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name == "mach-ext" or (name == "-m" and "mach_ext" in sys.orig_argv)
+
+
+# The imports take a second or two. Ctrl-C during them ends the command, without a traceback from their midst.
+if is_command() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
     """SIGTERM and SIGHUP do what Ctrl-C does at that moment. What `nohup` ignores stays ignored."""
@@ -132,9 +143,12 @@ def signals() -> Iterator[None]:
             raise KeyboardInterrupt
         handler(number, frame)
 
-    ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    handlers = {
+        signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt, signal.SIGHUP: interrupt
+    }  # fmt: skip
+    ours = [each for each in handlers if signal.getsignal(each) == signal.SIG_DFL]
     for each in ours:
-        signal.signal(each, interrupt)
+        signal.signal(each, handlers[each])
     try:
         yield
     finally:

@@ -155,6 +155,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(escaped(message))
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own passes over a stream that fails
+
 
 def _nearest(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given.replace("_", "-"), known, 1)
@@ -596,6 +599,7 @@ def train(args: Any) -> None:
         dataset = _load(args, holdout=not args.no_holdout)
     folder = args.output or RUNS / dataset.name
     _check_folder("the run folder (--output names another)", folder)
+    _check_utf8("the run folder (--output names another)", folder)
     if folder.exists() and folder.samefile(dataset.path):
         raise ValueError(f"--output must not be the folder of the dataset, got {folder}")
     say(f"dataset {dataset.name} from {dataset.path}: {_sizes(dataset)}")
@@ -719,7 +723,7 @@ def evaluate(args: Any) -> None:
     _output(args, folder)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
-        model = nn.load(folder, args.device)
+        model = _model(folder, args.device)
         dataset = _run_dataset(model, folder, args)
     _split_of(dataset, args.split)  # before any work
     neighbors, name = None, args.split
@@ -835,7 +839,7 @@ def predict(args: Any) -> None:
         if args.input is not None and file.exists() and args.input.exists() and file.samefile(args.input):
             raise ValueError(f"--output must not be where --input is read from, got {args.input}")
     folder = _run_folder(args)
-    model = nn.load(folder, args.device)
+    model = _model(folder, args.device)
     args.k = nn.checked_k("predict", args.k, model.num_labels, least=0, name="--k")
     if args.format == "tsv" and model.merge != "mean_logit":
         say(f"scores are on the scale of the model's merge: {nn.SCALES[model.merge]}")
@@ -928,7 +932,7 @@ def explain_document(args: Any) -> None:
     if args.output is not None:
         _check_folder("--output", args.output)
     folder = _run_folder(args)
-    model = nn.load(folder, args.device)
+    model = _model(folder, args.device)
     k = nn.checked_k("explain", args.k, model.num_labels, name="--k")
     X, text, title, true, dataset = _one_document(args, model, folder)
     feature_names = label_names = None
@@ -1049,9 +1053,9 @@ def attack_model(args: Any) -> None:
     _output(args, folder)
     seconds: dict[str, float] = {}
     with _timed(seconds, "load"):
-        model = nn.load(folder, args.device)
+        model = _model(folder, args.device)
         dataset = _run_dataset(model, folder, args)
-        other = None if args.transfer is None else nn.load(args.transfer, args.device)
+        other = None if args.transfer is None else _model(args.transfer, args.device, "--transfer")
     split = _split_of(dataset, args.split)
     some = slice(0, args.sample)
     X, Y, truth = split.X[some], split.Y[some], split.truth[some]
@@ -1235,11 +1239,12 @@ def compress(args: Any) -> None:
     folder = _run_folder(args)
     output = args.output or folder.resolve().with_name(f"{folder.resolve().name}-small")
     _check_folder("--output", output)
+    _check_utf8("--output", output)
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output must be another folder than the model's, got {output}")
     if (output / f"{training.CHECKPOINT}.json").exists():
         raise ValueError(f"--output must not be the folder of a training run, got {output}")
-    model = nn.load(folder, args.device)
+    model = _model(folder, args.device)
     if not args.overwrite:
         runs.refuse_to_replace(output, model)
     split: str = args.split
@@ -1281,7 +1286,7 @@ def _show_sizes(
 
 def info(args: Any) -> None:
     folder = _run_folder(args)
-    model = nn.load(folder)
+    model = _model(folder)
     record = {
         "folder": str(folder),
         "model": model.configuration(),
@@ -1382,6 +1387,12 @@ def _check_folder(flag: str, folder: Path) -> None:
         raise OSError(f"{flag}: {folder} can't be written to: {error.strerror}") from None
 
 
+def _check_utf8(flag: str, folder: Path) -> None:
+    """Raises where safetensors could not open a file of the folder."""
+    if re.search("[\udc80-\udcff]", str(folder)):
+        raise ValueError(f"{flag}: the path of a model must be UTF-8, got {folder}")
+
+
 def _check_file(flag: str, file: Path) -> None:
     """Raises where the file can't be written, or is something else than a file."""
     if file.exists() and not file.is_file():
@@ -1457,6 +1468,17 @@ def _run_folder(args: Any) -> Path:
     newest = max(runs, key=lambda folder: (folder / "model.json").stat().st_mtime)
     say(f"using the newest run, {newest}")
     return newest
+
+
+def _model(folder: Path, device: str = "cpu", flag: str = "--model-path") -> nn.MACH:
+    """The model of a folder; a message for one that has none says which flag names another."""
+    _check_utf8(flag, folder)
+    try:
+        return nn.load(folder, device)
+    except ValueError as error:
+        if (folder / "model.json").exists():
+            raise
+        raise ValueError(f"{error} ({flag} names the folder of a run)") from None
 
 
 def _split_of(dataset: data.Dataset, name: str) -> data.Split:

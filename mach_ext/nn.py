@@ -677,10 +677,11 @@ def _load(folder: Path, device: torch.device | str) -> MACH:
     record_file = folder / "model.json"
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what = "no model.json in the folder" if folder.is_dir() else "no such folder"
+    except (FileNotFoundError, NotADirectoryError):
+        what = "no such folder" if not folder.exists() else "no folder"
+        what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, NotADirectoryError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{record_file}: not a model record: {error}") from None
     try:
         if record["format"] not in _FORMATS:

@@ -24,7 +24,7 @@ from .formats import (
     write_xmc,
 )
 from .matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
-from .registry import NAMES, data_home, download, fetch, hold_out, known_name, load, locate
+from .registry import NAMES, data_home, download, fetch, hold_out, is_registered, known_name, load, locate
 from .text import Vectorizer, json_line
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "download",
     "fetch",
     "hold_out",
+    "is_registered",
     "iter_batches",
     "iter_documents",
     "iter_jsonl",

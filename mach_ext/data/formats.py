@@ -10,6 +10,7 @@ import errno
 import io
 import itertools
 import json
+import os
 import re
 import unicodedata
 import zipfile
@@ -38,6 +39,11 @@ def _split(document: _C.Document) -> Split:
     return Split(X, Y)
 
 
+def _shown(path: PathLike) -> str:
+    """How the parser's messages call a file: compiled code takes no path of other bytes than UTF-8."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
 def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
     """Reads a file in the XMC repository's text format.
 
@@ -59,7 +65,7 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
         >>> split.Y.indices
         array([0, 2], dtype=int32)
     """
-    return _split(_C.parse_xmc(read_bytes(path), num_threads, str(path)))
+    return _split(_C.parse_xmc(read_bytes(path), num_threads, _shown(path)))
 
 
 def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0) -> Iterator[Split]:
@@ -77,11 +83,14 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
         ValueError: as :func:`read_xmc`, once the bad line is reached.
     """
     lines = documents = 0
+    name = _shown(path)
     with naming(path), open_read(path) as file:
-        promised, features, labels = _C.parse_header(file.readline(), str(path))
+        promised, features, labels = _C.parse_header(file.readline(), name)
         while block := file.read(block_bytes):
             block += file.readline()
-            split = _split(_C.parse_lines(block, features, labels, lines + 2, False, num_threads, str(path)))
+            split = _split(
+                _C.parse_lines(block, features, labels, lines + 2, False, num_threads, _shown(path))
+            )
             lines += len(split)
             surplus = min(len(split), lines - promised)
             if surplus > 0 and split.X[-surplus:].nnz == split.Y[-surplus:].nnz == 0:  # blanks at the end
@@ -163,7 +172,7 @@ def parse_svmlight(
     text = read_bytes(path)
     if not with_labels:
         text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)
-    return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=str(path), **bound))
+    return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=_shown(path), **bound))
 
 
 # What stands first in a line and is no feature.
@@ -236,7 +245,7 @@ def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
         raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
     # The parser takes what stands first in a line for labels, and a blank there for their absence.
     lines = b" " + body.removesuffix(b"\n").replace(b"\n", b"\n ") if body else b""
-    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, str(path))).X
+    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _shown(path))).X
     if matrix.shape[0] > rows and matrix.indptr[rows] == matrix.nnz:  # blank lines at the end
         matrix = matrix[:rows]
     if matrix.shape[0] != rows:

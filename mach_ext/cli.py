@@ -159,8 +159,8 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)  # argparse's own passes over a stream that fails
 
 
-def _nearest(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given.replace("_", "-"), known, 1)
+def _nearest(given: str, known: Iterable[Any]) -> str:
+    near = difflib.get_close_matches(given.replace("_", "-"), map(str, known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -835,6 +835,7 @@ def predict(args: Any) -> None:
         raise ValueError("--input-format is for --input and standard input")
     if args.output is not None:
         file = args.output / f"predictions.{args.format}"
+        _check_folder("--output", args.output)
         _check_file("--output", file)
         if args.input is not None and file.exists() and args.input.exists() and file.samefile(args.input):
             raise ValueError(f"--output must not be where --input is read from, got {args.input}")
@@ -987,6 +988,7 @@ def _one_document(
 ) -> tuple[Any, str | None, str, list[int] | None, data.Dataset | None]:
     """The document, its text, what to call it, its true labels, its dataset: as far as they are known."""
     if args.text is not None:
+        _say_no_svmlight(args)
         (X,) = data.vectorised([_from_shell(args.text, "--text 1")], runs.columns_of(model))
         if not data.row_features(X).any():
             raise ValueError("--text: none of its words is in the model's vocabulary: nothing to explain")
@@ -1397,7 +1399,7 @@ def _check_file(flag: str, file: Path) -> None:
     """Raises where the file can't be written, or is something else than a file."""
     if file.exists() and not file.is_file():
         raise ValueError(f"{flag} must be a file, but {file} is a {'folder' if file.is_dir() else 'device'}")
-    _check_folder(flag, file.parent)
+    _check_folder(f"the folder of {flag}", file.parent)
 
 
 @contextlib.contextmanager

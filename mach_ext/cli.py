@@ -1263,6 +1263,7 @@ def compress(args: Any) -> None:
     before = measured(folder)
     with _naming(output):
         model.save(output, args.step)
+    say(f"model: {output}")
     model = nn.load(output, args.device)
     after = measured(output)
     with _all_done() as then:
@@ -1271,7 +1272,6 @@ def compress(args: Any) -> None:
             metrics_after = {name: value for name, value in after.items() if name != "bytes"}
             file = output / "metrics.json"
             then(_write_metrics, file, output, dataset, model, {split: metrics_after}, {}, {})
-    say(f"model: {output}")
 
 
 def _show_sizes(
@@ -1303,6 +1303,7 @@ def info(args: Any) -> None:
     if args.json:
         show(json.dumps(record, indent=2))
         return
+    trained = _training_lines(record["training"], folder / "checkpoint.json")
     show(f"{escaped(str(folder))}\n{model}")
     total = sum(p.numel() for p in model.parameters())
     show(f"\nparameters  {total:,}")
@@ -1314,15 +1315,27 @@ def info(args: Any) -> None:
     show(f"\nlabel hash\n{model.hash.diagnostics()}")
     operators = record["operators"]
     show(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")
-    if record["training"] is not None:
-        state, settings = record["training"]["progress"], record["training"]["hyperparameters"]
-        show(f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s")
-        show("  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"))
+    for line in trained:
+        show(line)
+
+
+def _training_lines(record: Any, file: Path) -> list[str]:
+    """What a checkpoint says of the training; none where there is none."""
+    if record is None:
+        return []
+    try:
+        state, settings = record["progress"], record["hyperparameters"]
+        lines = [
+            f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
+            "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),
+        ]
         for entry in state["history"]:
-            if "loss" not in entry:  # the last word of repetitions trained in turn
-                continue
-            dev = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
-            show(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
+            if "loss" in entry:  # not so in the last word of repetitions trained in turn
+                dev = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
+                lines.append(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None
+    return lines
 
 
 def _optional_json(file: Path) -> Any:

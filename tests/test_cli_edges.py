@@ -609,3 +609,12 @@ def test_svmlight_base_without_such_a_file(here, capsys):
     ):
         assert cli.main([*argv, "--svmlight-base", "1"]) == 0
         assert "--svmlight-base is passed over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"progress": {}}', '{"progress": 1, "hyperparameters": {}}', "7"])
+def test_info_shows_all_or_nothing(here, capsys, content):
+    (here / "runs" / "texts" / "checkpoint.json").write_text(content)
+    assert cli.main(["info", "--model-path", "runs/texts"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("mach-ext: runs/texts/checkpoint.json: not a checkpoint: ")

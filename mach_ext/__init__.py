@@ -6,7 +6,10 @@ Start with `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`; READ
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-from mach_ext import _ops as _ops  # first, since it says how to get what is not compiled
+from mach_ext import _terminal as _terminal  # first, since Ctrl-C can come during the imports
+
+# isort: split
+from mach_ext import _ops as _ops  # then this, since it says how to get what is not compiled
 from mach_ext import data, functional, metrics, optim
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.neighbors import Neighbors

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mach_ext import compression
-from mach_ext._memory import check_memory
+from mach_ext._memory import check_memory, check_room, memory_shortage
 from mach_ext.data import atomic_write, write_json
 from mach_ext.data.files import delete_file, lock_folder, open_file
 from mach_ext.data.records import ANY, check_record, digest_of, read_record, sealed
@@ -99,11 +99,10 @@ def read_model_record(folder: Path) -> dict[str, Any]:
     file = folder / "model.json"
     try:
         record: dict[str, Any] = read_record(file, "a model record", {"format": ANY, "*": ANY})
-    except FileNotFoundError:
-        what = "no model.json in the folder" if folder.is_dir() else "no such folder"
+    except (FileNotFoundError, NotADirectoryError):
+        what = "no folder" if folder.exists() else "no such folder"
+        what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
-    except NotADirectoryError as error:
-        raise ValueError(f"{file}: not a model record: {error}") from None
     if type(record["format"]) is not int or record["format"] not in _FORMATS:
         raise ValueError(f"{file}: format must be 1 to 3 for this mach_ext, got {record['format']!r}")
     check_record(record, f"{file}: not a model record", _SCHEMA)

@@ -653,13 +653,13 @@ class MACH(nn.Module):
         _model_folder.save(self, Path(path), step)
 
 
-def checked_k(op: str, k: int | None, num_labels: int, least: int = 1) -> int:
+def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:
     """A checked k of the top k; None: the usual 5, or all L labels where there are fewer."""
     if k is None:
         return min(USUAL_K, num_labels)
     k = F.as_int(op, "k", k)
     if not least <= k <= num_labels:
-        raise ValueError(f"{op}: k must be in {least} ... L={num_labels}, got {k}")
+        raise ValueError(f"{op}: {name} must be in {least} ... L={num_labels}, got {k}")
     return k
 
 

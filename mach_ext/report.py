@@ -12,7 +12,6 @@ import functools
 import io
 import itertools
 import math
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mach_ext._memory import check_import
+from mach_ext._terminal import UNSAFE, one_line
 from mach_ext.data import Vectorizer
 from mach_ext.nn import SCALES
 
@@ -97,7 +97,7 @@ def attribution_lines(explanation: Explanation, label: int, n: int = 10, width: 
 
 def shortened(text: str, width: int) -> str:
     """A text on one line of a terminal, cut to so many columns, never between a letter and its marks."""
-    text = " ".join(text.split())
+    text = one_line(text)
     columns = end = 0
     for i, c in enumerate(text):
         columns += _width(c)
@@ -445,9 +445,9 @@ def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
 
 
 def _page(template: str, **content: Any) -> str:
-    """The page. Lone surrogates, which UTF-8 can't carry, become U+FFFD."""
+    """The page. U+FFFD stands for controls, overrides of the writing direction and what UTF-8 can't carry."""
     page: str = _template(template).render(FOR=FOR, AGAINST=AGAINST, **content)
-    return re.sub("[\ud800-\udfff]", "\ufffd", page)
+    return UNSAFE.sub(lambda match: match[0] if match[0] in "\t\n\r" else "\ufffd", page)
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def attachments(
         ValueError: not as many names as columns.
     """
     _check_names(dataset)
-    registered = dataset.name in data.NAMES and dataset.path.parent == data.data_home()
+    registered = dataset.name == dataset.path.name and data.is_registered(dataset.path)
     run = {
         "dataset": dataset.name if registered else str(dataset.path.absolute()),
         "name": dataset.name,
@@ -205,7 +205,12 @@ def load_dataset(
     base: Any = svmlight_base
     if own and base is None:
         base = "auto"  # as in training, for a model of before the base was kept
-    loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=base)
+    try:
+        loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=base)
+    except FileNotFoundError as error:
+        if dataset is not None:
+            raise
+        raise FileNotFoundError(f"{error} ({folder} was trained on it; --dataset names other data)") from None
     if loaded.dev is not None or not len(loaded.train):
         return loaded
     # A dev split is held out only of the documents of the training, and only as it was held out then: of

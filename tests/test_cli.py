@@ -118,7 +118,6 @@ def test_train_with_svms(here, dataset_folder, capsys):
         (["--epochs", "3"], "--svm takes no --epochs"),
         (["--resume", "--tau", "0.3", "--dropout", "0.1"], "--svm takes no --tau, --resume, --dropout"),
         (["--hidden-size", "8"], "is for linear MACH"),
-        (["--C", "-1"], "C must be within"),
         (["--encoder", "shared", "--epochs", "0"], "--svm takes no --epochs, --encoder"),
         (["--no-svm", "--C", "2"], "--C is of support vector machines"),
     ):
@@ -231,8 +230,6 @@ def test_compress(here, dataset_folder, capsys):
     assert "--output must be another folder than the model's" in shown
     assert run("compress", "--model-path", small, "--output", "runs/tiny") == 1
     assert "--output must not be the folder of a training run, got runs/tiny" in capsys.readouterr().err
-    assert run("compress", "--step", "-1", "--split", "none") == 1
-    assert "step must be None or a finite number above 0, got -1.0" in capsys.readouterr().err
 
 
 def test_data_commands(here, dataset_folder, capsys):
@@ -317,7 +314,7 @@ def test_a_refused_or_other_run_does_not_touch_the_former_one(here, dataset_fold
     assert run("train", "--dataset", text_folder, *FAST, "--output", "r") == 0
     before = sorted((p.name, p.read_bytes()) for p in (here / "r").iterdir())
     arguments = ["train", "--dataset", dataset_folder, *FAST, "--output", "r"]
-    assert run(*arguments, "--overwrite", "--learning-rate", "-1") == 1
+    assert run(*arguments, "--overwrite", "--C", "1") == 1
     capsys.readouterr()
     assert run(*arguments) == 1
     assert f"r: holds a run on {text_folder}, seed 0; --overwrite replaces it" in capsys.readouterr().err
@@ -620,8 +617,5 @@ def test_attack(here, dataset_folder, capsys):
     assert "certified P@5 reaches 0 at eps " in out
     assert run("attack", "--threat", "dense", "--certify", "--quiet") == 1
     assert "--certify: threat model dense is certified for linear MACH" in capsys.readouterr().err
-    assert run("attack", "--eps", "-1", "--quiet") == 1
-    assert "--eps must be numbers >= 0, got -1" in capsys.readouterr().err
-    assert run("attack", "--threat", "all", "--quiet") == 1
     assert run("attack", "--k", "50", "--quiet") == 1
     assert "k must be in 1 ... L=40, got 50" in capsys.readouterr().err

@@ -551,8 +551,9 @@ def test_text_that_is_not_utf8_is_refused(mach, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ncaf\xe9\n"), "utf-8"))
     code, _, said = mach("predict")
     assert code == 1
-    assert said == "mach-ext: standard input, line 2: text must be UTF-8, got byte 0xe9\n"
+    where = "text must be UTF-8, got byte 0xe9, byte 4 of the line"
+    assert said == f"mach-ext: standard input, line 2: {where}\n"
     for command in ("predict", "explain"):
         code, _, said = mach(command, "--text", "caf\udce9")
         assert code == 1
-        assert said == "mach-ext: --text 1: text must be UTF-8, got byte 0xe9\n"
+        assert said == f"mach-ext: --text 1: {where}\n"

@@ -5,10 +5,11 @@
 
 from .batching import Batch, iter_batches, iter_on_device
 from .dataset import HOLDOUT_RULE, Columns, Dataset, Split
-from .documents import iter_documents, vectorised
+from .documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
 from .files import atomic_path, atomic_write, write_json
 from .folders import read_file, read_folder, write_folder
 from .formats import (
+    decode_line,
     iter_jsonl,
     iter_xmc,
     label_matrix,
@@ -23,12 +24,13 @@ from .formats import (
     write_xmc,
 )
 from .matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
-from .registry import NAMES, data_home, download, fetch, hold_out, known_name, load, locate
+from .registry import NAMES, data_home, download, fetch, hold_out, is_registered, known_name, load, locate
 from .text import Vectorizer, json_line
 
 __all__ = [
     "HOLDOUT_RULE",
     "NAMES",
+    "TEXT_FORMATS",
     "Batch",
     "Columns",
     "Dataset",
@@ -40,9 +42,11 @@ __all__ = [
     "check_csr",
     "check_labels",
     "data_home",
+    "decode_line",
     "download",
     "fetch",
     "hold_out",
+    "is_registered",
     "iter_batches",
     "iter_documents",
     "iter_jsonl",
@@ -64,6 +68,7 @@ __all__ = [
     "read_xmc",
     "row_features",
     "row_lengths",
+    "stream_documents",
     "vectorised",
     "write_folder",
     "write_json",

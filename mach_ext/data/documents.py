@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
+import select
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .._memory import memory_errors
 from .dataset import Columns
-from .files import PathLike, suffix_of
+from .files import PathLike, naming, open_read, suffix_of
 from .folders import SVMLIGHT, fit_features, read_features, read_svmlight_documents
-from .formats import iter_jsonl, iter_xmc, read_lines
+from .formats import decode_line, iter_jsonl, iter_xmc, json_document, read_lines
 from .matrices import Csr
+from .text import Vectorizer
+
+TEXT_FORMATS = ("text", "jsonl")  # of lines, each with a document as text
 
 _TEXT_LINES = re.compile(r"X\.\w+\.txt|\w+_X\.txt")  # names that `read_folder` takes for lines of text
 
@@ -25,8 +31,12 @@ def iter_documents(
     svmlight_base: int | None = None,
     remarks: list[str] | None = None,
     block: int = 1024,
+    format: str | None = None,
 ) -> Iterator[Csr]:
     """Documents of a file as rows for a model, block by block; labels in the file are passed over.
+
+    A blank line is an empty document in XMC text and in lines of text. In JSON lines and in svmlight files
+    blank lines are passed over, as in training.
 
     Args:
         path: ``.jsonl`` (texts), ``.npz``, ``.svm`` or ``.txt``, each also .gz, .xz, .bz2. ``.txt`` is XMC
@@ -36,6 +46,7 @@ def iter_documents(
         svmlight_base: number of the first feature in svmlight files, where the model does not keep it.
         remarks: takes what a reader has to say, in sentences.
         block: texts at a time.
+        format: one of `TEXT_FORMATS`, for a file of any name; None: by the name.
 
     Raises:
         ValueError: another suffix; a bad file, with the line; more features than the model has.
@@ -49,7 +60,12 @@ def iter_documents(
         [[[0.5, 0.0, 1.0, 0.0]]]
     """
     path, remarks, kind = Path(path), [] if remarks is None else remarks, suffix_of(path)
-    if kind == ".jsonl":
+    if svmlight_base is not None and (format is not None or kind not in SVMLIGHT):
+        remarks.append(f"{path}: is no svmlight file; --svmlight-base is passed over")
+    if format is not None:
+        with naming(path), open_read(path) as file:
+            yield from stream_documents(file, columns, format=format, source=path, block=block)
+    elif kind == ".jsonl":
         yield from vectorised((text for text, _ in iter_jsonl(path)), columns, block, path)
     elif kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
         yield fit_features(read_features(path), columns.num_features, path, remarks)
@@ -77,11 +93,121 @@ def vectorised(
     Raises:
         ValueError: the model has no vectorizer.
     """
+    vectorizer, texts = _vectorizer(columns, source), iter(texts)
+    while chunk := list(itertools.islice(texts, block)):
+        yield vectorizer.transform(chunk)
+
+
+def _vectorizer(columns: Columns, source: PathLike) -> Vectorizer:
     if columns.vectorizer is None:
         raise ValueError(
             f"{source}: the model was trained on vectors, not on text; predict --input takes files of "
             "vectors, explain --sample-id a document of the dataset"
         )
-    texts = iter(texts)
-    while chunk := list(itertools.islice(texts, block)):
-        yield columns.vectorizer.transform(chunk)
+    return columns.vectorizer
+
+
+def stream_documents(
+    stream: Any,
+    columns: Columns,
+    *,
+    format: str | None = None,
+    source: PathLike = "standard input",
+    block: int = 1024,
+) -> Iterator[Csr]:
+    """Texts of a stream as rows for a model: as many lines as are there at a time, so that none has to wait.
+
+    A line ends at a line feed, with or without a carriage return before it. A blank line is an empty document
+    in "text" and is passed over in "jsonl".
+
+    Args:
+        stream: binary, buffered.
+        columns: of the model.
+        format: one of `TEXT_FORMATS`. None: "jsonl" where the first line that is not blank is a JSON object
+            with a string as "text", else "text".
+        source: how messages call the stream.
+        block: lines at a time, at most.
+
+    Raises:
+        ValueError: a bad line, after the documents before it; the model has no vectorizer.
+
+    Example:
+        >>> import io
+        >>> from mach_ext.data import Columns, Vectorizer, stream_documents
+        >>> columns = Columns(2, 1, vectorizer=Vectorizer.fit(["cat dog", "cat dog"]))
+        >>> [X.getnnz(axis=1).tolist() for X in stream_documents(io.BytesIO(b"a cat\\n\\ndog, cat"), columns)]
+        [[1, 0, 2]]
+    """
+    vectorizer, blocks, number = _vectorizer(columns, source), _blocks_of_lines(stream, block, source), 0
+    if format is None:
+        format, blocks = _format_of(blocks)
+    for lines in blocks:
+        texts, problem = [], None
+        for line in lines:
+            number += 1
+            try:
+                if format == "text":
+                    texts.append(decode_line(line, f"{source}, line {number}"))
+                elif line.strip():
+                    texts.append(json_document(line, f"{source}, line {number}")[0])
+            except ValueError as error:
+                problem = error
+                break
+        if texts:
+            yield vectorizer.transform(texts)
+        if problem is not None:
+            raise problem
+
+
+def _blocks_of_lines(stream: Any, most: int, source: PathLike) -> Iterator[list[bytes]]:
+    """Whole lines without their ends, at most so many; fewer where the next one is not there yet."""
+    lines: list[bytes] = []
+    parts = [b""]  # of a line whose end has not come
+    first = True
+    while True:
+        try:
+            piece = stream.read1(1 << 16)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(source)) from None
+        *ended, rest = piece.split(b"\n")
+        if ended:
+            ended[0] = b"".join([*parts, ended[0]])
+            parts = []
+        parts.append(rest)
+        lines += ended
+        if not piece and (last := b"".join(parts)):
+            lines.append(last)
+        while len(lines) >= most or (lines and not (piece and _has_more(stream))):
+            if first:
+                lines[0], first = lines[0].removeprefix(b"\xef\xbb\xbf"), False
+            yield [line.removesuffix(b"\r") for line in lines[:most]]
+            lines = lines[most:]
+        if not piece:
+            return
+
+
+def _has_more(stream: Any) -> bool:
+    """Whether a read would not have to wait."""
+    try:
+        return bool(select.select([stream], [], [], 0)[0])
+    except (OSError, ValueError, TypeError, io.UnsupportedOperation):  # in memory
+        return True
+
+
+def _format_of(blocks: Iterator[list[bytes]]) -> tuple[str, Iterator[list[bytes]]]:
+    """The format, by the first line that is not blank, and the blocks with those that were looked at."""
+    seen: list[bytes] = []
+    for lines in blocks:
+        seen += lines
+        for line in lines:
+            if line.strip():
+                return "jsonl" if _is_json_document(line) else "text", itertools.chain([seen], blocks)
+    return "text", iter([seen])
+
+
+def _is_json_document(line: bytes) -> bool:
+    try:
+        json_document(line, "")
+    except ValueError:
+        return False
+    return True

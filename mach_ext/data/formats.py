@@ -10,6 +10,7 @@ import errno
 import io
 import itertools
 import math
+import os
 import re
 import unicodedata
 import zipfile
@@ -52,8 +53,8 @@ def _split(document: _C.Document) -> Split:
 
 
 def _shown(path: PathLike) -> str:
-    """A path as the parser's messages call it: it takes UTF-8 alone, so other bytes are escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """How the parser's messages call a file: compiled code takes no path of other bytes than UTF-8."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 @memory_errors("free memory first, or split the data", "data.read_xmc")

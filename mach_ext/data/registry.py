@@ -80,10 +80,30 @@ _PECOS_FILES = {
 
 
 def data_home() -> Path:
-    """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder."""
-    if home := os.environ.get("MACH_DATA"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mach_ext"
+    """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder.
+
+    Raises:
+        ValueError: nothing says where it is, or there is something else than a folder.
+    """
+    given = os.environ.get("MACH_DATA")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        home = Path(given).expanduser() if given else cache.expanduser() / "mach_ext"
+    except RuntimeError:  # no $HOME, and no user of this number or name
+        raise ValueError(
+            "the data folder is not known, since the user has no home folder; $MACH_DATA says where it is"
+        ) from None
+    if home.exists() and not home.is_dir():
+        raise ValueError(f"the data folder must be a folder, {home} is none; $MACH_DATA names another")
+    return home
+
+
+def is_registered(folder: Path) -> bool:
+    """Whether a folder is where a dataset of the registry is kept, so that its name says where it is."""
+    try:
+        return folder.name in NAMES and folder.parent == data_home()
+    except ValueError:
+        return False
 
 
 @memory_errors("free memory first, or split the data", "data.load")
@@ -437,7 +457,12 @@ def _sha256(path: Path) -> str:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """One process at a time prepares a folder; the lock goes with the process, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = open(folder.with_name(f".{folder.name}.lock"), "w")  # noqa: SIM115
+    except OSError as error:
+        rule = "the data folder must be one that can be written to"
+        raise OSError(f"{folder.parent}: {rule}: {error.strerror}; $MACH_DATA names another") from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

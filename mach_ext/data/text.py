@@ -315,8 +315,9 @@ def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) ->
     return TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, dtype=np.float32, **options)
 
 
-# Lone surrogates, which UTF-8 can't carry, and what some readers take for the end of a line.
-_ESCAPED = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
+# Lone surrogates, which UTF-8 can't carry, what some readers take for the end of a line, and what steers a
+# terminal. JSON's own escapes say the same.
+_ESCAPED = re.compile("[\ud800-\udfff\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def json_line(record: Any) -> str:

@@ -1,0 +1,156 @@
+"""The standard streams of the command line, and text that is safe on them.
+
+A name of a label can hold anything, an escape sequence of a terminal among it. A stream can be closed, on a
+full device, or of an encoding that lacks most letters. The signals that end a program come at any moment.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+# Controls, line and paragraph separators, overrides of the writing direction, halves of surrogate pairs.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# What stands for signs of ours that an encoding lacks. Other letters are written as \xe9.
+_PLAIN = {"…": "...", "±": "+-", **dict.fromkeys("█▌▐", "#"), **dict(zip("▁▂▃▄▅▆▇", "1234567", strict=True))}
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""The text, with what could steer a terminal written as Python writes it: ``\x1b``, ``\n``, ``\u202e``.
+
+    Example:
+        >>> from mach_ext._terminal import escaped
+        >>> escaped("red: \x1b[31m")
+        'red: \\x1b[31m'
+    """
+    return UNSAFE.sub(
+        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text
+    )
+
+
+def one_line(text: str) -> str:
+    """A name or a text for a cell or a line: white space becomes single spaces, the rest is `escaped`."""
+    return escaped(" ".join(text.split()))
+
+
+def show(text: str = "") -> None:
+    """Prints lines of results, `escaped` but for tabs and line ends."""
+    print(escaped(text, keep="\t\n"))
+
+
+def say(text: str) -> None:
+    """Prints one line of remarks. They go to standard error: standard output is for results."""
+    print(f"mach-ext: {escaped(text)}", file=sys.stderr)
+
+
+def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
+
+
+codecs.register_error("mach_ext.plain", _encode_plainly)
+
+
+class _Descriptor(io.FileIO):
+    """Where a standard stream writes to. After its first failure it takes everything and writes nothing.
+
+    Remarks that can't be written are no reason to end a training, so only results fail, and once.
+    """
+
+    def __init__(self, descriptor: int, failure: str | None) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._failure, self._failed = failure, False
+
+    def write(self, data: Any) -> int:
+        if not self._failed:
+            try:
+                return super().write(data)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self._failed = True
+                if self._failure is not None:
+                    problem = "it is closed" if error.errno == errno.EBADF else error.strerror
+                    raise OSError(error.errno, problem, self._failure) from None
+        return memoryview(data).nbytes
+
+
+def _stream(former: TextIO | None, descriptor: int, failure: str | None) -> TextIO:
+    encoding, at_once = "utf-8", failure is None
+    if isinstance(former, io.TextIOWrapper):
+        encoding, at_once = former.encoding, at_once or former.line_buffering or former.write_through
+    binary = io.BufferedWriter(_Descriptor(descriptor, failure))
+    return io.TextIOWrapper(binary, encoding, "mach_ext.plain", newline="\n", line_buffering=at_once)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Makes `sys.stdout` and `sys.stderr` such that every text can be written and every failure has words.
+
+    What the caller has put in their place stays, as in a test or a notebook.
+    """
+    former = sys.stdout, sys.stderr
+    # A closed descriptor would go to the next file that is opened, and take what is printed.
+    taken = [os.open(os.devnull, os.O_RDONLY) if s is None else -1 for s in (sys.stdin, *former)]
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _stream(former[0], 1 if taken[1] < 0 else taken[1], "standard output")
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="mach_ext.plain")
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _stream(former[1], 2 if taken[2] < 0 else taken[2], None)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        sys.stdout, sys.stderr = former
+
+
+def is_command() -> bool:
+    """Whether this process is the command `mach-ext`, and no other program that imports the package."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name == "mach-ext" or (name == "-m" and "mach_ext" in sys.orig_argv)
+
+
+# The imports take a second or two. Ctrl-C during them ends the command, without a traceback from their midst.
+if is_command() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C does at that moment. What `nohup` ignores stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # as of a job in the background of a shell
+            raise KeyboardInterrupt
+        handler(number, frame)
+
+    handlers = {
+        signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt, signal.SIGHUP: interrupt
+    }  # fmt: skip
+    ours = [each for each in handlers if signal.getsignal(each) == signal.SIG_DFL]
+    for each in ours:
+        signal.signal(each, handlers[each])
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)

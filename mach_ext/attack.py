@@ -31,11 +31,11 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._progress import tqdm
 from mach_ext.data import check_csr, check_labels
 from mach_ext.metrics import KS, without_filtered
 from mach_ext.nn import (

@@ -41,10 +41,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.linalg import vector_norm
-from tqdm import tqdm
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._progress import tqdm
 from mach_ext.attack import L1, L2, Delete, Dense, Insert, ThreatModel, _below, threat_model
 from mach_ext.data import check_csr, check_labels
 from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating

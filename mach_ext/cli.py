@@ -24,11 +24,11 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
 from mach_ext._memory import memory_words
+from mach_ext._progress import tqdm
 from mach_ext._terminal import escaped, one_line, say, show, signals, standard_streams
 from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors

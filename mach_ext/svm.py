@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._progress import tqdm
 from mach_ext.data import check_labels
 from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH

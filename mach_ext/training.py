@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mach_ext import _model_folder, _ops, metrics, optim
 from mach_ext._memory import available_memory as _available_memory
@@ -37,6 +36,7 @@ from mach_ext._model_folder import (
     save_tensors,
     tensors_digest,
 )
+from mach_ext._progress import tqdm
 from mach_ext.data import (
     Batch,
     check_csr,

@@ -27,8 +27,8 @@ def shown(value: Any) -> str:
 
     Example:
         >>> from mach_ext.data.parsing import shown
-        >>> print(shown("red\\n" + "a" * 1000))
-        'red\\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...
+        >>> print(shown("red\\n" + "a" * 1000)[:12], len(shown("a" * 1000)))
+        'red\\naaaaaa 63
     """
     is_text = isinstance(value, (str, bytes, bytearray))
     text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)

@@ -311,7 +311,7 @@ def download(
 
 def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: int | None) -> bool:
     """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
-    from tqdm import tqdm
+    from .._progress import tqdm
 
     request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
     if start:

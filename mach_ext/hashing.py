@@ -234,7 +234,7 @@ class LabelHash:
         return moved
 
     def check_buckets(self) -> None:
-        """Refuses buckets that were written to: kernels rely on the range checked when they were made.
+        """Refuses buckets that were written to, as far as PyTorch counts writes: NumPy's it does not.
 
         Raises:
             ValueError: `buckets` was changed in place.
@@ -243,6 +243,31 @@ class LabelHash:
             raise ValueError(
                 "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
             )
+
+    def check_contents(self) -> None:
+        """Refuses buckets outside [0, B), as writes through NumPy leave them. Looks at all R L of them.
+
+        Raises:
+            ValueError: `buckets` holds a bucket outside [0, B).
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
+            >>> hash.check_contents()
+            >>> hash.buckets.numpy()[1, 2] = 7
+            >>> hash.check_contents()  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: LabelHash: buckets holds 7 for label 2 in repetition 1, outside [0, 2): it was ...
+        """
+        low, high = self.buckets.aminmax()
+        if low >= 0 and high < self.num_buckets:
+            return
+        r, label = ((self.buckets < 0) | (self.buckets >= self.num_buckets)).nonzero()[0].tolist()
+        raise ValueError(
+            f"LabelHash: buckets holds {self.buckets[r, label]} for label {label} in repetition {r}, outside "
+            f"[0, {self.num_buckets}): it was changed in place; make another hash: "
+            "LabelHash.from_buckets(table)"
+        )
 
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """What `merge_topk` reads besides `buckets`; built by the first call and kept.
@@ -265,7 +290,11 @@ class LabelHash:
         if not self._index:
             self.check_buckets()
             names = ("codes", "list_starts", "list_labels")
-            self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
+            try:
+                self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
+            except RuntimeError:
+                self.check_contents()
+                raise
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
 
     def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
@@ -309,6 +338,7 @@ class LabelHash:
             >>> [round(float(v[0, b] + v[1, c]) / 2, 3) for b, c in ((1, 0), (0, 1), (1, 1))]
             [1.0, 2.0, 3.0]
         """
+        self.check_contents()
         L, B, R = self._sizes()
         values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
         for name, array in (("values", values), ("weights", weights)):
@@ -387,6 +417,7 @@ class LabelHash:
                      1         2       2.0         2       0.0         0
             label pairs that share all their buckets: 0 (random buckets: 1.5 expected)
         """
+        self.check_contents()
         if self._diagnostics is None:
             pairs, groups = self._collisions()
             self._diagnostics = HashDiagnostics(

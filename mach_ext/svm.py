@@ -93,6 +93,7 @@ def fit_svm(
         if not low <= value <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
     X, Y = checked_data("fit_svm", "X", "Y", X, Y, model)
+    model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
     length = typical_length(X)

@@ -646,6 +646,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
       uint32_t used = 0;
       for (int64_t n = 0; n < N; ++n)
         for (int64_t e = label_indptr[n]; e < label_indptr[n + 1]; ++e) {
+          // What is no bucket at all is none of these, either.
           const int64_t b = pointer<int32_t>(buckets)[label[e]] - first - begin;
           if (b < 0 || b >= size) continue;
           positives[n] |= static_cast<uint16_t>(1u << b);
@@ -835,7 +836,12 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cpu(const Tensor& buckets_, int64
   const bool in_range = label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
                                     mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels),
                                     [](int64_t count, const auto& task) { run_tasks(count, task); });
-  STD_TORCH_CHECK(in_range, op, ": buckets must be in [0, B=", B, ")");
+  if (!in_range) {
+    const int32_t* bucket = pointer<int32_t>(buckets);
+    const int32_t* wrong = std::find_if(bucket, bucket + R * L, [&](int32_t b) { return b < 0 || b >= B; });
+    STD_TORCH_CHECK(false, op, ": buckets must be in [0, B=", B, "), got ", *wrong, " for label ",
+                    (wrong - bucket) % L, " in repetition ", (wrong - bucket) / L);
+  }
   return {codes, starts, labels};
 }
 

@@ -79,7 +79,7 @@ int64_t block_labels(const MergeScores<T>& p) {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find;
-// kept from use to use, so that they are made once.
+// kept from use to use, so that they are made once. What is never touched (table_rows()) takes no memory.
 class Table {
  public:
   uint8_t* of(int64_t bytes) {
@@ -96,6 +96,12 @@ class Table {
     return memory_.get();
   }
 
+  void release_large() {
+    if (size_ <= kTableBytes + kMaxCodes * kWidth) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
  private:
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
@@ -103,6 +109,12 @@ class Table {
   std::unique_ptr<uint8_t, Free> memory_;
   int64_t size_ = 0;
 };
+
+// The calling thread's, kept from call to call unless it is large.
+Table& own_table() {
+  thread_local Table table;
+  return table;
+}
 
 // Where a run of labels [begin, end) is cut into `parts` for as many threads.
 int64_t cut(int64_t begin, int64_t end, int64_t parts, int64_t i) {
@@ -481,11 +493,17 @@ class Decoder {
     const int32_t* end() const { return last; }
     int64_t size() const { return last - first; }
   };
+  // Within the repetition's labels, whatever its starts say (label_index.h). The labels themselves are
+  // checked where they are used.
   Labels labels_of(const Heavy& h) const {
     const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
     const int32_t* labels = p_.index->list_labels + h.repetition * m_.L;
-    return {labels + starts[0], labels + starts[1]};
+    const auto end = static_cast<int32_t>(m_.L);
+    const int32_t first = std::clamp(starts[0], 0, end), last = std::clamp(starts[1], first, end);
+    return {labels + first, labels + last};
   }
+
+  bool is_label(int32_t label) const { return static_cast<uint32_t>(label) < static_cast<uint32_t>(m_.L); }
 
   // The document's best buckets in a few repetitions, of at most some labels each, to scratch.best.
   template <class Tag>
@@ -523,6 +541,7 @@ class Decoder {
     for (const Heavy& h : scratch.best) {
       marked += labels_of(h).size();
       for (int32_t label : labels_of(h)) {
+        if (!is_label(label)) continue;
         uint64_t& word = scratch.seen[label / 64];
         const uint64_t bit = uint64_t(1) << (label % 64);
         if (word & bit) labels.push_back(label);
@@ -533,7 +552,8 @@ class Decoder {
       std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
     else
       for (const Heavy& h : scratch.best)
-        for (int32_t label : labels_of(h)) scratch.seen[label / 64] = 0;
+        for (int32_t label : labels_of(h))
+          if (is_label(label)) scratch.seen[label / 64] = 0;
     std::sort(labels.begin(), labels.end());
     labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
   }
@@ -625,17 +645,17 @@ class Decoder {
                      },
                      1};
     const Team team = apart ? alone : Team{p_.run_tasks, p_.threads};
-    if (static_cast<int64_t>(tables_.size()) < runs) tables_.resize(runs);
     std::vector<std::vector<int64_t>> others(runs);
     const auto run = [&](int64_t i) {
       for (int64_t group = cut(0, groups, runs, i); group < cut(0, groups, runs, i + 1); ++group) {
         const int64_t* first = &documents[group * kSumLanes];
         const int64_t some = std::min<int64_t>(kSumLanes, count - group * kSumLanes);
         if (possible && sums_cost() < some * alone_cost(some))
-          sum_together(first, some, team, tables_[i], others[i]);
+          sum_together(first, some, team, others[i]);
         else
           others[i].insert(others[i].end(), first, first + some);
       }
+      own_table().release_large();
     };
     if (apart)
       p_.run_tasks(runs, run);
@@ -652,10 +672,10 @@ class Decoder {
 
   // Up to 16 documents at a time: one addition for all of them, in the order of the definition. A document
   // for which `above` can't be said (fewer than k keys that are numbers in the sample) goes to `others`.
-  void sum_together(const int64_t* documents, int64_t count, const Team& team, Table& memory,
+  void sum_together(const int64_t* documents, int64_t count, const Team& team,
                     std::vector<int64_t>& others) const {
     const int64_t R = m_.R, B = m_.B, L = m_.L;
-    float* table = reinterpret_cast<float*>(memory.of(R * B * kSumLanes * sizeof(float)));
+    float* table = reinterpret_cast<float*>(own_table().of(table_rows(R * B, B) * kSumLanes * sizeof(float)));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       team.run_tasks(R, [&](int64_t r) {
@@ -836,7 +856,7 @@ class Decoder {
   template <int W>
   void run_scan(const std::vector<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
-    uint8_t* tables = tables_[0].of(blocks * R * B * W);
+    uint8_t* tables = own_table().of(table_rows(blocks * R * B, B) * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       const auto fill = [&] {
@@ -1048,7 +1068,6 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  std::vector<Table> tables_{1};  // one a thread
   Table bytes_;
   int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
   double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
@@ -1056,7 +1075,10 @@ class Decoder {
 
 }  // namespace
 
-void decode(const Decode<float>& p) { Decoder(p).run(); }
+void decode(const Decode<float>& p) {
+  Decoder(p).run();
+  own_table().release_large();
+}
 
 void decode(const Decode<double>& p) {
   std::vector<int64_t> documents(p.N);

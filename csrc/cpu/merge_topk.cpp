@@ -2,6 +2,8 @@
 
 #include <type_traits>
 
+#include "codes.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -340,12 +342,14 @@ int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t
         sum[i] += row;
       }
     }
-    for (int i = 0; i < kCount; ++i)
-      if (const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above)) {
+    for (int i = 0; i < kCount; ++i) {
+      const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above);
+      if (wanted && codes_below<Isa>(code[i], R, B)) {
         labels[found] = static_cast<int32_t>(label + i);
         documents[found] = wanted;
         __builtin_memcpy(sums + found++ * kSumLanes, &sum[i], sizeof(Lanes));
       }
+    }
   };
   int64_t label = begin;
   for (; label + kLabels <= end; label += kLabels) some(label, std::integral_constant<int, kLabels>());
@@ -415,8 +419,11 @@ template <class Isa>
 int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
                        int amount) {
   int64_t i = 0;
-  for (; i < count && labels[i] < stop; ++i) {
-    uint8_t& at = sums[labels[i] - first];
+  const auto start = static_cast<uint32_t>(first), width = static_cast<uint32_t>(stop - first);
+  for (; i < count; ++i) {
+    const uint32_t place = static_cast<uint32_t>(labels[i]) - start;
+    if (place >= width) break;
+    uint8_t& at = sums[place];
     const int sum = at + amount;
     at = static_cast<uint8_t>(sum < 255 ? sum : 255);
   }

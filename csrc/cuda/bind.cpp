@@ -630,13 +630,12 @@ Tensor merge_scores_grad_cuda(const Tensor& grad_, const Tensor& scores, const T
   check_device(op, scores, {grad_});
   const Tensor grad = checked(op, "grad", grad_, {a.N(), m}, scores.scalar_type());
   Tensor out = new_zeros(scores, {a.N(), a.R(), a.B()});
-  std::optional<Tensor> chosen;
-  if (a.merge != Merge::mean) chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
+  const Tensor chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
     check_cuda(launch_merge_scores_grad(
         MergeScoresGradParams<T>{a.input<T>(), pointer<int64_t>(labels), m, pointer<T>(grad),
-                                 chosen ? mutable_pointer<int2>(*chosen) : nullptr, mutable_pointer<T>(out)},
+                                 mutable_pointer<int2>(chosen), mutable_pointer<T>(out)},
         current_stream(scores)));
   });
   return out;
@@ -697,15 +696,24 @@ constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents a
 constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
+// Elements of the memory that the tensor lies in, from its first one on.
+int64_t elements_behind(const Tensor& t) {
+  int64_t bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  return bytes / static_cast<int64_t>(t.element_size()) - t.storage_offset();
+}
+
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
 void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
                const Tensor& list_labels, const MergeTopKParams<float>& all, Path path, cudaStream_t stream) {
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
-  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes.
+  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes, those behind the last
+  // label too.
   if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L ||
-      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0) {
+      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0 ||
+      elements_behind(codes) < (R - 1) * stride + padded_labels(L)) {
     stride = padded_labels(L);
     codes = allocate(codes, {R, stride});
     const Tensor faults = allocate(a.buckets, {1});

@@ -259,6 +259,8 @@ class LabelHash:
             Traceback (most recent call last):
             ValueError: LabelHash: buckets holds 7 for label 2 in repetition 1, outside [0, 2): it was ...
         """
+        if self.buckets.is_meta:
+            return
         low, high = self.buckets.aminmax()
         if low >= 0 and high < self.num_buckets:
             return
@@ -417,8 +419,8 @@ class LabelHash:
                      1         2       2.0         2       0.0         0
             label pairs that share all their buckets: 0 (random buckets: 1.5 expected)
         """
-        self.check_contents()
         if self._diagnostics is None:
+            self.check_contents()
             pairs, groups = self._collisions()
             self._diagnostics = HashDiagnostics(
                 num_labels=self.num_labels,

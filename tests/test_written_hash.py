@@ -346,3 +346,14 @@ def test_garbage_makes_no_step_outside_an_array(device):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert (done.returncode, done.stdout.strip()) == (0, "safe"), done.stderr[-3000:]
+
+
+def test_errors_of_operators_name_no_source_file():
+    """Those of STD_TORCH_CHECK do."""
+    with pytest.raises(RuntimeError, match=r"^merge_scores: scores must be float32 or float64, got Half$"):
+        _ops.merge_scores(
+            torch.zeros(1, R, B).half(),
+            torch.zeros(R, L, dtype=torch.int32),
+            torch.zeros(1, 1, dtype=torch.int64),
+            "mean",
+        )

@@ -716,6 +716,7 @@ class Decoder {
       const int64_t found =
           sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first, std::min(end, first + block), above,
                           labels.get(), documents.get(), sums.get());
+      drop_unknown<Tag>(p_.index->codes, m_.R, m_.B, labels.get(), found, documents.get());
       for (int64_t j = 0; j < found; ++j)
         for (uint32_t left = documents[j]; left; left &= left - 1) {
           const int i = __builtin_ctz(left);

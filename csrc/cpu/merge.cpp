@@ -110,6 +110,23 @@ inline T key(const Scores& s, int64_t R, Merge merge, T* sorted) {
   }
 }
 
+// Scores of one label in one document, whatever its buckets: one that is not there reads the last bucket, and
+// `greatest` says so.
+template <class T>
+struct CheckedLabel {
+  const T* scores;
+  int64_t repetition_stride;
+  const int32_t* bucket;  // buckets + label
+  int64_t L;
+  uint32_t last;
+  uint32_t& greatest;
+  T operator[](int64_t r) const {
+    const auto b = static_cast<uint32_t>(bucket[r * L]);
+    greatest = b > greatest ? b : greatest;
+    return scores[r * repetition_stride + (b < last ? b : last)];
+  }
+};
+
 // A score where it is loaded: GCC would make vectors of scores that lie apart, and be slower by it.
 template <class T>
 inline T apart(T score) {
@@ -214,13 +231,14 @@ void merge_pairs(const MergeScores<T>& p, const uint16_t* codes, const int32_t* 
     const uint16_t* code = codes + labels[i] * p.R;
     for (int64_t r = 0; r < p.R; ++r) __builtin_prefetch(scores + r * p.repetition_stride + code[r]);
   };
+  const CodesBelow<Isa> known(p.R, p.B);
   for (int64_t i = 0; i < count && i < kScoresAhead; ++i) prefetch_scores(i);
   for (int64_t i = 0; i < count; ++i) {
     if (i + kCodesAhead < count) __builtin_prefetch(codes + labels[i + kCodesAhead] * p.R);
     if (i + kScoresAhead < count) prefetch_scores(i + kScoresAhead);
     const uint16_t* code = codes + labels[i] * p.R;
     keys[i] =
-        codes_below<Isa>(code, p.R, p.B)
+        known(code)
             ? key<T>(CodedLabel<T>{p.scores + documents[i] * p.document_stride, p.repetition_stride, code},
                      p.R, p.merge, sorted)
             : nan<T>();
@@ -233,8 +251,20 @@ void merge_scores(const MergeScores<T>& p, const int64_t* labels, int64_t m, T* 
   for (int64_t n = row_begin; n < row_end; ++n)
     for (int64_t j = 0; j < m; ++j) {
       const int64_t label = labels[n * m + j];
-      const Label<T> s{p.scores + n * p.document_stride, p.repetition_stride, p.buckets + label, p.L};
-      out[n * m + j] = is_known(p, label) ? key<T>(s, p.R, p.merge, sorted) : nan<T>();
+      out[n * m + j] = nan<T>();
+      if (label < 0 || label >= p.L || p.B == 0) continue;
+      const auto last = static_cast<uint32_t>(last_bucket(p));
+      uint32_t greatest = 0;
+      const CheckedLabel<T> s{
+          p.scores + n * p.document_stride, p.repetition_stride, p.buckets + label, p.L, last, greatest};
+      T value;
+      if (p.merge == Merge::median) {  // read before they are sorted, so that the loads overlap
+        for (int64_t r = 0; r < p.R; ++r) sorted[r] = s[r];
+        value = key_median<T>(sorted, p.R, sorted);
+      } else {
+        value = p.merge == Merge::mean ? key_mean<T>(s, p.R) : key_min<T>(s, p.R);
+      }
+      if (greatest <= last) out[n * m + j] = value;
     }
 }
 

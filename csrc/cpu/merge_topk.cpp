@@ -320,6 +320,14 @@ void interleave_scores(const float* const* scores, int64_t B, float* rows) {
 }
 
 template <class Isa>
+void drop_unknown(const uint16_t* codes, int64_t R, int64_t B, const int32_t* labels, int64_t count,
+                  uint32_t* documents) {
+  const CodesBelow<Isa> known(R, B);
+  for (int64_t i = 0; i < count; ++i)
+    if (!known(codes + labels[i] * R)) documents[i] = 0;
+}
+
+template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
                    int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums) {
   typedef float Lanes __attribute__((vector_size(kSumLanes * sizeof(float))));
@@ -342,14 +350,12 @@ int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t
         sum[i] += row;
       }
     }
-    for (int i = 0; i < kCount; ++i) {
-      const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above);
-      if (wanted && codes_below<Isa>(code[i], R, B)) {
+    for (int i = 0; i < kCount; ++i)
+      if (const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above)) {
         labels[found] = static_cast<int32_t>(label + i);
         documents[found] = wanted;
         __builtin_memcpy(sums + found++ * kSumLanes, &sum[i], sizeof(Lanes));
       }
-    }
   };
   int64_t label = begin;
   for (; label + kLabels <= end; label += kLabels) some(label, std::integral_constant<int, kLabels>());
@@ -457,17 +463,18 @@ int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* posi
   template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*, uint8_t*); \
   template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);           \
   template void count_alive<ISA, W>(const ByteScan&, int64_t, int64_t, int64_t*);
-#define MACH_MERGE_TOPK(ISA)                                                                          \
-  MACH_ROWS(ISA, 16)                                                                                  \
-  MACH_ROWS(ISA, 32)                                                                                  \
-  MACH_ROWS(ISA, 64)                                                                                  \
-  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                         \
-  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                         \
-  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, \
-                                   const float*, int32_t*, uint32_t*, float*);                        \
-  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                            \
-  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                  \
-  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);     \
+#define MACH_MERGE_TOPK(ISA)                                                                              \
+  MACH_ROWS(ISA, 16)                                                                                      \
+  MACH_ROWS(ISA, 32)                                                                                      \
+  MACH_ROWS(ISA, 64)                                                                                      \
+  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                             \
+  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                             \
+  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t,     \
+                                   const float*, int32_t*, uint32_t*, float*);                            \
+  template void drop_unknown<ISA>(const uint16_t*, int64_t, int64_t, const int32_t*, int64_t, uint32_t*); \
+  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                                \
+  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                      \
+  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);         \
   template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
 MACH_MERGE_TOPK(MACH_ISA)
 

@@ -78,6 +78,7 @@ class TopK {
     const Rank<T> rank = rank_of(key);
     // An equal rank loses: its label is higher than that of the k-th.
     if (has_threshold_ && rank <= threshold_) return;
+    if (kept_.empty()) kept_.reserve(std::min<int64_t>(2 * k_ + kSlack, 1024));
     kept_.push_back({rank, static_cast<int32_t>(label)});
     if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + kSlack) compact();
   }

@@ -41,7 +41,7 @@ def operators():
     svm_labels = torch.zeros(100_000, dtype=torch.int64), torch.arange(100_001)
     into, wide = (torch.zeros(100, 4), torch.zeros(4, 20_000)), torch.ones(4, 20_000)
     narrow = torch.ones(R, 4, B)
-    falling = torch.arange(many).flip(0)
+    falling = torch.arange(3 * many).flip(0)
     state, counted = [torch.zeros(many, 2) for _ in range(3)], torch.ones(many, 1)
     return {
         "feature_order": lambda: _ops.feature_order(indices, indptr, 1000),
@@ -73,7 +73,7 @@ def operators():
             one.expand(100, 8000, R), hidden, narrow, table, labels
         ),
         "signs": lambda: _ops.signs(counted, True),
-        "check_csr": lambda: _ops.check_csr(None, falling, torch.tensor([0, many]), many),
+        "check_csr": lambda: _ops.check_csr(None, falling, torch.tensor([0, 3 * many]), 3 * many),
         "sparse_adam": lambda: _ops.sparse_adam(
             state[0], None, one.expand(many, 2), *state[1:], 0.1, 0.9, 0.99, 1e-8
         ),

@@ -9,8 +9,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 
+#include "cpu/memory.h"
 #include "merge_kind.h"
 
 // The headers of torch 2.11 and 2.12 lack it. From 2.14 on, its error also says what PyTorch said.
@@ -18,14 +21,35 @@
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
 
+// STD_TORCH_CHECK puts a function and a source file before the text; these come with the text alone.
+#define MACH_CHECK(condition, ...)               \
+  do {                                           \
+    if (!(condition)) ::mach::fail(__VA_ARGS__); \
+  } while (false)
+
 namespace mach {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
 // torch::stable::contiguous looks the operator up by name and goes through the dispatcher: half a
 // microsecond, where a small batch takes two in all.
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor as_contiguous(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  if (t.is_cuda()) return torch::stable::contiguous(t);
+  try {
+    return torch::stable::contiguous(t);
+  } catch (const std::exception&) {  // it doesn't say why; there is one reason on CPU
+    throw NotEnoughMemory(bytes_of(t.numel(), t.element_size()), "a contiguous copy");
+  }
+}
 
 template <class T>
 const T* pointer(const Tensor& t) {
@@ -48,12 +72,12 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
     for (int64_t extent : shape) want += (want.empty() ? "" : ", ") + std::to_string(extent);
     for (int64_t d = 0; d < t.dim(); ++d) got += (got.empty() ? "" : ", ") + std::to_string(t.size(d));
   }
-  STD_TORCH_CHECK(equal, op, ": ", name, " must have shape [", want, "], got [", got, "]");
+  MACH_CHECK(equal, op, ": ", name, " must have shape [", want, "], got [", got, "]");
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ",
-                  name_of(t.scalar_type()));
+  MACH_CHECK(t.scalar_type() == type, op, ": ", name, " must be ", name_of(type), ", got ",
+             name_of(t.scalar_type()));
 }
 
 // t, contiguous, of this shape and dtype.
@@ -66,21 +90,21 @@ inline Tensor checked(const char* op, const char* name, const Tensor& t, std::in
 
 // Rows that an operator changes where they lie, any distance apart.
 inline void check_rows(const char* op, const char* name, const Tensor& t, const char* shape) {
-  STD_TORCH_CHECK(t.dim() == 2 && (t.numel() == 0 || t.stride(1) == 1), op, ": ", name, " must be ", shape,
-                  " with contiguous rows");
+  MACH_CHECK(t.dim() == 2 && (t.numel() == 0 || t.stride(1) == 1), op, ": ", name, " must be ", shape,
+             " with contiguous rows");
 }
 
 inline Merge parse_merge(const char* op, const std::string& merge) {
   if (merge == "mean") return Merge::mean;
   if (merge == "min") return Merge::min;
-  STD_TORCH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
+  MACH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
   return Merge::median;
 }
 
 // What label_index made for L labels, R repetitions, B buckets.
 inline void check_label_index(const char* op, const Tensor& codes, const std::optional<Tensor>& list_starts,
                               const std::optional<Tensor>& list_labels, int64_t R, int64_t L, int64_t B) {
-  STD_TORCH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
+  MACH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
   check_dtype(op, "codes", codes, ScalarType::UInt16);
   check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
   check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
@@ -98,7 +122,7 @@ void dispatch_floating(const char* op, const char* name, const Tensor& t, F&& f)
     case ScalarType::Double:
       return f(double());
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float32 or float64, got ", name_of(t.scalar_type()));
+      MACH_CHECK(false, op, ": ", name, " must be float32 or float64, got ", name_of(t.scalar_type()));
   }
 }
 
@@ -111,7 +135,7 @@ void dispatch_index(const char* op, const char* name, const Tensor& t, F&& f) {
     case ScalarType::Long:
       return f(int64_t());
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be int32 or int64, got ", name_of(t.scalar_type()));
+      MACH_CHECK(false, op, ": ", name, " must be int32 or int64, got ", name_of(t.scalar_type()));
   }
 }
 

@@ -62,6 +62,17 @@ def sparse_linear_grad_rows(
     return rows, sparse_linear_grad_weight(grad, values, indices, indptr, num_features)[:, rows]
 
 
+# A label outside [0, L), and a bucket outside [0, B), is read as 0; what needed it becomes NaN.
+
+
+def _buckets_of(buckets: Tensor, labels: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
+    """Buckets [R, *labels.shape] of labels, for buckets [R, L], and whether they are known."""
+    known_label = (labels >= 0) & (labels < buckets.shape[1])
+    asked = buckets.long()[:, labels.long().where(known_label, 0)]
+    known = known_label & (asked >= 0) & (asked < num_buckets)
+    return asked.where(known, 0), known
+
+
 def label_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, buckets: Tensor, labels: Tensor
 ) -> Tensor:
@@ -71,14 +82,16 @@ def label_logits(
     logits = torch.einsum("nrh,rhb->nrb", hidden, weight)
     if bias is not None:
         logits = logits + bias
-    asked = buckets.long()[:, labels].transpose(0, 1)  # [N, R, m]
-    return logits.gather(2, asked).transpose(1, 2)
+    asked, known = _buckets_of(buckets, labels, weight.shape[2])
+    by_repetition = logits.gather(2, asked.transpose(0, 1)).where(known.transpose(0, 1), torch.nan)
+    return by_repetition.transpose(1, 2)
 
 
 def positives(buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, num_buckets: int) -> Tensor:
     """Targets of one repetition as 0 and 1: [N, B]. Two labels of a document in one bucket count once."""
     targets = torch.zeros(label_indptr.numel() - 1, num_buckets, dtype=torch.float64)
-    targets[documents(label_indptr), buckets.long()[label_indices.long()]] = 1
+    asked, known = (t[0] for t in _buckets_of(buckets[None], label_indices, num_buckets))
+    targets[documents(label_indptr)[known], asked[known]] = 1
     return targets
 
 
@@ -87,6 +100,8 @@ def bucket_bce(
 ) -> Tensor:
     targets = positives(buckets, label_indices, label_indptr, logits.shape[1])
     loss = binary_cross_entropy_with_logits(logits.double(), targets, reduction="none").sum(1)
+    known = _buckets_of(buckets[None], label_indices, logits.shape[1])[1][0]
+    loss[documents(label_indptr)[~known]] = torch.nan
     if gradient:
         logits.copy_(scale * (logits.double().sigmoid() - targets))
     return loss
@@ -162,7 +177,14 @@ def bucket_svm(
 
 def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -> Tensor:
     R = scores.shape[1]
-    by_repetition = [scores[:, r].gather(1, buckets[r].long()[labels]) for r in range(R)]
+    asked, known = _buckets_of(buckets, labels, scores.shape[2])
+    by_repetition = [scores[:, r].gather(1, asked[r]) for r in range(R)]
+    key = _merge_repetitions(by_repetition, merge)
+    return torch.where(known.all(0), key, torch.nan)
+
+
+def _merge_repetitions(by_repetition: list[Tensor], merge: str) -> Tensor:
+    R = len(by_repetition)
     if merge == "mean":
         total = by_repetition[0]
         for s in by_repetition[1:]:

@@ -10,6 +10,12 @@ Autocast changes nothing here: products are in the dtype of the weights, in the 
 pass. Hidden units and bucket scores in bfloat16 or float16, as a layer under autocast gives them, are
 widened. Their gradients come back in their own dtype.
 
+The tensors of a `LabelHash` can be written to, so kernels check what they read in them, too. What needs a
+bucket outside [0, B) is NaN and passes no gradient on: a label's score or logit, a document's loss. In
+`merge_topk` such a label comes after every number. On CPU, with `validate`, a NaN in the result makes a
+function look at the hash, and it refuses one with such a bucket: ValueError, with the label. So does
+`LabelHash.label_index` when it builds the index.
+
 Notation: N documents, D features, L labels, R repetitions, B buckets, H hidden units, k top-k.
 """
 
@@ -17,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 from typing import Any
 
@@ -239,7 +246,8 @@ def label_logits(
     _check_hash(op, hash, weight.shape[0], weight.shape[2], hidden.device)
     labels = _documents_labels(op, labels, hidden.shape[0], hash, validate)
     args = (hidden, weight, bias, hash.buckets, labels)
-    return _LabelLogits.apply(*args) if _needs_grad(*args) else _ops.label_logits(*args)
+    out: Tensor = _LabelLogits.apply(*args) if _needs_grad(*args) else _ops.label_logits(*args)
+    return _checked_answer(out, hash, validate)
 
 
 @memory_errors("pass fewer documents at a time or fewer labels")
@@ -287,6 +295,8 @@ def linear_label_logits(
     position = torch.arange(len(values), device=values.device)
     document = torch.searchsorted(indptr.long().contiguous(), position, right=True).sub(1).clamp(0, N - 1)
     asked = hash.buckets[:, labels.where(known_label, 0)].long().permute(1, 2, 0)  # [N, m, R]
+    unknown_bucket = (asked < 0) | (asked >= B)
+    asked = asked.masked_fill(unknown_bucket, 0)
     repetition = torch.arange(R, device=values.device)
     terms = weight[repetition, features.where(known, 0)[:, None, None], asked[document]].to(values.dtype)
     out = values.new_zeros(asked.shape)
@@ -294,7 +304,8 @@ def linear_label_logits(
     if bias is not None:
         out = out + bias[repetition, asked]
     unknown = torch.zeros(N, dtype=torch.int64, device=values.device).index_add(0, document, (~known).long())
-    return out.masked_fill((~known_label | (unknown > 0)[:, None])[:, :, None], float("nan"))
+    out = out.masked_fill((~known_label | (unknown > 0)[:, None])[:, :, None] | unknown_bucket, float("nan"))
+    return _checked_answer(out, hash, validate)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -342,7 +353,7 @@ def bucket_bce(
     _check_hash(op, hash, weight.shape[0], weight.shape[2], hidden.device)
     labels = _label_csr(op, label_indices, label_indptr, hidden.shape[0], hidden.device, hash, validate)
     loss: Tensor = _BucketBCE.apply(hidden, weight, bias, *labels, hash.buckets)
-    return loss
+    return _checked_answer(loss, hash, validate)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -396,7 +407,7 @@ def linear_bucket_bce(
     loss: Tensor = _LinearBucketBCE.apply(
         values, indices, indptr, weight, bias, *labels, hash.buckets, sparse_grad
     )
-    return loss
+    return _checked_answer(loss, hash, validate)
 
 
 @memory_errors("pass fewer documents at a time or fewer labels")
@@ -436,7 +447,7 @@ def merge_scores(
     scores = _widened(scores)
     _check_scores(op, scores, hash, merge)
     labels = _documents_labels(op, labels, scores.shape[0], hash, validate)
-    return _merge_scores(scores, hash.buckets, labels, merge)
+    return _checked_answer(_merge_scores(scores, hash.buckets, labels, merge), hash, validate)
 
 
 @memory_errors("pass fewer documents at a time or lower k")
@@ -985,6 +996,13 @@ def _check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) 
         )
     if not torch.compiler.is_compiling():
         hash.check_buckets()
+
+
+def _checked_answer(out: Tensor, hash: LabelHash, validate: bool) -> Tensor:
+    """The result; NaN in it may come of buckets that were written to, which is then said."""
+    if validate and out.is_cpu and not torch.compiler.is_compiling() and math.isnan(out.detach().sum()):
+        hash.check_contents()
+    return out
 
 
 def _check_scores(op: str, scores: Any, hash: LabelHash, merge: str) -> None:

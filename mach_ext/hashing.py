@@ -271,7 +271,7 @@ class LabelHash(nn.Module):
         return moved
 
     def check_buckets(self) -> None:
-        """Refuses buckets that were written to: kernels rely on the range checked when they were made.
+        """Refuses buckets that were written to, as far as PyTorch counts writes: NumPy's it does not.
 
         Raises:
             ValueError: `buckets` was changed in place.
@@ -280,6 +280,33 @@ class LabelHash(nn.Module):
             raise ValueError(
                 "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
             )
+
+    def check_contents(self) -> None:
+        """Refuses buckets outside [0, B), as writes through NumPy leave them. Looks at all R L of them.
+
+        Raises:
+            ValueError: `buckets` holds a bucket outside [0, B).
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
+            >>> hash.check_contents()
+            >>> hash.buckets.numpy()[1, 2] = 7
+            >>> hash.check_contents()  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: LabelHash: buckets holds 7 for label 2 in repetition 1, outside [0, 2): it was ...
+        """
+        if self.buckets.is_meta:
+            return
+        low, high = self.buckets.aminmax()
+        if low >= 0 and high < self.num_buckets:
+            return
+        r, label = ((self.buckets < 0) | (self.buckets >= self.num_buckets)).nonzero()[0].tolist()
+        raise ValueError(
+            f"LabelHash: buckets holds {self.buckets[r, label]} for label {label} in repetition {r}, outside "
+            f"[0, {self.num_buckets}): it was changed in place; make another hash: "
+            "LabelHash.from_buckets(table)"
+        )
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
@@ -306,7 +333,11 @@ class LabelHash(nn.Module):
                 index_bytes = self.label_index_bytes()
                 _check_memory("LabelHash.label_index", "the index", index_bytes, *self._sizes())
             names = ("codes", "list_starts", "list_labels")
-            self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
+            try:
+                self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
+            except RuntimeError:
+                self.check_contents()
+                raise
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
 
     @memory_errors("make a hash of fewer labels or repetitions")
@@ -352,6 +383,7 @@ class LabelHash(nn.Module):
             >>> [round(float(v[0, b] + v[1, c]) / 2, 3) for b, c in ((1, 0), (0, 1), (1, 1))]
             [1.0, 2.0, 3.0]
         """
+        self.check_contents()
         L, B, R = self._sizes()
         values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
         for name, array in (("values", values), ("weights", weights)):
@@ -434,6 +466,7 @@ class LabelHash(nn.Module):
             label pairs that share all their buckets: 0 (random buckets: 1.5 expected)
         """
         if self._diagnostics is None:
+            self.check_contents()
             needed = _GROUPING_BYTES * self.num_labels
             _check_memory("LabelHash.diagnostics", "groups of labels", needed, *self._sizes())
             pairs, groups = self._collisions()

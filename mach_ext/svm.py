@@ -96,6 +96,7 @@ def fit_svm(
         if not low <= value <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
     X, Y = checked_data("fit_svm", "X", "Y", X, Y, model)
+    model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
     size, tiles = weight.element_size(), math.ceil(model.num_buckets / _ops.SVM_TILE)

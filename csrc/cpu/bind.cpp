@@ -2,10 +2,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <functional>
-#include <new>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../check.h"
@@ -17,6 +20,7 @@
 #include "isa.h"
 #include "label_index.h"
 #include "label_logits.h"
+#include "memory.h"
 #include "merge.h"
 #include "signs.h"
 #include "sparse_linear.h"
@@ -25,20 +29,51 @@
 namespace mach {
 namespace {
 
-using torch::stable::new_zeros;
+// Bytes of an element of what operators make.
+int64_t size_of(ScalarType type) {
+  return type == ScalarType::UInt16 ? 2 : type == ScalarType::Int || type == ScalarType::Float ? 4 : 8;
+}
 
 // Not initialised, of at most 3 dimensions, on CPU. (torch::stable::new_empty goes through the dispatcher.)
-Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
+Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size,
                 std::optional<ScalarType> type = std::nullopt) {
-  int64_t stride[3], next = 1;
-  for (size_t d = size.size(); d-- > 0; next *= std::max<int64_t>(1, size.begin()[d])) stride[d] = next;
+  int64_t stride[3], count = 1, next = 1;
+  for (size_t d = size.size(); d-- > 0; next = bytes_of(next, std::max<int64_t>(1, size[d]))) {
+    stride[d] = next;
+    count = bytes_of(count, size[d]);
+  }
+  const auto dtype =
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type.value_or(like.scalar_type())));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(size.size()), size.begin(), stride,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type.value_or(like.scalar_type()))),
-      aoti_torch_device_type_cpu(), 0, &handle));
+  // Nothing else can be wrong with it.
+  if (aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride, dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS)
+    throw NotEnoughMemory(bytes_of(count, size_of(type.value_or(like.scalar_type()))), "a result");
   return Tensor(handle);
 }
+
+Tensor zeros(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size) {
+  Tensor out = allocate(like, size);
+  torch::stable::zero_(out);
+  return out;
+}
+
+// What an operator can't do for want of memory is said with its name.
+template <auto kOperator, class Name>
+struct Guarded;
+template <class Result, class... Arguments, Result (*kOperator)(Arguments...), class Name>
+struct Guarded<kOperator, Name> {
+  static Result call(Arguments... arguments) {
+    try {
+      return kOperator(std::forward<Arguments>(arguments)...);
+    } catch (const NotEnoughMemory& error) {
+      throw std::runtime_error(std::string(Name::text()) + ": " + error.what());
+    } catch (const std::bad_alloc&) {  // of the standard library: nothing that grows with the input
+      throw std::runtime_error(std::string(Name::text()) +
+                               ": not enough memory: under 4096 bytes for scratch");
+    }
+  }
+};
 
 // Fewer elementary operations than this are not worth a second thread.
 constexpr int64_t kSerialWork = 1 << 15;
@@ -47,13 +82,21 @@ int64_t num_threads_for(int64_t work) {
   return work < kSerialWork ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
 }
 
-// Runs task(0) ... task(count - 1), each once, on the threads of PyTorch's pool.
+// Runs task(0) ... task(count - 1), each once, on the threads of PyTorch's pool. What a task throws is thrown
+// here once all have ended: out of parallel_for it would come without its message.
 template <class F>
 void run_tasks(int64_t count, const F& task) {
   if (count == 1) return task(0);
+  std::exception_ptr error;
+  std::atomic_flag taken = ATOMIC_FLAG_INIT;
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(i);
+    try {
+      for (int64_t i = begin; i < end; ++i) task(i);
+    } catch (...) {
+      if (!taken.test_and_set()) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 // f(begin, end) on consecutive ranges of [0, count), one a thread.
@@ -81,10 +124,10 @@ void parallel_balanced(const int64_t* prefix, int64_t count, int64_t work, const
 }
 
 // indptr as int64, as it came.
-std::vector<int64_t> given_indptr(const char* op, const Tensor& indptr) {
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.numel() >= 1, op, ": indptr must be 1-D with N + 1 entries");
+Array<int64_t> given_indptr(const char* op, const Tensor& indptr) {
+  MACH_CHECK(indptr.dim() == 1 && indptr.numel() >= 1, op, ": indptr must be 1-D with N + 1 entries");
   const Tensor dense = as_contiguous(indptr);
-  std::vector<int64_t> given(dense.numel());
+  Array<int64_t> given(dense.numel());
   dispatch_index(op, "indptr", dense, [&](auto index) {
     std::copy_n(pointer<decltype(index)>(dense), given.size(), given.begin());
   });
@@ -93,13 +136,13 @@ std::vector<int64_t> given_indptr(const char* op, const Tensor& indptr) {
 
 // Forces it to be monotone and within [0, nnz], so that no kernel can leave its arrays whatever came in.
 // Faulty input is reported by check_csr; here it only must not crash.
-void make_safe(std::vector<int64_t>& indptr, int64_t nnz) {
+void make_safe(Array<int64_t>& indptr, int64_t nnz) {
   int64_t previous = 0;
   for (int64_t& start : indptr) previous = start = std::min(std::max(start, previous), nnz);
 }
 
-std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
-  std::vector<int64_t> safe = given_indptr(op, indptr);
+Array<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t nnz) {
+  Array<int64_t> safe = given_indptr(op, indptr);
   make_safe(safe, nnz);
   return safe;
 }
@@ -108,7 +151,7 @@ std::vector<int64_t> safe_indptr(const char* op, const Tensor& indptr, int64_t n
 
 template <class T, class W, class I>
 SparseLinear<T, W, I> sparse_linear_params(const Tensor& values, const Tensor& indices,
-                                           const std::vector<int64_t>& indptr, const Tensor& weight) {
+                                           const Array<int64_t>& indptr, const Tensor& weight) {
   return {pointer<T>(values),
           pointer<I>(indices),
           indptr.data(),
@@ -148,7 +191,7 @@ struct Order {
 
 Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indptr_, int64_t num_features) {
   const Tensor indices = as_contiguous(indices_);
-  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
+  const Array<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
   const RunTasks run = [](int64_t count, const std::function<void(int64_t)>& task) {
     run_tasks(count, task);
@@ -170,7 +213,7 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
 // An order that came as an argument. Checked in full, since kernels follow it without looking: a pass over
 // its entries, next to nothing beside the rows of M values that each of them stands for.
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D) {
-  STD_TORCH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
+  MACH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
   for (const Tensor& t : tensors) check_dtype(op, "order", t, ScalarType::Long);
   const Order order{as_contiguous(tensors[0]), as_contiguous(tensors[1]), as_contiguous(tensors[2]),
                     as_contiguous(tensors[3])};
@@ -187,7 +230,7 @@ Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nn
     wrong |= outside(v.features[u], D) | (v.offsets[u + 1] - v.offsets[u]) | outside(v.offsets[u], v.E + 1);
   for (int64_t u = 1; u < v.U; ++u) wrong |= v.features[u] - v.features[u - 1] - 1;
   for (int64_t e = 0; e < v.E; ++e) wrong |= outside(v.positions[e], nnz) | outside(v.documents[e], N);
-  STD_TORCH_CHECK(wrong >= 0, op, ": order is not of this batch");
+  MACH_CHECK(wrong >= 0, op, ": order is not of this batch");
   return order;
 }
 
@@ -200,7 +243,7 @@ template <class I>
 double count_features(const I* indices, int64_t begin, int64_t end) {
   int bits = 10;
   while ((int64_t(1) << bits) < 8 * (end - begin)) ++bits;
-  std::vector<uint64_t> taken(int64_t(1) << (bits - 6));
+  Array<uint64_t> taken(int64_t(1) << (bits - 6));
   for (int64_t p = begin; p < end; ++p) {
     const uint64_t place = static_cast<uint64_t>(indices[p]) * 0x9E3779B97F4A7C15u >> (64 - bits);
     taken[place >> 6] |= uint64_t(1) << (place & 63);
@@ -249,9 +292,9 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
   check_shape(op, "values", values, {nnz});
   check_shape(op, "indices", indices, {nnz});
   const bool stacked = weight.dim() == 3;
-  STD_TORCH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
+  MACH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
   const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
-  std::vector<int64_t> indptr = given_indptr(op, indptr_);
+  Array<int64_t> indptr = given_indptr(op, indptr_);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
@@ -268,7 +311,7 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     if (check) {
       const auto* column = pointer<decltype(index)>(indices);
       const CsrCheck found = check_csr(pointer<T>(values), column, nnz, indptr.data(), N, D);
-      STD_TORCH_CHECK(found.fault == CsrFault::none, op, ": documents at fault, see check_csr");
+      MACH_CHECK(found.fault == CsrFault::none, op, ": documents at fault, see check_csr");
     }
     make_safe(indptr, nnz);
     if (out.numel() == 0) return;
@@ -284,7 +327,7 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
       const int64_t width = std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
       return with_isa<T>([&](auto isa) {
         run_tasks(threads, [&](int64_t i) {
-          std::vector<T> scratch(N * width);
+          Array<T> scratch(N * width);
           sparse_linear_by_feature<decltype(isa)>(params, order->view(), mutable_pointer<T>(out), N,
                                                   column(i, threads), column(i + 1, threads), scratch.data(),
                                                   width);
@@ -316,10 +359,10 @@ Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_
   const Tensor grad = as_contiguous(grad_), indices = as_contiguous(indices_),
                weight = as_contiguous(weight_);
   const int64_t nnz = indices.numel();
-  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  const Array<int64_t> indptr = safe_indptr(op, indptr_, nnz);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1, R = weight.size(0), M = weight.size(2);
   check_shape(op, "grad", grad, {N, R, M});
-  Tensor out = new_zeros(grad, {nnz});
+  Tensor out = zeros(grad, {nnz});
   dispatch_sparse(op, grad, weight, indices, [&](auto t, auto w, auto index) {
     using T = decltype(t);
     const auto params = sparse_linear_params<T, decltype(w), decltype(index)>(grad, indices, indptr, weight);
@@ -338,9 +381,9 @@ Order gradient_order(const char* op, const Tensor& grad, const Tensor& values, c
                      const Tensor& indptr, int64_t num_features, const OptionalOrder& order) {
   check_shape(op, "indices", indices, {values.numel()});
   check_dtype(op, "values", values, grad.scalar_type());
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
   const int64_t N = indptr.size(0) - 1;
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
+  MACH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
   if (order) return given_order(op, *order, values.numel(), N, num_features);
   return sort_by_feature(op, indices, indptr, num_features);
 }
@@ -389,7 +432,7 @@ Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_,
   const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
   const FeatureOrder order = tensors.view();
   const int64_t R = grad.size(1), M = grad.size(2);
-  Tensor out = new_zeros(grad, {R, num_features, M});
+  Tensor out = zeros(grad, {R, num_features, M});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     using T = decltype(t);
     T* base = mutable_pointer<T>(out);
@@ -451,7 +494,7 @@ struct LabelLogitsArguments {
 
 LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden, const Tensor& weight,
                                             const Tensor& buckets, const Tensor& labels) {
-  STD_TORCH_CHECK(weight.dim() == 3 && labels.dim() == 2, op, ": weight must be [R, H, B], labels [N, m]");
+  MACH_CHECK(weight.dim() == 3 && labels.dim() == 2, op, ": weight must be [R, H, B], labels [N, m]");
   const int64_t N = labels.size(0), R = weight.size(0), H = weight.size(1);
   if (hidden.dim() == 3)
     check_shape(op, "hidden", hidden, {N, R, H});
@@ -490,7 +533,7 @@ Tensor label_logits_grad_hidden_cpu(const Tensor& grad_, const Tensor& hidden, c
   const char* op = "label_logits_grad_hidden";
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
   const Tensor grad = a.checked_grad(op, grad_);
-  Tensor out = new_zeros(a.hidden, a.hidden.sizes());
+  Tensor out = zeros(a.hidden, a.hidden.sizes());
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
     with_isa<T>([&](auto isa) {
@@ -510,7 +553,7 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cpu(const Tensor& grad_, con
   const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
   const Tensor grad = a.checked_grad(op, grad_);
   const int64_t R = weight.size(0), H = weight.size(1), B = weight.size(2);
-  Tensor grad_weight = new_zeros(hidden, {R, H, B}), grad_bias = new_zeros(hidden, {R, B});
+  Tensor grad_weight = zeros(hidden, {R, H, B}), grad_bias = zeros(hidden, {R, B});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
     with_isa<T>([&](auto isa) {
@@ -554,8 +597,8 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
   const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_);
-  const std::vector<int64_t> indptr = safe_indptr(op, label_indptr, label_indices.numel());
-  STD_TORCH_CHECK(static_cast<int64_t>(indptr.size()) == N + 1, op, ": label_indptr must have N + 1 entries");
+  const Array<int64_t> indptr = safe_indptr(op, label_indptr, label_indices.numel());
+  MACH_CHECK(static_cast<int64_t>(indptr.size()) == N + 1, op, ": label_indptr must have N + 1 entries");
   Tensor loss = allocate(logits, {N}, ScalarType::Double);
   dispatch_floating(op, "logits", logits, [&](auto t) {
     using T = decltype(t);
@@ -570,8 +613,8 @@ Tensor bucket_bce_cpu(Tensor logits, const Tensor& buckets_, const Tensor& label
                               gradient};
     with_isa<T>([&](auto isa) {
       parallel_ranges(N, N * B * 16, [&](int64_t begin, int64_t end) {
-        std::vector<int64_t> seen(B, -1);
-        std::vector<T> positive(B);
+        Array<int64_t> seen(B, -1);
+        Array<T> positive(B);
         bucket_bce<decltype(isa)>(params, mutable_pointer<double>(loss), seen.data(), positive.data(), begin,
                                   end);
       });
@@ -594,30 +637,30 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
                       int64_t first, double C, double tolerance, int64_t max_passes, Tensor weight,
                       Tensor bias) {
   const char* op = "bucket_svm";
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [D, M]");
+  MACH_CHECK(weight.dim() == 2, op, ": weight must be [D, M]");
   const int64_t D = weight.size(0), M = weight.size(1), N = indptr_.numel() - 1;
   check_shape(op, "bias", bias, {M});
   check_dtype(op, "indices", indices_, ScalarType::Int);
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices_, ScalarType::Long);
-  STD_TORCH_CHECK(N < (int64_t{1} << 31), op, ": at most 2^31 - 1 documents, got ", N);
-  STD_TORCH_CHECK(C >= 1e-6 && C <= 1e6 && tolerance > 0, op,
-                  ": C must be within 1e-6 and 1e6, tolerance above 0");
-  STD_TORCH_CHECK(max_passes >= 1 && max_passes < (int64_t{1} << 31), op,
-                  ": max_passes must be within 1 and 2^31 - 1");
+  MACH_CHECK(N < (int64_t{1} << 31), op, ": at most 2^31 - 1 documents, got ", N);
+  MACH_CHECK(C >= 1e-6 && C <= 1e6 && tolerance > 0, op,
+             ": C must be within 1e-6 and 1e6, tolerance above 0");
+  MACH_CHECK(max_passes >= 1 && max_passes < (int64_t{1} << 31), op,
+             ": max_passes must be within 1 and 2^31 - 1");
   const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_);
   const Tensor buckets = as_contiguous(buckets_), label_indices = as_contiguous(label_indices_);
-  const std::vector<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
-  const std::vector<int64_t> label_indptr = safe_indptr(op, label_indptr_, label_indices.numel());
-  STD_TORCH_CHECK(static_cast<int64_t>(label_indptr.size()) == N + 1, op,
-                  ": label_indptr must have N + 1 entries");
-  STD_TORCH_CHECK(values.numel() == indices.numel(), op, ": values and indices must be as many");
+  const Array<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
+  const Array<int64_t> label_indptr = safe_indptr(op, label_indptr_, label_indices.numel());
+  MACH_CHECK(static_cast<int64_t>(label_indptr.size()) == N + 1, op,
+             ": label_indptr must have N + 1 entries");
+  MACH_CHECK(values.numel() == indices.numel(), op, ": values and indices must be as many");
   const int32_t* feature = pointer<int32_t>(indices);
   for (int64_t e = 0; e < indices.numel(); ++e)
-    STD_TORCH_CHECK(feature[e] >= 0 && feature[e] < D, op, ": an index is outside [0, D)");
+    MACH_CHECK(feature[e] >= 0 && feature[e] < D, op, ": an index is outside [0, D)");
   const int64_t* label = pointer<int64_t>(label_indices);
   for (int64_t e = 0; e < label_indices.numel(); ++e)
-    STD_TORCH_CHECK(label[e] >= 0 && label[e] < buckets.numel(), op, ": a label is outside [0, L)");
+    MACH_CHECK(label[e] >= 0 && label[e] < buckets.numel(), op, ": a label is outside [0, L)");
   const int64_t tiles = (M + kSvmTile - 1) / kSvmTile;
   Tensor passes = allocate(values, {tiles}, ScalarType::Long);
   dispatch_floating(op, "values", values, [&](auto t) {
@@ -625,7 +668,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
     check_dtype(op, "weight", weight, values.scalar_type());
     check_dtype(op, "bias", bias, values.scalar_type());
     const T* x = pointer<T>(values);
-    std::vector<T> squares(N);
+    Array<T> squares(N);
     for (int64_t n = 0; n < N; ++n) {
       double sum = 1;
       for (int64_t e = indptr[n]; e < indptr[n + 1]; ++e) sum += static_cast<double>(x[e]) * x[e];
@@ -639,13 +682,14 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
     const int64_t row = D ? weight.stride(0) : M, column = weight.stride(1), bias_stride = bias.stride(0);
     const auto solve = [&](int64_t tile) {
       const int64_t begin = tile * kSvmTile, size = std::min(kSvmTile, M - begin);
-      std::vector<T> memory((D + 2) * kSvmTile), alpha(N * kSvmTile);
+      Array<T> memory((D + 2) * kSvmTile), alpha(N * kSvmTile);
       T* const w = aligned<kSvmTile * sizeof(T)>(memory.data());
-      std::vector<uint16_t> positives(N);
-      std::vector<int32_t> order(N);
+      Array<uint16_t> positives(N);
+      Array<int32_t> order(N);
       uint32_t used = 0;
       for (int64_t n = 0; n < N; ++n)
         for (int64_t e = label_indptr[n]; e < label_indptr[n + 1]; ++e) {
+          // What is no bucket at all is none of these, either.
           const int64_t b = pointer<int32_t>(buckets)[label[e]] - first - begin;
           if (b < 0 || b >= size) continue;
           positives[n] |= static_cast<uint16_t>(1u << b);
@@ -661,16 +705,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
       for (int64_t j = 0; j < size; ++j)
         out_bias[(begin + j) * bias_stride] = (used >> j) & 1u ? w[D * kSvmTile + j] : T(-1);
     };
-    std::atomic<bool> full{false};  // what a task throws would come out without its message
-    run_tasks(tiles, [&](int64_t tile) {
-      try {
-        solve(tile);
-      } catch (const std::bad_alloc&) {
-        full = true;
-      }
-    });
-    STD_TORCH_CHECK(!full, op, ": out of memory: each thread takes ", (N + D) * kSvmTile * sizeof(T),
-                    " bytes");
+    run_tasks(tiles, solve);
   });
   return passes;
 }
@@ -680,7 +715,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
 Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const Tensor& weight_,
                            double negligible, int64_t most, Tensor grad_hidden, Tensor grad_weight) {
   const char* op = "bucket_backward";
-  STD_TORCH_CHECK(gradient_.dim() == 2 && hidden_.dim() == 2, op, ": gradient must be [N, B], hidden [N, H]");
+  MACH_CHECK(gradient_.dim() == 2 && hidden_.dim() == 2, op, ": gradient must be [N, B], hidden [N, H]");
   const int64_t N = gradient_.size(0), B = gradient_.size(1), H = hidden_.size(1);
   check_shape(op, "hidden", hidden_, {N, H});
   check_shape(op, "weight", weight_, {H, B});
@@ -691,9 +726,9 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
                                 {"grad_hidden", grad_hidden},
                                 {"grad_weight", grad_weight}})
     check_dtype(op, name, t, gradient_.scalar_type());
-  STD_TORCH_CHECK(grad_weight.is_contiguous() && (H <= 1 || grad_hidden.stride(1) == 1), op,
-                  ": grad_weight must be contiguous, grad_hidden's rows, too");
-  STD_TORCH_CHECK(N <= INT32_MAX && B <= INT32_MAX, op, ": N and B must be below 2^31");
+  MACH_CHECK(grad_weight.is_contiguous() && (H <= 1 || grad_hidden.stride(1) == 1), op,
+             ": grad_weight must be contiguous, grad_hidden's rows, too");
+  MACH_CHECK(N <= INT32_MAX && B <= INT32_MAX, op, ": N and B must be below 2^31");
   const Tensor gradient = as_contiguous(gradient_), weight = as_contiguous(weight_);
   const Tensor hidden = H <= 1 || hidden_.stride(1) == 1 ? hidden_ : as_contiguous(hidden_);
   Tensor found = allocate(gradient, {}, ScalarType::Long);
@@ -712,8 +747,8 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
                                    mutable_pointer<T>(grad_weight)};
     with_isa<T>([&](auto isa) {
       using Tag = decltype(isa);
-      std::vector<T> row(N), column(B);
-      std::vector<int64_t> offset(N + 1), bucket_offset(B + 1);
+      Array<T> row(N), column(B);
+      Array<int64_t> offset(N + 1), bucket_offset(B + 1);
       const Tensor kept = allocate(gradient, {N, B}, ScalarType::Int);
       parallel_ranges(B, N * B, [&](int64_t begin, int64_t end) {
         negligible_columns<Tag>(params, column.data(), begin, end);
@@ -730,14 +765,14 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
       for (T& sum : row) sum = total > 0 ? sum / total : T(0);
       const int64_t kept_entries = *mutable_pointer<int64_t>(found) = offset[N];
       if (kept_entries > most) return;
-      std::vector<int32_t> bucket(kept_entries), document(kept_entries);
-      std::vector<T> by_document(kept_entries), by_bucket(kept_entries);
+      Array<int32_t> bucket(kept_entries), document(kept_entries);
+      Array<T> by_document(kept_entries), by_bucket(kept_entries);
       const SplitGradient<T> split{row.data(),    column.data(),   offset.data(),      bucket_offset.data(),
                                    bucket.data(), document.data(), by_document.data(), by_bucket.data()};
       split_gradient<Tag>(params, pointer<int32_t>(kept), split);
       const int64_t tiles = (H + kTile<Tag> - 1) / kTile<Tag>;
       parallel_ranges(tiles, (N + B + 2 * kept_entries) * H, [&](int64_t begin, int64_t end) {
-        std::vector<T> scratch((N + B) * kTile<Tag>);
+        Array<T> scratch((N + B) * kTile<Tag>);
         bucket_backward<Tag>(params, split, scratch.data(), begin, end);
       });
     });
@@ -769,7 +804,7 @@ struct MergeArguments {
 // scores may be strided (as a transposed [R, N, B] is) as long as the buckets of a repetition are adjacent.
 MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tensor& buckets,
                                const std::string& merge) {
-  STD_TORCH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
+  MACH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_shape(op, "buckets", buckets, {scores.size(1), buckets.size(1)});
   const bool adjacent = scores.size(2) <= 1 || scores.stride(2) == 1;
@@ -778,7 +813,7 @@ MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tenso
 
 Tensor checked_labels(const char* op, const Tensor& labels, int64_t N) {
   check_dtype(op, "labels", labels, ScalarType::Long);
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == N, op, ": labels must be [N, m]");
+  MACH_CHECK(labels.dim() == 2 && labels.size(0) == N, op, ": labels must be [N, m]");
   return as_contiguous(labels);
 }
 
@@ -793,7 +828,7 @@ Tensor merge_scores_cpu(const Tensor& scores, const Tensor& buckets, const Tenso
     using T = decltype(t);
     with_isa<T>([&](auto isa) {
       parallel_ranges(a.N(), labels.numel() * a.R() * 4, [&](int64_t begin, int64_t end) {
-        std::vector<T> sorted(a.R());
+        Array<T> sorted(a.R());
         merge_scores<decltype(isa)>(a.params<T>(), pointer<int64_t>(labels), m, mutable_pointer<T>(out),
                                     sorted.data(), begin, end);
       });
@@ -808,12 +843,12 @@ Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Te
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   const Tensor labels = checked_labels(op, labels_, a.N());
   const Tensor grad = checked(op, "grad", grad_, {a.N(), labels.size(1)}, scores.scalar_type());
-  Tensor out = new_zeros(scores, {a.N(), a.R(), scores.size(2)});
+  Tensor out = zeros(scores, {a.N(), a.R(), scores.size(2)});
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
     with_isa<T>([&](auto isa) {
       parallel_ranges(a.N(), labels.numel() * a.R() * 4, [&](int64_t begin, int64_t end) {
-        std::vector<int32_t> order(a.R());
+        Array<int32_t> order(a.R());
         merge_scores_grad<decltype(isa)>(a.params<T>(), pointer<int64_t>(labels), labels.size(1),
                                          pointer<T>(grad), mutable_pointer<T>(out), order.data(), begin, end);
       });
@@ -824,18 +859,23 @@ Tensor merge_scores_grad_cpu(const Tensor& grad_, const Tensor& scores, const Te
 
 std::tuple<Tensor, Tensor, Tensor> label_index_cpu(const Tensor& buckets_, int64_t num_buckets) {
   const char* op = "label_index";
-  STD_TORCH_CHECK(buckets_.dim() == 2, op, ": buckets must be [R, L]");
+  MACH_CHECK(buckets_.dim() == 2, op, ": buckets must be [R, L]");
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   const int64_t R = buckets_.size(0), L = buckets_.size(1), B = num_buckets;
-  STD_TORCH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
-                  " and L < 2^31, got B=", B, ", L=", L);
+  MACH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
+             " and L < 2^31, got B=", B, ", L=", L);
   const Tensor buckets = as_contiguous(buckets_);
   Tensor codes = allocate(buckets, {L, R}, ScalarType::UInt16);
   Tensor starts = allocate(buckets, {R, B + 1}), labels = allocate(buckets, {R, L});
   const bool in_range = label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
                                     mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels),
                                     [](int64_t count, const auto& task) { run_tasks(count, task); });
-  STD_TORCH_CHECK(in_range, op, ": buckets must be in [0, B=", B, ")");
+  if (!in_range) {
+    const int32_t* bucket = pointer<int32_t>(buckets);
+    const int32_t* wrong = std::find_if(bucket, bucket + R * L, [&](int32_t b) { return b < 0 || b >= B; });
+    MACH_CHECK(false, op, ": buckets must be in [0, B=", B, "), got ", *wrong, " for label ",
+               (wrong - bucket) % L, " in repetition ", (wrong - bucket) / L);
+  }
   return {codes, starts, labels};
 }
 
@@ -843,7 +883,7 @@ Path parse_path(const char* op, const std::string& path) {
   if (path == "direct") return Path::direct;
   if (path == "scan") return Path::scan;
   if (path == "lists") return Path::lists;
-  STD_TORCH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
+  MACH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
   return Path::automatic;
 }
 
@@ -856,19 +896,19 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   const char* op = "merge_topk";
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   const int64_t N = a.N(), R = a.R(), B = scores.size(2), L = a.buckets.size(1);
-  STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
-  STD_TORCH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
+  MACH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
+  MACH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
   LabelIndex index{};
   if (codes) {
     check_label_index(op, *codes, list_starts, list_labels, R, L, B);
-    STD_TORCH_CHECK(codes->is_contiguous() && list_starts->is_contiguous() && list_labels->is_contiguous(),
-                    op, ": codes, list_starts and list_labels must be contiguous");
+    MACH_CHECK(codes->is_contiguous() && list_starts->is_contiguous() && list_labels->is_contiguous(), op,
+               ": codes, list_starts and list_labels must be contiguous");
     index = {pointer<uint16_t>(*codes), pointer<int32_t>(*list_starts), pointer<int32_t>(*list_labels)};
   }
   if (trace) {
     check_shape(op, "trace", *trace, {N, kTraceColumns});
     check_dtype(op, "trace", *trace, ScalarType::Long);
-    STD_TORCH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
+    MACH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
     std::fill_n(mutable_pointer<int64_t>(*trace), trace->numel(), 0);
   }
   Tensor values = allocate(scores, {N, k}), labels = allocate(scores, {N, k}, ScalarType::Long);
@@ -890,8 +930,7 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
 template <class F>
 void dispatch_row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows,
                        const Tensor& gradient, std::initializer_list<Tensor> state, const F& f) {
-  STD_TORCH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op,
-                  ": parameter must be contiguous [P, M]");
+  MACH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op, ": parameter must be contiguous [P, M]");
   const int64_t P = parameter.size(0), M = parameter.size(1), U = rows ? rows->numel() : P;
   if (rows) check_dtype(op, "rows", *rows, ScalarType::Long);
   check_shape(op, "gradient", gradient, {U, M});
@@ -899,7 +938,7 @@ void dispatch_row_step(const char* op, const Tensor& parameter, const std::optio
   for (const Tensor& s : state) {
     check_shape(op, "state", s, {P, M});
     check_dtype(op, "state", s, parameter.scalar_type());
-    STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
+    MACH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
   }
   const Tensor dense_gradient = as_contiguous(gradient);
   std::optional<Tensor> dense_rows;
@@ -951,16 +990,16 @@ template <class F>
 void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_list<Tensor> state,
                         const Tensor& grad_, const Tensor& values_, const std::vector<Tensor>& given,
                         const F& f) {
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
+  MACH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
   const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2);
-  STD_TORCH_CHECK(grad_.dim() == 3, op, ": grad must be [N, R, M]");
+  MACH_CHECK(grad_.dim() == 3, op, ": grad must be [N, R, M]");
   check_shape(op, "grad", grad_, {grad_.size(0), R, M});
   check_dtype(op, "grad", grad_, weight.scalar_type());
   check_dtype(op, "values", values_, weight.scalar_type());
   for (const Tensor& s : state) {
     check_shape(op, "state", s, {R, D, M});
     check_dtype(op, "state", s, weight.scalar_type());
-    STD_TORCH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
+    MACH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
   }
   const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
   const Order tensors = given_order(op, given, values.numel(), grad.size(0), D);
@@ -969,7 +1008,7 @@ void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_l
     using T = decltype(t);
     // Reading and writing the row, its moments: as much as a dozen entries of grad, which is in the cache.
     parallel_features<T>(order, 12, R, M, [&](auto isa, int64_t begin, int64_t end) {
-      std::vector<T> scratch(M);
+      Array<T> scratch(M);
       for (int64_t r = 0; r < R; ++r)
         for (int64_t u = begin; u < end; ++u) {
           sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order, u, pointer<T>(grad) + r * M, R * M,
@@ -1014,7 +1053,7 @@ std::tuple<int64_t, int64_t, int64_t> check_csr_cpu(const std::optional<Tensor>&
     values = as_contiguous(*values_);
     check_shape(op, "values", *values, {indices.numel()});
   }
-  const std::vector<int64_t> starts = given_indptr(op, indptr_);
+  const Array<int64_t> starts = given_indptr(op, indptr_);
   const int64_t N = static_cast<int64_t>(starts.size()) - 1;
   CsrCheck found;
   dispatch_index(op, "indices", indices, [&](auto index) {
@@ -1033,28 +1072,34 @@ int64_t cpu_isa() { return static_cast<int64_t>(isa()); }
 }  // namespace
 }  // namespace mach
 
+#define MACH_OPERATOR(NAME)                     \
+  struct NAME##_name {                          \
+    static const char* text() { return #NAME; } \
+  };                                            \
+  m.impl(#NAME, TORCH_BOX((&mach::Guarded<&mach::NAME##_cpu, NAME##_name>::call)))
+
 STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
-  m.impl("feature_order", TORCH_BOX(&mach::feature_order_cpu));
-  m.impl("sparse_linear", TORCH_BOX(&mach::sparse_linear_cpu));
-  m.impl("sparse_linear_grad_values", TORCH_BOX(&mach::sparse_linear_grad_values_cpu));
-  m.impl("sparse_linear_grad_weight", TORCH_BOX(&mach::sparse_linear_grad_weight_cpu));
-  m.impl("sparse_linear_grad_rows", TORCH_BOX(&mach::sparse_linear_grad_rows_cpu));
-  m.impl("label_logits", TORCH_BOX(&mach::label_logits_cpu));
-  m.impl("label_logits_grad_hidden", TORCH_BOX(&mach::label_logits_grad_hidden_cpu));
-  m.impl("label_logits_grad_weight", TORCH_BOX(&mach::label_logits_grad_weight_cpu));
-  m.impl("bucket_bce", TORCH_BOX(&mach::bucket_bce_cpu));
-  m.impl("bucket_backward", TORCH_BOX(&mach::bucket_backward_cpu));
-  m.impl("bucket_svm", TORCH_BOX(&mach::bucket_svm_cpu));
-  m.impl("merge_scores", TORCH_BOX(&mach::merge_scores_cpu));
-  m.impl("merge_scores_grad", TORCH_BOX(&mach::merge_scores_grad_cpu));
-  m.impl("label_index", TORCH_BOX(&mach::label_index_cpu));
-  m.impl("merge_topk", TORCH_BOX(&mach::merge_topk_cpu));
-  m.impl("signs", TORCH_BOX(&mach::signs_cpu));
-  m.impl("sparse_adam", TORCH_BOX(&mach::sparse_adam_cpu));
-  m.impl("sparse_adagrad", TORCH_BOX(&mach::sparse_adagrad_cpu));
-  m.impl("sparse_linear_adam", TORCH_BOX(&mach::sparse_linear_adam_cpu));
-  m.impl("sparse_linear_adagrad", TORCH_BOX(&mach::sparse_linear_adagrad_cpu));
-  m.impl("check_csr", TORCH_BOX(&mach::check_csr_cpu));
+  MACH_OPERATOR(feature_order);
+  MACH_OPERATOR(sparse_linear);
+  MACH_OPERATOR(sparse_linear_grad_values);
+  MACH_OPERATOR(sparse_linear_grad_weight);
+  MACH_OPERATOR(sparse_linear_grad_rows);
+  MACH_OPERATOR(label_logits);
+  MACH_OPERATOR(label_logits_grad_hidden);
+  MACH_OPERATOR(label_logits_grad_weight);
+  MACH_OPERATOR(bucket_bce);
+  MACH_OPERATOR(bucket_backward);
+  MACH_OPERATOR(bucket_svm);
+  MACH_OPERATOR(merge_scores);
+  MACH_OPERATOR(merge_scores_grad);
+  MACH_OPERATOR(label_index);
+  MACH_OPERATOR(merge_topk);
+  MACH_OPERATOR(signs);
+  MACH_OPERATOR(sparse_adam);
+  MACH_OPERATOR(sparse_adagrad);
+  MACH_OPERATOR(sparse_linear_adam);
+  MACH_OPERATOR(sparse_linear_adagrad);
+  MACH_OPERATOR(check_csr);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mach_ext, CompositeExplicitAutograd, m) {

@@ -42,6 +42,14 @@ double negatives(T* z, int64_t B, T scale) {
   return sum;
 }
 
+// Bucket of a label; -1 where the label, or what the table says, is out of range.
+template <class T>
+inline int64_t bucket_of(const BucketBce<T>& p, int64_t label) {
+  if (label < 0 || label >= p.L) return -1;
+  const int64_t b = p.buckets[label];
+  return b >= 0 && b < p.B ? b : -1;
+}
+
 }  // namespace
 
 template <class Isa, class T>
@@ -53,22 +61,19 @@ void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive,
     double sum = 0;
     // The positives' logits first: the pass over all buckets overwrites them.
     for (int64_t e = begin; e < end; ++e) {
-      const int64_t label = p.label_indices[e];
-      if (label < 0 || label >= p.L) {
+      const int64_t b = bucket_of(p, p.label_indices[e]);
+      if (b < 0) {
         sum = __builtin_nan("");
         continue;
       }
-      const int32_t b = p.buckets[label];
       if (seen[b] == n) continue;
       seen[b] = n;
       positive[b] = z[b];
     }
     sum += p.gradient ? negatives<Isa, true>(z, p.B, p.scale) : negatives<Isa, false>(z, p.B, p.scale);
     for (int64_t e = begin; e < end; ++e) {
-      const int64_t label = p.label_indices[e];
-      if (label < 0 || label >= p.L) continue;
-      const int32_t b = p.buckets[label];
-      if (seen[b] != n) continue;
+      const int64_t b = bucket_of(p, p.label_indices[e]);
+      if (b < 0 || seen[b] != n) continue;
       seen[b] = -2 - n;  // done: another label in this bucket counts nothing
       // softplus(-x) in place of softplus(x): not by subtracting x, which would cancel where x is large.
       const T x = positive[b];

@@ -24,8 +24,8 @@ struct BucketBce {
   bool gradient;
 };
 
-// Scratch of the calling thread: seen [B], -1 everywhere at first; positive [B]. A label out of range makes
-// its document's loss NaN.
+// Scratch of the calling thread: seen [B], -1 everywhere at first; positive [B]. A label outside [0, L), or
+// with a bucket outside [0, B), makes its document's loss NaN and is passed over in the gradient.
 template <class Isa, class T>
 void bucket_bce(const BucketBce<T>& p, double* loss, int64_t* seen, T* positive, int64_t row_begin,
                 int64_t row_end);

@@ -35,7 +35,7 @@ CsrCheck check_csr(const T* values, const I* indices, int64_t nnz, const int64_t
     if (indptr[n + 1] < indptr[n]) return {CsrFault::indptr_decreasing, n, 0};
   if (indptr[num_rows] != nnz) return {CsrFault::indptr_end, num_rows, 0};
 
-  std::vector<I> sorted;
+  Array<I> sorted;
   for (int64_t n = 0; n < num_rows; ++n) {
     if (is_plain_row(values, indices, indptr[n], indptr[n + 1], num_columns)) continue;
     bool ascending = true;
@@ -78,9 +78,9 @@ FeatureSort::FeatureSort(const I* indices, const int64_t* indptr, int64_t num_ro
   const int passes = (feature_bits + 10) / 11, digit_bits = (feature_bits + passes - 1) / passes;
   const int64_t digits = int64_t(1) << digit_bits;
 
-  std::vector<uint64_t> buffer(end - begin);
+  Array<uint64_t> buffer(end - begin);
   sorted_.resize(end - begin);
-  std::vector<int64_t> slots(parts * digits);  // [part, digit] count, then the next free slot
+  Array<int64_t> slots(parts * digits);  // [part, digit] count, then the next free slot
   for (int pass = 0; pass < passes; ++pass) {
     const int low = shift_ + pass * digit_bits;
     // f(key) of a part's entries, in their present order. The first pass reads the indices themselves.
@@ -128,7 +128,7 @@ FeatureSort::FeatureSort(const I* indices, const int64_t* indptr, int64_t num_ro
 
 void FeatureSort::write(const int64_t* indptr, int64_t num_rows, int64_t* features, int64_t* offsets,
                         int64_t* positions, int64_t* documents) const {
-  std::vector<uint32_t> document(indptr[num_rows] - indptr[0]);  // of each position
+  Array<uint32_t> document(indptr[num_rows] - indptr[0]);  // of each position
   run_(parts_, [&](int64_t part) {
     for (int64_t n = num_rows * part / parts_; n < num_rows * (part + 1) / parts_; ++n)
       std::fill(document.begin() + (indptr[n] - indptr[0]), document.begin() + (indptr[n + 1] - indptr[0]),

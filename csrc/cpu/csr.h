@@ -3,7 +3,8 @@
 
 #include <cstdint>
 #include <functional>
-#include <vector>
+
+#include "memory.h"
 
 namespace mach {
 
@@ -47,8 +48,8 @@ class FeatureSort {
  private:
   int64_t bound(int64_t part) const { return E_ * part / parts_; }
 
-  std::vector<uint64_t> sorted_;
-  std::vector<int64_t> first_;  // [parts + 1] distinct features before each part
+  Array<uint64_t> sorted_;
+  Array<int64_t> first_;  // [parts + 1] distinct features before each part
   int64_t E_ = 0, parts_;
   int shift_ = 0;
   const RunTasks& run_;

@@ -12,10 +12,9 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <new>
 #include <utility>
-#include <vector>
 
+#include "memory.h"
 #include "merge_topk.h"
 #include "topk.h"
 
@@ -79,7 +78,7 @@ int64_t block_labels(const MergeScores<T>& p) {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find;
-// kept from use to use, so that they are made once.
+// kept from use to use, so that they are made once. What is never touched (table_rows()) takes no memory.
 class Table {
  public:
   uint8_t* of(int64_t bytes) {
@@ -88,7 +87,7 @@ class Table {
       size_ = (bytes + kHuge - 1) / kHuge * kHuge;
       memory_.reset();
       memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHuge, size_)));
-      if (memory_ == nullptr) throw std::bad_alloc();
+      if (memory_ == nullptr) throw NotEnoughMemory(std::exchange(size_, 0), "a table");
 #if defined(__linux__)
       madvise(memory_.get(), size_, MADV_HUGEPAGE);
 #endif
@@ -96,13 +95,22 @@ class Table {
     return memory_.get();
   }
 
+  void release_large() {
+    if (size_ <= kTableBytes + kMaxCodes * kWidth) return;
+    memory_.reset();
+    size_ = 0;
+  }
+
  private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
   std::unique_ptr<uint8_t, Free> memory_;
   int64_t size_ = 0;
 };
+
+// The calling thread's, kept from call to call unless it is large.
+Table& own_table() {
+  thread_local Table table;
+  return table;
+}
 
 // Where a run of labels [begin, end) is cut into `parts` for as many threads.
 int64_t cut(int64_t begin, int64_t end, int64_t parts, int64_t i) {
@@ -111,10 +119,10 @@ int64_t cut(int64_t begin, int64_t end, int64_t parts, int64_t i) {
 
 // The candidates of several TopK of one document, which hold labels of disjoint ranges.
 template <class T>
-std::vector<Candidate<T>> first_k(std::vector<TopK<T>*> parts, int64_t k) {
-  std::vector<Candidate<T>> all;
+Array<Candidate<T>> first_k(Array<TopK<T>*> parts, int64_t k) {
+  Array<Candidate<T>> all;
   for (TopK<T>* part : parts) {
-    const std::vector<Candidate<T>>& kept = part->kept();
+    const Array<Candidate<T>>& kept = part->kept();
     all.insert(all.end(), kept.begin(), kept.end());
   }
   if (static_cast<int64_t>(all.size()) > k) {
@@ -149,8 +157,8 @@ void offer_all(const MergeScores<T>& p, int64_t n, int64_t begin, int64_t end, T
 }
 
 template <class T>
-void write_result(const Decode<T>& p, int64_t n, const std::vector<Candidate<T>>& best) {
-  std::vector<T> sorted(p.merge.R);
+void write_result(const Decode<T>& p, int64_t n, const Array<Candidate<T>>& best) {
+  Array<T> sorted(p.merge.R);
   for (int64_t i = 0; i < p.k; ++i) {
     int64_t& label = p.labels[n * p.k + i];
     T& value = p.values[n * p.k + i];
@@ -168,19 +176,19 @@ void write_result(const Decode<T>& p, int64_t n, const std::vector<Candidate<T>>
 // A task is a group of documents times a range of labels; inside it a block's codes, in the cache, serve
 // every document of the group.
 template <class T>
-void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
+void decode_direct(const Decode<T>& p, const Array<int64_t>& documents) {
   const int64_t N = documents.size(), L = p.merge.L, groups = (N + kGroup - 1) / kGroup;
   const int64_t block = block_labels(p.merge), blocks = (L + block - 1) / block;
   // Enough tasks for all threads even when there is one document; ranges are whole blocks.
   const int64_t ranges = std::min(blocks, groups >= p.threads ? 1 : (p.threads + groups - 1) / groups);
-  std::vector<TopK<T>> top(N * ranges, TopK<T>(p.k));
+  Array<TopK<T>> top(N * ranges, TopK<T>(p.k));
   with_isa<T>([&](auto isa) {
     p.run_tasks(groups * ranges, [&](int64_t task) {
       const int64_t group = task / ranges, range = task % ranges;
       const int64_t first = group * kGroup, last = std::min(N, first + kGroup);
       const int64_t end = std::min(L, blocks * (range + 1) / ranges * block);
-      std::vector<T> keys(block), sorted(p.merge.R);
-      std::vector<int32_t> positions(block);
+      Array<T> keys(block), sorted(p.merge.R);
+      Array<int32_t> positions(block);
       for (int64_t label = blocks * range / ranges * block; label < end; label += block)
         for (int64_t i = first; i < last; ++i)
           offer_all<decltype(isa)>(p.merge, documents[i], label, std::min(end, label + block), keys.data(),
@@ -189,7 +197,7 @@ void decode_direct(const Decode<T>& p, const std::vector<int64_t>& documents) {
   });
   p.run_tasks(groups, [&](int64_t group) {
     for (int64_t i = group * kGroup; i < std::min(N, (group + 1) * kGroup); ++i) {
-      std::vector<TopK<T>*> parts;
+      Array<TopK<T>*> parts;
       for (int64_t range = 0; range < ranges; ++range) parts.push_back(&top[i * ranges + range]);
       write_result(p, documents[i], ranges == 1 ? parts[0]->take() : first_k<T>(parts, p.k));
       if (p.trace) p.trace[documents[i] * kTraceColumns + kTraceRescored] = L;
@@ -209,16 +217,16 @@ struct Heavy {
 struct Document {
   int64_t n = 0;
   Path path = Path::direct;
-  TopK<float> top{1};       // the sample's labels [0, sample), later those of the scan, too
-  std::vector<float> high;  // [R] greatest score
-  std::vector<float> low;   // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
+  TopK<float> top{1};  // the sample's labels [0, sample), later those of the scan, too
+  Array<float> high;   // [R] greatest score
+  Array<float> low;    // [R] a low score: the greatest of 16 lanes' least, so that outliers don't count
   double sum_high = 0, sum_low = 0, slack_high = 0;
-  bool from_low = false;           // scan: bytes count up from low, not down from high
-  double unit = 1;                 // scan: score units a step of the final sum
-  std::vector<Heavy> heavy;        // all buckets above `least_heavy`, where they were looked for
-  std::vector<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
-  std::vector<double> tau;         // [R] lists
-  double gap = 0;                  // lists: what the excesses over tau must add up to
+  bool from_low = false;     // scan: bytes count up from low, not down from high
+  double unit = 1;           // scan: score units a step of the final sum
+  Array<Heavy> heavy;        // all buckets above `least_heavy`, where they were looked for
+  Array<float> least_heavy;  // [R] the least of 16 lanes' greatest scores: some 50 buckets are above it
+  Array<double> tau;         // [R] lists
+  double gap = 0;            // lists: what the excesses over tau must add up to
   double lists_cost = kNever;
   uint8_t* bytes = nullptr;  // [R, B] scan: the scores in bytes, where that was done in the plan
   int64_t postings = 0, rescored = 0;
@@ -254,12 +262,12 @@ struct Pair {
 struct Scratch {
   explicit Scratch(const MergeScores<float>& p)
       : keys(block_labels(p)), sorted(p.R), positions(block_labels(p)) {}
-  std::vector<float> keys, sorted;
-  std::vector<int32_t> positions, labels;
-  std::vector<Heavy> best;
-  std::vector<Pair> pairs;
-  std::vector<uint64_t> seen;
-  std::vector<uint8_t> sums;
+  Array<float> keys, sorted;
+  Array<int32_t> positions, labels;
+  Array<Heavy> best;
+  Array<Pair> pairs;
+  Array<uint64_t> seen;
+  Array<uint8_t> sums;
 };
 
 class Decoder {
@@ -281,8 +289,8 @@ class Decoder {
 
  private:
   void chunk(int64_t begin, int64_t end) {
-    std::vector<int64_t> direct;
-    std::vector<Document> planned;
+    Array<int64_t> direct;
+    Array<Document> planned;
     together_ = std::min(kWidth, end - begin);
     scan_cost_ = scan_cost(together_);
     direct_cost_ = direct_cost(together_);
@@ -304,7 +312,7 @@ class Decoder {
           plan(n, planned[n - begin], scratch);
       });
     }
-    std::vector<Document*> scan, lists;
+    Array<Document*> scan, lists;
     for (int64_t n = begin; n < end; ++n) {
       Document* document = worth_a_plan ? &planned[n - begin] : nullptr;
       if (document == nullptr || document->path == Path::direct)
@@ -466,7 +474,7 @@ class Decoder {
 
   // Appends the buckets above least_heavy.
   template <class Tag>
-  void find_heavy(Document& d, int64_t r, std::vector<Heavy>& heavy) const {
+  void find_heavy(Document& d, int64_t r, Array<Heavy>& heavy) const {
     constexpr int64_t kRoom = 256;
     int32_t found[kRoom];
     const float* row = scores(d.n, r);
@@ -481,11 +489,17 @@ class Decoder {
     const int32_t* end() const { return last; }
     int64_t size() const { return last - first; }
   };
+  // Within the repetition's labels, whatever its starts say (label_index.h). The labels themselves are
+  // checked where they are used.
   Labels labels_of(const Heavy& h) const {
     const int32_t* starts = p_.index->list_starts + h.repetition * (m_.B + 1) + h.bucket;
     const int32_t* labels = p_.index->list_labels + h.repetition * m_.L;
-    return {labels + starts[0], labels + starts[1]};
+    const auto end = static_cast<int32_t>(m_.L);
+    const int32_t first = std::clamp(starts[0], 0, end), last = std::clamp(starts[1], first, end);
+    return {labels + first, labels + last};
   }
+
+  bool is_label(int32_t label) const { return static_cast<uint32_t>(label) < static_cast<uint32_t>(m_.L); }
 
   // The document's best buckets in a few repetitions, of at most some labels each, to scratch.best.
   template <class Tag>
@@ -493,7 +507,7 @@ class Decoder {
     const int64_t R = m_.R, repetitions = std::min<int64_t>(4, R), buckets = std::max<int64_t>(10, p_.k + 4);
     const int64_t enough = std::clamp<int64_t>(m_.L / 64, 256, 8192);  // labels of a repetition
     const bool found_before = !d.heavy.empty();
-    std::vector<Heavy>& best = scratch.best;
+    Array<Heavy>& best = scratch.best;
     best.clear();
     auto heavy = d.heavy.cbegin();  // its repetitions ascend
     for (int64_t i = 0; i < repetitions; ++i) {
@@ -516,13 +530,14 @@ class Decoder {
 
   // Labels that are in two of scratch.best at least, ascending, to scratch.labels.
   void find_repeated(Scratch& scratch) const {
-    std::vector<int32_t>& labels = scratch.labels;
+    Array<int32_t>& labels = scratch.labels;
     labels.clear();
     scratch.seen.resize((m_.L + 63) / 64);  // a bit a label, all 0 again at the end
     int64_t marked = 0;
     for (const Heavy& h : scratch.best) {
       marked += labels_of(h).size();
       for (int32_t label : labels_of(h)) {
+        if (!is_label(label)) continue;
         uint64_t& word = scratch.seen[label / 64];
         const uint64_t bit = uint64_t(1) << (label % 64);
         if (word & bit) labels.push_back(label);
@@ -533,7 +548,8 @@ class Decoder {
       std::fill(scratch.seen.begin(), scratch.seen.end(), 0);
     else
       for (const Heavy& h : scratch.best)
-        for (int32_t label : labels_of(h)) scratch.seen[label / 64] = 0;
+        for (int32_t label : labels_of(h))
+          if (is_label(label)) scratch.seen[label / 64] = 0;
     std::sort(labels.begin(), labels.end());
     labels.erase(std::unique(labels.begin(), labels.end()), labels.end());
   }
@@ -544,14 +560,14 @@ class Decoder {
   void raise_threshold(Document& d, Scratch& scratch) const {
     find_best<Tag>(d, scratch);
     find_repeated(scratch);
-    std::vector<int32_t>& labels = scratch.labels;
+    Array<int32_t>& labels = scratch.labels;
     labels.erase(labels.begin(), std::lower_bound(labels.begin(), labels.end(), sample_));
     const int64_t count = std::min<int64_t>(labels.size(), 1024 + 4 * p_.k);
-    std::vector<float> keys(count), sorted(m_.R);
-    const std::vector<int32_t> documents(count, static_cast<int32_t>(d.n));
+    Array<float> keys(count), sorted(m_.R);
+    const Array<int32_t> documents(count, static_cast<int32_t>(d.n));
     merge_pairs<Tag>(m_, p_.index->codes, documents.data(), labels.data(), count, keys.data(), sorted.data());
     d.rescored += count;
-    std::vector<Rank<float>> ranks;
+    Array<Rank<float>> ranks;
     for (float key : keys) ranks.push_back(rank_of(key));
     for (const Candidate<float>& c : d.top.kept()) ranks.push_back(c.rank);
     if (static_cast<int64_t>(ranks.size()) < p_.k) return;
@@ -579,7 +595,7 @@ class Decoder {
           table[s][i] = std::expm1(kPowers[s] * std::min(1.0, (i + 0.5) / kBins));
       return table;
     }();
-    std::vector<double> tau(R);
+    Array<double> tau(R);
     for (double height : {0.0, 0.5, 0.75, 0.9}) {
       double gap = wanted;
       for (int64_t r = 0; r < R; ++r) {
@@ -614,7 +630,7 @@ class Decoder {
 
   // ------------------------------------------------------------------------------------------ the direct
 
-  void run_direct(const std::vector<int64_t>& documents) {
+  void run_direct(const Array<int64_t>& documents) {
     const int64_t count = documents.size(), groups = (count + kSumLanes - 1) / kSumLanes;
     const bool possible = p_.index != nullptr && m_.merge == Merge::mean && sample_ < m_.L;
     // Each thread takes groups of its own where that leaves none idle for long; else all work on one group.
@@ -625,17 +641,17 @@ class Decoder {
                      },
                      1};
     const Team team = apart ? alone : Team{p_.run_tasks, p_.threads};
-    if (static_cast<int64_t>(tables_.size()) < runs) tables_.resize(runs);
-    std::vector<std::vector<int64_t>> others(runs);
+    Array<Array<int64_t>> others(runs);
     const auto run = [&](int64_t i) {
       for (int64_t group = cut(0, groups, runs, i); group < cut(0, groups, runs, i + 1); ++group) {
         const int64_t* first = &documents[group * kSumLanes];
         const int64_t some = std::min<int64_t>(kSumLanes, count - group * kSumLanes);
         if (possible && sums_cost() < some * alone_cost(some))
-          sum_together(first, some, team, tables_[i], others[i]);
+          sum_together(first, some, team, others[i]);
         else
           others[i].insert(others[i].end(), first, first + some);
       }
+      own_table().release_large();
     };
     if (apart)
       p_.run_tasks(runs, run);
@@ -652,10 +668,9 @@ class Decoder {
 
   // Up to 16 documents at a time: one addition for all of them, in the order of the definition. A document
   // for which `above` can't be said (fewer than k keys that are numbers in the sample) goes to `others`.
-  void sum_together(const int64_t* documents, int64_t count, const Team& team, Table& memory,
-                    std::vector<int64_t>& others) const {
+  void sum_together(const int64_t* documents, int64_t count, const Team& team, Array<int64_t>& others) const {
     const int64_t R = m_.R, B = m_.B, L = m_.L;
-    float* table = reinterpret_cast<float*>(memory.of(R * B * kSumLanes * sizeof(float)));
+    float* table = reinterpret_cast<float*>(own_table().of(table_rows(R * B, B) * kSumLanes * sizeof(float)));
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       team.run_tasks(R, [&](int64_t r) {
@@ -663,7 +678,7 @@ class Decoder {
         for (int64_t i = 0; i < count; ++i) rows[i] = scores(documents[i], r);
         interleave_scores<Tag>(rows, B, table + r * B * kSumLanes);
       });
-      std::vector<TopK<float>> sample(count, TopK<float>(p_.k));
+      Array<TopK<float>> sample(count, TopK<float>(p_.k));
       team.run_tasks(count, [&](int64_t i) {
         Scratch scratch(m_);
         offer_all<Tag>(m_, documents[i], 0, sample_, scratch.keys.data(), scratch.sorted.data(),
@@ -671,7 +686,7 @@ class Decoder {
         sample[i].compact();
       });
       const int64_t parts = std::max<int64_t>(1, std::min(team.threads, (L - sample_) / 1024));
-      std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
+      Array<TopK<float>> top(parts * count, TopK<float>(p_.k));
       team.run_tasks(parts, [&](int64_t part) {
         TopK<float>* tops = &top[part * count];
         for (int64_t i = 0; i < count; ++i) tops[i].require_above(sample[i].threshold());
@@ -681,7 +696,7 @@ class Decoder {
         if (std::isnan(key_of<float>(sample[i].threshold()))) others.push_back(documents[i]);
       team.run_tasks(count, [&](int64_t i) {
         if (std::isnan(key_of<float>(sample[i].threshold()))) return;
-        std::vector<TopK<float>*> all{&sample[i]};
+        Array<TopK<float>*> all{&sample[i]};
         for (int64_t part = 0; part < parts; ++part) all.push_back(&top[part * count + i]);
         write_result(p_, documents[i], first_k<float>(all, p_.k));
         if (p_.trace) p_.trace[documents[i] * kTraceColumns + kTraceRescored] = L;
@@ -691,9 +706,9 @@ class Decoder {
 
   template <class Tag>
   void sum_range(const float* table, int64_t count, int64_t begin, int64_t end, TopK<float>* top) const {
-    const std::unique_ptr<int32_t[]> labels(new int32_t[kBlock + 1]);
-    const std::unique_ptr<uint32_t[]> documents(new uint32_t[kBlock + 1]);
-    const std::unique_ptr<float[]> sums(new float[(kBlock + 1) * kSumLanes]);
+    const auto labels = uninitialized<int32_t>(kBlock + 1);
+    const auto documents = uninitialized<uint32_t>(kBlock + 1);
+    const auto sums = uninitialized<float>((kBlock + 1) * kSumLanes);
     float above[kSumLanes];
     int64_t block = kBlock / 8;  // at first the thresholds rise fast
     for (int64_t first = begin; first < end; first += block, block = std::min(kBlock, 2 * block)) {
@@ -701,6 +716,7 @@ class Decoder {
       const int64_t found =
           sum_labels<Tag>(table, p_.index->codes, m_.R, m_.B, first, std::min(end, first + block), above,
                           labels.get(), documents.get(), sums.get());
+      drop_unknown<Tag>(p_.index->codes, m_.R, m_.B, labels.get(), found, documents.get());
       for (int64_t j = 0; j < found; ++j)
         for (uint32_t left = documents[j]; left; left &= left - 1) {
           const int i = __builtin_ctz(left);
@@ -722,12 +738,12 @@ class Decoder {
 
   // ------------------------------------------------------------------------------------------- the lists
 
-  void run_lists(const std::vector<Document*>& documents) {
+  void run_lists(const Array<Document*>& documents) {
     const int64_t count = documents.size();
     const int64_t parts = count >= p_.threads ? 1 : p_.threads;
-    std::vector<TopK<float>> top(count * parts, TopK<float>(p_.k));
-    std::vector<int64_t> postings(count * parts), rescored(count * parts);
-    std::vector<uint8_t> gave_up(count * parts);
+    Array<TopK<float>> top(count * parts, TopK<float>(p_.k));
+    Array<int64_t> postings(count * parts), rescored(count * parts);
+    Array<uint8_t> gave_up(count * parts);
     const int64_t tasks = std::min(count * parts, 4 * p_.threads);
     p_.run_tasks(tasks, [&](int64_t task) {
       Scratch scratch(m_);
@@ -743,7 +759,7 @@ class Decoder {
     });
     p_.run_tasks(count, [&](int64_t i) {
       Document& d = *documents[i];
-      std::vector<TopK<float>*> all{&d.top};
+      Array<TopK<float>*> all{&d.top};
       for (int64_t part = 0; part < parts; ++part) {
         all.push_back(&top[i * parts + part]);
         d.postings += postings[i * parts + part];
@@ -763,7 +779,7 @@ class Decoder {
       const int32_t *next, *last;
       int amount;
     };
-    std::vector<Cursor> cursors;
+    Array<Cursor> cursors;
     for (const Heavy& h : d.heavy) {
       const double excess = h.score - d.tau[h.repetition];
       if (excess <= 0) continue;
@@ -792,7 +808,7 @@ class Decoder {
       rescored += found;
       if (p_.path == Path::automatic && rescored * pair_cost() > 2 * std::min(scan_cost_, direct_cost_))
         return false;
-      std::vector<Pair>& pairs = scratch.pairs;
+      Array<Pair>& pairs = scratch.pairs;
       pairs.clear();
       for (int64_t i = 0; i < found; ++i) pairs.push_back({0, static_cast<int32_t>(first + positions[i])});
       const Document* document = &d;
@@ -803,10 +819,10 @@ class Decoder {
 
   // Offers the exact keys of the pairs, a slot's labels ascending, to the TopK of their slots.
   template <class Tag>
-  void offer_pairs(const std::vector<Pair>& pairs, const Document* const* documents, TopK<float>* top) const {
+  void offer_pairs(const Array<Pair>& pairs, const Document* const* documents, TopK<float>* top) const {
     const int64_t count = pairs.size(), most = std::min(kPairs, count);
-    std::vector<int32_t> ids(most), labels(most);
-    std::vector<float> keys(most), sorted(m_.R);
+    Array<int32_t> ids(most), labels(most);
+    Array<float> keys(most), sorted(m_.R);
     for (int64_t begin = 0; begin < count; begin += kPairs) {
       const int64_t some = std::min(kPairs, count - begin);
       for (int64_t i = 0; i < some; ++i) {
@@ -820,7 +836,7 @@ class Decoder {
 
   // -------------------------------------------------------------------------------------------- the scan
 
-  void run_scan(const std::vector<Document*>& documents) {
+  void run_scan(const Array<Document*>& documents) {
     switch (lanes_for(documents.size())) {
       case 16:
         return run_scan<16>(documents);
@@ -834,9 +850,9 @@ class Decoder {
   // Blocks of W documents, each with a table of its own; they go through the labels together, tile by tile,
   // so that the codes come from memory once.
   template <int W>
-  void run_scan(const std::vector<Document*>& documents) {
+  void run_scan(const Array<Document*>& documents) {
     const int64_t count = documents.size(), R = m_.R, B = m_.B, L = m_.L, blocks = (count + W - 1) / W;
-    uint8_t* tables = tables_[0].of(blocks * R * B * W);
+    uint8_t* tables = own_table().of(table_rows(blocks * R * B, B) * W);
     with_isa<float>([&](auto isa) {
       using Tag = decltype(isa);
       const auto fill = [&] {
@@ -852,9 +868,9 @@ class Decoder {
         end = std::min(L, round_growth() * begin);
         if (!mean) fill();  // these bytes depend on the threshold: renewed as it rises
         const int64_t parts = std::max<int64_t>(1, std::min(p_.threads, (end - begin) / 1024));
-        std::vector<TopK<float>> top(parts * count, TopK<float>(p_.k));
-        std::vector<int64_t> rescored(parts * count);
-        std::vector<uint8_t> hopeless(parts * count, 0);
+        Array<TopK<float>> top(parts * count, TopK<float>(p_.k));
+        Array<int64_t> rescored(parts * count);
+        Array<uint8_t> hopeless(parts * count, 0);
         p_.run_tasks(parts, [&](int64_t part) {
           const ScanRange range{begin,
                                 cut(begin, end, parts, part),
@@ -890,7 +906,7 @@ class Decoder {
   template <class Tag, int W>
   void fill_table(Document* const* documents, int64_t count, int64_t r, uint8_t* rows) const {
     const int64_t B = m_.B, stride = (B + 127) / 64 * 64 | 64;  // odd in cache lines: no two columns collide
-    const std::unique_ptr<uint8_t[]> columns(new uint8_t[W * stride]);
+    const auto columns = uninitialized<uint8_t>(W * stride);
     std::memset(columns.get() + count * stride, 0, (W - count) * stride);
     for (int64_t i = 0; i < count; ++i) {
       const Document& d = *documents[i];
@@ -947,7 +963,7 @@ class Decoder {
   void scan_range(const ScanRange& range) const {
     const int64_t blocks = (range.count + W - 1) / W;
     // For a slot without a document, or one that is hopeless: sums below 0.
-    std::vector<uint8_t> bounds(blocks * W, 0);
+    Array<uint8_t> bounds(blocks * W, 0);
     const auto set_bound = [&](int64_t i) {
       bounds[i] = range.hopeless[i] ? 0 : bound_for(*range.documents[i], range.top[i]);
     };
@@ -958,10 +974,10 @@ class Decoder {
     }
     // Not initialised: a vector would write all of them before they are used.
     const int64_t room = std::min(kTile, range.end - range.begin) + 1;
-    const std::unique_ptr<int32_t[]> labels(new int32_t[room]);
-    const std::unique_ptr<uint64_t[]> wanted(new uint64_t[room]);
-    const std::unique_ptr<uint8_t[]> sums(new uint8_t[room * W]);
-    std::vector<Pair> pairs;
+    const auto labels = uninitialized<int32_t>(room);
+    const auto wanted = uninitialized<uint64_t>(room);
+    const auto sums = uninitialized<uint8_t>(room * W);
+    Array<Pair> pairs;
     uint8_t* hopeless = range.hopeless;
     int64_t tile = std::clamp(range.known / 2, int64_t(256), kTile);
     for (int64_t first = range.begin; first < range.end; first += tile, tile = std::min(kTile, 2 * tile)) {
@@ -1031,7 +1047,7 @@ class Decoder {
     if (scan.below != (~0ull >> (64 - W))) return m_.R;
     const int64_t count = std::min<int64_t>(64, (end - begin) / 4);
     if (count == 0) return m_.R;
-    std::vector<int64_t> alive(m_.R, 0);
+    Array<int64_t> alive(m_.R, 0);
     count_alive<Tag, W>(scan, begin, begin + count, alive.data());
     const double row = row_cost(m_.R * m_.B * W);
     double best = m_.R * row;
@@ -1048,7 +1064,6 @@ class Decoder {
   const MergeScores<float>& m_;
   int64_t sample_ = 0;
   bool possible_ = false;
-  std::vector<Table> tables_{1};  // one a thread
   Table bytes_;
   int64_t together_ = 1;                    // documents of the present chunk that could share a scan,
   double scan_cost_ = 0, direct_cost_ = 0;  // and a document's cost with so many
@@ -1056,10 +1071,13 @@ class Decoder {
 
 }  // namespace
 
-void decode(const Decode<float>& p) { Decoder(p).run(); }
+void decode(const Decode<float>& p) {
+  Decoder(p).run();
+  own_table().release_large();
+}
 
 void decode(const Decode<double>& p) {
-  std::vector<int64_t> documents(p.N);
+  Array<int64_t> documents(p.N);
   for (int64_t n = 0; n < p.N; ++n) documents[n] = n;
   decode_direct(p, documents);
 }

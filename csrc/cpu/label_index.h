@@ -12,6 +12,9 @@ using Tasks = std::function<void(int64_t count, const std::function<void(int64_t
 
 constexpr int64_t kMaxCodes = 65536;  // buckets a uint16 code can tell apart
 
+// These and the table of buckets are tensors that users can write to, without any notice. So whatever reads
+// them checks them where it does: a code from B on and a label outside [0, L) stand for nothing, a list lies
+// within its repetition's labels.
 struct LabelIndex {
   const uint16_t* codes;       // [L, R]: buckets[r, l] at l * R + r
   const int32_t* list_starts;  // [R, B + 1]

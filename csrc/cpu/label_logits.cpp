@@ -3,11 +3,13 @@
 namespace mach {
 namespace {
 
-// Bucket of the label at (n, j) in repetition r; -1 where the label is out of range.
+// Bucket of the label at (n, j) in repetition r; -1 where the label, or what the table says, is out of range.
 template <class T>
 inline int64_t bucket_of(const LabelLogits<T>& p, int64_t n, int64_t j, int64_t r) {
   const int64_t label = p.labels[n * p.m + j];
-  return label >= 0 && label < p.L ? p.buckets[r * p.L + label] : -1;
+  if (label < 0 || label >= p.L) return -1;
+  const int64_t b = p.buckets[r * p.L + label];
+  return b >= 0 && b < p.B ? b : -1;
 }
 
 }  // namespace

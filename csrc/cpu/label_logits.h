@@ -3,7 +3,8 @@
 //
 // Layout: hidden [N, H], shared by the repetitions (hidden_r_stride = 0), or [N, R, H]; W [R, H, B];
 // bias [R, B]; buckets [R, L]; labels [N, m]; Z and its gradient G [N, m, R]. All contiguous.
-// A label outside [0, L) reads nothing: its logits are NaN, its gradients zero.
+// A label outside [0, L) reads nothing: its logits are NaN, its gradients zero. So is the logit of a
+// repetition in which the label's bucket is outside [0, B).
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,8 @@
 //   mean    (s_0 + s_1 + ... + s_{R-1}) / R, added in this order, one IEEE division
 //   min     the least; NaN if any score is NaN; of equal ones (-0, +0) that of the lowest r
 //   median  stable sort by value; the middle one, or (a + b) / 2 of the middle two; NaN if any is NaN
+// A table of buckets, or its codes, can hold anything: users can write to it. A score at a bucket outside
+// [0, B) is not read. It counts as NaN, so its label's key is NaN, and that label has no gradient.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +35,7 @@ template <class Isa, class T>
 void merge_pairs(const MergeScores<T>& p, const uint16_t* codes, const int32_t* documents,
                  const int32_t* labels, int64_t count, T* keys, T* sorted);
 
-// out[n, j] = key of labels[n, j]; a label outside [0, L) gets NaN. labels, out [N, m].
+// out[n, j] = key of labels[n, j]; a label outside [0, L) gets NaN, too. labels, out [N, m].
 template <class Isa, class T>
 void merge_scores(const MergeScores<T>& p, const int64_t* labels, int64_t m, T* out, T* sorted,
                   int64_t row_begin, int64_t row_end);

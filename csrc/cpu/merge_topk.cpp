@@ -2,6 +2,8 @@
 
 #include <type_traits>
 
+#include "codes.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -318,6 +320,14 @@ void interleave_scores(const float* const* scores, int64_t B, float* rows) {
 }
 
 template <class Isa>
+void drop_unknown(const uint16_t* codes, int64_t R, int64_t B, const int32_t* labels, int64_t count,
+                  uint32_t* documents) {
+  const CodesBelow<Isa> known(R, B);
+  for (int64_t i = 0; i < count; ++i)
+    if (!known(codes + labels[i] * R)) documents[i] = 0;
+}
+
+template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
                    int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums) {
   typedef float Lanes __attribute__((vector_size(kSumLanes * sizeof(float))));
@@ -415,8 +425,11 @@ template <class Isa>
 int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
                        int amount) {
   int64_t i = 0;
-  for (; i < count && labels[i] < stop; ++i) {
-    uint8_t& at = sums[labels[i] - first];
+  const auto start = static_cast<uint32_t>(first), width = static_cast<uint32_t>(stop - first);
+  for (; i < count; ++i) {
+    const uint32_t place = static_cast<uint32_t>(labels[i]) - start;
+    if (place >= width) break;
+    uint8_t& at = sums[place];
     const int sum = at + amount;
     at = static_cast<uint8_t>(sum < 255 ? sum : 255);
   }
@@ -450,17 +463,18 @@ int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* posi
   template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*, uint8_t*); \
   template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);           \
   template void count_alive<ISA, W>(const ByteScan&, int64_t, int64_t, int64_t*);
-#define MACH_MERGE_TOPK(ISA)                                                                          \
-  MACH_ROWS(ISA, 16)                                                                                  \
-  MACH_ROWS(ISA, 32)                                                                                  \
-  MACH_ROWS(ISA, 64)                                                                                  \
-  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                         \
-  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                         \
-  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t, \
-                                   const float*, int32_t*, uint32_t*, float*);                        \
-  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                            \
-  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                  \
-  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);     \
+#define MACH_MERGE_TOPK(ISA)                                                                              \
+  MACH_ROWS(ISA, 16)                                                                                      \
+  MACH_ROWS(ISA, 32)                                                                                      \
+  MACH_ROWS(ISA, 64)                                                                                      \
+  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                             \
+  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                             \
+  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t,     \
+                                   const float*, int32_t*, uint32_t*, float*);                            \
+  template void drop_unknown<ISA>(const uint16_t*, int64_t, int64_t, const int32_t*, int64_t, uint32_t*); \
+  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                                \
+  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                      \
+  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);         \
   template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
 MACH_MERGE_TOPK(MACH_ISA)
 

@@ -6,11 +6,17 @@
 // or, with scale 0, whether the score is *not* at least the origin (1 also for NaN).
 // A label's R rows are added with saturation, all W documents in one instruction, and compared with a bound
 // of each document.
+//
+// Codes can hold anything, for users can write to them, and to look at each would cost a twentieth of its
+// row. So there is memory for table_rows(): whatever a code of 16 bits says, a row is read. A label with a
+// code from B on is then kept or dropped, which is the same: its exact key is NaN (merge_pairs), and a bound
+// says that k labels have numbers.
 #pragma once
 
 #include <cstdint>
 
 #include "isa.h"
+#include "label_index.h"
 
 namespace mach {
 
@@ -22,8 +28,11 @@ void quantize(const float* scores, int64_t B, float origin, float scale, uint8_t
 template <class Isa, int W>
 void transpose_bytes(const uint8_t* columns, int64_t stride, int64_t B, uint8_t* rows);
 
+// Rows to have memory for behind a table's first row, where it has `rows`, B a repetition.
+constexpr int64_t table_rows(int64_t rows, int64_t B) { return rows + (B < kMaxCodes ? kMaxCodes - B : 0); }
+
 struct ByteScan {
-  const uint8_t* table;   // [R, B, W]
+  const uint8_t* table;   // [R, B, W], table_rows() of memory
   const uint16_t* codes;  // [L, R]
   int64_t R, B;
   const uint8_t* bound;  // [W]
@@ -45,7 +54,8 @@ int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* 
 template <class Isa, int W>
 void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive);
 
-// The exact sums of 16 documents at a time. Table: rows of 16 scores, a document each, [R, B, 16].
+// The exact sums of 16 documents at a time. Table: rows of 16 scores, a document each, [R, B, 16], and memory
+// for table_rows().
 constexpr int kSumLanes = 16;
 
 // One repetition's scores of up to 16 documents (null: none, 0) -> rows [B, 16].
@@ -59,6 +69,11 @@ template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
                    int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums);
 
+// documents[i] = 0 where a code of labels[i] is not below B, i < count: their sums are of no score.
+template <class Isa>
+void drop_unknown(const uint16_t* codes, int64_t R, int64_t B, const int32_t* labels, int64_t count,
+                  uint32_t* documents);
+
 // low[i], high[i]: least and greatest of scores[i], scores[i + 16], ... (+-inf where there is none). Returns
 // whether all scores are below +inf and none is NaN.
 template <class Isa>
@@ -69,7 +84,7 @@ template <class Isa>
 int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room);
 
 // sums[label - first] += amount, saturating at 255, for the leading ones of the ascending labels that are
-// below `stop`; returns how many those are.
+// within [first, stop); returns how many those are.
 template <class Isa>
 int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
                        int amount);

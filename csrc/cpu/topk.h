@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#include <vector>
+
+#include "memory.h"
 
 namespace mach {
 
@@ -77,6 +78,7 @@ class TopK {
     const Rank<T> rank = rank_of(key);
     // An equal rank loses: its label is higher than that of the k-th.
     if (has_threshold_ && rank <= threshold_) return;
+    if (kept_.empty()) kept_.reserve(std::min<int64_t>(2 * k_ + kSlack, 1024));
     kept_.push_back({rank, static_cast<int32_t>(label)});
     if (static_cast<int64_t>(kept_.size()) >= 2 * k_ + kSlack) compact();
   }
@@ -90,16 +92,16 @@ class TopK {
   }
 
   // What was offered, in no order, less what is known not to count.
-  const std::vector<Candidate<T>>& kept() const { return kept_; }
+  const Array<Candidate<T>>& kept() const { return kept_; }
 
   // Candidates of other labels, in any order.
-  void absorb(const std::vector<Candidate<T>>& others) {
+  void absorb(const Array<Candidate<T>>& others) {
     kept_.insert(kept_.end(), others.begin(), others.end());
     compact();
   }
 
   // The first k in order (fewer if fewer were offered).
-  std::vector<Candidate<T>> take() {
+  Array<Candidate<T>> take() {
     compact();
     std::sort(kept_.begin(), kept_.end());
     return std::move(kept_);
@@ -111,7 +113,7 @@ class TopK {
   int64_t k_;
   bool has_threshold_ = false;
   Rank<T> threshold_ = 0;
-  std::vector<Candidate<T>> kept_;
+  Array<Candidate<T>> kept_;
 };
 
 }  // namespace mach

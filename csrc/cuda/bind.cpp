@@ -48,16 +48,15 @@ IndexArray index_array(const char* op, const char* name, const Tensor& t) {
 }
 
 Rows rows_of(const char* op, const char* name, const Tensor& indptr, int64_t nnz) {
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": ", name,
-                  " must be 1-D with N + 1 entries");
+  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": ", name, " must be 1-D with N + 1 entries");
   return {index_array(op, name, indptr), indptr.size(0) - 1, nnz};
 }
 
 // Kernels follow a pointer without asking where it leads.
 void check_device(const char* op, const Tensor& like, std::initializer_list<Tensor> tensors) {
   for (const Tensor& t : tensors)
-    STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op,
-                    ": all tensors must be on one device");
+    MACH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), op,
+               ": all tensors must be on one device");
 }
 
 // f(T(), W()): element types of values (or the gradient) and weight.
@@ -86,7 +85,7 @@ Tensor sparse_linear_cuda(const Tensor& values_, const Tensor& indices_, const T
   check_shape(op, "values", values, {nnz});
   check_shape(op, "indices", indices, {nnz});
   const bool stacked = weight.dim() == 3;
-  STD_TORCH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
+  MACH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
   const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
   const Rows rows = rows_of(op, "indptr", indptr, nnz);
   std::optional<Tensor> bias;
@@ -116,7 +115,7 @@ Tensor sparse_linear_grad_values_cuda(const Tensor& grad_, const Tensor& indices
   const Tensor grad = as_contiguous(grad_), indices = as_contiguous(indices_),
                indptr = as_contiguous(indptr_), weight = as_contiguous(weight_);
   check_device(op, grad, {indices, indptr, weight});
-  STD_TORCH_CHECK(weight.dim() == 3, op, ": weight must be [R, D, M]");
+  MACH_CHECK(weight.dim() == 3, op, ": weight must be [R, D, M]");
   const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2), nnz = indices.numel();
   const Rows rows = rows_of(op, "indptr", indptr, nnz);
   check_shape(op, "grad", grad, {rows.N, R, M});
@@ -225,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> feature_order_cuda(const Tensor& indi
 
 // An order that came as an argument. What is in it is not looked at: kernels pass over what is out of range.
 Groups given_groups(const char* op, const Tensor& like, const std::vector<Tensor>& order) {
-  STD_TORCH_CHECK(order.size() == 4, op, ": order must be (features, offsets, positions, documents)");
+  MACH_CHECK(order.size() == 4, op, ": order must be (features, offsets, positions, documents)");
   for (const Tensor& t : order) check_dtype(op, "order", t, ScalarType::Long);
   Groups groups{as_contiguous(order[0]), as_contiguous(order[1]), as_contiguous(order[2]),
                 as_contiguous(order[3]), std::nullopt};
@@ -241,8 +240,8 @@ Groups gradient_groups(const char* op, const Tensor& grad, const Tensor& values,
   check_device(op, grad, {values, indices, indptr});
   check_shape(op, "indices", indices, {values.numel()});
   check_dtype(op, "values", values, grad.scalar_type());
-  STD_TORCH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == indptr.size(0) - 1, op, ": grad must be [N, R, M]");
+  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  MACH_CHECK(grad.dim() == 3 && grad.size(0) == indptr.size(0) - 1, op, ": grad must be [N, R, M]");
   if (order) return given_groups(op, grad, *order);
   const Groups groups = group_by_feature(op, indices, indptr, num_features);
   return sized ? sized_groups(groups) : groups;
@@ -309,7 +308,7 @@ void check_step(const char* op, const Tensor& parameter, const Tensor& gradient,
   for (const Tensor& moment : moments) {
     check_shape(op, "state", moment, shape);
     check_dtype(op, "state", moment, parameter.scalar_type());
-    STD_TORCH_CHECK(moment.is_contiguous(), op, ": state must be contiguous");
+    MACH_CHECK(moment.is_contiguous(), op, ": state must be contiguous");
   }
 }
 
@@ -330,8 +329,7 @@ Step<T> adagrad_step(const Tensor& sum, double lr, double eps) {
 template <class F>
 void row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows_,
               const Tensor& gradient_, std::initializer_list<Tensor> moments, const F& step) {
-  STD_TORCH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op,
-                  ": parameter must be contiguous [P, M]");
+  MACH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op, ": parameter must be contiguous [P, M]");
   const DeviceGuard guard(parameter);
   const int64_t P = parameter.size(0), M = parameter.size(1), U = rows_ ? rows_->numel() : P;
   const Tensor gradient = as_contiguous(gradient_);
@@ -369,11 +367,11 @@ template <class F>
 void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_list<Tensor> moments,
                         const Tensor& grad_, const Tensor& values_, const std::vector<Tensor>& order,
                         const F& step) {
-  STD_TORCH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
+  MACH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
   const DeviceGuard guard(weight);
   const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2);
   const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
-  STD_TORCH_CHECK(grad.dim() == 3, op, ": grad must be [N, R, M]");
+  MACH_CHECK(grad.dim() == 3, op, ": grad must be [N, R, M]");
   check_shape(op, "grad", grad, {grad.size(0), R, M});
   check_step(op, weight, grad, moments, {R, D, M});
   check_dtype(op, "values", values, weight.scalar_type());
@@ -430,8 +428,8 @@ struct LabelLogitsArguments {
 
 LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden, const Tensor& weight,
                                             const Tensor& buckets, const Tensor& labels) {
-  STD_TORCH_CHECK(weight.dim() == 3 && labels.dim() == 2 && buckets.dim() == 2, op,
-                  ": weight must be [R, H, B], buckets [R, L], labels [N, m]");
+  MACH_CHECK(weight.dim() == 3 && labels.dim() == 2 && buckets.dim() == 2, op,
+             ": weight must be [R, H, B], buckets [R, L], labels [N, m]");
   check_device(op, hidden, {weight, buckets, labels});
   const int64_t N = labels.size(0), R = weight.size(0), H = weight.size(1);
   const bool shared = hidden.dim() != 3;
@@ -549,7 +547,7 @@ Tensor bucket_bce_cuda(Tensor logits, const Tensor& buckets_, const Tensor& labe
                label_indptr = as_contiguous(label_indptr_);
   check_device(op, logits, {buckets, label_indices, label_indptr});
   const Rows labels = rows_of(op, "label_indptr", label_indptr, label_indices.numel());
-  STD_TORCH_CHECK(labels.N == N, op, ": label_indptr must have N + 1 entries");
+  MACH_CHECK(labels.N == N, op, ": label_indptr must have N + 1 entries");
   Tensor loss = new_empty(logits, {N}, ScalarType::Double);
   dispatch_floating(op, "logits", logits, [&](auto t) {
     using T = decltype(t);
@@ -589,7 +587,7 @@ struct MergeArguments {
 // scores may be strided (as a transposed [R, N, B] is) as long as the buckets of a repetition are adjacent.
 MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tensor& buckets,
                                const std::string& merge) {
-  STD_TORCH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
+  MACH_CHECK(scores.dim() == 3 && scores.size(1) >= 1, op, ": scores must be [N, R, B] with R >= 1");
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_shape(op, "buckets", buckets, {scores.size(1), buckets.size(1)});
   check_device(op, scores, {buckets});
@@ -599,7 +597,7 @@ MergeArguments merge_arguments(const char* op, const Tensor& scores, const Tenso
 
 Tensor checked_labels(const char* op, const Tensor& labels, const Tensor& scores) {
   check_dtype(op, "labels", labels, ScalarType::Long);
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == scores.size(0), op, ": labels must be [N, m]");
+  MACH_CHECK(labels.dim() == 2 && labels.size(0) == scores.size(0), op, ": labels must be [N, m]");
   check_device(op, scores, {labels});
   return as_contiguous(labels);
 }
@@ -630,13 +628,12 @@ Tensor merge_scores_grad_cuda(const Tensor& grad_, const Tensor& scores, const T
   check_device(op, scores, {grad_});
   const Tensor grad = checked(op, "grad", grad_, {a.N(), m}, scores.scalar_type());
   Tensor out = new_zeros(scores, {a.N(), a.R(), a.B()});
-  std::optional<Tensor> chosen;
-  if (a.merge != Merge::mean) chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
+  const Tensor chosen = allocate(scores, {a.N(), m, 2}, ScalarType::Int);
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
     check_cuda(launch_merge_scores_grad(
         MergeScoresGradParams<T>{a.input<T>(), pointer<int64_t>(labels), m, pointer<T>(grad),
-                                 chosen ? mutable_pointer<int2>(*chosen) : nullptr, mutable_pointer<T>(out)},
+                                 mutable_pointer<int2>(chosen), mutable_pointer<T>(out)},
         current_stream(scores)));
   });
   return out;
@@ -652,11 +649,11 @@ Tensor gather(const Tensor& t, const Tensor& index) {
 // Built once for a hash, so it may wait for the device. Codes are [L, R] as seen, [R, L padded] in memory.
 std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int64_t num_buckets) {
   const char* op = "label_index";
-  STD_TORCH_CHECK(buckets_.dim() == 2, op, ": buckets must be [R, L]");
+  MACH_CHECK(buckets_.dim() == 2, op, ": buckets must be [R, L]");
   check_dtype(op, "buckets", buckets_, ScalarType::Int);
   const int64_t R = buckets_.size(0), L = buckets_.size(1), B = num_buckets;
-  STD_TORCH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
-                  " and L < 2^31, got B=", B, ", L=", L);
+  MACH_CHECK(B >= 1 && B <= kMaxCodes && L <= INT32_MAX, op, ": needs 1 <= B <= ", kMaxCodes,
+             " and L < 2^31, got B=", B, ", L=", L);
   const DeviceGuard guard(buckets_);
   const cudaStream_t stream = current_stream(buckets_);
   const Tensor buckets = as_contiguous(buckets_);
@@ -669,7 +666,7 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int6
   uint32_t fault = 0;
   check_cuda(cudaMemcpyAsync(&fault, faults.const_data_ptr(), sizeof fault, cudaMemcpyDeviceToHost, stream));
   check_cuda(cudaStreamSynchronize(stream));
-  STD_TORCH_CHECK(fault == 0, op, ": buckets must be in [0, B=", B, ")");
+  MACH_CHECK(fault == 0, op, ": buckets must be in [0, B=", B, ")");
   Tensor starts = allocate(buckets, {R, B + 1}), labels = allocate(buckets, {R, L});
   for (int64_t r = 0; r < R; ++r) {
     const auto [sorted, from] = stable_sort(torch::stable::select(buckets, 0, r), false);
@@ -688,7 +685,7 @@ Path parse_path(const char* op, const std::string& path) {
   if (path == "direct") return Path::direct;
   if (path == "scan") return Path::scan;
   if (path == "lists") return Path::lists;
-  STD_TORCH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
+  MACH_CHECK(path == "auto", op, ": path must be auto, direct, scan or lists, got ", path);
   return Path::automatic;
 }
 
@@ -697,15 +694,24 @@ constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents a
 constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
+// Elements of the memory that the tensor lies in, from its first one on.
+int64_t elements_behind(const Tensor& t) {
+  int64_t bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  return bytes / static_cast<int64_t>(t.element_size()) - t.storage_offset();
+}
+
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
 void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
                const Tensor& list_labels, const MergeTopKParams<float>& all, Path path, cudaStream_t stream) {
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
-  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes.
+  // Not as label_index_cuda leaves them: eight labels' codes are one load of 16 bytes, those behind the last
+  // label too.
   if (codes.stride(0) != 1 || stride % 8 != 0 || stride < L ||
-      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0) {
+      reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % 16 != 0 ||
+      elements_behind(codes) < (R - 1) * stride + padded_labels(L)) {
     stride = padded_labels(L);
     codes = allocate(codes, {R, stride});
     const Tensor faults = allocate(a.buckets, {1});
@@ -746,19 +752,19 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
   const cudaStream_t stream = current_stream(scores);
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L();
-  STD_TORCH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
-  STD_TORCH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
+  MACH_CHECK(k >= 0 && k <= L && L <= INT32_MAX, op, ": needs 0 <= k <= L < 2^31, got k=", k, ", L=", L);
+  MACH_CHECK(B >= 1 || L == 0, op, ": scores must have B >= 1 buckets");
   if (codes) {
     check_label_index(op, *codes, list_starts, list_labels, R, L, B);
     check_device(op, scores, {*codes, *list_starts, *list_labels});
-    STD_TORCH_CHECK(list_starts->is_contiguous() && list_labels->is_contiguous(), op,
-                    ": list_starts and list_labels must be contiguous");
+    MACH_CHECK(list_starts->is_contiguous() && list_labels->is_contiguous(), op,
+               ": list_starts and list_labels must be contiguous");
   }
   if (trace) {
     check_shape(op, "trace", *trace, {N, kTraceColumns});
     check_dtype(op, "trace", *trace, ScalarType::Long);
     check_device(op, scores, {*trace});
-    STD_TORCH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
+    MACH_CHECK(trace->is_contiguous(), op, ": trace must be contiguous");
     Tensor rows = *trace;
     torch::stable::zero_(rows);
   }

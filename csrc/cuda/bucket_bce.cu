@@ -30,12 +30,13 @@ __global__ void __launch_bounds__(kMostThreads) bucket_bce_kernel(const BucketBc
     __syncthreads();
     for (int64_t e = begin + threadIdx.x; e < end; e += blockDim.x) {
       const int64_t label = p.label_indices[e];
-      if (label < 0 || label >= p.L) {
+      const auto bucket = static_cast<uint32_t>(label >= 0 && label < p.L ? p.buckets[label] : -1);
+      if (bucket >= static_cast<uint32_t>(p.B)) {
         sum = __longlong_as_double(0x7FF8000000000000);  // NaN
         continue;
       }
-      const int64_t b = p.buckets[label] - first;
-      if (b >= 0 && b < last - first) atomicOr(&positive[b / 32], 1u << (b % 32));
+      const uint32_t b = bucket - static_cast<uint32_t>(first);
+      if (b < static_cast<uint32_t>(last - first)) atomicOr(&positive[b / 32], 1u << (b % 32));
     }
     __syncthreads();
     for (int64_t b = first + 4 * static_cast<int64_t>(threadIdx.x); b < last; b += 4 * blockDim.x) {

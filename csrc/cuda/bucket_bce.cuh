@@ -1,8 +1,8 @@
 // CUDA twin of cpu/bucket_bce.h, the same formulas and, for gradients, the same bits:
 //   loss[n] = sum_b softplus(Z[n, b]) - sum_{b in positives(n)} Z[n, b]
 // and with `gradient` Z = scale * (sigmoid(Z) - [b in positives(n)]). positives(n) is the set of buckets that
-// hold a label of document n; a label outside [0, L) makes the document's loss NaN. Row losses are sums in an
-// order fixed by B: of four neighbours in T, the rest in float64.
+// hold a label of document n; a label outside [0, L), or with a bucket outside [0, B), makes the document's
+// loss NaN. Row losses are sums in an order fixed by B: of four neighbours in T, the rest in float64.
 #pragma once
 
 #include <cuda_runtime.h>

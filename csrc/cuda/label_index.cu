@@ -18,8 +18,9 @@ __global__ void __launch_bounds__(kThreads) label_codes_kernel(const LabelCodesP
        i += stride) {
     const int64_t r = i / p.stride, label = i - r * p.stride;
     const int32_t bucket = label < p.L ? p.buckets[r * p.L + label] : 0;
-    if (bucket < 0 || bucket >= p.B) atomicOr(p.faults, 1u);
-    p.codes[i] = static_cast<uint16_t>(bucket);
+    const bool there = bucket >= 0 && bucket < p.B;
+    if (!there) atomicOr(p.faults, 1u);
+    p.codes[i] = static_cast<uint16_t>(there ? bucket : kMaxCodes - 1);
   }
 }
 

@@ -19,7 +19,7 @@ struct LabelCodesParams {
   uint16_t* codes;   // [R, stride]: repetition-major, so that neighbouring labels' codes are read together;
                      // rows are padded with code 0
   int64_t stride;    // padded_labels(L)
-  uint32_t* faults;  // [1], zero on entry: not zero where a bucket is not in [0, B)
+  uint32_t* faults;  // [1], zero on entry: not zero where a bucket is not in [0, B); its code is the greatest
 };
 cudaError_t launch_label_codes(const LabelCodesParams& params, cudaStream_t stream);
 

@@ -4,6 +4,17 @@
 namespace mach {
 namespace {
 
+// Whether the label and all of its buckets are there.
+template <class T>
+__device__ bool is_known(const MergeInput<T>& p, int64_t label) {
+  if (label < 0 || label >= p.L) return false;
+  bool known = true;
+#pragma unroll 4
+  for (int64_t r = 0; r < p.R; ++r)
+    known = known && static_cast<uint32_t>(p.buckets[r * p.L + label]) < static_cast<uint32_t>(p.B);
+  return known;
+}
+
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 16;  // beyond that a block takes several strides
 
@@ -30,7 +41,8 @@ __global__ void __launch_bounds__(kThreads) merge_scores_kernel(const MergeScore
 }
 
 // The one or two repetitions that a label's key comes from, where the merge is min or median: the lowest r
-// among equals; of a NaN key, the first NaN. -1: a label outside [0, L).
+// among equals; of a NaN key, the first NaN. 0 for the mean. -1: a label that is not there, or not all of its
+// buckets.
 template <class T>
 __global__ void __launch_bounds__(kThreads) choose_kernel(const MergeScoresGradParams<T> p) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -39,7 +51,10 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const MergeScoresGradP
        i += stride) {
     const int64_t label = p.labels[i];
     int2 chosen = make_int2(-1, -1);
-    if (label >= 0 && label < p.merge.L) {
+    const bool known = is_known(p.merge, label);
+    if (known && p.merge.merge == Merge::mean) {
+      chosen = make_int2(0, 0);
+    } else if (known) {
       const LabelScores<T> s = label_scores(p.merge, i / p.m, label);
       const int upper = p.merge.merge == Merge::min ? 0 : R / 2;
       const int lower = p.merge.merge == Merge::min || R % 2 ? upper : upper - 1;
@@ -78,13 +93,13 @@ __global__ void __launch_bounds__(kThreads) merge_scores_grad_kernel(const Merge
       T share = 0;
       if (first + lane < p.m) {
         const int64_t label = p.labels[i];
-        bool given = label >= 0 && label < p.merge.L;
-        if (p.chosen) {
-          const int2 chosen = p.chosen[i];
-          given = given && (chosen.x == r || chosen.y == r);
-          share = chosen.x == chosen.y ? p.grad[i] : p.grad[i] / T(2);
-        } else {
+        const int2 chosen = p.chosen[i];
+        bool given = chosen.x == r || chosen.y == r;
+        if (p.merge.merge == Merge::mean) {
+          given = chosen.x == 0;
           share = p.grad[i] / static_cast<T>(R);
+        } else {
+          share = chosen.x == chosen.y ? p.grad[i] : p.grad[i] / T(2);
         }
         if (given) bucket = p.merge.buckets[r * p.merge.L + label];
       }
@@ -116,10 +131,8 @@ template <class T>
 cudaError_t launch_merge_scores_grad(const MergeScoresGradParams<T>& params, cudaStream_t stream) {
   const int64_t count = params.merge.N * params.m;
   if (count == 0) return cudaSuccess;
-  if (params.chosen) {
-    const cudaError_t error = MACH_LAUNCH((choose_kernel<T>), blocks_for(count), kThreads, 0, stream, params);
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = MACH_LAUNCH((choose_kernel<T>), blocks_for(count), kThreads, 0, stream, params);
+  if (error != cudaSuccess) return error;
   return MACH_LAUNCH((merge_scores_grad_kernel<T>), blocks_for(params.merge.N * params.merge.R * kWarp),
                      kThreads, 0, stream, params);
 }

@@ -1,4 +1,5 @@
-// CUDA twin of cpu/merge.h: keys of labels from their R bucket scores, to the bit. Definition there.
+// CUDA twin of cpu/merge.h: keys of labels from their R bucket scores, to the bit. Definition there, and what
+// a bucket outside [0, B) means.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,7 +39,7 @@ struct MergeScoresGradParams {
   const int64_t* labels;  // [N, m]
   int64_t m;
   const T* grad;   // [N, m]
-  int2* chosen;    // [N, m] scratch; null where the merge is the mean
+  int2* chosen;    // [N, m] scratch
   T* grad_scores;  // [N, R, B], zero on entry
 };
 

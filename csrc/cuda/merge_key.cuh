@@ -16,22 +16,28 @@ struct LabelScores {
   int64_t repetition_stride;
   const int32_t* bucket;  // buckets + label
   int64_t L;
-  __device__ T operator[](int64_t r) const { return scores[r * repetition_stride + bucket[r * L]]; }
+  uint32_t B;
+  __device__ T operator[](int64_t r) const { return score(scores + r * repetition_stride, bucket[r * L]); }
+  // Of a repetition; NaN where the bucket is not there.
+  __device__ T score(const T* repetition, int32_t b) const {
+    return static_cast<uint32_t>(b) < B ? repetition[b] : static_cast<T>(__int_as_float(0x7fc00000));
+  }
 };
 
 template <class T>
 __device__ inline LabelScores<T> label_scores(const MergeInput<T>& p, int64_t document, int64_t label) {
-  return {p.scores + document * p.document_stride, p.repetition_stride, p.buckets + label, p.L};
+  return {p.scores + document * p.document_stride, p.repetition_stride, p.buckets + label, p.L,
+          static_cast<uint32_t>(p.B)};
 }
 
 template <class T>
 __device__ inline T key_mean(LabelScores<T> s, int R) {
-  T sum = s.scores[*s.bucket];
+  T sum = s.score(s.scores, *s.bucket);
 #pragma unroll 8
   for (int r = 1; r < R; ++r) {  // loads of several repetitions are under way together
     s.scores += s.repetition_stride;
     s.bucket += s.L;
-    sum += s.scores[*s.bucket];
+    sum += s.score(s.scores, *s.bucket);
   }
   return sum / static_cast<T>(R);
 }
@@ -70,6 +76,18 @@ __device__ inline T merge_key(const MergeInput<T>& p, int64_t document, int64_t 
   const int R = static_cast<int>(p.R);
   if (p.merge == Merge::mean) return key_mean(s, R);
   return p.merge == Merge::min ? key_min(s, R) : key_median(s, R);
+}
+
+// The labels of a bucket, within the repetition's [0, L) whatever the starts say: users can write to them, as
+// to the labels themselves, which are checked where they are used.
+struct List {
+  uint32_t first, count;
+};
+__device__ inline List list_of(const int32_t* starts, int64_t L) {
+  const auto end = static_cast<int>(L);
+  const int first = starts[0] < 0 ? 0 : starts[0] < end ? starts[0] : end;
+  const int last = starts[1] < first ? first : starts[1] < end ? starts[1] : end;
+  return {static_cast<uint32_t>(first), static_cast<uint32_t>(last - first)};
 }
 
 template <class T>

@@ -168,9 +168,7 @@ __device__ void find_heavy(const Plan& s, ListsShared& shared, int64_t n) {
 #pragma unroll
         for (int i = 0; i < kPeakRows; ++i) {
           if (!(x[i] > tau)) continue;
-          const int32_t* start = starts + begin + i * kWarp;
-          const auto begins = static_cast<uint32_t>(start[0]),
-                     count = static_cast<uint32_t>(start[1]) - begins;
+          const auto [begins, count] = list_of(starts + begin + i * kWarp, m.L);
           if (count == 0) continue;
           const int steps = static_cast<int>((static_cast<double>(x[i]) - tau) / shared.unit);
           // One posting too many is enough: kHeavy lists' postings never add up to 2^32.
@@ -196,6 +194,7 @@ __device__ void find_heavy(const Plan& s, ListsShared& shared, int64_t n) {
 template <class F>
 __device__ void go_through(const Plan& s, const ListsShared& shared, const F& f) {
   constexpr int kOctets = kSelectThreads / 8, kTogether = 8;
+  const auto L = static_cast<uint32_t>(s.p.merge.L);
   for (uint32_t h = threadIdx.x / 8; h < shared.lists; h += kOctets) {
     const Heavy list = shared.heavy[h];
     const int32_t* labels = s.p.list_labels + list.repetition * s.p.merge.L + list.first;
@@ -206,7 +205,7 @@ __device__ void go_through(const Plan& s, const ListsShared& shared, const F& f)
         label[j] = static_cast<uint32_t>(labels[i + 8 * j < list.count ? i + 8 * j : i]);
 #pragma unroll
       for (int j = 0; j < kTogether; ++j)
-        if (i + 8 * j < list.count) f(label[j], list.amount);
+        if (i + 8 * j < list.count && label[j] < L) f(label[j], list.amount);
     }
   }
   __syncthreads();

@@ -182,10 +182,12 @@ __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
     source = static_cast<int>((i - s.run) / s.each);
     const int64_t at = (i - s.run) - source * s.each;
     const int32_t* starts = s.p.list_starts + source * (m.B + 1) + best[source];
-    const int64_t first = starts[0], count = starts[1] - first;
+    const List list = list_of(starts, m.L);
+    const int64_t first = list.first, count = list.count;
     if (at >= count) return 0;
     // Not the same part of all lists: lists ascend, so that would be the same part of all labels.
     label = s.p.list_labels[source * m.L + first + (count * source / R + at) % count];
+    if (label < 0 || label >= m.L) return 0;
   }
   const float* scores = m.scores + n * m.document_stride;
   const uint16_t* code = s.p.codes + label;
@@ -194,7 +196,7 @@ __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
 #pragma unroll 8
   for (int r = 0; r < R; ++r) {
     const int bucket = code[r * s.p.code_stride];
-    const float x = scores[r * m.repetition_stride + bucket];
+    const float x = bucket < m.B ? scores[r * m.repetition_stride + bucket] : __int_as_float(0x7fc00000);
     sum = r == 0 ? x : sum + x;
     elsewhere = elsewhere || (r < source && bucket == best[r]);
   }
@@ -448,6 +450,9 @@ __device__ __forceinline__ void withdraw(uint32_t* bounds, int half) {
 //                   copy 16 B bytes through the L2.
 //   global memory   rows of four entries for four lanes, 64 bytes: as many loads of 16 bytes in flight as a
 //                   thread has labels.
+//
+// A code from B on, as in codes that were written to, reads the last row. Its label may then be a candidate
+// or not: its exact key is NaN, and a threshold says that k labels are numbers.
 template <bool kFromShared>
 __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
   const MergeInput<float>& m = s.p.merge;
@@ -459,6 +464,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
   const auto first = static_cast<uint32_t>(static_cast<uint64_t>(items) * blockIdx.x / gridDim.x);
   const auto last = static_cast<uint32_t>(static_cast<uint64_t>(items) * (blockIdx.x + 1) / gridDim.x);
   const int64_t table_size = m.B * wide;  // entries of a repetition
+  const auto last_code = static_cast<uint32_t>(m.B - 1);
   uint4* buffers = dynamic_shared<uint4>();
   int turn = 0;
 
@@ -526,7 +532,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
 #pragma unroll
       for (int q = 0; q < kLabels; ++q) {
         const uint32_t code = component(now, q / 2) >> (16 * (q % 2)) & 0xffff;
-        sums[q].add(rows[code * wide]);
+        sums[q].add(rows[(code < last_code ? code : last_code) * wide]);
       }
     }
     if (!wanted) continue;

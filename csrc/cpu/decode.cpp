@@ -809,8 +809,8 @@ class Decoder {
       if (p_.path == Path::automatic && rescored * pair_cost() > 2 * std::min(scan_cost_, direct_cost_))
         return false;
       Array<Pair>& pairs = scratch.pairs;
-      pairs.clear();
-      for (int64_t i = 0; i < found; ++i) pairs.push_back({0, static_cast<int32_t>(first + positions[i])});
+      pairs.resize(found);
+      for (int64_t i = 0; i < found; ++i) pairs[i] = {0, static_cast<int32_t>(first + positions[i])};
       const Document* document = &d;
       offer_pairs<Tag>(pairs, &document, &top);
     }

@@ -190,6 +190,7 @@ def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:
         except ValueError as error:
             raise ValueError(f"MACH.save: {name}: {error}") from None
     if model.hash.seed is None:
+        model.hash.check_contents()
         tensors["hash.buckets"] = model.hash.buckets.cpu()
     return tensors
 

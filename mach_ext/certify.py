@@ -257,6 +257,7 @@ class _Model:
 
     def __init__(self, model: MACH, threat: ThreatModel) -> None:
         self.model, self.threat = model, threat
+        model.hash.check_contents()
         self.buckets = model.hash.buckets.long()  # [R, L]
         self.device = self.buckets.device
         single = model.bucket_bias.dtype == torch.float32

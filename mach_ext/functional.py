@@ -856,13 +856,15 @@ def as_int(op: str, name: str, value: Any) -> int:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}") from None
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _check_kind(op: str, name: str, t: Any, dim: int, dtypes: tuple[torch.dtype, ...]) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got one of layout {_name(t.layout)}")
     if t.dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {' or '.join(map(_name, dtypes))}, got {_name(t.dtype)}")
     if t.dim() != dim:

@@ -340,6 +340,30 @@ class LabelHash(nn.Module):
                 raise
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
 
+    def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Buckets of some labels, checked, since whoever asks will index other tensors by them.
+
+        Args:
+            labels: [m], integers, each in [0, L), on any device.
+
+        Returns:
+            [R, m] int64, each in [0, B), on the device of the hash.
+
+        Raises:
+            ValueError: `buckets` holds a bucket outside [0, B) for one of the labels.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).buckets_of(torch.tensor([2]))
+            tensor([[1],
+                    [1]])
+        """
+        buckets = self.buckets[:, labels.to(self.buckets.device)].long()
+        if bool(((buckets < 0) | (buckets >= self.num_buckets)).any()):
+            self.check_contents()
+        return buckets
+
     @memory_errors("make a hash of fewer labels or repetitions")
     def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
         """The labels of one bucket, ascending: from the index where it is built, else by one look at all L.

@@ -308,6 +308,7 @@ def fit(
         True
     """
     settings = Hyperparameters.of(model, **hyperparameters)
+    model.hash.check_contents()
     X, Y = checked_data("fit", "X", "Y", X, Y, model)
     dev = None
     if X_dev is not None or Y_dev is not None:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from conftest import FLOATS, assert_matches, bitwise_equal, random_hash, to, uniform
 
+import mach_ext
 from mach_ext import LabelHash, _ops, _reference
 from mach_ext import functional as F
 
@@ -357,3 +359,43 @@ def test_errors_of_operators_name_no_source_file():
             torch.zeros(1, 1, dtype=torch.int64),
             "mean",
         )
+
+
+# Whole models
+
+ASKED = {
+    "predict": lambda model, X, Y: model.predict(X, 3),
+    "save": lambda model, X, Y: model.save("folder"),
+    "fit": lambda model, X, Y: mach_ext.fit(model, X, Y, epochs=1, progress=False),
+    "explain": lambda model, X, Y: mach_ext.explain.integrated_gradients(model, X[0], [3]),
+    "votes": lambda model, X, Y: mach_ext.explain.votes(model, X[0], [3]),
+    "collisions": lambda model, X, Y: mach_ext.explain.collisions(model, X[0], 3),
+    "attack": lambda model, X, Y: mach_ext.attack.FGSM(model).perturb(X, Y, 0.1),
+    "certify": lambda model, X, Y: mach_ext.certify.certify(model, X, Y, [0.1], k=1, progress=False),
+}
+
+
+@pytest.mark.parametrize("value", [-1, 8])
+@pytest.mark.parametrize("name", ASKED)
+def test_models_say_what_is_wrong(tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    X = scipy.sparse.random(6, 20, 0.4, "csr", np.float32, random_state=0)
+    Y = scipy.sparse.csr_matrix(np.eye(6, 40, dtype=np.float32))
+    table = LabelHash(40, 8, 8).buckets
+    model = mach_ext.MACH(20, 40, 8, 8, hidden_size=0, hash=LabelHash.from_buckets(table, 8))
+    model.hash.buckets.numpy()[2, 3] = value
+    match = f"LabelHash: buckets holds {value} for label 3 in repetition 2, outside \\[0, 8\\)"
+    with pytest.raises(ValueError, match=match):
+        ASKED[name](model, X, Y)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_layouts_are_refused_in_words(layout):
+    hash, hidden, weight = LabelHash(40, 8, 8), torch.rand(2, 3), torch.rand(8, 3, 8)
+    kind = str(layout).removeprefix("torch.")
+    with pytest.raises(TypeError, match=f"hidden must be a dense tensor, got one of layout {kind}"):
+        F.bucket_logits(hidden.to_sparse(layout=layout), weight, None)
+    with pytest.raises(TypeError, match="labels must be a dense tensor"):
+        F.label_logits(hidden, weight, None, hash, torch.ones(2, 2).long().to_sparse(layout=layout))

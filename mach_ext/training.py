@@ -560,6 +560,7 @@ class _Run:
         master = model.bucket_bias.dtype
         self.product_dtype = master if settings.precision == "float32" else torch.bfloat16
         self._rounded: Tensor | None = None  # of the weight that takes the documents
+        self._dropout: Dropout = True  # or the generator that draws it
         self.state = Progress()
         self.interrupted = False
         self.share = 1.0  # of all repetitions, that this run has: the loss averages over all of them
@@ -703,7 +704,7 @@ class _Run:
 
         On a GPU PyTorch's own dropout, faster and leaner, is for the global generators alone.
         """
-        self._dropout: Dropout = True
+        self._dropout = True
         if self.device.type == "cuda":
             torch.manual_seed(seed)
         else:

@@ -334,6 +334,7 @@ class _Layer:
 
     def __init__(self, op: str, model: MACH) -> None:
         check_parameters(op, model)
+        model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
         linear = model.is_linear
         weight, bias = (

@@ -256,6 +256,7 @@ class _Model:
     """A model and a threat model, in float64."""
 
     def __init__(self, model: MACH, threat: ThreatModel) -> None:
+        model.hash.check_contents()
         self.model, self.threat = model, threat
         self.buckets = model.hash.buckets.long()  # [R, L]
         self.device = self.buckets.device

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
+from mach_ext._memory import check_import, memory_errors
 
 __all__ = ["SparseAdagrad", "SparseAdam", "clip_grad_norm_"]
 
 
+@memory_errors("make a smaller model")
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
@@ -93,6 +95,11 @@ class _RowOptimizer(torch.optim.Optimizer):
     _row_op: Any  # (parameter [P, M], rows, gradient, *moments, *numbers)
     _sparse_linear_op: Any  # (weight [R, D, M], *moments, grad, values, order, *numbers)
 
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        check_import("torch._dynamo")  # which PyTorch's optimisers load
+        super().__init__(params, defaults)
+
+    @memory_errors("make a smaller model")
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimisation step. `closure`, if given, recomputes the loss, which is returned."""
         loss = None
@@ -106,6 +113,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                         self._step(parameter, group)
         return loss
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def begin_step(self) -> None:
         """Begins a step in pieces: counts it for every parameter that requires a gradient."""
@@ -114,6 +122,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                 if parameter.requires_grad and parameter.numel():
                     self._count(self._state(parameter, group))
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def step_rows(self, parameter: Tensor, at: int | slice, gradient: Tensor) -> None:
         """A piece of the step: `parameter[at]`, along the first dimension, by its dense gradient."""
@@ -125,6 +134,7 @@ class _RowOptimizer(torch.optim.Optimizer):
 
         self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def step_sparse_linear(
         self,
@@ -286,6 +296,7 @@ class SparseAdam(_RowOptimizer):
     _row_op = staticmethod(_ops.sparse_adam)
     _sparse_linear_op = staticmethod(_ops.sparse_linear_adam)
 
+    @memory_errors("make a smaller model")
     def __init__(
         self,
         params: Iterable[Any],
@@ -343,6 +354,7 @@ class SparseAdagrad(_RowOptimizer):
     _row_op = staticmethod(_ops.sparse_adagrad)
     _sparse_linear_op = staticmethod(_ops.sparse_linear_adagrad)
 
+    @memory_errors("make a smaller model")
     def __init__(
         self,
         params: Iterable[Any],

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mach_ext import _model_folder, _ops, metrics, optim
 from mach_ext._memory import available_memory as _available_memory
-from mach_ext._memory import check_import, check_memory, check_room, memory_advice, memory_errors
+from mach_ext._memory import check_memory, check_room, memory_advice, memory_errors
 from mach_ext._model_folder import (
     Header,
     read_model_record,
@@ -171,6 +171,7 @@ class Hyperparameters:
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
         _check_dtypes(model)
+        model.hash.check_contents()
         device = model.bucket_bias.device
         if settings.negligible_gradient > 0 and device.type != "cpu":
             raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
@@ -583,7 +584,6 @@ class _Run:
             {"params": [rows], "lr": rate / self.length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
-        check_import("torch._dynamo")  # by PyTorch's optimisers
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
         self.optimizer.param_groups[0 if linear else 1]["eps"] *= self.length
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

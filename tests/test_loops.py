@@ -406,3 +406,38 @@ def test_distributed_data_parallel(tmp_path):
         for messages in torch.load(tmp_path / f"said {rank}"):
             assert len(messages) == 1  # once a model
             assert "ddp(values, indices, indptr, label_indices, label_indptr)" in messages[0]
+
+
+def wrap_with_own_seed(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    said = []
+    for make in (lambda seed: build(seed=seed), lambda seed: torch.nn.Sequential(build(seed=seed))):
+        DistributedDataParallel(make(7))
+        try:
+            DistributedDataParallel(make(rank))
+        except ValueError as error:
+            said.append(str(error))
+    torch.save(said, f"{folder}/said {rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ranks_of_different_hashes_are_refused(tmp_path):
+    """All ranks get rank 0's weights, which mean nothing to another hash. Every rank says so."""
+    torch.multiprocessing.start_processes(wrap_with_own_seed, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in range(2):
+        messages = torch.load(tmp_path / f"said {rank}")
+        assert len(messages) == 2
+        for message in messages:
+            assert f"got L={L} B={B} R={R} seed={rank} on rank {rank}" in message
+
+
+def test_reset_parameters_leaves_no_adjustment():
+    model = build()
+    with torch.device("meta"):
+        other = build()
+    other.to_empty(device="cpu")
+    other.logit_adjustment.fill_(7)  # as memory that is not initialised may be
+    other.reset_parameters()
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))

@@ -692,10 +692,15 @@ def check_scores(op: str, model: MACH, scores: Tensor) -> None:
 
     Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
     """
-    if bool((scores < math.inf).all()):
-        return
+    if not bool((scores < math.inf).all()):
+        check_finite(op, model)
+
+
+def check_finite(op: str, model: MACH) -> None:
+    """Refuses parameters that are NaN or infinite."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
+        if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
             raise ValueError(
                 f"{op}: the model's {name} must be finite, got "
                 f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"

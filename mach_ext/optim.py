@@ -26,6 +26,7 @@ def clip_grad_norm_(
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Scales gradients so that their norm is at most `max_norm`: PyTorch's function, for sparse ones, too.
 
@@ -37,6 +38,7 @@ def clip_grad_norm_(
         max_norm: The largest norm.
         norm_type: p of the p-norm, from 0 to infinity.
         error_if_nonfinite: Refuse a norm that is NaN or infinite.
+        foreach: As in PyTorch's function: how the norms are computed.
 
     Returns:
         The norm before, a scalar.
@@ -57,6 +59,7 @@ def clip_grad_norm_(
                 [0.0000],
                 [0.8000]])
     """
+    norm_type = float(norm_type)
     if not norm_type >= 0:
         raise ValueError(f"clip_grad_norm_: norm_type must be at least 0, got {norm_type}")
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
@@ -69,7 +72,8 @@ def clip_grad_norm_(
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite)
+    values = [each for each in values if each.numel()]  # PyTorch knows no largest number of none
+    norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for each in values:
         each.mul_(scale.to(each.device))

@@ -49,7 +49,7 @@ from mach_ext.data import (
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.hashing import LabelHash, collisions_known
-from mach_ext.nn import MACH, MODEL_MERGES, Dropout, load, predict_batch
+from mach_ext.nn import MACH, MODEL_MERGES, Dropout, check_finite, load, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -171,7 +171,6 @@ class Hyperparameters:
         if model.is_linear and settings.negligible_gradient > 0:
             raise ValueError("fit: negligible_gradient is for models with a hidden layer")
         _check_dtypes(model)
-        model.hash.check_contents()
         device = model.bucket_bias.device
         if settings.negligible_gradient > 0 and device.type != "cpu":
             raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
@@ -310,6 +309,7 @@ def fit(
     """
     settings = Hyperparameters.of(model, **hyperparameters)
     X, Y = checked_data("fit", "X", "Y", X, Y, model)
+    model.hash.check_contents()
     dev = None
     if X_dev is not None or Y_dev is not None:
         if X_dev is None or Y_dev is None:
@@ -330,6 +330,7 @@ def fit(
         run.filtered_dev = None if filtered_dev is None else check_labels(filtered_dev, "fit: filtered_dev")
         if resume:
             run.resume()
+        check_finite("fit", model)
         ended = run.state.epoch >= settings.epochs
         if together < model.num_repetitions and not ended and (run.state.epoch or run.state.batch):
             raise ValueError(

@@ -178,6 +178,12 @@ def test_clip_grad_norm_of_odd_arguments():
     assert optim.clip_grad_norm_(one, 1.0) > 0  # a tensor alone
     assert optim.clip_grad_norm_([], 1.0) == 0
     assert optim.clip_grad_norm_([torch.nn.Parameter(torch.ones(2))], 1.0) == 0  # without a gradient
+    assert optim.clip_grad_norm_(one, 1e6, "inf", foreach=False) == one.grad._values().abs().max()
+    values, indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    F.sparse_linear(values, indices, torch.zeros(3).long(), weight, sparse_grad=True).sum().backward()
+    assert weight.grad._values().numel() == 0
+    assert optim.clip_grad_norm_(weight, 1.0, float("inf")) == 0
     with pytest.raises(ValueError, match="clip_grad_norm_: norm_type must be at least 0, got -1"):
         optim.clip_grad_norm_(one, 1.0, -1)
     one.grad._values()[0, 0] = float("nan")
@@ -340,6 +346,7 @@ def test_nan_parameters_are_named(name, bad):
             r"MACH\.predict": lambda: model.predict(X, 3),  # noqa: B023
             "integrated_gradients": lambda: explain.integrated_gradients(model, X[0], [3]),  # noqa: B023
             "votes": lambda: explain.votes(model, X[0]),  # noqa: B023
+            "fit": lambda: mach_ext.fit(model, X, Y, epochs=1, progress=False),  # noqa: B023
         }
         for op, call in calls.items():
             with pytest.raises(ValueError, match=f"^{op}: {rule} numbers NaN or infinite"):

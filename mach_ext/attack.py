@@ -334,6 +334,7 @@ class _Layer:
 
     def __init__(self, op: str, model: MACH) -> None:
         check_parameters(op, model)
+        model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
         linear = model.is_linear
         weight, bias = (
@@ -342,7 +343,6 @@ class _Layer:
         self.weight = weight.detach() if linear else weight.detach()[None]  # [C, D, M]
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.bias = (bias.detach() if linear else bias.detach()[None]).to(self.dtype)  # [C, M]
-        model.hash.check_contents()
         self.buckets = model.hash.buckets
 
     @property

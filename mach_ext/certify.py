@@ -256,8 +256,8 @@ class _Model:
     """A model and a threat model, in float64."""
 
     def __init__(self, model: MACH, threat: ThreatModel) -> None:
-        self.model, self.threat = model, threat
         model.hash.check_contents()
+        self.model, self.threat = model, threat
         self.buckets = model.hash.buckets.long()  # [R, L]
         self.device = self.buckets.device
         single = model.bucket_bias.dtype == torch.float32

@@ -387,7 +387,7 @@ class _Path:
     def explain(
         self, labels: Tensor, score: str, method: str, n_steps: int | None, tolerance: float, max_steps: int
     ) -> _Block:
-        buckets = self.model.hash.buckets_of(labels)  # [R, m]
+        buckets = self.model.hash.buckets_of(labels).long()  # [R, m]
         columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
         scores = self.scores(columns, bias, score)
         steps, met = n_steps or 0, True
@@ -725,9 +725,9 @@ def votes(
     R = model.num_repetitions
     transform, merge = MODEL_MERGES[model.merge]
 
-    def buckets(asked: NDArray[np.int64]) -> NDArray[np.int64]:  # [R, m]
-        table: NDArray[np.int64] = model.hash.buckets_of(torch.from_numpy(asked)).cpu().numpy()
-        return table
+    def buckets(asked: NDArray[np.int64]) -> NDArray[np.int32]:  # [R, m]
+        found: NDArray[np.int32] = model.hash.buckets_of(torch.from_numpy(asked)).cpu().numpy()
+        return found
 
     def of(asked: NDArray[np.int64]) -> NDArray[np.float64]:  # [m, R]
         voted: NDArray[np.float64] = logits[np.arange(R), buckets(asked).T]
@@ -840,8 +840,8 @@ def collisions(
     if len(ids) != 1:
         raise ValueError(f"{op}: label must be one label, got {len(ids)}")
     asked, R = int(ids[0]), model.num_repetitions
-    own_buckets = model.hash.buckets_of(torch.tensor([asked]))[:, 0].tolist()
-    members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(own_buckets)]
+    asked_buckets = model.hash.buckets_of(torch.tensor([asked])).flatten().tolist()
+    members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(asked_buckets)]
     mates = np.unique(np.concatenate(members))
     mates = mates[mates != asked]
     shared = np.stack([np.isin(mates, group, assume_unique=True) for group in members], 1)  # [M, R]
@@ -853,7 +853,7 @@ def collisions(
     logits, best, best_scores, k = _decode_one(op, model, X, k)
     buckets = model.hash.buckets_of(torch.from_numpy(mates)).cpu().numpy()
     theirs = logits[np.arange(R), buckets.T]  # [M, R]
-    own = logits[np.arange(R), own_buckets]  # [R]
+    own = logits[np.arange(R), asked_buckets]  # [R]
     with np.errstate(invalid="ignore"):
         apart = (~shared).sum(1)
         theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # [M]; NaN where they share everything

@@ -143,7 +143,8 @@ class LabelHash(nn.Module):
 
     A hash is a `torch.nn.Module` without parameters. As an attribute of your own module it moves between
     devices with that module. The module's `state_dict` then holds the hash's fingerprint, and
-    `load_state_dict` refuses weights that were trained with another hash.
+    `load_state_dict` refuses weights that were trained with another hash. PyTorch moves equal modules once,
+    so a module that needs one hash in two places should hold the same object in both.
 
     Sources: Carter and Wegman, "Universal classes of hash functions", JCSS 18 (1979); Wegman and Carter, "New
     hash functions and their use in authentication and set equality", JCSS 22 (1981); the use of it: Medini et
@@ -257,13 +258,16 @@ class LabelHash(nn.Module):
         return hash
 
     @memory_errors("make a hash of fewer labels or repetitions")
-    def to(self, device: torch.device | str | int) -> LabelHash:  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> LabelHash:
         """Returns this hash with its buckets on `device`; itself when they already lie there.
 
-        Unlike `to` of other modules, it leaves this hash where it is: other modules may share it.
+        Takes what `to` of other modules takes: a device, a tensor that lies there, `non_blocking`. A dtype
+        changes nothing. Unlike `to` of other modules, it leaves this hash where it is: other modules may
+        share it.
         """
         self.check_buckets()
-        buckets = self.buckets.to(device)
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        buckets = self.buckets.to(device or self.buckets.device, non_blocking=non_blocking)
         if buckets is self.buckets:
             return self
         moved = copy.copy(self)
@@ -308,6 +312,29 @@ class LabelHash(nn.Module):
             "LabelHash.from_buckets(table)"
         )
 
+    def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The buckets [R, m] int32 of labels [m], checked to be in [0, B) as `check_contents` does.
+
+        Raises:
+            ValueError: A label is outside [0, L), or `buckets` was changed in place.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).buckets_of(torch.tensor([2, 0])).tolist()
+            [[1, 1], [1, 0]]
+        """
+        self.check_buckets()
+        unknown = labels[(labels < 0) | (labels >= self.num_labels)]
+        if len(unknown):
+            raise ValueError(
+                f"LabelHash.buckets_of: labels must be in [0, L={self.num_labels}), got {unknown[0]}"
+            )
+        buckets = self.buckets[:, labels.to(self.buckets.device)]
+        if bool(((buckets < 0) | (buckets >= self.num_buckets)).any()):
+            self.check_contents()
+        return buckets
+
     @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """What `merge_topk` reads besides `buckets`; built by the first call and kept.
@@ -339,30 +366,6 @@ class LabelHash(nn.Module):
                 self.check_contents()
                 raise
         return self._index["codes"], self._index["list_starts"], self._index["list_labels"]
-
-    def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """Buckets of some labels, checked, since whoever asks will index other tensors by them.
-
-        Args:
-            labels: [m], integers, each in [0, L), on any device.
-
-        Returns:
-            [R, m] int64, each in [0, B), on the device of the hash.
-
-        Raises:
-            ValueError: `buckets` holds a bucket outside [0, B) for one of the labels.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.hashing import LabelHash
-            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).buckets_of(torch.tensor([2]))
-            tensor([[1],
-                    [1]])
-        """
-        buckets = self.buckets[:, labels.to(self.buckets.device)].long()
-        if bool(((buckets < 0) | (buckets >= self.num_buckets)).any()):
-            self.check_contents()
-        return buckets
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
@@ -581,6 +584,8 @@ class LabelHash(nn.Module):
         ours = self.fingerprint()
         theirs = repr(kept)
         if isinstance(kept, torch.Tensor):
+            if kept.is_meta:  # it has no contents
+                return ""
             theirs = bytes(kept.flatten().to("cpu", torch.uint8).tolist()).decode(errors="replace")
         if theirs == ours:
             return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import warnings
@@ -63,8 +64,30 @@ def _is_distributed() -> bool:
 
 def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
     """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
-    if isinstance(module, DistributedDataParallel):
+    if isinstance(module, DistributedDataParallel) and submodule is not None:
         _WRAPPERS.add(module)
+        _check_hashes_of_ranks(submodule, module.process_group)
+
+
+def _check_hashes_of_ranks(module: nn.Module, group: Any) -> None:
+    """Refuses label hashes that differ between ranks: all ranks get the weights of rank 0.
+
+    Every rank wraps its module, so all of them are here, and all of them raise.
+    """
+    fingerprints = [part.fingerprint() for part in module.modules() if isinstance(part, LabelHash)]
+    if not fingerprints:
+        return
+    digest = torch.tensor(list(hashlib.sha256("\n".join(fingerprints).encode()).digest()), dtype=torch.int32)
+    device = next(module.parameters()).device
+    bytes_and_opposites = torch.cat((digest, -digest)).to(device)
+    torch.distributed.all_reduce(bytes_and_opposites, torch.distributed.ReduceOp.MAX, group=group)
+    largest, smallest = bytes_and_opposites[: len(digest)], -bytes_and_opposites[len(digest) :]
+    if not torch.equal(largest, smallest):
+        raise ValueError(
+            "DistributedDataParallel: the label hash must be the same on every rank, got "
+            f"{', '.join(fingerprints)} on rank {torch.distributed.get_rank(group)} and another one on "
+            "another rank. Pass the same seed to MACH or LabelHash on every rank"
+        )
 
 
 register_module_module_registration_hook(_note_wrapper)
@@ -212,6 +235,7 @@ class MACH(nn.Module):
         """
         if self.bucket_weight.is_meta:
             return
+        self.logit_adjustment.zero_()
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         for name, parameter in self.named_parameters():
             if name == "bucket_bias":
@@ -668,10 +692,15 @@ def check_scores(op: str, model: MACH, scores: Tensor) -> None:
 
     Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
     """
-    if bool((scores < math.inf).all()):
-        return
+    if not bool((scores < math.inf).all()):
+        check_finite(op, model)
+
+
+def check_finite(op: str, model: MACH) -> None:
+    """Refuses parameters that are NaN or infinite."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
+        if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
             raise ValueError(
                 f"{op}: the model's {name} must be finite, got "
                 f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"

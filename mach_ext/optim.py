@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
+from mach_ext._memory import check_import, memory_errors
 
 __all__ = ["SparseAdagrad", "SparseAdam", "clip_grad_norm_"]
 
 
+@memory_errors("make a smaller model")
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Scales gradients so that their norm is at most `max_norm`: PyTorch's function, for sparse ones, too.
 
@@ -35,6 +38,7 @@ def clip_grad_norm_(
         max_norm: The largest norm.
         norm_type: p of the p-norm, from 0 to infinity.
         error_if_nonfinite: Refuse a norm that is NaN or infinite.
+        foreach: As in PyTorch's function: how the norms are computed.
 
     Returns:
         The norm before, a scalar.
@@ -55,6 +59,7 @@ def clip_grad_norm_(
                 [0.0000],
                 [0.8000]])
     """
+    norm_type = float(norm_type)
     if not norm_type >= 0:
         raise ValueError(f"clip_grad_norm_: norm_type must be at least 0, got {norm_type}")
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
@@ -67,7 +72,8 @@ def clip_grad_norm_(
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite)
+    values = [each for each in values if each.numel()]  # PyTorch knows no largest number of none
+    norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for each in values:
         each.mul_(scale.to(each.device))
@@ -93,6 +99,11 @@ class _RowOptimizer(torch.optim.Optimizer):
     _row_op: Any  # (parameter [P, M], rows, gradient, *moments, *numbers)
     _sparse_linear_op: Any  # (weight [R, D, M], *moments, grad, values, order, *numbers)
 
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        check_import("torch._dynamo")  # which PyTorch's optimisers load
+        super().__init__(params, defaults)
+
+    @memory_errors("make a smaller model")
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One optimisation step. `closure`, if given, recomputes the loss, which is returned."""
         loss = None
@@ -106,6 +117,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                         self._step(parameter, group)
         return loss
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def begin_step(self) -> None:
         """Begins a step in pieces: counts it for every parameter that requires a gradient."""
@@ -114,6 +126,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                 if parameter.requires_grad and parameter.numel():
                     self._count(self._state(parameter, group))
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def step_rows(self, parameter: Tensor, at: int | slice, gradient: Tensor) -> None:
         """A piece of the step: `parameter[at]`, along the first dimension, by its dense gradient."""
@@ -125,6 +138,7 @@ class _RowOptimizer(torch.optim.Optimizer):
 
         self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
 
+    @memory_errors("make a smaller model")
     @torch.no_grad()
     def step_sparse_linear(
         self,
@@ -286,6 +300,7 @@ class SparseAdam(_RowOptimizer):
     _row_op = staticmethod(_ops.sparse_adam)
     _sparse_linear_op = staticmethod(_ops.sparse_linear_adam)
 
+    @memory_errors("make a smaller model")
     def __init__(
         self,
         params: Iterable[Any],
@@ -343,6 +358,7 @@ class SparseAdagrad(_RowOptimizer):
     _row_op = staticmethod(_ops.sparse_adagrad)
     _sparse_linear_op = staticmethod(_ops.sparse_linear_adagrad)
 
+    @memory_errors("make a smaller model")
     def __init__(
         self,
         params: Iterable[Any],

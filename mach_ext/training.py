@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mach_ext import _model_folder, _ops, metrics, optim
 from mach_ext._memory import available_memory as _available_memory
-from mach_ext._memory import check_import, check_memory, check_room, memory_advice, memory_errors
+from mach_ext._memory import check_memory, check_room, memory_advice, memory_errors
 from mach_ext._model_folder import (
     Header,
     read_model_record,
@@ -49,7 +49,7 @@ from mach_ext.data import (
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
 from mach_ext.hashing import LabelHash, collisions_known
-from mach_ext.nn import MACH, MODEL_MERGES, Dropout, load, predict_batch
+from mach_ext.nn import MACH, MODEL_MERGES, Dropout, check_finite, load, predict_batch
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
@@ -330,6 +330,7 @@ def fit(
         run.filtered_dev = None if filtered_dev is None else check_labels(filtered_dev, "fit: filtered_dev")
         if resume:
             run.resume()
+        check_finite("fit", model)
         ended = run.state.epoch >= settings.epochs
         if together < model.num_repetitions and not ended and (run.state.epoch or run.state.batch):
             raise ValueError(
@@ -585,7 +586,6 @@ class _Run:
             {"params": [rows], "lr": rate / self.length, **eps},
         ]
         make = optim.SparseAdam if adam else optim.SparseAdagrad
-        check_import("torch._dynamo")  # by PyTorch's optimisers
         self.optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
         self.optimizer.param_groups[0 if linear else 1]["eps"] *= self.length
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

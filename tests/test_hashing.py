@@ -698,6 +698,39 @@ def test_holds_nothing_that_is_trained_sent_or_cast():
     assert repr(model).count("(hash): LabelHash(num_labels=100, num_buckets=50,") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((torch.float16,), {}),
+        ((torch.ones(1, dtype=torch.float64),), {}),
+        (("cpu", torch.float16), {}),
+        ((), {"device": "cpu", "dtype": torch.bfloat16, "non_blocking": True}),
+        ((), {"dtype": torch.float16}),
+    ],
+)
+def test_to_takes_what_other_modules_take_and_keeps_integers(args, kwargs):
+    hash = LabelHash(30, 8, 8)
+    assert hash.to(*args, **kwargs) is hash
+    assert hash.to("meta", torch.float16).buckets.dtype == torch.int32
+    with pytest.raises((TypeError, RuntimeError)):
+        hash.to("no device")
+
+
+def test_buckets_of():
+    hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
+    assert torch.equal(hash.buckets_of(torch.tensor([2, 0])), torch.tensor([[1, 1], [1, 0]]).int())
+    assert hash.buckets_of(torch.empty(0, dtype=torch.int64)).shape == (2, 0)
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=rf"buckets_of: labels must be in \[0, L=3\), got {label}"):
+            hash.buckets_of(torch.tensor([0, label]))
+
+
+def test_a_fingerprint_without_contents_is_none():
+    """As a state_dict made on the meta device has it."""
+    state = {name: t.to("meta") for name, t in OwnModel(LabelHash(30, 8, 8)).state_dict().items()}
+    OwnModel(LabelHash(30, 8, 8)).load_state_dict(state, assign=True)
+
+
 def test_models_may_share_a_hash():
     hash = LabelHash(30, 8, 8)
     first = mach_ext.MACH(9, 30, 8, 8, hidden_size=4, hash=hash)

@@ -178,6 +178,12 @@ def test_clip_grad_norm_of_odd_arguments():
     assert optim.clip_grad_norm_(one, 1.0) > 0  # a tensor alone
     assert optim.clip_grad_norm_([], 1.0) == 0
     assert optim.clip_grad_norm_([torch.nn.Parameter(torch.ones(2))], 1.0) == 0  # without a gradient
+    assert optim.clip_grad_norm_(one, 1e6, "inf", foreach=False) == one.grad._values().abs().max()
+    values, indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    F.sparse_linear(values, indices, torch.zeros(3).long(), weight, sparse_grad=True).sum().backward()
+    assert weight.grad._values().numel() == 0
+    assert optim.clip_grad_norm_(weight, 1.0, float("inf")) == 0
     with pytest.raises(ValueError, match="clip_grad_norm_: norm_type must be at least 0, got -1"):
         optim.clip_grad_norm_(one, 1.0, -1)
     one.grad._values()[0, 0] = float("nan")
@@ -340,6 +346,7 @@ def test_nan_parameters_are_named(name, bad):
             r"MACH\.predict": lambda: model.predict(X, 3),  # noqa: B023
             "integrated_gradients": lambda: explain.integrated_gradients(model, X[0], [3]),  # noqa: B023
             "votes": lambda: explain.votes(model, X[0]),  # noqa: B023
+            "fit": lambda: mach_ext.fit(model, X, Y, epochs=1, progress=False),  # noqa: B023
         }
         for op, call in calls.items():
             with pytest.raises(ValueError, match=f"^{op}: {rule} numbers NaN or infinite"):
@@ -406,3 +413,38 @@ def test_distributed_data_parallel(tmp_path):
         for messages in torch.load(tmp_path / f"said {rank}"):
             assert len(messages) == 1  # once a model
             assert "ddp(values, indices, indptr, label_indices, label_indptr)" in messages[0]
+
+
+def wrap_with_own_seed(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    said = []
+    for make in (lambda seed: build(seed=seed), lambda seed: torch.nn.Sequential(build(seed=seed))):
+        DistributedDataParallel(make(7))
+        try:
+            DistributedDataParallel(make(rank))
+        except ValueError as error:
+            said.append(str(error))
+    torch.save(said, f"{folder}/said {rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ranks_of_different_hashes_are_refused(tmp_path):
+    """All ranks get rank 0's weights, which mean nothing to another hash. Every rank says so."""
+    torch.multiprocessing.start_processes(wrap_with_own_seed, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in range(2):
+        messages = torch.load(tmp_path / f"said {rank}")
+        assert len(messages) == 2
+        for message in messages:
+            assert f"got L={L} B={B} R={R} seed={rank} on rank {rank}" in message
+
+
+def test_reset_parameters_leaves_no_adjustment():
+    model = build()
+    with torch.device("meta"):
+        other = build()
+    other.to_empty(device="cpu")
+    other.logit_adjustment.fill_(7)  # as memory that is not initialised may be
+    other.reset_parameters()
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))

@@ -270,6 +270,14 @@ def test_other_errors_pass_unchanged():
         assert raised.value is error
 
 
+def step(model, X, Y):
+    optimizer = mach_ext.optim.SparseAdam(model.parameters())
+    tensors = map(torch.from_numpy, (X.data, X.indices, X.indptr, Y.indices, Y.indptr))
+    model.loss(*tensors, sparse_grad=True).backward()
+    mach_ext.optim.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
 def too_much(*_, **__):
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes.")
 
@@ -286,6 +294,8 @@ def too_much(*_, **__):
         ("fit", "training._Run._hidden_step", lambda X, Y: mach_ext.fit(small_model(), X, Y, progress=False)),
         ("votes", "functional.bucket_logits", lambda X, Y: mach_ext.explain.votes(small_model(), X[0], 1)),
         ("PGD.perturb", "_ops.sparse_linear", lambda X, Y: mach_ext.attack.PGD(small_model()).perturb(X, Y)),
+        ("SparseAdam.step", "optim.SparseAdam._row_op", lambda X, Y: step(small_model(), X, Y)),
+        ("clip_grad_norm_", "optim._with_unique_rows", lambda X, Y: step(small_model(), X, Y)),
         ("evaluate", "metrics._checked_truth", lambda X, Y: mach_ext.metrics.evaluate(
             Y, np.zeros((9, 1), int), [1])),
     ],

@@ -20,7 +20,7 @@ import torch
 from conftest import FLOATS, assert_matches, bitwise_equal, random_hash, to, uniform
 
 import mach_ext
-from mach_ext import LabelHash, _ops, _reference
+from mach_ext import LabelHash, _ops, _reference, attack, certify, explain
 from mach_ext import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,6 +198,30 @@ def test_public_functions_say_what_is_wrong(generator, write, value):
     for copied in (copy.deepcopy, lambda hash: pickle.loads(pickle.dumps(hash))):
         with pytest.raises(ValueError, match="out of range"):
             copied(hash)
+
+
+QUESTIONS = {
+    "integrated_gradients": lambda model, X, Y: explain.integrated_gradients(model, X[0], [3]),
+    "votes": lambda model, X, Y: explain.votes(model, X[0], [3]),
+    "collisions": lambda model, X, Y: explain.collisions(model, X[0], 3),
+    "perturb": lambda model, X, Y: attack.FGSM(model).perturb(X, Y, 0.1),
+    "certify": lambda model, X, Y: certify.certify(model, X, Y, [0.01]),
+    "margin_bounds": lambda model, X, Y: certify.margin_bounds(model, X, [[3, 4]], 0.01),
+    "fit": lambda model, X, Y: mach_ext.fit(model, X, Y, epochs=1, progress=False),
+}
+
+
+@pytest.mark.parametrize("value", [-1, B, *OUTSIDE])
+@pytest.mark.parametrize("hidden_size", [0, 4])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_about_a_model_say_what_is_wrong(question, hidden_size, value):
+    """Also once the index is built, from which predict answers: -1 would be the last bucket to PyTorch."""
+    X, Y = (scipy.sparse.csr_matrix(([1.0], [3], [0, 1]), shape=(1, size)) for size in (10, L))
+    model = mach_ext.MACH(10, L, R, B, hidden_size)
+    model.predict(X.astype("float32"))
+    by_numpy(model.hash, value)
+    with pytest.raises(ValueError, match=f"buckets holds {value} for label 3 in repetition 0"):
+        QUESTIONS[question](model, X.astype("float32"), Y)
 
 
 def test_without_validation_answers_are_nan(generator):

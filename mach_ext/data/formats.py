@@ -33,6 +33,7 @@ from .sources import (
     FREE_BYTES,
     MAX_EXPANSION,
     MAX_LINE,
+    check_line,
     check_regular,
     iter_lines,
     memory_named,
@@ -120,8 +121,7 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
 
 
 def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
-    if len(line) > MAX_LINE:
-        raise ValueError(f"{path}, line 1: a line must have at most {MAX_LINE} bytes, got 'more'")
+    check_line(path, 1, len(line.removesuffix(b"\n")))
     return _C.parse_header(line, _shown(path))
 
 

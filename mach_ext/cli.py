@@ -211,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 _INT32 = 2**31 - 1
 _FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_CHANGE = 1e17  # float32 holds the square of 30 times as much, where the curve ends
 
 
 def _positive(text: str) -> int:
@@ -524,8 +525,8 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 
 def _sizes_of_changes(text: str) -> list[float]:
     sizes = [_number(part) for part in text.split(",")]
-    if not all(0 <= size <= _FLOAT32 for size in sizes):
-        rule = f"must be numbers >= 0 and at most {_FLOAT32:.2g}, with commas between"
+    if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
+        rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
         raise argparse.ArgumentTypeError(f"{rule}, got {_quoted(text)}")
     return sizes
 
@@ -623,6 +624,7 @@ def train(args: Any) -> None:
     if args.propensity is None and resumed:
         args.propensity = runs.kept_propensity(folder)
     model.attachments = runs.attachments(dataset, settings=_settings(args), propensity=args.propensity)
+    runs.TrainingLabels.of(model, dataset).inverse_propensity()  # refuses --propensity before the work
     with _timed(seconds, "train"):
         record = _solve(model, dataset, folder, args) if args.svm else _fit(model, dataset, folder, args)
     results: dict[str, Any] = {}
@@ -1172,7 +1174,8 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
             if key not in entry or (key in ("random", "certified") and not entry["epsilon"]):
                 continue
             cells = "".join(f"{entry[key][name]:>9.4f}" for name in names if name in entry[key])
-            tail = f"{size['l2']:>10.4f}{size['added']:>9.1f}" if key == "metrics" else ""
+            change = f"{size['l2']:.4f}" if size["l2"] < 1e4 else f"{size['l2']:.3g}"
+            tail = f"{change:>10}{size['added']:>9.1f}" if key == "metrics" else ""
             show(
                 f"{label:>10}{cells}{tail}"
                 + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")

@@ -30,6 +30,7 @@ from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, 
 from mach_ext._memory import memory_words
 from mach_ext._progress import tqdm
 from mach_ext._terminal import escaped, one_line, say, show, signals, standard_streams
+from mach_ext.data.parsing import shown
 from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
 
@@ -144,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = _nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {_quoted(unknown[0])}{hint}")
+            self.error(f"unknown argument {shown(unknown[0])}{hint}")
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -164,11 +165,6 @@ class _Parser(argparse.ArgumentParser):
 def _nearest(given: str, known: Iterable[Any]) -> str:
     near = difflib.get_close_matches(given.replace("_", "-"), map(str, known), 1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _quoted(text: str) -> str:
-    """What was given, cut where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -240,9 +236,9 @@ def _integer(text: str, least: int, most: int = _INT32) -> int:
     if digits is not None:
         value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
     if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {shown(text)}")
     if value > most:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {shown(text)}")
     return value
 
 
@@ -260,7 +256,7 @@ def _real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]
     def real(text: str) -> float:
         value = _number(text)
         if not allowed(value):
-            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {_quoted(text)}")
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {shown(text)}")
         return value
 
     return real
@@ -276,7 +272,7 @@ _tau = _real("within 0 and 100", lambda value: 0 <= value <= 100)
 def _hidden_sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(_natural(part) for part in text.split(","))
     if len(sizes) > 2 or (len(sizes) == 2 and 0 in sizes):
-        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {shown(text)}")
     return sizes
 
 
@@ -320,9 +316,7 @@ def _propensity(text: str) -> tuple[float, float]:
     parts = [_number(part) for part in text.split(",")]
     A, B = parts if len(parts) == 2 else (math.nan, math.nan)
     if not (0 <= A < math.inf and 0 < B < math.inf):
-        raise argparse.ArgumentTypeError(
-            f"must be two numbers A,B with A >= 0 and B > 0, got {_quoted(text)}"
-        )
+        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {shown(text)}")
     return A, B
 
 
@@ -527,7 +521,7 @@ def _sizes_of_changes(text: str) -> list[float]:
     sizes = [_number(part) for part in text.split(",")]
     if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
         rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
-        raise argparse.ArgumentTypeError(f"{rule}, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"{rule}, got {shown(text)}")
     return sizes
 
 

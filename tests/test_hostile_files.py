@@ -374,7 +374,7 @@ NAMES = {
     '["a", "b", "c", "d", "e"]': "must have 4 names, got 5",
     '["a", "b", 5, "d"]': "[2] must be a string, got 5",
     '["a", "b", null, "d"]': "[2] must be a string, got None",
-    '{"0": "a", "1": "b", "2": "c", "3": "d"}': "it must be a list, got an object",
+    '{"0": "a", "1": "b", "2": "c", "3": "d"}': "it must be a list, got {'0': 'a', '1': 'b'",
     '"abcd"': "it must be a list, got 'abcd'",
     "4": "it must be a list, got 4",
     DEEP: "must have few levels, got deeply nested JSON",

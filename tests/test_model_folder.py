@@ -627,7 +627,7 @@ def test_links_to_the_files_are_followed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[]", "it must be an object, got a list"),
+        (b"[]", r"it must be an object, got \[\]"),
         (b"\xff", "must be JSON in UTF-8"),
         (b'{"reader": []}', "reader must be an object"),
         (b'{"propensity": [1]}', "propensity must be a list of 2, got 1"),

@@ -93,16 +93,6 @@ def open_read(path: PathLike) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Streams(open(path, "rb"), decompressor), 1 << 16))
 
 
-def read_bytes(path: PathLike) -> bytes:
-    """The whole file, decompressed by its suffix.
-
-    Raises:
-        ValueError: a compressed file is truncated or damaged.
-    """
-    with naming(path), open_read(path) as file:
-        return file.read()
-
-
 # What is being written has a name that says nothing and that nobody can foresee; it always fits. Its writer
 # holds a lock on it, so whoever gets that lock knows that the writer has died, in whatever container.
 _TEMPORARY = re.compile(r"\.mach_ext-[0-9a-f]{16}\.tmp")

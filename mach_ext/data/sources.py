@@ -115,7 +115,8 @@ def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     with open_input(path) as file:
         read_line = functools.partial(file.readline, MAX_LINE + 1)
         for number, line in enumerate(iter(read_line, b""), start=1):
-            check_line(path, number, len(line.removesuffix(b"\n")))
+            if len(line) > MAX_LINE:
+                check_line(path, number, len(line.removesuffix(b"\n")))
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line:

@@ -49,8 +49,8 @@ def suffix_of(path: PathLike) -> str:
 class _Streams(io.RawIOBase):
     """Compressed streams, one after the other, to the end of the file; zeros may follow one.
 
-    Python's own readers of .bz2 and .xz pass over anything else that follows a stream, and so lose in silence
-    what stands behind a damaged place. Here it is an error.
+    Python's own readers of .bz2 and .xz pass over anything else that follows a stream. What stands behind a
+    damaged place is then lost in silence. Here it is an error.
     """
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:

@@ -103,7 +103,7 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def digest_of(record: dict[str, Any]) -> str:
     """SHA-256 of a record, whatever the order of its keys; its own "sha256" does not count.
 
-    A record of too many levels, which nobody writes, has none: "".
+    JSON of too many levels for Python has no digest: the result is "", which no record names.
     """
     rest = {key: value for key, value in record.items() if key != "sha256"}
     try:

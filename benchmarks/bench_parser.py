@@ -6,12 +6,12 @@ import pytest
 from conftest import Floor, Part, Target
 
 from mach_ext import _C
-from mach_ext.data.files import read_bytes
+from mach_ext.data.sources import read_input
 
 
 @pytest.fixture(scope="module")
 def text(real_data):
-    return read_bytes(real_data / "eurlex57k" / "train.txt.xz")
+    return read_input(real_data / "eurlex57k" / "train.txt.xz")
 
 
 def python_loop(text):

@@ -1,8 +1,8 @@
 """The model folder: its record, digests and tensor files; how a model is saved and loaded.
 
 `model.json` names the files of the model. Their names carry digests of their contents, so a new model never
-writes over the files of the former one, and `model.json` is replaced in one step. One writer at a time: the
-folder is locked. Readers take no lock; they begin again when `model.json` was replaced meanwhile.
+writes over the files of the former one. `model.json` is replaced in one step. A lock on the folder lets one
+writer in at a time. Readers take no lock. They begin again where `model.json` was replaced meanwhile.
 """
 
 from __future__ import annotations

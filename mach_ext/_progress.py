@@ -14,7 +14,12 @@ from tqdm.std import tqdm as _tqdm
 
 
 class tqdm(_tqdm):  # type: ignore[misc]
-    """`tqdm.tqdm` with a lock of this process's own."""
+    """`tqdm.tqdm` with a lock of this process's own, and without its thread.
+
+    That thread redraws stale bars. Where memory is short, it ends with a traceback on the screen.
+    """
+
+    monitor_interval = 0
 
 
 def _own_lock() -> None:

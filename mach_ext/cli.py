@@ -30,6 +30,7 @@ from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, 
 from mach_ext._memory import memory_words
 from mach_ext._progress import tqdm
 from mach_ext._terminal import escaped, one_line, say, show, signals, standard_streams
+from mach_ext.data.parsing import shown
 from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
 
@@ -144,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = _nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {_quoted(unknown[0])}{hint}")
+            self.error(f"unknown argument {shown(unknown[0])}{hint}")
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -164,11 +165,6 @@ class _Parser(argparse.ArgumentParser):
 def _nearest(given: str, known: Iterable[Any]) -> str:
     near = difflib.get_close_matches(given.replace("_", "-"), map(str, known), 1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _quoted(text: str) -> str:
-    """What was given, cut where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -211,6 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 _INT32 = 2**31 - 1
 _FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_CHANGE = 1e17  # float32 holds the square of 30 times as much, where the curve ends
 
 
 def _positive(text: str) -> int:
@@ -239,9 +236,9 @@ def _integer(text: str, least: int, most: int = _INT32) -> int:
     if digits is not None:
         value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
     if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {shown(text)}")
     if value > most:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {shown(text)}")
     return value
 
 
@@ -259,7 +256,7 @@ def _real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]
     def real(text: str) -> float:
         value = _number(text)
         if not allowed(value):
-            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {_quoted(text)}")
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {shown(text)}")
         return value
 
     return real
@@ -275,7 +272,7 @@ _tau = _real("within 0 and 100", lambda value: 0 <= value <= 100)
 def _hidden_sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(_natural(part) for part in text.split(","))
     if len(sizes) > 2 or (len(sizes) == 2 and 0 in sizes):
-        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {_quoted(text)}")
+        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {shown(text)}")
     return sizes
 
 
@@ -319,9 +316,7 @@ def _propensity(text: str) -> tuple[float, float]:
     parts = [_number(part) for part in text.split(",")]
     A, B = parts if len(parts) == 2 else (math.nan, math.nan)
     if not (0 <= A < math.inf and 0 < B < math.inf):
-        raise argparse.ArgumentTypeError(
-            f"must be two numbers A,B with A >= 0 and B > 0, got {_quoted(text)}"
-        )
+        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {shown(text)}")
     return A, B
 
 
@@ -524,9 +519,9 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 
 def _sizes_of_changes(text: str) -> list[float]:
     sizes = [_number(part) for part in text.split(",")]
-    if not all(0 <= size <= _FLOAT32 for size in sizes):
-        rule = f"must be numbers >= 0 and at most {_FLOAT32:.2g}, with commas between"
-        raise argparse.ArgumentTypeError(f"{rule}, got {_quoted(text)}")
+    if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
+        rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
+        raise argparse.ArgumentTypeError(f"{rule}, got {shown(text)}")
     return sizes
 
 
@@ -623,6 +618,7 @@ def train(args: Any) -> None:
     if args.propensity is None and resumed:
         args.propensity = runs.kept_propensity(folder)
     model.attachments = runs.attachments(dataset, settings=_settings(args), propensity=args.propensity)
+    runs.TrainingLabels.of(model, dataset).inverse_propensity()  # refuses --propensity before the work
     with _timed(seconds, "train"):
         record = _solve(model, dataset, folder, args) if args.svm else _fit(model, dataset, folder, args)
     results: dict[str, Any] = {}
@@ -1172,7 +1168,8 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
             if key not in entry or (key in ("random", "certified") and not entry["epsilon"]):
                 continue
             cells = "".join(f"{entry[key][name]:>9.4f}" for name in names if name in entry[key])
-            tail = f"{size['l2']:>10.4f}{size['added']:>9.1f}" if key == "metrics" else ""
+            change = f"{size['l2']:.4f}" if size["l2"] < 1e4 else f"{size['l2']:.3g}"
+            tail = f"{change:>10}{size['added']:>9.1f}" if key == "metrics" else ""
             show(
                 f"{label:>10}{cells}{tail}"
                 + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")

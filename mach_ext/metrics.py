@@ -341,7 +341,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats
 
     Raises:
         TypeError: Y_train is no matrix.
-        ValueError: N < 3 (C would be negative), A < 0, B <= 0, or one of them is not finite.
+        ValueError: N < 3 (C would be negative), A < 0, B <= 0, or A and B give a number that is not finite.
 
     Example:
         >>> import scipy.sparse as sp
@@ -368,12 +368,15 @@ def inverse_propensity_of_counts(
         raise ValueError(f"inverse_propensity: A must be finite and >= 0, got {A}")
     if not (math.isfinite(B) and B > 0):
         raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
-    C = (math.log(num_documents) - 1) * (B + 1) ** A
     counts = np.asarray(counts)
     check_memory(
         "inverse_propensity: two numbers a label", 16 * counts.size, "pass fewer labels", L=counts.size
     )
-    q: _Floats = 1 + C * (counts + B) ** -A
+    with np.errstate(all="ignore"):
+        C = (math.log(num_documents) - 1) * np.float64(B + 1) ** A
+        q: _Floats = 1 + C * (counts + B) ** -A
+    if not np.isfinite(q).all():
+        raise ValueError(f"inverse_propensity: A and B must be small enough for float64, got A={A}, B={B}")
     return q
 
 

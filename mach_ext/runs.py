@@ -326,12 +326,12 @@ def evaluate(
     if split not in dataset.splits:
         raise ValueError(f"{dataset.path}: no {split} split; there are: {', '.join(dataset.splits)}")
     documents = dataset.splits[split]
-    k = max((*ks, *recall_ks), default=0)
-    labels = training.answers(model, documents.X, k, documents.filtered, _rerank(model, neighbors))
     truth = documents.truth
     frequencies = TrainingLabels.of(model, dataset, propensity)
     unseen = truth.shape[1] - model.num_labels
-    q = frequencies.inverse_propensity(unseen)
+    q = frequencies.inverse_propensity(unseen)  # before the work: A and B can be too large
+    k = max((*ks, *recall_ks), default=0)
+    labels = training.answers(model, documents.X, k, documents.filtered, _rerank(model, neighbors))
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
     result["bands"] = metrics.evaluate_by_band(truth, labels, frequencies.bands(unseen), ks, recall_ks, q)
     return {**result, "propensity": frequencies.as_dict()}

@@ -389,7 +389,7 @@ REAL = ["", "nan", "inf", "-inf", "1e400", "-1", "٣", "1_0", "0,1", "1e"]
         ([*TRAIN, "--metric"], ["", "P@7"]),
         ([*TRAIN, "--propensity"], ["1", "1,0", "1,1,1", "nan,1", "1,inf", "", "-1,1", "٣,1"]),
         ([*TRAIN, "--output"], [""]),
-        ([*ATTACK, "--eps"], ["1,", "1,nan", *(value for value in REAL if value != "0,1")]),
+        ([*ATTACK, "--eps"], ["1,", "1,nan", "1.1e17", "1e38", *(value for value in REAL if value != "0,1")]),
         ([*ATTACK, "--threat"], ["", "all", "insert(", "insert(-1)", "insert(٣)x"]),
         *(([*ATTACK, flag], ["0", *WHOLE]) for flag in ("--k", "--steps", "--sample")),
         *(([*ATTACK, flag], [""]) for flag in ("--report", "--transfer", "--dataset", "--model-path")),
@@ -411,8 +411,17 @@ def test_every_value_of_a_flag_is_checked(capsys, argv, wrong):
         assert stop.value.code == 2, value
         assert said[0].startswith(f"usage: mach-ext {argv[0]} ")
         assert argv[-1] in said[-1]
-        assert value[:60].rpartition(",")[2] in said[-1]
+        assert value[:50].rpartition(",")[2] in said[-1]
         assert len(said[-1]) < 250
+
+
+def test_a_propensity_beyond_float64_is_refused_before_the_work(mach, trained, tmp_path):
+    message = "inverse_propensity: A and B must be small enough for float64, got A=1e+200, B=1e+300"
+    for command in (["train", "--output", "new"], ["evaluate", "--model-path", "runs/texts"]):
+        options = ["--dataset", trained[0] / "texts", "--propensity", "1e200,1e300", "--quiet"]
+        code, out, err = mach(*command, *options)
+        assert (code, out, err[-1]) == (1, "", f"mach-ext: {message}")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ from mach_ext.data import (
     write_npz,
     write_xmc,
 )
-from mach_ext.data.files import atomic_write, new_folder, read_bytes
+from mach_ext.data.files import atomic_write, new_folder
 from mach_ext.data.formats import label_matrix, read_lines, read_names
+from mach_ext.data.sources import read_input
 
 XMC = "2 3 4\n1,3 0:1 2:0.5\n 1:2\n"
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
@@ -188,13 +189,13 @@ def test_what_follows_a_compressed_stream_is_not_lost(tmp_path, suffix):
     path, first, second = tmp_path / f"a{suffix}", COMPRESS[suffix](b"one\n"), COMPRESS[suffix](b"two\n")
     for content in (first + second, first + second + bytes(8)):
         path.write_bytes(content)
-        assert read_bytes(path) == b"one\ntwo\n"
+        assert read_input(path) == b"one\ntwo\n"
     for content in (first + b"x" + second, first + second[1:], first + second[:-1], b"", first + b"garbage"):
         path.write_bytes(content)
         if not content and suffix == ".gz":
             continue  # which Python takes for no stream at all
         with pytest.raises(ValueError, match="must be whole and undamaged"):
-            read_bytes(path)
+            read_input(path)
 
 
 def test_missing_file_stays_a_missing_file(tmp_path):
@@ -216,7 +217,7 @@ def test_atomic_write(tmp_path, suffix):
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
-    assert read_bytes(path) == b"old"
+    assert read_input(path) == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -1007,7 +1008,7 @@ def test_eurlex57k_same_as_scikit_learn(shared_data):
 
     path = shared_data / "eurlex57k" / "dev.txt.xz"
     one, two = read_xmc(path, num_threads=1), read_xmc(path, num_threads=2)
-    text = read_bytes(path)
+    text = read_input(path)
     body = io.BytesIO(text[text.index(b"\n") + 1 :])
     X, labels = load_svmlight_file(body, n_features=56758, multilabel=True, zero_based=True, dtype=np.float32)
     for split in (one, two):

@@ -16,7 +16,7 @@ from scipy import sparse
 
 import mach_ext
 from mach_ext import cli, data, explain, runs
-from mach_ext.data import attachments, registry, sources
+from mach_ext.data import attachments, documents, registry, sources
 from mach_ext.data.parsing import MAX_DEPTH, check_names, decode_json, read_json, shown
 
 DEEP = "[" * 100_000
@@ -148,6 +148,52 @@ def test_a_line_without_end(tmp_path, monkeypatch):
     (tmp_path / "labels.txt").write_text("a" * 100 + "\n" + "b" * 100)
     assert data.read_names(tmp_path / "labels.txt") == ["a" * 100, "b" * 100]
     assert _C.MAX_LINE == 2**28
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_without_end_in_a_stream(tmp_path, monkeypatch, end):
+    """What stands before it is answered; no more of it is kept than a line may have."""
+    for module in (sources, documents):
+        monkeypatch.setattr(module, "MAX_LINE", 100)
+    columns = data.Columns(2, 1, vectorizer=data.Vectorizer.fit(["cat dog", "cat dog"]))
+    text = b"cat\n" + b"a" * 100 + b"\n" + b"b" * 101 + end
+    (tmp_path / "a.txt").write_bytes(text)
+    streams = {
+        "standard input": data.stream_documents(io.BytesIO(text), columns, format="text"),
+        "a.txt": data.iter_documents(tmp_path / "a.txt", columns, format="text"),
+    }
+    for name, blocks in streams.items():
+        assert next(blocks).shape == (2, 2)
+        with pytest.raises(ValueError, match=rf"{name}, line 3: a line must have at most 100 bytes"):
+            next(blocks)
+    with pytest.raises(ValueError, match=r"line 1: a line must have at most 100 bytes"):
+        list(data.stream_documents(_Endless(), columns))
+
+
+class _Endless:
+    """A stream of one line, as /dev/zero is."""
+
+    def read1(self, size):
+        return b"\0" * size
+
+
+@pytest.mark.usefixtures("small")
+def test_texts_of_a_file_of_any_name_are_read_as_other_files(special, tmp_path):
+    columns = data.Columns(2, 1, vectorizer=data.Vectorizer.fit(["cat dog", "cat dog"]))
+
+    def read(path):
+        return list(data.iter_documents(path, columns, format="text"))
+
+    for kind, path in special.items():
+        with pytest.raises(ValueError, match=rf"{path.name}: must be a regular file, got {kind}"):
+            read(path)
+    bomb = tmp_path / "bomb.gz"
+    bomb.write_bytes(gzip.compress(b"a\n" * (1 << 22)))
+    with pytest.raises(ValueError, match=r"bomb.gz: must not unpack to more than 200"):
+        read(bomb)
+    bomb.write_bytes(b"no gzip file")
+    with pytest.raises(ValueError, match=r"bomb.gz: the .gz file must be whole.*Not a gzipped file"):
+        read(bomb)
 
 
 def test_a_file_that_memory_does_not_hold(tmp_path, monkeypatch):
@@ -328,7 +374,7 @@ NAMES = {
     '["a", "b", "c", "d", "e"]': "must have 4 names, got 5",
     '["a", "b", 5, "d"]': "[2] must be a string, got 5",
     '["a", "b", null, "d"]': "[2] must be a string, got None",
-    '{"0": "a", "1": "b", "2": "c", "3": "d"}': "it must be a list, got an object",
+    '{"0": "a", "1": "b", "2": "c", "3": "d"}': "it must be a list, got {'0': 'a', '1': 'b'",
     '"abcd"': "it must be a list, got 'abcd'",
     "4": "it must be a list, got 4",
     DEEP: "must have few levels, got deeply nested JSON",

@@ -116,6 +116,12 @@ def test_inverse_propensity_by_hand():
     np.testing.assert_allclose(metrics.inverse_propensity(Y), expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize(("A", "B"), [(1e308, 1e308), (1e308, 1.5), (400.0, 10.0), (1.0, 1e-320)])
+def test_an_inverse_propensity_beyond_float64(A, B):
+    with pytest.raises(ValueError, match=r"inverse_propensity: A and B must be small enough for float64"):
+        metrics.inverse_propensity_of_counts([0, 1], 10, A, B)
+
+
 def test_inverse_propensity_counts_documents_not_values():
     Y = csr([[0, 1], [0], [0], []], num_labels=3)
     scaled = Y * 7.5

@@ -1,5 +1,6 @@
 """Threads and forks: evaluation touches no state, and a child process has a pool of threads of its own."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -412,3 +413,12 @@ def test_gunicorn_preload(wide, tmp_path):
             server.wait(60)
     labels = wide.predict(WIDE, 5)[1].tolist()
     assert [answer["labels"] == labels for answer in answers] == [True] * 12, (tmp_path / "log").read_text()
+
+
+def test_a_bar_starts_no_thread():
+    from mach_ext._progress import tqdm
+
+    before = set(threading.enumerate())
+    with tqdm(total=1, file=io.StringIO()) as bar:
+        bar.update()
+        assert set(threading.enumerate()) == before

@@ -1,7 +1,7 @@
 """What a model keeps of its data, as files in memory: the one place where they become names and numbers.
 
-``run.json`` says what the model was trained on, ``labels.json`` and ``features.json`` are lists of names,
-``vectorizer.json`` has the features' names, too, and ``label_counts.npy`` is how many training documents each
+``run.json`` says what the model was trained on. ``labels.json`` and ``features.json`` are lists of names, and
+``vectorizer.json`` has the features' names, too. ``label_counts.npy`` is how many training documents each
 label has. A model can have any of them, and each is checked against the model's sizes.
 """
 

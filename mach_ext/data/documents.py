@@ -12,10 +12,11 @@ from typing import Any
 
 from .._memory import memory_errors
 from .dataset import Columns
-from .files import PathLike, naming, open_read, suffix_of
+from .files import PathLike, suffix_of
 from .folders import SVMLIGHT, fit_features, read_features, read_svmlight_documents
 from .formats import decode_line, iter_jsonl, iter_xmc, json_document, read_lines
 from .matrices import Csr
+from .sources import BYTE_ORDER_MARK, MAX_LINE, check_line, open_input
 from .text import Vectorizer
 
 TEXT_FORMATS = ("text", "jsonl")  # of lines, each with a document as text
@@ -63,7 +64,7 @@ def iter_documents(
     if svmlight_base is not None and (format is not None or kind not in SVMLIGHT):
         remarks.append(f"{path}: is no svmlight file; --svmlight-base is passed over")
     if format is not None:
-        with naming(path), open_read(path) as file:
+        with open_input(path) as file:
             yield from stream_documents(file, columns, format=format, source=path, block=block)
     elif kind == ".jsonl":
         yield from vectorised((text for text, _ in iter_jsonl(path)), columns, block, path)
@@ -146,6 +147,7 @@ def stream_documents(
         for line in lines:
             number += 1
             try:
+                check_line(source, number, len(line))
                 if format == "text":
                     texts.append(decode_line(line, f"{source}, line {number}"))
                 elif line.strip():
@@ -160,29 +162,36 @@ def stream_documents(
 
 
 def _blocks_of_lines(stream: Any, most: int, source: PathLike) -> Iterator[list[bytes]]:
-    """Whole lines without their ends, at most so many; fewer where the next one is not there yet."""
+    """Lines without their ends, at most so many; fewer where the next one is not there yet.
+
+    A line that grows too long comes as it is by then, and is the last one.
+    """
     lines: list[bytes] = []
-    parts = [b""]  # of a line whose end has not come
+    parts, length = [b""], 0  # of a line whose end has not come
     first = True
     while True:
         try:
             piece = stream.read1(1 << 16)
         except OSError as error:
+            if error.errno is None:  # a decompressor's, which has words
+                raise
             raise OSError(error.errno, error.strerror, str(source)) from None
         *ended, rest = piece.split(b"\n")
         if ended:
             ended[0] = b"".join([*parts, ended[0]])
-            parts = []
+            parts, length = [], 0
         parts.append(rest)
+        length += len(rest)
         lines += ended
-        if not piece and (last := b"".join(parts)):
+        is_last = not piece or length > MAX_LINE
+        if is_last and (last := b"".join(parts)):
             lines.append(last)
-        while len(lines) >= most or (lines and not (piece and _has_more(stream))):
+        while len(lines) >= most or (lines and (is_last or not _has_more(stream))):
             if first:
-                lines[0], first = lines[0].removeprefix(b"\xef\xbb\xbf"), False
+                lines[0], first = lines[0].removeprefix(BYTE_ORDER_MARK), False
             yield [line.removesuffix(b"\r") for line in lines[:most]]
             lines = lines[most:]
-        if not piece:
+        if is_last:
             return
 
 

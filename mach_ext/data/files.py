@@ -49,8 +49,8 @@ def suffix_of(path: PathLike) -> str:
 class _Streams(io.RawIOBase):
     """Compressed streams, one after the other, to the end of the file; zeros may follow one.
 
-    Python's own readers of .bz2 and .xz pass over anything else that follows a stream, and so lose in silence
-    what stands behind a damaged place. Here it is an error.
+    Python's own readers of .bz2 and .xz pass over anything else that follows a stream. What stands behind a
+    damaged place is then lost in silence. Here it is an error.
     """
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
@@ -93,16 +93,6 @@ def open_read(path: PathLike) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Streams(open(path, "rb"), decompressor), 1 << 16))
 
 
-def read_bytes(path: PathLike) -> bytes:
-    """The whole file, decompressed by its suffix.
-
-    Raises:
-        ValueError: a compressed file is truncated or damaged.
-    """
-    with naming(path), open_read(path) as file:
-        return file.read()
-
-
 # What is being written has a name that says nothing and that nobody can foresee; it always fits. Its writer
 # holds a lock on it, so whoever gets that lock knows that the writer has died, in whatever container.
 _TEMPORARY = re.compile(r"\.mach_ext-[0-9a-f]{16}\.tmp")
@@ -111,33 +101,40 @@ _QUIET_SECONDS = 1.0  # for which a locked folder must show no save before it co
 
 
 def open_file(path: PathLike) -> BinaryIO:
-    """Opens a file for reading. What is no file (a folder, a pipe, a device) is refused, not waited for.
+    """Opens a file of this package's own for reading. A pipe is refused, not waited for.
+
+    Files that users name are opened by `sources.open_input`, which also takes standard input.
 
     Raises:
-        ValueError: it is no file.
+        ValueError: it is no regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_is_file(path, os.fstat(descriptor).st_mode)
+        check_mode(path, os.fstat(descriptor).st_mode)
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _check_is_file(path: PathLike, mode: int) -> None:
+def check_mode(path: PathLike, mode: int) -> None:
+    """Refuses what is no regular file, by its mode.
+
+    Raises:
+        ValueError: a folder, a pipe, a socket or a device.
+    """
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise ValueError(f"{path}: must be a file, got {kind}")
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise ValueError(f"{path}: must be a regular file, got {kind}")
 
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -318,7 +315,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 def _file_mode(path: Path) -> int | None:
     """Permissions of a file that is to be replaced; None where there is none, or a link."""
     with contextlib.suppress(FileNotFoundError):
-        _check_is_file(path, os.stat(path).st_mode)
+        check_mode(path, os.stat(path).st_mode)
         if not path.is_symlink():
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "the file is read-only", str(path))

@@ -33,6 +33,7 @@ from .sources import (
     FREE_BYTES,
     MAX_EXPANSION,
     MAX_LINE,
+    check_line,
     check_regular,
     iter_lines,
     memory_named,
@@ -52,8 +53,8 @@ def _split(document: _C.Document) -> Split:
     return Split(X, Y)
 
 
-def _shown(path: PathLike) -> str:
-    """How the parser's messages call a file: compiled code takes no path of other bytes than UTF-8."""
+def _utf8(path: PathLike) -> str:
+    """A path for messages of the parser, which is compiled and takes text in UTF-8 alone."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
@@ -120,9 +121,8 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
 
 
 def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
-    if len(line) > MAX_LINE:
-        raise ValueError(f"{path}, line 1: a line must have at most {MAX_LINE} bytes, got 'more'")
-    return _C.parse_header(line, _shown(path))
+    check_line(path, 1, len(line.removesuffix(b"\n")))
+    return _C.parse_header(line, _utf8(path))
 
 
 def _xmc_split(
@@ -130,7 +130,7 @@ def _xmc_split(
 ) -> Split:
     """The lines of a block as documents; before it stand so many lines and the header."""
     _, D, L = header
-    return _split(_C.parse_lines(block, D, L, lines + 2, False, num_threads, _shown(path)))
+    return _split(_C.parse_lines(block, D, L, lines + 2, False, num_threads, _utf8(path)))
 
 
 def _documents(split: Split, before: int, promised: int) -> int:
@@ -228,7 +228,7 @@ def parse_svmlight(
     """
     bound: dict[str, Any] = {} if num_features is None else {"num_features": num_features}
     with memory_named(path):
-        text, name = read_input(path), _shown(path)
+        text, name = read_input(path), _utf8(path)
         if not with_labels:
             text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)
         return _split(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=name, **bound))
@@ -308,7 +308,7 @@ def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
         raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
     # The parser takes what stands first in a line for labels, and a blank there for their absence.
     lines = b" " + body.removesuffix(b"\n").replace(b"\n", b"\n ") if body else b""
-    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _shown(path))).X
+    matrix = _split(_C.parse_lines(lines, columns, 1, 2, False, num_threads, _utf8(path))).X
     if matrix.shape[0] > rows and matrix.indptr[rows] == matrix.nnz:  # blank lines at the end
         matrix = matrix[:rows]
     if matrix.shape[0] != rows:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .files import open_file, without_nan
+from .parsing import shown
 
 ANY = object()
 Schema = Any
 _MAX_BYTES = 1 << 26  # of a record that is a file of its own
-_SHOWN = 60  # characters of a wrong value
+_SHOWN = 60  # characters of a key
 _TYPES = {
     str: "a string",
     int: "an integer",
@@ -102,7 +103,7 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def digest_of(record: dict[str, Any]) -> str:
     """SHA-256 of a record, whatever the order of its keys; its own "sha256" does not count.
 
-    A record of too many levels, which nobody writes, has none: "".
+    JSON of too many levels for Python has no digest: the result is "", which no record names.
     """
     rest = {key: value for key, value in record.items() if key != "sha256"}
     try:
@@ -116,7 +117,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"the key {_shown(name)} twice in one object")
+            raise ValueError(f"the key {shown(name)} twice in one object")
         result[name] = value
     return result
 
@@ -128,7 +129,7 @@ def _refuse_constant(text: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text}, which is beyond every float")
+        raise ValueError(f"the number {text[:_SHOWN]}, which is beyond every float")
     return value
 
 
@@ -149,7 +150,7 @@ def _fault(value: Any, schema: Schema, where: str) -> str | None:
             return fault
     elif _suits(value, schema):
         return None
-    return f"{where or 'it'} must be {_rule(schema)}, got {_shown(value)}"
+    return f"{where or 'it'} must be {_rule(schema)}, got {shown(value)}"
 
 
 def _list_fault(value: list[Any], schema: list[Schema], where: str) -> str | None:
@@ -170,7 +171,7 @@ def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) 
             return f"{before}{name} is missing"
     for name, entry in value.items():
         if name not in rules and "*" not in schema:
-            return f"{where or 'it'} must have no key {_shown(name)}"
+            return f"{where or 'it'} must have no key {shown(name)}"
         rule = rules.get(name, schema.get("*"))
         if (fault := _fault(entry, rule, f"{before}{name[:_SHOWN]}")) is not None:
             return fault
@@ -206,10 +207,3 @@ def _rule(schema: Schema) -> str:
     if isinstance(schema, (set, frozenset)):
         return f"one of {', '.join(sorted(map(str, schema)))}"
     return _TYPES[schema]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**50 else "a huge integer"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -6,14 +6,13 @@ import contextlib
 import functools
 import io
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .. import _C
 from .._memory import memory_advice
-from .files import COMPRESSIONS, PathLike, naming, open_read
+from .files import COMPRESSIONS, PathLike, check_mode, naming, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
 # numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.
@@ -22,14 +21,6 @@ MAX_EXPANSION = 200
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LINE: int = _C.MAX_LINE  # bytes, of any text file
-
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def check_regular(path: PathLike) -> None:
@@ -40,10 +31,8 @@ def check_regular(path: PathLike) -> None:
         OSError: as the operating system says, with the path.
     """
     status = os.stat(path)
-    if stat.S_ISREG(status.st_mode) or _is_standard_input(status):
-        return
-    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-    raise ValueError(f"{path}: must be a regular file, got {kind}")
+    if not _is_standard_input(status):
+        check_mode(path, status.st_mode)
 
 
 def _is_standard_input(status: os.stat_result) -> bool:
@@ -106,6 +95,17 @@ def read_input(path: PathLike) -> bytes:
         return file.read()
 
 
+def check_line(source: PathLike, number: int, length: int) -> None:
+    """Refuses a line that is too long, by its bytes without the line feed.
+
+    Raises:
+        ValueError: with the source and the line's number.
+    """
+    if length > MAX_LINE:
+        rule = f"a line must have at most {MAX_LINE} bytes"
+        raise ValueError(f"{source}, line {number}: {rule}, got 'more'")
+
+
 def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     """Lines of a text file with their numbers, without the byte order mark, with their ends.
 
@@ -115,9 +115,8 @@ def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
     with open_input(path) as file:
         read_line = functools.partial(file.readline, MAX_LINE + 1)
         for number, line in enumerate(iter(read_line, b""), start=1):
-            if len(line) > MAX_LINE and not line.endswith(b"\n"):
-                rule = f"a line must have at most {MAX_LINE} bytes"
-                raise ValueError(f"{path}, line {number}: {rule}, got 'more'")
+            if len(line) > MAX_LINE:
+                check_line(path, number, len(line.removesuffix(b"\n")))
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line:

@@ -1,8 +1,8 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
-#   make stress   damaged files through every reader, 20,000 of each format, two processes that save into one
-#                 folder, and operations short of memory; a part of it: N=1000 FORMATS="xmc npz memory"
+#   make stress   damaged files through every reader, 20,000 of each format; operations short of memory; processes
+#                 that save into one folder, threads, forks; a part of it: N=1000 FORMATS="xmc npz memory"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
 #   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
 #   make bench-table   the tables of README and docs/, from that JSON
@@ -91,6 +91,7 @@ N ?= 20000
 stress: $(VENV)/built
 	PYTHONPATH=tests $(BIN)/python -m stress.run --files $(N) $(FORMATS)
 	PYTHONPATH=tests $(BIN)/python -m stress.writers
+	PYTHONPATH=tests $(BIN)/python -m stress.threads
 
 # Each result goes into benchmarks/results/ as soon as it is there; what needs the real datasets skips without.
 bench: $(VENV)/built

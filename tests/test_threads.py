@@ -237,10 +237,14 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def wide():
+def wide_model():
     """A model whose products are worth a second thread."""
     return mach_ext.MACH(500, 700, num_repetitions=8, num_buckets=256, hidden_size=128)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return wide_model()
 
 
 def forked(work, seconds=60):

@@ -1305,7 +1305,6 @@ def info(args: Any) -> None:
     if args.json:
         show(json.dumps(record, indent=2))
         return
-    trained = _training_lines(record["training"], folder / "checkpoint.json")
     show(f"{escaped(str(folder))}\n{model}")
     total = sum(p.numel() for p in model.parameters())
     show(f"\nparameters  {total:,}")
@@ -1317,27 +1316,22 @@ def info(args: Any) -> None:
     show(f"\nlabel hash\n{model.hash.diagnostics()}")
     operators = record["operators"]
     show(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")
-    for line in trained:
+    for line in _training_lines(record["training"]) if record["training"] is not None else ():
         show(line)
 
 
-def _training_lines(record: Any, file: Path) -> list[str]:
-    """What a checkpoint says of the training; none where there is none."""
-    if record is None:
-        return []
-    try:
-        state, settings = record["progress"], record["hyperparameters"]
-        lines = [
-            f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
-            "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),
-        ]
-        for entry in state["history"]:
-            if "loss" in entry:  # not so in the last word of repetitions trained in turn
-                scores = entry.get("dev", {}).items()
-                dev = "  ".join(f"{k} {math.nan if v is None else v:.4f}" for k, v in scores if k[0] == "P")
-                lines.append(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not a checkpoint: {type(error).__name__}: {error}") from None
+def _training_lines(record: dict[str, Any]) -> list[str]:
+    """What the record of a checkpoint, as `read_checkpoint` gives it, says of the training."""
+    state, settings = record["progress"], record["hyperparameters"]
+    lines = [
+        f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
+        "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),
+    ]
+    for entry in state["history"]:
+        if "loss" in entry:  # not so in the last word of repetitions trained in turn
+            scores = entry.get("dev", {}).items()
+            dev = "  ".join(f"{k} {math.nan if v is None else v:.4f}" for k, v in scores if k[0] == "P")
+            lines.append(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
     return lines
 
 

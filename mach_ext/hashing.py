@@ -597,9 +597,8 @@ class LabelHash(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)  # pickles of before it was a module lack what one has
         self.__dict__.update(state)
-        self.__dict__.pop(
-            "_version", None
-        )  # their name of `_known_version`, for which modules have another use
+        # They called `_known_version` `_version`, for which modules have another use.
+        self.__dict__.pop("_version", None)
         if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
             raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
         self._known_version = _version(self.buckets)

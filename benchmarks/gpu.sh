@@ -7,9 +7,9 @@
 # leaves what was done:
 #
 #   build      the operators for this GPU alone, in place
-#   cuda       tests/test_cuda.py, what only a GPU can show
+#   cuda       tests/ops/test_cuda.py, what only a GPU can show
 #   tests      every other test that takes a device, on the GPU
-#   memcheck   compute-sanitizer over the small ones of tests/test_cuda.py; where it refuses the device, as on
+#   memcheck   compute-sanitizer over the small ones of tests/ops/test_cuda.py; where it refuses the device, as on
 #   racecheck  some virtual machines, summary.json says so
 #   bench      the ceilings of this GPU, then benchmarks/bench_cuda.py
 #
@@ -91,13 +91,13 @@ export TORCH_CUDA_ARCH_LIST
 # Other versions' warnings are no failures here: -W default.
 test_on_gpu=("$PYTHON" -m pytest -v --tb=short -W default -p no:cacheprovider)
 sanitize=(compute-sanitizer --error-exitcode 9 --print-limit 20 --report-api-errors no)
-small=(tests/test_cuda.py -x -k "not graph and not memory and not large and not trains and not compiles")
+small=(tests/ops/test_cuda.py -x -k "not graph and not memory and not large and not trains and not compiles")
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
 stage build 140 "$PYTHON" setup.py --quiet egg_info build_ext --inplace || exit 1
-stage cuda 70 "${test_on_gpu[@]}" tests/test_cuda.py
+stage cuda 70 "${test_on_gpu[@]}" tests/ops/test_cuda.py
 stage tests 70 "${test_on_gpu[@]}" tests -k cuda --continue-on-collection-errors \
-  --ignore tests/test_cuda.py --ignore tests/test_cuda_shim.py --ignore tests/test_build.py
+  --ignore tests/ops/test_cuda.py --ignore tests/ops/test_cuda_shim.py --ignore tests/test_build.py
 stage memcheck 40 "${sanitize[@]}" --tool memcheck "${test_on_gpu[@]}" "${small[@]}"
 stage racecheck 30 "${sanitize[@]}" --tool racecheck "${test_on_gpu[@]}" "${small[@]}"
 stage bench 180 "${test_on_gpu[@]}" benchmarks/bench_cuda.py -s --results "$OUT"

@@ -11,6 +11,7 @@ from mach_ext import _terminal as _terminal  # first, since Ctrl-C can come duri
 # isort: split
 from mach_ext import _ops as _ops  # then this, since it says how to get what is not compiled
 from mach_ext import data, functional, metrics, optim
+from mach_ext._version import __version__ as __version__
 from mach_ext.hashing import CollisionWarning, LabelHash
 from mach_ext.neighbors import Neighbors
 from mach_ext.nn import MACH, load
@@ -20,7 +21,6 @@ from mach_ext.training import fit
 if TYPE_CHECKING:
     from mach_ext import attack, certify, explain, runs
 
-__version__ = "0.1.0"  # pyproject.toml reads it here, without an import.
 __all__ = [
     "MACH",
     "CollisionWarning",

@@ -25,11 +25,11 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 import numpy as np
 import torch
 
-import mach_ext
 from mach_ext import _ops, attack, certify, data, explain, metrics, nn, report, runs, svm, training
 from mach_ext._memory import memory_words
 from mach_ext._progress import tqdm
 from mach_ext._terminal import escaped, one_line, say, show, signals, standard_streams
+from mach_ext._version import __version__
 from mach_ext.data.parsing import shown
 from mach_ext.data.records import ANY, read_record
 from mach_ext.neighbors import Neighbors
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Start: mach-ext train --dataset wordnet    then: mach-ext predict --text 'a small dog'    "
         f"An error is one line; with {TRACEBACK}=1 in the environment it comes with its traceback.",
     )
-    parser.add_argument("--version", action="version", version=f"mach-ext {mach_ext.__version__}")
+    parser.add_argument("--version", action="version", version=f"mach-ext {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     common = _Parser(add_help=False)

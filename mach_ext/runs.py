@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
 from mach_ext._model_folder import read_model_record
+from mach_ext._version import __version__
 from mach_ext.data import attachments as kept
 from mach_ext.data.files import open_file
 from mach_ext.data.parsing import check_names
@@ -64,7 +65,7 @@ def attachments(
         "train_documents": dataset.all_train_labels.shape[0],
         "threads": torch.get_num_threads(),
         "versions": {
-            "mach_ext": _version(), "torch": torch.__version__, "python": platform.python_version()
+            "mach_ext": __version__, "torch": torch.__version__, "python": platform.python_version()
         },
     }  # fmt: skip
     files = {"run.json": json.dumps(run, indent=2).encode()}
@@ -89,12 +90,6 @@ def _check_names(dataset: data.Dataset) -> None:
 def _checksums(split: data.Split) -> list[int]:
     """Of documents and labels; other ones where a row stands in another place."""
     return [training.checksum(split.X), training.checksum(split.Y)]
-
-
-def _version() -> str:
-    import mach_ext
-
-    return mach_ext.__version__
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:

@@ -6,15 +6,14 @@ import pkgutil
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
+from helpers import ROOT
 
 import mach_ext
 
-ROOT = Path(__file__).parents[1]
 MODULES = ["mach_ext"] + [
     info.name
     for info in pkgutil.walk_packages(mach_ext.__path__, "mach_ext.")

@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 from random import Random
 
 import pytest
+from helpers import ROOT
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")

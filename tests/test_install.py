@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import FIXTURES, ROOT
 from setuptools import Distribution, Extension
 
 import mach_ext
 from mach_ext import _C, _ops, cli, compression, data, nn
 
-ROOT = Path(__file__).parents[1]
-FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("model_v*"))
+MODELS = sorted(FIXTURES.glob("model_v*"))
 
 
 def script(path, text):
@@ -521,7 +521,7 @@ def test_every_operator_refuses_cuda_tensors_where_it_has_no_cuda_kernel():
 def test_the_command_says_why_there_is_no_cuda(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(_ops, "CUDA_FAULT", "no nvcc")
-    model = str(FIXTURES[0])
+    model = str(MODELS[0])
     assert cli.main(["predict", "--model-path", model, "--text", "x", "--device", "cuda"]) == 1
     assert capsys.readouterr().err == "mach-ext: --device cuda: there are no CUDA operators: no nvcc\n"
     assert cli.main(["info", "--model-path", model]) == 0
@@ -568,7 +568,7 @@ def test_import_and_answers_on_a_read_only_file_system():
         "try: tempfile.gettempdir()\n"
         "except FileNotFoundError: print('read-only')\n"
         "from mach_ext import cli\n"
-        f"sys.exit(cli.main(['predict', '--model-path', {str(FIXTURES[0])!r}, '--text', 'dog', '--k', '1']))"
+        f"sys.exit(cli.main(['predict', '--model-path', {str(MODELS[0])!r}, '--text', 'dog', '--k', '1']))"
     )
     run = read_only(sys.executable, "-c", code)
     assert run.returncode == 0, run.stderr
@@ -578,7 +578,7 @@ def test_import_and_answers_on_a_read_only_file_system():
 # --------------------------------------------------------------------------------------------------- load
 
 
-@pytest.mark.parametrize("folder", FIXTURES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 def test_models_of_former_formats_answer_as_they_did(folder, capsys):
     asked = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     model = mach_ext.load(folder)
@@ -597,7 +597,7 @@ def test_models_of_former_formats_answer_as_they_did(folder, capsys):
 
 
 def test_there_is_a_model_of_each_format():
-    formats = [json.loads((folder / "model.json").read_text())["format"] for folder in FIXTURES]
+    formats = [json.loads((folder / "model.json").read_text())["format"] for folder in MODELS]
     assert {1, 2} <= {*formats}
     assert nn.is_compressed(ROOT / "tests/fixtures/model_v2")
     assert not nn.is_compressed(ROOT / "tests/fixtures/model_v1")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from helpers import TESTS
 from safetensors import SafetensorError
 from stress import memory
 
@@ -444,7 +445,7 @@ def test_operations_at_their_limits():
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "stress.memory", "--limits", "3", *few],
-        capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent, env=environment,
+        capture_output=True, text=True, timeout=600, cwd=TESTS, env=environment,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.splitlines()[-1].endswith(" 0 other")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from mach_ext import _ops
 
@@ -109,7 +110,7 @@ def test_operators_say_how_much_memory_they_lack(threads):
         "import test_memory_errors as t; print(json.dumps(t.starve()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1],
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(threads)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

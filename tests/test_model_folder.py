@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import killed_at
+from helpers import killed_at
 from safetensors.torch import load_file, save_file
 from stress.writers import two_writers
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FLOATS, bitwise_equal, random_csr, random_hash, uniform
+from helpers import FLOATS, bitwise_equal, random_csr, random_hash, uniform
 
 from mach_ext import _ops
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from scipy import sparse
 
 from mach_ext import data
@@ -60,7 +61,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def shared_data():
     """Real datasets beside the checkout, where there are any."""
-    folder = Path(os.environ.get("MACH_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    folder = Path(os.environ.get("MACH_SHARED_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "eurlex57k").is_dir():
         pytest.skip(f"no real datasets in {folder}; set MACH_SHARED_DATA")
     return folder

@@ -11,13 +11,12 @@ import mmap
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import FLOATS, assert_matches, bitwise_equal, random_hash, to, uniform
+from helpers import FLOATS, ROOT, assert_matches, bitwise_equal, random_hash, to, uniform
 
 import mach_ext
 from mach_ext import LabelHash, _ops, _reference, attack, certify, explain
@@ -361,16 +360,14 @@ def test_garbage_makes_no_step_outside_an_array(device):
             storm(seed, lambda t: t.clone().to(device))
         return
     code = (
-        "import sys, warnings; sys.path.insert(0, 'tests'); warnings.simplefilter('ignore')\n"
+        "import sys, warnings; sys.path[:0] = ['tests', 'tests/ops']; warnings.simplefilter('ignore')\n"
         "import test_written_hash as t\n"
         "for threads in (1, 2):\n"
         "  t.torch.set_num_threads(threads)\n"
         "  for seed in range(30 * threads, 30 * threads + 30): t.storm(seed); t.public_storm(seed)\n"
         "print('safe')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, "safe"), done.stderr[-3000:]
 
 

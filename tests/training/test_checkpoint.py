@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import killed_at
+from helpers import FIXTURES, killed_at
 from safetensors.torch import load_file, save_file
 
 import mach_ext
 from mach_ext import training
 from mach_ext.data.records import sealed
 
-FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
-from make_checkpoint import OPTIONS, X, Y, build, train  # noqa: E402
+from make_checkpoint import OPTIONS, X, Y, build, train
 
 
 def resume(folder, hidden_size=4, **options):

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import TESTS
 
 from mach_ext import _terminal, cli, data
 
-SERVER = Path(__file__).with_name("command_server.py")
+SERVER = TESTS / "command_server.py"
 # The labels of "word0", "word1", ...: letters that encodings lack, and what must not reach a terminal.
 NAMES = ["tøpic", "日本", "red\x1b[31m", "turn\u202eed", "line\u2028end", "csi\x9b1m", "plain"]
 SHOWN = ["tøpic", "日本", r"red\x1b[31m", r"turn\u202eed", "line end", r"csi\x9b1m", "plain"]

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 import torch
-from conftest import (
+from helpers import (
     FLOATS,
     INTS,
     Csr,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FLOATS, assert_deterministic, assert_matches, bitwise_equal, strided, uniform
+from helpers import FLOATS, assert_deterministic, assert_matches, bitwise_equal, strided, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROWS, bitwise_equal, random_csr, random_hash, to, uniform
+from helpers import ROWS, bitwise_equal, random_csr, random_hash, to, uniform
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mach_ext import LabelHash

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     FLOATS,
     INTS,
     ROWS,

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     FLOATS,
     INTS,
     assert_deterministic,

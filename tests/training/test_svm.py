@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
-from conftest import FLOATS, assert_deterministic
+from helpers import FLOATS, assert_deterministic
 from sklearn.svm import LinearSVC
 
 import mach_ext

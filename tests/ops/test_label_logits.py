@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import (
+from helpers import (
     FLOATS,
     INTS,
     Csr,

@@ -4,10 +4,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import NO_SHIM, SHIM
+from helpers import NO_SHIM, ROOT, SHIM, TESTS
 
 SEEDS = 16
 NO_ASAN = "the compiler has no ASan, or MACH_SHIM=1 was not built"
@@ -104,10 +103,10 @@ def test_every_operator_under_asan_and_ubsan(shim_ops, pytestconfig):
     linked = subprocess.run(["ldd", library], check=True, capture_output=True, text=True).stdout
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", Path(__file__).parent),
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", TESTS),
             *("-m", "shim"),
         ],
-        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+        capture_output=True, text=True, cwd=ROOT,
         env={
             **ASAN,
             # libstdc++ too, for libasan looks up what throws before any module of Python's brings it.

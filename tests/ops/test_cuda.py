@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import CUDA_KERNELS, bitwise_equal, random_csr, random_hash, uniform
+from helpers import CUDA_KERNELS, bitwise_equal, random_csr, random_hash, uniform
 
 import mach_ext
 from mach_ext import functional as F

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import FLOATS, bitwise_equal
+from helpers import FLOATS, bitwise_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_nn import ARCHITECTURES, D, L, dense_forward, draw, model_of

@@ -1,0 +1,64 @@
+"""Former names, which work for one release with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
+    """`__getattr__` of a module whose former names, the keys, are now `"module.name"`, the values.
+
+    Example:
+        >>> from mach_ext._deprecation import renamed_names
+        >>> __getattr__ = renamed_names(__name__, old="math.sqrt")
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        _warn(f"{module}.{name}", names[name])
+        where, _, new = names[name].rpartition(".")
+        return getattr(importlib.import_module(where), new)
+
+    return __getattr__
+
+
+def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
+    """Decorates a function whose keyword argument `old` is now called `new`.
+
+    Raises:
+        TypeError: A call passes both.
+
+    Example:
+        >>> from mach_ext._deprecation import renamed_argument
+        >>> @renamed_argument("step", "quantization_step")
+        ... def save(quantization_step=None):
+        ...     return quantization_step
+        >>> save(quantization_step=0.5)
+        0.5
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                if new in kwargs:
+                    raise TypeError(f"{function.__qualname__}: {old} is now {new}; pass only {new}")
+                _warn(f"{function.__qualname__}: argument {old}", new)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _warn(old: str, new: str) -> None:
+    message = f"{old} is now called {new}; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)

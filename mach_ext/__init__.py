@@ -20,12 +20,14 @@ from mach_ext.training import fit
 
 if TYPE_CHECKING:
     from mach_ext import attack, certify, explain, runs
+    from mach_ext.runs import Run, train
 
 __all__ = [
     "MACH",
     "CollisionWarning",
     "LabelHash",
     "Neighbors",
+    "Run",
     "attack",
     "certify",
     "data",
@@ -37,6 +39,7 @@ __all__ = [
     "metrics",
     "optim",
     "runs",
+    "train",
 ]
 
 
@@ -44,6 +47,8 @@ def __getattr__(name: str) -> Any:
     """Modules that few programs use load when they are first asked for: it takes 50 ms."""
     if name in ("attack", "certify", "explain", "runs"):
         return _import_module(f"mach_ext.{name}")
+    if name in ("Run", "train"):
+        return getattr(_import_module("mach_ext.runs"), name)
     raise AttributeError(f"module 'mach_ext' has no attribute {name!r}")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from helpers import TESTS
 
-from mach_ext import _terminal, cli, data
+from mach_ext import _terminal, cli, data, nn
+from mach_ext.runs import run
 
 SERVER = TESTS / "command_server.py"
 # The labels of "word0", "word1", ...: letters that encodings lack, and what must not reach a terminal.
@@ -341,7 +342,7 @@ def test_no_error_is_a_traceback(monkeypatch, capsys, error):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(cli, "info", fail)
+    monkeypatch.setattr("mach_ext.cli.info.run", fail)
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
     assert cli.main(["info"]) == 1
     said = capsys.readouterr().err
@@ -359,7 +360,7 @@ def test_an_error_of_the_system_has_words(monkeypatch, capsys):
     def fail(args):
         Path("/nowhere/at all").read_bytes()
 
-    monkeypatch.setattr(cli, "info", fail)
+    monkeypatch.setattr("mach_ext.cli.info.run", fail)
     assert cli.main(["info"]) == 1
     assert capsys.readouterr().err == "mach-ext: /nowhere/at all: No such file or directory\n"
 
@@ -482,7 +483,7 @@ def test_paths_are_checked_before_the_work(here, capsys, monkeypatch, argv, mess
     def fail(*args, **kwargs):
         raise AssertionError("work")
 
-    for module, name in ((cli.data, "load"), (cli.runs, "load_dataset"), (cli.nn.MACH, "predict")):
+    for module, name in ((data, "load"), (run, "load_dataset"), (nn.MACH, "predict")):
         monkeypatch.setattr(module, name, fail)
     before = sorted(here.rglob("*"))
     assert cli.main(argv) == 1
@@ -505,7 +506,7 @@ def test_a_folder_of_data_that_was_moved(here, capsys):
     write_texts(here / "moved")
     record = here / "runs" / "texts"
     for argv in (["evaluate"], ["predict", "--split", "test"], ["explain", "--sample-id", "0"]):
-        model = cli.nn.load(record)
+        model = nn.load(record)
         run = json.loads(model.attachments["run.json"])
         model.attachments["run.json"] = json.dumps({**run, "dataset": str(here / "gone")}).encode()
         model.save(record)

@@ -1,0 +1,64 @@
+"""`mach-ext info`: what a run is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import Any
+
+from mach_ext import runs
+from mach_ext._terminal import escaped, show
+from mach_ext.cli.options import (
+    add_model_path,
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_model_path(parser)
+    parser.add_argument("--json", action="store_true", default=False, help="as JSON")
+
+
+def run(args: Any) -> None:
+    """Shows shape, parameters, memory, collisions and the record of the training."""
+    run = runs.Run.open(args.model_path)
+    record, model = run.info(), run.model
+    if args.json:
+        show(json.dumps(record, indent=2))
+        return
+    show(f"{escaped(str(run.folder))}\n{model}")
+    total = sum(p.numel() for p in model.parameters())
+    show(f"\nparameters  {total:,}")
+    for name, parameter in model.named_parameters():
+        show(f"  {name:<16}{list(parameter.shape)!s:<24}{parameter.numel():>16,}  {parameter.dtype}")
+    show(f"\n{'memory, batches of 256 documents':<42}{'CPU':>12}{'CUDA':>12}")
+    for name, size in record["memory"]["cpu"].items():
+        show(f"  {name:<40}{_size(size):>12}{_size(record['memory']['cuda'][name]):>12}")
+    show(f"\nlabel hash\n{model.hash.diagnostics()}")
+    operators = record["operators"]
+    show(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")
+    for line in _training_lines(record["training"]) if record["training"] is not None else ():
+        show(line)
+
+
+def _training_lines(record: dict[str, Any]) -> list[str]:
+    """What the record of a checkpoint, as `read_checkpoint` gives it, says of the training."""
+    state, settings = record["progress"], record["hyperparameters"]
+    lines = [
+        f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
+        "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),
+    ]
+    for entry in state["history"]:
+        if "loss" in entry:  # not so in the last word of repetitions trained in turn
+            scores = entry.get("dev", {}).items()
+            dev = "  ".join(f"{k} {math.nan if v is None else v:.4f}" for k, v in scores if k[0] == "P")
+            lines.append(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.1f} {unit}"

@@ -1,0 +1,53 @@
+"""Tables of metrics on the screen, and steps of which each is taken whatever became of the others."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mach_ext._terminal import show
+
+
+def show_metrics(split: str, result: dict[str, Any]) -> None:
+    """A table: a row a metric, a column all labels and each band."""
+    bands = result["bands"]
+    columns = {"all": result, **bands}
+    show(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
+    for metric in (key for key in result if key not in ("bands", "propensity")):
+        cells = (column.get(metric) for column in columns.values())
+        show(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+    if any(metric.startswith("PSP") for metric in result):
+        constants = result["propensity"]
+        show(
+            f"PSP, PSnDCG: A={constants['A']:g}, B={constants['B']:g}, labels of "
+            f"{constants['documents']:,} training documents"
+        )
+
+
+@contextlib.contextmanager
+def all_done() -> Iterator[Callable[..., None]]:
+    """Takes steps that show and write results. Each is taken, whatever became of the others."""
+    problems: list[OSError] = []
+
+    def then(step: Callable[..., None], *args: Any) -> None:
+        try:
+            step(*args)
+            sys.stdout.flush()
+        except OSError as error:
+            problems.append(error)
+
+    yield then
+    real = [error_words(error) for error in problems if not isinstance(error, BrokenPipeError)]
+    if real:
+        raise OSError("; ".join(real))
+    if problems:
+        raise problems[0]
+
+
+def error_words(error: OSError) -> str:
+    """What an error of the operating system says, without its number."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

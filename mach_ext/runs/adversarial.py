@@ -1,0 +1,255 @@
+"""The adversarial evaluation of a run: metrics clean and under attack, certificates, samples, the page."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mach_ext import attack, certify, data, explain, metrics, nn, report
+from mach_ext.runs.arguments import spelled
+from mach_ext.runs.dataset import log, split_of
+from mach_ext.runs.files import timed, write, write_record
+from mach_ext.runs.labels import TrainingLabels
+
+METHODS = ("fgsm", "pgd", "delete", "insert")
+GOALS = ("untargeted", "own")
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """What is done to which documents.
+
+    Attributes:
+        method: "fgsm", "pgd", "delete" or "insert".
+        epsilons: Sizes asked for. None: 0.01; of delete 1, 2 and 3 words.
+        threat_model: A name or an object of `mach_ext.attack`. None: that of the method, else "support".
+        signed: Values may fall below 0.
+        goal: "untargeted" or "own".
+        targeted: Also how often a right label leaves the top k, and a wrong one enters.
+        k: Of metrics and goals. None: 5, or as many labels as there are.
+        steps: Of pgd.
+        seed: Of random changes.
+        split: Which split is attacked.
+        sample: Only its first documents. None: all.
+        certify: Also the part of P@k that no change of this threat model can take away.
+        propensity: A and B of the propensity model. None: as the run keeps them.
+    """
+
+    method: str = "fgsm"
+    epsilons: Sequence[float] | None = None
+    threat_model: str | attack.ThreatModel | None = None
+    signed: bool = False
+    goal: str = "untargeted"
+    targeted: bool = False
+    k: int | None = None
+    steps: int = 10
+    seed: int = 0
+    split: str = "test"
+    sample: int | None = None
+    certify: bool = False
+    propensity: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("method", self.method, METHODS), ("goal", self.goal, GOALS)):
+            if value not in allowed:
+                raise ValueError(f"attack: {name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.sample is not None and self.sample < 1:
+            raise ValueError(f"attack: sample must be None or at least 1, got {self.sample}")
+
+    @property
+    def threat(self) -> attack.ThreatModel:
+        """The threat model."""
+        default = {"delete": "delete", "insert": "insert(3)"}.get(self.method, "support")
+        return attack.threat_model(self.threat_model or default, False if self.signed else None)
+
+    @property
+    def sizes(self) -> list[float]:
+        """The sizes asked for."""
+        if self.epsilons:
+            return [float(epsilon) for epsilon in self.epsilons]
+        return [1.0, 2.0, 3.0] if self.method == "delete" else [0.01]
+
+    @property
+    def grid(self) -> list[float]:
+        """The requested sizes and 0. A single size is expanded to a curve of six."""
+        grid = {0.0, *self.sizes}
+        if len(self.sizes) == 1 and self.method != "delete":
+            grid |= {round(self.sizes[0] * factor, 12) for factor in (0.1, 0.3, 3, 10, 30)}
+        return sorted(grid)
+
+
+@dataclass(frozen=True)
+class RunAttack:
+    """Metrics of a run, clean and under attack: what ``mach-ext attack`` shows.
+
+    Attributes:
+        settings: What was done.
+        result: As `mach_ext.attack.evaluate` returns it. Where certified, each size has "certified".
+        model, dataset: What was attacked on what.
+        labels: How often labels occur in training.
+        seconds: By stage.
+    """
+
+    settings: AttackSettings
+    result: dict[str, Any]
+    model: nn.MACH = field(repr=False)
+    dataset: data.Dataset = field(repr=False)
+    labels: TrainingLabels = field(repr=False)
+    seconds: dict[str, float] = field(repr=False)
+
+    @property
+    def clean(self) -> dict[str, Any]:
+        """Metrics without attack."""
+        clean: dict[str, Any] = self.result["clean"]
+        return clean
+
+    @property
+    def adversarial(self) -> list[dict[str, Any]]:
+        """An entry for each size, ascending: "epsilon", "metrics", "random", "size" and more."""
+        entries: list[dict[str, Any]] = self.result["adversarial"]
+        return entries
+
+    @property
+    def title(self) -> str:
+        """What is attacked, in words."""
+        return f"{self.dataset.name}, {self.settings.split}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON: the content of ``attack.json``."""
+        return {
+            **self.result, "split": self.settings.split, "dataset": self.dataset.name,
+            "model": self.model.configuration(), "propensity": self.labels.as_dict(),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+        }  # fmt: skip
+
+    def entry(self, is_own: bool) -> tuple[str, dict[str, Any]]:
+        """Name and content of the entry in ``metrics.json``; `is_own`: of the run's own dataset."""
+        settings, result, threat = self.settings, self.result, self.settings.threat
+        where = self.dataset.name if is_own else self.dataset.path.absolute()
+        whole = "" if is_own and settings.sample is None else f" {where} {result['documents']}"
+        how = {key: result[key] for key in ("attack", "threat_model", "goal", "nonnegative", "steps")}
+        signed = "" if threat.nonnegative else " signed"
+        steps = "" if result["steps"] is None else f" {result['steps']} steps"
+        name = f"{settings.method} {threat}{signed}{steps} {settings.goal} {settings.split}{whole}"
+        short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in self.adversarial}
+        return name, {**how, "clean": self.clean, "adversarial": short}
+
+    def write_record(self, folder: Path) -> None:
+        """Writes ``attack.json``."""
+        write_record(folder / "attack.json", self.as_dict())
+
+    def write_chart(self, folder: Path) -> None:
+        """Writes ``attack.png``."""
+        picture = io.BytesIO()
+        report.plot_attack(self.result, self.settings.sizes).savefig(picture, dpi=150, format="png")
+        write(folder / "attack.png", picture.getvalue(), "chart")
+
+    def page(self) -> str:
+        """The result as one self-contained HTML page, with documents before and after."""
+        sizes, title = self.settings.sizes, f"{self.title}: {self.settings.method}"
+        return report.attack_page(self.result, sizes, samples(self), title)
+
+    def to_html(self, file: str | os.PathLike[str]) -> None:
+        """Writes the page."""
+        write(Path(file), self.page().encode())
+
+
+def attack_run(
+    model: nn.MACH,
+    dataset: data.Dataset,
+    settings: AttackSettings,
+    *,
+    transfer: nn.MACH | None = None,
+    progress: bool = True,
+    load_seconds: float = 0.0,
+) -> RunAttack:
+    """Attacks a split of a dataset that was read by the model's columns.
+
+    Args:
+        model: What is attacked.
+        dataset: Documents and their labels.
+        settings: What is done.
+        transfer: Another model, which is asked about the changed documents, too.
+        progress: Show progress bars.
+        load_seconds: What it took to load the model and the dataset, for the record.
+    """
+    split, part = split_of(dataset, settings.split), slice(0, settings.sample)
+    X, Y, truth = split.X[part], split.Y[part], split.truth[part]
+    threat, grid = settings.threat, settings.grid
+    if settings.certify:
+        certify.check(model, threat, spelled("certify"))
+        if split.filtered is not None:
+            log.warning("certified figures count the answers that the filter file excludes, too")
+    labels = TrainingLabels.of(model, dataset, settings.propensity)
+    seconds = {"load": load_seconds}
+    with timed(seconds, "attack"):
+        result = attack.evaluate(
+            model,
+            X,
+            Y,
+            attack=settings.method,
+            threat_model=threat,
+            epsilons=grid,
+            goal=settings.goal,
+            targeted=settings.targeted,
+            k=settings.k,
+            inverse_propensity=labels.inverse_propensity(truth.shape[1] - model.num_labels),
+            bands=labels.bands(),
+            truth=truth,
+            filtered=None if split.filtered is None else split.filtered[part],
+            transfer=transfer,
+            steps=settings.steps,
+            seed=settings.seed,
+            progress=progress,
+        )
+    if settings.certify:
+        with timed(seconds, "certify"):
+            certificate = certify.certify(
+                model, X, Y, grid, threat_model=threat, k=result["k"], progress=progress
+            )
+        _add_certificate(result, certificate)
+    return RunAttack(settings, result, model, dataset, labels, seconds)
+
+
+def _add_certificate(result: dict[str, Any], certificate: certify.Certificate) -> None:
+    k = result["k"]
+    proven = certificate.as_dict([each for each in dict.fromkeys((*metrics.KS, k)) if each <= k])
+    result["certified_zero"] = proven["zero"]
+    for entry, size in zip(result["adversarial"], proven["sizes"], strict=True):
+        entry["certified"] = {name: value for name, value in size.items() if name != "epsilon"}
+
+
+def samples(run: RunAttack) -> list[dict[str, Any]]:
+    """Some documents before and after: those whose loss rose most among the first 256."""
+    settings, model, dataset, k = run.settings, run.model, run.dataset, run.result["k"]
+    split = dataset.splits[settings.split]
+    first = slice(0, min(256, settings.sample or 256))
+    X, Y = split.X[first], split.Y[first]
+    method = attack.attack(
+        settings.method, model, settings.threat, settings.goal, k, settings.seed, settings.steps
+    )
+    perturbation = method.perturb(X, Y, settings.sizes[-1])
+    before, after = model.predict(X, k)[1], perturbation.predict(k)[1]
+    label_names: Any = dataset.label_names or explain.Numbers()
+    feature_names: Any = dataset.feature_names or explain.Numbers()
+    clean_loss, loss = perturbation.clean_loss, perturbation.loss
+    records = []
+    for n in sorted(range(X.shape[0]), key=lambda n: clean_loss[n] - loss[n])[:8]:
+        changes = perturbation.changes(n)
+        largest = sorted(changes, key=lambda change: -abs(change[2] - change[1]))[:12]
+        true = set(Y[n].indices.tolist())
+        records.append({
+            "number": n,
+            "text": None if split.texts is None else split.texts[n],
+            "loss": (float(clean_loss[n]), float(loss[n])),
+            "true": [label_names[label] for label in sorted(true)],
+            "before": [(label_names[label], label in true) for label in before[n].tolist()],
+            "after": [(label_names[label], label in true) for label in after[n].tolist()],
+            "changes": [(feature_names[feature], old, new) for feature, old, new in largest],
+            "others": len(changes) - len(largest),
+        })  # fmt: skip
+    return records

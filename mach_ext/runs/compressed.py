@@ -1,0 +1,83 @@
+"""A small copy of a run: its model with rounded weights, and what that costs in the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mach_ext import data, nn, training
+from mach_ext.runs import evaluation, record
+from mach_ext.runs.arguments import spelled
+from mach_ext.runs.files import check_folder, check_utf8, naming
+from mach_ext.runs.metrics_file import write_metrics
+
+
+def copy_folder(folder: Path, output: Path | None) -> Path:
+    """Where the copy of a run goes: `output`, else a folder beside the run.
+
+    Raises:
+        ValueError: It is the run's own folder or that of a training.
+        OSError: It can't be written to.
+    """
+    output = output or folder.resolve().with_name(f"{folder.resolve().name}-small")
+    argument = spelled("output", "compress")
+    check_folder(argument, output)
+    check_utf8(argument, output)
+    if output.resolve() == folder.resolve():
+        raise ValueError(f"{argument} must be another folder than the model's, got {output}")
+    if (output / f"{training.CHECKPOINT}.json").exists():
+        raise ValueError(f"{argument} must not be the folder of a training run, got {output}")
+    return output
+
+
+def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite: bool) -> None:
+    """Writes the model with its weights rounded.
+
+    Raises:
+        ValueError: The folder holds another run.
+    """
+    with naming(output), training.exclusive(output):
+        if not overwrite:  # another run may have ended here meanwhile
+            record.refuse_to_replace(output, model)
+        model.save(output, quantization_step)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The small copy of a run.
+
+    Attributes:
+        folder: Where it is.
+        model: The model as the folder has it.
+        dataset, split: What it was measured on; None where nothing was measured.
+        before, after: "bytes" and metrics of the run and of the copy.
+    """
+
+    folder: Path
+    model: nn.MACH
+    dataset: data.Dataset | None
+    split: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+    def write_metrics(self) -> None:
+        """Writes ``metrics.json`` of the copy, where it was measured."""
+        if self.dataset is None:
+            return
+        results = {self.split: {name: value for name, value in self.after.items() if name != "bytes"}}
+        file = self.folder / "metrics.json"
+        write_metrics(file, self.folder, self.model, self.dataset, results, {}, {})
+
+
+def measured(
+    folder: Path,
+    model: nn.MACH,
+    dataset: data.Dataset | None,
+    split: str,
+    propensity: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """Bytes of a model in a folder and, with a dataset, its metrics."""
+    files = (folder / name for name in {"model.json", *nn.files_of(folder)})
+    result = {} if dataset is None else evaluation.evaluate(model, dataset, split, propensity=propensity)
+    return {"bytes": sum(file.stat().st_size for file in files), **result}

@@ -1,0 +1,183 @@
+"""The explanation of one document of a run: attributions, votes, collisions, and their page."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mach_ext import data, explain, nn, report
+from mach_ext.runs.arguments import spelled
+from mach_ext.runs.dataset import split_of
+from mach_ext.runs.files import write
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to be explained, with what is known of it.
+
+    Attributes:
+        X: [1, D], SciPy CSR.
+        title: What the page calls it.
+        text: The raw text, or None.
+        true_labels: Ids of its labels, where they are known.
+        feature_names, label_names: Of its dataset, where the model keeps none.
+    """
+
+    X: Any
+    title: str
+    text: str | None = None
+    true_labels: list[int] | None = None
+    feature_names: Sequence[str] | None = None
+    label_names: Sequence[str] | None = None
+
+
+def document_of_text(text: str, columns: data.Columns) -> Document:
+    """A text as the model sees it.
+
+    Raises:
+        ValueError: The model takes no texts, or knows none of the words.
+    """
+    (X,) = data.vectorised([text], columns)
+    if not data.row_features(X).any():
+        argument = spelled("text")
+        raise ValueError(f"{argument}: none of its words is in the model's vocabulary: nothing to explain")
+    return Document(X, "Explanation of a text", text)
+
+
+def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number: int) -> Document:
+    """A document of a dataset, by its number in a split.
+
+    Raises:
+        ValueError: There is no such document, or it has no features.
+    """
+    documents, argument = split_of(dataset, split), spelled("sample_id")
+    if len(documents) == 0:
+        raise ValueError(f"{dataset.path}: the {split} split has no document")
+    if not 0 <= number < len(documents):
+        last = len(documents) - 1
+        raise ValueError(f"{argument} must be in 0 ... {last}, the {split} split, got {number}")
+    if not data.row_features(documents.X[number]).any():
+        raise ValueError(f"{argument} {number}: the document has no features: nothing to explain")
+    keeps_features = {"vectorizer.json", "features.json"} & set(model.attachments)
+    return Document(
+        documents.X[number],
+        f"{dataset.name}, {split}, document {number}",
+        None if documents.texts is None else documents.texts[number],
+        documents.Y[number].indices.tolist(),
+        None if keeps_features else dataset.feature_names,
+        None if "labels.json" in model.attachments else dataset.label_names,
+    )
+
+
+@dataclass(frozen=True)
+class RunExplanation:
+    """Why a document gets its labels: what ``mach-ext explain`` shows.
+
+    Attributes:
+        document: The document.
+        explanation: Attributions of each label's score.
+        votes: How the hash functions voted for these labels.
+        collisions: Whether each label's score is its own or that of labels that share its buckets.
+        k: The top k that ranks refer to.
+        features: How many features of each label the page's last table leaves out in turn.
+        model, columns: Of the run.
+    """
+
+    document: Document
+    explanation: explain.Explanation
+    votes: explain.Votes
+    collisions: list[explain.Collisions]
+    k: int
+    features: int
+    model: nn.MACH
+    columns: data.Columns
+
+    @functools.cached_property
+    def leave_one_out(self) -> explain.Removals:
+        """What leaving out a feature does to the top k, for the features that count most for some label."""
+        effects = np.abs(self.explanation.attributions)
+        largest = np.unique(np.argsort(-effects, axis=1)[:, : self.features])
+        return explain.removals(
+            self.model,
+            self.document.X,
+            self.k,
+            self.explanation.features[largest].tolist(),
+            feature_names=self.document.feature_names,
+            label_names=self.document.label_names,
+        )
+
+    @functools.cached_property
+    def page(self) -> str:
+        """The explanation as one self-contained HTML page."""
+        return report.explanation_page(
+            self.explanation,
+            self.votes,
+            self.collisions,
+            self.leave_one_out,
+            self.columns.vectorizer,
+            self.document.title,
+            self.document.true_labels,
+        )
+
+    def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
+        """The n features of largest absolute attribution to a label; None: the first one."""
+        return self.explanation.top(n, label)
+
+    def to_html(self, file: str | os.PathLike[str]) -> None:
+        """Writes the page."""
+        write(Path(file), self.page.encode())
+
+    def save_parts(self, folder: Path) -> None:
+        """Writes ``explanation.json`` and its chart ``explanation.png``."""
+        picture = io.BytesIO()
+        self.explanation.plot().savefig(picture, dpi=150)
+        write(folder / "explanation.json", (self.explanation.to_json() + "\n").encode())
+        write(folder / "explanation.png", picture.getvalue())
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``explanation.json``, ``explanation.png`` and ``explanation.html`` into a folder."""
+        self.save_parts(Path(folder))
+        self.to_html(Path(folder) / "explanation.html")
+
+
+def explain_document(
+    model: nn.MACH,
+    columns: data.Columns,
+    document: Document,
+    labels: Sequence[int | str] | None,
+    k: int,
+    features: int,
+    options: dict[str, Any],
+) -> RunExplanation:
+    """Explains chosen labels of a document, or its top k.
+
+    Args:
+        model, columns: Of the run.
+        document: What is explained.
+        labels: Ids or names; None: the model's top k.
+        k: The top k that ranks refer to.
+        features: As in `RunExplanation`.
+        options: Of `mach_ext.explain.integrated_gradients`.
+    """
+    X, names = document.X, document.label_names
+    explanation = explain.integrated_gradients(
+        model,
+        X,
+        model.predict(X, k)[1][0] if labels is None else list(labels),
+        feature_names=document.feature_names,
+        label_names=names,
+        text=document.text,
+        **options,
+    )
+    votes = explain.votes(model, X, explanation.labels, k=k, label_names=names)
+    collisions = [
+        explain.collisions(model, X, label, k=k, label_names=names) for label in explanation.labels.tolist()
+    ]
+    return RunExplanation(document, explanation, votes, collisions, k, features, model, columns)

@@ -1,0 +1,92 @@
+"""Files that a run leaves: whether they can be written, asked before long work, and writing them whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mach_ext.data import atomic_path, write_json
+
+log = logging.getLogger("mach_ext")
+
+
+def check_folder(what: str, folder: Path) -> None:
+    """Raises where the folder can't be made or written to: before long work, by trying it out."""
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        if not folder.is_symlink():
+            check_folder(what, folder.absolute().parent)
+            return
+        is_folder = False
+    except OSError as error:
+        raise OSError(f"{what}: {folder} can't be a folder: {error.strerror}") from None
+    if not is_folder:
+        raise ValueError(f"{what} must be a folder, but {folder} is none")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".mach-ext.", dir=folder))
+    except OSError as error:
+        raise OSError(f"{what}: {folder} can't be written to: {error.strerror}") from None
+
+
+def check_utf8(what: str, folder: Path) -> None:
+    """Raises where safetensors could not open a file of the folder."""
+    if re.search("[\udc80-\udcff]", str(folder)):
+        raise ValueError(f"{what}: the path of a model must be UTF-8, got {folder}")
+
+
+def check_file(what: str, file: Path) -> None:
+    """Raises where the file can't be written, or is something else than a file."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{what} must be a file, but {file} is a {'folder' if file.is_dir() else 'device'}")
+    check_folder(f"the folder of {what}", file.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes an error of writing say what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(f"{path} can't be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A temporary name to write to, in a folder that is made where it is missing."""
+    with naming(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            yield temporary
+
+
+def write(file: Path, content: bytes, what: str = "written") -> None:
+    """Writes a file whole or not at all, and logs that it did."""
+    with written(file) as temporary:
+        temporary.write_bytes(content)
+    log.info("%s: %s", what, file)
+
+
+def write_record(file: Path, record: Any) -> None:
+    """Writes JSON whole or not at all."""
+    with naming(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, record)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds what the body takes to the seconds of a stage."""
+    started = time.monotonic()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started

@@ -1,0 +1,115 @@
+"""The default rules of a training: which solver, sizes and settings a dataset gets where none are given."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mach_ext import data, nn, svm, training
+from mach_ext.runs.arguments import spelled
+
+log = logging.getLogger("mach_ext")
+
+SETTINGS = tuple(training.Hyperparameters.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked of a training. None leaves the choice to the default rules.
+
+    Attributes:
+        num_repetitions, num_buckets, hidden_size, encoder, merge: Of the model, as in `MACH`.
+        feature_dropout, hidden_dropout: As in `MACH`.
+        seed: Of the label hash, the weights and the batches.
+        svm: True: linear MACH, a support vector machine for each bucket. False: gradient training. None: by
+            the number of documents a label has.
+        C: Cost of an error of the support vector machines.
+        repetitions_at_a_time: As in `fit`.
+        resume: Go on from the last checkpoint.
+        hyperparameters: Of `fit`; those that are None count as not given.
+    """
+
+    num_repetitions: int | None = None
+    num_buckets: int | None = None
+    hidden_size: Any = None
+    encoder: str | None = None
+    merge: str | None = None
+    feature_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    seed: int = 0
+    svm: bool | None = None
+    C: float | None = None
+    repetitions_at_a_time: int | None = None
+    resume: bool = False
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.hyperparameters:
+            if name not in SETTINGS:
+                known = ", ".join(name for name in SETTINGS if name != "seed")
+                raise TypeError(f"train: unknown argument {name!r}; hyper-parameters: {known}")
+        if self.svm and (given := self._for_gradients()):
+            raise ValueError(f"{spelled('svm')} takes no {', '.join(map(spelled, given))}")
+
+    def _for_gradients(self) -> list[str]:
+        """Arguments given that only gradient training has a use for."""
+        names = [name for name in SETTINGS if self.hyperparameters.get(name) is not None]
+        names += [name for name in ("encoder", "repetitions_at_a_time") if getattr(self, name) is not None]
+        names += [name for name in ("resume", "hidden_dropout", "feature_dropout") if getattr(self, name)]
+        return names
+
+    def decided(self, dataset: data.Dataset, device: str) -> Recipe:
+        """The recipe with its solver chosen for a dataset.
+
+        Raises:
+            ValueError: C is given, and the solver has none.
+        """
+        recipe = self
+        if self.svm is None and not self._for_gradients() and self.hidden_size is None and device == "cpu":
+            prefer = svm.worthwhile(dataset.train.Y, dataset.num_features)
+            recipe = replace(self, svm=prefer)
+            if prefer:
+                other = spelled("svm", value=False)
+                log.info("labels have many documents: support vector machines (%s: a hidden layer)", other)
+        if self.C is not None and not recipe.svm:
+            raise ValueError(f"{spelled('C')} is of support vector machines, see {spelled('svm')}")
+        return recipe
+
+    def model(self, dataset: data.Dataset) -> nn.MACH:
+        """A new model of the sizes asked for; default sizes follow from the dataset's."""
+        sizes, hidden_size, encoder = default_sizes(dataset), self.hidden_size, self.encoder or "shared"
+        if isinstance(hidden_size, int):
+            hidden_size = (hidden_size,)
+        if self.svm:
+            hidden_size = hidden_size or (0,)
+            sizes |= svm.suggested(dataset.num_labels)
+        elif hidden_size is None:
+            hidden_size, encoder = (sizes["hidden_size"],), self.encoder or sizes["encoder"]
+        return nn.MACH(
+            dataset.num_features,
+            dataset.num_labels,
+            num_repetitions=self.num_repetitions or sizes["num_repetitions"],
+            num_buckets=self.num_buckets or sizes["num_buckets"],
+            hidden_size=hidden_size,
+            encoder=encoder,
+            merge=self.merge or ("mean_logprob" if self.svm else "mean_logit"),
+            seed=self.seed,
+            feature_dropout=self.feature_dropout,
+            hidden_dropout=self.hidden_dropout if any(hidden_size) else 0.0,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked of the training, for the record of the run."""
+        given = {"C": self.C} if self.svm else self.fit_arguments()
+        return {"svm": bool(self.svm)} | {name: value for name, value in given.items() if value is not None}
+
+    def fit_arguments(self) -> dict[str, Any]:
+        """Hyper-parameters of `fit`, in its order."""
+        given = {**self.hyperparameters, "seed": self.seed}
+        return {name: given.get(name) for name in SETTINGS}
+
+
+def default_sizes(dataset: data.Dataset) -> dict[str, Any]:
+    """Sizes and epochs for a dataset, where none are given."""
+    return training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)

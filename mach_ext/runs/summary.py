@@ -1,0 +1,26 @@
+"""What a run is: shape, parameters, memory, collisions and the record of its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mach_ext import _ops, nn, training
+from mach_ext.data.records import ANY, read_record
+
+
+def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
+    """Everything that ``mach-ext info`` shows, ready for JSON."""
+    checkpoint, metrics = folder / f"{training.CHECKPOINT}.json", folder / "metrics.json"
+    hash = model.hash.diagnostics().as_dict()
+    hash.pop("load", None)
+    return {
+        "folder": str(folder),
+        "model": model.configuration(),
+        "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
+        "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
+        "hash": hash,
+        "operators": {"cpu": _ops.cpu_isa(), "cuda": _ops.CUDA_FAULT or "loaded"},
+        "training": training.read_checkpoint(folder) if checkpoint.exists() else None,
+        "metrics": read_record(metrics, "a record", ANY) if metrics.exists() else None,
+    }

@@ -1,0 +1,213 @@
+"""Training a run from a dataset: what ``mach-ext train`` does, as a function."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mach_ext import data, nn, svm, training
+from mach_ext.runs import labels, record
+from mach_ext.runs.arguments import check_device, spelled
+from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
+from mach_ext.runs.files import check_folder, check_utf8, timed
+from mach_ext.runs.metrics_file import write_metrics
+from mach_ext.runs.recipe import Recipe, default_sizes
+from mach_ext.runs.run import RUNS, Run
+
+log = logging.getLogger("mach_ext")
+
+
+def train(
+    dataset: str | os.PathLike[str] | data.Dataset,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    num_repetitions: int | None = None,
+    num_buckets: int | None = None,
+    hidden_size: Any = None,
+    encoder: str | None = None,
+    merge: str | None = None,
+    feature_dropout: float = 0.0,
+    hidden_dropout: float = 0.0,
+    seed: int = 0,
+    svm: bool | None = None,
+    C: float | None = None,
+    repetitions_at_a_time: int | None = None,
+    holdout: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    svmlight_base: int | None = None,
+    propensity: tuple[float, float] | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+    evaluate: bool = True,
+    **hyperparameters: Any,
+) -> Run:
+    """Trains a model on a dataset and keeps everything in a run folder, as ``mach-ext train`` does.
+
+    What is not given follows from the dataset by the rules of `mach_ext.training`. The same arguments give
+    the same bits as the command.
+
+    Args:
+        dataset: A name such as "wordnet", a folder, or a dataset that `mach_ext.data.load` returned.
+        output: The run folder. None: runs/ and the dataset's name.
+        num_repetitions: Hash functions R.
+        num_buckets: Buckets B of each.
+        hidden_size: Hidden units; 0: linear MACH; a pair: two layers.
+        encoder: "shared" or "independent".
+        merge: How labels are scored, as in `MACH`.
+        feature_dropout, hidden_dropout: Probability of dropping a non-zero, a hidden unit, in training.
+        seed: Of the label hash, the weights and the batches.
+        svm: True: a support vector machine for each bucket in place of gradient training. None: where labels
+            have many documents and no other argument asks for what it has not.
+        C: Cost of an error of the support vector machines. None: 1.
+        repetitions_at_a_time: Linear MACH only, to save memory; see `fit`.
+        holdout: Without a dev split, hold a tenth of train out for validation.
+        resume: Go on from the last checkpoint in the folder.
+        overwrite: Replace the model that is in the folder.
+        svmlight_base: Number of the first feature in svmlight files. None: found from the files.
+        propensity: A and B of the propensity model. None: the field's for a dataset of this name.
+        device: "cpu", "cuda" or "cuda:N".
+        progress: Show progress bars on standard error.
+        evaluate: Measure the dev and the test split in the end, and keep the metrics in the folder.
+        **hyperparameters: Fields of `mach_ext.training.Hyperparameters`.
+
+    Returns:
+        The run, whose model has the weights of the best epoch.
+
+    Raises:
+        TypeError, ValueError: A bad argument or dataset; the folder holds another run.
+        OSError: The folder can't be written to.
+        MemoryError: Memory does not suffice.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> lines = [f'{{"text": "{animal} {i}", "labels": ["{animal}"]}}'
+        ...          for i in range(20) for animal in ("cat", "dog", "owl")]
+        >>> Path("animals").mkdir()
+        >>> _ = Path("animals/train.jsonl").write_text("\\n".join(lines))
+        >>> run = mach_ext.train("animals", epochs=20, hidden_size=8, progress=False)
+        >>> [[best.label for best in labels] for labels in run.predict(["an owl at night"], k=1)]
+        [['owl']]
+    """
+    recipe = Recipe(
+        num_repetitions=num_repetitions, num_buckets=num_buckets, hidden_size=hidden_size, encoder=encoder,
+        merge=merge, feature_dropout=feature_dropout, hidden_dropout=hidden_dropout, seed=seed, svm=svm, C=C,
+        repetitions_at_a_time=repetitions_at_a_time, resume=resume, hyperparameters=hyperparameters,
+    )  # fmt: skip
+    check_device(device)
+    if output is not None:
+        check_folder(spelled("output", "train"), Path(output))
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
+    folder = _run_folder(loaded, output)
+    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
+    resumed = resume and training.has_checkpoint(folder)
+    if not (overwrite or resumed):
+        record.refuse_to_replace(folder)
+    _log_gaps(loaded)
+    recipe = recipe.decided(loaded, device)
+    model = recipe.model(loaded).to(device)
+    log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
+    if propensity is None and resumed:
+        propensity = record.kept_propensity(folder)
+    model.attachments = record.attachments(loaded, settings=recipe.settings(), propensity=propensity)
+    labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses A and B before the work
+    solve = _solve if recipe.svm else _fit
+    with timed(seconds, "train"):
+        state = solve(model, loaded, folder, recipe, overwrite, progress)
+    if state.best_epoch is not None:
+        log.info("best epoch %d of %d", state.best_epoch, state.epoch)
+    seconds["fit"] = state.seconds  # with what was done before a resume
+    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
+    if evaluate:
+        write_training_metrics(run, measured(run))
+    return run
+
+
+def measured(run: Run) -> dict[str, Any]:
+    """Metrics of a newly trained run on its dev and test splits, where it has them."""
+    splits = run.dataset().splits
+    return {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in splits}
+
+
+def write_training_metrics(run: Run, results: dict[str, Any]) -> None:
+    """Writes ``metrics.json`` of a newly trained run, in place of what a former run left there."""
+    file, former = run.folder / "metrics.json", {"history": run.history}
+    write_metrics(file, run.folder, run.model, run.dataset(), results, run.seconds, former)
+
+
+def load_dataset(
+    dataset: str | os.PathLike[str] | data.Dataset,
+    *,
+    holdout: bool = True,
+    svmlight_base: int | None = None,
+) -> data.Dataset:
+    """A dataset by itself, with its readers' remarks logged; a loaded one is taken as it is."""
+    if not isinstance(dataset, data.Dataset):
+        threads = torch.get_num_threads()
+        dataset = data.load(dataset, holdout=holdout, svmlight_base=svmlight_base, num_threads=threads)
+    log_remarks(dataset, svmlight_base)
+    return dataset
+
+
+def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) -> Path:
+    folder = RUNS / dataset.name if output is None else Path(output)
+    what = f"the run folder ({spelled('output')} names another)"
+    check_folder(what, folder)
+    check_utf8(what, folder)
+    if folder.exists() and dataset.path.exists() and folder.samefile(dataset.path):
+        raise ValueError(f"{spelled('output', 'train')} must not be the folder of the dataset, got {folder}")
+    return folder
+
+
+def _log_gaps(dataset: data.Dataset) -> None:
+    if dataset.train.Y.nnz == 0:
+        log.warning("no document of train has a label")
+    for name, split in dataset.splits.items():
+        log_without_features(f"{name}: ", split.without_features, len(split))
+
+
+def _solve(
+    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
+) -> training.Progress:
+    """Support vector machines: nothing to resume, so the folder changes only at the end."""
+    started = time.monotonic()
+    C = 1.0 if recipe.C is None else recipe.C
+    svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
+    with training.exclusive(folder):
+        if not overwrite:  # another run may have ended here meanwhile
+            record.refuse_to_replace(folder)
+        training.forget(folder)
+        model.save(folder)
+    return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
+
+
+def _fit(
+    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
+) -> training.Progress:
+    dev = dataset.dev
+    if not overwrite and not (recipe.resume and training.has_checkpoint(folder)):
+        record.refuse_to_replace(folder)  # another run may have ended here meanwhile
+    settings = recipe.fit_arguments()
+    if settings["epochs"] is None:
+        settings["epochs"] = default_sizes(dataset)["epochs"]
+    return training.fit(
+        model,
+        dataset.train.X,
+        dataset.train.Y,
+        None if dev is None else dev.X,
+        None if dev is None else dev.Y,
+        filtered_dev=None if dev is None else dev.filtered,
+        output=folder,
+        resume=recipe.resume,
+        repetitions_at_a_time=recipe.repetitions_at_a_time,
+        progress=progress,
+        **settings,
+    )

@@ -20,7 +20,7 @@ from stress.writers import two_writers
 import mach_ext
 from mach_ext import _model_folder, nn, runs, training
 from mach_ext._model_folder import parameter_shapes, save_tensors, tensors_digest
-from mach_ext.data import atomic_path, atomic_write
+from mach_ext.data import atomic_path, atomic_write, attachments
 from mach_ext.data.files import clear_temporaries, new_folder
 from mach_ext.data.records import sealed
 
@@ -672,7 +672,7 @@ def test_label_counts_of_other_contents(content):
     model = build()
     model.attachments["label_counts.npy"] = content
     with pytest.raises(ValueError, match=r"label_counts.npy of the model: must be"):
-        runs._label_counts(model)
+        attachments.label_counts(model.attachments, model.num_labels)
 
 
 @pytest.mark.parametrize(
@@ -683,4 +683,4 @@ def test_label_counts_that_are_none(tmp_path, counts):
     np.save(tmp_path / "counts.npy", counts)
     model.attachments["label_counts.npy"] = (tmp_path / "counts.npy").read_bytes()
     with pytest.raises(ValueError, match=r"label_counts.npy of the model: .*must"):
-        runs._label_counts(model)
+        attachments.label_counts(model.attachments, model.num_labels)

@@ -477,7 +477,7 @@ def test_a_run_record_that_says_nothing(tmp_path):
         "a", Path("a"), data.Split(sparse.eye(4, 3, format="csr"), sparse.eye(4, format="csr"))
     )
     assert runs.TrainingLabels.of(model, dataset).documents == 4
-    with pytest.raises(ValueError, match="the model does not say which dataset it is of; give --dataset"):
+    with pytest.raises(ValueError, match="the model does not say which dataset it is of; give dataset"):
         runs.load_dataset(model, tmp_path)
 
 
@@ -513,7 +513,7 @@ def test_a_folder_whose_records_can_not_be_read_holds_some_model(tmp_path):
         (tmp_path / "model.json").write_text(content)
         (tmp_path / "r").write_text(DEEP)
         assert runs.weights_digest(tmp_path) is None
-        with pytest.raises(ValueError, match="holds a model; --overwrite replaces it"):
+        with pytest.raises(ValueError, match="holds a model; overwrite=True replaces it"):
             runs.refuse_to_replace(tmp_path)
 
 

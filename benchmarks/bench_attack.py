@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import CACHE, Floor, Part, Target, note, peak_megabytes
+from harness import CACHE, Floor, Part, Target, note, peak_megabytes
 from inputs import documents
 
 import mach_ext

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import CACHE, circumstances, keep
+from harness import CACHE, circumstances, keep
 from inputs import bucket_scores, documents, label_hash
 
 import mach_ext

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from captum.attr import IntegratedGradients
-from conftest import Floor, Part, Target, note, peak_megabytes
+from harness import Floor, Part, Target, note, peak_megabytes
 from inputs import dataset, label_hash, trained
 
 import mach_ext

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from conftest import Floor, Part, Target
+from harness import Floor, Part, Target
 
 from mach_ext import _C
 from mach_ext.data.sources import read_input

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Floor, Part, Target, circumstances, keep, num_threads
+from harness import Floor, Part, Target, circumstances, keep, num_threads
 from inputs import DATASETS, dataset, trained
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn

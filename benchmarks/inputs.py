@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CACHE
+from harness import CACHE
 from torch import Tensor
 
 import mach_ext

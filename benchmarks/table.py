@@ -21,7 +21,14 @@ from figures import RESULTS, precisions
 from prose import ROOT
 
 TABLE = re.compile(r"(<!-- (\w+): written by `make bench-table` -->\n)(.*?)(?=<!-- /\2 -->)", re.DOTALL)
-MODULES = ("decode", "sparse", "training", "explain", "attack", "parser")  # and the order in the table
+MODULES = (
+    "merge_topk",
+    "sparse_linear",
+    "training",
+    "explain",
+    "attack",
+    "parser",
+)  # and the order in the table
 CUDA_HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", "target", "met")
 SUMMARISED = {
     "decode grid": "decode",
@@ -206,7 +213,7 @@ def short(number: Any) -> str:
 
 
 def faithfulness(folder: Path = RESULTS) -> str:
-    """The short form of what faithfulness.py found: a row a dataset and R."""
+    """The short form of what studies/faithfulness.py found: a row a dataset and R."""
     orders = ("integrated gradients", "gradient x input", "ablation", "random")
     head = ("data", "R", "IG", "gradient x input", "ablation", "random", "IG - random", "IG across seeds")
     rows = [(*head, "right: signals", "collisions", "signals of their scores"), ("---",) * (len(head) + 3)]
@@ -227,7 +234,7 @@ def faithfulness(folder: Path = RESULTS) -> str:
 
 
 def robustness(folder: Path = RESULTS) -> str:
-    """Of what robustness.py found: P@1 and the share of it that is kept, a row a model."""
+    """Of what studies/robustness.py found: P@1 and the share of it that is kept, a row a model."""
     record = json.loads((folder / "robustness.json").read_text())
     at = {eps: i for i, eps in enumerate(record["epsilons"])}
     head = (
@@ -270,7 +277,7 @@ def _interval(values: list[float | None], digits: int = 2) -> str:
 
 
 def certified(folder: Path = RESULTS) -> str:
-    """Of what certified.py found: P@1, a row a threat model and model."""
+    """Of what studies/certified.py found: P@1, a row a threat model and model."""
     rows = []
     for name, record in json.loads((folder / "certified.json").read_text())["results"].items():
         cells = []
@@ -296,15 +303,15 @@ def threats(folder: Path = RESULTS) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-# A dataset's labels, and what `mach-ext train` makes of it without a flag: the system of peers.py, and that
-# with hidden layers that is re-ranked by neighbours.
+# A dataset's labels, and what `mach-ext train` makes of it without a flag: the system of studies/peers.py,
+# and that with hidden layers that is re-ranked by neighbours.
 DEFAULTS = {
     "wordnet": (20_430, "mach_ext", "mach_ext and neighbours"),
     "eurlex57k": (4_271, "mach_ext (SVM)", "mach_ext and neighbours"),
     "tibkat": (41_218, "mach_ext", "mach_ext and neighbours"),
     "bibtex": (159, "mach_ext (rows as given)", "mach_ext (rows as given) and neighbours"),
 }
-HALF = (  # systems of peers.py with R x B at most L / 2
+HALF = (  # systems of studies/peers.py with R x B at most L / 2
     ("eurlex57k", "mach_ext (SVM, R 8, B 256)", "8, 256, SVMs"),
     ("eurlex57k", "mach_ext (R 8, B 256)", "8, 256"),
     ("eurlex57k", "mach_ext (R 4, B 512)", "4, 512"),
@@ -316,7 +323,7 @@ HALF = (  # systems of peers.py with R x B at most L / 2
 
 
 def final_results(folder: Path = RESULTS) -> dict[tuple[str, str], Any]:
-    """The final figures of peers.py by dataset and system."""
+    """The final figures of studies/peers.py by dataset and system."""
     kept = json.loads((folder / "peers.json").read_text())
     return {(r["dataset"], r["system"]): r for r in kept if r["split"] == "test"}
 
@@ -328,7 +335,7 @@ def best_other(kept: dict[tuple[str, str], Any], dataset: str) -> dict[str, Any]
 
 
 def standing(folder: Path = RESULTS) -> str:
-    """The defaults beside the best other system, from what peers.py found."""
+    """The defaults beside the best other system, from what studies/peers.py found."""
     kept = final_results(folder)
     rows = []
     for dataset, (labels, system, near) in DEFAULTS.items():
@@ -341,7 +348,7 @@ def standing(folder: Path = RESULTS) -> str:
 
 
 def half(folder: Path = RESULTS) -> str:
-    """Models with R x B at most L / 2 beside the best other system, from what peers.py found."""
+    """Models with R x B at most L / 2 beside the best other system, from what studies/peers.py found."""
     kept = final_results(folder)
     rows = []
     for dataset, system, sizes in HALF:
@@ -353,7 +360,7 @@ def half(folder: Path = RESULTS) -> str:
 
 
 def peers(folder: Path = RESULTS) -> str:
-    """What peers.py found: a row a system, by dataset; the final figures, then those on dev."""
+    """What studies/peers.py found: a row a system, by dataset; the final figures, then those on dev."""
     kept = json.loads((folder / "peers.json").read_text())
     ks = (1, 3, 5)
     head = ("system", *(" / ".join(f"{name}@{k}" for k in ks) for name in ("P", "nDCG", "PSP")), "R@50")
@@ -380,7 +387,7 @@ def peers(folder: Path = RESULTS) -> str:
 
 
 def levers(folder: Path = RESULTS) -> str:
-    """What levers.py found: a row a lever, by dataset, the best mean P@1 first."""
+    """What studies/levers.py found: a row a lever, by dataset, the best mean P@1 first."""
     kept = json.loads((folder / "levers.json").read_text())
     head = ("data", "lever", "P@1 / P@3 / P@5, mean of the seeds", "P@1 of each seed", "R@50")
     head += ("training, s", "million parameters")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import Floor, Part, Target, original_mach, seconds
+from harness import Floor, Part, Target, original_mach, seconds
 from inputs import KINDS, bucket_scores, label_hash, real_scores
 from torch import Tensor
 

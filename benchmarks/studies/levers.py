@@ -1,4 +1,6 @@
-"""What pays on dev: `python benchmarks/levers.py DATASET [LEVER ...]` trains each with each seed.
+"""What pays on dev: each lever is trained with each seed.
+
+Run: PYTHONPATH=benchmarks python -m studies.levers DATASET [LEVER ...]
 
 Each result goes into results/levers.json as soon as it is there, in place of the former one of the same name;
 `make bench-table` makes the table of docs/accuracy.md from it. Splits and times as in peers.py; the last
@@ -15,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import circumstances
+from harness import RESULTS, circumstances
 from peers import load
 from tqdm import tqdm
 
 import mach_ext
 from mach_ext import data, metrics
 
-RESULTS = Path(__file__).parent / "results" / "levers.json"
+FILE = RESULTS / "levers.json"
 
 # Name -> the constructor's arguments and fit's, where they differ from the base.
 BASE = {"num_repetitions": 4, "num_buckets": 1024}
@@ -83,10 +85,10 @@ def trained(dataset: data.Dataset, lever: str, seed: int) -> mach_ext.MACH:
 
 
 def keep(result: dict[str, Any]) -> None:
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = json.loads(FILE.read_text()) if FILE.exists() else []
     name = ("dataset", "lever", "seed")
     kept = [r for r in kept if [r[key] for key in name] != [result[key] for key in name]]
-    data.write_json(RESULTS, sorted([*kept, result], key=lambda r: [r[key] for key in name]))
+    data.write_json(FILE, sorted([*kept, result], key=lambda r: [r[key] for key in name]))
 
 
 def chart(file: Path) -> None:
@@ -101,7 +103,7 @@ def chart(file: Path) -> None:
 
     found: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
     labels: dict[str, int] = {}
-    for result in json.loads(RESULTS.read_text()):
+    for result in json.loads(FILE.read_text()):
         model = result["model"]
         if model["encoder"] == "independent" and model["hidden_size"] == [256] and not result["fit"]:
             sizes = model["num_repetitions"], model["num_buckets"]

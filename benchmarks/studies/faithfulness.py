@@ -1,4 +1,6 @@
-"""Are the explanations faithful? `python benchmarks/faithfulness.py` makes the table and the plot.
+"""Are the explanations faithful? A table and a plot.
+
+Run: PYTHONPATH=benchmarks python -m studies.faithfulness
 
 Models are trained as they are needed and kept in the user's cache.
 
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from conftest import ROOT, circumstances
+from harness import RESULTS, ROOT, circumstances
 from inputs import dataset, trained
 from torch import Tensor
 from tqdm import tqdm
@@ -34,7 +36,6 @@ from tqdm import tqdm
 import mach_ext
 from mach_ext import explain
 
-RESULTS = Path(__file__).parent / "results"
 REPETITIONS = (3, 8, 16, 32)
 SEEDS = (0, 1)
 HIDDEN = 128

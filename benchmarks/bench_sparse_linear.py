@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from conftest import Floor, Part, Target
+from harness import Floor, Part, Target
 from inputs import documents
 from torch import Tensor
 from torch.nn.functional import embedding_bag

@@ -1,4 +1,6 @@
-"""What makes MACH robust? `python benchmarks/robustness.py` and `make bench-table` make docs/robustness.md.
+"""What makes MACH robust? With `make bench-table` it makes docs/robustness.md.
+
+Run: PYTHONPATH=benchmarks python -m studies.robustness
 
 Models are trained as they are needed and kept in the user's cache; results that are there are not made again.
 
@@ -28,14 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, circumstances
+from harness import RESULTS, ROOT, circumstances
 from inputs import DATASETS, dataset, trained
 
 import mach_ext
 from mach_ext import attack
 from mach_ext.nn import MODEL_MERGES
 
-RESULTS = Path(__file__).parent / "results"
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 THREATS = {  # attack and sizes; documents have L2 norm 1
     "support": ("fgsm", GRID),

@@ -1,4 +1,6 @@
-"""Other XMC systems and simple baselines beside mach_ext: `python benchmarks/peers.py DATASET [SYSTEM ...]`.
+"""Other XMC systems and simple baselines beside mach_ext.
+
+Run: PYTHONPATH=benchmarks python -m studies.peers DATASET [SYSTEM ...]
 
 All are trained and asked on the same CSR matrices, the same split and as many threads. Each result goes into
 results/peers.json as soon as it is there, in place of the former one of the same name; `make bench-table`
@@ -29,12 +31,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from conftest import circumstances
+from harness import RESULTS, circumstances
 
 import mach_ext
 from mach_ext import data, metrics, svm, training
 
-RESULTS = Path(__file__).parent / "results" / "peers.json"
+FILE = RESULTS / "peers.json"
 K = 50  # labels asked for
 SINGLE = 200  # documents asked one by one
 
@@ -335,11 +337,11 @@ def measure(
 
 def keep(result: dict[str, Any]) -> None:
     """Into peers.json, in place of the one of the same name."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = json.loads(FILE.read_text()) if FILE.exists() else []
     name = ("dataset", "split", "system")
     kept = [r for r in kept if [r[key] for key in name] != [result[key] for key in name]]
     kept = sorted([*kept, result], key=lambda r: (r["dataset"], r["split"], r["system"]))
-    data.write_json(RESULTS, kept)
+    data.write_json(FILE, kept)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""How much of P@1 is certified, and how much attacks leave? `python benchmarks/certified.py` makes the table.
+"""How much of P@1 is certified, and how much attacks leave?
+
+Run: PYTHONPATH=benchmarks python -m studies.certified
 
 500 dev documents of wordnet, evenly spread, and two models: a hidden layer of 512, R = 16, and linear MACH,
 R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Attacks are
@@ -16,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import table
-from conftest import circumstances
+from harness import RESULTS, circumstances
 from inputs import dataset, trained
 
 import mach_ext
 from mach_ext import attack, certify, metrics
 
-RESULTS = Path(__file__).parent / "results"
 MODELS: dict[str, dict[str, Any]] = {
     "hidden 512, R = 16": {},
     "linear, R = 8": {"num_repetitions": 8, "hidden_size": 0},

@@ -28,6 +28,7 @@ from test_nn import (
 import mach_ext
 from mach_ext import explain, report
 from mach_ext import functional as F
+from mach_ext.explain import _path
 
 attr = pytest.importorskip("captum.attr", reason="Captum is not installed: nothing to compare with")
 captum_metrics = pytest.importorskip("captum.metrics")
@@ -118,7 +119,7 @@ def test_blocks_of_labels_and_features_change_nothing(monkeypatch):
         for options in ({}, {"score": "model", "n_steps": 7}):
             whole = explain.integrated_gradients(model, X, np.arange(0, L, 8), **options)
             with monkeypatch.context() as patch:
-                patch.setattr(explain, "_BLOCK_BYTES", 2048)
+                patch.setattr(_path, "BLOCK_BYTES", 2048)
                 parts = explain.integrated_gradients(model, X, np.arange(0, L, 8), **options)
             np.testing.assert_allclose(whole.attributions, parts.attributions, rtol=1e-9, atol=1e-12)
 

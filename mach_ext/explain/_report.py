@@ -1,0 +1,178 @@
+"""The page of an explanation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mach_ext._page import chance, render
+from mach_ext.data import Vectorizer
+from mach_ext.explain._charts import bars_chart, shade, votes_chart
+from mach_ext.explain.ablation import Removals
+from mach_ext.explain.collision_check import Collisions
+from mach_ext.explain.voting import Votes
+from mach_ext.nn import SCALES
+
+if TYPE_CHECKING:
+    from mach_ext.explain.result import Explanation
+
+_SHOWN_FEATURES = 20  # as bars
+_SHOWN_WORDS = 120  # of documents that are known by their features only
+_VERDICTS = {
+    "signal": "its own votes keep it in the top k",
+    "collision": "without its bucket mates' votes it leaves the top k",
+    "undecided": "no vote is its own",
+    "not predicted": "outside the top k",
+    "": "",
+}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of text; `style` shades it, `title` says its effect."""
+
+    text: str
+    style: str = ""
+    title: str = ""
+
+
+def explanation_page(
+    explanation: Explanation,
+    votes: Votes | None = None,
+    collisions: Sequence[Collisions] = (),
+    removals: Removals | None = None,
+    vectorizer: Vectorizer | None = None,
+    title: str = "Explanation",
+    true_labels: Sequence[int] | None = None,
+) -> str:
+    """The page of one document and its labels, as HTML text.
+
+    Args:
+        explanation: Its labels are the page's tabs.
+        votes: Of the same labels, in any order.
+        collisions: Of some of them.
+        removals: Of the document.
+        vectorizer: Finds the features in `explanation.text`; without it features are shown by name.
+        title: The page's.
+        true_labels: Which labels are right, where that is known: they get a mark.
+    """
+    in_text = explanation.text is not None and vectorizer is not None
+    checked = {one.label: one for one in collisions}
+    tabs = []
+    for row, label in enumerate(explanation.labels.tolist()):
+        effects = explanation.attributions[row]
+        scale = float(np.abs(effects).max()) or 1.0
+        top = explanation.top(_SHOWN_FEATURES, label)
+        voted = None
+        if votes is not None and label in votes.labels:
+            at = votes.labels.tolist().index(label)
+            voted = {
+                "chart": votes_chart(votes.logits[at], checked.get(label)),
+                "spread": votes.spread[at],
+                "error": votes.standard_error[at],
+                "agreement": votes.agreement[at],
+            }
+        tabs.append(
+            {
+                "name": explanation.label_names[row],
+                "id": label,
+                "true": true_labels is not None and label in true_labels,
+                "score": explanation.scores[row],
+                "model_score": explanation.model_scores[row],
+                "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
+                "baseline": explanation.baseline_scores[row],
+                "delta": explanation.delta[row],
+                "pieces": _pieces(explanation, row, scale, vectorizer),
+                "chart": bars_chart(top, scale),
+                "others": len(explanation.features) - len(top),
+                "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
+                "rest": float(effects.sum() - sum(effect for _, effect in top)),
+                "votes": voted,
+                "collisions": checked.get(label),
+            }
+        )
+    return render(
+        "mach_ext.explain",
+        "page.html.jinja",
+        title=title,
+        tabs=tabs,
+        explanation=explanation,
+        verdicts=_VERDICTS,
+        removals=_removal_rows(removals),
+        removals_scale="" if removals is None else SCALES[removals.merge],
+        scale=SCALES[explanation.scale],
+        model_scale=SCALES[explanation.model_scale],
+        chance=chance,
+        infinity=math.inf,
+        removals_labels=[] if removals is None else removals.label_names,
+        in_text=in_text,
+        overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
+        k=None if votes is None else votes.k,
+    )
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _pieces(explanation: Explanation, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+    """The text cut into shaded words and what is between them; without text, features by effect."""
+    effects = explanation.attributions[row]
+    if explanation.text is None or vectorizer is None:
+        order = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN_WORDS]
+        return [
+            _Piece(explanation.feature_names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
+            for i in order
+        ]
+    effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
+    words = [
+        (start, end, effect_of[feature])
+        for start, end, feature in vectorizer.words(explanation.text)
+        if feature in effect_of  # not so where the vocabulary lacks the word
+    ]
+    return _shaded(explanation.text, words, scale)
+
+
+def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) -> list[_Piece]:
+    """The text cut where words (start, end, effect) begin and end.
+
+    Each word divides its effect among its pieces by their lengths. A piece is shaded by the sum of its parts.
+    """
+    cuts = sorted({0, len(text), *(start for start, _, _ in words), *(end for _, end, _ in words)})
+    at = {cut: i for i, cut in enumerate(cuts)}
+    over: list[list[tuple[int, int, float]]] = [[] for _ in cuts]  # the words over each piece
+    for word in words:
+        for i in range(at[word[0]], at[word[1]]):
+            over[i].append(word)
+    pieces = []
+    for (start, end), some in zip(itertools.pairwise(cuts), over, strict=False):
+        share = sum(effect * (end - start) / (last - first) for first, last, effect in some)
+        title = ", ".join(f"{text[first:last]} {effect:+.4f}" for first, last, effect in some)
+        if len(some) == 1:
+            title = f"{some[0][2]:+.4f}"
+        pieces.append(_Piece(text[start:end], shade(share, scale) if some else "", title))
+    return pieces
+
+
+def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
+    """Features by their largest effect on a label of the top k."""
+    if removals is None:
+        return []
+    order = np.argsort(-np.abs(removals.changes).max(1), kind="stable")[:8]
+    scale = float(np.abs(removals.changes).max()) or 1.0
+    return [
+        {
+            "name": removals.feature_names[i],
+            "cells": [
+                {"text": f"{change:+.2f}".replace("-", "\u2212"), "style": shade(change, scale)}
+                for change in removals.changes[i].tolist()
+            ],
+            "left": len(removals.left[i]),
+        }
+        for i in order.tolist()
+    ]

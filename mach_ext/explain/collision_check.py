@@ -1,0 +1,178 @@
+"""The collision check: whether a label's score is its own or that of its bucket mates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mach_ext import functional as F
+from mach_ext._memory import memory_errors
+from mach_ext.explain._arguments import Names, label_names_of, resolve_labels
+from mach_ext.explain._decoding import decode_one, rival_of
+from mach_ext.nn import MACH, MODEL_MERGES
+
+
+@dataclass(frozen=True)
+class Mate:
+    """A label that shares buckets with the one asked about.
+
+    Attributes:
+        label, name: Which.
+        repetitions: Where they share a bucket.
+        elsewhere: Its mean logit over the other repetitions (NaN: there are none, or no document was given).
+        claims: The repetitions whose vote is its rather than the label's.
+    """
+
+    label: int
+    name: str
+    repetitions: tuple[int, ...]
+    elsewhere: float = math.nan
+    claims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collisions:
+    """Who shares a label's buckets, and whether the label's score is its own. See `collisions`.
+
+    Attributes:
+        label, name: Which label.
+        num_mates: Labels that share a bucket with it in some repetition.
+        mates: The most telling ones: claimants first, then by repetitions shared, then by `elsewhere`.
+        votes: Its R logits [R]; None without a document.
+        claimed_by: For each repetition the mate whose vote it is, -1: the label's own [R]; None likewise.
+        score: What the model's own merge makes of the votes.
+        own_score: What it makes of the votes that nobody claims; NaN if none is left.
+        theirs: score - own_score: what the label's score owes to its mates.
+        threshold: Score that it must exceed to be in the top k: that of the best other label outside; -inf:
+            all labels are in it.
+        verdict: "signal", "collision", "undecided" (no vote is its own) or "not predicted" (outside the
+            top k anyway); "" without a document.
+    """
+
+    label: int
+    name: str
+    num_mates: int
+    mates: tuple[Mate, ...]
+    votes: NDArray[np.float64] | None = None
+    claimed_by: NDArray[np.int64] | None = None
+    score: float = math.nan
+    own_score: float = math.nan
+    theirs: float = math.nan
+    threshold: float = math.nan
+    verdict: str = ""
+
+
+@memory_errors("ask for fewer mates")
+def collisions(
+    model: MACH,
+    X: Any,
+    label: int | str,
+    *,
+    k: int | None = None,
+    show: int = 10,
+    label_names: Names = None,
+) -> Collisions:
+    """The collision check: does a label score high by itself, or because of a label in its buckets?
+
+    A bucket's logit speaks for every label in it. The vote of repetition r is *claimed* by a mate q, a label
+    of the same bucket, if what both get elsewhere says that it is q's: with q' and l' the mean logits of q
+    and of the label over the repetitions in which they do *not* share a bucket, q' > l', and the vote is
+    nearer to q' than to l'. The label's own score is what the model's merge makes of its unclaimed votes. A
+    label of the top k is a "signal" if its own score would still keep it there, else a "collision". Ranks and
+    scores are by the model's own merge.
+
+    Args:
+        X: The document, a SciPy sparse matrix [1, D]; None: only who shares buckets.
+        label: Id or name.
+        k: 1 ... L; None: 5, or L where there are fewer labels.
+        show: Mates to return.
+        label_names: As in `integrated_gradients`.
+    """
+    op = "collisions"
+    if not isinstance(model, MACH):
+        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+    label_names = label_names_of(op, model, label_names)
+    ids = resolve_labels(op, model, label, label_names)
+    if len(ids) != 1:
+        raise ValueError(f"{op}: label must be one label, got {len(ids)}")
+    asked, R = int(ids[0]), model.num_repetitions
+    asked_buckets = model.hash.buckets_of(torch.tensor([asked])).flatten().tolist()
+    members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(asked_buckets)]
+    mates = np.unique(np.concatenate(members))
+    mates = mates[mates != asked]
+    shared = np.stack([np.isin(mates, group, assume_unique=True) for group in members], 1)  # [M, R]
+    found = Collisions(asked, label_names[asked], len(mates), ())
+    if X is None:
+        order = np.argsort(-shared.sum(1), kind="stable")[:show]
+        return replace(found, mates=_mates(order, mates, shared, label_names))
+
+    logits, best, best_scores, k = decode_one(op, model, X, k)
+    buckets = model.hash.buckets_of(torch.from_numpy(mates)).cpu().numpy()
+    theirs = logits[np.arange(R), buckets.T]  # [M, R]
+    own = logits[np.arange(R), asked_buckets]  # [R]
+    with np.errstate(invalid="ignore"):
+        apart = (~shared).sum(1)
+        theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # [M]; NaN where they share everything
+        own_elsewhere = np.where(shared, 0, own).sum(1) / apart
+    middle = (theirs_elsewhere + own_elsewhere) / 2
+    claims = shared & (theirs_elsewhere > own_elsewhere)[:, None] & (own > middle[:, None])  # [M, R]
+    strength = np.where(claims, theirs_elsewhere[:, None], -np.inf)
+    claimed = claims.any(0)
+    strongest = strength.argmax(0) if len(mates) else np.zeros(R, np.int64)
+    inseparable = bool((apart == 0).any())
+    score, free = _merged(model, own), own[~claimed]
+    own_score = _merged(model, free) if free.size and not inseparable else math.nan
+    rival = rival_of(asked, best, k)
+    threshold = -math.inf if rival < 0 else float(best_scores[np.flatnonzero(best == rival)[0]])
+    if asked not in best[:k]:
+        verdict = "not predicted"
+    elif math.isnan(own_score):
+        verdict = "undecided"
+    else:
+        verdict = "signal" if own_score > threshold or not claimed.any() else "collision"
+    elsewhere = np.nan_to_num(theirs_elsewhere, nan=np.inf)
+    order = np.lexsort((-elsewhere, -shared.sum(1), -claims.sum(1)))[:show]
+    return replace(
+        found,
+        mates=_mates(order, mates, shared, label_names, theirs_elsewhere, claims),
+        votes=own,
+        claimed_by=np.where(claimed, mates[strongest] if len(mates) else -1, -1),
+        score=score,
+        own_score=own_score,
+        theirs=score - own_score,
+        threshold=threshold,
+        verdict=verdict,
+    )
+
+
+def _mates(
+    order: NDArray[Any],
+    mates: NDArray[Any],
+    shared: NDArray[Any],
+    names: Sequence[str],
+    elsewhere: NDArray[Any] | None = None,
+    claims: NDArray[Any] | None = None,
+) -> tuple[Mate, ...]:
+    return tuple(
+        Mate(
+            int(mates[i]),
+            names[int(mates[i])],
+            tuple(np.flatnonzero(shared[i]).tolist()),
+            math.nan if elsewhere is None else float(elsewhere[i]),
+            () if claims is None else tuple(np.flatnonzero(claims[i]).tolist()),
+        )
+        for i in order.tolist()
+    )
+
+
+def _merged(model: MACH, logits: NDArray[np.float64]) -> float:
+    """What the model's own merge makes of some votes."""
+    transform, merge = MODEL_MERGES[model.merge]
+    votes = torch.from_numpy(logits)[None, None]
+    return float(F.merge_repetitions(votes if transform is None else transform(votes), merge))

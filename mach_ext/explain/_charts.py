@@ -10,18 +10,18 @@ import numpy as np
 
 from mach_ext._memory import check_import
 from mach_ext._page import AGAINST, FOR, NO_GLYPH, match_fonts, shortened, text_width
+from mach_ext.explain._attributions import Attributions
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.nn import SCALES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mach_ext.explain.result import Explanation
 
 _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 
 
-def attribution_lines(explanation: Explanation, label: int, n: int = 10, width: int = 24) -> list[str]:
+def attribution_lines(explanation: Attributions, label: int, n: int = 10, width: int = 24) -> list[str]:
     """The n features of largest effect as lines of signed bars; positive ones to the right."""
     top = explanation.top(n, label)
     most = max((abs(effect) for _, effect in top), default=0.0) or 1.0
@@ -48,7 +48,7 @@ def sparkline(votes: Sequence[float], low: float, high: float) -> str:
     return "".join(levels[round((min(max(vote, low), high) - low) * scale)] for vote in votes)
 
 
-def plot_attributions(explanation: Explanation, n: int = 15, label: int | None = None) -> Figure:
+def plot_attributions(explanation: Attributions, n: int = 15, label: int | None = None) -> Figure:
     """Bars of the n largest attributions, largest on top."""
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure

@@ -6,20 +6,18 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mach_ext._page import chance, render
 from mach_ext.data import Vectorizer
+from mach_ext.explain._attributions import Attributions
 from mach_ext.explain._charts import bars_chart, shade, votes_chart
 from mach_ext.explain.ablation import Removals
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
 from mach_ext.nn import SCALES
-
-if TYPE_CHECKING:
-    from mach_ext.explain.result import Explanation
 
 _SHOWN_FEATURES = 20  # as bars
 _SHOWN_WORDS = 120  # of documents that are known by their features only
@@ -42,7 +40,7 @@ class _Piece:
 
 
 def explanation_page(
-    explanation: Explanation,
+    explanation: Attributions,
     votes: Votes | None = None,
     collisions: Sequence[Collisions] = (),
     removals: Removals | None = None,
@@ -120,7 +118,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def _pieces(explanation: Explanation, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
     """The text cut into shaded words and what is between them; without text, features by effect."""
     effects = explanation.attributions[row]
     if explanation.text is None or vectorizer is None:

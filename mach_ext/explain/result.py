@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
 from mach_ext.data import json_line
+from mach_ext.explain._attributions import Attributions
+from mach_ext.explain._charts import plot_attributions
+from mach_ext.explain._report import explanation_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Attributions):
     """Attributions of the scores of m labels to the nnz features of one document.
 
     Attributes:
@@ -39,40 +41,6 @@ class Explanation:
         text: The raw text, if given.
     """
 
-    features: NDArray[np.int64]
-    feature_names: list[str]
-    values: NDArray[np.float32]
-    baselines: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    label_names: list[str]
-    scores: NDArray[np.float64]
-    baseline_scores: NDArray[np.float64]
-    attributions: NDArray[np.float64]
-    delta: NDArray[np.float64]
-    score: str
-    scale: str
-    model_scores: NDArray[np.float64]
-    model_scale: str
-    method: str
-    n_steps: int = 0
-    rival: int | None = None
-    text: str | None = field(default=None, repr=False)
-
-    def row(self, label: int | None = None) -> int:
-        """Where a label (None: the first) is in `labels`. ValueError: it was not explained."""
-        if label is None:
-            return 0
-        at = np.flatnonzero(self.labels == label)
-        if not at.size:
-            raise ValueError(f"Explanation: label {label} must be one of {self.labels.tolist()}")
-        return int(at[0])
-
-    def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
-        """The n features of largest absolute attribution, as (name, attribution); ties: lowest id first."""
-        row = self.attributions[self.row(label)]
-        order = np.argsort(-np.abs(row), kind="stable")[:n]
-        return [(self.feature_names[i], float(row[i])) for i in order]
-
     @memory_errors("ask for fewer labels")
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -90,9 +58,7 @@ class Explanation:
     @memory_errors("ask for fewer labels")
     def plot(self, n: int = 15, label: int | None = None) -> Figure:
         """Bar chart of the n largest attributions (matplotlib)."""
-        from mach_ext.explain import _charts
-
-        return _charts.plot_attributions(self, n, label)
+        return plot_attributions(self, n, label)
 
     @memory_errors("ask for fewer labels")
     def to_html(self, file: str | Path | None = None, **options: Any) -> str:
@@ -101,9 +67,7 @@ class Explanation:
         Options as in `mach_ext.report.explanation_page`: votes, collisions, removals, and the vectoriser that
         finds the words in `text`.
         """
-        from mach_ext.explain import _report
-
-        page = _report.explanation_page(self, **options)
+        page = explanation_page(self, **options)
         if file is not None:
             Path(file).write_text(page, encoding="utf-8")
         return page

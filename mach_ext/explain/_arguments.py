@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext.data import attachments as kept
-from mach_ext.data import check_csr, name_key
+from mach_ext.data import check_columns, name_key
 from mach_ext.nn import MACH
 
 Labels: TypeAlias = "int | str | Sequence[int | str] | NDArray[Any] | Tensor"
@@ -21,17 +21,35 @@ Names: TypeAlias = "Sequence[str] | None"
 SCORES = ("logit", "model")
 
 
-def check_columns(op: str, model: Any, X: Any, name: str = "X") -> Any:
-    """Canonical CSR without stored zeros, of the model's D columns."""
+def check_model(op: str, model: Any) -> None:
     if not isinstance(model, MACH):
         raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
-    X = check_csr(X, f"{op}: {name}")
-    if X.shape[1] != model.num_features:
-        raise ValueError(f"{op}: {name} must have D={model.num_features} columns, got shape {X.shape}")
+
+
+def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
+    """Canonical CSR without stored zeros, of the model's D columns."""
+    check_model(op, model)
+    X = check_columns(X, f"{op}: {name}", model.num_features)
     if (X.data == 0).any():
         X = X.copy()
         X.eliminate_zeros()
     return X
+
+
+def check_document(op: str, model: Any, X: Any) -> Any:
+    """The same of one document."""
+    document = check_documents(op, model, X)
+    if document.shape[0] != 1:
+        raise ValueError(
+            f"{op}: X must be one document [1, D], got shape {document.shape}; explain_topk takes many"
+        )
+    return document
+
+
+def check_features(op: str, features: NDArray[Any]) -> None:
+    """A document without features has nothing to explain."""
+    if not features.size:
+        raise ValueError(f"{op}: X: a document must have a feature to be explained, got none")
 
 
 def values_at(row: Any, features: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from mach_ext._memory import check_import
 from mach_ext._page import AGAINST, FOR, NO_GLYPH, match_fonts, shortened, text_width
 from mach_ext.explain._attributions import Attributions
 from mach_ext.explain.collision_check import Collisions
-from mach_ext.nn import SCALES
+from mach_ext.merges import SCALES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

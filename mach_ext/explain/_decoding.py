@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mach_ext import functional as F
-from mach_ext.explain._arguments import document_tensors
-from mach_ext.explain._encoder_paths import path_of
-from mach_ext.nn import MACH, MODEL_MERGES, check_scores, checked_k, evaluating
+from mach_ext.explain._arguments import check_document, check_features, check_model, document_tensors
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH, check_parameters, check_scores, checked_k, evaluating
 
 
 class Decoded(NamedTuple):
@@ -23,13 +22,21 @@ class Decoded(NamedTuple):
     k: int
 
 
+def document_to_explain(op: str, model: MACH, X: Any) -> Any:
+    """One document [1, D] that has a feature, for a model of finite parameters."""
+    check_model(op, model)
+    check_parameters(op, model)
+    document = check_document(op, model, X)
+    check_features(op, document.indices)
+    return document
+
+
 def decode_one(op: str, model: MACH, X: Any, k: int | None) -> Decoded:
-    path, k = path_of(op, model, X, None), checked_k(op, k, model.num_labels)
-    transform, merge = MODEL_MERGES[model.merge]
+    document = document_to_explain(op, model, X)
+    k = checked_k(op, k, model.num_labels)
     with evaluating(model):
-        logits = model(*document_tensors(model, path.document), dropout=False)
-        votes = logits if transform is None else transform(logits)
-        scores, best = F.merge_topk(votes, model.hash, min(k + 1, model.num_labels), merge)
+        logits = model(*document_tensors(model, document), dropout=False)
+        scores, best = MODEL_MERGES[model.merge].topk(logits, model.hash, min(k + 1, model.num_labels))
         check_scores(op, model, scores)
     return Decoded(
         logits[0].double().cpu().numpy(), best[0].cpu().numpy(), scores[0].double().cpu().numpy(), k

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from mach_ext import functional as F
-from mach_ext.explain._arguments import document_tensors, values_dtype
+from mach_ext.explain._arguments import check_model, document_tensors, values_dtype
 from mach_ext.explain._path import (
-    BLOCK_BYTES,
     DocumentPath,
     Nodes,
     active_fraction,
+    block_size,
     is_mean_logit,
     merge_gradient,
 )
-from mach_ext.nn import MACH, check_parameters
+from mach_ext.nn import MACH, check_parameters, first_layer
 
 
 class LinearPath(DocumentPath):
@@ -31,7 +31,7 @@ class LinearPath(DocumentPath):
         self.numbers_a_label = model.num_repetitions * len(self.features)
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
-        weight = self.model.bucket_weight.detach()
+        weight = first_layer(self.model).weight
         return torch.stack([w[self.features[:, None], b] for w, b in zip(weight, buckets, strict=True)])
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class HiddenPath(DocumentPath):
         super().__init__(op, model, X, baseline)
         self.copies = model.num_repetitions if model.encoder == "independent" else 1
         self.numbers_a_label = model.num_repetitions * max(model.hidden_sizes)
-        bias = model.encoder_bias.detach().double()
+        bias = first_layer(model).bias[0].double()
         start, step = bias.clone(), torch.zeros_like(bias)
         for at, weight in self._encoder_rows():
             start += self.b[at] @ weight
@@ -78,8 +78,8 @@ class HiddenPath(DocumentPath):
 
     def _encoder_rows(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows [nnz, C * H1] of the encoder's weight for the document's features, block by block."""
-        encoder = self.model.encoder_weight.detach()
-        size = max(1, BLOCK_BYTES // (8 * encoder.shape[1]))
+        encoder = first_layer(self.model).weight[0]
+        size = block_size(encoder.shape[1])
         for begin in range(0, len(self.features), size):
             at = slice(begin, begin + size)
             if self._only_rows is None or size < len(self.features):
@@ -165,7 +165,7 @@ class HiddenPath(DocumentPath):
             second_weight = model.hidden_weight.detach().double()  # [C, H1, H2]
             second_bias = model.hidden_bias.detach().double().unsqueeze(1)  # [C, 1, H2]
         pulled = self.x.new_zeros(C, m, self.start.shape[1])
-        size = max(1, BLOCK_BYTES // (8 * m * C * max(model.hidden_sizes)))
+        size = block_size(m * C * max(model.hidden_sizes))
         for at, node_weights in zip(nodes[0].split(size), nodes[1].split(size), strict=True):
             first = self.start[:, None] + at[:, None] * self.step[:, None]  # [C, S, H1]
             last = first.relu()
@@ -184,7 +184,6 @@ class HiddenPath(DocumentPath):
 
 
 def path_of(op: str, model: MACH, X: Any, baseline: Any) -> DocumentPath:
-    if not isinstance(model, MACH):
-        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+    check_model(op, model)
     check_parameters(op, model)
     return (LinearPath if model.is_linear else HiddenPath)(op, model, X, baseline)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mach_ext import functional as F
 from mach_ext._memory import check_import, check_memory
-from mach_ext.explain._arguments import check_columns, values_at
-from mach_ext.nn import MACH, MODEL_MERGES, check_scores, evaluating
+from mach_ext.explain._arguments import check_document, check_documents, check_features, values_at
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH, check_scores, evaluating
 
-BLOCK_BYTES = 1 << 24  # temporaries of any loop below: 16 MiB
+BLOCK_BYTES = 1 << 24  # temporaries of any loop over a path: 16 MiB
 PANEL = 32  # Gauss-Legendre nodes on each piece of the path when the number of steps is found
 Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
 
@@ -43,20 +44,14 @@ class DocumentPath:
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
         self.op, self.model = op, model
-        self.document = check_columns(op, model, X)
-        if self.document.shape[0] != 1:
-            raise ValueError(
-                f"{op}: X must be one document [1, D], got shape {self.document.shape}; "
-                "explain_topk takes many"
-            )
+        self.document = check_document(op, model, X)
         self.baseline = scipy.sparse.csr_matrix((1, model.num_features), dtype=np.float32)
         if baseline is not None:
-            self.baseline = check_columns(op, model, baseline, "baseline")
+            self.baseline = check_documents(op, model, baseline, "baseline")
             if self.baseline.shape[0] != 1:
                 raise ValueError(f"{op}: baseline must be one document [1, D], got {self.baseline.shape}")
         features = np.union1d(self.document.indices, self.baseline.indices).astype(np.int64)
-        if not features.size:
-            raise ValueError(f"{op}: X: a document must have a feature to be explained, got none")
+        check_features(op, features)
         self.device = model.bucket_bias.device
         self.features = torch.from_numpy(features).to(self.device)  # [nnz]
         self.x, self.b = (  # [nnz]
@@ -66,8 +61,7 @@ class DocumentPath:
 
     def label_blocks(self, ids: NDArray[np.int64]) -> list[Tensor]:
         """Labels, as many at a time as keep temporaries within BLOCK_BYTES."""
-        size = max(1, BLOCK_BYTES // (8 * self.numbers_a_label))
-        return list(torch.from_numpy(ids).to(self.device).split(size))
+        return list(torch.from_numpy(ids).to(self.device).split(block_size(self.numbers_a_label)))
 
     def explain(
         self, labels: Tensor, score: str, method: str, n_steps: int | None, tolerance: float, max_steps: int
@@ -103,10 +97,10 @@ class DocumentPath:
 
     def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
         """Of document and baseline, by the model's own operators on the labels' part of its weights."""
-        transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
+        merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
         with evaluating(self.model):
             logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
-            scores = F.merge_repetitions(logits if transform is None else transform(logits), merge)
+            scores = merge.label_scores(logits)
             check_scores(self.op, self.model, scores)
             return scores.T
 
@@ -126,6 +120,11 @@ class DocumentPath:
         raise NotImplementedError
 
 
+def block_size(numbers: int) -> int:
+    """How many things of so many float64 numbers each keep temporaries within BLOCK_BYTES."""
+    return max(1, BLOCK_BYTES // (8 * numbers))
+
+
 def active_fraction(start: Tensor, end: Tensor) -> Tensor:
     """Fraction of [0, 1] on which start + a * (end - start) is above 0."""
     positive = torch.maximum(start, end).relu() - torch.minimum(start, end).relu()
@@ -136,11 +135,11 @@ def active_fraction(start: Tensor, end: Tensor) -> Tensor:
 
 def merge_gradient(model: MACH, logits: Tensor) -> Tensor:
     """Derivative of the model's own score to the R logits of a label, [S, m, R] or [m, R]."""
-    transform, merge = MODEL_MERGES[model.merge]
+    merge = MODEL_MERGES[model.merge]
     logits = logits.detach().requires_grad_()
     with torch.enable_grad():
-        votes = logits if transform is None else transform(logits)
-        score = F.merge_repetitions(votes.reshape(1, -1, votes.shape[-1]), merge).sum()
+        votes = merge.transformed(logits)
+        score = F.merge_repetitions(votes.reshape(1, -1, votes.shape[-1]), merge.reduction).sum()
     (gradient,) = torch.autograd.grad(score, logits)
     return gradient
 

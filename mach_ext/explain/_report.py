@@ -17,7 +17,7 @@ from mach_ext.explain._charts import bars_chart, shade, votes_chart
 from mach_ext.explain.ablation import Removals
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
-from mach_ext.nn import SCALES
+from mach_ext.merges import SCALES
 
 _SHOWN_FEATURES = 20  # as bars
 _SHOWN_WORDS = 120  # of documents that are known by their features only

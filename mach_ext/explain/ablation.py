@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
 from mach_ext.explain._arguments import Names, feature_names_of, id_in_words, label_names_of, resolve_ids
-from mach_ext.explain._decoding import own_scores
-from mach_ext.explain._encoder_paths import path_of
+from mach_ext.explain._decoding import document_to_explain, own_scores
 from mach_ext.nn import MACH, checked_k
 
 
@@ -63,8 +62,8 @@ def removals(
         feature_names, label_names: As in `integrated_gradients`.
     """
     op = "removals"
-    path = path_of(op, model, X, None)
-    document, k = path.document, checked_k(op, k, model.num_labels)
+    document = document_to_explain(op, model, X)
+    k = checked_k(op, k, model.num_labels)
     feature_names = feature_names_of(op, model, feature_names)
     label_names = label_names_of(op, model, label_names)
     present = document.indices.astype(np.int64)

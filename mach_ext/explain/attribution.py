@@ -15,7 +15,7 @@ from mach_ext.explain._arguments import (
     SCORES,
     Labels,
     Names,
-    check_columns,
+    check_documents,
     feature_names_of,
     label_names_of,
     resolve_labels,
@@ -150,7 +150,7 @@ def explain_topk(
         As `integrated_gradients`; a document without features is named by its row.
     """
     op = "explain_topk"
-    X, k = check_columns(op, model, X), checked_k(op, k, model.num_labels)
+    X, k = check_documents(op, model, X), checked_k(op, k, model.num_labels)
     empty = np.flatnonzero(np.diff(X.indptr) == 0)
     if empty.size and options.get("baseline") is None:
         raise ValueError(f"{op}: X, row {empty[0]}: a document must have a feature to be explained, got none")

@@ -14,12 +14,13 @@ from mach_ext.explain._arguments import (
     SCORES,
     Labels,
     Names,
-    check_columns,
+    check_documents,
     label_names_of,
     resolve_labels,
     values_dtype,
 )
-from mach_ext.nn import MACH, MODEL_MERGES, check_parameters
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH, check_parameters
 
 
 class CaptumForward(nn.Module):
@@ -31,11 +32,15 @@ class CaptumForward(nn.Module):
 
     def __init__(self, model: MACH, score: str = "logit") -> None:
         super().__init__()
-        transform, self.merge = MODEL_MERGES["mean_logit" if score == "logit" else model.merge]
-        self.mach = model
+        merge = MODEL_MERGES["mean_logit" if score == "logit" else model.merge]
+        self.mach, self.merge = model, merge.reduction
         self.first_relu, self.second_relu = nn.ReLU(), nn.ReLU()
-        modules = {None: nn.Identity, torch.sigmoid: nn.Sigmoid, nn.functional.logsigmoid: nn.LogSigmoid}
-        self.transform = modules[transform]()
+        modules: dict[Any, type[nn.Module]] = {
+            None: nn.Identity,
+            torch.sigmoid: nn.Sigmoid,
+            nn.functional.logsigmoid: nn.LogSigmoid,
+        }
+        self.transform = modules[merge.transform]()
 
     def forward(
         self,
@@ -98,7 +103,7 @@ def captum_inputs(
     op = "captum_inputs"
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
-    X = check_columns(op, model, X)
+    X = check_documents(op, model, X)
     check_parameters(op, model)
     N, lengths = X.shape[0], np.diff(X.indptr)
     if N == 0 or lengths.min() == 0:

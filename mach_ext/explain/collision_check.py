@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mach_ext import functional as F
 from mach_ext._memory import memory_errors
-from mach_ext.explain._arguments import Names, label_names_of, resolve_labels
+from mach_ext.explain._arguments import Names, check_model, label_names_of, resolve_labels
 from mach_ext.explain._decoding import decode_one, rival_of
-from mach_ext.nn import MACH, MODEL_MERGES
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def collisions(
         label_names: As in `integrated_gradients`.
     """
     op = "collisions"
-    if not isinstance(model, MACH):
-        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+    check_model(op, model)
     label_names = label_names_of(op, model, label_names)
     ids = resolve_labels(op, model, label, label_names)
     if len(ids) != 1:
@@ -173,6 +172,4 @@ def _mates(
 
 def _merged(model: MACH, logits: NDArray[np.float64]) -> float:
     """What the model's own merge makes of some votes."""
-    transform, merge = MODEL_MERGES[model.merge]
-    votes = torch.from_numpy(logits)[None, None]
-    return float(F.merge_repetitions(votes if transform is None else transform(votes), merge))
+    return float(MODEL_MERGES[model.merge].label_scores(torch.from_numpy(logits)[None, None]))

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mach_ext._memory import check_import, memory_errors
 from mach_ext.explain._arguments import Labels, Names, label_names_of, resolve_labels
 from mach_ext.explain._decoding import decode_one, rival_of
-from mach_ext.nn import MACH, MODEL_MERGES
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,18 @@ def votes(
     label_names = label_names_of(op, model, label_names)
     ids = resolve_labels(op, model, best[:k] if labels is None else labels, label_names)
     R = model.num_repetitions
-    transform, merge = MODEL_MERGES[model.merge]
-
-    def buckets(asked: NDArray[np.int64]) -> NDArray[np.int32]:  # [R, m]
-        found: NDArray[np.int32] = model.hash.buckets_of(torch.from_numpy(asked)).cpu().numpy()
-        return found
-
-    def of(asked: NDArray[np.int64]) -> NDArray[np.float64]:  # [m, R]
-        voted: NDArray[np.float64] = logits[np.arange(R), buckets(asked).T]
-        return voted
-
-    own = of(ids)
     rivals = np.array([rival_of(label, best, k) for label in ids.tolist()], np.int64)
-    others = buckets(ids) != buckets(rivals.clip(0))  # [R, m]
-    pair = torch.from_numpy(np.stack((own, of(rivals.clip(0)))))
-    ours, theirs = (pair if transform is None else transform(pair)).numpy()
+    buckets, rival_buckets = (  # [R, m]
+        model.hash.buckets_of(torch.from_numpy(each)).cpu().numpy() for each in (ids, rivals.clip(0))
+    )
+    own, theirs = (logits[np.arange(R), each.T] for each in (buckets, rival_buckets))  # [m, R]
+    others = buckets != rival_buckets
+    merge = MODEL_MERGES[model.merge]
+    pair = merge.transformed(torch.from_numpy(np.stack((own, theirs)))).numpy()
+    difference = pair[0] - pair[1]
+    is_mean = merge.reduction == "mean"
     agreement = [
-        _student((ours - theirs)[i][others[:, i]]) if merge == "mean" and rivals[i] >= 0 else math.nan
+        _student(difference[i][others[:, i]]) if is_mean and rivals[i] >= 0 else math.nan
         for i in range(len(ids))
     ]
     spread = own.std(1, ddof=1) if R > 1 else np.full(len(ids), math.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +21,17 @@ from mach_ext.nn import MACH, check_scores, evaluating
 BLOCK_BYTES = 1 << 24  # temporaries of any loop over a path: 16 MiB
 PANEL = 32  # Gauss-Legendre nodes on each piece of the path when the number of steps is found
 Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is integrated, and how: the checked arguments of `integrated_gradients`."""
+
+    score: str
+    method: str
+    n_steps: int | None
+    tolerance: float
+    max_steps: int
 
 
 class Block(NamedTuple):
@@ -63,25 +75,23 @@ class DocumentPath:
         """Labels, as many at a time as keep temporaries within BLOCK_BYTES."""
         return list(torch.from_numpy(ids).to(self.device).split(block_size(self.numbers_a_label)))
 
-    def explain(
-        self, labels: Tensor, score: str, method: str, n_steps: int | None, tolerance: float, max_steps: int
-    ) -> Block:
+    def explain(self, labels: Tensor, rule: Rule) -> Block:
         buckets = self.model.hash.buckets_of(labels).long()  # [R, m]
         columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
-        scores = self.scores(columns, bias, score)
-        steps, met = n_steps or 0, True
-        if method == "exact":
-            pulled = self.pull(columns, bias, score, None)
-        elif n_steps is not None:
-            pulled = self.pull(columns, bias, score, self.nodes(n_steps, n_steps))
+        scores = self.scores(columns, bias, rule.score)
+        steps, met = rule.n_steps or 0, True
+        if rule.method == "exact":
+            pulled = self.pull(columns, bias, rule.score, None)
+        elif rule.n_steps is not None:
+            pulled = self.pull(columns, bias, rule.score, self.nodes(steps, steps))
         else:
             change = (scores[:, 0] - scores[:, 1]).double()
-            bound = tolerance * scores.abs().sum(1)
+            bound = rule.tolerance * scores.abs().sum(1)
             steps, met, met_before = PANEL, False, False
             while True:
-                pulled = self.pull(columns, bias, score, self.nodes(steps, PANEL))
+                pulled = self.pull(columns, bias, rule.score, self.nodes(steps, PANEL))
                 met = bool(((self.total(columns, pulled) - change).abs() <= bound).all())
-                if (met and met_before) or 2 * steps > max_steps:
+                if (met and met_before) or 2 * steps > rule.max_steps:
                     break
                 steps, met_before = 2 * steps, met
         return Block(self.project(columns, pulled), scores, steps, met)

@@ -61,39 +61,15 @@ def explanation_page(
     """
     in_text = explanation.text is not None and vectorizer is not None
     checked = {one.label: one for one in collisions}
-    tabs = []
-    for row, label in enumerate(explanation.labels.tolist()):
-        effects = explanation.attributions[row]
-        scale = float(np.abs(effects).max()) or 1.0
-        top = explanation.top(_SHOWN_FEATURES, label)
-        voted = None
-        if votes is not None and label in votes.labels:
-            at = votes.labels.tolist().index(label)
-            voted = {
-                "chart": votes_chart(votes.logits[at], checked.get(label)),
-                "spread": votes.spread[at],
-                "error": votes.standard_error[at],
-                "agreement": votes.agreement[at],
-            }
-        tabs.append(
-            {
-                "name": explanation.label_names[row],
-                "id": label,
-                "true": true_labels is not None and label in true_labels,
-                "score": explanation.scores[row],
-                "model_score": explanation.model_scores[row],
-                "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
-                "baseline": explanation.baseline_scores[row],
-                "delta": explanation.delta[row],
-                "pieces": _pieces(explanation, row, scale, vectorizer),
-                "chart": bars_chart(top, scale),
-                "others": len(explanation.features) - len(top),
-                "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
-                "rest": float(effects.sum() - sum(effect for _, effect in top)),
-                "votes": voted,
-                "collisions": checked.get(label),
-            }
-        )
+    tabs = [
+        {
+            **_tab(explanation, row, vectorizer),
+            "true": true_labels is not None and label in true_labels,
+            "votes": _votes_of(label, votes, checked.get(label)),
+            "collisions": checked.get(label),
+        }
+        for row, label in enumerate(explanation.labels.tolist())
+    ]
     return render(
         "mach_ext.explain",
         "page.html.jinja",
@@ -112,6 +88,42 @@ def explanation_page(
         overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
         k=None if votes is None else votes.k,
     )
+
+
+def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> dict[str, Any]:
+    """What the tab of a label shows of its attributions."""
+    effects = explanation.attributions[row]
+    scale = float(np.abs(effects).max()) or 1.0
+    label = int(explanation.labels[row])
+    top = explanation.top(_SHOWN_FEATURES, label)
+    in_text = explanation.text is not None and vectorizer is not None
+    return {
+        "name": explanation.label_names[row],
+        "id": label,
+        "score": explanation.scores[row],
+        "model_score": explanation.model_scores[row],
+        "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
+        "baseline": explanation.baseline_scores[row],
+        "delta": explanation.delta[row],
+        "pieces": _pieces(explanation, row, scale, vectorizer),
+        "chart": bars_chart(top, scale),
+        "others": len(explanation.features) - len(top),
+        "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
+        "rest": float(effects.sum() - sum(effect for _, effect in top)),
+    }
+
+
+def _votes_of(label: int, votes: Votes | None, check: Collisions | None) -> dict[str, Any] | None:
+    """What the tab of a label shows of its votes; None: nothing is known of them."""
+    if votes is None or label not in votes.labels:
+        return None
+    at = votes.labels.tolist().index(label)
+    return {
+        "chart": votes_chart(votes.logits[at], check),
+        "spread": votes.spread[at],
+        "error": votes.standard_error[at],
+        "agreement": votes.agreement[at],
+    }
 
 
 def _sigmoid(x: float) -> float:

@@ -22,7 +22,7 @@ from mach_ext.explain._arguments import (
 )
 from mach_ext.explain._decoding import own_scores
 from mach_ext.explain._encoder_paths import path_of
-from mach_ext.explain._path import PANEL, is_mean_logit
+from mach_ext.explain._path import PANEL, Rule, is_mean_logit
 from mach_ext.explain.result import Explanation
 from mach_ext.nn import MACH, checked_k
 
@@ -87,7 +87,7 @@ def integrated_gradients(
     """
     op = "integrated_gradients"
     path = path_of(op, model, X, baseline)
-    method = _method(op, model, method, score, n_steps, tolerance, max_steps)
+    rule = _check_rule(op, model, method, score, n_steps, tolerance, max_steps)
     if labels is None:
         labels = model.predict(path.document)[1][0]
     label_names = label_names_of(op, model, label_names)
@@ -95,13 +95,10 @@ def integrated_gradients(
     feature_names = feature_names_of(op, model, feature_names)
     m, nnz = len(ids), len(path.features)
     check_memory(f"{op}: attributions", 16 * m * nnz, "ask for fewer labels", labels=m, features=nnz)
-    blocks = [
-        path.explain(block, score, method, n_steps, tolerance, max_steps) for block in path.label_blocks(ids)
-    ]
+    blocks = [path.explain(block, rule) for block in path.label_blocks(ids)]
     attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
     scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
-    change = scores[:, 0] - scores[:, 1]
-    delta = attributions.sum(1) - change
+    delta = attributions.sum(1) - (scores[:, 0] - scores[:, 1])
     steps = max(block.steps for block in blocks)
     if not all(block.met for block in blocks):
         worst = np.argmax(np.abs(delta) - tolerance * np.abs(scores).sum(1))
@@ -128,7 +125,7 @@ def integrated_gradients(
         scale=scale,
         model_scores=scores[:, 0] if scale == model.merge else own_scores(model, path.document, ids)[0],
         model_scale=model.merge,
-        method=method,
+        method=rule.method,
         n_steps=steps,
         text=text,
     )
@@ -186,9 +183,9 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
     return replace(pair, labels=pair.labels[:1], label_names=names, rival=rival_id, **difference)
 
 
-def _method(
+def _check_rule(
     op: str, model: MACH, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
-) -> str:
+) -> Rule:
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
     exact = is_mean_logit(model, score)
@@ -207,4 +204,4 @@ def _method(
         raise ValueError(f"{op}: tolerance must be above 0, got {tolerance}")
     if F.as_int(op, "max_steps", max_steps) < PANEL:
         raise ValueError(f"{op}: max_steps must be at least {PANEL}, got {max_steps}")
-    return method
+    return Rule(score, method, n_steps, tolerance, max_steps)

@@ -100,54 +100,70 @@ def collisions(
     ids = resolve_labels(op, model, label, label_names)
     if len(ids) != 1:
         raise ValueError(f"{op}: label must be one label, got {len(ids)}")
-    asked, R = int(ids[0]), model.num_repetitions
-    asked_buckets = model.hash.buckets_of(torch.tensor([asked])).flatten().tolist()
-    members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(asked_buckets)]
-    mates = np.unique(np.concatenate(members))
-    mates = mates[mates != asked]
-    shared = np.stack([np.isin(mates, group, assume_unique=True) for group in members], 1)  # [M, R]
-    found = Collisions(asked, label_names[asked], len(mates), ())
+    label_id = int(ids[0])
+    mates, shared, label_buckets = _bucket_mates(model, label_id)
+    result = Collisions(label_id, label_names[label_id], len(mates), ())
     if X is None:
         order = np.argsort(-shared.sum(1), kind="stable")[:show]
-        return replace(found, mates=_mates(order, mates, shared, label_names))
+        return replace(result, mates=_mates(order, mates, shared, label_names))
 
     logits, best, best_scores, k = decode_one(op, model, X, k)
+    R = model.num_repetitions
     buckets = model.hash.buckets_of(torch.from_numpy(mates)).cpu().numpy()
-    theirs = logits[np.arange(R), buckets.T]  # [M, R]
-    own = logits[np.arange(R), asked_buckets]  # [R]
-    with np.errstate(invalid="ignore"):
-        apart = (~shared).sum(1)
-        theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # [M]; NaN where they share everything
-        own_elsewhere = np.where(shared, 0, own).sum(1) / apart
-    middle = (theirs_elsewhere + own_elsewhere) / 2
-    claims = shared & (theirs_elsewhere > own_elsewhere)[:, None] & (own > middle[:, None])  # [M, R]
-    strength = np.where(claims, theirs_elsewhere[:, None], -np.inf)
-    claimed = claims.any(0)
-    strongest = strength.argmax(0) if len(mates) else np.zeros(R, np.int64)
-    inseparable = bool((apart == 0).any())
-    score, free = _merged(model, own), own[~claimed]
-    own_score = _merged(model, free) if free.size and not inseparable else math.nan
-    rival = rival_of(asked, best, k)
+    own = logits[np.arange(R), label_buckets]  # [R]
+    elsewhere, claims = _claims(own, logits[np.arange(R), buckets.T], shared)
+    strength = np.where(claims, elsewhere[:, None], -np.inf)
+    is_claimed = claims.any(0)
+    strongest = mates[strength.argmax(0)] if len(mates) else -1
+    score, free = _score(model, own), own[~is_claimed]
+    inseparable = bool(shared.all(1).any())  # a mate in all of the label's buckets
+    own_score = _score(model, free) if free.size and not inseparable else math.nan
+    rival = rival_of(label_id, best, k)
     threshold = -math.inf if rival < 0 else float(best_scores[np.flatnonzero(best == rival)[0]])
-    if asked not in best[:k]:
+    if label_id not in best[:k]:
         verdict = "not predicted"
     elif math.isnan(own_score):
         verdict = "undecided"
     else:
-        verdict = "signal" if own_score > threshold or not claimed.any() else "collision"
-    elsewhere = np.nan_to_num(theirs_elsewhere, nan=np.inf)
-    order = np.lexsort((-elsewhere, -shared.sum(1), -claims.sum(1)))[:show]
+        verdict = "signal" if own_score > threshold or not is_claimed.any() else "collision"
+    rank = np.nan_to_num(elsewhere, nan=np.inf)
+    order = np.lexsort((-rank, -shared.sum(1), -claims.sum(1)))[:show]
     return replace(
-        found,
-        mates=_mates(order, mates, shared, label_names, theirs_elsewhere, claims),
+        result,
+        mates=_mates(order, mates, shared, label_names, elsewhere, claims),
         votes=own,
-        claimed_by=np.where(claimed, mates[strongest] if len(mates) else -1, -1),
+        claimed_by=np.where(is_claimed, strongest, -1),
         score=score,
         own_score=own_score,
         theirs=score - own_score,
         threshold=threshold,
         verdict=verdict,
     )
+
+
+def _bucket_mates(model: MACH, label: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]:
+    """Labels [M] that share a bucket with this one, where they do [M, R], and its R buckets."""
+    buckets: list[int] = model.hash.buckets_of(torch.tensor([label])).flatten().tolist()
+    members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(buckets)]
+    mates = np.unique(np.concatenate(members))
+    mates = mates[mates != label]
+    shared = np.stack([np.isin(mates, group, assume_unique=True) for group in members], 1)
+    return mates, shared, buckets
+
+
+def _claims(
+    own: NDArray[np.float64],  # [R]
+    theirs: NDArray[np.float64],  # [M, R]
+    shared: NDArray[np.bool_],  # [M, R]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Mean logits of the mates elsewhere [M] and the votes that they claim [M, R]."""
+    with np.errstate(invalid="ignore"):
+        apart = (~shared).sum(1)
+        theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # NaN where they share everything
+        own_elsewhere = np.where(shared, 0, own).sum(1) / apart
+    middle = (theirs_elsewhere + own_elsewhere) / 2
+    claims = shared & (theirs_elsewhere > own_elsewhere)[:, None] & (own > middle[:, None])
+    return theirs_elsewhere, claims
 
 
 def _mates(
@@ -170,6 +186,6 @@ def _mates(
     )
 
 
-def _merged(model: MACH, logits: NDArray[np.float64]) -> float:
+def _score(model: MACH, logits: NDArray[np.float64]) -> float:
     """What the model's own merge makes of some votes."""
     return float(MODEL_MERGES[model.merge].label_scores(torch.from_numpy(logits)[None, None]))

@@ -967,7 +967,7 @@ def explain_document(args: Any) -> None:
         # A decode for each feature: of those that count for some label.
         most = np.unique(np.argsort(-np.abs(found.attributions), axis=1)[:, : args.show])
         names = {"feature_names": feature_names, "label_names": label_names}
-        removed = explain.removals(model, X, k, found.features[most].tolist(), **names)
+        removed = explain.leave_one_out(model, X, k, found.features[most].tolist(), **names)
         vectorizer = runs.columns_of(model).vectorizer
         page = report.explanation_page(found, voted, checks, removed, vectorizer, title, true)
         for file in pages:

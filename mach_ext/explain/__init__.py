@@ -2,8 +2,8 @@
 
 * `integrated_gradients`, `contrast`, `explain_topk`: exact attributions, many labels in one product.
 * `captum_inputs`: the same scores for any Captum algorithm.
-* `votes`, `collisions`, `removals`: how the repetitions voted, whether a score is a label's own or its bucket
-  mates', what removing a feature does to the top k.
+* `votes`, `collisions`, `leave_one_out`: how the repetitions voted, whether a score is a label's own or its
+  bucket mates', what removing a feature does to the top k.
 
 **Integrated Gradients** (Sundararajan et al., 2017) of a score F along the straight path from a baseline b
 to the document x: IG_d = (x_d - b_d) * mean over a in [0, 1] of dF/dx_d at b + a (x - b). Its sum is
@@ -23,12 +23,13 @@ also a check of the model's arithmetic against this module's.
 Notation: N documents, D features, L labels, m labels asked for, R repetitions, B buckets, H hidden units.
 """
 
+from mach_ext._deprecation import renamed_names
 from mach_ext.explain._arguments import SCORES as SCORES
 from mach_ext.explain._arguments import Labels as Labels
 from mach_ext.explain._arguments import Names as Names
 from mach_ext.explain._arguments import Numbers as Numbers
 from mach_ext.explain._arguments import resolve_labels as resolve_labels
-from mach_ext.explain.ablation import Removals, removals
+from mach_ext.explain.ablation import LeaveOneOut, leave_one_out
 from mach_ext.explain.attribution import METHODS as METHODS
 from mach_ext.explain.attribution import StepsWarning, contrast, explain_topk, integrated_gradients
 from mach_ext.explain.captum import CaptumForward as CaptumForward
@@ -40,8 +41,8 @@ from mach_ext.explain.voting import Votes, votes
 __all__ = [
     "Collisions",
     "Explanation",
+    "LeaveOneOut",
     "Mate",
-    "Removals",
     "StepsWarning",
     "Votes",
     "captum_inputs",
@@ -49,6 +50,10 @@ __all__ = [
     "contrast",
     "explain_topk",
     "integrated_gradients",
-    "removals",
+    "leave_one_out",
     "votes",
 ]
+
+__getattr__ = renamed_names(
+    __name__, removals="mach_ext.explain.leave_one_out", Removals="mach_ext.explain.LeaveOneOut"
+)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext._page import chance, render
 from mach_ext.data import Vectorizer
 from mach_ext.explain._attributions import Attributions
 from mach_ext.explain._charts import bars_chart, shade, votes_chart
-from mach_ext.explain.ablation import Removals
+from mach_ext.explain.ablation import LeaveOneOut
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
 from mach_ext.merges import SCALES
@@ -39,11 +40,12 @@ class _Piece:
     title: str = ""
 
 
+@renamed_argument("removals", "leave_one_out")
 def explanation_page(
     explanation: Attributions,
     votes: Votes | None = None,
     collisions: Sequence[Collisions] = (),
-    removals: Removals | None = None,
+    leave_one_out: LeaveOneOut | None = None,
     vectorizer: Vectorizer | None = None,
     title: str = "Explanation",
     true_labels: Sequence[int] | None = None,
@@ -54,7 +56,7 @@ def explanation_page(
         explanation: Its labels are the page's tabs.
         votes: Of the same labels, in any order.
         collisions: Of some of them.
-        removals: Of the document.
+        leave_one_out: Of the document.
         vectorizer: Finds the features in `explanation.text`; without it features are shown by name.
         title: The page's.
         true_labels: Which labels are right, where that is known: they get a mark.
@@ -77,13 +79,13 @@ def explanation_page(
         tabs=tabs,
         explanation=explanation,
         verdicts=_VERDICTS,
-        removals=_removal_rows(removals),
-        removals_scale="" if removals is None else SCALES[removals.merge],
+        leave_one_out=_leave_one_out_rows(leave_one_out),
+        leave_one_out_scale="" if leave_one_out is None else SCALES[leave_one_out.merge],
         scale=SCALES[explanation.scale],
         model_scale=SCALES[explanation.model_scale],
         chance=chance,
         infinity=math.inf,
-        removals_labels=[] if removals is None else removals.label_names,
+        leave_one_out_labels=[] if leave_one_out is None else leave_one_out.label_names,
         in_text=in_text,
         overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
         k=None if votes is None else votes.k,
@@ -169,20 +171,20 @@ def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) ->
     return pieces
 
 
-def _removal_rows(removals: Removals | None) -> list[dict[str, Any]]:
+def _leave_one_out_rows(leave_one_out: LeaveOneOut | None) -> list[dict[str, Any]]:
     """Features by their largest effect on a label of the top k."""
-    if removals is None:
+    if leave_one_out is None:
         return []
-    order = np.argsort(-np.abs(removals.changes).max(1), kind="stable")[:8]
-    scale = float(np.abs(removals.changes).max()) or 1.0
+    order = np.argsort(-np.abs(leave_one_out.changes).max(1), kind="stable")[:8]
+    scale = float(np.abs(leave_one_out.changes).max()) or 1.0
     return [
         {
-            "name": removals.feature_names[i],
+            "name": leave_one_out.feature_names[i],
             "cells": [
                 {"text": f"{change:+.2f}".replace("-", "\u2212"), "style": shade(change, scale)}
-                for change in removals.changes[i].tolist()
+                for change in leave_one_out.changes[i].tolist()
             ],
-            "left": len(removals.left[i]),
+            "left": len(leave_one_out.left[i]),
         }
         for i in order.tolist()
     ]

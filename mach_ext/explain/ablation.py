@@ -17,8 +17,8 @@ from mach_ext.nn import MACH, checked_k
 
 
 @dataclass(frozen=True)
-class Removals:
-    """What removing each feature, alone, does to the top k of one document. See `removals`.
+class LeaveOneOut:
+    """What removing each feature, alone, does to the top k of one document. See `leave_one_out`.
 
     Attributes:
         features, feature_names: Ids and names [n].
@@ -42,7 +42,7 @@ class Removals:
 
 
 @memory_errors("ask for fewer features")
-def removals(
+def leave_one_out(
     model: MACH,
     X: Any,
     k: int | None = None,
@@ -50,7 +50,7 @@ def removals(
     *,
     feature_names: Names = None,
     label_names: Names = None,
-) -> Removals:
+) -> LeaveOneOut:
     """Each feature's effect on the whole top k: the document without it, scored and decoded again, exactly.
 
     Nothing is approximated, and nothing else of the document changes (its norm becomes smaller).
@@ -61,7 +61,7 @@ def removals(
         features: Those to remove, by id or name; None: all of the document's.
         feature_names, label_names: As in `integrated_gradients`.
     """
-    op = "removals"
+    op = "leave_one_out"
     document = document_to_explain(op, model, X)
     k = checked_k(op, k, model.num_labels)
     feature_names = feature_names_of(op, model, feature_names)
@@ -87,7 +87,7 @@ def removals(
         for row in model.predict(without, k)[1]:
             left.append(tuple(label for label in labels.tolist() if label not in row))
             entered.append(tuple(label for label in row.tolist() if label not in labels))
-    return Removals(
+    return LeaveOneOut(
         features=chosen,
         feature_names=[feature_names[feature] for feature in chosen.tolist()],
         labels=labels,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext.data import json_line
 from mach_ext.explain._attributions import Attributions
@@ -60,12 +61,13 @@ class Explanation(Attributions):
         """Bar chart of the n largest attributions (matplotlib)."""
         return plot_attributions(self, n, label)
 
+    @renamed_argument("removals", "leave_one_out")
     @memory_errors("ask for fewer labels")
     def to_html(self, file: str | Path | None = None, **options: Any) -> str:
         """One self-contained page, also written to `file`, if given.
 
-        Options as in `mach_ext.report.explanation_page`: votes, collisions, removals, and the vectoriser that
-        finds the words in `text`.
+        Options as in `mach_ext.report.explanation_page`: votes, collisions, leave_one_out, and the vectoriser
+        that finds the words in `text`.
         """
         page = explanation_page(self, **options)
         if file is not None:

@@ -11,9 +11,9 @@ from mach_ext import explain
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_removals():
+def test_leave_one_out():
     model, X = model_of(merge="mean_prob"), draw(n=1)
-    found = explain.removals(model, X, 4)
+    found = explain.leave_one_out(model, X, 4)
     _, labels = model.predict(X, 4)
     assert (found.labels == labels[0]).all()
     for i, feature in enumerate(found.features):
@@ -26,5 +26,5 @@ def test_removals():
         assert set(found.left[i]) == set(labels[0]) - set(again)
         assert set(found.entered[i]) == set(again) - set(labels[0])
     names = [f"word {d}" for d in range(D)]
-    one = explain.removals(model, X, 4, [names[found.features[2]]], feature_names=names)
+    one = explain.leave_one_out(model, X, 4, [names[found.features[2]]], feature_names=names)
     np.testing.assert_array_equal(one.changes, found.changes[2:3])

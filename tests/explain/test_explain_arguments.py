@@ -58,10 +58,14 @@ def test_errors():
         (lambda: next(explain.explain_topk(model, X, 0)), ValueError, "k must be in 1"),
         (lambda: explain.votes(model, x, [L]), ValueError, "labels must be in"),
         (lambda: explain.collisions(model, x, L), ValueError, "labels must be in"),
-        (lambda: explain.removals(model, x, 2, ["dog"], feature_names=words), ValueError, "no feature 'dog'"),
-        (lambda: explain.removals(model, x, 2, ["dog"]), ValueError, "keeps no feature names"),
         (
-            lambda: explain.removals(model, x, 2, [np.setdiff1d(np.arange(D), x.indices)[0]]),
+            lambda: explain.leave_one_out(model, x, 2, ["dog"], feature_names=words),
+            ValueError,
+            "no feature 'dog'",
+        ),
+        (lambda: explain.leave_one_out(model, x, 2, ["dog"]), ValueError, "keeps no feature names"),
+        (
+            lambda: explain.leave_one_out(model, x, 2, [np.setdiff1d(np.arange(D), x.indices)[0]]),
             ValueError,
             "the document has no feature",
         ),

@@ -24,8 +24,8 @@ def test_page():
     assert names[result.features[0]] in page.texts  # as text, not as an element
     voted = explain.votes(model, X, [3, 7])
     checks = [explain.collisions(model, X, label) for label in (3, 7)]
-    removed = explain.removals(model, X, 2, feature_names=names)
-    page = Page(result.to_html(votes=voted, collisions=checks, removals=removed, true_labels=[7]))
+    removed = explain.leave_one_out(model, X, 2, feature_names=names)
+    page = Page(result.to_html(votes=voted, collisions=checks, leave_one_out=removed, true_labels=[7]))
     assert sum(attrs.get("class") == "true" for _, attrs in page.elements) == 1
     assert page.texts.count("Votes of the repetitions") == page.texts.count("Collision check") == 2
     bars = [attrs for tag, attrs in page.elements if tag == "rect" and attrs.get("rx") == "1.5"]
@@ -36,7 +36,7 @@ def test_page():
     (agreed, *_) = (text for text in page.texts if "Agreement of the hash functions" in text)
     assert "is in the top 5: " in agreed
     assert "not that the label is right" in agreed
-    alone = Page(result.to_html(removals=explain.removals(model, X, 4)))
+    alone = Page(result.to_html(leave_one_out=explain.leave_one_out(model, X, 4)))
     assert any("leave the top 4" in text for text in alone.texts)
     Page(explain.contrast(model, X, 3, 7).to_html())
     Page(explain.integrated_gradients(model, X, 3, baseline=X).to_html())  # no effect at all

@@ -43,7 +43,7 @@ def test_an_explanation_names_the_scales_of_its_scores(merge, score):
     assert (content["scale"], content["model_scale"]) == (found.scale, merge)
     assert content["model_scores"] == found.model_scores.tolist()
     words = mach_ext.nn.SCALES
-    page = Page(found.to_html(removals=explain.removals(model, X, 2)))
+    page = Page(found.to_html(leave_one_out=explain.leave_one_out(model, X, 2)))
     assert page.texts.count(f"score ({words[found.scale]})") == 3
     ranks = [text for text in page.texts if "by which the model ranks" in text]
     expected = [] if found.scale == merge else 3 * [f"{words[merge]}, by which the model ranks"]

@@ -79,7 +79,7 @@ def test_agreement_is_that_of_the_merged_votes():
 def test_fewer_labels_than_the_usual_k(labels):
     model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=4)
     x = draw(n=1)
-    assert explain.votes(model, x).labels.tolist() == explain.removals(model, x).labels.tolist()
+    assert explain.votes(model, x).labels.tolist() == explain.leave_one_out(model, x).labels.tolist()
     assert explain.votes(model, x).k == labels
     assert len(next(explain.explain_topk(model, x)).labels) == labels
     for label in range(labels):
@@ -89,9 +89,9 @@ def test_fewer_labels_than_the_usual_k(labels):
         found.to_html(
             votes=explain.votes(model, x),
             collisions=[explain.collisions(model, x, label) for label in range(labels)],
-            removals=explain.removals(model, x),
+            leave_one_out=explain.leave_one_out(model, x),
         )
     )
-    for call in (explain.votes, explain.removals):
+    for call in (explain.votes, explain.leave_one_out):
         with pytest.raises(ValueError, match=rf"k must be in 1 \.\.\. L={labels}, got 5"):
             call(model, x, k=5)

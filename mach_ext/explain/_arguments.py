@@ -37,7 +37,7 @@ def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
 
 
 def check_document(op: str, model: Any, X: Any) -> Any:
-    """The same of one document."""
+    """`check_documents` of a single document [1, D]."""
     document = check_documents(op, model, X)
     if document.shape[0] != 1:
         raise ValueError(

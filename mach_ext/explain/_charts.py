@@ -17,7 +17,6 @@ from mach_ext.merges import SCALES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 
 

@@ -45,11 +45,11 @@ def decode_one(op: str, model: MACH, X: Any, k: int | None) -> Decoded:
 
 def own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.float64]:  # [N, m]
     """Scores of some labels by the model's own merge."""
-    asked = torch.from_numpy(labels).to(model.bucket_bias.device)
+    ids = torch.from_numpy(labels).to(model.bucket_bias.device)
     with evaluating(model):
-        scores = model.label_scores(*document_tensors(model, X), asked, "model", dropout=False)
-    found: NDArray[np.float64] = scores.double().cpu().numpy()
-    return found
+        scores = model.label_scores(*document_tensors(model, X), ids, "model", dropout=False)
+    merged: NDArray[np.float64] = scores.double().cpu().numpy()
+    return merged
 
 
 def rival_of(label: int, best: NDArray[np.int64], k: int) -> int:

@@ -131,7 +131,7 @@ class DocumentPath:
 
 
 def block_size(numbers: int) -> int:
-    """How many things of so many float64 numbers each keep temporaries within BLOCK_BYTES."""
+    """How many items of `numbers` float64 values each keep temporaries within BLOCK_BYTES."""
     return max(1, BLOCK_BYTES // (8 * numbers))
 
 

@@ -94,7 +94,7 @@ QUESTIONS = {
     "predict": lambda model: model.predict(X, 5),
     "integrated_gradients": lambda model: vars(explain.integrated_gradients(model, X[0], [3, 7])),
     "votes": lambda model: explain.votes(model, X[0], [3, 7]),
-    "removals": lambda model: explain.removals(model, X[0], 3),
+    "leave_one_out": lambda model: explain.leave_one_out(model, X[0], 3),
     "collisions": lambda model: explain.collisions(model, X[0], 3),
     "perturb": lambda model: attack.FGSM(model, goal="positive", k=3).perturb(X, Y, 0.3).predict(5),
     "attack.evaluate": lambda model: attack.evaluate(model, X, Y, epsilons=[0, 0.1], resamples=0),
@@ -269,7 +269,7 @@ def train(model):
 
 WORK = {
     "predict": lambda model: model.predict(WIDE, 5),
-    "explain": lambda model: explain.removals(model, WIDE[0], 3),
+    "explain": lambda model: explain.leave_one_out(model, WIDE[0], 3),
     "attack": lambda model: attack.FGSM(model).perturb(WIDE, WIDE_LABELS, 0.1).predict(3),
     "train": train,
     "products": lambda model: torch.ones(700, 700) @ torch.ones(700, 700),

@@ -100,11 +100,11 @@ class RunExplanation:
     columns: data.Columns
 
     @functools.cached_property
-    def leave_one_out(self) -> explain.Removals:
+    def leave_one_out(self) -> explain.LeaveOneOut:
         """What leaving out a feature does to the top k, for the features that count most for some label."""
         effects = np.abs(self.explanation.attributions)
         largest = np.unique(np.argsort(-effects, axis=1)[:, : self.features])
-        return explain.removals(
+        return explain.leave_one_out(
             self.model,
             self.document.X,
             self.k,

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import mach_ext
-from mach_ext import cli, data, explain, report
+from mach_ext import _page, cli, data, explain, report
 from mach_ext.data import Vectorizer
+from mach_ext.explain import _charts, _report
 
 # Five sentences of each language, as people write them.
 SENTENCES = {
@@ -337,8 +338,8 @@ def test_overlapping_pairs_share_their_effect():
         "cat": f"{effect['cat']:+.4f}",
     }
     words = [(0, 2, 4.0), (1, 2, -1.0), (1, 3, 2.0)]
-    scales = [report._shade(share, 5.0) for share in (2.0, 2.0 - 1.0 + 1.0, 1.0)]
-    assert [piece.style for piece in report._shaded("東京都", words, 5.0)] == scales
+    scales = [_charts.shade(share, 5.0) for share in (2.0, 2.0 - 1.0 + 1.0, 1.0)]
+    assert [piece.style for piece in _report._shaded("東京都", words, 5.0)] == scales
 
 
 @pytest.mark.parametrize(("language", "text"), TEXTS)
@@ -363,7 +364,7 @@ def test_names_are_cut_between_letters_and_fill_their_columns():
     assert report.shortened("a" * 10**6, 300) == "a" * 299 + "…"
     vectorizer = Vectorizer(["東京", "हिन्दी", "word"], [1.0] * 3)
     lines = report.attribution_lines(explained(vectorizer, "東京 हिन्दी word"), 1)
-    assert len({report._width(line.partition("|")[0]) for line in lines}) == 1
+    assert len({_page.text_width(line.partition("|")[0]) for line in lines}) == 1
 
 
 def test_charts_of_scripts_without_a_font(tmp_path):

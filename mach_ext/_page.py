@@ -1,0 +1,103 @@
+"""What the pages of explanations and attacks share: colours, numbers in words, letters, the templates."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from mach_ext._terminal import UNSAFE, one_line
+
+FOR, AGAINST = "#2166ac", "#c8571b"
+NO_GLYPH = "\ufffd"
+
+
+def percent(share: float) -> str:
+    """A share of things counted, so that 0 and 100 % mean none and all, never a number rounded to that.
+
+    Example:
+        >>> from mach_ext.report import percent
+        >>> percent(1.0), percent(0.9996), percent(0.5), percent(0.0004)
+        ('100.0 %', '> 99.9 %', '50.0 %', '< 0.1 %')
+    """
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %"
+
+
+def chance(probability: float) -> str:
+    """A probability in percent: an estimate is never 0 or 1, whatever it was rounded to.
+
+    Example:
+        >>> from mach_ext.report import chance
+        >>> chance(1.0), chance(0.0)
+        ('> 99.9 %', '< 0.1 %')
+    """
+    return percent(min(max(probability, 1e-9), 1 - 1e-9))
+
+
+def shortened(text: str, width: int) -> str:
+    """A text on one line of a terminal, cut to so many columns, never between a letter and its marks."""
+    text = one_line(text)
+    columns = end = 0
+    for i, c in enumerate(text):
+        columns += text_width(c)
+        if columns > width:
+            return text[:end] + "…"
+        if columns < width:
+            end = i + 1
+    return text
+
+
+def text_width(text: str) -> int:
+    """Columns that a terminal gives a text: two for a wide letter, none for a mark."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf")
+        else 2 if unicodedata.east_asian_width(c) in "WF"
+        else 1
+        for c in text
+    )  # fmt: skip
+
+
+def match_fonts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts, and the fonts that have their letters. A letter that no font here has becomes U+FFFD."""
+    from matplotlib import font_manager, rcParams
+
+    files: dict[str, Any] = {
+        name: font_manager.findfont(font_manager.FontProperties(family=[name]))
+        for name in rcParams["font.family"]
+    }
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        if (font.style, font.weight) == ("normal", 400) and "Last Resort" not in font.name:
+            files.setdefault(font.name, font.fname)
+    missing, fonts = set("".join(texts)), []
+    for name, file in files.items():
+        letters = set(map(chr, font_manager.get_font(file).get_charmap()))
+        if missing & letters:
+            missing -= letters
+            fonts.append(name)
+        if not missing:
+            break
+    shown = str.maketrans(dict.fromkeys(missing, NO_GLYPH))
+    return [text.translate(shown) for text in texts], fonts
+
+
+def render(package: str, template: str, **content: Any) -> str:
+    """The page. U+FFFD stands for controls, overrides of the writing direction and what UTF-8 can't carry."""
+    page: str = _template(package, template).render(FOR=FOR, AGAINST=AGAINST, **content)
+    return UNSAFE.sub(lambda match: match[0] if match[0] in "\t\n\r" else "\ufffd", page)
+
+
+@functools.cache
+def _template(package: str, name: str) -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["shortened"] = shortened
+    return environment.get_template(name)

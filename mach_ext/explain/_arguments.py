@@ -1,0 +1,167 @@
+"""Documents, ids and names as users give them: checked, and in the form that the computations take."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mach_ext.data import attachments as kept
+from mach_ext.data import check_columns, name_key
+from mach_ext.nn import MACH
+
+Labels: TypeAlias = "int | str | Sequence[int | str] | NDArray[Any] | Tensor"
+Names: TypeAlias = "Sequence[str] | None"
+SCORES = ("logit", "model")
+
+
+def check_model(op: str, model: Any) -> None:
+    if not isinstance(model, MACH):
+        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+
+
+def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
+    """Canonical CSR without stored zeros, of the model's D columns."""
+    check_model(op, model)
+    X = check_columns(X, f"{op}: {name}", model.num_features)
+    if (X.data == 0).any():
+        X = X.copy()
+        X.eliminate_zeros()
+    return X
+
+
+def check_document(op: str, model: Any, X: Any) -> Any:
+    """`check_documents` of a single document [1, D]."""
+    document = check_documents(op, model, X)
+    if document.shape[0] != 1:
+        raise ValueError(
+            f"{op}: X must be one document [1, D], got shape {document.shape}; explain_topk takes many"
+        )
+    return document
+
+
+def check_features(op: str, features: NDArray[Any]) -> None:
+    """A document without features has nothing to explain."""
+    if not features.size:
+        raise ValueError(f"{op}: X: a document must have a feature to be explained, got none")
+
+
+def values_at(row: Any, features: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Values of a CSR row at the given features, among which are all of its own."""
+    values = np.zeros(len(features), np.float32)
+    values[np.searchsorted(features, row.indices)] = row.data
+    return values
+
+
+def values_dtype(model: MACH) -> torch.dtype:
+    return torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
+
+
+def document_tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:
+    device = model.bucket_bias.device
+    values = torch.from_numpy(X.data).to(device, values_dtype(model))
+    return values, torch.from_numpy(X.indices).to(device), torch.from_numpy(X.indptr).to(device)
+
+
+def resolve_labels(
+    op: str, model: MACH, labels: Labels, names: Sequence[str], documents: int | None = None
+) -> NDArray[np.int64]:
+    """Ids of labels given by id or name, [m]; with `documents` N also [N, m].
+
+    Raises:
+        TypeError, ValueError: Out of range, unknown or ambiguous name, none at all.
+    """
+    ids = resolve_ids(op, "label", labels, model.num_labels, "L", names)
+    if ids.ndim == 2 and (documents is None or ids.shape[0] != documents):
+        rule = "[m]" if documents is None else f"[m] or [N={documents}, m]"
+        raise ValueError(f"{op}: labels must be {rule}, got {list(ids.shape)}")
+    return ids
+
+
+def resolve_ids(
+    op: str, kind: str, given: Any, count: int, size: str, names: Sequence[str]
+) -> NDArray[np.int64]:
+    if isinstance(given, Tensor):
+        given = given.cpu().numpy()
+    if isinstance(given, (str, int, np.integer)):
+        given = [given]
+    if isinstance(given, (list, tuple)) and any(isinstance(one, str) for one in given):
+        given = [_id_of(op, kind, one, names) if isinstance(one, str) else one for one in given]
+    if isinstance(given, np.ndarray) and given.dtype.kind in "UO":
+        return resolve_ids(op, kind, given.tolist(), count, size, names)
+    if isinstance(given, (list, tuple)):
+        for one in given:
+            if isinstance(one, int) and not 0 <= one < count:  # which may be beyond int64
+                raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {one}")
+    ids = np.asarray(given)
+    if ids.size == 0:
+        raise ValueError(f"{op}: {kind}s must be at least one, got none")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{op}: {kind}s must be ids (integers) or names, got {ids.dtype}")
+    if ids.ndim not in (1, 2):
+        raise ValueError(f"{op}: {kind}s must be one list, got shape {list(ids.shape)}")
+    wrong = ids[(ids < 0) | (ids >= count)]
+    if wrong.size:
+        raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {wrong[0]}")
+    return ids.astype(np.int64)
+
+
+def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
+    if isinstance(names, Numbers):
+        if name.isdecimal():
+            return int(name)
+        raise ValueError(f"{op}: the model keeps no {kind} names; give {kind}s by number, got {name!r}")
+    found = [i for i, other in enumerate(names) if other == name]
+    if not found:  # the same letters in another Unicode form
+        found = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
+    if len(found) > 1:
+        raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
+    if not found and name.isdecimal():  # a name of digits comes before a number
+        return int(name)
+    if not found:
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        close = sorted((other for other in names if word.search(other)), key=len)[:3]
+        close = close or (difflib.get_close_matches(name, names, 3) if len(names) < 100_000 else [])
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(f"{op}: the model has no {kind} {name!r}{hint}")
+    return found[0]
+
+
+def id_in_words(index: int, names: Sequence[str]) -> str:
+    return f"{index}" if isinstance(names, Numbers) else f"{index} ({names[index]!r})"
+
+
+class Numbers(Sequence[str]):
+    """Ids as their own names."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return str(index)
+
+    def __len__(self) -> int:
+        return 2**31
+
+
+def label_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
+    if names is None:
+        names = kept.label_names(model.attachments, model.num_labels)
+    return _names(op, "label", names, model.num_labels, "L")
+
+
+def feature_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
+    if names is None:
+        names = kept.feature_names(model.attachments, model.num_features)
+    return _names(op, "feature", names, model.num_features, "D")
+
+
+def _names(op: str, kind: str, names: Names, count: int, size: str) -> Sequence[str]:
+    if names is None:
+        return Numbers()
+    if not isinstance(names, Numbers) and len(names) != count:
+        raise ValueError(f"{op}: {kind}_names must be {size}={count} names, got {len(names)}")
+    return names

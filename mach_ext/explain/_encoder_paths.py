@@ -1,0 +1,189 @@
+"""The path from a baseline to a document through each kind of encoder: none, or one or two hidden layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from mach_ext import functional as F
+from mach_ext.explain._arguments import check_model, document_tensors, values_dtype
+from mach_ext.explain._path import (
+    DocumentPath,
+    Nodes,
+    active_fraction,
+    block_size,
+    is_mean_logit,
+    merge_gradient,
+)
+from mach_ext.nn import MACH, check_parameters, first_layer
+
+
+class LinearPath(DocumentPath):
+    """Linear MACH: a bucket's logit is affine along the path, and only the merge can bend the score."""
+
+    def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        super().__init__(op, model, X, baseline)
+        self.numbers_a_label = model.num_repetitions * len(self.features)
+
+    def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
+        weight = first_layer(self.model).weight
+        return torch.stack([w[self.features[:, None], b] for w, b in zip(weight, buckets, strict=True)])
+
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        both = torch.stack((self.x, self.b)).to(values_dtype(self.model))
+        at = torch.arange(both.numel(), device=self.device)
+        indices, indptr = at % both.shape[1], at.new_tensor([0, both.shape[1], both.numel()])
+        return F.bucket_forward(both.flatten(), indices, indptr, None, None, columns, bias, validate=False)
+
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:  # [m, R]
+        R, _, m = columns.shape
+        if is_mean_logit(self.model, score):
+            return self.x.new_full((m, R), 1 / R)
+        assert nodes is not None
+        start, step = ((v @ columns.double()).T for v in (self.b, self.x - self.b))  # [m, R]
+        start = start + bias.T
+        pulled = torch.zeros_like(start)
+        for position, weight in zip(*nodes, strict=True):
+            pulled += weight * merge_gradient(self.model, start + position * step)
+        return pulled
+
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        return self.project(columns, pulled).sum(1)
+
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        return torch.einsum("mr,rdm->md", pulled, columns.double()) * (self.x - self.b)
+
+
+class HiddenPath(DocumentPath):
+    """One or two hidden layers, shared by the repetitions (C = 1) or one encoder each (C = R).
+
+    `start` and `step` [C, H1]: pre-activations of the first layer are start + a * step.
+    """
+
+    def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        super().__init__(op, model, X, baseline)
+        self.copies = model.num_repetitions if model.encoder == "independent" else 1
+        self.numbers_a_label = model.num_repetitions * max(model.hidden_sizes)
+        bias = first_layer(model).bias[0].double()
+        start, step = bias.clone(), torch.zeros_like(bias)
+        for at, weight in self._encoder_rows():
+            start += self.b[at] @ weight
+            step += (self.x - self.b)[at] @ weight
+        self.start, self.step = (t.view(self.copies, -1) for t in (start, step))
+
+    def _encoder_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows [nnz, C * H1] of the encoder's weight for the document's features, block by block."""
+        encoder = first_layer(self.model).weight[0]
+        size = block_size(encoder.shape[1])
+        for begin in range(0, len(self.features), size):
+            at = slice(begin, begin + size)
+            if self._only_rows is None or size < len(self.features):
+                self._only_rows = encoder.index_select(0, self.features[at]).double()
+            yield at, self._only_rows
+
+    _only_rows: Tensor | None = None  # kept where one block is all
+
+    def columns(self, buckets: Tensor) -> Tensor:  # [R, H, m]
+        weight = self.model.bucket_weight.detach()
+        return torch.stack([w.index_select(1, b) for w, b in zip(weight, buckets, strict=True)])
+
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        return F.bucket_logits(self._hidden, columns, bias)
+
+    @functools.cached_property
+    def _hidden(self) -> Tensor:
+        both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
+        return self.model.encode(*document_tensors(self.model, both), validate=False, dropout=False)
+
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        return pulled @ self.step.flatten()
+
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        rows = torch.cat([pulled @ weight.T for _, weight in self._encoder_rows()], 1)
+        return rows * (self.x - self.b)
+
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:  # [m, C * H1]
+        if not is_mean_logit(self.model, score):
+            assert nodes is not None
+            return self._pull_merged(columns, bias, nodes)
+        # The label's weight on each last-layer unit, [C, H, m], but for 1 / R: the sum over its R buckets, or
+        # with an encoder for each of them a term each.
+        R = self.model.num_repetitions
+        units = columns.double() if self.copies == R else columns.sum(0, keepdim=True, dtype=torch.float64)
+        if len(self.model.hidden_sizes) == 1:
+            first = units * self.activity(nodes).unsqueeze(2)
+        else:
+            first = self.joint_weight(nodes) @ units
+        return first.flatten(0, 1).T / R
+
+    def activity(self, nodes: Nodes | None) -> Tensor:  # [C, H1]
+        """Fraction of the path on which each first-layer unit is active."""
+        if nodes is None:
+            return active_fraction(self.start, self.start + self.step)
+        activity = torch.zeros_like(self.start)
+        for position, weight in zip(*nodes, strict=True):
+            activity += weight * (self.start + position * self.step > 0)
+        return activity
+
+    def joint_weight(self, nodes: Nodes | None) -> Tensor:  # [C, H1, H2]
+        """Second layer's weight times the fraction of the path on which both of its units are active.
+
+        A matrix product of the first layer's state on each piece (or at each node) with the measure of the
+        piece on which a second-layer unit is active.
+        """
+        joint = []
+        for c, (start, step) in enumerate(zip(self.start, self.step, strict=True)):
+            weight = self.model.hidden_weight[c].detach().double()
+            bias = self.model.hidden_bias[c].detach().double()
+            if nodes is None:
+                cuts = -start / step  # NaN or infinite where a unit does not move
+                cuts = cuts[(cuts > 0) & (cuts < 1)].unique()  # sorted
+                cuts = torch.cat((cuts.new_zeros(1), cuts, cuts.new_ones(1)))
+                at, length = (cuts[1:] + cuts[:-1]) / 2, cuts.diff()
+                second = (start + cuts[:, None] * step).relu() @ weight + bias  # [T + 1, H2]
+                measure = active_fraction(second[:-1], second[1:]) * length[:, None]
+            else:
+                at, length = nodes
+                second = (start + at[:, None] * step).relu() @ weight + bias  # [S, H2]
+                measure = (second > 0) * length[:, None]
+            first = start + at[:, None] * step > 0
+            joint.append(weight * (first.double().T @ measure))
+        return torch.stack(joint)
+
+    def _pull_merged(self, columns: Tensor, bias: Tensor, nodes: Nodes) -> Tensor:  # [m, C * H1]
+        """For scores that bend: the chain rule at each node, as many nodes at a time as fit."""
+        model, C = self.model, self.copies
+        R, _, m = columns.shape
+        columns, bias = columns.double(), bias.double().unsqueeze(1)
+        two = len(model.hidden_sizes) == 2
+        if two:
+            second_weight = model.hidden_weight.detach().double()  # [C, H1, H2]
+            second_bias = model.hidden_bias.detach().double().unsqueeze(1)  # [C, 1, H2]
+        pulled = self.x.new_zeros(C, m, self.start.shape[1])
+        size = block_size(m * C * max(model.hidden_sizes))
+        for at, node_weights in zip(nodes[0].split(size), nodes[1].split(size), strict=True):
+            first = self.start[:, None] + at[:, None] * self.step[:, None]  # [C, S, H1]
+            last = first.relu()
+            if two:
+                second = last @ second_weight + second_bias  # [C, S, H2]
+                last = second.relu()
+            logits = last.expand(R, -1, -1) @ columns + bias  # [R, S, m]
+            gradient = merge_gradient(model, logits.permute(1, 2, 0)) * node_weights[:, None, None]
+            # To the last hidden layer, [C, S, m, H]: summed over the repetitions that share it.
+            subscripts = "smr,rhm->smh" if C == 1 else "smr,rhm->rsmh"
+            back = torch.einsum(subscripts, gradient, columns).view(C, len(at), m, -1)
+            if two:
+                back = (back * (second > 0).unsqueeze(2)) @ second_weight.mT.unsqueeze(1)
+            pulled += (back * (first > 0).unsqueeze(2)).sum(1)
+        return pulled.transpose(0, 1).flatten(1)
+
+
+def path_of(op: str, model: MACH, X: Any, baseline: Any) -> DocumentPath:
+    check_model(op, model)
+    check_parameters(op, model)
+    return (LinearPath if model.is_linear else HiddenPath)(op, model, X, baseline)

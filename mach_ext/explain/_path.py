@@ -1,0 +1,167 @@
+"""What the paths from a baseline to a document share: both ends, blocks of labels, rules of integration."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mach_ext import functional as F
+from mach_ext._memory import check_import, check_memory
+from mach_ext.explain._arguments import check_document, check_documents, check_features, values_at
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH, check_scores, evaluating
+
+BLOCK_BYTES = 1 << 24  # temporaries of any loop over a path: 16 MiB
+PANEL = 32  # Gauss-Legendre nodes on each piece of the path when the number of steps is found
+Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is integrated, and how: the checked arguments of `integrated_gradients`."""
+
+    score: str
+    method: str
+    n_steps: int | None
+    tolerance: float
+    max_steps: int
+
+
+class Block(NamedTuple):
+    """What is known of some labels."""
+
+    attributions: Tensor  # [m, nnz]
+    scores: Tensor  # [m, 2], of document and baseline
+    steps: int
+    met: bool  # the tolerance
+
+
+class DocumentPath:
+    """The straight path from baseline to document, as far as it is the same for all labels; float64.
+
+    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull` takes them
+    to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged along the
+    path; `project` takes that to the features; `total` is the sum of a row of `project`. With `nodes` None
+    averages are exact (logit scores only), else sums over the nodes.
+    """
+
+    numbers_a_label: int  # of `columns`
+
+    def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        self.op, self.model = op, model
+        self.document = check_document(op, model, X)
+        self.baseline = scipy.sparse.csr_matrix((1, model.num_features), dtype=np.float32)
+        if baseline is not None:
+            self.baseline = check_documents(op, model, baseline, "baseline")
+            if self.baseline.shape[0] != 1:
+                raise ValueError(f"{op}: baseline must be one document [1, D], got {self.baseline.shape}")
+        features = np.union1d(self.document.indices, self.baseline.indices).astype(np.int64)
+        check_features(op, features)
+        self.device = model.bucket_bias.device
+        self.features = torch.from_numpy(features).to(self.device)  # [nnz]
+        self.x, self.b = (  # [nnz]
+            torch.from_numpy(values_at(row, features).astype(np.float64)).to(self.device)
+            for row in (self.document, self.baseline)
+        )
+
+    def label_blocks(self, ids: NDArray[np.int64]) -> list[Tensor]:
+        """Labels, as many at a time as keep temporaries within BLOCK_BYTES."""
+        return list(torch.from_numpy(ids).to(self.device).split(block_size(self.numbers_a_label)))
+
+    def explain(self, labels: Tensor, rule: Rule) -> Block:
+        buckets = self.model.hash.buckets_of(labels).long()  # [R, m]
+        columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
+        scores = self.scores(columns, bias, rule.score)
+        steps, met = rule.n_steps or 0, True
+        if rule.method == "exact":
+            pulled = self.pull(columns, bias, rule.score, None)
+        elif rule.n_steps is not None:
+            pulled = self.pull(columns, bias, rule.score, self.nodes(steps, steps))
+        else:
+            change = (scores[:, 0] - scores[:, 1]).double()
+            bound = rule.tolerance * scores.abs().sum(1)
+            steps, met, met_before = PANEL, False, False
+            while True:
+                pulled = self.pull(columns, bias, rule.score, self.nodes(steps, PANEL))
+                met = bool(((self.total(columns, pulled) - change).abs() <= bound).all())
+                if (met and met_before) or 2 * steps > rule.max_steps:
+                    break
+                steps, met_before = 2 * steps, met
+        return Block(self.project(columns, pulled), scores, steps, met)
+
+    def nodes(self, steps: int, panel: int) -> Nodes:
+        """The Gauss-Legendre rule of `panel` nodes on each of steps / panel equal pieces of the path."""
+        check_memory("integrated_gradients: nodes", 32 * steps, "lower n_steps or max_steps", steps=steps)
+        positions, weights = _legendre(panel)
+        pieces = steps // panel
+        at = (np.arange(pieces)[:, None] + positions) / pieces
+        numbers = np.stack((at.ravel(), np.tile(weights / pieces, pieces)))
+        return tuple(torch.from_numpy(numbers).to(self.device))
+
+    def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
+        """Of document and baseline, by the model's own operators on the labels' part of its weights."""
+        merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
+        with evaluating(self.model):
+            logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
+            scores = merge.label_scores(logits)
+            check_scores(self.op, self.model, scores)
+            return scores.T
+
+    def columns(self, buckets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def logits(self, columns: Tensor, bias: Tensor) -> Tensor:  # [2, R, m]
+        raise NotImplementedError
+
+    def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:
+        raise NotImplementedError
+
+    def total(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m]
+        raise NotImplementedError
+
+    def project(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m, nnz]
+        raise NotImplementedError
+
+
+def block_size(numbers: int) -> int:
+    """How many items of `numbers` float64 values each keep temporaries within BLOCK_BYTES."""
+    return max(1, BLOCK_BYTES // (8 * numbers))
+
+
+def active_fraction(start: Tensor, end: Tensor) -> Tensor:
+    """Fraction of [0, 1] on which start + a * (end - start) is above 0."""
+    positive = torch.maximum(start, end).relu() - torch.minimum(start, end).relu()
+    crossing = positive / (end - start).abs()
+    same = (start > 0) == (end > 0)
+    return torch.where(same, (start > 0).double(), crossing)
+
+
+def merge_gradient(model: MACH, logits: Tensor) -> Tensor:
+    """Derivative of the model's own score to the R logits of a label, [S, m, R] or [m, R]."""
+    merge = MODEL_MERGES[model.merge]
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        votes = merge.transformed(logits)
+        score = F.merge_repetitions(votes.reshape(1, -1, votes.shape[-1]), merge.reduction).sum()
+    (gradient,) = torch.autograd.grad(score, logits)
+    return gradient
+
+
+def is_mean_logit(model: MACH, score: str) -> bool:
+    return score == "logit" or model.merge == "mean_logit"
+
+
+@functools.lru_cache(maxsize=16)
+def _legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    check_import("scipy.special")
+    from scipy import special  # a tenth of a second to import
+
+    positions, weights = special.roots_legendre(n)
+    return (positions + 1) / 2, weights / 2

@@ -1,0 +1,190 @@
+"""The page of an explanation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mach_ext._deprecation import renamed_argument
+from mach_ext._page import chance, render
+from mach_ext.data import Vectorizer
+from mach_ext.explain._attributions import Attributions
+from mach_ext.explain._charts import bars_chart, shade, votes_chart
+from mach_ext.explain.ablation import LeaveOneOut
+from mach_ext.explain.collision_check import Collisions
+from mach_ext.explain.voting import Votes
+from mach_ext.merges import SCALES
+
+_SHOWN_FEATURES = 20  # as bars
+_SHOWN_WORDS = 120  # of documents that are known by their features only
+_VERDICTS = {
+    "signal": "its own votes keep it in the top k",
+    "collision": "without its bucket mates' votes it leaves the top k",
+    "undecided": "no vote is its own",
+    "not predicted": "outside the top k",
+    "": "",
+}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of text; `style` shades it, `title` says its effect."""
+
+    text: str
+    style: str = ""
+    title: str = ""
+
+
+@renamed_argument("removals", "leave_one_out")
+def explanation_page(
+    explanation: Attributions,
+    votes: Votes | None = None,
+    collisions: Sequence[Collisions] = (),
+    leave_one_out: LeaveOneOut | None = None,
+    vectorizer: Vectorizer | None = None,
+    title: str = "Explanation",
+    true_labels: Sequence[int] | None = None,
+) -> str:
+    """The page of one document and its labels, as HTML text.
+
+    Args:
+        explanation: Its labels are the page's tabs.
+        votes: Of the same labels, in any order.
+        collisions: Of some of them.
+        leave_one_out: Of the document.
+        vectorizer: Finds the features in `explanation.text`; without it features are shown by name.
+        title: The page's.
+        true_labels: Which labels are right, where that is known: they get a mark.
+    """
+    in_text = explanation.text is not None and vectorizer is not None
+    checked = {one.label: one for one in collisions}
+    tabs = [
+        {
+            **_tab(explanation, row, vectorizer),
+            "true": true_labels is not None and label in true_labels,
+            "votes": _votes_of(label, votes, checked.get(label)),
+            "collisions": checked.get(label),
+        }
+        for row, label in enumerate(explanation.labels.tolist())
+    ]
+    return render(
+        "mach_ext.explain",
+        "page.html.jinja",
+        title=title,
+        tabs=tabs,
+        explanation=explanation,
+        verdicts=_VERDICTS,
+        leave_one_out=_leave_one_out_rows(leave_one_out),
+        leave_one_out_scale="" if leave_one_out is None else SCALES[leave_one_out.merge],
+        scale=SCALES[explanation.scale],
+        model_scale=SCALES[explanation.model_scale],
+        chance=chance,
+        infinity=math.inf,
+        leave_one_out_labels=[] if leave_one_out is None else leave_one_out.label_names,
+        in_text=in_text,
+        overlapping=any(", " in piece.title for tab in tabs for piece in tab["pieces"]),
+        k=None if votes is None else votes.k,
+    )
+
+
+def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> dict[str, Any]:
+    """What the tab of a label shows of its attributions."""
+    effects = explanation.attributions[row]
+    scale = float(np.abs(effects).max()) or 1.0
+    label = int(explanation.labels[row])
+    top = explanation.top(_SHOWN_FEATURES, label)
+    in_text = explanation.text is not None and vectorizer is not None
+    return {
+        "name": explanation.label_names[row],
+        "id": label,
+        "score": explanation.scores[row],
+        "model_score": explanation.model_scores[row],
+        "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
+        "baseline": explanation.baseline_scores[row],
+        "delta": explanation.delta[row],
+        "pieces": _pieces(explanation, row, scale, vectorizer),
+        "chart": bars_chart(top, scale),
+        "others": len(explanation.features) - len(top),
+        "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
+        "rest": float(effects.sum() - sum(effect for _, effect in top)),
+    }
+
+
+def _votes_of(label: int, votes: Votes | None, check: Collisions | None) -> dict[str, Any] | None:
+    """What the tab of a label shows of its votes; None: nothing is known of them."""
+    if votes is None or label not in votes.labels:
+        return None
+    at = votes.labels.tolist().index(label)
+    return {
+        "chart": votes_chart(votes.logits[at], check),
+        "spread": votes.spread[at],
+        "error": votes.standard_error[at],
+        "agreement": votes.agreement[at],
+    }
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+    """The text cut into shaded words and what is between them; without text, features by effect."""
+    effects = explanation.attributions[row]
+    if explanation.text is None or vectorizer is None:
+        order = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN_WORDS]
+        return [
+            _Piece(explanation.feature_names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
+            for i in order
+        ]
+    effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
+    words = [
+        (start, end, effect_of[feature])
+        for start, end, feature in vectorizer.words(explanation.text)
+        if feature in effect_of  # not so where the vocabulary lacks the word
+    ]
+    return _shaded(explanation.text, words, scale)
+
+
+def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) -> list[_Piece]:
+    """The text cut where words (start, end, effect) begin and end.
+
+    Each word divides its effect among its pieces by their lengths. A piece is shaded by the sum of its parts.
+    """
+    cuts = sorted({0, len(text), *(start for start, _, _ in words), *(end for _, end, _ in words)})
+    at = {cut: i for i, cut in enumerate(cuts)}
+    over: list[list[tuple[int, int, float]]] = [[] for _ in cuts]  # the words over each piece
+    for word in words:
+        for i in range(at[word[0]], at[word[1]]):
+            over[i].append(word)
+    pieces = []
+    for (start, end), some in zip(itertools.pairwise(cuts), over, strict=False):
+        share = sum(effect * (end - start) / (last - first) for first, last, effect in some)
+        title = ", ".join(f"{text[first:last]} {effect:+.4f}" for first, last, effect in some)
+        if len(some) == 1:
+            title = f"{some[0][2]:+.4f}"
+        pieces.append(_Piece(text[start:end], shade(share, scale) if some else "", title))
+    return pieces
+
+
+def _leave_one_out_rows(leave_one_out: LeaveOneOut | None) -> list[dict[str, Any]]:
+    """Features by their largest effect on a label of the top k."""
+    if leave_one_out is None:
+        return []
+    order = np.argsort(-np.abs(leave_one_out.changes).max(1), kind="stable")[:8]
+    scale = float(np.abs(leave_one_out.changes).max()) or 1.0
+    return [
+        {
+            "name": leave_one_out.feature_names[i],
+            "cells": [
+                {"text": f"{change:+.2f}".replace("-", "\u2212"), "style": shade(change, scale)}
+                for change in leave_one_out.changes[i].tolist()
+            ],
+            "left": len(leave_one_out.left[i]),
+        }
+        for i in order.tolist()
+    ]

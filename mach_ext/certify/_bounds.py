@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from mach_ext import functional as F
-from mach_ext.attack import Delete, Dense, Insert, ThreatModel, _below
+from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel, round_down
 from mach_ext.certify._forms import Hidden, Local, lines
 from mach_ext.certify._reach import Reach
 from mach_ext.nn import MACH, MODEL_MERGES
@@ -483,7 +483,7 @@ class Model:
             if not self.two_layers:
                 pieces = [self._slopes(local, direction, begin, end) for begin, end in direction.tiles()]
                 effect = torch.cat(pieces)
-                size = -effect.sign() * _below(epsilon, torch.float32)
+                size = -effect.sign() * round_down(epsilon, torch.float32)
                 keep = effect.abs().topk(self.new).indices if self.new else effect.nonzero()[:, 0]
                 keep = keep[effect[keep] != 0]
                 features = torch.cat((features, keep))

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from mach_ext.attack import Delete
+from mach_ext.attack.threats import Delete
 from mach_ext.certify._bounds import Model
 from mach_ext.nn import MACH
 

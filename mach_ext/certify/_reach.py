@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from mach_ext.attack import L1, L2, Delete, ThreatModel
+from mach_ext.attack.threats import L1, L2, Delete, ThreatModel
 
 
 class Reach:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.attack import Dense, ThreatModel, threat_model
+from mach_ext.attack.threats import Dense, ThreatModel, threat_model
 from mach_ext.certify._bounds import Model
 from mach_ext.certify._curve import _at, _zero
 from mach_ext.certify.result import Certificate

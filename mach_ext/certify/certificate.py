@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext._progress import tqdm
 from mach_ext.attack.threats import Dense, ThreatModel, threat_model
-from mach_ext.certify._bounds import Model
-from mach_ext.certify._curve import _at, _zero
+from mach_ext.certify._bounds import Bounds
+from mach_ext.certify._curve import Curve
 from mach_ext.certify.result import Certificate
 from mach_ext.data import check_csr, check_labels
 from mach_ext.nn import MACH, checked_k, evaluating
@@ -83,8 +81,8 @@ def certify(
         >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
         >>> X = scipy.sparse.random(3, 100, density=0.1, format="csr", dtype="float32", random_state=0)
         >>> Y = scipy.sparse.csr_matrix(([1, 1, 1], ([0, 1, 2], model.predict(X, 1)[1][:, 0])), (3, 500))
-        >>> found = mach_ext.certify.certify(model, X, Y, [0, 1e-6, 10], zero=False)
-        >>> found.precision(1).tolist()
+        >>> certificate = mach_ext.certify.certify(model, X, Y, [0, 1e-6, 10], zero=False)
+        >>> certificate.precision(1).tolist()
         [1.0, 1.0, 0.0]
     """
     op = "certify"
@@ -110,24 +108,10 @@ def certify(
         correct[n] = np.isin(labels[n], Y[n].indices)
 
     with evaluating(model):
-        bounds = Model(model, threat)
-        overtakers = np.full((len(grid), *labels.shape), k)
-        attained = np.broadcast_to(np.arange(k), overtakers.shape).copy()
-        alive = correct
-        with tqdm(total=len(grid) * len(labels), unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-            for e, epsilon in enumerate(grid):
-                if epsilon == 0:
-                    overtakers[e][correct] = np.nonzero(correct)[1]
-                else:
-                    overtakers[e], attained[e] = _at(bounds, X, labels, alive, epsilon, candidates)
-                alive = overtakers[e] < k
-                bar.update(len(labels))
-        attained = np.maximum.accumulate(attained, 0)
-        # Threat sets grow: what holds at a size holds at all smaller ones.
-        overtakers = np.minimum.accumulate(overtakers[::-1], 0)[::-1]
-        zeros = {}
-        for one in sorted({1, 3, 5, k} & set(range(k + 1))) if zero else ():
-            zeros[one] = _zero(bounds, X, labels, correct, overtakers, grid, one, candidates)
+        curve = Curve(Bounds(model, threat), X, labels, correct, candidates)
+        overtakers, attained = curve.over(grid, progress)
+        ranks = sorted({1, 3, 5, k} & set(range(k + 1))) if zero else ()
+        zeros = {rank: curve.zero(rank, grid, overtakers) for rank in ranks}
     return Certificate(str(threat), grid, labels, correct, overtakers, attained, zeros)
 
 
@@ -163,18 +147,10 @@ def margin_bounds(
         raise ValueError(f"{op}: pairs must be labels in [0, L={model.num_labels}), got {pairs.max()}")
     result = np.empty(len(pairs))
     with evaluating(model):
-        bounds = Model(model, threat)
-        for local in bounds.forms(X, range(X.shape[0]), float(epsilon)):
-            t, other = pairs[local.n].tolist()
-            label = torch.tensor([other], device=bounds.device)
-            if not local.finite:
-                result[local.n] = -math.inf
-                continue
-            if bounds.by_margin:
-                result[local.n] = float(bounds.margins(local, t, label)[0])
-                continue
-            gain, merge = bounds.gains(bounds.intervals(local), t)
-            result[local.n] = -float(F.merge_scores(gain[None], model.hash, label, merge)[0, 0])
+        bounds = Bounds(model, threat)
+        for form in bounds.propagation.forms(X, range(X.shape[0]), float(epsilon)):
+            t, other = pairs[form.n].tolist()
+            result[form.n] = bounds.lead(form, t, other)
     return result
 
 

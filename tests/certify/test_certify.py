@@ -15,7 +15,7 @@ from test_nn import ARCHITECTURES, MERGES, D, L, R, draw, model_of, tensors
 import mach_ext
 from mach_ext import certify
 from mach_ext.attack import FGSM, L1, L2, PGD, Delete, Dense, Greedy, Insert, Random, Support
-from mach_ext.certify import _bounds, _curve
+from mach_ext.certify import _bounds, _curve, _overtakers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPARSE = [Support(), Support(nonnegative=False), Insert(m=3), Insert(nonnegative=False, m=2), L1(), L2(),
@@ -272,14 +272,14 @@ def test_linear_top_1_is_certified_or_broken(threat):
     Y = right(model, X)
     grid = [0, 1, 2, 4] if isinstance(threat, Delete) else [0, 0.003, 0.01, 0.03, 0.1, 0.3, 1]
     tried = []
-    original = _curve._try
+    original = _curve.record_ranks
 
     def spy(model, labels, points, attained):
         tried.extend((n, *point) for n, _, point in points)
         original(model, labels, points, attained)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_curve, "_try", spy)
+        patch.setattr(_curve, "record_ranks", spy)
         found = certify.certify(model, X, Y, grid, threat_model=threat, zero=False)
     top = found.correct[:, 0]
     assert (found.certified(1)[:, top, 0] ^ found.broken(1)[:, top, 0]).all()
@@ -349,7 +349,7 @@ def test_many_labels_go_through_the_decode(monkeypatch):
     X = draw(n=12)
     Y, grid = right(model, X), [1e-5, 1e-3, 0.01, 0.1]
     many = certify.certify(model, X, Y, grid, zero=False)
-    monkeypatch.setattr(_bounds.Model, "_many_labels", False)
+    monkeypatch.setattr(_overtakers.Overtakers, "many_labels", False)
     swept = certify.certify(model, X, Y, grid, zero=False)
     np.testing.assert_array_equal(many.overtakers, swept.overtakers)
     assert 0 < many.precision(5)[1] < swept.precision(5)[0] + 1e-12
@@ -504,11 +504,12 @@ def test_what_vanishes_in_float32_is_covered(encoder, buckets):
         ranked = model.predict(sampled(Insert(m=2), X[n], size, rng), 5)[1]
         for label in found.labels[n][found.certified(5)[0, n]]:
             assert (ranked == label).any(1).all()
-    by_sweep = _bounds.Model(model, Insert(m=2))
-    for local in by_sweep.forms(X, range(X.shape[0]), size):
-        (kept,) = by_sweep.candidates(local, [int(found.labels[local.n, 0])])
-        others = torch.from_numpy(np.setdiff1d(np.arange(L), [*kept.tolist(), found.labels[local.n, 0]]))
-        lower = by_sweep.margins(local, int(found.labels[local.n, 0]), others)[0]
+    bounds = _bounds.Bounds(model, Insert(m=2))
+    for form in bounds.propagation.forms(X, range(X.shape[0]), size):
+        top = int(found.labels[form.n, 0])
+        (kept,) = bounds.candidates.sweep(form, [top])
+        others = torch.from_numpy(np.setdiff1d(np.arange(L), [*kept.tolist(), top]))
+        lower = bounds.margins.lower(form, top, others)[0]
         assert (lower > 0).all()  # what is left out stays behind
 
 

@@ -43,4 +43,4 @@ class Bounds:
         if network.by_margin:
             return float(self.margins.lower(form, t, label)[0])
         gain = self.intervals.gains(self.intervals.buckets(form), t)
-        return -float(F.merge_scores(gain[None], network.hash, label, network.reduction)[0, 0])
+        return -float(F.merge_scores(gain[None], network.hash, label, network.merge.reduction)[0, 0])

@@ -38,7 +38,7 @@ class Direction:
     def features(self, begin: int, end: int) -> Tensor:  # [T, K]
         network = self.network
         if self.a is not None:
-            return network.model.encoder_weight.detach()[begin:end].double() @ self.a.T
+            return network.first.weight[0, begin:end].double() @ self.a.T
         R = network.model.num_repetitions
         g = torch.zeros(end - begin, len(self.labels), dtype=torch.float64, device=network.device)
         for r in range(R):
@@ -59,7 +59,7 @@ class Insertion:
         self.up, self.down = self._extremes()
         self.norm = 0.0  # of that many new features' rows of the encoder, the sum of norms
         if self.count and not network.model.is_linear and not network.two_layers:
-            norms = vector_norm(network.model.encoder_weight.detach(), dim=1, dtype=torch.float64)
+            norms = vector_norm(network.first.weight[0], dim=1, dtype=torch.float64)
             self.norm = float(norms.topk(self.count).values.sum())
 
     @property
@@ -74,11 +74,9 @@ class Insertion:
 
         Of all features: a document has some of the best ones itself; sound, and little wider.
         """
-        network = self.network
-        linear = network.model.is_linear
-        layer = network.bucket_weight if linear else network.model.encoder_weight.detach()[None]  # [C, D, M]
+        layer = self.network.first.weight  # [C, D, M]
         if not self.possible:
-            nothing = torch.zeros(layer.shape[0], layer.shape[2], dtype=torch.float64, device=network.device)
+            nothing = torch.zeros(layer.shape[0], layer.shape[2], dtype=torch.float64, device=layer.device)
             return nothing, nothing
         up, down = [], []
         for weight in layer:  # [D, M]

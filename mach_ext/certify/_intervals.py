@@ -22,9 +22,7 @@ class ScoreIntervals:
         wide = form.uncertainty() + UNDERFLOW
         low = form.base + form.reach.lowest(flat, quick=True).view_as(form.base) - wide
         high = form.base - form.reach.lowest(-flat, quick=True).view_as(form.base) + wide
-        if self.network.transform is None:
-            return low, high
-        low, high = self.network.transform(low), self.network.transform(high)
+        low, high = self.network.merge.transformed(low), self.network.merge.transformed(high)
         slack = 16 * self.network.unit
         return low - slack * low.abs() - UNDERFLOW, high + slack * high.abs() + UNDERFLOW
 
@@ -33,7 +31,7 @@ class ScoreIntervals:
         low, high = scores
         mine = self.network.buckets[:, t, None]
         slack = self.network.gamma(self.network.model.num_repetitions + 4)
-        reduction = self.network.reduction
+        reduction = self.network.merge.reduction
         if reduction == "mean":
             worst = low.gather(1, mine)  # [R, 1]
             gain = high - worst + slack * (high.abs() + worst.abs())

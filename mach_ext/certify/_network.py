@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mach_ext.nn import MACH, MODEL_MERGES
+from mach_ext.nn import MACH, MODEL_MERGES, first_layer
 
 HELD = 1 << 24  # float64 numbers of a table that are held at a time: 128 MiB
 UNDERFLOW = 1e-30  # far above what underflows add up to
@@ -22,12 +22,13 @@ class Network:
         self.device = self.buckets.device
         single = model.bucket_bias.dtype == torch.float32
         self.unit = (2.0**-24 if single else 2.0**-53) + 2.0**-49  # of rounding
-        self.transform, self.reduction = MODEL_MERGES[model.merge]
+        self.merge = MODEL_MERGES[model.merge]
         self.by_margin = model.merge == "mean_logit"
+        self.first = first_layer(model)
         self.bucket_weight = model.bucket_weight.detach()
         self.bucket_bias = model.bucket_bias.detach().double()
         if not model.is_linear:
-            self.encoder_bias = model.encoder_bias.detach().double()
+            self.encoder_bias = self.first.bias[0].double()
         self.two_layers = len(model.hidden_sizes) == 2
         if self.two_layers:
             self.hidden_weight = model.hidden_weight.detach().double()  # [C, H1, H2]

@@ -57,7 +57,7 @@ class Overtakers:
         scores = self.intervals.buckets(form)
         for t in targets:
             gain = self.intervals.gains(scores, t)
-            labels, complete = largest_gains(network, gain, t, k + _CHUNK, network.reduction)
+            labels, complete = largest_gains(network, gain, t, k + _CHUNK, network.merge.reduction)
             labels = network.without_twins(labels, t)
             witness = self.witnesses.of_logits(form, t, labels[:1]) if len(labels) else None
             result.append((min(len(labels), k) if complete else k, witness))

@@ -79,7 +79,7 @@ class Propagation:
         """Through relu, between its lines, and the bucket classifiers."""
         network, insertion, model = self.network, self.insertion, self.network.model
         R, B, H = model.num_repetitions, model.num_buckets, sum(model.hidden_sizes)
-        encoder = model.encoder_weight.detach()[group.own].double()  # [nnz, C * H]
+        encoder = network.first.weight[0, group.own].double()  # [nnz, C * H]
         hidden = [self._hidden(reach, encoder[at]) for _, _, at, reach in group]
         p, ball, low, high, rounding = (
             torch.stack([getattr(form, name) for form in hidden])

@@ -15,7 +15,7 @@ from mach_ext.attack.threats import Dense, ThreatModel, threat_model
 from mach_ext.certify._bounds import Bounds
 from mach_ext.certify._curve import Curve
 from mach_ext.certify.result import Certificate
-from mach_ext.data import check_csr, check_labels
+from mach_ext.data import check_columns, check_labels
 from mach_ext.nn import MACH, checked_k, evaluating
 
 
@@ -155,9 +155,7 @@ def margin_bounds(
 
 
 def _documents(op: str, model: MACH, X: Any) -> Any:
-    X = check_csr(X, f"{op}: X")
-    if X.shape[1] != model.num_features:
-        raise ValueError(f"{op}: X must have D={model.num_features} columns, got shape {X.shape}")
+    X = check_columns(X, f"{op}: X", model.num_features)
     if not (X.data != 0).all():
         X = X.copy()
         X.eliminate_zeros()

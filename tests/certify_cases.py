@@ -42,9 +42,9 @@ def sampled(threat, x, epsilon, rng, count=60):
             row[:] = row.clip(min=0)
     near = rows.astype(np.float32)
     beyond = np.abs(near - x) > np.abs(rows - x)
-    found = scipy.sparse.csr_matrix(np.where(beyond, np.nextafter(near, x.astype(np.float32)), near))
-    assert threat.holds(scipy.sparse.csr_matrix(np.tile(x, (count, 1))), found, epsilon)
-    return found
+    documents = scipy.sparse.csr_matrix(np.where(beyond, np.nextafter(near, x.astype(np.float32)), near))
+    assert threat.holds(scipy.sparse.csr_matrix(np.tile(x, (count, 1))), documents, epsilon)
+    return documents
 
 
 def right(model, X, k=5, seed=0):

@@ -16,6 +16,15 @@ from mach_ext.attack import FGSM, PGD, Delete, Dense, Greedy, Insert, Random
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def test_the_package_keeps_its_name_beside_the_function():
+    """`mach_ext.certify` is the package, also after its function of the same name was imported."""
+    from mach_ext.certify import certify as function
+
+    assert mach_ext.certify is certify
+    assert certify.certify is function
+    assert all(hasattr(certify, name) for name in certify.__all__)
+
+
 @pytest.mark.parametrize("threat", SPARSE + DENSE, ids=str)
 def test_certified_is_never_above_attacked(threat):
     """No attack, no sample takes a certified label out of the top k."""
@@ -26,7 +35,7 @@ def test_certified_is_never_above_attacked(threat):
         name = "linear" if isinstance(threat, Dense) else list(ARCHITECTURES)[which]
         model, X = model_of(name, merge=merge, seed=seed % 5), draw(n=6, seed=seed, density=0.2)
         Y, grid, rng = right(model, X, seed=seed), sizes_of(threat), np.random.default_rng(seed)
-        found = certify.certify(model, X, Y, grid, threat_model=threat, zero=False)
+        certificate = certify.certify(model, X, Y, grid, threat_model=threat, zero=False)
         documents = [[] for _ in grid]
         if not isinstance(threat, Delete):
             restarts = 0 if isinstance(threat, Dense) else 2
@@ -39,8 +48,8 @@ def test_certified_is_never_above_attacked(threat):
         else:
             attacks = [Greedy(model, threat), Greedy(model, threat, "positive"), Random(model, threat)]
         attacks += [Greedy(model, threat)] if isinstance(threat, Insert) else []
-        for one in attacks:
-            for many, changed in zip(documents, one.perturb(X, Y, grid), strict=True):
+        for method in attacks:
+            for many, changed in zip(documents, method.perturb(X, Y, grid), strict=True):
                 many.append((np.arange(6), changed.to_csr()))
         for e, epsilon in enumerate(grid):
             for n in range(6):
@@ -49,10 +58,10 @@ def test_certified_is_never_above_attacked(threat):
                 ranked = model.predict(changed, 5)[1]
                 for k in (1, 3, 5):
                     for n, labels in zip(of, ranked, strict=True):
-                        stays = found.labels[n][found.certified(k)[e, n]]
+                        stays = certificate.labels[n][certificate.certified(k)[e, n]]
                         assert set(stays) <= set(labels[:k])
-            assert not (found.certified(1) & found.broken(1)).any()
-            precision = found.precision(5)[e]
+            assert not (certificate.certified(1) & certificate.broken(1)).any()
+            precision = certificate.precision(5)[e]
             attacked = min(
                 mach_ext.metrics.evaluate(Y, model.predict(c, 5)[1])["P@5"] for _, c in documents[e][:3]
             )
@@ -66,23 +75,23 @@ def test_few_labels(labels):
     model = mach_ext.MACH(D, labels, num_repetitions=4, num_buckets=8, hidden_size=0)
     X = draw()
     Y = scipy.sparse.csr_matrix(np.ones((X.shape[0], labels)))
-    found = certify.certify(model, X, Y, [0, 0.1], zero=False)
-    assert found.labels.shape == (X.shape[0], labels)
-    assert found.certified(labels).all()  # nothing can leave a top k of all labels
+    certificate = certify.certify(model, X, Y, [0, 0.1], zero=False)
+    assert certificate.labels.shape == (X.shape[0], labels)
+    assert certificate.certified(labels).all()  # nothing can leave a top k of all labels
 
 
 def test_documents_without_features_and_no_documents():
     model = model_of()
     X = scipy.sparse.csr_matrix((2, D), dtype=np.float32)
-    found = certify.certify(model, X, right(model, X), [0.1, 1e6])
-    assert found.certified(5)[1, found.correct].all()  # there is nothing to change
-    assert found.zero[5] == (-1, 0)
+    certificate = certify.certify(model, X, right(model, X), [0.1, 1e6])
+    assert certificate.certified(5)[1, certificate.correct].all()  # there is nothing to change
+    assert certificate.zero[5] == (-1, 0)
     constant = model_of("linear")
     with torch.no_grad():
         constant.bucket_weight.zero_()
-    found = certify.certify(constant, draw(), right(constant, draw()), [0.1])
-    assert found.zero[5][1] == np.inf
-    assert found.as_dict()["zero"]["P@5"][1] is None
+    certificate = certify.certify(constant, draw(), right(constant, draw()), [0.1])
+    assert certificate.zero[5][1] == np.inf
+    assert certificate.as_dict()["zero"]["P@5"][1] is None
     none = certify.certify(model, X[:0], right(model, X)[:0], [0, 0.1])
     assert none.precision(1).tolist() == [0, 0]
     for name in ARCHITECTURES:
@@ -95,8 +104,8 @@ def test_nothing_is_shown_where_float32_overflows(name, merge):
     """Infinite and undefined logits have no order that a bound in float64 could speak of."""
     model, X = model_of(name, merge=merge), draw()
     Y, pairs = right(model, X), model.predict(X, 2)[1]
-    found = certify.certify(model, X, Y, [1e39], zero=False)  # beyond float32 itself
-    assert not found.certified(5)[:, np.diff(X.indptr) > 0].any()
+    certificate = certify.certify(model, X, Y, [1e39], zero=False)  # beyond float32 itself
+    assert not certificate.certified(5)[:, np.diff(X.indptr) > 0].any()
     for value in (1e38, float("nan")):
         with torch.no_grad():
             model.bucket_bias.fill_(value)

@@ -12,9 +12,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_ranks_beyond_the_labels_looked_at_are_not_certified():
     """An overtaker count of k means k or more, so nothing is known of a larger k."""
     model, X = model_of(), draw()
-    found = certify.certify(model, X, right(model, X), [0.1], k=2, zero=False)
-    for question in (found.certified, found.broken, found.precision):
+    certificate = certify.certify(model, X, right(model, X), [0.1], k=2, zero=False)
+    for question in (certificate.certified, certificate.broken, certificate.precision):
         for k in (0, 3):
             with pytest.raises(ValueError, match=rf"Certificate: k must be in 1 \.\.\. 2, .* got {k}"):
                 question(k)
-    assert set(found.as_dict()["sizes"][0]) == {"epsilon", "P@1", "robust P@1"}
+    assert set(certificate.as_dict()["sizes"][0]) == {"epsilon", "P@1", "robust P@1"}

@@ -125,12 +125,12 @@ def least(threat, x, g, epsilon):
         box = [(0, h) for h in high] + [(0, -b) for b in low]
         return g @ x + scipy.optimize.linprog(both, np.ones((1, 2 * len(x))), [epsilon], bounds=box).fun
     start = -g[own] / np.linalg.norm(g[own]) * epsilon
-    found = scipy.optimize.minimize(
+    solution = scipy.optimize.minimize(
         lambda d: g[own] @ d, start.clip(low[own]), jac=lambda d: g[own], method="SLSQP",
         bounds=np.stack((low[own], high[own]), 1), options={"ftol": 1e-14, "maxiter": 1000},
         constraints={"type": "ineq", "fun": lambda d: epsilon**2 - d @ d, "jac": lambda d: -2 * d},
     )  # fmt: skip
-    return g @ x + found.fun
+    return g @ x + solution.fun
 
 
 @pytest.mark.parametrize("threat", SPARSE + DENSE, ids=str)

@@ -47,14 +47,14 @@ def test_overtakers_are_all_labels_whose_bound_is_not_above_zero(name):
         threat, merge = cases(name)[which % len(cases(name))], MERGES[seed % 6 if seed % 6 < 5 else 0]
         model, X = model_of(name, merge=merge, seed=seed % 7), draw(n=1, seed=seed)
         epsilon = sizes_of(threat)[step % len(sizes_of(threat))]
-        found = certify.certify(model, X, right(model, X), [epsilon], threat_model=threat, zero=False)
-        for n, labels in enumerate(found.labels):
-            for rank in np.flatnonzero(found.correct[n]):
+        certificate = certify.certify(model, X, right(model, X), [epsilon], threat_model=threat, zero=False)
+        for n, labels in enumerate(certificate.labels):
+            for rank in np.flatnonzero(certificate.correct[n]):
                 pairs = np.stack((np.full(L, labels[rank]), np.arange(L)), 1)
                 everywhere = scipy.sparse.vstack([X[n]] * L, format="csr")
                 bounds = certify.margin_bounds(model, everywhere, pairs, epsilon, threat_model=threat)
                 count = (np.delete(bounds, labels[rank]) <= 0).sum()
-                assert found.overtakers[0, n, rank] == min(count, 5)
+                assert certificate.overtakers[0, n, rank] == min(count, 5)
 
     check()
 
@@ -70,9 +70,9 @@ def test_twins_keep_their_order():
     Y = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 1]]))
     for merge in MERGES:
         model.merge = merge
-        found = certify.certify(model, X, Y, [0.1], k=3, zero=False)
-        assert found.labels.tolist() == [[0, 2, 1]] * 2
-        assert found.overtakers[0].tolist() == [[0, 1, 3]] * 2
+        certificate = certify.certify(model, X, Y, [0.1], k=3, zero=False)
+        assert certificate.labels.tolist() == [[0, 2, 1]] * 2
+        assert certificate.overtakers[0].tolist() == [[0, 1, 3]] * 2
 
 
 def test_fewer_candidates_only_show_less():
@@ -93,15 +93,15 @@ def test_what_vanishes_in_float32_is_covered(encoder, buckets):
         model.bucket_weight.mul_(buckets)
     X = X * np.float32(1e-22) if encoder < 1 else X
     size = 0.03 * float(X.data.max())
-    found = certify.certify(model, X, right(model, X), [size], threat_model=Insert(m=2), zero=False)
+    certificate = certify.certify(model, X, right(model, X), [size], threat_model=Insert(m=2), zero=False)
     rng = np.random.default_rng(0)
     for n in range(X.shape[0]):
         ranked = model.predict(sampled(Insert(m=2), X[n], size, rng), 5)[1]
-        for label in found.labels[n][found.certified(5)[0, n]]:
+        for label in certificate.labels[n][certificate.certified(5)[0, n]]:
             assert (ranked == label).any(1).all()
     bounds = _bounds.Bounds(model, Insert(m=2))
     for form in bounds.propagation.forms(X, range(X.shape[0]), size):
-        top = int(found.labels[form.n, 0])
+        top = int(certificate.labels[form.n, 0])
         (kept,) = bounds.candidates.sweep(form, [top])
         others = torch.from_numpy(np.setdiff1d(np.arange(L), [*kept.tolist(), top]))
         lower = bounds.margins.lower(form, top, others)[0]

@@ -28,12 +28,12 @@ def test_linear_top_1_is_certified_or_broken(threat):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_curve, "record_ranks", spy)
-        found = certify.certify(model, X, Y, grid, threat_model=threat, zero=False)
-    top = found.correct[:, 0]
-    assert (found.certified(1)[:, top, 0] ^ found.broken(1)[:, top, 0]).all()
-    assert found.certified(1)[1:, top, 0].any()
-    assert found.broken(1)[:, top, 0].any()
-    np.testing.assert_array_equal(*found.robust().T)
+        certificate = certify.certify(model, X, Y, grid, threat_model=threat, zero=False)
+    top = certificate.correct[:, 0]
+    assert (certificate.certified(1)[:, top, 0] ^ certificate.broken(1)[:, top, 0]).all()
+    assert certificate.certified(1)[1:, top, 0].any()
+    assert certificate.broken(1)[:, top, 0].any()
+    np.testing.assert_array_equal(*certificate.robust().T)
     for n, features, values in tried:
         changed = scipy.sparse.csr_matrix((values, (np.zeros(len(features), int), features)), (1, D))
         assert threat.holds(X[n], changed, max(grid))

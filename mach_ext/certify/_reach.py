@@ -1,0 +1,78 @@
+"""The threat set around a document, and what a linear function can lose within it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from mach_ext.attack.threats import L1, L2, Delete, ThreatModel
+
+
+class Reach:
+    """How far a document's own features may move, all together, and what a linear function of them can lose.
+
+    Functions g [n, K] are K columns; a change d is within `low` and `high`, and within the ball.
+    """
+
+    def __init__(self, threat: ThreatModel, x: Tensor, epsilon: float) -> None:
+        self.threat, self.x, self.epsilon = threat, x, epsilon
+        low, high = (
+            (x.clamp(max=0), x.clamp(min=0)) if isinstance(threat, Delete) else threat.bounds(x, epsilon)
+        )
+        self.low, self.high = low - x, high - x  # [n]
+        self.largest = torch.maximum(low.abs(), high.abs())  # of a value
+
+    def change(self, g: Tensor) -> Tensor:  # [n, K]
+        """The change along which each function falls most (L2: to rounding)."""
+        threat, low, high = self.threat, self.low[:, None], self.high[:, None]
+        if isinstance(threat, Delete):
+            return self._deleted(g)
+        if isinstance(threat, L1):
+            room = torch.where(g > 0, -low, high)
+            order = g.abs().sort(0, descending=True).indices
+            room = room.gather(0, order)
+            moved = (self.epsilon - (room.cumsum(0) - room)).clamp(min=0).minimum(room)
+            return -g.sign() * torch.empty_like(g).scatter_(0, order, moved)
+        if isinstance(threat, L2):
+            return self._on_ball(g)[0]
+        return torch.where(g > 0, low, high)
+
+    def lowest(self, g: Tensor, quick: bool = False) -> Tensor:  # [K]
+        """What each function can lose at most, <= 0. `quick`: a bound of it, for many columns."""
+        threat, epsilon = self.threat, self.epsilon
+        if not len(g):
+            return g.new_zeros(g.shape[1])
+        if isinstance(threat, Delete):
+            effect = -self.x[:, None] * g
+            return effect.topk(min(int(epsilon), len(g)), 0, largest=False).values.clamp(max=0).sum(0)
+        if isinstance(threat, L1):
+            return -epsilon * g.abs().amax(0) if quick else (g * self.change(g)).sum(0)
+        if isinstance(threat, L2):
+            if quick:
+                size: Tensor = vector_norm(g, dim=0)
+                return -epsilon * size
+            change, t = self._on_ball(g)  # the Lagrangian's dual function: a lower bound for every t
+            return (g * change).sum(0) + (change.square().sum(0) - epsilon * epsilon) / (2 * t)
+        return self.low @ g.clamp(min=0) + self.high @ g.clamp(max=0)
+
+    def _deleted(self, g: Tensor) -> Tensor:
+        effect = -self.x[:, None] * g
+        words = min(int(self.epsilon), len(g))
+        worst, at = effect.topk(words, 0, largest=False)
+        chosen = torch.zeros_like(g).scatter_(0, at, (worst < 0).to(g.dtype))
+        return -self.x[:, None] * chosen
+
+    def _on_ball(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """-t g within the bounds, with t [K] such that its norm is epsilon: Karush, Kuhn and Tucker."""
+        t = self.epsilon / vector_norm(g, dim=0).clamp(min=1e-150)
+        low, high = torch.zeros_like(t), torch.full_like(t, 64.0)  # log2 of what t is to be multiplied with
+        for _ in range(36):
+            middle = (low + high) / 2
+            inside = vector_norm(self._clamped(t * middle.exp2(), g), dim=0) <= self.epsilon
+            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+        t = t * low.exp2()
+        return self._clamped(t, g), t
+
+    def _clamped(self, t: Tensor, g: Tensor) -> Tensor:
+        return (-t * g).clamp(self.low[:, None], self.high[:, None])

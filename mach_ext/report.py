@@ -5,8 +5,8 @@ they add to (blue) or take from (orange) a label's score, a switch between label
 repetitions, the collision check, the delta. Colours are a pair that colour-blind readers can tell apart.
 """
 
-from mach_ext._attack_report import attack_page, plot_attack
 from mach_ext._page import AGAINST, FOR, chance, percent, shortened
+from mach_ext.attack._report import attack_page, plot_attack
 from mach_ext.explain._charts import attribution_lines, plot_attributions, sparkline
 from mach_ext.explain._report import explanation_page
 

@@ -67,8 +67,8 @@ def attack_page(
     plot_attack(result, wanted).savefig(image, dpi=130, format="png")
     names = [name for name in result["clean"] if not name.endswith("interval")]
     return render(
-        "mach_ext",
-        "attack.html.jinja",
+        "mach_ext.attack",
+        "page.html.jinja",
         title=title,
         result=result,
         names=names,

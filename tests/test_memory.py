@@ -19,6 +19,7 @@ from stress import memory
 
 import mach_ext
 from mach_ext import _memory, _model_folder, cli, data, nn
+from mach_ext._memory import available
 from mach_ext import functional as F
 
 GIB = 1 << 30
@@ -32,8 +33,8 @@ def words(op):
 @pytest.fixture
 def little(monkeypatch):
     """A machine with 64 MiB left."""
-    monkeypatch.setattr(_memory, "_free_in_heap", lambda: 0)
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: 64 << 20)
+    monkeypatch.setattr(available, "free_in_heap", lambda: 0)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: 64 << 20)
 
 
 # --------------------------------------------------------------------------------------- what can be had
@@ -49,21 +50,21 @@ def write(folder, **files):
 def test_a_control_group_leaves_its_limit_less_what_is_used_but_for_page_cache(tmp_path):
     stat = "anon 700\ninactive_file 100\nactive_file 20\nslab_reclaimable 3\nshmem 5"
     group = write(tmp_path / "v2", memory__max=1000, memory__current=900, memory__stat=stat)
-    assert _memory._left_by_group(group, 0) == [1000 - 900 + 123]
-    assert _memory._left_by_group(group, 50) == [223 + 50]
+    assert available._left_by_group(group, 0) == [1000 - 900 + 123]
+    assert available._left_by_group(group, 50) == [223 + 50]
     write(group, **{"memory.swap.max": 40, "memory.swap.current": 10})
-    assert _memory._left_by_group(group, 50) == [223 + 30]
-    assert _memory._left_by_group(write(group, memory__max="max"), 50) == []
-    assert _memory._left_by_group(tmp_path / "none", 50) == []
+    assert available._left_by_group(group, 50) == [223 + 30]
+    assert available._left_by_group(write(group, memory__max="max"), 50) == []
+    assert available._left_by_group(tmp_path / "none", 50) == []
 
 
 def test_a_control_group_of_the_first_version_also_limits_memory_and_swap_together(tmp_path):
     stat = "cache 90\ntotal_inactive_file 100\ntotal_active_file 20"
     limit = {"memory.limit_in_bytes": 1000, "memory.usage_in_bytes": 900, "memory.stat": stat}
     group = write(tmp_path / "v1", **limit)
-    assert _memory._left_by_old_group(group, 50) == [220 + 50]
+    assert available._left_by_old_group(group, 50) == [220 + 50]
     write(group, **{"memory.memsw.limit_in_bytes": 1010, "memory.memsw.usage_in_bytes": 905})
-    assert min(_memory._left_by_old_group(group, 50)) == 1010 - 905 + 120
+    assert min(available._left_by_old_group(group, 50)) == 1010 - 905 + 120
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_a_control_group_of_the_first_version_also_limits_memory_and_swap_togeth
 )
 def test_groups_are_found_where_they_are_mounted(tmp_path, kind, line, mount, expected):
     write(tmp_path, cgroup=line, mountinfo=mount)
-    assert _memory._groups(kind, tmp_path) == [Path(path) for path in expected]
+    assert available._groups(kind, tmp_path) == [Path(path) for path in expected]
 
 
 def test_a_limit_of_the_process_counts():
     resource = pytest.importorskip("resource")
-    size = 1024 * _memory._numbers(Path("/proc/self/status"))["VmSize"]
+    size = 1024 * available._numbers(Path("/proc/self/status"))["VmSize"]
     former = resource.getrlimit(resource.RLIMIT_AS)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20, former[1]))
@@ -95,8 +96,8 @@ def test_a_limit_of_the_process_counts():
 
 def test_only_what_cannot_succeed_is_refused(monkeypatch):
     left = {False: GIB, True: 2 * GIB}
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: left[swap])
-    monkeypatch.setattr(_memory, "_free_in_heap", lambda: 1 << 20)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: left[swap])
+    monkeypatch.setattr(available, "free_in_heap", lambda: 1 << 20)
     _memory.check_memory("MACH: the weights", GIB, "lower hidden_size")
     short = r"MACH: memory is short: 2.0 GiB for the weights \(D=1,000\), 1.0 GiB"
     with pytest.warns(ResourceWarning, match=short):
@@ -228,7 +229,7 @@ def test_numpy_says_the_array():
 def test_what_may_be_something_else_counts_only_where_little_is_left(little, monkeypatch):
     errors = SystemError("error return without exception set"), RuntimeError("could not create a primitive")
     assert [_memory.memory_shortage(error) for error in errors] == [None, None]  # 64 MiB are enough for both
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: 1 << 20)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: 1 << 20)
     assert [_memory.memory_shortage(error) for error in errors] == ["", ""]
 
 

@@ -412,7 +412,7 @@ def test_a_label_hash_suits_what_is_known_of_the_labels(tmp_path, monkeypatch):
     model.attachments = {}
     model.save(tmp_path / "bare")
     forge(tmp_path / "bare", lambda record: record["model"].update(num_labels=2**31 - 2))
-    monkeypatch.setattr("mach_ext._memory.available_memory", lambda *_, **__: 2**30)
+    monkeypatch.setattr("mach_ext._memory.available.available_memory", lambda *_, **__: 2**30)
     message = (
         r"load: not enough memory: 32.0 GiB for the label hash of .*bare "
         r"\(num_labels=2,147,483,646, num_repetitions=4\), 1.0 GiB can be had"

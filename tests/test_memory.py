@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from stress import memory
 
 import mach_ext
-from mach_ext import _memory, _model_folder, cli, data, nn
+from mach_ext import _memory, cli, data, nn
 from mach_ext._memory import available
+from mach_ext._model_folder import tensors
 from mach_ext import functional as F
 
 GIB = 1 << 30
@@ -292,7 +293,7 @@ def too_much(*_, **__):
         ("MACH.predict", "functional.merge_topk", lambda X, Y: small_model().predict(X)),
         ("MACH.topk", "functional.merge_topk", lambda X, Y: small_model().topk(
             *map(torch.from_numpy, (X.data, X.indices, X.indptr)), 3)),
-        ("MACH.save", "_model_folder._write_tensors", lambda X, Y: small_model().save("new")),
+        ("MACH.save", "_model_folder.tensors._write_tensors", lambda X, Y: small_model().save("new")),
         ("fit", "training._Run._hidden_step", lambda X, Y: mach_ext.fit(small_model(), X, Y, progress=False)),
         ("votes", "functional.bucket_logits", lambda X, Y: mach_ext.explain.votes(small_model(), X[0], 1)),
         ("PGD.perturb", "_ops.sparse_linear", lambda X, Y: mach_ext.attack.PGD(small_model()).perturb(X, Y)),
@@ -325,10 +326,10 @@ def test_a_shortage_is_not_taken_for_damage(tmp_path, monkeypatch):
     def short(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(_model_folder, "safe_open", full)
+    monkeypatch.setattr(tensors, "safe_open", full)
     with pytest.raises(MemoryError, match=words("load")):
         mach_ext.load(tmp_path)
-    monkeypatch.setattr(_model_folder, "_write_tensors", full)
+    monkeypatch.setattr(tensors, "_write_tensors", full)
     with pytest.raises(MemoryError, match=words("MACH.save")):
         model.save(tmp_path)
     monkeypatch.setattr(np.lib.format, "read_array", short)

@@ -7,14 +7,12 @@ counts such pairs (`LabelHash.diagnostics`) and warns of them (`CollisionWarning
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,102 +21,29 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from mach_ext import _ops
+from mach_ext._hash_collisions import (
+    PLAUSIBLE,
+    BucketLoad,
+    CollisionWarning,
+    HashDiagnostics,
+    bucket_load,
+    colliding_labels,
+    collisions_are_known,
+    collisions_plausible,
+    sizes_without_collisions,
+)
+from mach_ext._hash_collisions import collisions_known as collisions_known
+from mach_ext._hash_functions import MAX_BUCKETS, MAX_LABELS, hash_labels
 from mach_ext._memory import check_memory, memory_errors
 
 __all__ = ["BucketLoad", "CollisionWarning", "HashDiagnostics", "LabelHash"]
 
-_PRIME = 2**31 - 1  # a Mersenne prime: x mod p needs no division
-_MAX_LABELS = _PRIME - 1
-_MAX_BUCKETS = _PRIME
-_CHUNK = 2**15  # labels hashed at a time, so that temporaries stay in the cache
-_KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 keys below this
-_PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
+
 _EXAMPLES = 10
 _MAX_INDEXED = 2**16  # buckets that a uint16 code tells apart
 _GROUPING_BYTES = 40  # a label, of the int64 keys by which labels are grouped
 _COEFFICIENTS_BYTES = 224  # of a repetition's polynomial
 _SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heavy-tailed weights
-
-
-class CollisionWarning(UserWarning):
-    """Some labels share their bucket in every repetition: no model on this hash can tell them apart."""
-
-
-# Of this thread and context, where the filters of the warnings module are the whole process's.
-_collisions_are_known = contextvars.ContextVar("_collisions_are_known", default=False)
-
-
-@contextlib.contextmanager
-def collisions_known() -> Iterator[None]:
-    """No `CollisionWarning` within, for hashes that are copies or parts of one that has warned."""
-    token = _collisions_are_known.set(True)
-    try:
-        yield
-    finally:
-        _collisions_are_known.reset(token)
-
-
-@dataclass(frozen=True)
-class BucketLoad:
-    """How many labels the B buckets of one repetition hold: `min`, `mean`, `max`, `std` and `empty` ones."""
-
-    min: int
-    mean: float
-    max: int
-    std: float
-    empty: int
-
-
-@dataclass(frozen=True)
-class HashDiagnostics:
-    """What `LabelHash.diagnostics` found. `str()` gives a readable summary.
-
-    Attributes:
-        num_labels: L.
-        num_buckets: B.
-        num_repetitions: R.
-        seed: The seed, or None for a hash made by `LabelHash.from_buckets`.
-        load: The bucket load of each repetition, R of them.
-        expected_colliding_pairs: L(L-1)/2 / B^R, the label pairs that random buckets are expected to put
-            into the same bucket in all R repetitions. For a hash made by `LabelHash.from_buckets` the same
-            formula: what random buckets of these sizes would do, to compare the table with.
-        colliding_pairs: The pairs that do so here, counted exactly.
-        colliding_groups: Examples: the 10 largest groups of labels that share all their buckets, at most, and
-            of each the 10 lowest labels, at most.
-        bytes: Memory of each tensor that the hash holds, by name, and their sum as "everything".
-    """
-
-    num_labels: int
-    num_buckets: int
-    num_repetitions: int
-    seed: int | None
-    load: tuple[BucketLoad, ...]
-    expected_colliding_pairs: float
-    colliding_pairs: int
-    colliding_groups: tuple[tuple[int, ...], ...]
-    bytes: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dict that `json.dumps` takes."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        source = "given table" if self.seed is None else f"seed {self.seed}"
-        lines = [
-            f"label hash: {self.num_labels:,} labels, {self.num_buckets:,} buckets, "
-            f"{self.num_repetitions} repetitions ({source}), {self.bytes['everything']:,} bytes",
-            "repetition       min      mean       max       std     empty",
-        ]
-        for r, load in enumerate(self.load):
-            lines.append(
-                f"{r:>10}{load.min:>10,}{load.mean:>10,.1f}{load.max:>10,}{load.std:>10,.1f}{load.empty:>10,}"
-            )
-        lines.append(
-            f"label pairs that share all their buckets: {self.colliding_pairs:,} "
-            f"(random buckets: {self.expected_colliding_pairs:,.4g} expected)"
-        )
-        lines += [f"  for example {', '.join(map(str, group))}" for group in self.colliding_groups]
-        return "\n".join(lines)
 
 
 class LabelHash(nn.Module):
@@ -193,18 +118,18 @@ class LabelHash(nn.Module):
 
     @memory_errors("lower num_labels or num_repetitions")
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
-        num_labels = _integer("LabelHash: num_labels", num_labels, 1, _MAX_LABELS)
-        num_buckets = _integer("LabelHash: num_buckets", num_buckets, 2, _MAX_BUCKETS)
+        num_labels = _integer("LabelHash: num_labels", num_labels, 1, MAX_LABELS)
+        num_buckets = _integer("LabelHash: num_buckets", num_buckets, 2, MAX_BUCKETS)
         num_repetitions = _integer("LabelHash: num_repetitions", num_repetitions, 1)
         seed = _integer("LabelHash: seed", seed, 0)
         sizes = num_labels, num_buckets, num_repetitions
-        collisions_plausible = _collisions_plausible(*sizes)
+        is_plausible = collisions_plausible(*sizes)
         needed = num_repetitions * (4 * num_labels + _COEFFICIENTS_BYTES)
-        needed += _GROUPING_BYTES * num_labels if collisions_plausible else 0
+        needed += _GROUPING_BYTES * num_labels if is_plausible else 0
         _check_memory("LabelHash", "the buckets of the labels", needed, *sizes)
-        table = _hash_labels(num_labels, num_buckets, num_repetitions, seed)
+        table = hash_labels(num_labels, num_buckets, num_repetitions, seed)
         self._set(table, num_buckets, seed)
-        if collisions_plausible:
+        if is_plausible:
             self._warn_of_collisions()
 
     @classmethod
@@ -239,10 +164,10 @@ class LabelHash(nn.Module):
             raise ValueError(f"{name}: table must be [R, L] with R, L >= 1, got shape {list(array.shape)}")
         if array.dtype.kind not in "iu":
             raise TypeError(f"{name}: table must hold integers, got {array.dtype}")
-        _integer(f"{name}: the table's number of labels", array.shape[1], 1, _MAX_LABELS)
+        _integer(f"{name}: the table's number of labels", array.shape[1], 1, MAX_LABELS)
         if num_buckets is not None:
-            num_buckets = _integer(f"{name}: num_buckets", num_buckets, 2, _MAX_BUCKETS)
-        bound = _MAX_BUCKETS if num_buckets is None else num_buckets
+            num_buckets = _integer(f"{name}: num_buckets", num_buckets, 2, MAX_BUCKETS)
+        bound = MAX_BUCKETS if num_buckets is None else num_buckets
         highest = int(array.max())
         if int(array.min()) < 0 or highest >= bound:
             r, label = np.argwhere((array < 0) | (array >= bound))[0].tolist()
@@ -502,7 +427,7 @@ class LabelHash(nn.Module):
                 num_buckets=self.num_buckets,
                 num_repetitions=self.num_repetitions,
                 seed=self.seed,
-                load=tuple(_load(codes, self.num_buckets) for codes in self._table()),
+                load=tuple(bucket_load(codes, self.num_buckets) for codes in self._table()),
                 expected_colliding_pairs=self._expected_pairs(),
                 colliding_pairs=pairs,
                 colliding_groups=groups,
@@ -617,7 +542,7 @@ class LabelHash(nn.Module):
     def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """The number of fully colliding label pairs and example groups, cached."""
         if self._groups is None:
-            labels, group = _colliding_labels(self._table(), self.num_buckets)
+            labels, group = colliding_labels(self._table(), self.num_buckets)
             sizes = np.bincount(group)
             largest = np.argsort(-sizes, kind="stable")[:_EXAMPLES]
             examples = tuple(tuple(labels[group == g][:_EXAMPLES].tolist()) for g in largest)
@@ -626,7 +551,7 @@ class LabelHash(nn.Module):
 
     def _warn_of_collisions(self) -> None:
         """Warns, once, if there are collisions. Public, decorated methods call it directly (stacklevel)."""
-        if _collisions_are_known.get():
+        if collisions_are_known.get():
             return
         pairs, _ = self._collisions()
         if pairs == 0 or self._warned:
@@ -636,14 +561,14 @@ class LabelHash(nn.Module):
         times = (
             "the only repetition" if self.num_repetitions == 1 else f"all {self.num_repetitions} repetitions"
         )
-        repetitions, buckets = _sizes_without_collisions(*self._sizes())
+        repetitions, buckets = sizes_without_collisions(*self._sizes())
         advice = f"R={repetitions} at B={self.num_buckets}"
-        if buckets <= _MAX_BUCKETS:
+        if buckets <= MAX_BUCKETS:
             advice += f", or B={buckets} at R={self.num_repetitions},"
         warnings.warn(
             f"{who} in {times} and can never be told apart (L={self.num_labels}, B={self.num_buckets}, "
             f"R={self.num_repetitions}: {self._expected_pairs():,.4g} pairs expected of random buckets). "
-            f"{advice} expects fewer than {1 / _PLAUSIBLE} pairs; which labels: diagnostics().",
+            f"{advice} expects fewer than {1 / PLAUSIBLE} pairs; which labels: diagnostics().",
             CollisionWarning,
             stacklevel=4,
         )
@@ -673,103 +598,3 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> int
         rule = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} must be {rule}, got {value}")
     return int(value)
-
-
-def _coefficients(seed: int, repetition: int) -> list[int]:
-    """The four coefficients mod p, highest power first: 64 bits each, so uniform but for 2^-33."""
-    digest = hashlib.sha256(f"mach_ext.LabelHash/{seed}/{repetition}".encode()).digest()
-    return [int.from_bytes(digest[i : i + 8], "little") % _PRIME for i in range(0, 32, 8)]
-
-
-def _hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: int) -> NDArray[np.int32]:
-    """The table [R, L] of the seeded family; besides it, memory for a few chunks of labels only."""
-    polynomials = [_coefficients(seed, r) for r in range(num_repetitions)]
-    table = np.empty((num_repetitions, num_labels), dtype=np.int32)
-    for start in range(0, num_labels, _CHUNK):
-        label = np.arange(start, min(start + _CHUNK, num_labels), dtype=np.int64)
-        for r, (first, *others) in enumerate(polynomials):
-            code = np.full_like(label, first)
-            for coefficient in others:  # Horner; code <= p and label < p, so all stays below 2^62
-                code *= label
-                code += coefficient
-                for _ in range(2):  # 2^31 = 1 mod p: fold the high bits onto the low; twice gives [0, p]
-                    high = code >> 31
-                    code &= _PRIME
-                    code += high
-            code[code == _PRIME] = 0
-            table[r, start : start + _CHUNK] = code.astype(np.int32) % np.int32(num_buckets)
-    return table
-
-
-def _collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
-    """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
-    # 100 pairs of each two labels are below 2^68.
-    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
-
-
-def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
-    """The smallest R at this B, and the smallest B at this R, where collisions are not plausible."""
-    repetitions = 1
-    while _collisions_plausible(num_labels, num_buckets, repetitions):
-        repetitions += 1
-    low, high = 2, max(2, _PLAUSIBLE * math.comb(num_labels, 2) + 1)  # the smallest B lies in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        if _collisions_plausible(num_labels, middle, num_repetitions):
-            low = middle + 1
-        else:
-            high = middle
-    return repetitions, low
-
-
-def _colliding_labels(
-    table: NDArray[np.int32], num_buckets: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Finds the labels that share their bucket with another label in every repetition.
-
-    Packs the codes of as many repetitions as fit into one int64 key, keeps the labels whose key is not
-    unique, and goes on with those and the next repetitions.
-
-    Args:
-        table: [R, L] int32 bucket codes below `num_buckets`.
-        num_buckets: B.
-
-    Returns:
-        The labels [n], ascending, and the group of each [n], 0, 1, ...: two labels collide if and only if
-        they have the same group.
-    """
-    num_repetitions, num_labels = table.shape
-    labels = np.arange(num_labels, dtype=np.int64)
-    group = np.zeros(num_labels, dtype=np.int64)
-    num_groups, r = 1, 0
-    while r < num_repetitions and labels.size > 0:
-        key, key_range = group, num_groups
-        while r < num_repetitions and key_range * num_buckets <= _KEY_RANGE:
-            key = key * num_buckets
-            key += table[r].take(labels)
-            key_range *= num_buckets
-            r += 1
-        ordered = np.sort(key)
-        shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        position = np.searchsorted(shared, key)
-        kept = np.append(shared, -1)[position] == key
-        labels, group, num_groups = labels[kept], position[kept], len(shared)
-    return labels, group
-
-
-def _load(codes: NDArray[np.int32], num_buckets: int) -> BucketLoad:
-    """The bucket load of one repetition, in memory for L labels however large B is."""
-    if num_buckets <= len(codes):
-        counts = np.bincount(codes)
-        counts = counts[counts > 0]
-    else:
-        counts = np.unique(codes, return_counts=True)[1]
-    empty = num_buckets - len(counts)
-    variance = (num_buckets * int(counts @ counts) - len(codes) ** 2) / num_buckets**2
-    return BucketLoad(
-        min=0 if empty else int(counts.min()),
-        mean=len(codes) / num_buckets,
-        max=int(counts.max()),
-        std=math.sqrt(variance),
-        empty=empty,
-    )

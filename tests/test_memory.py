@@ -19,9 +19,9 @@ from stress import memory
 
 import mach_ext
 from mach_ext import _memory, cli, data, nn
+from mach_ext import functional as F
 from mach_ext._memory import available
 from mach_ext._model_folder import tensors
-from mach_ext import functional as F
 
 GIB = 1 << 30
 ONE_LINE = r"^{}: not enough memory: [^\n]*(KiB|MiB|GiB|TiB|PiB|bytes)[^\n]* can be had; [^\n]+$"

@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach_ext._hash_functions import MAX_BUCKETS
+
 _KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 keys below this
-PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
+_PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
+_EXAMPLES = 10
+GROUPING_BYTES = 40  # a label, of the int64 keys by which labels are grouped
 
 
 class CollisionWarning(UserWarning):
@@ -100,15 +104,15 @@ class HashDiagnostics:
 def collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
     """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
     # 100 pairs of each two labels are below 2^68.
-    return bool(PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
+    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
 
 
-def sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
+def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
     """The smallest R at this B, and the smallest B at this R, where collisions are not plausible."""
     repetitions = 1
     while collisions_plausible(num_labels, num_buckets, repetitions):
         repetitions += 1
-    low, high = 2, max(2, PLAUSIBLE * math.comb(num_labels, 2) + 1)  # the smallest B lies in [low, high]
+    low, high = 2, max(2, _PLAUSIBLE * math.comb(num_labels, 2) + 1)  # the smallest B lies in [low, high]
     while low < high:
         middle = (low + high) // 2
         if collisions_plausible(num_labels, middle, num_repetitions):
@@ -118,7 +122,7 @@ def sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions:
     return repetitions, low
 
 
-def colliding_labels(
+def _colliding_labels(
     table: NDArray[np.int32], num_buckets: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Finds the labels that share their bucket with another label in every repetition.
@@ -151,6 +155,37 @@ def colliding_labels(
         kept = np.append(shared, -1)[position] == key
         labels, group, num_groups = labels[kept], position[kept], len(shared)
     return labels, group
+
+
+def colliding_groups(table: NDArray[np.int32], num_buckets: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """The number of fully colliding label pairs and example groups."""
+    labels, group = _colliding_labels(table, num_buckets)
+    sizes = np.bincount(group)
+    largest = np.argsort(-sizes, kind="stable")[:_EXAMPLES]
+    examples = tuple(tuple(labels[group == g][:_EXAMPLES].tolist()) for g in largest)
+    return int((sizes * (sizes - 1) // 2).sum()), examples
+
+
+def expected_pairs(num_labels: int, num_buckets: int, num_repetitions: int) -> float:
+    """The label pairs that random buckets are expected to put into the same bucket in all repetitions."""
+    # From 2^1200 on the quotient is 0 in float64.
+    return float(math.comb(num_labels, 2) / num_buckets ** min(num_repetitions, 1200))
+
+
+def collision_message(pairs: int, num_labels: int, num_buckets: int, num_repetitions: int) -> str:
+    """What a `CollisionWarning` says of so many colliding pairs."""
+    who = "1 label pair shares its bucket" if pairs == 1 else f"{pairs:,} label pairs share their bucket"
+    times = "the only repetition" if num_repetitions == 1 else f"all {num_repetitions} repetitions"
+    repetitions, buckets = _sizes_without_collisions(num_labels, num_buckets, num_repetitions)
+    advice = f"R={repetitions} at B={num_buckets}"
+    if buckets <= MAX_BUCKETS:
+        advice += f", or B={buckets} at R={num_repetitions},"
+    expected = expected_pairs(num_labels, num_buckets, num_repetitions)
+    return (
+        f"{who} in {times} and can never be told apart (L={num_labels}, B={num_buckets}, "
+        f"R={num_repetitions}: {expected:,.4g} pairs expected of random buckets). "
+        f"{advice} expects fewer than {1 / _PLAUSIBLE} pairs; which labels: diagnostics()."
+    )
 
 
 def bucket_load(codes: NDArray[np.int32], num_buckets: int) -> BucketLoad:

@@ -23,7 +23,7 @@ from hypothesis.extra.numpy import arrays
 
 import mach_ext
 import mach_ext.hashing as hashing
-from mach_ext import _hash_collisions, _hash_functions, _reference
+from mach_ext import _hash_buckets, _hash_collisions, _hash_functions, _reference
 from mach_ext.hashing import CollisionWarning, LabelHash
 
 PRIME = 2**31 - 1
@@ -333,7 +333,7 @@ def test_diagnostics_are_readable_and_json():
 def test_diagnostics_are_cached(monkeypatch):
     hash = LabelHash(100, 50, 8)
     first = hash.diagnostics()
-    monkeypatch.setattr(hashing, "colliding_labels", None)
+    monkeypatch.setattr(_hash_collisions, "_colliding_labels", None)
     monkeypatch.setattr(hashing, "bucket_load", None)
     assert hash.diagnostics() == first
 
@@ -375,16 +375,16 @@ def test_no_advice_that_cannot_be_followed():
 def test_advice_is_the_smallest(sizes):
     num_labels, num_buckets, num_repetitions = sizes
     pairs = math.comb(num_labels, 2)
-    repetitions, buckets = _hash_collisions.sizes_without_collisions(*sizes)
+    repetitions, buckets = _hash_collisions._sizes_without_collisions(*sizes)
     assert 100 * pairs < num_buckets**repetitions
     assert 100 * pairs >= num_buckets ** (repetitions - 1)
     assert 100 * pairs < buckets**num_repetitions
     assert buckets == 2 or 100 * pairs >= (buckets - 1) ** num_repetitions
-    assert _hash_collisions.sizes_without_collisions(1, 10, 3) == (1, 2)
+    assert _hash_collisions._sizes_without_collisions(1, 10, 3) == (1, 2)
 
 
 def test_no_search_when_collisions_are_not_plausible(monkeypatch):
-    monkeypatch.setattr(hashing, "colliding_labels", None)
+    monkeypatch.setattr(_hash_collisions, "_colliding_labels", None)
     LabelHash(100_000, 1000, 5)  # 5e-6 pairs expected
     with pytest.raises(TypeError):
         LabelHash(100_000, 1000, 3)  # 5 pairs expected
@@ -512,8 +512,9 @@ def test_read_under_torch_compile():
 
 
 def test_examples_in_the_documentation():
-    assert doctest.testmod(hashing).attempted > 0
-    assert doctest.testmod(hashing).failed == 0
+    for module in (hashing, _hash_buckets):
+        assert doctest.testmod(module).attempted > 0
+        assert doctest.testmod(module).failed == 0
 
 
 def test_label_index_lists_the_labels_of_each_bucket(device):

@@ -84,7 +84,7 @@ def precision(hits: Ranked, k: int) -> float:
 
 
 def ndcg(hits: Ranked, k: int) -> float:
-    return _ratio(_normalised_dcg(hits, np.ones(len(hits.rows)), k).sum(), len(hits.sizes))
+    return _ratio(normalised_dcg(hits, np.ones(len(hits.rows)), k).sum(), len(hits.sizes))
 
 
 def recall(hits: Ranked, k: int) -> float:
@@ -97,11 +97,11 @@ def psp(hits: Ranked, best: Ranked, q: Floats, k: int) -> float:
 
 
 def psndcg(hits: Ranked, best: Ranked, q: Floats, k: int) -> float:
-    reached = _normalised_dcg(hits, q[hits.labels], k)
-    return _ratio(reached.sum(), _normalised_dcg(best, q[best.labels], k).sum())
+    reached = normalised_dcg(hits, q[hits.labels], k)
+    return _ratio(reached.sum(), normalised_dcg(best, q[best.labels], k).sum())
 
 
-def _normalised_dcg(ranked: Ranked, gains: Floats, k: int) -> Floats:
+def normalised_dcg(ranked: Ranked, gains: Floats, k: int) -> Floats:
     """sum_{i<=k} gain_i d_i / sum_{i<=min(k, |y|)} d_i of each document, [N]; 0 without labels."""
     top = ranked.ranks < k
     discounted = gains[top] / np.log2(ranked.ranks[top] + 2)
@@ -114,3 +114,14 @@ def _normalised_dcg(ranked: Ranked, gains: Floats, k: int) -> Floats:
 
 def _ratio(numerator: Any, denominator: Any) -> float:
     return float(numerator) / float(denominator) if denominator else math.nan
+
+
+def sums_of_documents(ranked: Ranked, gains: Floats, k: int) -> Floats:  # [N]
+    top = ranked.ranks < k
+    sums = np.bincount(ranked.rows[top], weights=gains[top], minlength=len(ranked.sizes))
+    return np.asarray(sums, np.float64)
+
+
+def as_columns(parts: list[Floats], num_documents: int) -> Floats:  # [N, len(parts)]
+    """Columns that lie in one piece each, so that their sums are those of the parts to the bit."""
+    return np.stack(parts).T if parts else np.empty((num_documents, 0))

@@ -22,7 +22,7 @@ Memory is O(nnz(Y_true) + N * K), never O(N * L). Arguments are not modified.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,14 @@ import numpy.typing as npt
 from mach_ext._memory import memory_errors
 from mach_ext._metrics_checks import KS as KS
 from mach_ext._metrics_checks import RECALL_KS as RECALL_KS
-from mach_ext._metrics_checks import Ints, checked_band, checked_inverse_propensity, checked_k, measured_ks
+from mach_ext._metrics_checks import (
+    Floats,
+    Ints,
+    checked_band,
+    checked_inverse_propensity,
+    checked_k,
+    measured_ks,
+)
 from mach_ext._metrics_propensity import (
     frequency_bands_of_counts,
     inverse_propensity,
@@ -41,17 +48,22 @@ from mach_ext._metrics_propensity import (
 from mach_ext._metrics_propensity import label_counts as label_counts
 from mach_ext._metrics_ranking import (
     all_metrics,
+    as_columns,
     best_ranking,
     ndcg,
+    normalised_dcg,
     precision,
     psndcg,
     psp,
     ranked,
     recall,
     restricted,
+    sums_of_documents,
 )
 
 __all__ = [
+    "ByDocument",
+    "by_document",
     "evaluate",
     "evaluate_by_band",
     "frequency_bands_of_counts",
@@ -358,3 +370,64 @@ def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> Ints:
     order = np.argsort(ids < 0, axis=1, kind="stable")
     kept: Ints = np.take_along_axis(ids, order, axis=1)
     return kept
+
+
+class ByDocument(NamedTuple):
+    """Metrics of each document, [N, len(ks)] each: a column for each k.
+
+    PSP@k of a set of documents is a ratio of two sums, so its two parts are kept apart.
+    """
+
+    ks: tuple[int, ...]
+    precision: Floats
+    ndcg: Floats
+    gain: Floats | None  # propensity-scored hits of PSP@k, None without inverse propensities
+    best_gain: Floats | None  # the largest gain that k predictions can reach
+
+    @property
+    def psp(self) -> Floats | None:
+        """PSP@k of each document alone: NaN where it has no label."""
+        if self.gain is None or self.best_gain is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            return self.gain / self.best_gain
+
+
+@memory_errors("pass fewer documents at a time")
+def by_document(
+    Y_true: Any,
+    predictions: npt.ArrayLike,
+    ks: Iterable[int] | None = None,
+    inverse_propensity: npt.ArrayLike | None = None,
+) -> ByDocument:
+    """P@k, nDCG@k and the parts of PSP@k of each document, in one pass over the predictions.
+
+    The means of `ndcg` over the documents are `evaluate`'s to the bit. Those of `precision`, and the ratio of
+    the sums of `gain` and `best_gain`, equal `evaluate`'s up to rounding.
+
+    Args:
+        Y_true, predictions, ks, inverse_propensity: as for `evaluate`.
+
+    Raises:
+        TypeError, ValueError: as for `evaluate`.
+
+    Example:
+        >>> import scipy.sparse as sp
+        >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
+        >>> by_document(Y_true, [[0, 3], [1, 2]], ks=(1, 2)).precision
+        array([[1. , 0.5],
+               [0. , 0.5]])
+    """
+    truth, hits = ranked("by_document", Y_true, predictions)
+    ks, _ = measured_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
+    ones = np.ones(len(hits.rows))
+    precision = [sums_of_documents(hits, ones, k) / k for k in ks]
+    ndcg = [normalised_dcg(hits, ones, k) for k in ks]
+    gain = best_gain = None
+    if inverse_propensity is not None:
+        q = checked_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
+        best = best_ranking(truth, q)
+        gain = as_columns([sums_of_documents(hits, q[hits.labels], k) for k in ks], len(hits.sizes))
+        best_gain = as_columns([sums_of_documents(best, q[best.labels], k) for k in ks], len(hits.sizes))
+    N = len(hits.sizes)
+    return ByDocument(ks, as_columns(precision, N), as_columns(ndcg, N), gain, best_gain)

@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 
 
-def checked_truth(function: str, argument: str, Y: Any) -> Any:
+def check_truth(function: str, argument: str, Y: Any) -> Any:
     """CSR of booleans, sorted, without duplicates and explicit zeros; shares memory with Y where it can."""
     stored = _stored_entries(function, argument, Y)
     valid = stored.data >= 0
@@ -66,7 +66,7 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
     return stored if stored.ndim == 2 else stored.reshape(1, -1)
 
 
-def checked_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[int, int]) -> Ints:
+def check_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[int, int]) -> Ints:
     ids = _array(function, "predictions", predictions)
     if ids.dtype.kind not in "iu":
         came = f"{type(predictions).__name__} of dtype {ids.dtype}"
@@ -97,7 +97,7 @@ def check_distinct(function: str, block: Ints, first_row: int) -> None:
         )
 
 
-def checked_inverse_propensity(function: str, values: npt.ArrayLike, num_labels: int) -> Floats:
+def check_inverse_propensity(function: str, values: npt.ArrayLike, num_labels: int) -> Floats:
     q = _array(function, "inverse_propensity", values)
     if q.dtype.kind not in "fiu":
         raise TypeError(f"{function}: inverse_propensity must be numbers [L], got dtype {q.dtype}")
@@ -113,7 +113,7 @@ def checked_inverse_propensity(function: str, values: npt.ArrayLike, num_labels:
     return q.astype(np.float64, copy=False)
 
 
-def checked_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int) -> npt.NDArray[np.bool_]:
+def check_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int) -> npt.NDArray[np.bool_]:
     band = _array(function, f"band {name!r}", mask)
     if band.dtype.kind != "b":
         raise TypeError(f"{function}: band {name!r} must be booleans [L], got dtype {band.dtype}")
@@ -122,7 +122,7 @@ def checked_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int)
     return band
 
 
-def measured_ks(
+def select_ks(
     function: str,
     ks: Iterable[int] | None,
     recall_ks: Iterable[int] | None,
@@ -137,7 +137,7 @@ def measured_ks(
     def chosen(argument: str, asked: Iterable[int] | None, usual: tuple[int, ...]) -> tuple[int, ...]:
         if asked is None:
             return tuple(k for k in usual if carried(k))
-        checked = _checked_ks(function, argument, asked)
+        checked = _check_ks(function, argument, asked)
         for k in checked:
             if not carried(k):
                 raise ValueError(
@@ -149,13 +149,13 @@ def measured_ks(
     return chosen("ks", ks, KS), chosen("recall_ks", recall_ks, RECALL_KS)
 
 
-def _checked_ks(function: str, argument: str, ks: Iterable[int]) -> tuple[int, ...]:
+def _check_ks(function: str, argument: str, ks: Iterable[int]) -> tuple[int, ...]:
     if not isinstance(ks, Iterable):
         raise TypeError(f"{function}: {argument} must be a sequence of integers, got {ks!r}")
-    return tuple(checked_k(function, argument, k) for k in ks)
+    return tuple(check_k(function, argument, k) for k in ks)
 
 
-def checked_k(function: str, argument: str, k: int, least: int = 1) -> int:
+def check_k(function: str, argument: str, k: int, least: int = 1) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise TypeError(f"{function}: {argument} must be an integer, got {k!r}")
     if k < least:

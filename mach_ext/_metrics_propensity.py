@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext._metrics_checks import Floats, Ints, checked_k, checked_truth
+from mach_ext._metrics_checks import Floats, Ints, check_k, check_truth
 
 
 @memory_errors("pass fewer labels")
@@ -40,7 +40,7 @@ def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> Floats:
         >>> inverse_propensity(sp.csr_array([[1, 0], [1, 0], [1, 1]])).round(4)
         array([1.0714, 1.0986])
     """
-    truth = checked_truth("inverse_propensity", "Y_train", Y_train)
+    truth = check_truth("inverse_propensity", "Y_train", Y_train)
     return inverse_propensity_of_counts(label_counts(truth), truth.shape[0], A, B)
 
 
@@ -125,9 +125,9 @@ def label_frequency_bands(
         >>> {name: m.nonzero()[0].tolist() for name, m in label_frequency_bands(Y_train, 1, 2).items()}
         {'head': [0], 'torso': [1], 'tail': [2]}
     """
-    truth = checked_truth("label_frequency_bands", "Y_train", Y_train)
-    tail_max = checked_k("label_frequency_bands", "tail_max", tail_max, least=0)
-    torso_max = checked_k("label_frequency_bands", "torso_max", torso_max, least=tail_max + 1)
+    truth = check_truth("label_frequency_bands", "Y_train", Y_train)
+    tail_max = check_k("label_frequency_bands", "tail_max", tail_max, least=0)
+    torso_max = check_k("label_frequency_bands", "torso_max", torso_max, least=tail_max + 1)
     return frequency_bands_of_counts(label_counts(truth), tail_max, torso_max)
 
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mach_ext._metrics_checks import Floats, Ints, check_distinct, checked_predictions, checked_truth
+from mach_ext._metrics_checks import Floats, Ints, check_distinct, check_predictions, check_truth
 
 _BLOCK_CELLS = 1 << 18  # predictions looked up at a time, so that their keys stay in cache
 
 
-class Ranked(NamedTuple):
+class Ranking(NamedTuple):
     """True labels at ranks of documents, m of them, by document, then by rank."""
 
     rows: Ints  # [m] document
@@ -26,10 +26,10 @@ class Ranked(NamedTuple):
     sizes: Ints  # [N] number of true labels of each document, ranked or not
 
 
-def ranked(function: str, Y_true: Any, predictions: npt.ArrayLike) -> tuple[Any, Ranked]:
+def rank_hits(function: str, Y_true: Any, predictions: npt.ArrayLike) -> tuple[Any, Ranking]:
     """The checked truth (CSR) and the predictions that hit it."""
-    truth = checked_truth(function, "Y_true", Y_true)
-    ids = checked_predictions(function, predictions, truth.shape)
+    truth = check_truth(function, "Y_true", Y_true)
+    ids = check_predictions(function, predictions, truth.shape)
     sizes = np.diff(truth.indptr)
     stride = truth.shape[1] + 1  # the key of label l in row r of a block is r * stride + l + 1; -1 never hits
     step = max(1, _BLOCK_CELLS // max(1, ids.shape[1]))
@@ -46,29 +46,29 @@ def ranked(function: str, Y_true: Any, predictions: npt.ArrayLike) -> tuple[Any,
         rows.append(row + start)
         ranks.append(rank)
     row, rank = np.concatenate(rows), np.concatenate(ranks)
-    return truth, Ranked(row, rank, ids[row, rank], sizes)
+    return truth, Ranking(row, rank, ids[row, rank], sizes)
 
 
-def best_ranking(truth: Any, q: Floats) -> Ranked:
+def best_ranking(truth: Any, q: Floats) -> Ranking:
     """Every document's true labels by descending q."""
     sizes = np.diff(truth.indptr)
     rows = np.repeat(np.arange(len(sizes)), sizes)
     ranks = np.arange(len(rows)) - np.repeat(truth.indptr[:-1], sizes)
     order = np.lexsort((-q[truth.indices], rows))
-    return Ranked(rows, ranks, truth.indices[order], sizes)
+    return Ranking(rows, ranks, truth.indices[order], sizes)
 
 
-def restricted(truth: Any, hits: Ranked, band: npt.NDArray[np.bool_]) -> tuple[Any, Ranked]:
+def restrict(truth: Any, hits: Ranking, band: npt.NDArray[np.bool_]) -> tuple[Any, Ranking]:
     """The same with only the band's labels true."""
     part = truth.copy()
     part.data = band[part.indices]
     part.eliminate_zeros()
     kept = band[hits.labels]
-    return part, Ranked(hits.rows[kept], hits.ranks[kept], hits.labels[kept], np.diff(part.indptr))
+    return part, Ranking(hits.rows[kept], hits.ranks[kept], hits.labels[kept], np.diff(part.indptr))
 
 
 def all_metrics(
-    truth: Any, hits: Ranked, ks: tuple[int, ...], recall_ks: tuple[int, ...], q: Floats | None
+    truth: Any, hits: Ranking, ks: tuple[int, ...], recall_ks: tuple[int, ...], q: Floats | None
 ) -> dict[str, float]:
     metrics = {f"P@{k}": precision(hits, k) for k in ks}
     metrics |= {f"nDCG@{k}": ndcg(hits, k) for k in ks}
@@ -79,29 +79,29 @@ def all_metrics(
     return metrics | {f"R@{k}": recall(hits, k) for k in recall_ks}
 
 
-def precision(hits: Ranked, k: int) -> float:
+def precision(hits: Ranking, k: int) -> float:
     return _ratio(np.count_nonzero(hits.ranks < k), k * len(hits.sizes))
 
 
-def ndcg(hits: Ranked, k: int) -> float:
+def ndcg(hits: Ranking, k: int) -> float:
     return _ratio(normalised_dcg(hits, np.ones(len(hits.rows)), k).sum(), len(hits.sizes))
 
 
-def recall(hits: Ranked, k: int) -> float:
-    found = np.bincount(hits.rows[hits.ranks < k], minlength=len(hits.sizes))
-    return _ratio((found / np.maximum(hits.sizes, 1)).sum(), np.count_nonzero(hits.sizes))
+def recall(hits: Ranking, k: int) -> float:
+    right = np.bincount(hits.rows[hits.ranks < k], minlength=len(hits.sizes))
+    return _ratio((right / np.maximum(hits.sizes, 1)).sum(), np.count_nonzero(hits.sizes))
 
 
-def psp(hits: Ranked, best: Ranked, q: Floats, k: int) -> float:
+def psp(hits: Ranking, best: Ranking, q: Floats, k: int) -> float:
     return _ratio(q[hits.labels[hits.ranks < k]].sum(), q[best.labels[best.ranks < k]].sum())
 
 
-def psndcg(hits: Ranked, best: Ranked, q: Floats, k: int) -> float:
+def psndcg(hits: Ranking, best: Ranking, q: Floats, k: int) -> float:
     reached = normalised_dcg(hits, q[hits.labels], k)
     return _ratio(reached.sum(), normalised_dcg(best, q[best.labels], k).sum())
 
 
-def normalised_dcg(ranked: Ranked, gains: Floats, k: int) -> Floats:
+def normalised_dcg(ranked: Ranking, gains: Floats, k: int) -> Floats:
     """sum_{i<=k} gain_i d_i / sum_{i<=min(k, |y|)} d_i of each document, [N]; 0 without labels."""
     top = ranked.ranks < k
     discounted = gains[top] / np.log2(ranked.ranks[top] + 2)
@@ -116,7 +116,7 @@ def _ratio(numerator: Any, denominator: Any) -> float:
     return float(numerator) / float(denominator) if denominator else math.nan
 
 
-def sums_of_documents(ranked: Ranked, gains: Floats, k: int) -> Floats:  # [N]
+def sums_of_documents(ranked: Ranking, gains: Floats, k: int) -> Floats:  # [N]
     top = ranked.ranks < k
     sums = np.bincount(ranked.rows[top], weights=gains[top], minlength=len(ranked.sizes))
     return np.asarray(sums, np.float64)

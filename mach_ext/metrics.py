@@ -27,16 +27,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mach_ext import _metrics_ranking as ranking
 from mach_ext._memory import memory_errors
 from mach_ext._metrics_checks import KS as KS
 from mach_ext._metrics_checks import RECALL_KS as RECALL_KS
 from mach_ext._metrics_checks import (
     Floats,
     Ints,
-    checked_band,
-    checked_inverse_propensity,
-    checked_k,
-    measured_ks,
+    check_band,
+    check_inverse_propensity,
+    check_k,
+    select_ks,
 )
 from mach_ext._metrics_propensity import (
     frequency_bands_of_counts,
@@ -46,20 +47,6 @@ from mach_ext._metrics_propensity import (
     propensity_constants,
 )
 from mach_ext._metrics_propensity import label_counts as label_counts
-from mach_ext._metrics_ranking import (
-    all_metrics,
-    as_columns,
-    best_ranking,
-    ndcg,
-    normalised_dcg,
-    precision,
-    psndcg,
-    psp,
-    ranked,
-    recall,
-    restricted,
-    sums_of_documents,
-)
 
 __all__ = [
     "ByDocument",
@@ -107,9 +94,9 @@ def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> precision_at_k(Y_true, [[0, 3], [1, 2]], k=2)
         0.5
     """
-    k = checked_k("precision_at_k", "k", k)
-    _, hits = ranked("precision_at_k", Y_true, predictions)
-    return precision(hits, k)
+    k = check_k("precision_at_k", "k", k)
+    _, hits = ranking.rank_hits("precision_at_k", Y_true, predictions)
+    return ranking.precision(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -137,9 +124,9 @@ def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> round(ndcg_at_k(Y_true, [[0, 3], [1, 2]], k=2), 4)  # (1 / 1.6309 + 0.6309 / 1) / 2
         0.622
     """
-    k = checked_k("ndcg_at_k", "k", k)
-    _, hits = ranked("ndcg_at_k", Y_true, predictions)
-    return ndcg(hits, k)
+    k = check_k("ndcg_at_k", "k", k)
+    _, hits = ranking.rank_hits("ndcg_at_k", Y_true, predictions)
+    return ranking.ndcg(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -167,9 +154,9 @@ def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> recall_at_k(Y_true, [[0, 3], [1, 2], [0, 1]], k=2)  # (1/2 + 1/1) / 2
         0.75
     """
-    k = checked_k("recall_at_k", "k", k)
-    _, hits = ranked("recall_at_k", Y_true, predictions)
-    return recall(hits, k)
+    k = check_k("recall_at_k", "k", k)
+    _, hits = ranking.rank_hits("recall_at_k", Y_true, predictions)
+    return ranking.recall(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -201,10 +188,10 @@ def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.Ar
         >>> psp_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=1)  # (2 + 0) / (4 + 2)
         0.3333333333333333
     """
-    k = checked_k("psp_at_k", "k", k)
-    truth, hits = ranked("psp_at_k", Y_true, predictions)
-    q = checked_inverse_propensity("psp_at_k", inverse_propensity, truth.shape[1])
-    return psp(hits, best_ranking(truth, q), q, k)
+    k = check_k("psp_at_k", "k", k)
+    truth, hits = ranking.rank_hits("psp_at_k", Y_true, predictions)
+    q = check_inverse_propensity("psp_at_k", inverse_propensity, truth.shape[1])
+    return ranking.psp(hits, ranking.best_ranking(truth, q), q, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -235,10 +222,10 @@ def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt
         >>> round(psndcg_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=2), 4)
         0.4761
     """
-    k = checked_k("psndcg_at_k", "k", k)
-    truth, hits = ranked("psndcg_at_k", Y_true, predictions)
-    q = checked_inverse_propensity("psndcg_at_k", inverse_propensity, truth.shape[1])
-    return psndcg(hits, best_ranking(truth, q), q, k)
+    k = check_k("psndcg_at_k", "k", k)
+    truth, hits = ranking.rank_hits("psndcg_at_k", Y_true, predictions)
+    q = check_inverse_propensity("psndcg_at_k", inverse_propensity, truth.shape[1])
+    return ranking.psndcg(hits, ranking.best_ranking(truth, q), q, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -277,12 +264,12 @@ def evaluate(
         >>> evaluate(Y_true, [[0, 3], [1, 2]], recall_ks=(2,))
         {'P@1': 0.5, 'nDCG@1': 0.5, 'R@2': 0.75}
     """
-    truth, hits = ranked("evaluate", Y_true, predictions)
-    ks, recall_ks = measured_ks("evaluate", ks, recall_ks, np.shape(predictions)[1], truth.shape[1])
+    truth, hits = ranking.rank_hits("evaluate", Y_true, predictions)
+    ks, recall_ks = select_ks("evaluate", ks, recall_ks, np.shape(predictions)[1], truth.shape[1])
     q = inverse_propensity
     if q is not None:
-        q = checked_inverse_propensity("evaluate", q, truth.shape[1])
-    return all_metrics(truth, hits, ks, recall_ks, q)
+        q = check_inverse_propensity("evaluate", q, truth.shape[1])
+    return ranking.all_metrics(truth, hits, ks, recall_ks, q)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -332,14 +319,17 @@ def evaluate_by_band(
     """
     if not isinstance(bands, Mapping):
         raise TypeError(f"evaluate_by_band: bands must map names to masks, got {type(bands).__name__}")
-    truth, hits = ranked("evaluate_by_band", Y_true, predictions)
+    truth, hits = ranking.rank_hits("evaluate_by_band", Y_true, predictions)
     num_labels = truth.shape[1]
-    ks, recall_ks = measured_ks("evaluate_by_band", ks, recall_ks, np.shape(predictions)[1], num_labels)
+    ks, recall_ks = select_ks("evaluate_by_band", ks, recall_ks, np.shape(predictions)[1], num_labels)
     q = inverse_propensity
     if q is not None:
-        q = checked_inverse_propensity("evaluate_by_band", q, num_labels)
-    masks = {name: checked_band("evaluate_by_band", name, mask, num_labels) for name, mask in bands.items()}
-    return {name: all_metrics(*restricted(truth, hits, m), ks, recall_ks, q) for name, m in masks.items()}
+        q = check_inverse_propensity("evaluate_by_band", q, num_labels)
+    masks = {name: check_band("evaluate_by_band", name, mask, num_labels) for name, mask in bands.items()}
+    return {
+        name: ranking.all_metrics(*ranking.restrict(truth, hits, m), ks, recall_ks, q)
+        for name, m in masks.items()
+    }
 
 
 @memory_errors("pass fewer documents at a time")
@@ -364,7 +354,7 @@ def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> Ints:
         >>> without_filtered([[2, 0, 1]], sp.csr_array([[0, 0, 1]]))
         array([[ 0,  1, -1]])
     """
-    _, hits = ranked("without_filtered", filtered, predictions)
+    _, hits = ranking.rank_hits("without_filtered", filtered, predictions)
     ids = np.array(predictions, np.int64)
     ids[hits.rows, hits.ranks] = -1
     order = np.argsort(ids < 0, axis=1, kind="stable")
@@ -418,16 +408,15 @@ def by_document(
         array([[1. , 0.5],
                [0. , 0.5]])
     """
-    truth, hits = ranked("by_document", Y_true, predictions)
-    ks, _ = measured_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
-    ones = np.ones(len(hits.rows))
-    precision = [sums_of_documents(hits, ones, k) / k for k in ks]
-    ndcg = [normalised_dcg(hits, ones, k) for k in ks]
+    truth, hits = ranking.rank_hits("by_document", Y_true, predictions)
+    ks, _ = select_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
+    N, ones = len(hits.sizes), np.ones(len(hits.rows))
+    precision = [ranking.sums_of_documents(hits, ones, k) / k for k in ks]
+    ndcg = [ranking.normalised_dcg(hits, ones, k) for k in ks]
     gain = best_gain = None
     if inverse_propensity is not None:
-        q = checked_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
-        best = best_ranking(truth, q)
-        gain = as_columns([sums_of_documents(hits, q[hits.labels], k) for k in ks], len(hits.sizes))
-        best_gain = as_columns([sums_of_documents(best, q[best.labels], k) for k in ks], len(hits.sizes))
-    N = len(hits.sizes)
-    return ByDocument(ks, as_columns(precision, N), as_columns(ndcg, N), gain, best_gain)
+        q = check_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
+        best = ranking.best_ranking(truth, q)
+        gain = ranking.as_columns([ranking.sums_of_documents(hits, q[hits.labels], k) for k in ks], N)
+        best_gain = ranking.as_columns([ranking.sums_of_documents(best, q[best.labels], k) for k in ks], N)
+    return ByDocument(ks, ranking.as_columns(precision, N), ranking.as_columns(ndcg, N), gain, best_gain)

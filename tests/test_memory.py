@@ -299,7 +299,7 @@ def too_much(*_, **__):
         ("PGD.perturb", "_ops.sparse_linear", lambda X, Y: mach_ext.attack.PGD(small_model()).perturb(X, Y)),
         ("SparseAdam.step", "optim.SparseAdam._row_op", lambda X, Y: step(small_model(), X, Y)),
         ("clip_grad_norm_", "optim._with_unique_rows", lambda X, Y: step(small_model(), X, Y)),
-        ("evaluate", "_metrics_ranking.checked_truth", lambda X, Y: mach_ext.metrics.evaluate(
+        ("evaluate", "_metrics_ranking.check_truth", lambda X, Y: mach_ext.metrics.evaluate(
             Y, np.zeros((9, 1), int), [1])),
     ],
 )  # fmt: skip

@@ -45,10 +45,10 @@ def available_memory(device: torch.device | str = "cpu", swap: bool = False) -> 
 def _left_by_limits() -> list[int]:
     process = _numbers(Path("/proc/self/status"))
     left = []
-    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY and name in process:
-            left.append(most - 1024 * process[name])
+    for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and name in process:
+            left.append(limit - 1024 * process[name])
     return left
 
 

@@ -95,16 +95,16 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
         expected["hash.buckets"] = (R, record["model"]["num_labels"])
     if "logit_adjustment" in header:
         expected["logit_adjustment"] = (R, B)
-    found = {name: shape for name, (_, shape) in header.items()}
+    shapes_held = {name: shape for name, (_, shape) in header.items()}
     for name, step in steps.items():
         if not (name in shapes and name.endswith("weight") and step > 0):
             raise ValueError(f"{file}: steps must be above 0 and of weights, got {step} of {name}")
-        stream = found.get(name, ())
+        stream = shapes_held.get(name, ())
         # zlib makes at most 1,032 bytes of one, and a weight takes at least a byte.
         if len(stream) == 1 and header[name][0] == "U8" and math.prod(shapes[name]) <= 1032 * stream[0]:
-            found[name] = shapes[name]
-    if expected != found:
-        raise ValueError(f"{file}: weights must have shapes {expected}, got {found}")
+            shapes_held[name] = shapes[name]
+    if expected != shapes_held:
+        raise ValueError(f"{file}: weights must have shapes {expected}, got {shapes_held}")
     if header.get("hash.buckets", ("I32",))[0] != "I32":
         raise ValueError(f"{file}: hash.buckets must be I32, got {header['hash.buckets'][0]}")
     dtypes = {name: dtype for name, (dtype, _) in header.items() if name not in ("hash.buckets", *steps)}

@@ -29,9 +29,9 @@ def encode(weight: Tensor, step: float) -> Tensor:
     """
     rows = weight.detach().reshape(-1, weight.shape[-1])
     sums, largest = torch.empty(len(rows), dtype=torch.float64), 0.0
-    for some in _blocks(torch.arange(len(rows)), rows.shape[1]):
-        codes = _codes(rows[some], step).abs()
-        sums[some], largest = codes.double().sum(1), max(float(codes.max()), largest)
+    for chunk in _blocks(torch.arange(len(rows)), rows.shape[1]):
+        codes = _codes(rows[chunk], step).abs()
+        sums[chunk], largest = codes.double().sum(1), max(float(codes.max()), largest)
     if not sums.isfinite().all():
         raise ValueError(f"weights / {step:g} must be finite")
     if largest >= 2**15:
@@ -42,8 +42,8 @@ def encode(weight: Tensor, step: float) -> Tensor:
     classes = (8 * torch.log2(1 + sums)).round().to(torch.uint8)
     coder = zlib.compressobj(9, wbits=15, memLevel=9, strategy=zlib.Z_RLE)
     parts = [coder.compress(bytes([width]) + classes.numpy().tobytes())]
-    for some in _blocks(_order(classes), rows.shape[1]):
-        codes = _codes(rows[some], step)
+    for chunk in _blocks(_order(classes), rows.shape[1]):
+        codes = _codes(rows[chunk], step)
         numbers = torch.where(codes < 0, -2 * codes - 1, 2 * codes).numpy().astype(f"<u{width}")
         parts.append(coder.compress(numbers.view(np.uint8).reshape(-1, width).T.tobytes()))
     return torch.frombuffer(bytearray(b"".join([*parts, coder.flush()])), dtype=torch.uint8)
@@ -66,11 +66,11 @@ def decode(stream: Tensor, shape: Sequence[int], step: float) -> Tensor:
         classes = torch.frombuffer(bytearray(content.read(len(rows))), dtype=torch.uint8)
         numbers = torch.arange(256**width, dtype=torch.int32)
         values = ((numbers >> 1) ^ -(numbers & 1)).float() * step
-        for some in _blocks(_order(classes), rows.shape[1]):
-            planes = np.frombuffer(content.read(width * len(some) * rows.shape[1]), np.uint8)
+        for chunk in _blocks(_order(classes), rows.shape[1]):
+            planes = np.frombuffer(content.read(width * len(chunk) * rows.shape[1]), np.uint8)
             block = np.ascontiguousarray(planes.reshape(width, -1).T).view(f"<u{width}")
             block = np.take(values.numpy(), block, mode="clip")  # Nothing is out of range.
-            rows[some] = torch.from_numpy(block).view(len(some), -1)
+            rows[chunk] = torch.from_numpy(block).view(len(chunk), -1)
         if not content.at_end():
             raise other
     except zlib.error as error:

@@ -7,121 +7,39 @@ counts such pairs (`LabelHash.diagnostics`) and warns of them (`CollisionWarning
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import copy
-import hashlib
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from mach_ext import _ops
-from mach_ext._memory import check_memory, memory_errors
+from mach_ext._hash_buckets import BucketTable, check_hash_memory, check_integer, copy_table
+from mach_ext._hash_collisions import (
+    GROUPING_BYTES,
+    BucketLoad,
+    CollisionWarning,
+    HashDiagnostics,
+    bucket_load,
+    colliding_groups,
+    collision_message,
+    collisions_are_known,
+    collisions_plausible,
+    expected_pairs,
+)
+from mach_ext._hash_collisions import collisions_known as collisions_known
+from mach_ext._hash_functions import MAX_BUCKETS, MAX_LABELS, hash_labels
+from mach_ext._hash_spread import spread_values
+from mach_ext._memory import memory_errors
 
 __all__ = ["BucketLoad", "CollisionWarning", "HashDiagnostics", "LabelHash"]
 
-_PRIME = 2**31 - 1  # a Mersenne prime: x mod p needs no division
-_MAX_LABELS = _PRIME - 1
-_MAX_BUCKETS = _PRIME
-_CHUNK = 2**15  # labels hashed at a time, so that temporaries stay in the cache
-_KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 keys below this
-_PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
-_EXAMPLES = 10
 _MAX_INDEXED = 2**16  # buckets that a uint16 code tells apart
-_GROUPING_BYTES = 40  # a label, of the int64 keys by which labels are grouped
 _COEFFICIENTS_BYTES = 224  # of a repetition's polynomial
-_SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heavy-tailed weights
 
 
-class CollisionWarning(UserWarning):
-    """Some labels share their bucket in every repetition: no model on this hash can tell them apart."""
-
-
-# Of this thread and context, where the filters of the warnings module are the whole process's.
-_collisions_are_known = contextvars.ContextVar("_collisions_are_known", default=False)
-
-
-@contextlib.contextmanager
-def collisions_known() -> Iterator[None]:
-    """No `CollisionWarning` within, for hashes that are copies or parts of one that has warned."""
-    token = _collisions_are_known.set(True)
-    try:
-        yield
-    finally:
-        _collisions_are_known.reset(token)
-
-
-@dataclass(frozen=True)
-class BucketLoad:
-    """How many labels the B buckets of one repetition hold: `min`, `mean`, `max`, `std` and `empty` ones."""
-
-    min: int
-    mean: float
-    max: int
-    std: float
-    empty: int
-
-
-@dataclass(frozen=True)
-class HashDiagnostics:
-    """What `LabelHash.diagnostics` found. `str()` gives a readable summary.
-
-    Attributes:
-        num_labels: L.
-        num_buckets: B.
-        num_repetitions: R.
-        seed: The seed, or None for a hash made by `LabelHash.from_buckets`.
-        load: The bucket load of each repetition, R of them.
-        expected_colliding_pairs: L(L-1)/2 / B^R, the label pairs that random buckets are expected to put
-            into the same bucket in all R repetitions. For a hash made by `LabelHash.from_buckets` the same
-            formula: what random buckets of these sizes would do, to compare the table with.
-        colliding_pairs: The pairs that do so here, counted exactly.
-        colliding_groups: Examples: the 10 largest groups of labels that share all their buckets, at most, and
-            of each the 10 lowest labels, at most.
-        bytes: Memory of each tensor that the hash holds, by name, and their sum as "everything".
-    """
-
-    num_labels: int
-    num_buckets: int
-    num_repetitions: int
-    seed: int | None
-    load: tuple[BucketLoad, ...]
-    expected_colliding_pairs: float
-    colliding_pairs: int
-    colliding_groups: tuple[tuple[int, ...], ...]
-    bytes: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dict that `json.dumps` takes."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        source = "given table" if self.seed is None else f"seed {self.seed}"
-        lines = [
-            f"label hash: {self.num_labels:,} labels, {self.num_buckets:,} buckets, "
-            f"{self.num_repetitions} repetitions ({source}), {self.bytes['everything']:,} bytes",
-            "repetition       min      mean       max       std     empty",
-        ]
-        for r, load in enumerate(self.load):
-            lines.append(
-                f"{r:>10}{load.min:>10,}{load.mean:>10,.1f}{load.max:>10,}{load.std:>10,.1f}{load.empty:>10,}"
-            )
-        lines.append(
-            f"label pairs that share all their buckets: {self.colliding_pairs:,} "
-            f"(random buckets: {self.expected_colliding_pairs:,.4g} expected)"
-        )
-        lines += [f"  for example {', '.join(map(str, group))}" for group in self.colliding_groups]
-        return "\n".join(lines)
-
-
-class LabelHash(nn.Module):
+class LabelHash(BucketTable):
     """R hash functions from L labels to B buckets, as a table of bucket codes.
 
     Repetition r is a random polynomial of degree 3 over the integers mod p = 2^31 - 1, taken mod B: the
@@ -179,32 +97,24 @@ class LabelHash(nn.Module):
         0
     """
 
-    buckets: torch.Tensor
-    num_labels: int
-    num_buckets: int
-    num_repetitions: int
-    seed: int | None
     _groups: tuple[int, tuple[tuple[int, ...], ...]] | None
     _diagnostics: HashDiagnostics | None
-    _table_digest: str | None
     _warned: bool
-    _known_version: int
-    _index: dict[str, torch.Tensor]
 
     @memory_errors("lower num_labels or num_repetitions")
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
-        num_labels = _integer("LabelHash: num_labels", num_labels, 1, _MAX_LABELS)
-        num_buckets = _integer("LabelHash: num_buckets", num_buckets, 2, _MAX_BUCKETS)
-        num_repetitions = _integer("LabelHash: num_repetitions", num_repetitions, 1)
-        seed = _integer("LabelHash: seed", seed, 0)
+        num_labels = check_integer("LabelHash: num_labels", num_labels, 1, MAX_LABELS)
+        num_buckets = check_integer("LabelHash: num_buckets", num_buckets, 2, MAX_BUCKETS)
+        num_repetitions = check_integer("LabelHash: num_repetitions", num_repetitions, 1)
+        seed = check_integer("LabelHash: seed", seed, 0)
         sizes = num_labels, num_buckets, num_repetitions
-        collisions_plausible = _collisions_plausible(*sizes)
+        is_plausible = collisions_plausible(*sizes)
         needed = num_repetitions * (4 * num_labels + _COEFFICIENTS_BYTES)
-        needed += _GROUPING_BYTES * num_labels if collisions_plausible else 0
-        _check_memory("LabelHash", "the buckets of the labels", needed, *sizes)
-        table = _hash_labels(num_labels, num_buckets, num_repetitions, seed)
+        needed += GROUPING_BYTES * num_labels if is_plausible else 0
+        check_hash_memory("LabelHash", "the buckets of the labels", needed, *sizes)
+        table = hash_labels(num_labels, num_buckets, num_repetitions, seed)
         self._set(table, num_buckets, seed)
-        if collisions_plausible:
+        if is_plausible:
             self._warn_of_collisions()
 
     @classmethod
@@ -229,111 +139,11 @@ class LabelHash(nn.Module):
             >>> LabelHash.from_buckets([[0, 0, 1, 1], [0, 1, 0, 1]])
             LabelHash.from_buckets(<table [2, 4]>, num_buckets=2)
         """
-        name = "LabelHash.from_buckets"
-        if isinstance(table, torch.Tensor):
-            if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
-                raise TypeError(f"{name}: table must hold integers, got {table.dtype}")
-            table = table.cpu().numpy()
-        array = np.asarray(table)
-        if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(f"{name}: table must be [R, L] with R, L >= 1, got shape {list(array.shape)}")
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{name}: table must hold integers, got {array.dtype}")
-        _integer(f"{name}: the table's number of labels", array.shape[1], 1, _MAX_LABELS)
-        if num_buckets is not None:
-            num_buckets = _integer(f"{name}: num_buckets", num_buckets, 2, _MAX_BUCKETS)
-        bound = _MAX_BUCKETS if num_buckets is None else num_buckets
-        highest = int(array.max())
-        if int(array.min()) < 0 or highest >= bound:
-            r, label = np.argwhere((array < 0) | (array >= bound))[0].tolist()
-            raise ValueError(
-                f"{name}: repetition {r}, label {label} has bucket {array[r, label]}, outside [0, {bound})"
-            )
-        R, L = array.shape
-        _check_memory(name, "a copy of the table", L * (4 * R + _GROUPING_BYTES), L, bound, R)
+        copied, num_buckets = copy_table("LabelHash.from_buckets", table, num_buckets)
         hash = cls.__new__(cls)
-        copied = array.astype(np.int32, order="C")
-        hash._set(copied, max(highest + 1, 2) if num_buckets is None else num_buckets, None)
+        hash._set(copied, num_buckets, None)
         hash._warn_of_collisions()
         return hash
-
-    @memory_errors("make a hash of fewer labels or repetitions")
-    def to(self, *args: Any, **kwargs: Any) -> LabelHash:
-        """Returns this hash with its buckets on `device`; itself when they already lie there.
-
-        Takes what `to` of other modules takes: a device, a tensor that lies there, `non_blocking`. A dtype
-        changes nothing. Unlike `to` of other modules, it leaves this hash where it is: other modules may
-        share it.
-        """
-        self.check_buckets()
-        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        buckets = self.buckets.to(device or self.buckets.device, non_blocking=non_blocking)
-        if buckets is self.buckets:
-            return self
-        moved = copy.copy(self)
-        moved._place(buckets)
-        return moved
-
-    def check_buckets(self) -> None:
-        """Refuses buckets that were written to, as far as PyTorch counts writes: NumPy's it does not.
-
-        Raises:
-            ValueError: `buckets` was changed in place.
-        """
-        if _version(self.buckets) != self._known_version:
-            raise ValueError(
-                "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
-            )
-
-    def check_contents(self) -> None:
-        """Refuses buckets outside [0, B), as writes through NumPy leave them. Looks at all R L of them.
-
-        Raises:
-            ValueError: `buckets` holds a bucket outside [0, B).
-
-        Example:
-            >>> from mach_ext.hashing import LabelHash
-            >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
-            >>> hash.check_contents()
-            >>> hash.buckets.numpy()[1, 2] = 7
-            >>> hash.check_contents()  # doctest: +ELLIPSIS
-            Traceback (most recent call last):
-            ValueError: LabelHash: buckets holds 7 for label 2 in repetition 1, outside [0, 2): it was ...
-        """
-        if self.buckets.is_meta:
-            return
-        low, high = self.buckets.aminmax()
-        if low >= 0 and high < self.num_buckets:
-            return
-        r, label = ((self.buckets < 0) | (self.buckets >= self.num_buckets)).nonzero()[0].tolist()
-        raise ValueError(
-            f"LabelHash: buckets holds {self.buckets[r, label]} for label {label} in repetition {r}, outside "
-            f"[0, {self.num_buckets}): it was changed in place; make another hash: "
-            "LabelHash.from_buckets(table)"
-        )
-
-    def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """The buckets [R, m] int32 of labels [m], checked to be in [0, B) as `check_contents` does.
-
-        Raises:
-            ValueError: A label is outside [0, L), or `buckets` was changed in place.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.hashing import LabelHash
-            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).buckets_of(torch.tensor([2, 0])).tolist()
-            [[1, 1], [1, 0]]
-        """
-        self.check_buckets()
-        unknown = labels[(labels < 0) | (labels >= self.num_labels)]
-        if len(unknown):
-            raise ValueError(
-                f"LabelHash.buckets_of: labels must be in [0, L={self.num_labels}), got {unknown[0]}"
-            )
-        buckets = self.buckets[:, labels.to(self.buckets.device)]
-        if bool(((buckets < 0) | (buckets >= self.num_buckets)).any()):
-            self.check_contents()
-        return buckets
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
@@ -358,7 +168,7 @@ class LabelHash(nn.Module):
             self.check_buckets()
             if self.buckets.is_cpu:
                 index_bytes = self.label_index_bytes()
-                _check_memory("LabelHash.label_index", "the index", index_bytes, *self._sizes())
+                check_hash_memory("LabelHash.label_index", "the index", index_bytes, *self._sizes())
             names = ("codes", "list_starts", "list_labels")
             try:
                 self._index = dict(zip(names, _ops.label_index(self.buckets, self.num_buckets), strict=True))
@@ -376,8 +186,8 @@ class LabelHash(nn.Module):
             >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).labels_in(0, 1)
             tensor([0, 2])
         """
-        repetition = _integer("LabelHash.labels_in: repetition", repetition, 0, self.num_repetitions - 1)
-        bucket = _integer("LabelHash.labels_in: bucket", bucket, 0, self.num_buckets - 1)
+        repetition = check_integer("LabelHash.labels_in: repetition", repetition, 0, self.num_repetitions - 1)
+        bucket = check_integer("LabelHash.labels_in: bucket", bucket, 0, self.num_buckets - 1)
         if self._index:
             begin, end = self._index["list_starts"][repetition, bucket : bucket + 2].tolist()
             return self._index["list_labels"][repetition, begin:end].long()
@@ -411,68 +221,13 @@ class LabelHash(nn.Module):
             [1.0, 2.0, 3.0]
         """
         self.check_contents()
-        L, B, R = self._sizes()
-        values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
-        for name, array in (("values", values), ("weights", weights)):
-            if array.shape != (L,) or not np.isfinite(array).all():
-                raise ValueError(
-                    f"LabelHash.spread: {name} must be [{L}] and finite, got shape {array.shape}"
-                    + ("" if np.isfinite(array).all() else " with NaN or infinities")
-                )
-        if (weights < 0).any():
-            raise ValueError(f"LabelHash.spread: weights must not be negative, got {weights.min()}")
-        _check_memory("LabelHash.spread", "sums over labels and buckets", 32 * L + 40 * R * B, L, B, R)
-        root, table = np.sqrt(weights), self._table()
-        # Unknowns are scaled so that each bucket counts the same: many fewer steps.
-        scale = np.stack([np.bincount(table[r], weights, B) for r in range(R)])
-        scale = np.divide(1, np.sqrt(scale), where=scale > 0, out=np.zeros_like(scale))
-
-        def means(buckets: NDArray[np.float64]) -> NDArray[np.float64]:  # [R, B] -> [L], times the roots
-            buckets, total = buckets * scale, np.zeros(L)
-            for r in range(R):
-                total += buckets[r, table[r]]
-            total *= root / R
-            return total
-
-        def sums(labels: NDArray[np.float64]) -> NDArray[np.float64]:  # its transpose
-            labels = labels * root / R
-            rows: NDArray[np.float64] = np.stack([np.bincount(table[r], labels, B) for r in range(R)])
-            return rows * scale
-
-        def square(x: NDArray[np.float64]) -> float:  # not by BLAS, whose bits depend on its threads
-            return float((x * x).sum())
-
-        found = np.zeros((R, B))
-        residual = root * values
-        gradient = direction = sums(residual)
-        first = norm = square(gradient)
-        for _ in range(_SPREAD_STEPS):
-            if norm <= 1e-16 * first:
-                break
-            along = means(direction)
-            step = norm / square(along)
-            found += step * direction
-            residual -= step * along
-            gradient, former = sums(residual), norm
-            norm = square(gradient)
-            direction = gradient + norm / former * direction
-        return found * scale
+        return spread_values(self._table(), self.num_buckets, values, weights)
 
     def label_index_bytes(self) -> int:
         """Memory that `label_index` takes, built or not; 0 where there is none."""
         if self.num_buckets > _MAX_INDEXED:
             return 0
         return self.num_repetitions * (6 * self.num_labels + 4 * (self.num_buckets + 1))
-
-    @memory_errors("make a hash of fewer labels or repetitions")
-    def fingerprint(self) -> str:
-        """Names the R functions: equal for equal sizes and seed, or for equal given tables (by SHA-256)."""
-        sizes = f"L={self.num_labels} B={self.num_buckets} R={self.num_repetitions}"
-        if self.seed is not None:
-            return f"{sizes} seed={self.seed}"
-        if self._table_digest is None:
-            self._table_digest = hashlib.sha256(self._table().tobytes()).hexdigest()
-        return f"{sizes} table={self._table_digest}"
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def diagnostics(self) -> HashDiagnostics:
@@ -494,16 +249,16 @@ class LabelHash(nn.Module):
         """
         if self._diagnostics is None:
             self.check_contents()
-            needed = _GROUPING_BYTES * self.num_labels
-            _check_memory("LabelHash.diagnostics", "groups of labels", needed, *self._sizes())
+            needed = GROUPING_BYTES * self.num_labels
+            check_hash_memory("LabelHash.diagnostics", "groups of labels", needed, *self._sizes())
             pairs, groups = self._collisions()
             self._diagnostics = HashDiagnostics(
                 num_labels=self.num_labels,
                 num_buckets=self.num_buckets,
                 num_repetitions=self.num_repetitions,
                 seed=self.seed,
-                load=tuple(_load(codes, self.num_buckets) for codes in self._table()),
-                expected_colliding_pairs=self._expected_pairs(),
+                load=tuple(bucket_load(codes, self.num_buckets) for codes in self._table()),
+                expected_colliding_pairs=expected_pairs(*self._sizes()),
                 colliding_pairs=pairs,
                 colliding_groups=groups,
                 bytes={},
@@ -511,20 +266,6 @@ class LabelHash(nn.Module):
         self._warn_of_collisions()
         held = {name: value.nbytes for name, value in {"buckets": self.buckets, **self._index}.items()}
         return replace(self._diagnostics, bytes={**held, "everything": sum(held.values())})
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, LabelHash):
-            return NotImplemented
-        if self._sizes() != other._sizes():
-            return False
-        if self.seed is not None and self.seed == other.seed:
-            return True
-        return torch.equal(self.buckets.cpu(), other.buckets.cpu())
-
-    def __hash__(self) -> int:
-        return hash(self._sizes())
 
     def __repr__(self) -> str:
         if self.seed is None:
@@ -536,240 +277,23 @@ class LabelHash(nn.Module):
         )
 
     def _set(self, table: NDArray[np.int32], num_buckets: int, seed: int | None) -> None:
-        nn.Module.__init__(self)
-        self._place(torch.from_numpy(table))
-        self.num_repetitions, self.num_labels = table.shape
-        self.num_buckets = num_buckets
-        self.seed = seed
+        super()._set(table, num_buckets, seed)
         self._groups = None
         self._diagnostics = None
-        self._table_digest = None
         self._warned = False
-
-    def _place(self, buckets: torch.Tensor) -> None:
-        """Takes a table that is known to be in range."""
-        self.buckets = buckets
-        self._known_version = _version(buckets)
-        self._index = {}
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LabelHash:
-        """Follows the module it belongs to onto a device.
-
-        `fn` may also change dtypes or leave memory undefined (`to_empty`), so it never sees the table, which
-        is no buffer either: DistributedDataParallel would send all of it before every step. The meta device
-        would lose the table, so it is not moved there.
-        """
-        device = fn(torch.empty(0, dtype=torch.int32, device=self.buckets.device)).device
-        if device != self.buckets.device and device.type != "meta":
-            self.check_buckets()
-            self._place(self.buckets.to(device))
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}fingerprint"] = _as_tensor(self.fingerprint())
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """Compares fingerprints. State of before hashes had any is taken as it is."""
-        key = f"{prefix}fingerprint"
-        if strict:
-            unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name != key]
-        if key in state_dict and (fault := self.fingerprint_fault(state_dict[key])):
-            error_msgs.append(f"{key}: {fault}")
-
-    def fingerprint_fault(self, kept: object) -> str:
-        """Why weights whose state has this fingerprint are not for this hash; empty where they are."""
-        ours = self.fingerprint()
-        theirs = repr(kept)
-        if isinstance(kept, torch.Tensor):
-            if kept.is_meta:  # it has no contents
-                return ""
-            theirs = bytes(kept.flatten().to("cpu", torch.uint8).tolist()).decode(errors="replace")
-        if theirs == ours:
-            return ""
-        return f"the weights are of label hash {theirs}, this model has {ours}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": {}}  # built again where it is wanted
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__init__(self)  # pickles of before it was a module lack what one has
-        self.__dict__.update(state)
-        # They called `_known_version` `_version`, for which modules have another use.
-        self.__dict__.pop("_version", None)
-        if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
-            raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
-        self._known_version = _version(self.buckets)
-
-    def _sizes(self) -> tuple[int, int, int]:
-        return self.num_labels, self.num_buckets, self.num_repetitions
-
-    def _table(self) -> NDArray[np.int32]:
-        table: NDArray[np.int32] = self.buckets.cpu().numpy()
-        return table
-
-    def _expected_pairs(self) -> float:
-        # From 2^1200 on the quotient is 0 in float64.
-        return float(math.comb(self.num_labels, 2) / self.num_buckets ** min(self.num_repetitions, 1200))
 
     def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """The number of fully colliding label pairs and example groups, cached."""
         if self._groups is None:
-            labels, group = _colliding_labels(self._table(), self.num_buckets)
-            sizes = np.bincount(group)
-            largest = np.argsort(-sizes, kind="stable")[:_EXAMPLES]
-            examples = tuple(tuple(labels[group == g][:_EXAMPLES].tolist()) for g in largest)
-            self._groups = int((sizes * (sizes - 1) // 2).sum()), examples
+            self._groups = colliding_groups(self._table(), self.num_buckets)
         return self._groups
 
     def _warn_of_collisions(self) -> None:
         """Warns, once, if there are collisions. Public, decorated methods call it directly (stacklevel)."""
-        if _collisions_are_known.get():
+        if collisions_are_known.get():
             return
         pairs, _ = self._collisions()
         if pairs == 0 or self._warned:
             return
         self._warned = True
-        who = "1 label pair shares its bucket" if pairs == 1 else f"{pairs:,} label pairs share their bucket"
-        times = (
-            "the only repetition" if self.num_repetitions == 1 else f"all {self.num_repetitions} repetitions"
-        )
-        repetitions, buckets = _sizes_without_collisions(*self._sizes())
-        advice = f"R={repetitions} at B={self.num_buckets}"
-        if buckets <= _MAX_BUCKETS:
-            advice += f", or B={buckets} at R={self.num_repetitions},"
-        warnings.warn(
-            f"{who} in {times} and can never be told apart (L={self.num_labels}, B={self.num_buckets}, "
-            f"R={self.num_repetitions}: {self._expected_pairs():,.4g} pairs expected of random buckets). "
-            f"{advice} expects fewer than {1 / _PLAUSIBLE} pairs; which labels: diagnostics().",
-            CollisionWarning,
-            stacklevel=4,
-        )
-
-
-def _as_tensor(fingerprint: str) -> torch.Tensor:  # uint8, which every way to keep a state_dict takes
-    return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
-
-
-def _check_memory(
-    op: str, what: str, needed: int, num_labels: int, num_buckets: int, num_repetitions: int
-) -> None:
-    sizes = {"num_labels": num_labels, "num_buckets": num_buckets, "num_repetitions": num_repetitions}
-    check_memory(f"{op}: {what}", needed, "lower num_labels, num_buckets or num_repetitions", **sizes)
-
-
-def _version(t: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors keep no count."""
-    return 0 if t.is_inference() else t._version
-
-
-def _integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Checks that `value` is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    if value < low or (high is not None and value > high):
-        rule = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} must be {rule}, got {value}")
-    return int(value)
-
-
-def _coefficients(seed: int, repetition: int) -> list[int]:
-    """The four coefficients mod p, highest power first: 64 bits each, so uniform but for 2^-33."""
-    digest = hashlib.sha256(f"mach_ext.LabelHash/{seed}/{repetition}".encode()).digest()
-    return [int.from_bytes(digest[i : i + 8], "little") % _PRIME for i in range(0, 32, 8)]
-
-
-def _hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: int) -> NDArray[np.int32]:
-    """The table [R, L] of the seeded family; besides it, memory for a few chunks of labels only."""
-    polynomials = [_coefficients(seed, r) for r in range(num_repetitions)]
-    table = np.empty((num_repetitions, num_labels), dtype=np.int32)
-    for start in range(0, num_labels, _CHUNK):
-        label = np.arange(start, min(start + _CHUNK, num_labels), dtype=np.int64)
-        for r, (first, *others) in enumerate(polynomials):
-            code = np.full_like(label, first)
-            for coefficient in others:  # Horner; code <= p and label < p, so all stays below 2^62
-                code *= label
-                code += coefficient
-                for _ in range(2):  # 2^31 = 1 mod p: fold the high bits onto the low; twice gives [0, p]
-                    high = code >> 31
-                    code &= _PRIME
-                    code += high
-            code[code == _PRIME] = 0
-            table[r, start : start + _CHUNK] = code.astype(np.int32) % np.int32(num_buckets)
-    return table
-
-
-def _collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
-    """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
-    # 100 pairs of each two labels are below 2^68.
-    return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
-
-
-def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
-    """The smallest R at this B, and the smallest B at this R, where collisions are not plausible."""
-    repetitions = 1
-    while _collisions_plausible(num_labels, num_buckets, repetitions):
-        repetitions += 1
-    low, high = 2, max(2, _PLAUSIBLE * math.comb(num_labels, 2) + 1)  # the smallest B lies in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        if _collisions_plausible(num_labels, middle, num_repetitions):
-            low = middle + 1
-        else:
-            high = middle
-    return repetitions, low
-
-
-def _colliding_labels(
-    table: NDArray[np.int32], num_buckets: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Finds the labels that share their bucket with another label in every repetition.
-
-    Packs the codes of as many repetitions as fit into one int64 key, keeps the labels whose key is not
-    unique, and goes on with those and the next repetitions.
-
-    Args:
-        table: [R, L] int32 bucket codes below `num_buckets`.
-        num_buckets: B.
-
-    Returns:
-        The labels [n], ascending, and the group of each [n], 0, 1, ...: two labels collide if and only if
-        they have the same group.
-    """
-    num_repetitions, num_labels = table.shape
-    labels = np.arange(num_labels, dtype=np.int64)
-    group = np.zeros(num_labels, dtype=np.int64)
-    num_groups, r = 1, 0
-    while r < num_repetitions and labels.size > 0:
-        key, key_range = group, num_groups
-        while r < num_repetitions and key_range * num_buckets <= _KEY_RANGE:
-            key = key * num_buckets
-            key += table[r].take(labels)
-            key_range *= num_buckets
-            r += 1
-        ordered = np.sort(key)
-        shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        position = np.searchsorted(shared, key)
-        kept = np.append(shared, -1)[position] == key
-        labels, group, num_groups = labels[kept], position[kept], len(shared)
-    return labels, group
-
-
-def _load(codes: NDArray[np.int32], num_buckets: int) -> BucketLoad:
-    """The bucket load of one repetition, in memory for L labels however large B is."""
-    if num_buckets <= len(codes):
-        counts = np.bincount(codes)
-        counts = counts[counts > 0]
-    else:
-        counts = np.unique(codes, return_counts=True)[1]
-    empty = num_buckets - len(counts)
-    variance = (num_buckets * int(counts @ counts) - len(codes) ** 2) / num_buckets**2
-    return BucketLoad(
-        min=0 if empty else int(counts.min()),
-        mean=len(codes) / num_buckets,
-        max=int(counts.max()),
-        std=math.sqrt(variance),
-        empty=empty,
-    )
+        warnings.warn(collision_message(pairs, *self._sizes()), CollisionWarning, stacklevel=4)

@@ -21,18 +21,32 @@ Memory is O(nnz(Y_true) + N * K), never O(N * L). Arguments are not modified.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy
-import torch
 
-from mach_ext._memory import check_memory, memory_errors
-from mach_ext.data.matrices import check_structure, from_torch
+from mach_ext import _metrics_ranking as ranking
+from mach_ext._memory import memory_errors
+from mach_ext._metrics_checks import KS as KS
+from mach_ext._metrics_checks import RECALL_KS as RECALL_KS
+from mach_ext._metrics_checks import (
+    Floats,
+    Ints,
+    check_band,
+    check_inverse_propensity,
+    check_k,
+    select_ks,
+)
+from mach_ext._metrics_propensity import (
+    frequency_bands_of_counts,
+    inverse_propensity,
+    inverse_propensity_of_counts,
+    label_frequency_bands,
+    propensity_constants,
+)
+from mach_ext._metrics_propensity import label_counts as label_counts
 
 __all__ = [
     "ByDocument",
@@ -51,14 +65,6 @@ __all__ = [
     "recall_at_k",
     "without_filtered",
 ]
-
-KS = (1, 3, 5)  # the customary k of P, nDCG, PSP and PSnDCG
-RECALL_KS = (10, 50)
-
-_BLOCK_CELLS = 1 << 18  # predictions looked up at a time, so that their keys stay in cache
-
-_Ints = npt.NDArray[np.integer[Any]]
-_Floats = npt.NDArray[np.float64]
 
 
 @memory_errors("pass fewer documents at a time")
@@ -88,9 +94,9 @@ def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> precision_at_k(Y_true, [[0, 3], [1, 2]], k=2)
         0.5
     """
-    k = _checked_k("precision_at_k", "k", k)
-    _, hits = _ranked("precision_at_k", Y_true, predictions)
-    return _precision(hits, k)
+    k = check_k("precision_at_k", "k", k)
+    _, hits = ranking.rank_hits("precision_at_k", Y_true, predictions)
+    return ranking.precision(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -118,9 +124,9 @@ def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> round(ndcg_at_k(Y_true, [[0, 3], [1, 2]], k=2), 4)  # (1 / 1.6309 + 0.6309 / 1) / 2
         0.622
     """
-    k = _checked_k("ndcg_at_k", "k", k)
-    _, hits = _ranked("ndcg_at_k", Y_true, predictions)
-    return _ndcg(hits, k)
+    k = check_k("ndcg_at_k", "k", k)
+    _, hits = ranking.rank_hits("ndcg_at_k", Y_true, predictions)
+    return ranking.ndcg(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -148,9 +154,9 @@ def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
         >>> recall_at_k(Y_true, [[0, 3], [1, 2], [0, 1]], k=2)  # (1/2 + 1/1) / 2
         0.75
     """
-    k = _checked_k("recall_at_k", "k", k)
-    _, hits = _ranked("recall_at_k", Y_true, predictions)
-    return _recall(hits, k)
+    k = check_k("recall_at_k", "k", k)
+    _, hits = ranking.rank_hits("recall_at_k", Y_true, predictions)
+    return ranking.recall(hits, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -182,10 +188,10 @@ def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.Ar
         >>> psp_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=1)  # (2 + 0) / (4 + 2)
         0.3333333333333333
     """
-    k = _checked_k("psp_at_k", "k", k)
-    truth, hits = _ranked("psp_at_k", Y_true, predictions)
-    q = _checked_inverse_propensity("psp_at_k", inverse_propensity, truth.shape[1])
-    return _psp(hits, _best(truth, q), q, k)
+    k = check_k("psp_at_k", "k", k)
+    truth, hits = ranking.rank_hits("psp_at_k", Y_true, predictions)
+    q = check_inverse_propensity("psp_at_k", inverse_propensity, truth.shape[1])
+    return ranking.psp(hits, ranking.best_ranking(truth, q), q, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -216,10 +222,10 @@ def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt
         >>> round(psndcg_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=2), 4)
         0.4761
     """
-    k = _checked_k("psndcg_at_k", "k", k)
-    truth, hits = _ranked("psndcg_at_k", Y_true, predictions)
-    q = _checked_inverse_propensity("psndcg_at_k", inverse_propensity, truth.shape[1])
-    return _psndcg(hits, _best(truth, q), q, k)
+    k = check_k("psndcg_at_k", "k", k)
+    truth, hits = ranking.rank_hits("psndcg_at_k", Y_true, predictions)
+    q = check_inverse_propensity("psndcg_at_k", inverse_propensity, truth.shape[1])
+    return ranking.psndcg(hits, ranking.best_ranking(truth, q), q, k)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -258,12 +264,12 @@ def evaluate(
         >>> evaluate(Y_true, [[0, 3], [1, 2]], recall_ks=(2,))
         {'P@1': 0.5, 'nDCG@1': 0.5, 'R@2': 0.75}
     """
-    truth, hits = _ranked("evaluate", Y_true, predictions)
-    ks, recall_ks = _measured_ks("evaluate", ks, recall_ks, np.shape(predictions)[1], truth.shape[1])
+    truth, hits = ranking.rank_hits("evaluate", Y_true, predictions)
+    ks, recall_ks = select_ks("evaluate", ks, recall_ks, np.shape(predictions)[1], truth.shape[1])
     q = inverse_propensity
     if q is not None:
-        q = _checked_inverse_propensity("evaluate", q, truth.shape[1])
-    return _evaluate(truth, hits, ks, recall_ks, q)
+        q = check_inverse_propensity("evaluate", q, truth.shape[1])
+    return ranking.all_metrics(truth, hits, ks, recall_ks, q)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -313,146 +319,21 @@ def evaluate_by_band(
     """
     if not isinstance(bands, Mapping):
         raise TypeError(f"evaluate_by_band: bands must map names to masks, got {type(bands).__name__}")
-    truth, hits = _ranked("evaluate_by_band", Y_true, predictions)
+    truth, hits = ranking.rank_hits("evaluate_by_band", Y_true, predictions)
     num_labels = truth.shape[1]
-    ks, recall_ks = _measured_ks("evaluate_by_band", ks, recall_ks, np.shape(predictions)[1], num_labels)
+    ks, recall_ks = select_ks("evaluate_by_band", ks, recall_ks, np.shape(predictions)[1], num_labels)
     q = inverse_propensity
     if q is not None:
-        q = _checked_inverse_propensity("evaluate_by_band", q, num_labels)
-    masks = {name: _checked_band("evaluate_by_band", name, mask, num_labels) for name, mask in bands.items()}
-    return {name: _evaluate(*_restricted(truth, hits, m), ks, recall_ks, q) for name, m in masks.items()}
-
-
-@memory_errors("pass fewer labels")
-def inverse_propensity(Y_train: Any, A: float = 0.55, B: float = 1.5) -> _Floats:
-    """How much more each label should count, given how likely it is to be missing from the labelled data.
-
-    q_l = 1 + C (N_l + B)^-A,  C = (ln N - 1) (B + 1)^A
-
-    with N training documents, N_l of them carrying label l. Source: Jain, Prabhu, Varma, Extreme Multi-label
-    Loss Functions (KDD 2016). Customary values of A, B: 0.5, 0.4 for Wikipedia-scale data, 0.6, 2.6 for
-    Amazon's, 0.55, 1.5 for everything else.
-
-    Args:
-        Y_train: matrix [N, L], the labels of the **training** documents.
-        A: exponent, >= 0.
-        B: offset of the counts, > 0.
-
-    Returns:
-        float64 [L], each >= 1; rarer labels have larger ones.
-
-    Raises:
-        TypeError: Y_train is no matrix.
-        ValueError: N < 3 (C would be negative), A < 0, B <= 0, or A and B give a number that is not finite.
-
-    Example:
-        >>> import scipy.sparse as sp
-        >>> inverse_propensity(sp.csr_array([[1, 0], [1, 0], [1, 1]])).round(4)
-        array([1.0714, 1.0986])
-    """
-    truth = _checked_truth("inverse_propensity", "Y_train", Y_train)
-    return inverse_propensity_of_counts(label_counts(truth), truth.shape[0], A, B)
-
-
-@memory_errors("pass fewer labels")
-def inverse_propensity_of_counts(
-    counts: npt.ArrayLike, num_documents: int, A: float = 0.55, B: float = 1.5
-) -> _Floats:
-    """The same from N_l, how many training documents carry each label [L], and N, how many there are.
-
-    Example:
-        >>> inverse_propensity_of_counts([3, 1], num_documents=3).round(4)
-        array([1.0714, 1.0986])
-    """
-    if num_documents < 3:
-        raise ValueError(f"inverse_propensity: Y_train must have at least 3 documents, got {num_documents}")
-    if not (math.isfinite(A) and A >= 0):
-        raise ValueError(f"inverse_propensity: A must be finite and >= 0, got {A}")
-    if not (math.isfinite(B) and B > 0):
-        raise ValueError(f"inverse_propensity: B must be finite and > 0, got {B}")
-    counts = np.asarray(counts)
-    check_memory(
-        "inverse_propensity: two numbers a label", 16 * counts.size, "pass fewer labels", L=counts.size
-    )
-    with np.errstate(all="ignore"):
-        C = (math.log(num_documents) - 1) * np.float64(B + 1) ** A
-        q: _Floats = 1 + C * (counts + B) ** -A
-    if not np.isfinite(q).all():
-        raise ValueError(f"inverse_propensity: A and B must be small enough for float64, got A={A}, B={B}")
-    return q
-
-
-def propensity_constants(dataset: str) -> tuple[float, float]:
-    """A and B of `inverse_propensity` that published figures of a dataset were computed with.
-
-    Amazon-670K, Amazon-3M and the LF-Amazon sets: 0.6, 2.6. Wikipedia-500K, WikiLSHTC-325K and LF-WikiTitles:
-    0.5, 0.4. All others, among them AmazonCat-13K, Wiki10-31K and LF-WikiSeeAlso: 0.55, 1.5. Source: the
-    evaluation scripts of pyxclib, DeepXML and AttentionXML.
-
-    Args:
-        dataset: its name, in any spelling.
-
-    Example:
-        >>> propensity_constants("amazon-670k"), propensity_constants("Wiki10-31K")
-        ((0.6, 2.6), (0.55, 1.5))
-    """
-    name = re.sub("[^a-z0-9]", "", dataset.lower())
-    if "amazon" in name and "amazoncat" not in name:
-        return 0.6, 2.6
-    if "wiki" in name and "wiki10" not in name and "wikiseealso" not in name:
-        return 0.5, 0.4
-    return 0.55, 1.5
-
-
-@memory_errors("pass fewer labels")
-def label_frequency_bands(
-    Y_train: Any, tail_max: int = 5, torso_max: int = 100
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Split the labels into head, torso and tail by how many training documents carry them.
-
-    tail: N_l <= tail_max (unseen labels too);  torso: tail_max < N_l <= torso_max;  head: N_l > torso_max
-
-    The cuts are absolute counts because examples are what a learner has to go by: 5 are few in any data set,
-    and a band means the same in all of them. Cuts at equal shares of the label mass do not have this: thirds
-    put labels with some 175 training documents in the tail on EURLEX57K, and with 13 on TIBKAT. Masks from
-    any other rule can be passed to `evaluate_by_band`.
-
-    Args:
-        Y_train: matrix [N, L], the labels of the **training** documents.
-        tail_max: the largest count in the tail, >= 0.
-        torso_max: the largest count in the torso, > tail_max.
-
-    Returns:
-        ``{"head": ..., "torso": ..., "tail": ...}``, booleans [L]; every label is in exactly one band.
-
-    Raises:
-        TypeError: Y_train is no matrix, a cut is not an integer.
-        ValueError: not 0 <= tail_max < torso_max.
-
-    Example:
-        >>> import scipy.sparse as sp
-        >>> Y_train = sp.csr_array([[1, 1, 0], [1, 1, 0], [1, 0, 0]])
-        >>> {name: m.nonzero()[0].tolist() for name, m in label_frequency_bands(Y_train, 1, 2).items()}
-        {'head': [0], 'torso': [1], 'tail': [2]}
-    """
-    truth = _checked_truth("label_frequency_bands", "Y_train", Y_train)
-    tail_max = _checked_k("label_frequency_bands", "tail_max", tail_max, least=0)
-    torso_max = _checked_k("label_frequency_bands", "torso_max", torso_max, least=tail_max + 1)
-    return frequency_bands_of_counts(label_counts(truth), tail_max, torso_max)
-
-
-@memory_errors("pass fewer labels")
-def frequency_bands_of_counts(
-    counts: npt.ArrayLike, tail_max: int = 5, torso_max: int = 100
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """The same from how many training documents carry each label [L]."""
-    counts = np.asarray(counts)
-    tail, head = counts <= tail_max, counts > torso_max
-    return {"head": head, "torso": ~head & ~tail, "tail": tail}
+        q = check_inverse_propensity("evaluate_by_band", q, num_labels)
+    masks = {name: check_band("evaluate_by_band", name, mask, num_labels) for name, mask in bands.items()}
+    return {
+        name: ranking.all_metrics(*ranking.restrict(truth, hits, m), ks, recall_ks, q)
+        for name, m in masks.items()
+    }
 
 
 @memory_errors("pass fewer documents at a time")
-def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> _Ints:
+def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> Ints:
     """Predictions without the labels that must not be answered; later ones move up, -1 fills the end.
 
     Datasets whose documents are labels, too (the LF sets), list pairs that would be too easy, such as a
@@ -473,282 +354,12 @@ def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> _Ints:
         >>> without_filtered([[2, 0, 1]], sp.csr_array([[0, 0, 1]]))
         array([[ 0,  1, -1]])
     """
-    _, hits = _ranked("without_filtered", filtered, predictions)
+    _, hits = ranking.rank_hits("without_filtered", filtered, predictions)
     ids = np.array(predictions, np.int64)
     ids[hits.rows, hits.ranks] = -1
     order = np.argsort(ids < 0, axis=1, kind="stable")
-    kept: _Ints = np.take_along_axis(ids, order, axis=1)
+    kept: Ints = np.take_along_axis(ids, order, axis=1)
     return kept
-
-
-# ------------------------------------------------------------------------------------------------------------
-# All that the metrics look at is true labels with their ranks: either those that were predicted (hits), or
-# all of them in the best order (best).
-
-
-class _Ranked(NamedTuple):
-    """True labels at ranks of documents, m of them, by document, then by rank."""
-
-    rows: _Ints  # [m] document
-    ranks: _Ints  # [m] 0-based
-    labels: _Ints  # [m]
-    sizes: _Ints  # [N] number of true labels of each document, ranked or not
-
-
-def _ranked(function: str, Y_true: Any, predictions: npt.ArrayLike) -> tuple[Any, _Ranked]:
-    """The checked truth (CSR) and the predictions that hit it."""
-    truth = _checked_truth(function, "Y_true", Y_true)
-    ids = _checked_predictions(function, predictions, truth.shape)
-    sizes = np.diff(truth.indptr)
-    stride = truth.shape[1] + 1  # the key of label l in row r of a block is r * stride + l + 1; -1 never hits
-    step = max(1, _BLOCK_CELLS // max(1, ids.shape[1]))
-    rows, ranks = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
-    for start in range(0, len(ids), step):
-        block = ids[start : start + step]
-        _check_distinct(function, block, start)
-        stop = start + len(block)
-        true_rows = np.repeat(np.arange(len(block)), sizes[start:stop])
-        true_labels = truth.indices[truth.indptr[start] : truth.indptr[stop]]
-        true_keys = np.append(true_rows * stride + true_labels + 1, np.iinfo(np.int64).max)  # ascending
-        keys = np.arange(len(block))[:, None] * stride + block.astype(np.int64) + 1
-        row, rank = np.nonzero(true_keys[np.searchsorted(true_keys, keys)] == keys)
-        rows.append(row + start)
-        ranks.append(rank)
-    row, rank = np.concatenate(rows), np.concatenate(ranks)
-    return truth, _Ranked(row, rank, ids[row, rank], sizes)
-
-
-def _best(truth: Any, q: _Floats) -> _Ranked:
-    """Every document's true labels by descending q."""
-    sizes = np.diff(truth.indptr)
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    ranks = np.arange(len(rows)) - np.repeat(truth.indptr[:-1], sizes)
-    order = np.lexsort((-q[truth.indices], rows))
-    return _Ranked(rows, ranks, truth.indices[order], sizes)
-
-
-def _restricted(truth: Any, hits: _Ranked, band: npt.NDArray[np.bool_]) -> tuple[Any, _Ranked]:
-    """The same with only the band's labels true."""
-    part = truth.copy()
-    part.data = band[part.indices]
-    part.eliminate_zeros()
-    kept = band[hits.labels]
-    return part, _Ranked(hits.rows[kept], hits.ranks[kept], hits.labels[kept], np.diff(part.indptr))
-
-
-def _evaluate(
-    truth: Any, hits: _Ranked, ks: tuple[int, ...], recall_ks: tuple[int, ...], q: _Floats | None
-) -> dict[str, float]:
-    metrics = {f"P@{k}": _precision(hits, k) for k in ks}
-    metrics |= {f"nDCG@{k}": _ndcg(hits, k) for k in ks}
-    if q is not None:
-        best = _best(truth, q)
-        metrics |= {f"PSP@{k}": _psp(hits, best, q, k) for k in ks}
-        metrics |= {f"PSnDCG@{k}": _psndcg(hits, best, q, k) for k in ks}
-    return metrics | {f"R@{k}": _recall(hits, k) for k in recall_ks}
-
-
-def _precision(hits: _Ranked, k: int) -> float:
-    return _ratio(np.count_nonzero(hits.ranks < k), k * len(hits.sizes))
-
-
-def _ndcg(hits: _Ranked, k: int) -> float:
-    return _ratio(_normalised_dcg(hits, np.ones(len(hits.rows)), k).sum(), len(hits.sizes))
-
-
-def _recall(hits: _Ranked, k: int) -> float:
-    found = np.bincount(hits.rows[hits.ranks < k], minlength=len(hits.sizes))
-    return _ratio((found / np.maximum(hits.sizes, 1)).sum(), np.count_nonzero(hits.sizes))
-
-
-def _psp(hits: _Ranked, best: _Ranked, q: _Floats, k: int) -> float:
-    return _ratio(q[hits.labels[hits.ranks < k]].sum(), q[best.labels[best.ranks < k]].sum())
-
-
-def _psndcg(hits: _Ranked, best: _Ranked, q: _Floats, k: int) -> float:
-    reached = _normalised_dcg(hits, q[hits.labels], k)
-    return _ratio(reached.sum(), _normalised_dcg(best, q[best.labels], k).sum())
-
-
-def _normalised_dcg(ranked: _Ranked, gains: _Floats, k: int) -> _Floats:
-    """sum_{i<=k} gain_i d_i / sum_{i<=min(k, |y|)} d_i of each document, [N]; 0 without labels."""
-    top = ranked.ranks < k
-    discounted = gains[top] / np.log2(ranked.ranks[top] + 2)
-    dcg = np.bincount(ranked.rows[top], weights=discounted, minlength=len(ranked.sizes))
-    counted = np.minimum(ranked.sizes, k)
-    ideal = np.cumsum(1 / np.log2(np.arange(counted.max(initial=1)) + 2))  # [j]: the best j + 1 hits
-    normalised: _Floats = dcg / ideal[np.maximum(counted, 1) - 1]
-    return normalised
-
-
-def _ratio(numerator: Any, denominator: Any) -> float:
-    return float(numerator) / float(denominator) if denominator else math.nan
-
-
-def label_counts(truth: Any) -> _Ints:
-    """Documents of each label: [L] of a label matrix [N, L]."""
-    L = truth.shape[1]
-    check_memory("label_counts: a count for each label", 8 * L, "pass fewer labels", L=L)
-    return np.bincount(truth.indices, minlength=truth.shape[1])
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Checks: each returns its argument in the one form the code above works with.
-
-
-def _checked_truth(function: str, argument: str, Y: Any) -> Any:
-    """CSR of booleans, sorted, without duplicates and explicit zeros; shares memory with Y where it can."""
-    stored = _stored_entries(function, argument, Y)
-    valid = stored.data >= 0
-    if not valid.all():
-        value = stored.data[np.argmin(valid)]
-        raise ValueError(f"{function}: {argument} must not have negative or NaN entries, got {value}")
-    # Booleans before duplicates meet: a sum of numbers could leave their dtype and come out as 0.
-    true = stored.data != 0
-    if stored.format == "csr":
-        truth = scipy.sparse.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
-    else:
-        truth = scipy.sparse.coo_array((true, (stored.row, stored.col)), shape=stored.shape).tocsr()
-    if not (truth.has_canonical_format and truth.data.all()):
-        truth = truth.copy()
-        truth.sum_duplicates()
-        truth.eliminate_zeros()
-    return truth
-
-
-def _stored_entries(function: str, argument: str, Y: Any) -> Any:
-    """A matrix as CSR or COO [N, L] of its entries as they are stored: duplicates are not summed."""
-    if isinstance(Y, torch.Tensor):
-        Y = from_torch(Y, f"{function}: {argument}")
-    if not (scipy.sparse.issparse(Y) or isinstance(Y, np.ndarray)):
-        came = type(Y).__name__
-        raise TypeError(f"{function}: {argument} must be a SciPy sparse matrix [N, L], got {came}")
-    if Y.ndim not in (1, 2):
-        raise ValueError(f"{function}: {argument} must have 2 dimensions [N, L], got shape {Y.shape}")
-    if Y.dtype.kind not in "biuf":
-        raise TypeError(f"{function}: {argument} must hold booleans, integers or floats, got dtype {Y.dtype}")
-    if isinstance(Y, np.ndarray) and Y.dtype.kind in "iu" and Y.max(initial=0) > 1:
-        raise ValueError(
-            f"{function}: {argument}, a dense matrix [N, L] of integers, must hold 0 and 1 (not label ids), "
-            f"got {Y.max()}"
-        )
-    if scipy.sparse.issparse(Y):
-        try:
-            check_structure(Y)
-        except ValueError as error:
-            raise ValueError(f"{function}: {argument} is not a valid {Y.format} matrix: {error}") from error
-    if Y.ndim == 2 and scipy.sparse.issparse(Y) and Y.format == "csr":
-        return Y
-    stored = scipy.sparse.coo_array(Y.astype(np.float32) if Y.dtype == np.float16 else Y)
-    return stored if stored.ndim == 2 else stored.reshape(1, -1)
-
-
-def _checked_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[int, int]) -> _Ints:
-    ids = _array(function, "predictions", predictions)
-    if ids.dtype.kind not in "iu":
-        came = f"{type(predictions).__name__} of dtype {ids.dtype}"
-        raise TypeError(f"{function}: predictions must be integer label ids [N, K] in rank order, got {came}")
-    if ids.ndim != 2 or len(ids) != shape[0]:
-        raise ValueError(
-            f"{function}: predictions must be [N, K] with one row for each of the {shape[0]} documents "
-            f"of Y_true, got shape {ids.shape}"
-        )
-    wrong = (ids < -1) | (ids >= shape[1])
-    if wrong.any():
-        row, rank = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"{function}: predictions must be label ids in [0, {shape[1]}), or -1 for none, "
-            f"got {ids[row, rank]} in row {row}"
-        )
-    return ids
-
-
-def _check_distinct(function: str, block: _Ints, first_row: int) -> None:
-    ordered = np.sort(block, axis=1)
-    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != -1)
-    if repeated.any():
-        row, place = np.argwhere(repeated)[0]
-        raise ValueError(
-            f"{function}: predictions must not repeat a label within a row, "
-            f"got label {ordered[row, place]} more than once in row {first_row + row}"
-        )
-
-
-def _checked_inverse_propensity(function: str, values: npt.ArrayLike, num_labels: int) -> _Floats:
-    q = _array(function, "inverse_propensity", values)
-    if q.dtype.kind not in "fiu":
-        raise TypeError(f"{function}: inverse_propensity must be numbers [L], got dtype {q.dtype}")
-    if q.shape != (num_labels,):
-        raise ValueError(f"{function}: inverse_propensity must be [L] = [{num_labels}], got shape {q.shape}")
-    valid = np.isfinite(q) & (q >= 1)
-    if not valid.all():
-        label = np.argmin(valid)
-        raise ValueError(
-            f"{function}: inverse_propensity must be finite and >= 1 (1/p, not p), "
-            f"got {q[label]} for label {label}"
-        )
-    return q.astype(np.float64, copy=False)
-
-
-def _checked_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int) -> npt.NDArray[np.bool_]:
-    band = _array(function, f"band {name!r}", mask)
-    if band.dtype.kind != "b":
-        raise TypeError(f"{function}: band {name!r} must be booleans [L], got dtype {band.dtype}")
-    if band.shape != (num_labels,):
-        raise ValueError(f"{function}: band {name!r} must be [L] = [{num_labels}], got shape {band.shape}")
-    return band
-
-
-def _measured_ks(
-    function: str,
-    ks: Iterable[int] | None,
-    recall_ks: Iterable[int] | None,
-    num_columns: int,
-    num_labels: int,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The k to report: those asked for, or of the usual ones what the columns of predictions carry."""
-
-    def carried(k: int) -> bool:
-        return num_columns >= min(k, num_labels)
-
-    def chosen(argument: str, asked: Iterable[int] | None, usual: tuple[int, ...]) -> tuple[int, ...]:
-        if asked is None:
-            return tuple(k for k in usual if carried(k))
-        checked = _checked_ks(function, argument, asked)
-        for k in checked:
-            if not carried(k):
-                raise ValueError(
-                    f"{function}: {argument} must be at most K={num_columns}, the columns of predictions, "
-                    f"got {k}; rows of fewer labels than that are filled up with -1"
-                )
-        return checked
-
-    return chosen("ks", ks, KS), chosen("recall_ks", recall_ks, RECALL_KS)
-
-
-def _checked_ks(function: str, argument: str, ks: Iterable[int]) -> tuple[int, ...]:
-    if not isinstance(ks, Iterable):
-        raise TypeError(f"{function}: {argument} must be a sequence of integers, got {ks!r}")
-    return tuple(_checked_k(function, argument, k) for k in ks)
-
-
-def _checked_k(function: str, argument: str, k: int, least: int = 1) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-        raise TypeError(f"{function}: {argument} must be an integer, got {k!r}")
-    if k < least:
-        raise ValueError(f"{function}: {argument} must be at least {least}, got {k}")
-    return int(k)
-
-
-def _array(function: str, argument: str, value: Any) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors in device memory
-        raise TypeError(f"{function}: {argument} can't be read as a NumPy array: {error}") from error
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The same by document.
 
 
 class ByDocument(NamedTuple):
@@ -758,13 +369,13 @@ class ByDocument(NamedTuple):
     """
 
     ks: tuple[int, ...]
-    precision: _Floats
-    ndcg: _Floats
-    gain: _Floats | None  # propensity-scored hits of PSP@k, None without inverse propensities
-    best_gain: _Floats | None  # the largest gain that k predictions can reach
+    precision: Floats
+    ndcg: Floats
+    gain: Floats | None  # propensity-scored hits of PSP@k, None without inverse propensities
+    best_gain: Floats | None  # the largest gain that k predictions can reach
 
     @property
-    def psp(self) -> _Floats | None:
+    def psp(self) -> Floats | None:
         """PSP@k of each document alone: NaN where it has no label."""
         if self.gain is None or self.best_gain is None:
             return None
@@ -797,27 +408,15 @@ def by_document(
         array([[1. , 0.5],
                [0. , 0.5]])
     """
-    truth, hits = _ranked("by_document", Y_true, predictions)
-    ks, _ = _measured_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
-    ones = np.ones(len(hits.rows))
-    precision = [_sums_of_documents(hits, ones, k) / k for k in ks]
-    ndcg = [_normalised_dcg(hits, ones, k) for k in ks]
+    truth, hits = ranking.rank_hits("by_document", Y_true, predictions)
+    ks, _ = select_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
+    N, ones = len(hits.sizes), np.ones(len(hits.rows))
+    precision = [ranking.sums_of_documents(hits, ones, k) / k for k in ks]
+    ndcg = [ranking.normalised_dcg(hits, ones, k) for k in ks]
     gain = best_gain = None
     if inverse_propensity is not None:
-        q = _checked_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
-        best = _best(truth, q)
-        gain = _columns([_sums_of_documents(hits, q[hits.labels], k) for k in ks], len(hits.sizes))
-        best_gain = _columns([_sums_of_documents(best, q[best.labels], k) for k in ks], len(hits.sizes))
-    N = len(hits.sizes)
-    return ByDocument(ks, _columns(precision, N), _columns(ndcg, N), gain, best_gain)
-
-
-def _sums_of_documents(ranked: _Ranked, gains: _Floats, k: int) -> _Floats:  # [N]
-    top = ranked.ranks < k
-    sums = np.bincount(ranked.rows[top], weights=gains[top], minlength=len(ranked.sizes))
-    return np.asarray(sums, np.float64)
-
-
-def _columns(parts: list[_Floats], num_documents: int) -> _Floats:  # [N, len(parts)]
-    """Columns that lie in one piece each, so that their sums are those of the parts to the bit."""
-    return np.stack(parts).T if parts else np.empty((num_documents, 0))
+        q = check_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
+        best = ranking.best_ranking(truth, q)
+        gain = ranking.as_columns([ranking.sums_of_documents(hits, q[hits.labels], k) for k in ks], N)
+        best_gain = ranking.as_columns([ranking.sums_of_documents(best, q[best.labels], k) for k in ks], N)
+    return ByDocument(ks, ranking.as_columns(precision, N), ranking.as_columns(ndcg, N), gain, best_gain)

@@ -17,7 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext.data import check_csr, check_labels, row_lengths
+from mach_ext.data import check_columns, check_csr, check_labels, row_lengths
 from mach_ext.functional import as_int
 
 _COSINES = 1 << 24  # entries of a piece's matrix of cosines at most, [documents, N]: 192 MB
@@ -63,15 +63,10 @@ class Neighbors:
     @memory_errors("pass fewer documents at a time")
     def nearest(self, X: Any) -> scipy.sparse.csr_matrix:
         """[documents, N]: the cosines above 0 of the n nearest; of equal ones, the earlier document's."""
-        X, N = self._checked(X, "Neighbors.nearest"), self._documents.shape[1]
+        D, N = self._documents.shape
+        X = check_columns(X, "Neighbors.nearest: X", D)
         pieces = [self._nearest(X[piece]) for piece in self._pieces(X.shape[0])]
         return scipy.sparse.vstack([scipy.sparse.csr_matrix((0, N), dtype=np.float32), *pieces], format="csr")
-
-    def _checked(self, X: Any, op: str) -> scipy.sparse.csr_matrix:
-        X, D = check_csr(X, f"{op}: X"), self._documents.shape[0]
-        if X.shape[1] != D:
-            raise ValueError(f"{op}: X must have D={D} columns, got shape {X.shape}")
-        return X
 
     def _pieces(self, documents: int) -> Iterator[slice]:
         at_a_time = max(1, min(128, _COSINES // max(self._documents.shape[1], 1)))
@@ -104,7 +99,8 @@ class Neighbors:
         Raises:
             TypeError, ValueError: Bad X; labels that are not integers [documents, k].
         """
-        X, labels = self._checked(X, "Neighbors.shares"), np.asarray(labels)
+        X = check_columns(X, "Neighbors.shares: X", self._documents.shape[0])
+        labels = np.asarray(labels)
         if labels.dtype.kind not in "iu":
             raise TypeError(f"Neighbors.shares: labels must be integers, got dtype {labels.dtype}")
         if labels.ndim != 2 or labels.shape[0] != X.shape[0]:
@@ -131,8 +127,8 @@ class Neighbors:
         valid = (labels >= 0) & (labels < L)
         asked = np.where(valid, labels, 0) + np.arange(len(labels), dtype=np.int64)[:, None] * L
         place = np.searchsorted(known[:-1], asked)
-        found = (known[place] == asked) & valid
-        return np.where(found, np.append(held.data, 0.0)[place], 0.0)
+        is_held = (known[place] == asked) & valid
+        return np.where(is_held, np.append(held.data, 0.0)[place], 0.0)
 
     @memory_errors("pass fewer documents at a time")
     def rerank(

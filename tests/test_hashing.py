@@ -23,7 +23,7 @@ from hypothesis.extra.numpy import arrays
 
 import mach_ext
 import mach_ext.hashing as hashing
-from mach_ext import _reference
+from mach_ext import _hash_buckets, _hash_collisions, _hash_functions, _reference
 from mach_ext.hashing import CollisionWarning, LabelHash
 
 PRIME = 2**31 - 1
@@ -70,7 +70,7 @@ def test_golden_values():
 def test_equals_the_definition(num_buckets, seed):
     num_labels, num_repetitions = 100_003, 5  # several chunks, the last one not full
     table = quiet(LabelHash, num_labels, num_buckets, num_repetitions, seed).buckets
-    chunk = hashing._CHUNK
+    chunk = _hash_functions._CHUNK
     labels = [0, 1, 2, chunk - 1, chunk, chunk + 1, num_labels - 1, *range(50, num_labels, 997)]
     for r in range(num_repetitions):
         assert table[r, labels].tolist() == [bucket(seed, r, label, num_buckets) for label in labels]
@@ -78,16 +78,16 @@ def test_equals_the_definition(num_buckets, seed):
 
 def test_highest_labels_and_the_value_p_itself(monkeypatch):
     # Coefficients (0, 0, p - 1, c) give c - label: 0 at label = c, which folding may leave as p.
-    monkeypatch.setattr(hashing, "_coefficients", lambda seed, r: [0, 0, PRIME - 1, 5 + r])
-    table = hashing._hash_labels(8, 1000, 2, 0).tolist()
+    monkeypatch.setattr(_hash_functions, "_coefficients", lambda seed, r: [0, 0, PRIME - 1, 5 + r])
+    table = _hash_functions.hash_labels(8, 1000, 2, 0).tolist()
     assert table == [[(c - label) % PRIME % 1000 for label in range(8)] for c in (5, 6)]
     # The largest label and coefficients there are: nothing may overflow.
-    monkeypatch.setattr(hashing, "_coefficients", lambda seed, r: [PRIME - 1] * 4)
+    monkeypatch.setattr(_hash_functions, "_coefficients", lambda seed, r: [PRIME - 1] * 4)
     arange = np.arange
     top = PRIME - 2 - 63
     monkeypatch.setattr(np, "arange", lambda start, stop, **kw: arange(top + start, top + stop, **kw))
     expected = [-(x**3 + x**2 + x + 1) % PRIME for x in range(top, top + 64)]
-    assert hashing._hash_labels(64, PRIME, 1, 0).tolist() == [expected]
+    assert _hash_functions.hash_labels(64, PRIME, 1, 0).tolist() == [expected]
 
 
 def test_table_and_attributes():
@@ -303,10 +303,10 @@ def peak_bytes(function, *args):
 def test_memory():
     num_labels = 2**20
     table = num_labels * 4 * 4
-    assert table < peak_bytes(LabelHash, num_labels, 50_000, 4) < table + 10 * 8 * hashing._CHUNK
+    assert table < peak_bytes(LabelHash, num_labels, 50_000, 4) < table + 10 * 8 * _hash_functions._CHUNK
     hash = LabelHash(num_labels, 50_000, 4)
     assert peak_bytes(hash.diagnostics) < 60 * num_labels
-    assert peak_bytes(hashing._load, np.array([0, PRIME - 1], np.int32), PRIME) < 100_000
+    assert peak_bytes(_hash_collisions.bucket_load, np.array([0, PRIME - 1], np.int32), PRIME) < 100_000
 
 
 def test_diagnostics_are_readable_and_json():
@@ -333,8 +333,8 @@ def test_diagnostics_are_readable_and_json():
 def test_diagnostics_are_cached(monkeypatch):
     hash = LabelHash(100, 50, 8)
     first = hash.diagnostics()
-    monkeypatch.setattr(hashing, "_colliding_labels", None)
-    monkeypatch.setattr(hashing, "_load", None)
+    monkeypatch.setattr(_hash_collisions, "_colliding_labels", None)
+    monkeypatch.setattr(hashing, "bucket_load", None)
     assert hash.diagnostics() == first
 
 
@@ -375,16 +375,16 @@ def test_no_advice_that_cannot_be_followed():
 def test_advice_is_the_smallest(sizes):
     num_labels, num_buckets, num_repetitions = sizes
     pairs = math.comb(num_labels, 2)
-    repetitions, buckets = hashing._sizes_without_collisions(*sizes)
+    repetitions, buckets = _hash_collisions._sizes_without_collisions(*sizes)
     assert 100 * pairs < num_buckets**repetitions
     assert 100 * pairs >= num_buckets ** (repetitions - 1)
     assert 100 * pairs < buckets**num_repetitions
     assert buckets == 2 or 100 * pairs >= (buckets - 1) ** num_repetitions
-    assert hashing._sizes_without_collisions(1, 10, 3) == (1, 2)
+    assert _hash_collisions._sizes_without_collisions(1, 10, 3) == (1, 2)
 
 
 def test_no_search_when_collisions_are_not_plausible(monkeypatch):
-    monkeypatch.setattr(hashing, "_colliding_labels", None)
+    monkeypatch.setattr(_hash_collisions, "_colliding_labels", None)
     LabelHash(100_000, 1000, 5)  # 5e-6 pairs expected
     with pytest.raises(TypeError):
         LabelHash(100_000, 1000, 3)  # 5 pairs expected
@@ -410,7 +410,7 @@ def test_warns_once_for_each_hash():
 
 
 def test_diagnostics_warns_where_the_constructor_did_not_look(monkeypatch):
-    monkeypatch.setattr(hashing, "_collisions_plausible", lambda *sizes: False)
+    monkeypatch.setattr(hashing, "collisions_plausible", lambda *sizes: False)
     hash = LabelHash(1000, 10, 2)
     monkeypatch.undo()
     with pytest.warns(CollisionWarning, match=r"label pairs share their bucket in all 2 repetitions"):
@@ -512,8 +512,9 @@ def test_read_under_torch_compile():
 
 
 def test_examples_in_the_documentation():
-    assert doctest.testmod(hashing).attempted > 0
-    assert doctest.testmod(hashing).failed == 0
+    for module in (hashing, _hash_buckets):
+        assert doctest.testmod(module).attempted > 0
+        assert doctest.testmod(module).failed == 0
 
 
 def test_label_index_lists_the_labels_of_each_bucket(device):

@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from stress import memory
 
 import mach_ext
-from mach_ext import _memory, _model_folder, cli, data, nn
+from mach_ext import _memory, cli, data, nn
 from mach_ext import functional as F
+from mach_ext._memory import available
+from mach_ext._model_folder import tensors
 
 GIB = 1 << 30
 ONE_LINE = r"^{}: not enough memory: [^\n]*(KiB|MiB|GiB|TiB|PiB|bytes)[^\n]* can be had; [^\n]+$"
@@ -32,8 +34,8 @@ def words(op):
 @pytest.fixture
 def little(monkeypatch):
     """A machine with 64 MiB left."""
-    monkeypatch.setattr(_memory, "_free_in_heap", lambda: 0)
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: 64 << 20)
+    monkeypatch.setattr(available, "free_in_heap", lambda: 0)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: 64 << 20)
 
 
 # --------------------------------------------------------------------------------------- what can be had
@@ -49,21 +51,21 @@ def write(folder, **files):
 def test_a_control_group_leaves_its_limit_less_what_is_used_but_for_page_cache(tmp_path):
     stat = "anon 700\ninactive_file 100\nactive_file 20\nslab_reclaimable 3\nshmem 5"
     group = write(tmp_path / "v2", memory__max=1000, memory__current=900, memory__stat=stat)
-    assert _memory._left_by_group(group, 0) == [1000 - 900 + 123]
-    assert _memory._left_by_group(group, 50) == [223 + 50]
+    assert available._left_by_group(group, 0) == [1000 - 900 + 123]
+    assert available._left_by_group(group, 50) == [223 + 50]
     write(group, **{"memory.swap.max": 40, "memory.swap.current": 10})
-    assert _memory._left_by_group(group, 50) == [223 + 30]
-    assert _memory._left_by_group(write(group, memory__max="max"), 50) == []
-    assert _memory._left_by_group(tmp_path / "none", 50) == []
+    assert available._left_by_group(group, 50) == [223 + 30]
+    assert available._left_by_group(write(group, memory__max="max"), 50) == []
+    assert available._left_by_group(tmp_path / "none", 50) == []
 
 
 def test_a_control_group_of_the_first_version_also_limits_memory_and_swap_together(tmp_path):
     stat = "cache 90\ntotal_inactive_file 100\ntotal_active_file 20"
     limit = {"memory.limit_in_bytes": 1000, "memory.usage_in_bytes": 900, "memory.stat": stat}
     group = write(tmp_path / "v1", **limit)
-    assert _memory._left_by_old_group(group, 50) == [220 + 50]
+    assert available._left_by_old_group(group, 50) == [220 + 50]
     write(group, **{"memory.memsw.limit_in_bytes": 1010, "memory.memsw.usage_in_bytes": 905})
-    assert min(_memory._left_by_old_group(group, 50)) == 1010 - 905 + 120
+    assert min(available._left_by_old_group(group, 50)) == 1010 - 905 + 120
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,12 @@ def test_a_control_group_of_the_first_version_also_limits_memory_and_swap_togeth
 )
 def test_groups_are_found_where_they_are_mounted(tmp_path, kind, line, mount, expected):
     write(tmp_path, cgroup=line, mountinfo=mount)
-    assert _memory._groups(kind, tmp_path) == [Path(path) for path in expected]
+    assert available._groups(kind, tmp_path) == [Path(path) for path in expected]
 
 
 def test_a_limit_of_the_process_counts():
     resource = pytest.importorskip("resource")
-    size = 1024 * _memory._numbers(Path("/proc/self/status"))["VmSize"]
+    size = 1024 * available._numbers(Path("/proc/self/status"))["VmSize"]
     former = resource.getrlimit(resource.RLIMIT_AS)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20, former[1]))
@@ -95,8 +97,8 @@ def test_a_limit_of_the_process_counts():
 
 def test_only_what_cannot_succeed_is_refused(monkeypatch):
     left = {False: GIB, True: 2 * GIB}
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: left[swap])
-    monkeypatch.setattr(_memory, "_free_in_heap", lambda: 1 << 20)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: left[swap])
+    monkeypatch.setattr(available, "free_in_heap", lambda: 1 << 20)
     _memory.check_memory("MACH: the weights", GIB, "lower hidden_size")
     short = r"MACH: memory is short: 2.0 GiB for the weights \(D=1,000\), 1.0 GiB"
     with pytest.warns(ResourceWarning, match=short):
@@ -228,7 +230,7 @@ def test_numpy_says_the_array():
 def test_what_may_be_something_else_counts_only_where_little_is_left(little, monkeypatch):
     errors = SystemError("error return without exception set"), RuntimeError("could not create a primitive")
     assert [_memory.memory_shortage(error) for error in errors] == [None, None]  # 64 MiB are enough for both
-    monkeypatch.setattr(_memory, "available_memory", lambda device="cpu", swap=False: 1 << 20)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: 1 << 20)
     assert [_memory.memory_shortage(error) for error in errors] == ["", ""]
 
 
@@ -291,13 +293,13 @@ def too_much(*_, **__):
         ("MACH.predict", "functional.merge_topk", lambda X, Y: small_model().predict(X)),
         ("MACH.topk", "functional.merge_topk", lambda X, Y: small_model().topk(
             *map(torch.from_numpy, (X.data, X.indices, X.indptr)), 3)),
-        ("MACH.save", "_model_folder._write_tensors", lambda X, Y: small_model().save("new")),
+        ("MACH.save", "_model_folder.tensors._write_tensors", lambda X, Y: small_model().save("new")),
         ("fit", "training._Run._hidden_step", lambda X, Y: mach_ext.fit(small_model(), X, Y, progress=False)),
         ("votes", "functional.bucket_logits", lambda X, Y: mach_ext.explain.votes(small_model(), X[0], 1)),
         ("PGD.perturb", "_ops.sparse_linear", lambda X, Y: mach_ext.attack.PGD(small_model()).perturb(X, Y)),
         ("SparseAdam.step", "optim.SparseAdam._row_op", lambda X, Y: step(small_model(), X, Y)),
         ("clip_grad_norm_", "optim._with_unique_rows", lambda X, Y: step(small_model(), X, Y)),
-        ("evaluate", "metrics._checked_truth", lambda X, Y: mach_ext.metrics.evaluate(
+        ("evaluate", "_metrics_ranking.check_truth", lambda X, Y: mach_ext.metrics.evaluate(
             Y, np.zeros((9, 1), int), [1])),
     ],
 )  # fmt: skip
@@ -324,10 +326,10 @@ def test_a_shortage_is_not_taken_for_damage(tmp_path, monkeypatch):
     def short(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(_model_folder, "safe_open", full)
+    monkeypatch.setattr(tensors, "safe_open", full)
     with pytest.raises(MemoryError, match=words("load")):
         mach_ext.load(tmp_path)
-    monkeypatch.setattr(_model_folder, "_write_tensors", full)
+    monkeypatch.setattr(tensors, "_write_tensors", full)
     with pytest.raises(MemoryError, match=words("MACH.save")):
         model.save(tmp_path)
     monkeypatch.setattr(np.lib.format, "read_array", short)

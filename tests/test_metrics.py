@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach_ext import metrics
+from mach_ext import _metrics_propensity, _metrics_ranking, metrics
 
 # Four documents, six labels, three predictions each. Hits are marked with *.
 #   doc  true       predicted     q of its labels, descending
@@ -313,7 +313,7 @@ def test_many_blocks_equal_naive():
     # 3,000 x 100 predictions are looked up in more than one block; L makes keys exceed 32 bits
     rng = np.random.default_rng(0)
     num_documents, width, num_labels = 3_000, 100, 3_000_000
-    assert num_documents * width > metrics._BLOCK_CELLS
+    assert num_documents * width > _metrics_ranking._BLOCK_CELLS
     P = rng.integers(0, num_labels // width, (num_documents, width)) * width + np.arange(
         width
     )  # distinct in rows
@@ -662,7 +662,7 @@ def test_bad_truth_and_predictions(Y, P, error, message):
 
 
 def test_repeated_label_is_found_in_a_later_block():
-    num_documents = metrics._BLOCK_CELLS // 2 + 10
+    num_documents = _metrics_ranking._BLOCK_CELLS // 2 + 10
     P = np.tile([0, 1], (num_documents, 1))
     P[-1] = 4
     with pytest.raises(ValueError, match=f"got label 4 more than once in row {num_documents - 1}$"):
@@ -795,9 +795,9 @@ def test_bad_bands(bands, error, message):
 
 
 def test_examples_in_docstrings():
-    found = doctest.testmod(metrics)
-    assert found.failed == 0
-    assert found.attempted >= 2 * len(metrics.__all__)
+    results = [doctest.testmod(module) for module in (metrics, _metrics_propensity)]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 2 * len(metrics.__all__)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from stress.writers import two_writers
 
 import mach_ext
-from mach_ext import _model_folder, nn, runs, training
-from mach_ext._model_folder import parameter_shapes, save_tensors, tensors_digest
+from mach_ext import nn, runs, training
+from mach_ext._model_folder import parameter_shapes, save_tensors, saving, tensors_digest
 from mach_ext.data import atomic_path, atomic_write, attachments
 from mach_ext.data.files import clear_temporaries, new_folder
 from mach_ext.data.records import sealed
@@ -115,7 +115,7 @@ def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
     """However long that takes."""
     monkeypatch.setattr("mach_ext.data.files._QUIET_SECONDS", 0.05)
     inside, go_on = threading.Event(), threading.Event()
-    write = _model_folder.save_tensors
+    write = saving.save_tensors
 
     def slow(path, tensors):
         if threading.current_thread() is first:
@@ -123,7 +123,7 @@ def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
             assert go_on.wait(60)
         write(path, tensors)
 
-    monkeypatch.setattr(_model_folder, "save_tensors", slow)
+    monkeypatch.setattr(saving, "save_tensors", slow)
     errors = []
     first = threading.Thread(target=lambda: build(1).save(tmp_path))
     second = threading.Thread(target=lambda: errors.append(in_thread(lambda: build(2).save(tmp_path))))
@@ -395,7 +395,7 @@ def test_nothing_is_allocated_for_sizes_that_the_weights_have_not(tmp_path, monk
     build().save(tmp_path, step)
     forge(tmp_path, lambda record: record["model"].update({size: value}))
     for allocating in (("LabelHash",), ("compression", "decode")):
-        monkeypatch.delattr(".".join(("mach_ext._model_folder", *allocating)))
+        monkeypatch.delattr(".".join(("mach_ext._model_folder.loading", *allocating)))
     with pytest.raises(ValueError, match=r"weights-.*: weights must have shapes|weights-.*: steps must be"):
         mach_ext.load(tmp_path)
 
@@ -403,7 +403,7 @@ def test_nothing_is_allocated_for_sizes_that_the_weights_have_not(tmp_path, monk
 def test_a_label_hash_suits_what_is_known_of_the_labels(tmp_path, monkeypatch):
     build().save(tmp_path)
     forge(tmp_path, lambda record: record["model"].update(num_labels=2**31 - 2))
-    monkeypatch.delattr("mach_ext._model_folder.LabelHash")
+    monkeypatch.delattr("mach_ext._model_folder.loading.LabelHash")
     with pytest.raises(
         ValueError, match=r"model.json: .*: num_labels must be that of labels.json, got L=2,147,483,646"
     ):
@@ -412,7 +412,7 @@ def test_a_label_hash_suits_what_is_known_of_the_labels(tmp_path, monkeypatch):
     model.attachments = {}
     model.save(tmp_path / "bare")
     forge(tmp_path / "bare", lambda record: record["model"].update(num_labels=2**31 - 2))
-    monkeypatch.setattr("mach_ext._memory.available_memory", lambda *_, **__: 2**30)
+    monkeypatch.setattr("mach_ext._memory.available.available_memory", lambda *_, **__: 2**30)
     message = (
         r"load: not enough memory: 32.0 GiB for the label hash of .*bare "
         r"\(num_labels=2,147,483,646, num_repetitions=4\), 1.0 GiB can be had"

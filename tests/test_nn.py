@@ -507,7 +507,7 @@ def test_weights_that_are_not_finite_are_not_compressed(value, tmp_path):
         model.save(tmp_path, step=STEP)
 
 
-@pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
+@pytest.mark.parametrize("broken", ["saving.save_tensors", "saving.write_json", "journal.write_json"])
 def test_a_failed_save_leaves_the_former_model(tmp_path, monkeypatch, broken):
     former = randomise(build(), 1)
     former.save(tmp_path)

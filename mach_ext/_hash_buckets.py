@@ -1,0 +1,265 @@
+"""A table of bucket codes as a module: where it lies, which one it is, and whether it was written to."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from mach_ext._hash_collisions import GROUPING_BYTES
+from mach_ext._hash_functions import MAX_BUCKETS, MAX_LABELS
+from mach_ext._memory import check_memory, memory_errors
+
+_Hash = TypeVar("_Hash", bound="BucketTable")
+
+
+class BucketTable(nn.Module):
+    """What `LabelHash` is besides a hash: a table [R, L] of buckets in [0, B) that moves between devices.
+
+    It refuses a table that was changed in place, and state that belongs to another one.
+    """
+
+    buckets: torch.Tensor
+    num_labels: int
+    num_buckets: int
+    num_repetitions: int
+    seed: int | None
+    _table_digest: str | None
+    _known_version: int
+    _index: dict[str, torch.Tensor]
+
+    def _set(self, table: NDArray[np.int32], num_buckets: int, seed: int | None) -> None:
+        nn.Module.__init__(self)
+        self._place(torch.from_numpy(table))
+        self.num_repetitions, self.num_labels = table.shape
+        self.num_buckets = num_buckets
+        self.seed = seed
+        self._table_digest = None
+
+    @memory_errors("make a hash of fewer labels or repetitions", "LabelHash.to")
+    def to(self: _Hash, *args: Any, **kwargs: Any) -> _Hash:
+        """Returns this hash with its buckets on `device`; itself when they already lie there.
+
+        Takes what `to` of other modules takes: a device, a tensor that lies there, `non_blocking`. A dtype
+        changes nothing. Unlike `to` of other modules, it leaves this hash where it is: other modules may
+        share it.
+        """
+        self.check_buckets()
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        buckets = self.buckets.to(device or self.buckets.device, non_blocking=non_blocking)
+        if buckets is self.buckets:
+            return self
+        moved = copy.copy(self)
+        moved._place(buckets)
+        return moved
+
+    def check_buckets(self) -> None:
+        """Refuses buckets that were written to, as far as PyTorch counts writes: NumPy's it does not.
+
+        Raises:
+            ValueError: `buckets` was changed in place.
+        """
+        if _version(self.buckets) != self._known_version:
+            raise ValueError(
+                "LabelHash: buckets was changed in place; make another hash: LabelHash.from_buckets(table)"
+            )
+
+    def check_contents(self) -> None:
+        """Refuses buckets outside [0, B), as writes through NumPy leave them. Looks at all R L of them.
+
+        Raises:
+            ValueError: `buckets` holds a bucket outside [0, B).
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
+            >>> hash.check_contents()
+            >>> hash.buckets.numpy()[1, 2] = 7
+            >>> hash.check_contents()  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: LabelHash: buckets holds 7 for label 2 in repetition 1, outside [0, 2): it was ...
+        """
+        if self.buckets.is_meta:
+            return
+        low, high = self.buckets.aminmax()
+        if low >= 0 and high < self.num_buckets:
+            return
+        r, label = ((self.buckets < 0) | (self.buckets >= self.num_buckets)).nonzero()[0].tolist()
+        raise ValueError(
+            f"LabelHash: buckets holds {self.buckets[r, label]} for label {label} in repetition {r}, outside "
+            f"[0, {self.num_buckets}): it was changed in place; make another hash: "
+            "LabelHash.from_buckets(table)"
+        )
+
+    def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The buckets [R, m] int32 of labels [m], checked to be in [0, B) as `check_contents` does.
+
+        Raises:
+            ValueError: A label is outside [0, L), or `buckets` was changed in place.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).buckets_of(torch.tensor([2, 0])).tolist()
+            [[1, 1], [1, 0]]
+        """
+        self.check_buckets()
+        unknown = labels[(labels < 0) | (labels >= self.num_labels)]
+        if len(unknown):
+            raise ValueError(
+                f"LabelHash.buckets_of: labels must be in [0, L={self.num_labels}), got {unknown[0]}"
+            )
+        buckets = self.buckets[:, labels.to(self.buckets.device)]
+        if bool(((buckets < 0) | (buckets >= self.num_buckets)).any()):
+            self.check_contents()
+        return buckets
+
+    @memory_errors("make a hash of fewer labels or repetitions", "LabelHash.fingerprint")
+    def fingerprint(self) -> str:
+        """Names the R functions: equal for equal sizes and seed, or for equal given tables (by SHA-256)."""
+        sizes = f"L={self.num_labels} B={self.num_buckets} R={self.num_repetitions}"
+        if self.seed is not None:
+            return f"{sizes} seed={self.seed}"
+        if self._table_digest is None:
+            self._table_digest = hashlib.sha256(self._table().tobytes()).hexdigest()
+        return f"{sizes} table={self._table_digest}"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, BucketTable):
+            return NotImplemented
+        if self._sizes() != other._sizes():
+            return False
+        if self.seed is not None and self.seed == other.seed:
+            return True
+        return torch.equal(self.buckets.cpu(), other.buckets.cpu())
+
+    def __hash__(self) -> int:
+        return hash(self._sizes())
+
+    def _place(self, buckets: torch.Tensor) -> None:
+        """Takes a table that is known to be in range."""
+        self.buckets = buckets
+        self._known_version = _version(buckets)
+        self._index = {}
+
+    def _apply(self: _Hash, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Hash:
+        """Follows the module it belongs to onto a device.
+
+        `fn` may also change dtypes or leave memory undefined (`to_empty`), so it never sees the table, which
+        is no buffer either: DistributedDataParallel would send all of it before every step. The meta device
+        would lose the table, so it is not moved there.
+        """
+        device = fn(torch.empty(0, dtype=torch.int32, device=self.buckets.device)).device
+        if device != self.buckets.device and device.type != "meta":
+            self.check_buckets()
+            self._place(self.buckets.to(device))
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}fingerprint"] = _as_tensor(self.fingerprint())
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Compares fingerprints. State of before hashes had any is taken as it is."""
+        key = f"{prefix}fingerprint"
+        if strict:
+            unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name != key]
+        if key in state_dict and (fault := self.fingerprint_fault(state_dict[key])):
+            error_msgs.append(f"{key}: {fault}")
+
+    def fingerprint_fault(self, kept: object) -> str:
+        """Why weights whose state has this fingerprint are not for this hash; empty where they are."""
+        ours = self.fingerprint()
+        theirs = repr(kept)
+        if isinstance(kept, torch.Tensor):
+            if kept.is_meta:  # it has no contents
+                return ""
+            theirs = bytes(kept.flatten().to("cpu", torch.uint8).tolist()).decode(errors="replace")
+        if theirs == ours:
+            return ""
+        return f"the weights are of label hash {theirs}, this model has {ours}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": {}}  # built again where it is wanted
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)  # pickles of before it was a module lack what one has
+        self.__dict__.update(state)
+        # They called `_known_version` `_version`, for which modules have another use.
+        self.__dict__.pop("_version", None)
+        if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
+            raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
+        self._known_version = _version(self.buckets)
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.num_labels, self.num_buckets, self.num_repetitions
+
+    def _table(self) -> NDArray[np.int32]:
+        table: NDArray[np.int32] = self.buckets.cpu().numpy()
+        return table
+
+
+def copy_table(
+    op: str, table: torch.Tensor | ArrayLike, num_buckets: int | None
+) -> tuple[NDArray[np.int32], int]:
+    """Checks any table [R, L] of integers, and returns an int32 copy of it with its number of buckets."""
+    if isinstance(table, torch.Tensor):
+        if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+            raise TypeError(f"{op}: table must hold integers, got {table.dtype}")
+        table = table.cpu().numpy()
+    array = np.asarray(table)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{op}: table must be [R, L] with R, L >= 1, got shape {list(array.shape)}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{op}: table must hold integers, got {array.dtype}")
+    check_integer(f"{op}: the table's number of labels", array.shape[1], 1, MAX_LABELS)
+    if num_buckets is not None:
+        num_buckets = check_integer(f"{op}: num_buckets", num_buckets, 2, MAX_BUCKETS)
+    bound = MAX_BUCKETS if num_buckets is None else num_buckets
+    highest = int(array.max())
+    if int(array.min()) < 0 or highest >= bound:
+        r, label = np.argwhere((array < 0) | (array >= bound))[0].tolist()
+        raise ValueError(
+            f"{op}: repetition {r}, label {label} has bucket {array[r, label]}, outside [0, {bound})"
+        )
+    R, L = array.shape
+    check_hash_memory(op, "a copy of the table", L * (4 * R + GROUPING_BYTES), L, bound, R)
+    copied = array.astype(np.int32, order="C")
+    return copied, max(highest + 1, 2) if num_buckets is None else num_buckets
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Checks that `value` is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    if value < low or (high is not None and value > high):
+        rule = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {rule}, got {value}")
+    return int(value)
+
+
+def check_hash_memory(
+    op: str, what: str, needed: int, num_labels: int, num_buckets: int, num_repetitions: int
+) -> None:
+    """`check_memory` for a label hash: the error names its three sizes."""
+    sizes = {"num_labels": num_labels, "num_buckets": num_buckets, "num_repetitions": num_repetitions}
+    check_memory(f"{op}: {what}", needed, "lower num_labels, num_buckets or num_repetitions", **sizes)
+
+
+def _as_tensor(fingerprint: str) -> torch.Tensor:  # uint8, which every way to keep a state_dict takes
+    return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
+
+
+def _version(t: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors keep no count."""
+    return 0 if t.is_inference() else t._version

@@ -1,0 +1,44 @@
+"""The model folder: its record, digests and tensor files; how a model is saved and loaded.
+
+`model.json` names the files of the model. Their names carry digests of their contents, so a new model never
+writes over the files of the former one. `model.json` is replaced in one step. A lock on the folder lets one
+writer in at a time. Readers take no lock. They begin again where `model.json` was replaced meanwhile.
+"""
+
+from mach_ext._model_folder.journal import delete, lock
+from mach_ext._model_folder.loading import load
+from mach_ext._model_folder.record import (
+    MODEL_SCHEMA,
+    Shape,
+    files_of,
+    is_compressed,
+    parameter_shapes,
+    read_model_record,
+)
+from mach_ext._model_folder.saving import STEP, save
+from mach_ext._model_folder.tensors import (
+    Header,
+    read_tensors,
+    safetensors_dtype,
+    save_tensors,
+    tensors_digest,
+)
+
+__all__ = [
+    "MODEL_SCHEMA",
+    "STEP",
+    "Header",
+    "Shape",
+    "delete",
+    "files_of",
+    "is_compressed",
+    "load",
+    "lock",
+    "parameter_shapes",
+    "read_model_record",
+    "read_tensors",
+    "safetensors_dtype",
+    "save",
+    "save_tensors",
+    "tensors_digest",
+]

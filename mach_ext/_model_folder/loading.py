@@ -1,0 +1,144 @@
+"""How the files of a model folder become a model."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mach_ext import compression
+from mach_ext._memory import check_memory
+from mach_ext._model_folder.record import Shape, parameter_shapes, read_model_record
+from mach_ext._model_folder.saving import ADVICE
+from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, read_tensors
+from mach_ext.data.files import open_file
+from mach_ext.hashing import LabelHash
+
+if TYPE_CHECKING:
+    from mach_ext.nn import MACH
+
+# From so many bytes on, the table of a label hash must suit what else is known of the labels.
+_LARGE = 1 << 26
+
+
+def load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
+    """`mach_ext.load`, by the constructor `make`."""
+    while True:
+        stamp = _stamp(folder)
+        try:
+            return _load(make, folder, device)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:
+                raise
+            if _stamp(folder) == stamp:
+                raise ValueError(
+                    f"{folder / 'model.json'}: a file that model.json names is missing: {error}"
+                ) from None
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """Another one after each save, even of the same model."""
+    try:
+        status = (folder / "model.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns, status.st_mtime_ns
+
+
+def _load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
+    record = read_model_record(folder)
+    attached = {name: _read_attachment(folder / file) for name, file in record["attachments"].items()}
+    tensors = _read_weights(folder, record)
+    try:
+        label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
+        with torch.device("meta"):  # Its parameters become those of the file.
+            model = make(**record["model"], hash=label_hash)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
+    model.load_parameters(tensors, assign=True)
+    model.attachments = attached
+    return model.eval().to(device)
+
+
+def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+    file, steps = folder / record["weights"]["file"], record["weights"].get("steps", {})
+    shapes = parameter_shapes(record["model"])
+    tensors = read_tensors(
+        file,
+        "truncated or edited",
+        lambda header: _check_header(file, header, record, shapes),
+        record["weights"]["sha256"],
+    )
+    decoded = sum(4 * math.prod(shapes[name]) for name in steps)
+    check_memory(f"load: the compressed weights in {file}", decoded, ADVICE)
+    for name, step in steps.items():
+        try:
+            tensors[name] = compression.decode(tensors[name], shapes[name], float(step))
+        except ValueError as error:
+            raise ValueError(f"{file}: {name}: {error}") from None
+    check_finite(str(file), tensors)
+    return tensors
+
+
+def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: dict[str, Shape]) -> None:
+    """Holds what a tensor file says of itself against what the record claims."""
+    steps = record["weights"].get("steps", {})
+    R, B = shapes["bucket_bias"]
+    expected = dict(shapes)
+    if record["hash"]["kind"] == "table":
+        expected["hash.buckets"] = (R, record["model"]["num_labels"])
+    if "logit_adjustment" in header:
+        expected["logit_adjustment"] = (R, B)
+    shapes_held = {name: shape for name, (_, shape) in header.items()}
+    for name, step in steps.items():
+        if not (name in shapes and name.endswith("weight") and step > 0):
+            raise ValueError(f"{file}: steps must be above 0 and of weights, got {step} of {name}")
+        stream = shapes_held.get(name, ())
+        # zlib makes at most 1,032 bytes of one, and a weight takes at least a byte.
+        if len(stream) == 1 and header[name][0] == "U8" and math.prod(shapes[name]) <= 1032 * stream[0]:
+            shapes_held[name] = shapes[name]
+    if expected != shapes_held:
+        raise ValueError(f"{file}: weights must have shapes {expected}, got {shapes_held}")
+    if header.get("hash.buckets", ("I32",))[0] != "I32":
+        raise ValueError(f"{file}: hash.buckets must be I32, got {header['hash.buckets'][0]}")
+    dtypes = {name: dtype for name, (dtype, _) in header.items() if name not in ("hash.buckets", *steps)}
+    check_dtypes(str(file), dtypes)
+    if steps and dtypes["bucket_bias"] != "F32":
+        raise ValueError(f"{file}: compressed weights must be F32, got {dtypes['bucket_bias']}")
+
+
+def _label_hash(
+    folder: Path, record: dict[str, Any], table: Tensor | None, attached: dict[str, bytes]
+) -> LabelHash:
+    L, B, R = (record["model"][f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
+    if table is not None:
+        return LabelHash.from_buckets(table, B)
+    if 4 * L * R >= _LARGE:
+        _check_plausible(L, attached)
+        check_memory(f"load: the label hash of {folder}", 4 * L * R, ADVICE, num_labels=L, num_repetitions=R)
+    return LabelHash(L, B, R, record["hash"]["seed"])
+
+
+def _check_plausible(num_labels: int, attached: dict[str, bytes]) -> None:
+    """Names and counts of the labels, where they are kept, must be long enough for so many labels."""
+    for name, least in (
+        ("labels.json", 3),
+        ("label_counts.npy", 1),
+    ):  # bytes a label: at least "", or a count
+        if name in attached and len(attached[name]) < least * num_labels:
+            raise ValueError(f"num_labels must be that of {name}, got L={num_labels:,}")
+
+
+def _read_attachment(file: Path) -> bytes:
+    with open_file(file) as content:
+        check_memory(f"load: the attachment {file}", os.fstat(content.fileno()).st_size, ADVICE)
+        attachment = content.read()
+    if f"-{hashlib.sha256(attachment).hexdigest()[:12]}." not in file.name:
+        raise ValueError(f"{file}: truncated or edited: its name does not match its SHA-256")
+    return attachment

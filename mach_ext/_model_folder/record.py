@@ -1,0 +1,109 @@
+"""The record of a model folder, `model.json`: what it must hold, and the files that it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mach_ext.data.records import ANY, check_record, digest_of, read_record
+
+# Of the model folder. 1 has the weights as they are, 2 has them compressed. 3, which `save` writes, has
+# either, and its attachments also say how documents become rows.
+FORMATS = (1, 2, 3)
+ATTACHMENT = re.compile(r"[\w-]+\.\w+")
+# Files that `save` writes beside model.json. It deletes no others, and these only where a record names them.
+OWN_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.\w+")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+_size = range(1, 2**62)
+MODEL_SCHEMA = {
+    "num_features": _size,
+    "num_labels": range(1, 2**31 - 1),
+    "num_repetitions": _size,
+    "num_buckets": range(2, 2**31),
+    "hidden_size": (range(1), [_size]),
+    "encoder": str,
+    "merge": str,
+    "seed": int,
+    "feature_dropout": float,
+    "hidden_dropout": float,
+}
+_SCHEMA = {
+    "format": int,
+    "model": MODEL_SCHEMA,
+    "hash": {"kind": {"seeded", "table"}, "seed": (int, type(None))},
+    "weights": {"file": str, "sha256": SHA256, "steps?": {"*": float}},
+    "attachments": {"*": str},
+    "sha256": SHA256,
+}
+
+
+def read_model_record(folder: Path) -> dict[str, Any]:
+    """`model.json` of a folder: its types, its digest, and that it names files of its own.
+
+    Raises:
+        ValueError: It is missing, damaged, edited or of another format.
+    """
+    file = folder / "model.json"
+    try:
+        record: dict[str, Any] = read_record(file, "a model record", {"format": ANY, "*": ANY})
+    except (FileNotFoundError, NotADirectoryError):
+        what = "no folder" if folder.exists() else "no such folder"
+        what = "no model.json in the folder" if folder.is_dir() else what
+        raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
+    if type(record["format"]) is not int or record["format"] not in FORMATS:
+        raise ValueError(f"{file}: format must be 1 to 3 for this mach_ext, got {record['format']!r}")
+    check_record(record, f"{file}: not a model record", _SCHEMA)
+    if record["sha256"] != digest_of(record):
+        raise ValueError(f"{file}: edited: its contents do not match their SHA-256")
+    if record["weights"]["file"] != own_name("weights.safetensors", record["weights"]["sha256"]):
+        raise ValueError(f"{file}: not a model record: weights.file must carry the digest of the weights")
+    for name, attached in record["attachments"].items():
+        stem, dot, suffix = name.partition(".")
+        own = re.escape(f"{stem}-") + "[0-9a-f]{12}" + re.escape(dot + suffix)
+        if not ATTACHMENT.fullmatch(name) or not re.fullmatch(own, attached):
+            raise ValueError(
+                f"{file}: not a model record: attachments must be named like labels.json and their files "
+                f"like labels-0123456789ab.json, got {name!r}: {attached!r}"
+            )
+    return record
+
+
+def own_name(name: str, digest: str) -> str:
+    """The file for contents of this digest: weights.safetensors -> weights-0123456789ab.safetensors."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{digest[:12]}{dot}{suffix}"
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether the model in a folder was saved with a step."""
+    try:
+        return "steps" in read_model_record(folder)["weights"]
+    except (OSError, ValueError):
+        return False
+
+
+def files_of(folder: Path) -> set[str]:
+    """Names of the files that the model record in a folder owns; none where there is no valid record."""
+    try:
+        record = read_model_record(folder)
+    except ValueError:
+        return set()
+    return {record["weights"]["file"], *record["attachments"].values()}
+
+
+def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
+    """Of a model with this configuration, without making one: a damaged record may claim any size."""
+    D, R, B = (configuration[f"num_{name}"] for name in ("features", "repetitions", "buckets"))
+    sizes = configuration["hidden_size"] or []
+    copies = R if configuration["encoder"] == "independent" else 1
+    shapes: dict[str, Shape] = {}
+    if sizes:
+        shapes |= {"encoder_weight": (D, copies * sizes[0]), "encoder_bias": (copies * sizes[0],)}
+    if len(sizes) > 1:
+        shapes |= {"hidden_weight": (copies, *sizes), "hidden_bias": (copies, *sizes[1:])}
+    return shapes | {"bucket_weight": (R, sizes[-1] if sizes else D, B), "bucket_bias": (R, B)}

@@ -27,7 +27,8 @@ from torch import Tensor
 from mach_ext import compression
 from mach_ext._memory import check_memory, check_room, memory_shortage
 from mach_ext.data import atomic_write, write_json
-from mach_ext.data.files import delete_file, lock_folder, open_file
+from mach_ext.data.files import delete_file, open_file
+from mach_ext.data.locks import lock_folder
 from mach_ext.data.records import ANY, check_record, digest_of, read_record, sealed
 from mach_ext.hashing import LabelHash
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import read_array
-from .parsing import shown
-from .records import ANY, parse_record
-from .text import Vectorizer
+from mach_ext.data.formats.npz import read_array
+from mach_ext.data.parsing import shown
+from mach_ext.data.records import ANY, parse_record
+from mach_ext.data.text import Vectorizer
 
 Attachments = Mapping[str, bytes]  # by name
 

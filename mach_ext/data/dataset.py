@@ -11,9 +11,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from .matrices import Csr, row_features
-from .parsing import check_names
-from .text import Vectorizer
+from mach_ext.data.matrices import Csr, row_features
+from mach_ext.data.parsing import check_names
+from mach_ext.data.text import Vectorizer
 
 HOLDOUT_RULE = "a tenth of train: the N // 10 documents whose row numbers have the smallest splitmix64 hash"
 

@@ -9,8 +9,8 @@ import scipy  # its sparse matrices load when they are first used: that takes 0.
 import torch
 from numpy.typing import NDArray
 
-from .._memory import memory_errors
-from .files import PathLike
+from mach_ext._memory import memory_errors
+from mach_ext.data.files import PathLike
 
 Csr: TypeAlias = "scipy.sparse.csr_matrix"
 

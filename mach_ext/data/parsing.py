@@ -9,8 +9,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from .files import PathLike
-from .sources import read_input
+from mach_ext.data.files import PathLike
+from mach_ext.data.sources import read_input
 
 MAX_DEPTH = 200  # of brackets in JSON, far below what Python's own readers and writers can recurse
 MAX_JSON = 1 << 30  # bytes of a JSON file; a vectorizer of ten million words has a third of that

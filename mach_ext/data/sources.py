@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import _C
-from .._memory import memory_advice
-from .files import COMPRESSIONS, PathLike, check_mode, naming, open_read
+from mach_ext import _C
+from mach_ext._memory import memory_advice
+from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode, naming, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
 # numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.

@@ -43,7 +43,7 @@ from mach_ext.data import (
     write_npz,
     write_xmc,
 )
-from mach_ext.data.files import atomic_write, new_folder
+from mach_ext.data.atomic import atomic_write, new_folder
 from mach_ext.data.formats import label_matrix, read_lines, read_names
 from mach_ext.data.sources import read_input
 
@@ -989,7 +989,23 @@ def test_batches_are_reproducible_and_can_start_anywhere():
 # ------------------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.parametrize("name", ["files", "folders", "formats", "matrices", "registry", "text", "batching"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "atomic",
+        "batching",
+        "documents",
+        "folders.write",
+        "formats.jsonl",
+        "formats.sparse_text",
+        "formats.xmc",
+        "matrices",
+        "parsing",
+        "records",
+        "registry",
+        "text",
+    ],
+)
 def test_docstring_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(f"mach_ext.data.{name}"))

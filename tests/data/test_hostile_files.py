@@ -16,7 +16,7 @@ from scipy import sparse
 
 import mach_ext
 from mach_ext import cli, data, explain, runs
-from mach_ext.data import attachments, documents, registry, sources
+from mach_ext.data import archives, attachments, documents, downloads, sources
 from mach_ext.data.parsing import MAX_DEPTH, check_names, decode_json, read_json, shown
 
 DEEP = "[" * 100_000
@@ -106,7 +106,7 @@ def test_names_of_files_that_are_no_utf8(tmp_path):
 def small(monkeypatch):
     """Bounds of a size for tests."""
     monkeypatch.setattr(sources, "FREE_BYTES", 1 << 16)
-    monkeypatch.setattr(data.formats, "FREE_BYTES", 1 << 16)
+    monkeypatch.setattr(data.formats.npz, "FREE_BYTES", 1 << 16)
 
 
 @pytest.mark.usefixtures("small")
@@ -202,7 +202,7 @@ def test_a_file_that_memory_does_not_hold(tmp_path, monkeypatch):
     def parse(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(data.formats._C, "parse_lines", parse)
+    monkeypatch.setattr(data.formats.xmc._C, "parse_lines", parse)
     for read in (data.read_xmc, lambda path: list(data.iter_xmc(path))):
         with pytest.raises(MemoryError, match=r"/a.txt: not enough memory: .* split the data"):
             read(tmp_path / "a.txt")
@@ -652,26 +652,26 @@ def test_archives_that_unpack_without_limit(tmp_path):
     out.mkdir()
     bomb = archive(tmp_path / "a.tar.gz", (member("a/Y.npz", 1 << 22), bytes(1 << 22)))
     with pytest.raises(ValueError, match=r"a.tar.gz: the archive .* it unpacks to more than 1048576 bytes"):
-        registry.extract(bomb, {"Y.npz": "Y.npz"}, out, max_bytes=1 << 20)
+        archives.extract(bomb, {"Y.npz": "Y.npz"}, out, max_bytes=1 << 20)
     other = archive(
         tmp_path / "a.tar.gz", (member("b", 1 << 22), bytes(1 << 22)), (member("a/Y.npz", 1), b"1")
     )
     with pytest.raises(ValueError, match=r"it unpacks to more than 1048576 bytes"):
-        registry.extract(other, {"Y.npz": "Y.npz"}, out, max_bytes=1 << 20)
+        archives.extract(other, {"Y.npz": "Y.npz"}, out, max_bytes=1 << 20)
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
 def test_archives_whose_headers_are_huge(tmp_path, kind):
     (tmp_path / "a.tar").write_bytes(member("a", 1 << 33, kind).tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(ValueError, match=r"a.tar: the archive must .*, got: a header of \d+ bytes"):
-        registry.extract(tmp_path / "a.tar", {"Y.npz": "Y.npz"}, tmp_path)
+        archives.extract(tmp_path / "a.tar", {"Y.npz": "Y.npz"}, tmp_path)
 
 
 def test_archives_of_too_many_or_other_things(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE)
-    registry.extract(
+    archives.extract(
         archive(tmp_path / "a.tar.gz", *((member("a/Y.npz", kind=kind), b"") for kind in kinds)),
         {"Y.npz": "Y.npz"},
         out,
@@ -680,10 +680,10 @@ def test_archives_of_too_many_or_other_things(tmp_path, monkeypatch):
     chain = member("p", 0, tarfile.XHDTYPE).tobuf() * 5000
     (tmp_path / "a.tar").write_bytes(chain)
     with pytest.raises(ValueError, match=r"a.tar: the archive must be whole and undamaged"):
-        registry.extract(tmp_path / "a.tar", {"Y.npz": "Y.npz"}, out)
-    monkeypatch.setattr(registry, "MAX_MEMBERS", 3)
+        archives.extract(tmp_path / "a.tar", {"Y.npz": "Y.npz"}, out)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     with pytest.raises(ValueError, match=r"a.tar.gz: .* more than 3 files in it"):
-        registry.extract(tmp_path / "a.tar.gz", {"Y.npz": "Y.npz"}, out)
+        archives.extract(tmp_path / "a.tar.gz", {"Y.npz": "Y.npz"}, out)
 
 
 class Response(io.BytesIO):
@@ -711,7 +711,7 @@ class Response(io.BytesIO):
 )
 def test_servers_that_lie(tmp_path, monkeypatch, status, headers, limit, error, message):
     monkeypatch.setattr(
-        registry.urllib.request, "urlopen", lambda *args, **kwargs: Response(b"0123456789", status, headers)
+        downloads.urllib.request, "urlopen", lambda *args, **kwargs: Response(b"0123456789", status, headers)
     )
     if status == 206:
         (tmp_path / "a.part").write_bytes(b"012")

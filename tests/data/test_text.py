@@ -207,7 +207,7 @@ def test_every_character_decomposed_is_the_same_word():
     """All that Unicode composes, in the neighbourhoods that could make a difference."""
     composed = [c for c in map(chr, range(0x110000)) if unicodedata.decomposition(c)[:1] not in ("", "<")]
     assert len(composed) > 2000
-    words = data.text._folded_words
+    words = data.words.folded_words
     for around in ("{}", "a{}b", "क{}", "東{}東", "か{}\u3099"):
         for c in [*composed, *"가각힣"]:
             text, apart = around.format(c), around.format(unicodedata.normalize("NFD", c))
@@ -215,7 +215,7 @@ def test_every_character_decomposed_is_the_same_word():
 
 
 def test_folding_twice_changes_nothing():
-    fold = data.text._fold
+    fold = data.words._fold
     for c in map(chr, itertools.chain(range(0x3000), range(0xA000, 0xABFF), range(0xF900, 0x1F000))):
         assert fold(fold(c)) == fold(c), hex(ord(c))
 

@@ -17,7 +17,7 @@ from mach_ext.data.formats.npz import read_matrix, read_npz, write_npz
 from mach_ext.data.formats.svmlight import read_svmlight
 from mach_ext.data.formats.xmc import iter_xmc, read_xmc, write_xmc
 from mach_ext.data.home import data_home
-from mach_ext.data.matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
+from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
 from mach_ext.data.registry import NAMES, fetch, hold_out, is_registered, known_name, load, locate
 from mach_ext.data.text import Vectorizer, json_line
 
@@ -33,6 +33,7 @@ __all__ = [
     "as_scipy",
     "atomic_path",
     "atomic_write",
+    "check_columns",
     "check_csr",
     "check_labels",
     "data_home",

@@ -16,7 +16,7 @@ from mach_ext.data.files import PathLike, suffix_of
 from mach_ext.data.folders.columns import fit_features
 from mach_ext.data.folders.files import SVMLIGHT
 from mach_ext.data.folders.read import read_svmlight_documents
-from mach_ext.data.folders.reader import read_features
+from mach_ext.data.folders.vectors import read_features
 from mach_ext.data.formats.jsonl import iter_jsonl, json_document
 from mach_ext.data.formats.lines import decode_line, read_lines
 from mach_ext.data.formats.xmc import iter_xmc

@@ -19,10 +19,11 @@ A file may have fewer columns than train, or than the model it is read for: the 
 have more features. Labels that a model does not know are kept apart, as misses.
 """
 
-from mach_ext.data.folders.columns import first_id, fit_features
+from mach_ext.data.folders.columns import fit_features
 from mach_ext.data.folders.files import SVMLIGHT
 from mach_ext.data.folders.read import read_file, read_folder, read_svmlight_documents
-from mach_ext.data.folders.reader import read_features
+from mach_ext.data.folders.svmlight import first_id
+from mach_ext.data.folders.vectors import read_features
 from mach_ext.data.folders.write import write_folder
 
 __all__ = [

@@ -20,16 +20,16 @@ def find_file(folder: Path, *names: str) -> Path | None:
     Raises:
         ValueError: two of them, or one that is no regular file: a pipe, a folder, a link to nothing.
     """
-    found = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
-    found = [path for path in found if os.path.lexists(path)]
-    for path in found:
+    paths = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
+    paths = [path for path in paths if os.path.lexists(path)]
+    for path in paths:
         if not path.exists():
             raise ValueError(f"{path}: must be a regular file, got a link to nothing")
         check_regular(path)
-    if len(found) > 1:
-        there = ", ".join(str(path.relative_to(folder)) for path in found)
+    if len(paths) > 1:
+        there = ", ".join(str(path.relative_to(folder)) for path in paths)
         raise ValueError(f"{folder}: must have one of these, got {there}")
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SplitFiles:
     filtered: Path | None = None
 
 
-def files_of_split(folder: Path, split: str) -> list[SplitFiles]:
+def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
     """The files of a split, once for each format that is there."""
     parts = PARTS[split]
 
@@ -72,6 +72,48 @@ def files_of_split(folder: Path, split: str) -> list[SplitFiles]:
         for kind, path in documents.items()
         if path is not None
     ]
+
+
+def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles], list[str]]:
+    """The files of each split, all in one format, and remarks on the files that are left out.
+
+    Args:
+        folder: where to look.
+        for_model: Whether the data are for a model, which needs no train file.
+
+    Raises:
+        FileNotFoundError: no train file; for a model: no file.
+        ValueError: files of two formats.
+    """
+    by_format: dict[str, dict[str, SplitFiles]] = {}
+    for split in PARTS:
+        for files in _files_of_split(folder, split):
+            by_format.setdefault(files.kind, {})[split] = files
+    with_train = {kind: files for kind, files in by_format.items() if "train" in files}
+    candidates = with_train if with_train or not for_model else by_format
+    if not candidates:
+        raise FileNotFoundError(_nothing_there(folder, for_model))
+    if len(candidates) > 1:
+        what = "train" if with_train else "data"
+        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(candidates))}")
+    ((kind, chosen),) = candidates.items()
+    remarks = [
+        f"{left.X}: is left out, because train is in another format"
+        for other, files in by_format.items()
+        for split, left in files.items()
+        if other != kind and split not in chosen
+    ]
+    return chosen, remarks
+
+
+def _nothing_there(folder: Path, for_model: bool) -> str:
+    there = sorted(path.name for path in folder.iterdir())[:20]
+    if for_model:
+        return f"{folder}: must have a train, dev or test file, as train.txt, got {there}"
+    return (
+        f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, X.trn.npz with Y.trn.npz, or "
+        f"trn_X_Xf.txt with trn_X_Y.txt, also as .gz, .xz or .bz2, got {there}"
+    )
 
 
 def filter_of(folder: Path, split: str) -> Path | None:

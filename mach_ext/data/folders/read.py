@@ -12,8 +12,9 @@ import scipy
 from mach_ext._memory import memory_errors
 from mach_ext.data.dataset import Columns, Dataset, Split
 from mach_ext.data.files import PathLike, suffix_of
-from mach_ext.data.folders.files import PARTS, SVMLIGHT, SplitFiles, files_of_split, filter_of
-from mach_ext.data.folders.reader import Reader
+from mach_ext.data.folders.files import PARTS, SVMLIGHT, SplitFiles, choose_files, filter_of
+from mach_ext.data.folders.reader import read_splits
+from mach_ext.data.folders.reading import Reading
 from mach_ext.data.matrices import Csr
 
 
@@ -45,35 +46,9 @@ def read_folder(
         ValueError: files of two formats, sizes that disagree, or a bad file.
     """
     folder = Path(folder)
-    found: dict[str, dict[str, SplitFiles]] = {}
-    for split in PARTS:
-        for files in files_of_split(folder, split):
-            found.setdefault(files.kind, {})[split] = files
-    everything = found
-    if columns is None or any("train" in files for files in found.values()):
-        found = {kind: files for kind, files in found.items() if "train" in files}
-    if not found:
-        there = sorted(path.name for path in folder.iterdir())[:20]
-        if columns is not None:
-            raise FileNotFoundError(
-                f"{folder}: must have a train, dev or test file, as train.txt, got {there}"
-            )
-        raise FileNotFoundError(
-            f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, X.trn.npz with Y.trn.npz, or "
-            f"trn_X_Xf.txt with trn_X_Y.txt, also as .gz, .xz or .bz2, got {there}"
-        )
-    if len(found) > 1:
-        what = "train" if columns is None or any("train" in files for files in found.values()) else "data"
-        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(found))}")
-    ((_, files_of),) = found.items()
-    reader = Reader(folder, columns, svmlight_base, num_threads)
-    for kind, files_of_kind in everything.items():
-        reader.remarks += [
-            f"{left.X}: is left out, because train is in another format"
-            for split, left in files_of_kind.items()
-            if kind not in found and split not in files_of
-        ]
-    return _dataset(reader, files_of, folder, name or folder.resolve().name)
+    files, remarks = choose_files(folder, for_model=columns is not None)
+    reading = Reading(folder, columns, svmlight_base, num_threads, remarks=remarks)
+    return _dataset(reading, files, folder, name or folder.resolve().name)
 
 
 @memory_errors("free memory first, or split the data", "data.read_file")
@@ -102,29 +77,29 @@ def read_file(
         raise ValueError(f"{path}: a file of documents and labels must end in {', '.join(kinds)}")
     split = next((split for split in PARTS if path.name.startswith(f"{split}.")), None)
     filtered = None if split is None else filter_of(path.parent, split)
-    reader = Reader(path.parent, columns, svmlight_base, num_threads)
-    return _dataset(reader, {"test": SplitFiles(kind, path, filtered=filtered)}, path, path.name)
+    reading = Reading(path.parent, columns, svmlight_base, num_threads)
+    return _dataset(reading, {"test": SplitFiles(kind, path, filtered=filtered)}, path, path.name)
 
 
 def read_svmlight_documents(
     path: Path, columns: Columns, *, svmlight_base: int | None = None, num_threads: int = 0
 ) -> Csr:
     """The documents of one svmlight file, for a model; its labels are not looked at."""
-    reader = Reader(path.parent, columns, svmlight_base, num_threads, documents_only=True)
-    return reader.read({"test": SplitFiles("svmlight", path)})["test"].X
+    reading = Reading(path.parent, columns, svmlight_base, num_threads, documents_only=True)
+    return read_splits(reading, {"test": SplitFiles("svmlight", path)})["test"].X
 
 
-def _dataset(reader: Reader, files: dict[str, SplitFiles], path: Path, name: str) -> Dataset:
-    splits, columns = reader.read(files), reader.columns
+def _dataset(reading: Reading, files: dict[str, SplitFiles], path: Path, name: str) -> Dataset:
+    splits, columns = read_splits(reading, files), reading.columns
     if columns is not None and "train" not in splits:
         D, L = columns.num_features, columns.num_labels
         splits["train"] = Split(
             scipy.sparse.csr_matrix((0, D), dtype=np.float32), scipy.sparse.csr_matrix((0, L))
         )
-    labels: Sequence[str] | None = None if reader.labels is None else reader.labels.names
-    features: Sequence[str] | None = None if reader.features is None else reader.features.names
-    if features is None and reader.vectorizer is not None:
-        features = reader.vectorizer.vocabulary
+    labels: Sequence[str] | None = None if reading.labels is None else reading.labels.names
+    features: Sequence[str] | None = None if reading.features is None else reading.features.names
+    if features is None and reading.vectorizer is not None:
+        features = reading.vectorizer.vocabulary
     if columns is not None:
         labels, features = columns.label_names or labels, columns.feature_names or features
     return Dataset(
@@ -132,10 +107,10 @@ def _dataset(reader: Reader, files: dict[str, SplitFiles], path: Path, name: str
         path=path,
         label_names=labels,
         feature_names=features,
-        vectorizer=reader.vectorizer,
+        vectorizer=reading.vectorizer,
         dev_rule=f"the file {files['dev'].X.name}" if "dev" in files else "none",
-        svmlight_base=reader.svmlight_base,
-        svmlight_label_base=reader.svmlight_label_base,
-        remarks=tuple(reader.remarks),
+        svmlight_base=reading.svmlight_base,
+        svmlight_label_base=reading.svmlight_label_base,
+        remarks=tuple(reading.remarks),
         **splits,
     )

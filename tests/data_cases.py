@@ -14,7 +14,7 @@ from scipy import sparse
 
 from mach_ext import cli, data
 from mach_ext.data import Split, check_csr, check_labels
-from mach_ext.data.parsing import read_json
+from mach_ext.data.json_text import read_json
 
 XMC = "2 3 4\n1,3 0:1 2:0.5\n 1:2\n"
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}

@@ -3,9 +3,9 @@
 :func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
 """
 
-from mach_ext.data.atomic import atomic_path, atomic_write, write_json
+from mach_ext.data.atomic import atomic_path, atomic_write
 from mach_ext.data.batching import Batch, iter_batches, iter_on_device
-from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset, Split
+from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset, Split, hold_out
 from mach_ext.data.documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
 from mach_ext.data.downloads import download
 from mach_ext.data.folders.read import read_file, read_folder
@@ -17,9 +17,10 @@ from mach_ext.data.formats.npz import read_matrix, read_npz, write_npz
 from mach_ext.data.formats.svmlight import read_svmlight
 from mach_ext.data.formats.xmc import iter_xmc, read_xmc, write_xmc
 from mach_ext.data.home import data_home
+from mach_ext.data.json_text import json_line, write_json
 from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
-from mach_ext.data.registry import NAMES, fetch, hold_out, is_registered, known_name, load, locate
-from mach_ext.data.text import Vectorizer, json_line
+from mach_ext.data.registry import NAMES, fetch, is_registered, known_name, load, locate
+from mach_ext.data.text import Vectorizer
 
 __all__ = [
     "HOLDOUT_RULE",

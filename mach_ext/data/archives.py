@@ -34,7 +34,7 @@ def extract(
     """
     check_regular(archive)
     try:
-        with _unpacked(archive) as file, _open_tar(_Limited(file, max_bytes)) as tar:
+        with _open_archive(archive) as file, _open_tar(_Limited(file, max_bytes)) as tar:
             for count, member in enumerate(tar, start=1):
                 if count > MAX_MEMBERS:
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS} files in it")
@@ -67,7 +67,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -
             file.write(block)
 
 
-def _unpacked(archive: PathLike) -> BinaryIO:
+def _open_archive(archive: PathLike) -> BinaryIO:
     """The archive's bytes, decompressed by what it begins with."""
     with open(archive, "rb") as file:
         first = file.read(6)

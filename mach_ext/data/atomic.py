@@ -1,15 +1,14 @@
-"""Writing that is whole or not at all: files, JSON and folders."""
+"""Writing that is whole or not at all: files and folders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode
 from mach_ext.data.temporaries import clear_temporaries, temporary_name
@@ -87,21 +86,6 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         else:
             with module.open(file, "wb") as compressed:
                 yield compressed
-
-
-def write_json(path: PathLike, record: Any) -> None:
-    """Writes JSON, atomically; NaN, which JSON has not, as null."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(without_nan(record), indent=2, allow_nan=False).encode() + b"\n")
-
-
-def without_nan(record: Any) -> Any:
-    """A record with null in place of NaN."""
-    if isinstance(record, dict):
-        return {key: without_nan(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [without_nan(value) for value in record]
-    return None if isinstance(record, float) and record != record else record
 
 
 @contextlib.contextmanager

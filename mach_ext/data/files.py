@@ -22,7 +22,7 @@ COMPRESSIONS: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
 
 
 @contextlib.contextmanager
-def naming(path: PathLike) -> Iterator[None]:
+def damage_errors(path: PathLike) -> Iterator[None]:
     """Turns a decompressor's complaint into a ValueError that names the file."""
     try:
         yield

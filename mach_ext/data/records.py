@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mach_ext.data.atomic import without_nan
 from mach_ext.data.files import open_file
+from mach_ext.data.json_text import without_nan
 from mach_ext.data.parsing import shown
 
 ANY = object()

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
 from mach_ext.data.archives import extract
 from mach_ext.data.atomic import new_folder
-from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset
+from mach_ext.data.dataset import Columns, Dataset, hold_out
 from mach_ext.data.downloads import download, sha256_of
 from mach_ext.data.files import PathLike
 from mach_ext.data.folders.read import read_file, read_folder
@@ -136,15 +132,6 @@ def known_name(given: str) -> str:
     return ALIASES.get(name, name)
 
 
-def hold_out(dataset: Dataset) -> Dataset:
-    """The dataset with a tenth of train as ``dev``, where it has no dev and train has ten documents."""
-    if dataset.dev is not None or len(dataset.train) < 10:
-        return dataset
-    held = _holdout(len(dataset.train))
-    train, dev = dataset.train.take(np.flatnonzero(~held)), dataset.train.take(np.flatnonzero(held))
-    return replace(dataset, train=train, dev=dev, dev_rule=HOLDOUT_RULE)
-
-
 def locate(dataset: PathLike) -> tuple[Path, str | None]:
     """The folder of a dataset, fetched if need be, and its name where the registry gives it one."""
     given = os.fspath(dataset)
@@ -160,17 +147,6 @@ def locate(dataset: PathLike) -> tuple[Path, str | None]:
         f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
         f"{', '.join(NAMES)}; got {given!r}"
     )
-
-
-def _holdout(rows: int) -> NDArray[np.bool_]:
-    """Which rows are held out: the same ones on every machine and with every NumPy."""
-    z = np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    held = np.zeros(rows, bool)
-    held[np.argsort(z, kind="stable")[: rows // 10]] = True
-    return held
 
 
 def fetch(name: str) -> Path:

@@ -6,20 +6,15 @@ The head of :mod:`mach_ext.data.words` says what a word is.
 from __future__ import annotations
 
 import functools
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mach_ext._memory import check_import, memory_errors
-from mach_ext.data.parsing import check_names, parse_json, shown
-
-if TYPE_CHECKING:
-    from scipy import sparse
-
-
+from mach_ext.data.json_text import json_line, parse_json
+from mach_ext.data.matrices import Csr
+from mach_ext.data.parsing import check_names, shown
 from mach_ext.data.words import RULES, Word, folded_words, tokens_of
 
 
@@ -91,7 +86,7 @@ class Vectorizer:
         return cls(tfidf.get_feature_names_out().tolist(), tfidf.idf_.tolist())
 
     @memory_errors("free memory first, or split the data", "data.Vectorizer.transform")
-    def transform(self, texts: Iterable[str]) -> sparse.csr_matrix:
+    def transform(self, texts: Iterable[str]) -> Csr:
         """Texts -> X [N, D], CSR float32, indices sorted; unknown words count nothing."""
         return self._tfidf.transform(texts)
 
@@ -175,20 +170,3 @@ def _tfidf_vectorizer(words: Callable[[str], Iterator[Word]], **options: Any) ->
 
     analyzer = functools.partial(tokens_of, words)
     return TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, dtype=np.float32, **options)
-
-
-# Lone surrogates, which UTF-8 can't carry, what some readers take for the end of a line, and what steers a
-# terminal. JSON's own escapes say the same.
-_ESCAPED = re.compile("[\ud800-\udfff\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-
-
-def json_line(record: Any) -> str:
-    """A record as JSON on one line. Every script stays readable, and UTF-8 can carry the whole line.
-
-    Example:
-        >>> from mach_ext.data import json_line
-        >>> json_line({"label": "हिन्दी"})
-        '{"label": "हिन्दी"}'
-    """
-    text = json.dumps(record, ensure_ascii=False)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -7,7 +7,8 @@ from data_cases import DEEP, ESCAPES, nested
 
 from mach_ext import data
 from mach_ext.data import attachments
-from mach_ext.data.parsing import MAX_DEPTH, decode_json, shown
+from mach_ext.data.json_text import MAX_DEPTH, decode_json
+from mach_ext.data.parsing import shown
 
 
 @pytest.mark.parametrize(

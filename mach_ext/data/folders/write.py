@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mach_ext._memory import memory_errors
-from mach_ext.data.atomic import new_folder, write_json
+from mach_ext.data.atomic import new_folder
 from mach_ext.data.dataset import Dataset
 from mach_ext.data.files import COMPRESSIONS, PathLike
 from mach_ext.data.folders.files import PARTS
 from mach_ext.data.formats.names import read_names
 from mach_ext.data.formats.npz import write_npz
 from mach_ext.data.formats.xmc import write_xmc
+from mach_ext.data.json_text import write_json
 from mach_ext.data.parsing import check_names
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from mach_ext._memory import memory_errors
 from mach_ext.data.files import PathLike
-from mach_ext.data.parsing import decode_json, shown
+from mach_ext.data.json_text import decode_json
+from mach_ext.data.parsing import shown
 from mach_ext.data.sources import iter_lines
 
 

@@ -14,8 +14,9 @@ import scipy
 from mach_ext._memory import memory_errors
 from mach_ext.data.files import PathLike, suffix_of
 from mach_ext.data.formats.lines import number_of, read_lines
+from mach_ext.data.json_text import read_json
 from mach_ext.data.matrices import Csr
-from mach_ext.data.parsing import check_names, read_json, shown
+from mach_ext.data.parsing import check_names, shown
 
 
 @memory_errors("free memory first, or split the data", "data.read_names")

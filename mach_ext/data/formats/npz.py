@@ -19,7 +19,7 @@ from mach_ext.data.dataset import Split
 from mach_ext.data.files import COMPRESSIONS, PathLike
 from mach_ext.data.matrices import Csr, check_csr, check_labels, check_rows
 from mach_ext.data.parsing import shown
-from mach_ext.data.sources import FREE_BYTES, MAX_EXPANSION, check_regular, memory_named, read_input
+from mach_ext.data.sources import FREE_BYTES, MAX_EXPANSION, check_regular, read_input, shortage_advice
 
 
 def load_npz(path: PathLike) -> Any:
@@ -31,7 +31,7 @@ def load_npz(path: PathLike) -> Any:
     """
     check_regular(path)
     compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
-    with memory_named(path), io.BytesIO(read_input(path)) if compressed else open(path, "rb") as file:
+    with shortage_advice(path), io.BytesIO(read_input(path)) if compressed else open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _matrix_of(archive)
@@ -142,7 +142,7 @@ def read_array(file: Any, size: int) -> NDArray[Any]:
 @memory_errors("free memory first, or split the data", "data.read_matrix")
 def read_matrix(path: PathLike) -> Csr:
     """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
-    with memory_named(path):
+    with shortage_advice(path):
         return check_csr(load_npz(path), str(path))
 
 
@@ -154,7 +154,7 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
         ValueError: damaged file, broken structure, NaN or infinity, different numbers of rows.
     """
     X = read_matrix(X_path)
-    with memory_named(Y_path):
+    with shortage_advice(Y_path):
         Y = check_labels(load_npz(Y_path), str(Y_path), allow_weights=False)
     check_rows(X, Y, X_path, Y_path)
     return Split(X, Y)

@@ -12,7 +12,7 @@ from mach_ext.data.formats._parser import split_of, utf8_path
 from mach_ext.data.formats.lines import number_of, read_lines
 from mach_ext.data.matrices import MAX_DIMENSION, Csr, check_labels
 from mach_ext.data.parsing import shown
-from mach_ext.data.sources import BYTE_ORDER_MARK, memory_named, read_input
+from mach_ext.data.sources import BYTE_ORDER_MARK, read_input, shortage_advice
 
 
 @memory_errors("free memory first, or split the data", "data.read_sparse_text")
@@ -34,7 +34,7 @@ def read_sparse_text(path: PathLike, *, num_threads: int = 0) -> Csr:
         array([[0.5, 0. , 1. ],
                [0. , 2. , 0. ]], dtype=float32)
     """
-    with memory_named(path):
+    with shortage_advice(path):
         return _read_sparse_text(path, num_threads)
 
 
@@ -44,7 +44,7 @@ def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
     if len(counts) != 2 or not all(count.isdigit() for count in counts):
         got = shown(" ".join(header[:200].decode("ascii", "backslashreplace").split()))
         raise ValueError(f"{path}, line 1: the header must be two counts 'N C' (rows, columns), got {got}")
-    rows, columns = map(_saturated, counts)
+    rows, columns = map(_parse_count, counts)
     if columns > MAX_DIMENSION:
         raise ValueError(f"{path}, line 1: the header's C must be below 2^31, got '{columns}'")
     # The parser takes what stands first in a line for labels, and a blank there for their absence.
@@ -58,7 +58,7 @@ def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
     return matrix
 
 
-def _saturated(digits: bytes) -> int:
+def _parse_count(digits: bytes) -> int:
     """The number of these digits, as the parser takes it: beyond 18 digits it is just too large."""
     digits = digits.lstrip(b"0")
     return int(digits or b"0") if len(digits) <= 18 else 2**63 - 1

@@ -16,7 +16,7 @@ from mach_ext.data.dataset import Split
 from mach_ext.data.files import PathLike
 from mach_ext.data.formats._parser import split_of, utf8_path
 from mach_ext.data.matrices import Csr, widen
-from mach_ext.data.sources import iter_lines, memory_named, read_input
+from mach_ext.data.sources import iter_lines, read_input, shortage_advice
 
 
 @memory_errors("free memory first, or split the data", "data.read_svmlight")
@@ -52,7 +52,7 @@ def parse_svmlight(
     Without labels whatever stands in their place is passed over, such as -1 and +1.
     """
     bound: dict[str, Any] = {} if num_features is None else {"num_features": num_features}
-    with memory_named(path):
+    with shortage_advice(path):
         text, name = read_input(path), utf8_path(path)
         if not with_labels:
             text = _SVMLIGHT_LABELS.sub(rb"\g<1>0", text)

@@ -15,7 +15,7 @@ from mach_ext.data.dataset import Split
 from mach_ext.data.files import PathLike
 from mach_ext.data.formats._parser import split_of, utf8_path
 from mach_ext.data.matrices import check_csr, check_labels, check_rows
-from mach_ext.data.sources import MAX_LINE, check_line, memory_named, open_input, read_input
+from mach_ext.data.sources import MAX_LINE, check_line, open_input, read_input, shortage_advice
 
 
 @memory_errors("free memory first, or split the data", "data.read_xmc")
@@ -40,7 +40,7 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
         >>> split.Y.indices
         array([0, 2], dtype=int32)
     """
-    with memory_named(path):
+    with shortage_advice(path):
         text = read_input(path)
         start = text.find(b"\n") + 1 or len(text)
         header = _xmc_header(path, text[:start])

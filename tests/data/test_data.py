@@ -1,4 +1,4 @@
-"""The examples in the docstrings of mach_ext.data."""
+"""The examples in the docstrings of mach_ext.data, and the names of its packages."""
 
 import doctest
 import importlib
@@ -36,9 +36,10 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
     [
         (
             "formats",
-            "Names counts_from_one decode_line iter_jsonl iter_xmc json_document label_matrix load_npz name_key "
-            "parse_svmlight read_array read_jsonl read_lines read_matrix read_names read_npz read_numbered_names "
-            "read_pairs read_sparse_text read_svmlight read_xmc shift_svmlight write_npz write_xmc",
+            "Names counts_from_one decode_line iter_jsonl iter_xmc json_document label_matrix load_npz "
+            "name_key parse_svmlight read_array read_jsonl read_lines read_matrix read_names read_npz "
+            "read_numbered_names read_pairs read_sparse_text read_svmlight read_xmc shift_svmlight write_npz "
+            "write_xmc",
         ),
         (
             "folders",

@@ -21,8 +21,9 @@ import mach_ext
 from mach_ext import nn, runs, training
 from mach_ext._model_folder import parameter_shapes, save_tensors, saving, tensors_digest
 from mach_ext.data import atomic_path, atomic_write, attachments
-from mach_ext.data.files import clear_temporaries, new_folder
+from mach_ext.data.atomic import new_folder
 from mach_ext.data.records import sealed
+from mach_ext.data.temporaries import clear_temporaries
 
 D, L, R, B = 12, 15, 4, 8
 X = scipy.sparse.identity(D, np.float32, "csr")
@@ -113,7 +114,7 @@ def test_a_save_beside_a_training_run_is_refused(tmp_path):
 
 def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
     """However long that takes."""
-    monkeypatch.setattr("mach_ext.data.files._QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("mach_ext.data.locks._QUIET_SECONDS", 0.05)
     inside, go_on = threading.Event(), threading.Event()
     write = saving.save_tensors
 

@@ -3,29 +3,24 @@
 :func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
 """
 
-from .batching import Batch, iter_batches, iter_on_device
-from .dataset import HOLDOUT_RULE, Columns, Dataset, Split
-from .documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
-from .files import atomic_path, atomic_write, write_json
-from .folders import read_file, read_folder, write_folder
-from .formats import (
-    decode_line,
-    iter_jsonl,
-    iter_xmc,
-    label_matrix,
-    name_key,
-    read_jsonl,
-    read_matrix,
-    read_names,
-    read_npz,
-    read_svmlight,
-    read_xmc,
-    write_npz,
-    write_xmc,
-)
-from .matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
-from .registry import NAMES, data_home, download, fetch, hold_out, is_registered, known_name, load, locate
-from .text import Vectorizer, json_line
+from mach_ext.data.atomic import atomic_path, atomic_write
+from mach_ext.data.batching import Batch, iter_batches, iter_on_device
+from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset, Split, hold_out
+from mach_ext.data.documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
+from mach_ext.data.downloads import download
+from mach_ext.data.folders.read import read_file, read_folder
+from mach_ext.data.folders.write import write_folder
+from mach_ext.data.formats.jsonl import iter_jsonl, read_jsonl
+from mach_ext.data.formats.lines import decode_line
+from mach_ext.data.formats.names import label_matrix, name_key, read_names
+from mach_ext.data.formats.npz import read_matrix, read_npz, write_npz
+from mach_ext.data.formats.svmlight import read_svmlight
+from mach_ext.data.formats.xmc import iter_xmc, read_xmc, write_xmc
+from mach_ext.data.home import data_home
+from mach_ext.data.json_text import json_line, write_json
+from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
+from mach_ext.data.registry import NAMES, fetch, is_registered, known_name, load, locate
+from mach_ext.data.text import Vectorizer
 
 __all__ = [
     "HOLDOUT_RULE",

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import read_array
-from .parsing import shown
-from .records import ANY, parse_record
-from .text import Vectorizer
+from mach_ext.data.formats.npz import read_array
+from mach_ext.data.parsing import shown
+from mach_ext.data.records import ANY, parse_record
+from mach_ext.data.text import Vectorizer
 
 Attachments = Mapping[str, bytes]  # by name
 
@@ -58,7 +58,7 @@ def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None
     name = "vectorizer.json"
     if name not in attachments:
         return None
-    kept = _parsed_vectorizer(attachments[name])
+    kept = _parse_vectorizer(attachments[name])
     _check_count(kept.vocabulary, name, num_features)
     return kept
 
@@ -66,7 +66,7 @@ def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None
 def _names(attachments: Attachments, name: str, count: int) -> list[str] | None:
     if name not in attachments:
         return None
-    names = _parsed_names(attachments[name], name)
+    names = _parse_names(attachments[name], name)
     _check_count(names, name, count)
     return names
 
@@ -77,13 +77,13 @@ def _check_count(names: list[str], name: str, count: int) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _parsed_names(content: bytes, name: str) -> list[str]:
+def _parse_names(content: bytes, name: str) -> list[str]:
     names: list[str] = parse_record(content, _source(name), [str])
     return names
 
 
 @functools.lru_cache(maxsize=2)
-def _parsed_vectorizer(content: bytes) -> Vectorizer:
+def _parse_vectorizer(content: bytes) -> Vectorizer:
     return Vectorizer.from_json(content, source=_source("vectorizer.json"))
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._memory import memory_errors
+from mach_ext._memory import memory_errors
 
 
 class Batch(NamedTuple):

@@ -10,14 +10,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .._memory import memory_errors
-from .dataset import Columns
-from .files import PathLike, suffix_of
-from .folders import SVMLIGHT, fit_features, read_features, read_svmlight_documents
-from .formats import decode_line, iter_jsonl, iter_xmc, json_document, read_lines
-from .matrices import Csr
-from .sources import BYTE_ORDER_MARK, MAX_LINE, check_line, open_input
-from .text import Vectorizer
+from mach_ext._memory import memory_errors
+from mach_ext.data.dataset import Columns
+from mach_ext.data.files import PathLike, suffix_of
+from mach_ext.data.folders.columns import fit_features
+from mach_ext.data.folders.files import SVMLIGHT
+from mach_ext.data.folders.read import read_svmlight_documents
+from mach_ext.data.folders.vectors import read_features
+from mach_ext.data.formats.jsonl import iter_jsonl, json_document
+from mach_ext.data.formats.lines import decode_line, read_lines
+from mach_ext.data.formats.xmc import iter_xmc
+from mach_ext.data.matrices import Csr
+from mach_ext.data.sources import BYTE_ORDER_MARK, MAX_LINE, check_line, open_input
+from mach_ext.data.text import Vectorizer
 
 TEXT_FORMATS = ("text", "jsonl")  # of lines, each with a document as text
 

@@ -9,8 +9,8 @@ import scipy  # its sparse matrices load when they are first used: that takes 0.
 import torch
 from numpy.typing import NDArray
 
-from .._memory import memory_errors
-from .files import PathLike
+from mach_ext._memory import memory_errors
+from mach_ext.data.files import PathLike
 
 Csr: TypeAlias = "scipy.sparse.csr_matrix"
 
@@ -99,7 +99,7 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
         >>> check_csr(sparse.coo_matrix(([1.0, 2.0], ([0, 0], [3, 3])), shape=(1, 4))).toarray()
         array([[0., 0., 0., 3.]], dtype=float32)
     """
-    csr = _structured(as_scipy(matrix, name), name)
+    csr = _to_csr(as_scipy(matrix, name), name)
     if not csr.has_canonical_format:
         csr = csr.astype(np.float64)  # a copy; sums are rounded once
         csr.sum_duplicates()
@@ -160,7 +160,7 @@ def check_structure(matrix: Any) -> None:
             raise ValueError("index pointer values must form a non-decreasing sequence from 0")
 
 
-def _structured(matrix: Any, name: str) -> Csr:
+def _to_csr(matrix: Any, name: str) -> Csr:
     """CSR of a SciPy matrix, its structure checked, its values as they were stored."""
     if max(matrix.shape) > MAX_DIMENSION:
         raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
@@ -209,7 +209,7 @@ def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) ->
     matrix = as_scipy(matrix, name)
     csr = check_csr(matrix, name)
     kept = matrix.format in ("csr", "csc", "coo", "bsr")
-    stored = matrix.data if kept else _structured(matrix, name).data  # neither summed nor rounded yet
+    stored = matrix.data if kept else _to_csr(matrix, name).data  # neither summed nor rounded yet
     if stored.size and stored.min() < 0:
         raise ValueError(f"{name}: labels must not be negative numbers, got {stored.min()}")
     if not allow_weights:

@@ -19,8 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .files import open_file, without_nan
-from .parsing import shown
+from mach_ext.data.files import open_file
+from mach_ext.data.json_text import without_nan
+from mach_ext.data.parsing import shown
 
 ANY = object()
 Schema = Any

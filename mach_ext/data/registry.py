@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
-import contextlib
-import fcntl
-import gzip
-import hashlib
-import http.client
 import json
-import lzma
 import os
 import shutil
-import ssl
-import tarfile
-import urllib.error
-import urllib.request
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .._memory import memory_errors
-from .dataset import HOLDOUT_RULE, Columns, Dataset
-from .files import PathLike, new_folder
-from .folders import read_file, read_folder
-from .parsing import shown
-from .sources import check_regular
+from mach_ext._memory import memory_errors
+from mach_ext.data.archives import extract
+from mach_ext.data.atomic import new_folder
+from mach_ext.data.dataset import Columns, Dataset, hold_out
+from mach_ext.data.downloads import download, sha256_of
+from mach_ext.data.files import PathLike
+from mach_ext.data.folders.read import read_file, read_folder
+from mach_ext.data.home import data_home, lock_home
+from mach_ext.data.wordnet import check as check_wordnet
+from mach_ext.data.wordnet import prepare as prepare_wordnet
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
 
@@ -54,8 +41,6 @@ _DOCUMENTS = {
     "amazon-3m": 2_460_406,
 }
 _BYTES_A_DOCUMENT = 1 << 16
-MAX_MEMBERS = 10_000  # of an archive; the known ones have tens
-MAX_BLOCK = 1 << 24  # bytes that tarfile may ask for at once, for a member's long name or its other headers
 
 ALIASES = {
     "eurlex": "eurlex-4k",
@@ -77,25 +62,6 @@ _PECOS_FILES = {
     "Y.tst.npz": "Y.tst.npz",
     "output-items.txt": "output-items.txt",
 }
-
-
-def data_home() -> Path:
-    """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder.
-
-    Raises:
-        ValueError: nothing says where it is, or there is something else than a folder.
-    """
-    given = os.environ.get("MACH_DATA")
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        home = Path(given).expanduser() if given else cache.expanduser() / "mach_ext"
-    except RuntimeError:  # no $HOME, and no user of this number or name
-        raise ValueError(
-            "the data folder is not known, since the user has no home folder; $MACH_DATA says where it is"
-        ) from None
-    if home.exists() and not home.is_dir():
-        raise ValueError(f"the data folder must be a folder, {home} is none; $MACH_DATA names another")
-    return home
 
 
 def is_registered(folder: Path) -> bool:
@@ -156,9 +122,7 @@ def load(
             f"{error}; this folder goes before the known dataset {dataset}: to get that, run elsewhere"
         ) from None
     if name == "wordnet" and columns is None:
-        from . import wordnet
-
-        wordnet.check(data)
+        check_wordnet(data)
     return hold_out(data) if holdout else data
 
 
@@ -166,15 +130,6 @@ def known_name(given: str) -> str:
     """A name in the registry's spelling, where it has one: ``EURLEX_4K`` or ``eurlex`` is ``eurlex-4k``."""
     name = given.lower().replace("_", "-")
     return ALIASES.get(name, name)
-
-
-def hold_out(dataset: Dataset) -> Dataset:
-    """The dataset with a tenth of train as ``dev``, where it has no dev and train has ten documents."""
-    if dataset.dev is not None or len(dataset.train) < 10:
-        return dataset
-    held = _holdout(len(dataset.train))
-    train, dev = dataset.train.take(np.flatnonzero(~held)), dataset.train.take(np.flatnonzero(held))
-    return replace(dataset, train=train, dev=dev, dev_rule=HOLDOUT_RULE)
 
 
 def locate(dataset: PathLike) -> tuple[Path, str | None]:
@@ -192,17 +147,6 @@ def locate(dataset: PathLike) -> tuple[Path, str | None]:
         f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
         f"{', '.join(NAMES)}; got {given!r}"
     )
-
-
-def _holdout(rows: int) -> NDArray[np.bool_]:
-    """Which rows are held out: the same ones on every machine and with every NumPy."""
-    z = np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    held = np.zeros(rows, bool)
-    held[np.argsort(z, kind="stable")[: rows // 10]] = True
-    return held
 
 
 def fetch(name: str) -> Path:
@@ -223,15 +167,13 @@ def fetch(name: str) -> Path:
     folder = data_home() / name
     if folder.is_dir():
         return folder
-    with _lock(folder):
+    with lock_home(folder):
         if folder.is_dir():  # another process was faster
             return folder
         for leftover in folder.parent.glob(f".{name}.*/"):  # of one that was killed
             shutil.rmtree(leftover)
         if name == "wordnet":
-            from . import wordnet
-
-            wordnet.prepare(folder)
+            prepare_wordnet(folder)
             return folder
         url, archive = f"{BASE_URL}/{name}.tar.gz", data_home() / f"{name}.tar.gz"
         limit = _DOCUMENTS[name] * _BYTES_A_DOCUMENT
@@ -249,7 +191,7 @@ def fetch(name: str) -> Path:
             with new_folder(folder) as temporary:
                 extract(archive, _PECOS_FILES, temporary, max_bytes=limit)
                 read_folder(temporary)
-                source = {"url": url, "sha256": _sha256(archive), "bytes": archive.stat().st_size}
+                source = {"url": url, "sha256": sha256_of(archive), "bytes": archive.stat().st_size}
                 (temporary / "source.json").write_text(json.dumps(source, indent=2) + "\n")
         except (ValueError, FileNotFoundError) as error:
             then = "it was deleted, a new try downloads it again" if ours else f"it is {archive}"
@@ -260,209 +202,3 @@ def fetch(name: str) -> Path:
             if ours:
                 archive.unlink()
     return folder
-
-
-def download(
-    url: str,
-    path: PathLike,
-    *,
-    sha256: str | None = None,
-    progress: bool = True,
-    max_bytes: int | None = None,
-) -> None:
-    """Downloads a file; goes on where an earlier try stopped (``path`` + ``.part``).
-
-    Args:
-        url: what to fetch.
-        path: where to; it appears whole or not at all.
-        sha256: what its bytes must hash to, if known.
-        progress: show a bar.
-        max_bytes: what the file must not exceed, whatever the server says of its length; None: anything.
-
-    Raises:
-        ConnectionError: no connection, or a server that refuses or speaks nonsense.
-        ValueError: another sha256, or too many bytes; the file is dropped.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    while True:
-        start = part.stat().st_size if part.exists() else 0
-        try:
-            whole = _download_rest(url, part, start, progress, max_bytes)
-            problem = "the connection ended early"
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ConnectionError,
-            TimeoutError,
-            ssl.SSLError,
-        ) as error:
-            whole, problem = False, str(error)
-        if whole:
-            break
-        if not part.exists() or part.stat().st_size <= start:  # no progress: trying again is of no use
-            raise ConnectionError(f"{url}: could not be downloaded ({problem})")
-    if sha256 is not None and (got := _sha256(part)) != sha256:
-        part.unlink()
-        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was dropped")
-    part.replace(path)
-
-
-def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: int | None) -> bool:
-    """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
-    from .._progress import tqdm
-
-    request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:  # nothing from there on: complete already, or another file than before
-                if error.headers.get("Content-Range", "") == f"bytes */{start}":
-                    return True
-                part.unlink()
-        raise
-    with response:
-        if response.status != 206:
-            start = 0  # the server sends all of it
-        place = response.headers.get("Content-Range", f"bytes {start}-")
-        if start and not place.startswith(f"bytes {start}-"):
-            part.unlink()
-            raise http.client.HTTPException(f"asked for bytes from {start} on, got {shown(place)}")
-        total = _total(response, start)
-        if max_bytes is not None and total is not None and total > max_bytes:
-            raise ValueError(f"{url}: must have at most {max_bytes} bytes, got {total}")
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress
-            ) as bar,
-        ):
-            while block := response.read(1 << 20):
-                file.write(block)
-                bar.update(len(block))
-                if max_bytes is not None and file.tell() > max_bytes:
-                    part.unlink()
-                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was dropped")
-    return total is None or part.stat().st_size == total
-
-
-def _total(response: Any, start: int) -> int | None:
-    """Bytes of the whole file by what the server says; None where it says nothing."""
-    length = response.headers.get("Content-Length")
-    if length is None:
-        return None
-    if not (length.isascii() and length.isdigit()):
-        raise http.client.HTTPException(f"Content-Length must be a number, got {shown(length)}")
-    return start + int(length[:19])
-
-
-def extract(
-    archive: PathLike, wanted: Mapping[str, str], folder: PathLike, *, max_bytes: int | None = None
-) -> None:
-    """Takes files out of a tar archive, under names of our own: what paths it claims can do no harm.
-
-    Args:
-        archive: the archive, plain or .gz, .bz2, .xz by its content.
-        wanted: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
-        folder: an existing folder.
-        max_bytes: what the archive must not exceed when it is unpacked; None: anything.
-
-    Raises:
-        ValueError: damaged archive, or one that unpacks to too much.
-    """
-    check_regular(archive)
-    try:
-        with _unpacked(archive) as file, _open_tar(_Limited(file, max_bytes)) as tar:
-            for count, member in enumerate(tar, start=1):
-                if count > MAX_MEMBERS:
-                    raise tarfile.ReadError(f"more than {MAX_MEMBERS} files in it")
-                for end, name in wanted.items():
-                    target = Path(folder) / name
-                    plain = member.isreg() and not member.issparse()  # a hole takes no bytes in an archive
-                    if plain and f"/{member.name}".endswith(f"/{end}") and not target.exists():
-                        _write_member(tar, member, target)
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        problem = str(error).partition("\n")[0][:200]
-        raise ValueError(f"{archive}: the archive must be whole and undamaged, got: {problem}") from None
-
-
-# What tarfile and the decompressors stumble with over a damaged archive.
-_DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError)
-_DAMAGE += (ValueError, OverflowError, RecursionError)
-
-
-def _open_tar(file: Any) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode="r:")
-
-
-def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    source = tar.extractfile(member)
-    assert source is not None  # a regular file
-    with source, open(target, "wb") as file:
-        while block := source.read(1 << 20):
-            file.write(block)
-
-
-def _unpacked(archive: PathLike) -> BinaryIO:
-    """The archive's bytes, decompressed by what it begins with."""
-    with open(archive, "rb") as file:
-        first = file.read(6)
-    for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
-        if first.startswith(magic):
-            return cast(BinaryIO, module.open(archive, "rb"))
-    return open(archive, "rb")
-
-
-class _Limited:
-    """A file that does not go beyond a limit, nor give more at once than an honest archive is asked for.
-
-    tarfile takes a header's word for how long a name or another header is, and reads it whole.
-    """
-
-    def __init__(self, file: BinaryIO, max_bytes: int | None) -> None:
-        self._file, self._max = file, max_bytes
-        self.tell, self.close = file.tell, file.close
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_BLOCK:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        self._check(self._file.tell() + size)
-        return self._file.read(size)
-
-    def seek(self, offset: int) -> int:
-        if offset < 0:
-            raise tarfile.ReadError("a header of negative size")
-        self._check(offset)
-        return self._file.seek(offset)
-
-    def _check(self, end: int) -> None:
-        if self._max is not None and end > self._max:
-            raise tarfile.ReadError(f"it unpacks to more than {self._max} bytes")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time prepares a folder; the lock goes with the process, however it ends."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = open(folder.with_name(f".{folder.name}.lock"), "w")  # noqa: SIM115
-    except OSError as error:
-        rule = "the data folder must be one that can be written to"
-        raise OSError(f"{folder.parent}: {rule}: {error.strerror}; $MACH_DATA names another") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .. import _C
-from .._memory import memory_advice
-from .files import COMPRESSIONS, PathLike, check_mode, naming, open_read
+from mach_ext import _C
+from mach_ext._memory import memory_advice
+from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode, damage_errors, open_read
 
 # What a compressed file may become: so many times its size, or the first number where that is less. Text with
 # numbers shrinks to a third, the most repetitive dataset to a hundredth; a bomb to a thousandth or less.
@@ -68,7 +68,7 @@ class _Bounded(io.RawIOBase):
         return b"".join(iter(lambda: self.read(1 << 20) or b"", b""))
 
 
-def memory_named(path: PathLike) -> memory_advice:
+def shortage_advice(path: PathLike) -> memory_advice:
     """A block whose shortage of memory says which file was too large."""
     return memory_advice(str(path), "free memory first, or split the data", is_final=True)
 
@@ -82,7 +82,7 @@ def open_input(path: PathLike) -> Iterator[BinaryIO]:
         MemoryError: while it is read; names the file.
     """
     check_regular(path)
-    with naming(path), memory_named(path), open_read(path) as file:
+    with damage_errors(path), shortage_advice(path), open_read(path) as file:
         if Path(path).suffix in COMPRESSIONS:
             yield cast(BinaryIO, io.BufferedReader(_Bounded(file, path), 1 << 16))
         else:

@@ -21,13 +21,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .dataset import Dataset, Split
-from .files import PathLike, new_folder
-from .folders import write_folder
-from .formats import label_matrix, read_lines
-from .parsing import shown
-from .registry import data_home, download, extract
-from .text import Vectorizer
+from mach_ext.data.archives import extract
+from mach_ext.data.atomic import new_folder
+from mach_ext.data.dataset import Dataset, Split
+from mach_ext.data.downloads import download
+from mach_ext.data.files import PathLike
+from mach_ext.data.folders.write import write_folder
+from mach_ext.data.formats.lines import read_lines
+from mach_ext.data.formats.names import label_matrix
+from mach_ext.data.home import data_home
+from mach_ext.data.parsing import shown
+from mach_ext.data.text import Vectorizer
 
 URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")

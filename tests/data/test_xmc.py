@@ -1,6 +1,8 @@
-"""The compiled text parser against a naive one in Python, scikit-learn's, and exact rational arithmetic."""
+"""The XMC text format against a naive parser: values, errors, blocks, writing, and both readers alike."""
 
+import functools
 import gzip
+import io
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +11,78 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from mach_ext import _C
-from mach_ext.data import iter_xmc, read_svmlight, read_xmc, write_xmc
+from mach_ext import _C, data
+from mach_ext.data import iter_xmc, read_xmc, write_xmc
+from mach_ext.data.sources import read_input
+
+
+def test_write_xmc_refuses_unequal_rows(tmp_path):
+    with pytest.raises(ValueError, match="X and Y: must have as many rows, got 3 and 2 documents"):
+        write_xmc(tmp_path / "a.txt", sparse.eye(3), sparse.eye(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_eurlex57k_same_as_scikit_learn(shared_data):
+    from sklearn.datasets import load_svmlight_file
+
+    path = shared_data / "eurlex57k" / "dev.txt.xz"
+    one, two = read_xmc(path, num_threads=1), read_xmc(path, num_threads=2)
+    text = read_input(path)
+    body = io.BytesIO(text[text.index(b"\n") + 1 :])
+    X, labels = load_svmlight_file(body, n_features=56758, multilabel=True, zero_based=True, dtype=np.float32)
+    for split in (one, two):
+        np.testing.assert_array_equal(split.X.indptr, X.indptr)
+        np.testing.assert_array_equal(split.X.indices, X.indices)
+        np.testing.assert_array_equal(split.X.data, X.data)
+        assert [tuple(map(float, row.indices)) for row in split.Y] == labels
+
+
+HEADERS = [
+    "1 2 3", "01 002 0003", "+1 2 3", "-1 2 3", "1 0 3", "1 2 0", "0 2 3", "1 2147483647 2147483647",
+    "1 2147483648 3", "1 2 2147483648", "2147483647 2 3", "9223372036854775807 2 3",
+    "18446744073709551616 2 3",
+    "1e0 2 3", "1 2 3 4", "\u0661 2 3", "1\u00a02 3", "", " ", "1 2 3\r", "\ufeff1 2 3", "\ufeff", "1\v2\f3",
+    "1.0 2 3", "0x1 2 3", "1,2,3",
+]  # fmt: skip
+BODIES = ["0 1:1\n", "0 1:1", "0 1:1\r\n", "\n", "", "\n\n\n", "0 1:1\n\n \n\t\n", "0 1:1\n\n0 1:1\n"]
+BODIES += ["\n\n0 1:1\n\n", "0 2147483646:1\n", "0 2147483647:1\n", "2147483647 0:1\n", "0 1:1\n0 5:1\n"]
+
+
+def verdict(read):
+    try:
+        blocks = read()
+    except ValueError as error:
+        return str(error)
+    X, Y = (sparse.vstack([getattr(block, part) for block in blocks]) for part in "XY")
+    return [X.toarray().tolist() if X.shape[1] < 99 else X.indices.tolist(), X.shape, Y.shape, Y.nnz]
+
+
+def by_blocks(path, size):
+    return list(data.iter_xmc(path, block_bytes=size)) or [
+        data.read_xmc(path)
+    ]  # without a document, no block
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("head", HEADERS, ids=range(len(HEADERS)))
+def test_both_readers_of_xmc_text_say_the_same(tmp_path, head, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    for body in BODIES:
+        content = f"{head}\n{body}".encode()
+        path.write_bytes(gzip.compress(content, 0) if suffix else content)
+        whole = verdict(lambda: [data.read_xmc(path)])
+        assert whole == verdict(lambda: [data.read_xmc(path, num_threads=3)])
+        for size in (1, 5, 1 << 20):
+            assert whole == verdict(functools.partial(by_blocks, path, size)), (head, body, size)
+
+
+@pytest.mark.parametrize("zeros", [1, 17, 18, 40])
+def test_leading_zeros_are_the_same_number_in_every_header(tmp_path, zeros):
+    (tmp_path / "a.txt").write_text(f"{'0' * zeros}1 2 {'0' * zeros}3\n0 1:1\n")
+    (tmp_path / "trn_X_Xf.txt").write_text(f"{'0' * zeros}1 {'0' * zeros}2\n1:1\n")
+    assert data.read_xmc(tmp_path / "a.txt").Y.shape == (1, 3)
+    assert data.formats.read_sparse_text(tmp_path / "trn_X_Xf.txt").shape == (1, 2)
+
 
 FLOAT32_MAX = Fraction(float(np.finfo(np.float32).max))
 
@@ -367,65 +439,3 @@ def test_block_by_block_errors(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match=r"a.txt, line 1: the header must be three counts"):
         list(iter_xmc(path))
-
-
-# ------------------------------------------------------------------------------------------- svmlight
-
-
-@pytest.mark.parametrize("zero_based", [True, False])
-@pytest.mark.parametrize("read_as", ["auto", True, False])
-def test_svmlight_same_as_scikit_learn(tmp_path, zero_based, read_as):
-    from sklearn.datasets import dump_svmlight_file, load_svmlight_files
-
-    rng = np.random.default_rng(3)
-    paths = [tmp_path / "train.svm", tmp_path / "test.svm"]
-    for path, rows in zip(paths, (40, 17), strict=True):
-        X = sparse.random(rows, 30, density=0.2, format="csr", rng=rng)
-        Y = (rng.random((rows, 8)) < 0.2).astype(int)
-        dump_svmlight_file(X, Y, str(path), multilabel=True, zero_based=zero_based, comment="made up")
-    if zero_based and read_as is False:
-        with pytest.raises(
-            ValueError, match=r"train.svm: zero_based=False, so every feature must be at least 1"
-        ):
-            read_svmlight(paths, zero_based=read_as)
-        return
-    expected = load_svmlight_files(
-        [str(p) for p in paths], multilabel=True, zero_based=read_as, dtype=np.float32
-    )
-    for split, X, Y in zip(
-        read_svmlight(paths, zero_based=read_as), expected[::2], expected[1::2], strict=True
-    ):
-        assert split.X.shape == X.shape
-        assert (split.X != X).nnz == 0
-        split.X.check_format(full_check=True)
-        assert [tuple(row.indices) for row in split.Y] == [tuple(map(int, labels)) for labels in Y]
-
-
-def test_svmlight_comments_and_qid(tmp_path):
-    path = tmp_path / "a.svm"
-    path.write_text("# made by hand\n\n1,2 qid:7 1:0.5 3:1 # 9:9\n  \nqid:8 2:1\n 0 1:2#x\n 3:1\n")
-    (split,) = read_svmlight([path], zero_based=True)
-    np.testing.assert_array_equal(
-        split.X.toarray(), np.array([[0, 0.5, 0, 1], [0, 0, 1, 0], [0, 2, 0, 0], [0, 0, 0, 1]], np.float32)
-    )
-    assert [row.indices.tolist() for row in split.Y] == [[1, 2], [], [0], []]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("# nothing\n\n", r"a.svm: the file must not be empty"),
-        ("1 1:1\n-1 1:1\n", r"a.svm, line 2: a label must be a non-negative integer, got '-1'"),
-        ("1 qid:1:0.5 2:1\n", r"line 1: a qid must be a non-negative integer, got 'qid:1:0.5'"),
-        ("1 qid: 2:1\n", r"line 1: a qid must be a non-negative integer, got 'qid:'"),
-        ("0 1:1\n1:0.5 3:1\n", r"line 2: a line must begin with its labels, or with a blank .*, got '1:0.5'"),
-        ("1 1:1 qid:3\n", r"line 1: a feature must be idx:value with a non-negative .*, got 'qid:3'"),
-        ("# x\n1 2147483647:1\n", r"line 2: a feature must be below 2\^31 - 1, got '2147483647:1'"),
-        ("2147483647 1:1\n", r"line 1: a label must be below 2\^31 - 1, got '2147483647'"),
-    ],
-)
-def test_svmlight_errors(tmp_path, text, message):
-    path = tmp_path / "a.svm"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_svmlight([path])

@@ -1,0 +1,120 @@
+"""Downloads that go on where an earlier try stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from mach_ext.data.files import PathLike
+from mach_ext.data.parsing import shown
+
+
+def download(
+    url: str,
+    path: PathLike,
+    *,
+    sha256: str | None = None,
+    progress: bool = True,
+    max_bytes: int | None = None,
+) -> None:
+    """Downloads a file; goes on where an earlier try stopped (``path`` + ``.part``).
+
+    Args:
+        url: what to fetch.
+        path: where to; it appears whole or not at all.
+        sha256: what its bytes must hash to, if known.
+        progress: show a bar.
+        max_bytes: what the file must not exceed, whatever the server says of its length; None: anything.
+
+    Raises:
+        ConnectionError: no connection, or a server that refuses or speaks nonsense.
+        ValueError: another sha256, or too many bytes; the file is dropped.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    while True:
+        start = part.stat().st_size if part.exists() else 0
+        try:
+            whole = _download_rest(url, part, start, progress, max_bytes)
+            problem = "the connection ended early"
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+            ssl.SSLError,
+        ) as error:
+            whole, problem = False, str(error)
+        if whole:
+            break
+        if not part.exists() or part.stat().st_size <= start:  # no progress: trying again is of no use
+            raise ConnectionError(f"{url}: could not be downloaded ({problem})")
+    if sha256 is not None and (got := sha256_of(part)) != sha256:
+        part.unlink()
+        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was dropped")
+    part.replace(path)
+
+
+def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: int | None) -> bool:
+    """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
+    from mach_ext._progress import tqdm
+
+    request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416:  # nothing from there on: complete already, or another file than before
+                if error.headers.get("Content-Range", "") == f"bytes */{start}":
+                    return True
+                part.unlink()
+        raise
+    with response:
+        if response.status != 206:
+            start = 0  # the server sends all of it
+        place = response.headers.get("Content-Range", f"bytes {start}-")
+        if start and not place.startswith(f"bytes {start}-"):
+            part.unlink()
+            raise http.client.HTTPException(f"asked for bytes from {start} on, got {shown(place)}")
+        total = _total(response, start)
+        if max_bytes is not None and total is not None and total > max_bytes:
+            raise ValueError(f"{url}: must have at most {max_bytes} bytes, got {total}")
+        with (
+            open(part, "ab" if start else "wb") as file,
+            tqdm(
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress
+            ) as bar,
+        ):
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+                if max_bytes is not None and file.tell() > max_bytes:
+                    part.unlink()
+                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was dropped")
+    return total is None or part.stat().st_size == total
+
+
+def _total(response: Any, start: int) -> int | None:
+    """Bytes of the whole file by what the server says; None where it says nothing."""
+    length = response.headers.get("Content-Length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise http.client.HTTPException(f"Content-Length must be a number, got {shown(length)}")
+    return start + int(length[:19])
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

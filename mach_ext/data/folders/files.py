@@ -1,0 +1,120 @@
+"""The files of a folder that make a dataset, by their names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mach_ext.data.files import COMPRESSIONS
+from mach_ext.data.sources import check_regular
+
+SVMLIGHT = (".svm", ".svmlight", ".libsvm")
+
+PARTS = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "test")}
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """The one file of these names, plain or compressed.
+
+    Raises:
+        ValueError: two of them, or one that is no regular file: a pipe, a folder, a link to nothing.
+    """
+    paths = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
+    paths = [path for path in paths if os.path.lexists(path)]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: must be a regular file, got a link to nothing")
+        check_regular(path)
+    if len(paths) > 1:
+        there = ", ".join(str(path.relative_to(folder)) for path in paths)
+        raise ValueError(f"{folder}: must have one of these, got {there}")
+    return paths[0] if paths else None
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split; which of them there are is its format."""
+
+    kind: str
+    X: Path  # documents: with their labels, as a matrix, or as lines of text
+    Y: Path | None = None
+    texts: Path | None = None
+    filtered: Path | None = None
+
+
+def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
+    """The files of a split, once for each format that is there."""
+    parts = PARTS[split]
+
+    def find(*patterns: str) -> Path | None:
+        return find_file(folder, *(pattern.format(part) for pattern in patterns for part in parts))
+
+    matrix = find("X.{}.npz", "tfidf-attnxml/X.{}.npz", "{}_X_Xf.txt", "{}_X_Xf.npz")
+    labels = find("Y.{}.npz", "{}_X_Y.txt", "{}_X_Y.npz")
+    texts = find("X.{}.txt", "{}_X.txt", "raw/{}_X.txt")
+    if matrix is not None and labels is None:
+        other = matrix.name.replace("_X_Xf", "_X_Y") if "_X_" in matrix.name else f"Y{matrix.name[1:]}"
+        raise FileNotFoundError(f"{folder}: {matrix.name} must come with {other}")
+    if labels is not None and matrix is None and texts is None:
+        other = labels.name.replace("_X_Y", "_X_Xf") if "_X_" in labels.name else f"X{labels.name[1:]}"
+        raise FileNotFoundError(f"{folder}: {labels.name} must come with {other}, or with texts")
+    filtered = filter_of(folder, split)
+    documents = {
+        "xmc": find_file(folder, f"{split}.txt"),
+        "svmlight": find_file(folder, *(split + suffix for suffix in SVMLIGHT)),
+        "jsonl": find_file(folder, f"{split}.jsonl"),
+        "npz": matrix,
+        "text lines": texts if matrix is None and labels is not None else None,
+    }
+    return [
+        SplitFiles(kind, path, labels, texts, filtered)
+        for kind, path in documents.items()
+        if path is not None
+    ]
+
+
+def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles], list[str]]:
+    """The files of each split, all in one format, and remarks on the files that are left out.
+
+    Args:
+        folder: where to look.
+        for_model: Whether the data are for a model, which needs no train file.
+
+    Raises:
+        FileNotFoundError: no train file; for a model: no file.
+        ValueError: files of two formats.
+    """
+    by_format: dict[str, dict[str, SplitFiles]] = {}
+    for split in PARTS:
+        for files in _files_of_split(folder, split):
+            by_format.setdefault(files.kind, {})[split] = files
+    with_train = {kind: files for kind, files in by_format.items() if "train" in files}
+    candidates = with_train if with_train or not for_model else by_format
+    if not candidates:
+        raise FileNotFoundError(_nothing_there(folder, for_model))
+    if len(candidates) > 1:
+        what = "train" if with_train else "data"
+        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(candidates))}")
+    ((kind, chosen),) = candidates.items()
+    remarks = [
+        f"{left.X}: is left out, because train is in another format"
+        for other, files in by_format.items()
+        for split, left in files.items()
+        if other != kind and split not in chosen
+    ]
+    return chosen, remarks
+
+
+def _nothing_there(folder: Path, for_model: bool) -> str:
+    there = sorted(path.name for path in folder.iterdir())[:20]
+    if for_model:
+        return f"{folder}: must have a train, dev or test file, as train.txt, got {there}"
+    return (
+        f"{folder}: must have train.txt (XMC), train.svm, train.jsonl, X.trn.npz with Y.trn.npz, or "
+        f"trn_X_Xf.txt with trn_X_Y.txt, also as .gz, .xz or .bz2, got {there}"
+    )
+
+
+def filter_of(folder: Path, split: str) -> Path | None:
+    return find_file(folder, *(f"filter_labels_{part}.txt" for part in dict.fromkeys((split, *PARTS[split]))))

@@ -1,0 +1,93 @@
+"""Datasets written as a folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from mach_ext._memory import memory_errors
+from mach_ext.data.atomic import new_folder
+from mach_ext.data.dataset import Dataset
+from mach_ext.data.files import COMPRESSIONS, PathLike
+from mach_ext.data.folders.files import PARTS
+from mach_ext.data.formats.names import read_names
+from mach_ext.data.formats.npz import write_npz
+from mach_ext.data.formats.xmc import write_xmc
+from mach_ext.data.json_text import write_json
+from mach_ext.data.parsing import check_names
+
+
+@memory_errors("free memory first, or split the data", "data.write_folder")
+def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", compression: str = "") -> None:
+    """Writes a dataset as a folder that :func:`read_folder` reads; the folder appears whole or not at all.
+
+    Args:
+        folder: the folder to create; it must not exist.
+        dataset: what to write. A ``dev`` that was held out of train is written as a file of its own.
+        format: "npz" (with the texts, each on one line) or "xmc"; both keep every value exactly.
+        compression: for "xmc": "", ".gz", ".xz" or ".bz2".
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: unknown format or compression.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Dataset, Split, read_folder, write_folder
+        >>> folder = Path(tempfile.mkdtemp()) / "eye"
+        >>> write_folder(folder, Dataset("eye", folder, train=Split(sparse.eye(4), sparse.eye(4))))
+        >>> read_folder(folder).num_labels
+        4
+    """
+    folder = Path(folder)
+    if format not in ("npz", "xmc"):
+        raise ValueError(f"write_folder: format must be npz or xmc, got {format!r}")
+    if compression not in ("", *COMPRESSIONS):
+        raise ValueError(
+            f"write_folder: compression must be one of {list(COMPRESSIONS)}, got {compression!r}"
+        )
+    if folder.exists():
+        raise FileExistsError(f"{folder}: must not exist yet")
+    with new_folder(folder) as temporary:
+        for split, data in dataset.splits.items():
+            if data.filtered is not None:
+                pairs = zip(*data.filtered.nonzero(), strict=True)
+                lines = [f"{document} {label}" for document, label in pairs]
+                _write_lines(temporary / f"filter_labels_{split}.txt", lines)
+            if format == "xmc":
+                write_xmc(temporary / f"{split}.txt{compression}", data.X, data.Y)
+                continue
+            part = PARTS[split][0]
+            write_npz(temporary / f"X.{part}.npz", data.X)
+            write_npz(temporary / f"Y.{part}.npz", data.Y)
+            if data.texts is not None:
+                _write_lines(temporary / f"X.{part}.txt", data.texts)
+        if dataset.label_names is not None:
+            check_names(dataset.label_names, "write_folder: label_names", dataset.num_labels)
+            _write_names(temporary / "labels.txt", dataset.label_names)
+        if dataset.feature_names is not None:
+            check_names(dataset.feature_names, "write_folder: feature_names", dataset.num_features)
+            _write_names(temporary / "features.txt", dataset.feature_names)
+        if dataset.vectorizer is not None:
+            (temporary / "vectorizer.json").write_text(dataset.vectorizer.to_json(), encoding="utf-8")
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    text = "".join(" ".join(line.split()) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # halves of surrogate pairs
+
+
+def _write_names(path: Path, names: Sequence[str]) -> None:
+    """Names so that they are read as they are: one a line, else numbered, else as JSON."""
+    plain = (f"{name}\n" for name in names)
+    numbered = (f"{i}\t{name}\n" for i, name in enumerate(names))
+    for lines in (plain, numbered):
+        with contextlib.suppress(ValueError):  # UTF-8 can't carry a name, or it is taken for a number
+            path.write_text("".join(lines), encoding="utf-8", newline="\n")
+            if read_names(path, len(names)) == list(names):
+                return
+    path.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), list(names))

@@ -1,0 +1,26 @@
+"""What the compiled parser of text files takes and gives."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import scipy
+
+from mach_ext import _C
+from mach_ext.data.dataset import Split
+from mach_ext.data.files import PathLike
+
+
+def split_of(document: _C.Document) -> Split:
+    label_indptr, labels, indptr, indices, values, rows, features, num_labels = document
+    X = scipy.sparse.csr_matrix((values, indices, indptr), shape=(rows, features))
+    ones = np.ones(labels.size, np.float32)
+    Y = scipy.sparse.csr_matrix((ones, labels, label_indptr), shape=(rows, num_labels))
+    X.has_canonical_format = Y.has_canonical_format = True  # the parser's promise
+    return Split(X, Y)
+
+
+def utf8_path(path: PathLike) -> str:
+    """A path for messages of the parser, which is compiled and takes text in UTF-8 alone."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()

@@ -16,6 +16,8 @@ from inputs import documents
 
 import mach_ext
 from mach_ext import attack
+from mach_ext.attack import _dense
+from mach_ext.attack._rows import rows_of
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 DENSE = {"N": 1024, "D": 1_000_000, "H": 64}
@@ -43,9 +45,9 @@ def test_dense_pass(compare: Any) -> None:
     weight = layer.weight[0]
 
     def ours() -> torch.Tensor:
-        entries = attack._Entries(attack._rows(indptr), indices)
-        direction = attack._Direction(layer, gradient[:, None], DENSE["N"])
-        return attack.sign_pass(direction, layer, entries, False)[0][:, 0]
+        entries = _dense.Entries(rows_of(indptr), indices)
+        direction = _dense.Direction(layer, gradient[:, None], DENSE["N"])
+        return _dense.sign_pass(direction, layer, entries, False)[0][:, 0]
 
     def materialised() -> torch.Tensor:
         return (gradient @ weight.T).sign_() @ weight

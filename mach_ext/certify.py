@@ -45,7 +45,7 @@ from torch.linalg import vector_norm
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.attack import L1, L2, Delete, Dense, Insert, ThreatModel, _below, threat_model
+from mach_ext.attack.threats import L1, L2, Delete, Dense, Insert, ThreatModel, round_down, threat_model
 from mach_ext.data import check_csr, check_labels
 from mach_ext.nn import MACH, MODEL_MERGES, checked_k, evaluating
 
@@ -711,7 +711,7 @@ class _Model:
             if not self.two_layers:
                 pieces = [self._slopes(local, direction, begin, end) for begin, end in direction.tiles()]
                 effect = torch.cat(pieces)
-                size = -effect.sign() * _below(epsilon, torch.float32)
+                size = -effect.sign() * round_down(epsilon, torch.float32)
                 keep = effect.abs().topk(self.new).indices if self.new else effect.nonzero()[:, 0]
                 keep = keep[effect[keep] != 0]
                 features = torch.cat((features, keep))

@@ -23,7 +23,7 @@ import scipy.sparse
 import torch
 
 import mach_ext
-from mach_ext import attack, certify, explain, training
+from mach_ext import attack, certify, explain, functional, training
 
 D, L, R, B = 60, 80, 4, 16
 SHAPES = {
@@ -123,7 +123,7 @@ def test_threads_beside_training_get_the_answers_of_one_alone(question, name):
 @pytest.mark.parametrize("name", ["shared", "two layers"])
 def test_a_step_amid_an_attack_is_no_fault_of_its_gradient(monkeypatch, name):
     """PyTorch refuses to go back through weights that were written to; an attack takes them as they are."""
-    model, label_logits = build(name), attack.F.label_logits
+    model, label_logits = build(name), functional.label_logits
     found = attack.FGSM(model, goal="positive", k=3)
     expected = found.perturb(X, Y, 0.3).predict(5)
 
@@ -134,7 +134,7 @@ def test_a_step_amid_an_attack_is_no_fault_of_its_gradient(monkeypatch, name):
                 parameter.mul_(1)
         return out
 
-    monkeypatch.setattr(attack.F, "label_logits", stepped)
+    monkeypatch.setattr(functional, "label_logits", stepped)
     assert same(found.perturb(X, Y, 0.3).predict(5), expected)
 
 

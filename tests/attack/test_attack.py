@@ -11,7 +11,7 @@ from test_nn import ARCHITECTURES, D, L, dense_forward, draw, model_of
 
 import mach_ext
 from mach_ext import _ops, _reference, attack, explain, metrics
-from mach_ext.attack import FGSM, L1, L2, PGD, Delete, Dense, Greedy, Insert, Random, Support
+from mach_ext.attack import FGSM, L1, L2, PGD, Delete, Dense, Greedy, Insert, Random, Support, _dense
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THREATS = [Support(), Insert(m=3), L2(), L1(), Dense(), Dense(nonnegative=True), Support(nonnegative=False)]
@@ -347,7 +347,7 @@ def test_holds_tells_what_does_not():
 
 def test_a_dense_perturbation_is_checked_by_tiles(monkeypatch):
     model = mach_ext.MACH(500, L, num_repetitions=4, num_buckets=20, hidden_size=8, seed=2)
-    monkeypatch.setattr(attack, "_TILE", 1)  # 64 features at a time
+    monkeypatch.setattr(_dense, "_TILE", 1)  # 64 features at a time
     X = scipy.sparse.random(7, 500, density=0.1, format="csr", dtype=np.float32, random_state=0)
     for threat in (Dense(), Dense(nonnegative=True)):
         found = PGD(model, threat, steps=2, keep_best=False).perturb(X, labels_of(), 0.1)

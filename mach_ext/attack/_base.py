@@ -1,0 +1,194 @@
+"""What all attacks share: checks of their input, batches of documents, and goals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from mach_ext._memory import check_memory, memory_errors
+from mach_ext.attack._batch import Batch
+from mach_ext.attack._layer import Layer
+from mach_ext.attack.goals import GOALS, NEAREST, Targets, first_label, goal_k, is_true
+from mach_ext.attack.perturbation import Perturbation
+from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
+from mach_ext.attack.threats import threat_model as _threat
+from mach_ext.data import check_csr, check_labels
+from mach_ext.nn import MACH, evaluating
+
+_FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
+
+
+class _Attack:
+    """What attacks share: checks, batches, goals."""
+
+    name = ""
+    usual_threat = "support"
+
+    def __init__(
+        self,
+        model: MACH,
+        threat_model: str | ThreatModel | None = None,  # None: `usual_threat`
+        goal: str = "untargeted",
+        k: int | None = None,
+        *,
+        keep_best: bool = True,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        op = type(self).__name__
+        if not isinstance(model, MACH):
+            raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+        if goal not in GOALS:
+            raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
+        self.model, self.goal = model, goal
+        self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
+        self.k = goal_k(op, model, goal, k)
+        self.keep_best, self.seed = keep_best, seed
+        self._layer = Layer(op, model)
+        C, M = self._layer.shape
+        self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
+        self._check_threat(op)
+
+    def _check_threat(self, op: str) -> None:
+        if isinstance(self.threat_model, Delete):
+            raise ValueError(f"{op}: threat model delete is discrete: Greedy (--attack delete) is for it")
+
+    @memory_errors("lower batch_size or pass fewer documents or epsilons")
+    def perturb(
+        self, X: Any, Y: Any = None, epsilon: float | Sequence[float] = 0.01, *,
+        targets: Any = None, progress: Any = None,
+    ) -> Any:  # fmt: skip
+        """Adversarial documents of X.
+
+        Args:
+            X: Documents [N, D], a SciPy sparse matrix.
+            Y: True labels [N, L], a SciPy sparse matrix; not needed for goal "own".
+            epsilon: How far, or several numbers: then a list of perturbations, which share what they can.
+            targets: For goal "negative", the false label of each document that is to enter [N], -1 for none;
+                None: the best-ranked false label outside the top k.
+            progress: Called with a number of documents when these are done.
+
+        Raises:
+            TypeError, ValueError: Labels missing or of other shape, epsilon < 0, a threat model that doesn't
+                fit the features.
+        """
+        op = f"{type(self).__name__}.perturb"
+        several = not isinstance(epsilon, (int, float, np.number))
+        grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
+        given, X = X, check_csr(X, f"{op}: X")
+        if not (scipy.sparse.issparse(given) and given.ndim == 2):
+            given = X
+        if X.shape[1] != self.model.num_features:
+            raise ValueError(f"{op}: X must have D={self.model.num_features} columns, got shape {X.shape}")
+        if not (X.data != 0).all():
+            X = X.copy()
+            X.eliminate_zeros()
+        for e in grid:
+            self.threat_model.check(op, X, e)
+        Y = self._check_labels(op, X, Y)
+        if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
+            raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
+        self._check_memory(op, X, sum(e > 0 for e in grid))
+        batches: list[list[Batch]] = [[] for _ in grid]
+        with evaluating(self.model):
+            for start in range(0, X.shape[0], self.batch_size):
+                rows = slice(start, min(X.shape[0], start + self.batch_size))
+                x, indices, indptr = self._tensors(X[rows])
+                chosen = None if targets is None else np.asarray(targets)[rows]
+                goal = self._targets(op, X[rows], None if Y is None else Y[rows], chosen)
+                found = self._batch(start, x, indices, indptr, goal, grid)
+                for batch, kept in zip(found, batches, strict=True):
+                    batch.targets = goal.targets
+                    kept.append(batch)
+                if progress is not None:
+                    progress(rows.stop - rows.start)
+        result = [
+            Perturbation(self.model, self.threat_model, X, e, b, given)
+            for e, b in zip(grid, batches, strict=True)
+        ]
+        return result if several else result[0]
+
+    def _check_memory(self, op: str, X: Any, sizes: int) -> None:
+        """Of what is kept: documents for each size, or the gradient that all features are moved by."""
+        threat, N, kept = self.threat_model, X.shape[0], 4 * X.nnz * sizes
+        if isinstance(threat, Dense):
+            kept = 4 * N * math.prod(self._layer.shape)
+        elif isinstance(threat, Insert):
+            kept += 4 * N * threat.m * sizes
+        # Documents with words removed may be the same for several sizes.
+        if self._layer.device.type == "cpu" and not isinstance(threat, Delete):
+            advice = "pass fewer documents or sizes of epsilon at a time"
+            check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
+
+    def _check_labels(self, op: str, X: Any, Y: Any) -> Any:
+        if Y is None:
+            if self.goal != "own":
+                raise ValueError(f'{op}: goal {self.goal!r} needs the true labels Y; goal "own" needs none')
+            return None
+        Y = check_labels(Y, f"{op}: Y")
+        if Y.shape != (X.shape[0], self.model.num_labels):
+            raise ValueError(
+                f"{op}: Y must be [N, L] = [{X.shape[0]}, {self.model.num_labels}], got shape {Y.shape}"
+            )
+        return Y
+
+    def _tensors(self, X: Any) -> tuple[Tensor, Tensor, Tensor]:
+        device = self._layer.device
+        x = torch.from_numpy(X.data).to(device, self._layer.dtype)
+        return x, torch.from_numpy(X.indices).to(device).long(), torch.from_numpy(X.indptr).to(device).long()
+
+    def _targets(self, op: str, X: Any, Y: Any, chosen: Any) -> Targets:
+        model, device, N, k = self.model, self._layer.device, X.shape[0], self.k
+        if self.goal == "untargeted":
+            labels = torch.from_numpy(Y.indices).long(), torch.from_numpy(Y.indptr).long()
+            return Targets((labels[0].to(device), labels[1].to(device)))
+        ranked = model.predict(X, k if self.goal == "own" else min(model.num_labels, max(NEAREST, k + 1)))[1]
+        if self.goal == "own":
+            indptr = torch.arange(N + 1, device=device) * k
+            return Targets((torch.from_numpy(ranked).flatten().to(device), indptr))
+        true = is_true(Y, ranked)
+        if self.goal == "positive":
+            wanted = true[:, :k]
+            rival = ranked[:, k]
+        else:
+            wanted = ~true
+            wanted[:, :k] = False
+            rival = ranked[:, k - 1]
+        target = first_label(ranked, wanted)
+        if chosen is not None:
+            target = np.asarray(chosen, np.int64)
+            if N and not (target.min() >= -1 and target.max() < model.num_labels):
+                raise ValueError(f"{op}: targets must be labels in [0, L={model.num_labels}), or -1 for none")
+            if (is_true(Y, target[:, None])[:, 0] & (target >= 0)).any():
+                raise ValueError(f"{op}: targets must be labels that are false for their documents")
+        active = target >= 0
+        safe = np.where(active, target, 0)
+        pair = (rival, safe) if self.goal == "positive" else (safe, rival)
+        return Targets(
+            (torch.empty(0), torch.empty(0)),
+            torch.from_numpy(np.stack(pair, 1)).to(device),
+            torch.from_numpy(active).to(device, self._layer.dtype),
+            torch.from_numpy(target).to(device),
+        )
+
+    def _batch(
+        self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: Targets, grid: list[float]
+    ) -> list[Batch]:
+        raise NotImplementedError
+
+    def _gradient(self, first: Tensor, goal: Targets) -> tuple[Tensor, Tensor]:
+        loss, gradient = self._layer.losses(first, goal, True)
+        assert gradient is not None
+        return loss, gradient
+
+    def _loss(self, first: Tensor, goal: Targets) -> Tensor:
+        return self._layer.losses(first, goal, False)[0]
+
+    def _better(self, loss: Tensor, best: Tensor) -> Tensor:
+        return loss > best if self.keep_best else torch.ones_like(loss, dtype=torch.bool)

@@ -1,0 +1,76 @@
+"""A batch of perturbed documents, kept as CSR arrays and a few directions over all features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mach_ext.attack._dense import Direction
+from mach_ext.attack._rows import rows_of
+
+
+@dataclass
+class Batch:
+    """Documents from `start` on: base [their CSR arrays] + sum of weight * signs of a direction."""
+
+    start: int
+    x: Tensor  # [nnz] clean values, 0 at features that were inserted
+    values: Tensor  # [nnz] base
+    indices: Tensor
+    indptr: Tensor
+    loss: Tensor  # [N]
+    clean_loss: Tensor  # [N]
+    directions: list[tuple[Tensor, Direction]] = field(default_factory=list)  # weights [N]
+    offset: Tensor | None = None  # [N, C, M]: offset * scale[N] is what the directions add to the first layer
+    scale: Tensor | None = None
+    counts: Tensor | None = None  # [N] non-zero signs; [N] of them at the document's own features
+    own_counts: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        return rows_of(self.indptr)
+
+    def added(self, first: Tensor) -> Tensor:
+        """The first layer with the offset."""
+        assert self.offset is not None
+        assert self.scale is not None
+        return torch.addcmul(first, self.offset, self.scale[:, None, None])
+
+
+def masked(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
+    """The documents not kept are clean again."""
+    assert batch.scale is not None
+    return replace(
+        batch,
+        values=torch.where(keep[batch.rows], batch.values, batch.x),
+        loss=torch.where(keep, batch.loss, clean_loss),
+        directions=[(weight * keep, direction) for weight, direction in batch.directions],
+        scale=batch.scale * keep,
+    )
+
+
+def either(new: Batch, best: Batch, better: Tensor) -> Batch:
+    """Of each document the new or the best so far."""
+    assert new.offset is not None
+    assert best.offset is not None
+    assert new.scale is not None
+    assert best.scale is not None
+    both = [(w * better, d) for w, d in new.directions] + [(w * ~better, d) for w, d in best.directions]
+    merged: dict[int, tuple[Tensor, Direction]] = {}
+    for weight, direction in both:
+        other = merged.get(id(direction))
+        merged[id(direction)] = (weight if other is None else weight + other[0], direction)
+    return replace(
+        new,
+        values=torch.where(better[new.rows], new.values, best.values),
+        loss=torch.where(better, new.loss, best.loss),
+        clean_loss=best.clean_loss,
+        directions=list(merged.values()),
+        offset=torch.where(better[:, None, None], new.offset, best.offset),
+        scale=torch.where(better, new.scale, best.scale),
+        counts=None,  # norms of more than one direction are summed anew
+        own_counts=None,
+    )

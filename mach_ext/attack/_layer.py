@@ -1,0 +1,106 @@
+"""The model as attacks see it: its first layer, and losses as functions of what that layer gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mach_ext import _ops
+from mach_ext import functional as F
+from mach_ext.attack.goals import Targets
+from mach_ext.nn import MACH, MODEL_MERGES, check_parameters
+
+
+class Layer:
+    """A model's first layer, and losses of documents as functions of what it gives."""
+
+    def __init__(self, op: str, model: MACH) -> None:
+        check_parameters(op, model)
+        model.hash.check_contents()
+        self.model, self.device = model, model.bucket_bias.device
+        linear = model.is_linear
+        weight, bias = (
+            (model.bucket_weight, model.bucket_bias) if linear else (model.encoder_weight, model.encoder_bias)
+        )
+        self.weight = weight.detach() if linear else weight.detach()[None]  # [C, D, M]
+        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.bias = (bias.detach() if linear else bias.detach()[None]).to(self.dtype)  # [C, M]
+        self.buckets = model.hash.buckets
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[2]
+
+    def first(self, x: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:  # [N, C, M]
+        """Pre-activations (linear MACH: bucket logits) of documents."""
+        return _ops.sparse_linear(x, indices, indptr, self.weight, self.bias, False)
+
+    def to_values(self, gradient: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:  # [nnz]
+        return _ops.sparse_linear_grad_values(gradient, indices, indptr, self.weight)
+
+    def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
+        return self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
+
+    def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
+        if self.model.is_linear:
+            return first
+        model = self.model
+        return F.bucket_logits(self.hidden(first), model.bucket_weight.detach(), model.bucket_bias.detach())
+
+    def topk(self, first: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        transform, merge = MODEL_MERGES[self.model.merge]
+        logits = self.logits(first)
+        return F.merge_topk(logits if transform is None else transform(logits), self.model.hash, k, merge)
+
+    def losses(self, first: Tensor, goal: Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Losses [N] float64, to be raised, and their gradient to the first layer [N, C, M]."""
+        # The weights are of now: a step that another thread takes meanwhile is no fault of this gradient.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            leaf = first.detach().requires_grad_(gradient)
+            last = leaf if self.model.is_linear else self.hidden(leaf)
+            if goal.pairs is not None:
+                return self._differences(leaf, last, goal, gradient)
+        values = last.detach()
+        loss = torch.zeros(len(first), dtype=torch.float64, device=self.device)
+        to_last = torch.zeros_like(values) if gradient else None
+        weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
+        for r in range(self.model.num_repetitions):
+            if self.model.is_linear:
+                z = values[:, r].clone(memory_format=torch.contiguous_format)
+            else:
+                h = values if values.dim() == 2 else values[:, r]
+                w = weight[r].to(self.dtype)
+                z = torch.addmm(bias[r].to(self.dtype), h, w)
+            loss += _ops.bucket_bce(z, self.buckets[r], *goal.labels, 1.0, gradient)
+            if to_last is None:
+                continue
+            if self.model.is_linear:
+                to_last[:, r] = z
+            elif values.dim() == 2:
+                to_last.addmm_(z, w.T)
+            else:
+                to_last[:, r] = z @ w.T
+        if to_last is None or self.model.is_linear:
+            return loss, to_last
+        (found,) = torch.autograd.grad(last, leaf, to_last)
+        return loss, found
+
+    def _differences(
+        self, leaf: Tensor, last: Tensor, goal: Targets, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert goal.pairs is not None
+        model = self.model
+        if model.is_linear:
+            at = self.buckets.long()[:, goal.pairs].transpose(0, 1)  # [N, R, 2]
+            votes = last.gather(2, at).transpose(1, 2)
+        else:
+            weight, bias = model.bucket_weight.detach(), model.bucket_bias.detach()
+            votes = F.label_logits(last, weight, bias, model.hash, goal.pairs, validate=False)
+        scores = votes.mean(2)
+        loss = (scores[:, 0] - scores[:, 1]) * goal.active
+        found = torch.autograd.grad(loss.sum(), leaf)[0] if gradient else None
+        return loss.detach().double(), found
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t

@@ -10,8 +10,7 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attack import model_of
-from test_nn import ARCHITECTURES, MERGES, D, L, R, draw, tensors
+from test_nn import ARCHITECTURES, MERGES, D, L, R, draw, model_of, tensors
 
 import mach_ext
 from mach_ext import certify

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.attack._base import _Attack
-from mach_ext.attack.goals import NEAREST, first_label, goal_k, is_true
+from mach_ext.attack._base import Attack
+from mach_ext.attack.goals import NEAREST, check_true_labels, first_label, goal_k, is_true
 from mach_ext.attack.greedy import Greedy
 from mach_ext.attack.methods import attack as _named
 from mach_ext.attack.noise import Random
@@ -105,7 +105,7 @@ def evaluate(
     X = check_csr(X, f"{op}: X")
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
-    Y = attacks[0]._check_labels(op, X, Y)
+    Y = check_true_labels(op, model, goal, X, Y)
     if Y is None:
         raise ValueError(f"{op}: needs the true labels Y")
     truth = Y if truth is None else check_labels(truth, f"{op}: truth")
@@ -194,7 +194,7 @@ def evaluate(
     return result if transfer is None else {**result, "transfer_clean": everything[-1]}
 
 
-def _aims(one: _Attack, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
+def _aims(one: Attack, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
     """Targets of a goal: one run for "positive", one a band for "negative"."""
     if one.goal == "positive":
         yield "all", None

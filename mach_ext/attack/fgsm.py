@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mach_ext.attack._base import _Attack
+from mach_ext.attack._base import Attack
 from mach_ext.attack._batch import Batch, masked
 from mach_ext.attack._dense import Direction, Entries, best_new_features, sign_pass
 from mach_ext.attack._rows import rows_of
@@ -13,7 +13,7 @@ from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import Dense, Insert, round_down
 
 
-class FGSM(_Attack):
+class FGSM(Attack):
     """One step along the gradient at the clean document (Goodfellow et al. 2015), to the edge of the set.
 
     A document whose loss that does not raise stays as it is, unless `keep_best` is False.

@@ -1073,7 +1073,7 @@ def attack_model(args: Any) -> None:
             model,
             X,
             Y,
-            attack=args.attack,
+            method=args.attack,
             threat_model=threat,
             epsilons=grid,
             goal=args.goal,
@@ -1209,7 +1209,7 @@ def _attack_samples(
     """Some documents before and after: those whose loss rose most among the first 256."""
     first = slice(0, 256)
     X, Y = X[first], Y[first]
-    one = attack.attack(args.attack, model, threat, args.goal, k, args.seed, args.steps)
+    one = attack.create(args.attack, model, threat, args.goal, k, args.seed, args.steps)
     found = one.perturb(X, Y, epsilon)
     before, after = model.predict(X, k)[1], found.predict(k)[1]
     label_names: Any = dataset.label_names or explain.Numbers()

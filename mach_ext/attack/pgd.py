@@ -11,7 +11,7 @@ from mach_ext import functional as F
 from mach_ext.attack._batch import Batch, either
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import Targets
-from mach_ext.attack.threats import ROUNDING, round_down
+from mach_ext.attack.threats import ROUNDING, Step, round_down
 
 
 class PGD(FGSM):
@@ -57,8 +57,8 @@ class PGD(FGSM):
                 first = layer.first(values, clean.indices, clean.indptr)
                 _, gradient = self._gradient(first, goal)
                 slope = layer.to_values(gradient, clean.indices, clean.indptr)
-                size = self.step_size * epsilon
-                values = threat.advance(clean.x, values, slope, rows, N, epsilon, size, t)
+                step = Step(t, self.step_size * epsilon)
+                values = threat.advance(clean.x, values, slope, rows, N, epsilon, step)
                 best = self._choose(clean, best, values, goal)
         return best
 

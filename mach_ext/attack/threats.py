@@ -17,6 +17,14 @@ ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 
 
 @dataclass(frozen=True)
+class Step:
+    """One of the steps of `PGD`."""
+
+    number: int  # from 0
+    size: float  # in the norm of the ball
+
+
+@dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to a document x: which features, and how far.
 
@@ -70,10 +78,10 @@ class ThreatModel:
         return self.project(x, x + self.step(g, rows, N, epsilon), rows, N, epsilon)
 
     def advance(
-        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, step: Step
     ) -> Tensor:
-        """PGD's point after `now`, the t-th (from 0): a step of a given size, projected."""
-        return self.project(x, now + self.step(g, rows, N, size), rows, N, epsilon)
+        """PGD's point after `now`: a step of a given size, projected."""
+        return self.project(x, now + self.step(g, rows, N, step.size), rows, N, epsilon)
 
     def holds(self, X: Any, adversarial: Any, epsilon: float) -> bool:
         """Whether documents `adversarial` are within this threat model around X, every one of them.
@@ -170,12 +178,12 @@ class L1(ThreatModel):
         return self.project(x, (x.double() + g.sign() * move).to(x.dtype), rows, N, epsilon)
 
     def advance(
-        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, step: Step
     ) -> Tensor:
         """A conditional gradient (Frank-Wolfe): a part of the way to the vertex, which never sticks at a
         bound, as steps along the largest gradient do."""
         to = self.vertex(x, g, rows, N, epsilon)
-        return self.project(x, now + 2 / (t + 2) * (to - now), rows, N, epsilon)
+        return self.project(x, now + 2 / (step.number + 2) * (to - now), rows, N, epsilon)
 
 
 @dataclass(frozen=True)

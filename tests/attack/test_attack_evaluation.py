@@ -21,7 +21,7 @@ def test_evaluate(kind, threat):
     other = model_of(seed=5)
     grid = (0, 1, 2) if kind == "delete" else (0.0, 0.05, 0.5)
     result = attack.evaluate(
-        model, X, Y, attack=kind, threat_model=threat, epsilons=grid, targeted=True, inverse_propensity=q,
+        model, X, Y, method=kind, threat_model=threat, epsilons=grid, targeted=True, inverse_propensity=q,
         bands=bands, transfer=other, steps=2, resamples=100,
     )  # fmt: skip
     expected = metrics.evaluate(Y, model.predict(X, 5)[1], inverse_propensity=q)

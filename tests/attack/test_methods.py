@@ -119,9 +119,9 @@ def test_noise_of_word_insertion_leaves_own_words_alone():
         assert (change[X.toarray() != 0] == 0).all()
         assert ((change != 0).sum(1) == 3).all()
         assert set(np.unique(change)) == {0, 0.5}
-    found = attack.evaluate(model, X, Y, attack="insert", threat_model="insert(3)", epsilons=[0.5])
+    found = attack.evaluate(model, X, Y, method="insert", threat_model="insert(3)", epsilons=[0.5])
     assert found["adversarial"][0]["size"]["random_l2"] == pytest.approx(0.5 * 3**0.5)
-    found = attack.evaluate(model, X, Y, attack="fgsm", threat_model="insert(3)", epsilons=[0.5])
+    found = attack.evaluate(model, X, Y, method="fgsm", threat_model="insert(3)", epsilons=[0.5])
     assert found["adversarial"][0]["size"]["random_l2"] > 0.9
 
 

@@ -46,7 +46,7 @@ class Attack:
         if goal not in GOALS:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
         self.model, self.goal = model, goal
-        self.threat_model = self._known_threat(threat_model)
+        self.threat_model = self._threat_of(threat_model)
         self.k = goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
         self._layer = Layer(op, model)
@@ -54,7 +54,7 @@ class Attack:
         self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
         self._check_threat(op)
 
-    def _known_threat(self, threat: str | ThreatModel | None) -> ThreatModel:
+    def _threat_of(self, threat: str | ThreatModel | None) -> ThreatModel:
         return threat_model(self.usual_threat if threat is None else threat)
 
     def _check_threat(self, op: str) -> None:
@@ -183,5 +183,5 @@ class Attack:
     def _loss(self, first: Tensor, goal: Targets) -> Tensor:
         return self._layer.losses(first, goal, False)[0]
 
-    def _better(self, loss: Tensor, best: Tensor) -> Tensor:
+    def _is_better(self, loss: Tensor, best: Tensor) -> Tensor:
         return loss > best if self.keep_best else torch.ones_like(loss, dtype=torch.bool)

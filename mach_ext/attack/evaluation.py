@@ -82,12 +82,12 @@ def evaluate(
         TypeError, ValueError: As the attacks; no documents; a transfer model of other features or labels.
     """
     op = "evaluate"
-    threat = _checked_threat(op, method, threat_model)
+    threat = _threat_of(op, method, threat_model)
     grid = [float(e) for e in epsilons]
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
     k = goal_k(op, model, "positive" if targeted else goal, k)
-    ks = _checked_ks(op, ks, k, model.num_labels)
+    ks = _metric_ks(op, ks, k, model.num_labels)
     _check_transfer(op, model, transfer)
     settings = Settings(model, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
@@ -114,7 +114,7 @@ def evaluate(
     return tally.result(resamples)
 
 
-def _checked_threat(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
+def _threat_of(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
     """The threat model of an evaluation; the method is one that there is."""
     known = threat_model(threat)
     if method not in METHODS:
@@ -122,7 +122,7 @@ def _checked_threat(op: str, method: str, threat: str | ThreatModel) -> ThreatMo
     return known
 
 
-def _checked_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
+def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
     if ks is None:
         ks = [usual for usual in (*KS, k) if usual <= k]
     return list(dict.fromkeys(checked_k(op, each, num_labels) for each in ks))

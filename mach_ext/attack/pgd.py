@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mach_ext import functional as F
-from mach_ext.attack._batch import Batch, either
+from mach_ext.attack._batch import Batch, merge_batches
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import ROUNDING, Step, round_down
@@ -82,5 +82,5 @@ class PGD(FGSM):
                 torch.ones_like(now.scale),
             )  # fmt: skip
             now.loss = self._loss(self._dense_first(now), goal)
-            best = either(now, best, self._better(now.loss, best.loss))
+            best = merge_batches(now, best, self._is_better(now.loss, best.loss))
         return best

@@ -88,7 +88,7 @@ class ThreatModel:
 
         In float64, to its rounding; of what the numbers in the two matrices are.
         """
-        X, adversarial = _wide(X), _wide(adversarial)
+        X, adversarial = _to_float64(X), _to_float64(adversarial)
         change = adversarial - X
         change.eliminate_zeros()
         if self.nonnegative and adversarial.data.min(initial=0) < 0:
@@ -96,7 +96,7 @@ class ThreatModel:
         return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        return _within(change, self.norm, epsilon) and not _outside(X, change).nnz
+        return _in_ball(change, self.norm, epsilon) and not _change_outside(X, change).nnz
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Dense(ThreatModel):
     name = "dense"
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        return _within(change, self.norm, epsilon)
+        return _in_ball(change, self.norm, epsilon)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Insert(ThreatModel):
             )
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        new = np.diff(_outside(X, change).indptr).max(initial=0)
-        return _within(change, self.norm, epsilon) and bool(new <= self.m)
+        new = np.diff(_change_outside(X, change).indptr).max(initial=0)
+        return _in_ball(change, self.norm, epsilon) and bool(new <= self.m)
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,12 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     return _THREATS[name](**options)
 
 
-def _wide(X: Any) -> Any:
+def _to_float64(X: Any) -> Any:
     """CSR of float64; duplicates are summed as that, not in a small dtype of their own."""
     return scipy.sparse.csr_matrix(scipy.sparse.coo_matrix(X).astype(np.float64))
 
 
-def _within(change: Any, norm: float, epsilon: float) -> bool:
+def _in_ball(change: Any, norm: float, epsilon: float) -> bool:
     rows = np.repeat(np.arange(change.shape[0]), np.diff(change.indptr))
     size = np.abs(change.data)
     if norm == math.inf:
@@ -248,7 +248,7 @@ def _within(change: Any, norm: float, epsilon: float) -> bool:
     return bool(reached.max(initial=0.0) <= epsilon * (1 + 1e-12))
 
 
-def _outside(X: Any, change: Any) -> Any:
+def _change_outside(X: Any, change: Any) -> Any:
     """The part of a change at features where X is 0."""
     outside = scipy.sparse.csr_matrix(change - change.multiply(X != 0))
     outside.eliminate_zeros()

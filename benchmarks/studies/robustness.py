@@ -78,7 +78,7 @@ def threats(
         if any((r["dataset"], r["threat_model"]) == (name, threat) for r in done):
             continue
         start = time.perf_counter()
-        result = attack.evaluate(model, X, Y, attack=kind, threat_model=threat, epsilons=grid, progress=True)
+        result = attack.evaluate(model, X, Y, method=kind, threat_model=threat, epsilons=grid, progress=True)
         seconds = round(time.perf_counter() - start, 1)
         yield {
             "dataset": name,

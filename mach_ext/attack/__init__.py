@@ -19,11 +19,12 @@ Notation: N documents, D features, L labels, R repetitions, B buckets, k top-k; 
 of M units: the encoder (C = 1) or, for linear MACH, the R bucket classifiers.
 """
 
+from mach_ext._deprecation import renamed_names
 from mach_ext.attack.evaluation import evaluate
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import GOALS
 from mach_ext.attack.greedy import Greedy
-from mach_ext.attack.methods import attack as attack
+from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.perturbation import Perturbation
 from mach_ext.attack.pgd import PGD
@@ -34,6 +35,7 @@ __all__ = [
     "GOALS",
     "L1",
     "L2",
+    "METHODS",
     "PGD",
     "Delete",
     "Dense",
@@ -43,6 +45,9 @@ __all__ = [
     "Random",
     "Support",
     "ThreatModel",
+    "create",
     "evaluate",
     "threat_model",
 ]
+
+__getattr__ = renamed_names(__name__, attack="mach_ext.attack.create")

@@ -11,14 +11,13 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from mach_ext._memory import check_memory, memory_errors
+from mach_ext._memory import check_memory, memory_advice
 from mach_ext.attack._batch import Batch
 from mach_ext.attack._layer import Layer
-from mach_ext.attack.goals import GOALS, NEAREST, Targets, first_label, goal_k, is_true
+from mach_ext.attack.goals import GOALS, NEAREST, Targets, check_true_labels, first_label, goal_k, is_true
 from mach_ext.attack.perturbation import Perturbation
-from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
-from mach_ext.attack.threats import threat_model as _threat
-from mach_ext.data import check_csr, check_labels
+from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel, threat_model
+from mach_ext.data import check_columns
 from mach_ext.nn import MACH, evaluating
 
 _FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
@@ -47,7 +46,7 @@ class Attack:
         if goal not in GOALS:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
         self.model, self.goal = model, goal
-        self.threat_model = _threat(self.usual_threat if threat_model is None else threat_model)
+        self.threat_model = self._threat_of(threat_model)
         self.k = goal_k(op, model, goal, k)
         self.keep_best, self.seed = keep_best, seed
         self._layer = Layer(op, model)
@@ -55,11 +54,13 @@ class Attack:
         self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
         self._check_threat(op)
 
+    def _threat_of(self, threat: str | ThreatModel | None) -> ThreatModel:
+        return threat_model(self.usual_threat if threat is None else threat)
+
     def _check_threat(self, op: str) -> None:
         if isinstance(self.threat_model, Delete):
             raise ValueError(f"{op}: threat model delete is discrete: Greedy (--attack delete) is for it")
 
-    @memory_errors("lower batch_size or pass fewer documents or epsilons")
     def perturb(
         self, X: Any, Y: Any = None, epsilon: float | Sequence[float] = 0.01, *,
         targets: Any = None, progress: Any = None,
@@ -79,19 +80,24 @@ class Attack:
                 fit the features.
         """
         op = f"{type(self).__name__}.perturb"
-        several = not isinstance(epsilon, (int, float, np.number))
-        grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
-        given, X = X, check_csr(X, f"{op}: X")
+        with memory_advice(op, "lower batch_size or pass fewer documents or epsilons"):
+            several = not isinstance(epsilon, (int, float, np.number))
+            grid = [float(e) for e in epsilon] if several else [float(epsilon)]  # type: ignore[union-attr,arg-type]
+            result = self._perturb(op, X, Y, grid, targets, progress)
+        return result if several else result[0]
+
+    def _perturb(
+        self, op: str, X: Any, Y: Any, grid: list[float], targets: Any, progress: Any
+    ) -> list[Perturbation]:
+        given, X = X, check_columns(X, f"{op}: X", self.model.num_features)
         if not (scipy.sparse.issparse(given) and given.ndim == 2):
             given = X
-        if X.shape[1] != self.model.num_features:
-            raise ValueError(f"{op}: X must have D={self.model.num_features} columns, got shape {X.shape}")
         if not (X.data != 0).all():
             X = X.copy()
             X.eliminate_zeros()
         for e in grid:
             self.threat_model.check(op, X, e)
-        Y = self._check_labels(op, X, Y)
+        Y = check_true_labels(op, self.model, self.goal, X, Y)
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
         self._check_memory(op, X, sum(e > 0 for e in grid))
@@ -102,17 +108,16 @@ class Attack:
                 x, indices, indptr = self._tensors(X[rows])
                 chosen = None if targets is None else np.asarray(targets)[rows]
                 goal = self._targets(op, X[rows], None if Y is None else Y[rows], chosen)
-                found = self._batch(start, x, indices, indptr, goal, grid)
-                for batch, kept in zip(found, batches, strict=True):
+                perturbed = self._batch(start, x, indices, indptr, goal, grid)
+                for batch, kept in zip(perturbed, batches, strict=True):
                     batch.targets = goal.targets
                     kept.append(batch)
                 if progress is not None:
                     progress(rows.stop - rows.start)
-        result = [
+        return [
             Perturbation(self.model, self.threat_model, X, e, b, given)
             for e, b in zip(grid, batches, strict=True)
         ]
-        return result if several else result[0]
 
     def _check_memory(self, op: str, X: Any, sizes: int) -> None:
         """Of what is kept: documents for each size, or the gradient that all features are moved by."""
@@ -125,18 +130,6 @@ class Attack:
         if self._layer.device.type == "cpu" and not isinstance(threat, Delete):
             advice = "pass fewer documents or sizes of epsilon at a time"
             check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
-
-    def _check_labels(self, op: str, X: Any, Y: Any) -> Any:
-        if Y is None:
-            if self.goal != "own":
-                raise ValueError(f'{op}: goal {self.goal!r} needs the true labels Y; goal "own" needs none')
-            return None
-        Y = check_labels(Y, f"{op}: Y")
-        if Y.shape != (X.shape[0], self.model.num_labels):
-            raise ValueError(
-                f"{op}: Y must be [N, L] = [{X.shape[0]}, {self.model.num_labels}], got shape {Y.shape}"
-            )
-        return Y
 
     def _tensors(self, X: Any) -> tuple[Tensor, Tensor, Tensor]:
         device = self._layer.device
@@ -190,5 +183,5 @@ class Attack:
     def _loss(self, first: Tensor, goal: Targets) -> Tensor:
         return self._layer.losses(first, goal, False)[0]
 
-    def _better(self, loss: Tensor, best: Tensor) -> Tensor:
+    def _is_better(self, loss: Tensor, best: Tensor) -> Tensor:
         return loss > best if self.keep_best else torch.ones_like(loss, dtype=torch.bool)

@@ -33,14 +33,14 @@ class Batch:
     def rows(self) -> Tensor:
         return rows_of(self.indptr)
 
-    def added(self, first: Tensor) -> Tensor:
+    def add_offset(self, first: Tensor) -> Tensor:
         """The first layer with the offset."""
         assert self.offset is not None
         assert self.scale is not None
         return torch.addcmul(first, self.offset, self.scale[:, None, None])
 
 
-def masked(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
+def restore_others(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
     """The documents not kept are clean again."""
     assert batch.scale is not None
     return replace(
@@ -52,7 +52,7 @@ def masked(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
     )
 
 
-def either(new: Batch, best: Batch, better: Tensor) -> Batch:
+def merge_batches(new: Batch, best: Batch, better: Tensor) -> Batch:
     """Of each document the new or the best so far."""
     assert new.offset is not None
     assert best.offset is not None

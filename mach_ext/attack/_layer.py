@@ -8,7 +8,8 @@ from torch import Tensor
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.attack.goals import Targets
-from mach_ext.nn import MACH, MODEL_MERGES, check_parameters
+from mach_ext.merges import MODEL_MERGES
+from mach_ext.nn import MACH, check_parameters, first_layer
 
 
 class Layer:
@@ -18,13 +19,9 @@ class Layer:
         check_parameters(op, model)
         model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
-        linear = model.is_linear
-        weight, bias = (
-            (model.bucket_weight, model.bucket_bias) if linear else (model.encoder_weight, model.encoder_bias)
-        )
-        self.weight = weight.detach() if linear else weight.detach()[None]  # [C, D, M]
-        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.bias = (bias.detach() if linear else bias.detach()[None]).to(self.dtype)  # [C, M]
+        self.weight, bias = first_layer(model)  # [C, D, M]
+        self.dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        self.bias = bias.to(self.dtype)  # [C, M]
         self.buckets = model.hash.buckets
 
     @property
@@ -48,9 +45,7 @@ class Layer:
         return F.bucket_logits(self.hidden(first), model.bucket_weight.detach(), model.bucket_bias.detach())
 
     def topk(self, first: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        transform, merge = MODEL_MERGES[self.model.merge]
-        logits = self.logits(first)
-        return F.merge_topk(logits if transform is None else transform(logits), self.model.hash, k, merge)
+        return MODEL_MERGES[self.model.merge].topk(self.logits(first), self.model.hash, k)
 
     def losses(self, first: Tensor, goal: Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Losses [N] float64, to be raised, and their gradient to the first layer [N, C, M]."""
@@ -60,8 +55,17 @@ class Layer:
             last = leaf if self.model.is_linear else self.hidden(leaf)
             if goal.pairs is not None:
                 return self._differences(leaf, last, goal, gradient)
-        values = last.detach()
-        loss = torch.zeros(len(first), dtype=torch.float64, device=self.device)
+        loss, to_last = self._cross_entropy(last.detach(), goal.labels, gradient)
+        if to_last is None or self.model.is_linear:
+            return loss, to_last
+        (to_first,) = torch.autograd.grad(last, leaf, to_last)
+        return loss, to_first
+
+    def _cross_entropy(
+        self, values: Tensor, labels: tuple[Tensor, Tensor], gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Bucket cross-entropies [N] of what the bucket classifiers take, and their gradient to it."""
+        loss = torch.zeros(len(values), dtype=torch.float64, device=self.device)
         to_last = torch.zeros_like(values) if gradient else None
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
         for r in range(self.model.num_repetitions):
@@ -71,7 +75,7 @@ class Layer:
                 h = values if values.dim() == 2 else values[:, r]
                 w = weight[r].to(self.dtype)
                 z = torch.addmm(bias[r].to(self.dtype), h, w)
-            loss += _ops.bucket_bce(z, self.buckets[r], *goal.labels, 1.0, gradient)
+            loss += _ops.bucket_bce(z, self.buckets[r], *labels, 1.0, gradient)
             if to_last is None:
                 continue
             if self.model.is_linear:
@@ -80,10 +84,7 @@ class Layer:
                 to_last.addmm_(z, w.T)
             else:
                 to_last[:, r] = z @ w.T
-        if to_last is None or self.model.is_linear:
-            return loss, to_last
-        (found,) = torch.autograd.grad(last, leaf, to_last)
-        return loss, found
+        return loss, to_last
 
     def _differences(
         self, leaf: Tensor, last: Tensor, goal: Targets, gradient: bool
@@ -98,8 +99,8 @@ class Layer:
             votes = F.label_logits(last, weight, bias, model.hash, goal.pairs, validate=False)
         scores = votes.mean(2)
         loss = (scores[:, 0] - scores[:, 1]) * goal.active
-        found = torch.autograd.grad(loss.sum(), leaf)[0] if gradient else None
-        return loss.detach().double(), found
+        to_first = torch.autograd.grad(loss.sum(), leaf)[0] if gradient else None
+        return loss.detach().double(), to_first
 
 
 def _as_it_is(t: Tensor) -> Tensor:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.attack._base import Attack
-from mach_ext.attack.goals import NEAREST, first_label, goal_k, is_true
-from mach_ext.attack.greedy import Greedy
-from mach_ext.attack.methods import attack as _named
-from mach_ext.attack.noise import Random
-from mach_ext.attack.threats import ThreatModel
-from mach_ext.attack.threats import threat_model as _threat
+from mach_ext.attack._scores import Truth
+from mach_ext.attack._tally import Settings, Tally
+from mach_ext.attack.goals import check_true_labels, goal_k
+from mach_ext.attack.methods import METHODS
+from mach_ext.attack.threats import ThreatModel, threat_model
 from mach_ext.data import check_csr, check_labels
-from mach_ext.metrics import KS, without_filtered
+from mach_ext.metrics import KS
 from mach_ext.nn import MACH, checked_k
 
 
+@renamed_argument("attack", "method")
 @memory_errors("pass fewer documents or epsilons")
 def evaluate(
     model: MACH,
     X: Any,
     Y: Any,
     *,
-    attack: str = "fgsm",
+    method: str = "fgsm",
     threat_model: str | ThreatModel = "support",
     epsilons: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     goal: str = "untargeted",
@@ -53,7 +51,7 @@ def evaluate(
 
     Args:
         model, X, Y: As for the attacks.
-        attack: "fgsm", "pgd", "delete" (words, threat model delete) or "insert" (words, insert(m)).
+        method: "fgsm", "pgd", "delete" (words, threat model delete) or "insert" (words, insert(m)).
         threat_model: Object or name.
         epsilons: The grid.
         goal: What the attack is after: "untargeted" or "own".
@@ -84,182 +82,55 @@ def evaluate(
         TypeError, ValueError: As the attacks; no documents; a transfer model of other features or labels.
     """
     op = "evaluate"
-    threat = _threat(threat_model)
-    if attack not in ("fgsm", "pgd", "delete", "insert"):
-        raise ValueError(f"{op}: attack must be fgsm, pgd, delete or insert, got {attack!r}")
+    threat = _threat_of(op, method, threat_model)
     grid = [float(e) for e in epsilons]
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
     k = goal_k(op, model, "positive" if targeted else goal, k)
-    if ks is None:
-        ks = [one for one in dict.fromkeys((*KS, k)) if one <= k]
-    ks = [checked_k(op, one, model.num_labels) for one in ks]
-    goals = [goal, *(("positive", "negative") if targeted else ())]
-    if transfer is not None:
-        sizes_of = [(m.num_features, m.num_labels) for m in (model, transfer)]
-        if sizes_of[0] != sizes_of[1]:
-            raise ValueError(
-                f"{op}: transfer must have the model's (features, labels) {sizes_of[0]}, got {sizes_of[1]}"
-            )
-    attacks = [_named(attack, model, threat, one, k, seed, steps) for one in goals]
+    ks = _metric_ks(op, ks, k, model.num_labels)
+    _check_transfer(op, model, transfer)
+    settings = Settings(model, method, threat, grid, goal, targeted, k, transfer, steps, seed)
+    attacks = settings.attacks()
     X = check_csr(X, f"{op}: X")
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
-    Y = attacks[0]._check_labels(op, X, Y)
+    Y = check_true_labels(op, model, goal, X, Y)
     if Y is None:
         raise ValueError(f"{op}: needs the true labels Y")
-    truth = Y if truth is None else check_labels(truth, f"{op}: truth")
-    filtered = None if filtered is None else check_labels(filtered, f"{op}: filtered")
-    q = None if inverse_propensity is None else np.asarray(inverse_propensity, np.float64)
-    N = X.shape[0]
-    surplus = 0 if filtered is None else int(np.diff(filtered.indptr).max(initial=0))
-    asked = min(max((*ks, k)) + surplus, model.num_labels)
-
-    def measure(labels: NDArray[Any], rows: slice) -> NDArray[np.float64]:
-        if filtered is not None:
-            labels = without_filtered(labels, filtered[rows])
-        return _by_document(truth[rows], labels, ks, q)
-
+    scored = Truth(
+        Y if truth is None else check_labels(truth, f"{op}: truth"),
+        None if filtered is None else check_labels(filtered, f"{op}: filtered"),
+        None if inverse_propensity is None else np.asarray(inverse_propensity, np.float64),
+        ks,
+    )
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
-
-    columns: list[list[NDArray[np.float64]]] = [[] for _ in range(2 + 3 * len(grid))]  # transfer, clean: last
-    sizes: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in grid]
-    won: dict[tuple[str, str, int], list[NDArray[Any]]] = {}
-    batch = attacks[0].batch_size
-    with tqdm(total=N, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-        for start in range(0, N, batch):
-            rows = slice(start, start + batch)
-            x, y = X[rows], Y[rows]
-            found = attacks[0].perturb(x, y, grid)
-            words = isinstance(attacks[0], Greedy)
-            noise = Random(model, threat, goal, k, words=words, seed=seed + start).perturb(x, y, grid)
-            clean = measure(model.predict(x, asked)[1], rows)
-            columns[0].append(clean)
-            if transfer is not None:
-                columns[-1].append(measure(transfer.predict(x, asked)[1], rows))
-            for i, (changed, random) in enumerate(zip(found, noise, strict=True)):
-                for place, each in ((1 + i, changed), (1 + len(grid) + i, random)):
-                    columns[place].append(measure(each.predict(asked)[1], rows) if grid[i] else clean)
-                if transfer is not None:
-                    labels = changed.predict(asked, transfer)[1]
-                    columns[1 + 2 * len(grid) + i].append(measure(labels, rows))
-                sizes[i].append(
-                    {**changed.norms, "loss": changed.loss, "clean_loss": changed.clean_loss,
-                     "random_l2": random.norms["l2"]}
-                )  # fmt: skip
-            for one in attacks[1:]:
-                for band, chosen in _aims(one, x, y, bands):
-                    for i, changed in enumerate(one.perturb(x, y, grid, targets=chosen)):
-                        inside = (changed.predict(k)[1] == changed.targets[:, None]).any(1)
-                        success = inside if one.goal == "negative" else ~inside
-                        outcome = np.stack((changed.targets, success))
-                        won.setdefault((one.goal, band, i), []).append(outcome)
+    tally = Tally(settings, attacks, scored, bands)
+    with tqdm(total=X.shape[0], unit="doc", disable=not progress, dynamic_ncols=True) as bar:
+        for start in range(0, X.shape[0], attacks[0].batch_size):
+            rows = slice(start, start + attacks[0].batch_size)
+            x = X[rows]
+            tally.add(x, Y[rows], rows)
             bar.update(x.shape[0])
-    names = [f"{name}@{one}" for name in ("P", "nDCG", "PSP")[: 3 if q is not None else 2] for one in ks]
-    everything = _summaries(columns, names, len(ks), resamples, seed)
-    results = []
-    for i, epsilon in enumerate(grid):
-        parts = {name: np.concatenate([s[name] for s in sizes[i]]) for name in sizes[i][0]}
-        means = {name: float(part.mean()) for name, part in parts.items()}
-        entry: dict[str, Any] = {
-            "epsilon": epsilon,
-            "metrics": everything[1 + i],
-            "random": everything[1 + len(grid) + i],
-            "loss": means.pop("loss"),
-            "clean_loss": means.pop("clean_loss"),
-            "size": means,
-        }
-        if transfer is not None:
-            entry["transfer"] = everything[1 + 2 * len(grid) + i]
-        if targeted:
-            entry["targeted"] = {}
-            for aim in ("positive", "negative"):
-                entry["targeted"][aim] = {
-                    name: _rate(np.concatenate(won[aim, name if aim == "negative" else "all", i], 1), band)
-                    for name, band in bands.items()
-                }
-        results.append(entry)
-    result = {
-        "attack": attack,
-        "threat_model": str(threat),
-        "nonnegative": threat.nonnegative,
-        "goal": goal,
-        "k": k,
-        "steps": steps if attack == "pgd" else None,
-        "seed": seed,
-        "documents": N,
-        "clean": everything[0],
-        "adversarial": results,
-    }
-    return result if transfer is None else {**result, "transfer_clean": everything[-1]}
+    return tally.result(resamples)
 
 
-def _aims(one: Attack, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
-    """Targets of a goal: one run for "positive", one a band for "negative"."""
-    if one.goal == "positive":
-        yield "all", None
+def _threat_of(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
+    """The threat model of an evaluation; the method is one that there is."""
+    known = threat_model(threat)
+    if method not in METHODS:
+        raise ValueError(f"{op}: method must be fgsm, pgd, delete or insert, got {method!r}")
+    return known
+
+
+def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
+    if ks is None:
+        ks = [usual for usual in (*KS, k) if usual <= k]
+    return list(dict.fromkeys(checked_k(op, each, num_labels) for each in ks))
+
+
+def _check_transfer(op: str, model: MACH, transfer: MACH | None) -> None:
+    if transfer is None:
         return
-    ranked = one.model.predict(X, min(one.model.num_labels, max(NEAREST, one.k + 1)))[1]
-    false = ~is_true(Y, ranked)
-    false[:, : one.k] = False
-    for name, band in bands.items():
-        yield name, first_label(ranked, false & np.asarray(band)[ranked])
-
-
-def _rate(won: NDArray[Any], band: Any) -> dict[str, float]:
-    targets, success = won
-    inside = (targets >= 0) & np.asarray(band)[np.maximum(targets, 0)]
-    count = int(inside.sum())
-    return {"success": float(success[inside].mean()) if count else math.nan, "documents": count}
-
-
-def _by_document(Y: Any, labels: NDArray[Any], ks: Sequence[int], q: Any) -> NDArray[np.float64]:
-    """Columns a document: P, nDCG at each k; with q also numerators and denominators of PSP."""
-    hits = is_true(Y, labels).astype(np.float64)
-    discount = 1 / np.log2(np.arange(labels.shape[1]) + 2)
-    ideal = np.concatenate(([1.0], np.cumsum(1 / np.log2(np.arange(max(ks)) + 2))))  # [count]
-    counts = np.diff(Y.indptr)
-    columns = [hits[:, :k].sum(1) / k for k in ks]
-    columns += [hits[:, :k] @ discount[:k] / ideal[np.minimum(counts, k)] for k in ks]
-    if q is not None:
-        rows = np.repeat(np.arange(Y.shape[0]), counts)
-        order = np.lexsort((-q[Y.indices], rows))
-        rank = np.arange(len(rows)) - np.repeat(Y.indptr[:-1], counts)
-        weights = q[Y.indices[order]]
-        columns += [(hits * q[labels])[:, :k].sum(1) for k in ks]
-        columns += [np.bincount(rows, weights * (rank < k), minlength=Y.shape[0]) for k in ks]
-    return np.stack(columns, 1)
-
-
-def _summaries(
-    columns: list[list[NDArray[np.float64]]], names: list[str], num_ks: int, resamples: int, seed: int
-) -> list[dict[str, Any]]:
-    """Metrics of each column set with the 2.5 and 97.5 % quantiles over resampled documents."""
-    tables = [np.concatenate(parts) if parts else None for parts in columns]
-    wide = np.concatenate([t for t in tables if t is not None], 1)
-    N = len(wide)
-    rng = np.random.default_rng(seed)
-    totals = [wide.mean(0, keepdims=True)]
-    for begin in range(0, resamples, 50):
-        draws = rng.integers(0, N, (min(50, resamples - begin), N))
-        weights = np.stack([np.bincount(draw, minlength=N) for draw in draws])
-        totals.append(weights @ wide / N)
-    sums = np.concatenate(totals)  # [1 + resamples, columns]
-    results: list[dict[str, Any]] = []
-    at = 0
-    for table in tables:
-        if table is None:
-            results.append({})
-            continue
-        part, at = sums[:, at : at + table.shape[1]], at + table.shape[1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = part[:, 2 * num_ks : 3 * num_ks] / part[:, 3 * num_ks :]
-        values = np.concatenate((part[:, : 2 * num_ks], ratios), 1)
-        entry: dict[str, Any] = {}
-        for j, name in enumerate(names):
-            entry[name] = float(values[0, j])
-            if len(values) > 1:
-                low, high = np.quantile(values[1:, j], (0.025, 0.975))
-                entry[f"{name} interval"] = [float(low), float(high)]
-        results.append(entry)
-    return results
+    ours, theirs = ((m.num_features, m.num_labels) for m in (model, transfer))
+    if ours != theirs:
+        raise ValueError(f"{op}: transfer must have the model's (features, labels) {ours}, got {theirs}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mach_ext.attack._base import Attack
-from mach_ext.attack._batch import Batch, masked
+from mach_ext.attack._batch import Batch, restore_others
 from mach_ext.attack._dense import Direction, Entries, best_new_features, sign_pass
 from mach_ext.attack._rows import rows_of
 from mach_ext.attack.goals import Targets
@@ -56,12 +56,12 @@ class FGSM(Attack):
         if isinstance(self.threat_model, Dense):
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             vertex = self._dense_vertex(clean, direction)
-            return [self._dense(clean, vertex, goal, epsilon) for epsilon in grid]
+            return [self._dense_step(clean, vertex, goal, epsilon) for epsilon in grid]
         if isinstance(self.threat_model, Insert):
             x, indices, indptr = self._with_new(x, indices, indptr, direction, self.threat_model.m)
         clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
         slope = self._slope(clean, direction)
-        return [self._sparse(clean, slope, goal, epsilon) for epsilon in grid]
+        return [self._sparse_step(clean, slope, goal, epsilon) for epsilon in grid]
 
     # -------------------------------------------------------------- the document's own (and m new) features
 
@@ -80,7 +80,7 @@ class FGSM(Attack):
         values[positions], columns[positions], columns[added] = x, indices, new.flatten()
         return values, columns, indptr + m * torch.arange(N + 1, device=x.device)
 
-    def _sparse(self, clean: Batch, slope: Tensor, goal: Targets, epsilon: float) -> Batch:
+    def _sparse_step(self, clean: Batch, slope: Tensor, goal: Targets, epsilon: float) -> Batch:
         N, rows = len(clean.indptr) - 1, clean.rows
         moved = self.threat_model.vertex(clean.x, slope, rows, N, epsilon) if epsilon else clean.x
         best = self._choose(clean, clean, moved, goal)
@@ -89,7 +89,7 @@ class FGSM(Attack):
     def _choose(self, clean: Batch, best: Batch, values: Tensor, goal: Targets) -> Batch:
         """Of each document the better of two: the best so far or these values."""
         loss = self._loss(self._layer.first(values, clean.indices, clean.indptr), goal)
-        better = self._better(loss, best.loss)
+        better = self._is_better(loss, best.loss)
         return Batch(
             clean.start, clean.x, torch.where(better[clean.rows], values, best.values), clean.indices,
             clean.indptr, torch.where(better, loss, best.loss), clean.loss,
@@ -113,7 +113,7 @@ class FGSM(Attack):
         falling = (own == 0) & (slope < 0)
         return torch.where(falling, -clean.x.clamp(max=epsilon), torch.zeros_like(clean.x))
 
-    def _dense(
+    def _dense_step(
         self, clean: Batch, vertex: tuple[Direction, Tensor, Tensor, Tensor], goal: Targets, epsilon: float
     ) -> Batch:
         direction, offset, counts, own = vertex
@@ -127,12 +127,12 @@ class FGSM(Attack):
             torch.zeros(N, dtype=torch.int64, device=own.device).index_add_(0, clean.rows, (own != 0).long()),
         )  # fmt: skip
         whole.loss = self._loss(self._dense_first(whole), goal)
-        better = self._better(whole.loss, clean.loss)
-        best = masked(whole, better, clean.loss)
+        better = self._is_better(whole.loss, clean.loss)
+        best = restore_others(whole, better, clean.loss)
         return self._improve_dense(clean, whole, best, goal, epsilon) if epsilon else best
 
     def _dense_first(self, batch: Batch) -> Tensor:
-        return batch.added(self._layer.first(batch.values, batch.indices, batch.indptr))
+        return batch.add_offset(self._layer.first(batch.values, batch.indices, batch.indptr))
 
     def _improve_dense(self, clean: Batch, step: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
         return best

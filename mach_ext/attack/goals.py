@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mach_ext.data import check_labels
 from mach_ext.nn import MACH, USUAL_K, checked_k
 
 GOALS = ("untargeted", "own", "positive", "negative")
@@ -36,6 +37,18 @@ def goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
     if chosen == L:
         raise ValueError(f"{op}: goal {goal!r} needs k < L={L}, got {chosen}")
     return chosen
+
+
+def check_true_labels(op: str, model: MACH, goal: str, X: Any, Y: Any) -> Any:
+    """True labels [N, L] of documents X, checked; None where there are none and the goal needs none."""
+    if Y is None:
+        if goal != "own":
+            raise ValueError(f'{op}: goal {goal!r} needs the true labels Y; goal "own" needs none')
+        return None
+    Y = check_labels(Y, f"{op}: Y")
+    if Y.shape != (X.shape[0], model.num_labels):
+        raise ValueError(f"{op}: Y must be [N, L] = [{X.shape[0]}, {model.num_labels}], got shape {Y.shape}")
+    return Y
 
 
 def first_label(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -8,8 +8,10 @@ from mach_ext.attack.pgd import PGD
 from mach_ext.attack.threats import Delete, Insert, ThreatModel
 from mach_ext.nn import MACH
 
+METHODS = ("fgsm", "pgd", "delete", "insert")
 
-def attack(
+
+def create(
     name: str,
     model: MACH,
     threat: str | ThreatModel,
@@ -18,7 +20,15 @@ def attack(
     seed: int = 0,
     steps: int = 10,
 ) -> FGSM:
-    """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words)."""
+    """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words).
+
+    Example:
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
+        >>> pgd = mach_ext.attack.create("pgd", model, "support", "untargeted", k=5, steps=20)
+        >>> pgd.name, pgd.steps
+        ('pgd', 20)
+    """
     if name in ("delete", "insert"):
         greedy = Greedy(model, threat, goal, k, seed=seed)
         if not isinstance(greedy.threat_model, Delete if name == "delete" else Insert):

@@ -36,13 +36,13 @@ class Perturbation:
         self.model, self.threat_model, self.X, self.epsilon = model, threat, X, epsilon
         self._batches, self._given = batches, given
 
-        def joined(name: str) -> NDArray[Any]:
+        def join(name: str) -> NDArray[Any]:
             parts = [getattr(batch, name).cpu().numpy() for batch in batches]
             return np.concatenate(parts) if parts else np.empty(0)
 
-        self.loss, self.clean_loss = joined("loss"), joined("clean_loss")
+        self.loss, self.clean_loss = join("loss"), join("clean_loss")
         targeted = bool(batches) and batches[0].targets is not None
-        self.targets: NDArray[Any] | None = joined("targets") if targeted else None
+        self.targets: NDArray[Any] | None = join("targets") if targeted else None
 
     def __repr__(self) -> str:
         return f"Perturbation(N={self.X.shape[0]}, {self.threat_model}, epsilon={self.epsilon:g})"
@@ -54,7 +54,7 @@ class Perturbation:
         if batch.offset is None:
             return first
         if layer.model is self.model:
-            return batch.added(first)
+            return batch.add_offset(first)
         entries = Entries(batch.rows, batch.indices)  # the same signs through the other model's weight
         for weight, direction in batch.directions:
             offset, _, _ = sign_pass(direction, layer, entries, self.threat_model.nonnegative)

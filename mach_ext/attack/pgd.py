@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from mach_ext import functional as F
-from mach_ext.attack._batch import Batch, either
+from mach_ext.attack._batch import Batch, merge_batches
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import Targets
-from mach_ext.attack.threats import ROUNDING, round_down
+from mach_ext.attack.threats import ROUNDING, Step, round_down
 
 
 class PGD(FGSM):
@@ -57,8 +57,8 @@ class PGD(FGSM):
                 first = layer.first(values, clean.indices, clean.indptr)
                 _, gradient = self._gradient(first, goal)
                 slope = layer.to_values(gradient, clean.indices, clean.indptr)
-                size = self.step_size * epsilon
-                values = threat.advance(clean.x, values, slope, rows, N, epsilon, size, t)
+                step = Step(t, self.step_size * epsilon)
+                values = threat.advance(clean.x, values, slope, rows, N, epsilon, step)
                 best = self._choose(clean, best, values, goal)
         return best
 
@@ -82,5 +82,5 @@ class PGD(FGSM):
                 torch.ones_like(now.scale),
             )  # fmt: skip
             now.loss = self._loss(self._dense_first(now), goal)
-            best = either(now, best, self._better(now.loss, best.loss))
+            best = merge_batches(now, best, self._is_better(now.loss, best.loss))
         return best

@@ -17,6 +17,14 @@ ROUNDING = 1e-7  # how far inside what rounded sums must not exceed
 
 
 @dataclass(frozen=True)
+class Step:
+    """One of the steps of `PGD`."""
+
+    number: int  # from 0
+    size: float  # in the norm of the ball
+
+
+@dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do to a document x: which features, and how far.
 
@@ -70,17 +78,17 @@ class ThreatModel:
         return self.project(x, x + self.step(g, rows, N, epsilon), rows, N, epsilon)
 
     def advance(
-        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, step: Step
     ) -> Tensor:
-        """PGD's point after `now`, the t-th (from 0): a step of a given size, projected."""
-        return self.project(x, now + self.step(g, rows, N, size), rows, N, epsilon)
+        """PGD's point after `now`: a step of a given size, projected."""
+        return self.project(x, now + self.step(g, rows, N, step.size), rows, N, epsilon)
 
     def holds(self, X: Any, adversarial: Any, epsilon: float) -> bool:
         """Whether documents `adversarial` are within this threat model around X, every one of them.
 
         In float64, to its rounding; of what the numbers in the two matrices are.
         """
-        X, adversarial = _wide(X), _wide(adversarial)
+        X, adversarial = _to_float64(X), _to_float64(adversarial)
         change = adversarial - X
         change.eliminate_zeros()
         if self.nonnegative and adversarial.data.min(initial=0) < 0:
@@ -88,7 +96,7 @@ class ThreatModel:
         return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        return _within(change, self.norm, epsilon) and not _outside(X, change).nnz
+        return _in_ball(change, self.norm, epsilon) and not _change_outside(X, change).nnz
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Dense(ThreatModel):
     name = "dense"
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        return _within(change, self.norm, epsilon)
+        return _in_ball(change, self.norm, epsilon)
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,8 @@ class Insert(ThreatModel):
             )
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        new = np.diff(_outside(X, change).indptr).max(initial=0)
-        return _within(change, self.norm, epsilon) and bool(new <= self.m)
+        new = np.diff(_change_outside(X, change).indptr).max(initial=0)
+        return _in_ball(change, self.norm, epsilon) and bool(new <= self.m)
 
 
 @dataclass(frozen=True)
@@ -170,12 +178,12 @@ class L1(ThreatModel):
         return self.project(x, (x.double() + g.sign() * move).to(x.dtype), rows, N, epsilon)
 
     def advance(
-        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, size: float, t: int
+        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, step: Step
     ) -> Tensor:
         """A conditional gradient (Frank-Wolfe): a part of the way to the vertex, which never sticks at a
         bound, as steps along the largest gradient do."""
         to = self.vertex(x, g, rows, N, epsilon)
-        return self.project(x, now + 2 / (t + 2) * (to - now), rows, N, epsilon)
+        return self.project(x, now + 2 / (step.number + 2) * (to - now), rows, N, epsilon)
 
 
 @dataclass(frozen=True)
@@ -223,12 +231,12 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     return _THREATS[name](**options)
 
 
-def _wide(X: Any) -> Any:
+def _to_float64(X: Any) -> Any:
     """CSR of float64; duplicates are summed as that, not in a small dtype of their own."""
     return scipy.sparse.csr_matrix(scipy.sparse.coo_matrix(X).astype(np.float64))
 
 
-def _within(change: Any, norm: float, epsilon: float) -> bool:
+def _in_ball(change: Any, norm: float, epsilon: float) -> bool:
     rows = np.repeat(np.arange(change.shape[0]), np.diff(change.indptr))
     size = np.abs(change.data)
     if norm == math.inf:
@@ -240,7 +248,7 @@ def _within(change: Any, norm: float, epsilon: float) -> bool:
     return bool(reached.max(initial=0.0) <= epsilon * (1 + 1e-12))
 
 
-def _outside(X: Any, change: Any) -> Any:
+def _change_outside(X: Any, change: Any) -> Any:
     """The part of a change at features where X is 0."""
     outside = scipy.sparse.csr_matrix(change - change.multiply(X != 0))
     outside.eliminate_zeros()

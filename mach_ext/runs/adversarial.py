@@ -191,7 +191,7 @@ def attack_run(
             model,
             X,
             Y,
-            attack=settings.method,
+            method=settings.method,
             threat_model=threat,
             epsilons=grid,
             goal=settings.goal,

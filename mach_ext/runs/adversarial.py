@@ -229,7 +229,7 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
     split = dataset.splits[settings.split]
     first = slice(0, min(256, settings.sample or 256))
     X, Y = split.X[first], split.Y[first]
-    method = attack.attack(
+    method = attack.create(
         settings.method, model, settings.threat, settings.goal, k, settings.seed, settings.steps
     )
     perturbation = method.perturb(X, Y, settings.sizes[-1])

@@ -25,12 +25,14 @@ from mach_ext.functional._bucket_logits import bucket_forward, bucket_logits
 from mach_ext.functional._checks import MERGES, as_int
 from mach_ext.functional._label_logits import label_logits, linear_label_logits
 from mach_ext.functional._merge import merge_repetitions, merge_scores, merge_topk
+from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
 from mach_ext.functional._sparse_linear import sparse_linear
 
 __all__ = [
     "MERGES",
     "as_int",
     "bucket_bce",
+    "bucket_bce_by_repetition",
     "bucket_forward",
     "bucket_logits",
     "label_logits",
@@ -39,6 +41,7 @@ __all__ = [
     "merge_repetitions",
     "merge_scores",
     "merge_topk",
+    "of_repetition",
     "own_precision",
     "sparse_linear",
 ]

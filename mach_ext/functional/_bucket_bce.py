@@ -20,6 +20,7 @@ from mach_ext.functional._checks import (
     check_tensor,
     widen,
 )
+from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
 from mach_ext.functional._sparse_linear import feature_order, row_sparse_tensor
 from mach_ext.hashing import LabelHash
 
@@ -132,27 +133,28 @@ class _BucketBCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, label_indices, label_indptr, buckets):  # type: ignore[no-untyped-def]
         needs = ctx.needs_input_grad[:3]
-        (N, R), shared = (hidden.shape[0], weight.shape[0]), hidden.dim() == 2
+        N, R = hidden.shape[0], weight.shape[0]
         grad_hidden, grad_weight, grad_bias = (
             torch.zeros_like(t) if need else None
             for t, need in zip((hidden, weight, bias), needs, strict=True)
         )
+
+        def logits(r: int) -> Tensor:  # [N, B]
+            h, w = of_repetition(hidden, r), weight[r]
+            return h @ w if bias is None else torch.addmm(bias[r], h, w)
+
         loss = hidden.new_zeros((), dtype=torch.float64)
-        for r in range(R):
-            h = hidden if shared else hidden[:, r]  # [N, H]
-            with own_precision(hidden.device):
-                z = h @ weight[r] if bias is None else torch.addmm(bias[r], h, weight[r])  # [N, B]
-            # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
-            row = _ops.bucket_bce(z, buckets[r], label_indices, label_indptr, 1 / R, any(needs))
-            loss += row.sum()
-            # z now holds its own gradient.
-            with own_precision(hidden.device):
+        # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
+        args = (buckets, label_indices, label_indptr, 1 / R, any(needs))
+        with own_precision(hidden.device):
+            for r, z, losses in bucket_bce_by_repetition(logits, *args):
+                loss += losses.sum()
                 if grad_hidden is not None:
-                    (grad_hidden if shared else grad_hidden[:, r]).addmm_(z, weight[r].T)
+                    of_repetition(grad_hidden, r).addmm_(z, weight[r].T)
                 if grad_weight is not None:
-                    torch.mm(h.T, z, out=grad_weight[r])
-            if grad_bias is not None:
-                torch.sum(z, 0, out=grad_bias[r])
+                    torch.mm(of_repetition(hidden, r).T, z, out=grad_weight[r])
+                if grad_bias is not None:
+                    torch.sum(z, 0, out=grad_bias[r])
         ctx.num_documents = N
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return (loss / (N * R)).to(hidden.dtype)
@@ -179,33 +181,30 @@ class _LinearBucketBCE(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         grad_weight: Tensor | None = None
         rows: Tensor | None = None
-        loss = values.new_zeros((), dtype=torch.float64)
-        for r in range(R):
+
+        def logits(r: int) -> Tensor:  # [N, B]
             b = None if bias is None else bias[r : r + 1]
-            z = _ops.sparse_linear(*X, weight[r : r + 1], b, False, order)
-            row = _ops.bucket_bce(
-                z[:, 0],
-                buckets[r],
-                label_indices,
-                label_indptr,
-                1 / R,  # as in _BucketBCE
-                needs_values or needs_weight or needs_bias,
-            )
-            loss += row.sum()
-            # z now holds its own gradient.
+            return _ops.sparse_linear(*X, weight[r : r + 1], b, False, order)[:, 0]
+
+        loss = values.new_zeros((), dtype=torch.float64)
+        # 1 / R: as in _BucketBCE.
+        args = (buckets, label_indices, label_indptr, 1 / R, needs_values or needs_weight or needs_bias)
+        for r, z, losses in bucket_bce_by_repetition(logits, *args):
+            loss += losses.sum()
+            grad = z.unsqueeze(1)  # [N, 1, B]
             if grad_values is not None:
-                grad_values += _ops.sparse_linear_grad_values(z, indices, indptr, weight[r : r + 1])
+                grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[r : r + 1])
             if needs_weight and sparse_grad:
-                rows, grads = _ops.sparse_linear_grad_rows(z, *X, weight.shape[1], order)
+                rows, grads = _ops.sparse_linear_grad_rows(grad, *X, weight.shape[1], order)
                 if grad_weight is None:  # as many rows in every repetition
                     grad_weight = grads.new_empty(R, *grads.shape[1:])
                 grad_weight[r] = grads[0]
             elif needs_weight:
                 if grad_weight is None:
                     grad_weight = torch.empty_like(weight)
-                grad_weight[r] = _ops.sparse_linear_grad_weight(z, *X, weight.shape[1], order)[0]
+                grad_weight[r] = _ops.sparse_linear_grad_weight(grad, *X, weight.shape[1], order)[0]
             if grad_bias is not None:
-                torch.sum(z[:, 0], 0, out=grad_bias[r])
+                torch.sum(z, 0, out=grad_bias[r])
         ctx.num_documents = N
         ctx.weight_shape = weight.shape
         ctx.save_for_backward(grad_values, grad_weight, rows, grad_bias)

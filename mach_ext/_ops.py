@@ -13,61 +13,15 @@ alone.
 
 from __future__ import annotations
 
-import importlib
-import platform
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mach_ext._fork import end_pools_before_forks
+from mach_ext._libraries import CUDA_FAULT as CUDA_FAULT
+from mach_ext._libraries import refuse_cuda
 
-_FOLDER = Path(__file__).parent
-_REBUILD = "Run: pip install --no-build-isolation . (in a checkout: make build)"
-
-
-def _load_cpu() -> None:
-    """Loads what mach_ext can't do without, or says how to get it."""
-    library = _FOLDER / "_cpu.so"
-    if not library.exists():
-        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {_REBUILD}")
-    try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
-        raise ImportError(
-            f"mach_ext: the compiled operators do not load with torch {torch.__version__}: "
-            f"{error.__cause__ or error}. {_REBUILD}"
-        ) from None
-    try:
-        importlib.import_module("mach_ext._C")
-    except ImportError as error:
-        python = platform.python_version()
-        raise ImportError(
-            f"mach_ext: the compiled parser (_C) does not load with Python {python}: {error}. {_REBUILD}"
-        ) from None
-
-
-def _load_cuda() -> str:
-    """Loads the CUDA operators. Returns an empty string, or why there are none."""
-    library = _FOLDER / "_cuda.so"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} has no CUDA"
-    if not library.exists():
-        from mach_ext import _C
-
-        return f"mach_ext was built without them: {_C.build_info()['cuda']}"
-    try:
-        torch.ops.load_library(str(library))
-    except (OSError, RuntimeError) as error:
-        return f"{library} does not load: {error.__cause__ or error}"
-    return ""
-
-
-_load_cpu()
-end_pools_before_forks()
-CUDA_FAULT = _load_cuda()
 _raw = torch.ops.mach_ext
 _fake = torch.library.register_fake
 
@@ -455,15 +409,5 @@ def cpu_isa() -> str:
     return ("scalar", "avx2", "avx512")[_raw.cpu_isa()]
 
 
-# ------------------------------------------------------------------------------------ no CUDA operators
-
-
-def _refuse(*args: object) -> NoReturn:
-    raise RuntimeError(f"mach_ext: there are no CUDA operators: {CUDA_FAULT}")
-
-
 if CUDA_FAULT:
-    _refusals = torch.library.Library("mach_ext", "IMPL")
-    for _name in list(globals()):
-        if isinstance(getattr(_raw, _name, None), torch._ops.OpOverloadPacket):
-            _refusals.impl(_name, _refuse, "CUDA")
+    refuse_cuda(list(globals()))  # among which each operator has its caller

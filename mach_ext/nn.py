@@ -2,82 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import os
-import warnings
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
-from torch.nn.parallel import DistributedDataParallel
 
-from mach_ext import _model_folder
+from mach_ext import _model_folder, _prediction
 from mach_ext import functional as F
-from mach_ext._memory import check_memory, memory_advice, memory_errors
+from mach_ext._distributed import check_wrapper, is_distributed
+from mach_ext._dropout import Dropout as Dropout
+from mach_ext._dropout import drop
+from mach_ext._memory import memory_errors
+from mach_ext._model_checks import ENCODERS as ENCODERS
+from mach_ext._model_checks import USUAL_K as USUAL_K
+from mach_ext._model_checks import check_configuration, check_weights_fit
+from mach_ext._model_checks import check_finite as check_finite
+from mach_ext._model_checks import check_parameters as check_parameters
+from mach_ext._model_checks import check_scores as check_scores
+from mach_ext._model_checks import checked_k as checked_k
+from mach_ext._model_checks import evaluating as evaluating
 from mach_ext._model_folder import STEP as STEP
 from mach_ext._model_folder import files_of as files_of
 from mach_ext._model_folder import is_compressed as is_compressed
 from mach_ext._model_folder import save_tensors as save_tensors
-from mach_ext.data import check_columns, iter_on_device
+from mach_ext._prediction import predict_batch as predict_batch
 from mach_ext.hashing import LabelHash
 from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
 from mach_ext.merges import Merge as Merge
-
-ENCODERS = ("shared", "independent")
-USUAL_K = 5  # labels of a document where nothing else is asked for
-# Whether to drop: None, as the module's mode says; False, not; True; or drawn by a generator of one's own.
-Dropout: TypeAlias = bool | torch.Generator | None
-_DROPPED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
-
-
-# The wrappers of this process, and the models that have said that a loss went past theirs.
-_WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
-    if isinstance(module, DistributedDataParallel) and submodule is not None:
-        _WRAPPERS.add(module)
-        _check_hashes_of_ranks(submodule, module.process_group)
-
-
-def _check_hashes_of_ranks(module: nn.Module, group: Any) -> None:
-    """Refuses label hashes that differ between ranks: all ranks get the weights of rank 0.
-
-    Every rank wraps its module, so all of them are here, and all of them raise.
-    """
-    fingerprints = [part.fingerprint() for part in module.modules() if isinstance(part, LabelHash)]
-    if not fingerprints:
-        return
-    digest = torch.tensor(list(hashlib.sha256("\n".join(fingerprints).encode()).digest()), dtype=torch.int32)
-    device = next(module.parameters()).device
-    bytes_and_opposites = torch.cat((digest, -digest)).to(device)
-    torch.distributed.all_reduce(bytes_and_opposites, torch.distributed.ReduceOp.MAX, group=group)
-    largest, smallest = bytes_and_opposites[: len(digest)], -bytes_and_opposites[len(digest) :]
-    if not torch.equal(largest, smallest):
-        raise ValueError(
-            "DistributedDataParallel: the label hash must be the same on every rank, got "
-            f"{', '.join(fingerprints)} on rank {torch.distributed.get_rank(group)} and another one on "
-            "another rank. Pass the same seed to MACH or LabelHash on every rank"
-        )
-
-
-register_module_module_registration_hook(_note_wrapper)
 
 
 class MACH(nn.Module):
@@ -148,7 +106,7 @@ class MACH(nn.Module):
         given = tuple(hidden_size) if isinstance(hidden_size, (tuple, list)) else (hidden_size,)
         sizes = tuple(F.as_int("MACH", "hidden_size", size) for size in given)
         feature_dropout, hidden_dropout = float(feature_dropout), float(hidden_dropout)
-        _check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
+        check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
         self.num_features = num_features
         self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH
         self.encoder = encoder
@@ -167,7 +125,7 @@ class MACH(nn.Module):
 
         R, B, D = num_repetitions, num_buckets, num_features
         copies = R if encoder == "independent" else 1
-        _check_weights_fit(D, R, B, self.hidden_sizes, copies)
+        check_weights_fit(D, R, B, self.hidden_sizes, copies)
         last = D
         if self.hidden_sizes:
             last = self.hidden_sizes[0]
@@ -352,12 +310,12 @@ class MACH(nn.Module):
         """What `encode` does behind its sparse layer [N, H] or [N, R * H]: dropout, a second layer."""
         if self.encoder == "independent":
             hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
-        hidden = self._drop(hidden, self.hidden_dropout, dropout)
+        hidden = drop(hidden, self.hidden_dropout, dropout, self.training)
         if len(self.hidden_sizes) == 2:
             hidden = F.bucket_logits(hidden, self.hidden_weight, self.hidden_bias).relu()
             if self.encoder == "shared":
                 hidden = hidden.squeeze(1)
-            hidden = self._drop(hidden, self.hidden_dropout, dropout)
+            hidden = drop(hidden, self.hidden_dropout, dropout, self.training)
         return hidden
 
     @memory_errors("pass fewer documents at a time")
@@ -434,8 +392,8 @@ class MACH(nn.Module):
         Warns:
             UserWarning: The model is wrapped by DistributedDataParallel, and the call went past it.
         """
-        if not torch.compiler.is_compiling() and _is_distributed():
-            self._check_distributed(sparse_grad)
+        if not torch.compiler.is_compiling() and is_distributed():
+            check_wrapper(self, sparse_grad)
         weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
@@ -444,27 +402,6 @@ class MACH(nn.Module):
             values, indices, indptr, sparse_grad=sparse_grad, validate=validate, dropout=dropout
         )
         return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
-
-    def _check_distributed(self, sparse_grad: bool) -> None:
-        """Says, once, that a loss goes past the wrapper that would average its gradients."""
-        if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())):
-            return
-        wrappers = [wrapper for wrapper in _WRAPPERS if any(self is part for part in wrapper.modules())]
-        if not wrappers:
-            return
-        if getattr(DistributedDataParallel, "_active_ddp_module", None) in wrappers:
-            if sparse_grad:
-                raise ValueError(
-                    "MACH: DistributedDataParallel averages dense gradients, got sparse_grad=True"
-                )
-        elif self not in _WARNED:
-            _WARNED.add(self)
-            warnings.warn(
-                "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
-                "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
-                "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
-                stacklevel=3,
-            )
 
     @memory_errors("pass fewer documents at a time or fewer labels")
     def label_logits(
@@ -555,58 +492,11 @@ class MACH(nn.Module):
                 or infinite parameters have made scores NaN or infinite.
             MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         """
-        X = check_columns(X, "MACH.predict: X", self.num_features)
-        k = checked_k("MACH.predict", k, self.num_labels, least=0)
-        if batch_size is None:
-            batch_size = predict_batch(self.num_repetitions, self.num_buckets)
-        if batch_size < 1:
-            raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
-        N = X.shape[0]
-        on_cpu = self.bucket_bias.is_cpu
-        check_memory(
-            "MACH.predict: scores and labels",
-            12 * N * k + (self._batch_bytes(min(batch_size, N)) if on_cpu else 0),
-            "pass fewer documents, or lower batch_size or k",
-            N=N, k=k, batch_size=batch_size,
-        )  # fmt: skip
-        scores = np.empty((N, k), np.float32)
-        labels = np.empty((N, k), np.int64)
-        with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", self):
-            batches = iter_on_device(_batches(X, batch_size), self.bucket_bias.device)
-            for start, values, indices, indptr in batches:
-                if self.bucket_weight.dtype == torch.float64:
-                    values = values.double()
-                best, ids = self.topk(values, indices, indptr, k, validate=False, dropout=False)
-                check_scores("MACH.predict", self, best)
-                scores[start : start + batch_size] = best.cpu().numpy()
-                labels[start : start + batch_size] = ids.cpu().numpy()
-        return scores, labels
-
-    def _batch_bytes(self, documents: int) -> int:
-        """What `predict` holds of so many documents: bucket scores, what they become, hidden units."""
-        scores = MODEL_MERGES[self.merge].num_arrays
-        encoders = self.num_repetitions if self.encoder == "independent" else 1
-        hidden = encoders * self.hidden_sizes[-1] if self.hidden_sizes else 0
-        numbers = scores * self.num_repetitions * self.num_buckets + hidden
-        return documents * numbers * self.bucket_bias.element_size()
+        return _prediction.predict(self, X, k, batch_size)
 
     def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
         """Feature dropout of values [nnz]; `dropout` as in `forward`."""
-        return self._drop(values, self.feature_dropout, dropout)
-
-    def _drop(self, t: Tensor, p: float, dropout: Dropout) -> Tensor:
-        if t.dtype not in _DROPPED:  # which operators refuse
-            return t
-        if isinstance(dropout, torch.Generator):
-            if p == 0:
-                return t
-            # On the CPU the bits of nn.functional.dropout, had the global generator this state.
-            kept = torch.empty_like(t).bernoulli_(1 - p, generator=dropout)
-            return t * kept.div_(1 - p)
-        if not (dropout is None or isinstance(dropout, bool)):
-            kind = type(dropout).__name__
-            raise TypeError(f"MACH: dropout must be None, a bool or a torch.Generator, got {kind}")
-        return nn.functional.dropout(t, p, self.training if dropout is None else dropout)
+        return drop(values, self.feature_dropout, dropout, self.training)
 
     # -------------------------------------------------------------------------------------- model folder
 
@@ -686,77 +576,6 @@ def first_layer(model: MACH) -> FirstLayer:
     return FirstLayer(model.encoder_weight.detach()[None], model.encoder_bias.detach()[None])
 
 
-def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:
-    """A checked k of the top k; None: the usual 5, or all L labels where there are fewer."""
-    if k is None:
-        return min(USUAL_K, num_labels)
-    k = F.as_int(op, "k", k)
-    if not least <= k <= num_labels:
-        raise ValueError(f"{op}: {name} must be in {least} ... L={num_labels}, got {k}")
-    return k
-
-
-def check_scores(op: str, model: MACH, scores: Tensor) -> None:
-    """Refuses scores that parameters which are NaN or infinite have made NaN or infinite.
-
-    Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
-    """
-    if not bool((scores < math.inf).all()):
-        check_finite(op, model)
-
-
-def check_finite(op: str, model: MACH) -> None:
-    """Refuses parameters that are NaN or infinite."""
-    for name, parameter in model.named_parameters():
-        low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
-        if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
-            raise ValueError(
-                f"{op}: the model's {name} must be finite, got "
-                f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"
-            )
-
-
-def _check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], copies: int) -> None:
-    """Of a model's parameters and buffers, where they are to be made in this process's memory."""
-    probe = torch.empty(0)
-    if not probe.is_cpu or type(probe) is not Tensor:
-        return
-    last, count = D, 0
-    for size in hidden_sizes:
-        count += copies * (last + 1) * size
-        last = size
-    count += R * (last + 2) * B
-    hidden = ",".join(f"{size:,}" for size in hidden_sizes) or 0
-    check_memory(
-        "MACH: the weights",
-        probe.element_size() * count,
-        "lower hidden_size, num_buckets or num_repetitions",
-        num_features=D, hidden_size=hidden, num_buckets=B, num_repetitions=R,
-    )  # fmt: skip
-
-
-def predict_batch(num_repetitions: int, num_buckets: int) -> int:
-    """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
-    return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
-
-
-@contextlib.contextmanager
-def evaluating(model: MACH) -> Iterator[None]:
-    """No gradients, and products in the model's precision, autocast or not; in this thread alone."""
-    with torch.no_grad(), F.own_precision(model.bucket_bias.device):
-        yield
-
-
-def check_parameters(op: str, model: MACH) -> None:
-    """Refuses parameters of dtypes that the operators don't take."""
-    narrow = (torch.bfloat16, torch.float16) if model.bucket_bias.is_cuda else (torch.bfloat16,)
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.float64} and not dtypes <= {torch.float32, *narrow}:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float32, *narrow))
-        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
-
-
 @memory_errors("free memory first, or make a smaller model")
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
     """Reads a model folder written by `MACH.save`, in eval mode.
@@ -779,36 +598,3 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
         20
     """
     return _model_folder.load(MACH, Path(path), device)
-
-
-def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Consecutive documents of a canonical CSR matrix, the first one's number before them; its own memory."""
-    for start in range(0, X.shape[0], batch_size):
-        indptr = X.indptr[start : start + batch_size + 1]
-        at = slice(indptr[0], indptr[-1])
-        arrays = (X.data[at], X.indices[at], indptr - indptr[0])
-        values, indices, indptr = map(torch.from_numpy, arrays)
-        yield start, values, indices, indptr
-
-
-def _check_configuration(
-    num_features: int,
-    sizes: tuple[int, ...],
-    encoder: str,
-    merge: str,
-    feature_dropout: float,
-    hidden_dropout: float,
-) -> None:
-    if num_features < 1:
-        raise ValueError(f"MACH: num_features must be at least 1, got {num_features}")
-    if len(sizes) not in (1, 2) or any(size < (len(sizes) == 2) for size in sizes):
-        raise ValueError(
-            f"MACH: hidden_size must be 0 (linear), one size or a pair of positive sizes, got {sizes}"
-        )
-    if encoder not in ENCODERS:
-        raise ValueError(f"MACH: encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
-    if merge not in MODEL_MERGES:
-        raise ValueError(f"MACH: merge must be one of {', '.join(MODEL_MERGES)}, got {merge!r}")
-    for name, p in (("feature_dropout", feature_dropout), ("hidden_dropout", hidden_dropout)):
-        if not 0 <= p < 1:
-            raise ValueError(f"MACH: {name} must be in [0, 1), got {p}")

@@ -109,9 +109,10 @@ def test_mach_cuda_must_be_0_or_1(checkout):
 
 def test_import_without_the_compiled_part_says_what_to_run(tmp_path):
     (tmp_path / "mach_ext").mkdir()
-    (tmp_path / "mach_ext" / "_ops.py").write_bytes((ROOT / "mach_ext" / "_ops.py").read_bytes())
+    copy = tmp_path / "mach_ext" / "_libraries.py"
+    copy.write_bytes((ROOT / "mach_ext" / "_libraries.py").read_bytes())
     run = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import _ops"],
+        [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import _libraries"],
         cwd=tmp_path / "mach_ext", capture_output=True, text=True,
     )  # fmt: skip
     assert "ImportError: mach_ext: the compiled operators (_cpu.so) are not in" in run.stderr

@@ -111,7 +111,9 @@ def outputs():
 
 
 def run_with(isa, *args):
-    environment = {**os.environ, "MACH_CPU_ISA": isa}
+    helpers = str(Path(__file__).parents[1])  # pytest's path, which a script does not have
+    path = os.pathsep.join(filter(None, (helpers, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "MACH_CPU_ISA": isa, "PYTHONPATH": path}
     return subprocess.run([sys.executable, __file__, *args], env=environment, capture_output=True, text=True)
 
 

@@ -1,0 +1,74 @@
+"""Models under DistributedDataParallel: one label hash on all ranks, and losses that go through it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from mach_ext.hashing import LabelHash
+
+# The wrappers of this process, and the models that have said that a loss went past theirs.
+_WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+    """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
+    if isinstance(module, DistributedDataParallel) and submodule is not None:
+        _WRAPPERS.add(module)
+        _check_hashes_of_ranks(submodule, module.process_group)
+
+
+def _check_hashes_of_ranks(module: nn.Module, group: Any) -> None:
+    """Refuses label hashes that differ between ranks: all ranks get the weights of rank 0.
+
+    Every rank wraps its module, so all of them are here, and all of them raise.
+    """
+    fingerprints = [part.fingerprint() for part in module.modules() if isinstance(part, LabelHash)]
+    if not fingerprints:
+        return
+    digest = torch.tensor(list(hashlib.sha256("\n".join(fingerprints).encode()).digest()), dtype=torch.int32)
+    device = next(module.parameters()).device
+    bytes_and_opposites = torch.cat((digest, -digest)).to(device)
+    torch.distributed.all_reduce(bytes_and_opposites, torch.distributed.ReduceOp.MAX, group=group)
+    largest, smallest = bytes_and_opposites[: len(digest)], -bytes_and_opposites[len(digest) :]
+    if not torch.equal(largest, smallest):
+        raise ValueError(
+            "DistributedDataParallel: the label hash must be the same on every rank, got "
+            f"{', '.join(fingerprints)} on rank {torch.distributed.get_rank(group)} and another one on "
+            "another rank. Pass the same seed to MACH or LabelHash on every rank"
+        )
+
+
+register_module_module_registration_hook(_note_wrapper)
+
+
+def check_wrapper(model: nn.Module, sparse_grad: bool) -> None:
+    """Says, once, that a loss goes past the wrapper that would average its gradients."""
+    if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters())):
+        return
+    wrappers = [wrapper for wrapper in _WRAPPERS if any(model is part for part in wrapper.modules())]
+    if not wrappers:
+        return
+    if getattr(DistributedDataParallel, "_active_ddp_module", None) in wrappers:
+        if sparse_grad:
+            raise ValueError("MACH: DistributedDataParallel averages dense gradients, got sparse_grad=True")
+    elif model not in _WARNED:
+        _WARNED.add(model)
+        warnings.warn(
+            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
+            "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
+            "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
+            stacklevel=3,
+        )

@@ -1,0 +1,70 @@
+"""The compiled libraries: loads the operators, and knows why there are none for CUDA."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from mach_ext._fork import end_pools_before_forks
+
+_FOLDER = Path(__file__).parent
+_REBUILD = "Run: pip install --no-build-isolation . (in a checkout: make build)"
+
+
+def _load_cpu() -> None:
+    """Loads what mach_ext can't do without, or says how to get it."""
+    library = _FOLDER / "_cpu.so"
+    if not library.exists():
+        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {_REBUILD}")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"mach_ext: the compiled operators do not load with torch {torch.__version__}: "
+            f"{error.__cause__ or error}. {_REBUILD}"
+        ) from None
+    try:
+        importlib.import_module("mach_ext._C")
+    except ImportError as error:
+        python = platform.python_version()
+        raise ImportError(
+            f"mach_ext: the compiled parser (_C) does not load with Python {python}: {error}. {_REBUILD}"
+        ) from None
+
+
+def _load_cuda() -> str:
+    """Loads the CUDA operators. Returns an empty string, or why there are none."""
+    library = _FOLDER / "_cuda.so"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not library.exists():
+        from mach_ext import _C
+
+        return f"mach_ext was built without them: {_C.build_info()['cuda']}"
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        return f"{library} does not load: {error.__cause__ or error}"
+    return ""
+
+
+def refuse_cuda(names: Iterable[str]) -> None:
+    """Makes the operators among these names say, for CUDA tensors, why there are none for CUDA."""
+    for name in names:
+        if isinstance(getattr(torch.ops.mach_ext, name, None), torch._ops.OpOverloadPacket):
+            _refusals.impl(name, _refuse, "CUDA")
+
+
+def _refuse(*args: object) -> NoReturn:
+    raise RuntimeError(f"mach_ext: there are no CUDA operators: {CUDA_FAULT}")
+
+
+_load_cpu()
+end_pools_before_forks()
+CUDA_FAULT = _load_cuda()
+_refusals = torch.library.Library("mach_ext", "IMPL")  # whose kernels go with it

@@ -1,0 +1,106 @@
+"""Checks of a model's configuration, of its parameters, and of what is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mach_ext import functional as F
+from mach_ext._memory import check_memory
+from mach_ext.merges import MODEL_MERGES
+
+USUAL_K = 5  # labels of a document where nothing else is asked for
+ENCODERS = ("shared", "independent")
+
+
+def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:
+    """A checked k of the top k; None: the usual 5, or all L labels where there are fewer."""
+    if k is None:
+        return min(USUAL_K, num_labels)
+    k = F.as_int(op, "k", k)
+    if not least <= k <= num_labels:
+        raise ValueError(f"{op}: {name} must be in {least} ... L={num_labels}, got {k}")
+    return k
+
+
+def check_scores(op: str, model: nn.Module, scores: Tensor) -> None:
+    """Refuses scores that parameters which are NaN or infinite have made NaN or infinite.
+
+    Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
+    """
+    if not bool((scores < math.inf).all()):
+        check_finite(op, model)
+
+
+def check_finite(op: str, model: nn.Module) -> None:
+    """Refuses parameters that are NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
+        if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{op}: the model's {name} must be finite, got "
+                f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"
+            )
+
+
+def check_parameters(op: str, model: nn.Module) -> None:
+    """Refuses parameters of dtypes that the operators don't take."""
+    narrow = (torch.bfloat16, torch.float16) if next(model.parameters()).is_cuda else (torch.bfloat16,)
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float64} and not dtypes <= {torch.float32, *narrow}:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float32, *narrow))
+        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
+
+
+def check_configuration(
+    num_features: int,
+    sizes: tuple[int, ...],
+    encoder: str,
+    merge: str,
+    feature_dropout: float,
+    hidden_dropout: float,
+) -> None:
+    if num_features < 1:
+        raise ValueError(f"MACH: num_features must be at least 1, got {num_features}")
+    if len(sizes) not in (1, 2) or any(size < (len(sizes) == 2) for size in sizes):
+        raise ValueError(
+            f"MACH: hidden_size must be 0 (linear), one size or a pair of positive sizes, got {sizes}"
+        )
+    if encoder not in ENCODERS:
+        raise ValueError(f"MACH: encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
+    if merge not in MODEL_MERGES:
+        raise ValueError(f"MACH: merge must be one of {', '.join(MODEL_MERGES)}, got {merge!r}")
+    for name, p in (("feature_dropout", feature_dropout), ("hidden_dropout", hidden_dropout)):
+        if not 0 <= p < 1:
+            raise ValueError(f"MACH: {name} must be in [0, 1), got {p}")
+
+
+def check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], copies: int) -> None:
+    """Of a model's parameters and buffers, where they are to be made in this process's memory."""
+    probe = torch.empty(0)
+    if not probe.is_cpu or type(probe) is not Tensor:
+        return
+    last, count = D, 0
+    for size in hidden_sizes:
+        count += copies * (last + 1) * size
+        last = size
+    count += R * (last + 2) * B
+    hidden = ",".join(f"{size:,}" for size in hidden_sizes) or 0
+    check_memory(
+        "MACH: the weights",
+        probe.element_size() * count,
+        "lower hidden_size, num_buckets or num_repetitions",
+        num_features=D, hidden_size=hidden, num_buckets=B, num_repetitions=R,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients, and products in the model's precision, autocast or not; in this thread alone."""
+    with torch.no_grad(), F.own_precision(next(model.parameters()).device):
+        yield

@@ -1,0 +1,74 @@
+"""The loop of `MACH.predict`: batches of documents, the memory they take, a check of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mach_ext._memory import check_memory, memory_advice
+from mach_ext._model_checks import check_scores, checked_k
+from mach_ext.data import check_columns, iter_on_device
+from mach_ext.merges import MODEL_MERGES
+
+_SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
+
+
+def predict_batch(num_repetitions: int, num_buckets: int) -> int:
+    """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
+    return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
+
+
+def predict(
+    model: Any, X: Any, k: int | None, batch_size: int | None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """What `MACH.predict` returns; arguments and errors as there."""
+    X = check_columns(X, "MACH.predict: X", model.num_features)
+    k = checked_k("MACH.predict", k, model.num_labels, least=0)
+    if batch_size is None:
+        batch_size = predict_batch(model.num_repetitions, model.num_buckets)
+    if batch_size < 1:
+        raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
+    N = X.shape[0]
+    on_cpu = model.bucket_bias.is_cpu
+    check_memory(
+        "MACH.predict: scores and labels",
+        12 * N * k + (_batch_bytes(model, min(batch_size, N)) if on_cpu else 0),
+        "pass fewer documents, or lower batch_size or k",
+        N=N, k=k, batch_size=batch_size,
+    )  # fmt: skip
+    scores = np.empty((N, k), np.float32)
+    labels = np.empty((N, k), np.int64)
+    with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", model):
+        batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
+        for start, values, indices, indptr in batches:
+            if model.bucket_weight.dtype == torch.float64:
+                values = values.double()
+            best, ids = model.topk(values, indices, indptr, k, validate=False, dropout=False)
+            check_scores("MACH.predict", model, best)
+            scores[start : start + batch_size] = best.cpu().numpy()
+            labels[start : start + batch_size] = ids.cpu().numpy()
+    return scores, labels
+
+
+def _batch_bytes(model: Any, documents: int) -> int:
+    """What `predict` holds of so many documents: bucket scores, what they become, hidden units."""
+    scores = MODEL_MERGES[model.merge].num_arrays
+    encoders = model.num_repetitions if model.encoder == "independent" else 1
+    hidden = encoders * model.hidden_sizes[-1] if model.hidden_sizes else 0
+    numbers = scores * model.num_repetitions * model.num_buckets + hidden
+    total: int = documents * numbers * model.bucket_bias.element_size()
+    return total
+
+
+def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Consecutive documents of a canonical CSR matrix, the first one's number before them; its own memory."""
+    for start in range(0, X.shape[0], batch_size):
+        indptr = X.indptr[start : start + batch_size + 1]
+        at = slice(indptr[0], indptr[-1])
+        arrays = (X.data[at], X.indices[at], indptr - indptr[0])
+        values, indices, indptr = map(torch.from_numpy, arrays)
+        yield start, values, indices, indptr

@@ -1,0 +1,171 @@
+"""Logits of all buckets, from hidden units or straight from sparse documents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mach_ext._memory import memory_errors
+from mach_ext.functional._autograd import first_order, needs_grad, own_precision
+from mach_ext.functional._checks import (
+    check_bias,
+    check_buckets_weight,
+    check_contents,
+    check_documents,
+    check_float32_or_64,
+    check_tensor,
+    widen,
+)
+from mach_ext.functional._sparse_linear import run_sparse_linear, sparse_linear
+
+
+@memory_errors("pass fewer documents at a time")
+def bucket_logits(
+    hidden: Tensor,  # [N, H] or [N, R, H]
+    weight: Tensor,  # [R, H, B]
+    bias: Tensor | None,  # [R, B]
+) -> Tensor:  # [N, R, B]
+    """Bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
+
+    Args:
+        hidden: [N, H], shared by the repetitions, or [N, R, H], one encoder each. bfloat16 and float16 are
+            widened to the dtype of `weight`, or to float32 where that is narrow, too.
+        weight: [R, H, B], the dtype of `hidden`, or bfloat16, on CUDA also float16 (then it is widened one
+            repetition at a time, and has no gradient).
+        bias: [R, B] or None.
+
+    Returns:
+        [N, R, B], the dtype of `hidden` once widened. In memory repetition-major: a view of [R, N, B].
+
+    Raises:
+        TypeError: Wrong dtype. ValueError: wrong shape or device.
+
+    Example:
+        >>> import torch, mach_ext
+        >>> mach_ext.functional.bucket_logits(torch.ones(2, 3), torch.ones(4, 3, 5), torch.zeros(4, 5)).shape
+        torch.Size([2, 4, 5])
+    """
+    op = "bucket_logits"
+    hidden = widen(hidden, weight)
+    check_buckets_weight(op, hidden, weight, bias)
+    R = weight.shape[0]
+    by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
+    if bias is not None:
+        bias = bias.to(hidden.dtype)
+    if needs_grad(weight):
+        check_float32_or_64(op, "weight", weight)
+    if weight.dtype != hidden.dtype:
+        logits: Tensor = _WideningLogits.apply(by_repetition, weight)
+        if bias is not None:
+            logits = logits + bias.unsqueeze(1)
+    elif needs_grad(hidden, weight, bias):
+        logits = _BucketLogits.apply(by_repetition, weight, bias)
+    else:
+        logits = _bucket_logits(by_repetition, weight, bias)
+    return logits.transpose(0, 1)
+
+
+@memory_errors("pass fewer documents at a time")
+def bucket_forward(
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz]
+    indptr: Tensor,  # [N + 1]
+    encoder_weight: Tensor | None,  # [D, H], [D, R * H] or None
+    encoder_bias: Tensor | None,  # [H], [R * H] or None
+    bucket_weight: Tensor,  # [R, H, B]; linear MACH: [R, D, B]
+    bucket_bias: Tensor | None,  # [R, B]
+    sparse_grad: bool = False,
+    *,
+    validate: bool = True,
+) -> Tensor:  # [N, R, B]
+    """Sparse documents to bucket logits: `sparse_linear` with relu, then `bucket_logits`.
+
+    Args:
+        values, indices, indptr: Documents, as in `sparse_linear`.
+        encoder_weight: [D, H] for a shared encoder; [D, R * H] for independent ones (unit h of repetition r
+            is column r * H + h); None for linear MACH, whose `bucket_weight` [R, D, B] takes the documents.
+        encoder_bias: [H], [R * H] or None.
+        bucket_weight: [R, H, B], or [R, D, B] without an encoder.
+        bucket_bias: [R, B] or None.
+        sparse_grad: As in `sparse_linear`, for the weight that takes the documents.
+        validate: As in `sparse_linear`.
+
+    Returns:
+        [N, R, B].
+
+    Example:
+        >>> import torch, mach_ext
+        >>> X = torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0, 1])
+        >>> mach_ext.functional.bucket_forward(*X, None, None, torch.ones(2, 3, 4), None).shape
+        torch.Size([1, 2, 4])
+    """
+    op = "bucket_forward"
+    check_documents(op, values, indices, indptr)
+    check_tensor(op, "bucket_weight", bucket_weight, 3, values)
+    if encoder_weight is None:
+        if encoder_bias is not None:
+            raise ValueError(f"{op}: encoder_bias without encoder_weight (linear MACH has no encoder)")
+        check_bias(op, bucket_bias, (bucket_weight.shape[0], bucket_weight.shape[2]), values, "bucket_bias")
+        check_contents(op, values, indices, indptr, bucket_weight.shape[1], validate)
+        return run_sparse_linear(values, indices, indptr, bucket_weight, bucket_bias, False, sparse_grad)
+    R, H = bucket_weight.shape[0], bucket_weight.shape[1]
+    check_tensor(op, "encoder_weight", encoder_weight, 2, values)
+    if encoder_weight.shape[1] not in (H, R * H):
+        raise ValueError(
+            f"{op}: encoder_weight must be [D, H={H}] or [D, R*H={R * H}] to match bucket_weight "
+            f"{list(bucket_weight.shape)}, got {list(encoder_weight.shape)}"
+        )
+    hidden = sparse_linear(
+        values, indices, indptr, encoder_weight, encoder_bias, "relu", sparse_grad, validate=validate
+    )
+    if encoder_weight.shape[1] != H:
+        hidden = hidden.unflatten(1, (R, H))
+    return bucket_logits(hidden, bucket_weight, bucket_bias)
+
+
+def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with own_precision(hidden.device):
+        if bias is None:
+            return torch.bmm(hidden, weight)
+        return torch.baddbmm(bias.unsqueeze(1), hidden, weight)
+
+
+class _BucketLogits(torch.autograd.Function):
+    """hidden [R, N, H] times weight [R, H, B], plus bias [R, B] or None -> [R, N, B].
+
+    What autograd makes of the products, second derivatives included. But autocast leaves the backward pass
+    alone, too.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(hidden, weight)
+        return _bucket_logits(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        hidden, weight = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
+        with own_precision(grad.device):
+            return (
+                torch.bmm(grad, weight.mT) if needs_hidden else None,
+                torch.bmm(hidden.mT, grad) if needs_weight else None,
+                grad.sum(1) if needs_bias else None,
+            )
+
+
+class _WideningLogits(torch.autograd.Function):
+    """hidden [R, N, H] times narrower weight [R, H, B], widened one repetition at a time -> [R, N, B]."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight)
+        with own_precision(hidden.device):
+            return torch.stack([h @ w.to(h.dtype) for h, w in zip(hidden, weight, strict=True)])
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (weight,) = ctx.saved_tensors
+        with own_precision(grad.device):
+            return torch.stack([g @ w.to(g.dtype).T for g, w in zip(grad, weight, strict=True)]), None

@@ -31,6 +31,10 @@ PUBLIC = {
     "functional.bucket_forward",
     "functional.linear_bucket_bce",
     "nn.MACH.__init__",
+    "runs.Run.attack",
+    "runs.Run.explain",
+    "runs.Run.iter_predict",
+    "runs.train",
     "training.fit",
 }
 

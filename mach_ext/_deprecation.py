@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,16 +46,19 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
     """
 
     def decorate(function: _Function) -> _Function:
-        @functools.wraps(function)
+        warn = _warn
+
         def call(*args: Any, **kwargs: Any) -> Any:
             if old in kwargs:
                 if new in kwargs:
                     raise TypeError(f"{function.__qualname__}: {old} is now {new}; pass only {new}")
-                _warn(f"{function.__qualname__}: argument {old}", new)
+                warn(f"{function.__qualname__}: argument {old}", new)
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        return call  # type: ignore[return-value]
+        # doctest tells by its globals in which module a function was written.
+        here = types.FunctionType(call.__code__, function.__globals__, None, None, call.__closure__)
+        return functools.wraps(function)(here)  # type: ignore[return-value]
 
     return decorate
 

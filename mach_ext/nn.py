@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mach_ext import _model_folder, _prediction
 from mach_ext import functional as F
+from mach_ext._deprecation import renamed_argument
 from mach_ext._distributed import check_wrapper, is_distributed
 from mach_ext._dropout import Dropout as Dropout
 from mach_ext._dropout import drop
@@ -515,8 +516,9 @@ class MACH(nn.Module):
             "hidden_dropout": self.hidden_dropout,
         }
 
+    @renamed_argument("step", "quantization_step")
     @memory_errors("free memory first, or make a smaller model")
-    def save(self, path: str | os.PathLike[str], step: float | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], quantization_step: float | None = None) -> None:
         """Writes the model into folder `path`: `model.json` and the weights it names (safetensors).
 
         Safe at any moment: weights go to a file of a new name, `model.json` is replaced in one step, and the
@@ -525,18 +527,18 @@ class MACH(nn.Module):
 
         Args:
             path: Folder, made where it does not exist.
-            step: None: the weights as they are. A number: a small file (10 to 20 times smaller at 0.5, for
-                documents of about unit length). Each weight w that takes the documents becomes the nearest
-                multiple w' of it, each that takes hidden units of step / 64, and what is left is zlib's; so
-                |w - w'| <= step / 2, and for linear MACH a label's mean logit moves by at most
-                step / 2 * sum |x|. Float32 rounding comes on top. Biases stay. `load` needs no flag, gives
-                w' as float32, and saving that again with this step writes the same bytes. Only the file is
-                small: each process that loads it holds all weights as float32, in memory of its own.
+            quantization_step: None: the weights as they are. A number, the step: a small file (10 to 20 times
+                smaller at 0.5, for documents of about unit length). Each weight w that takes the documents
+                becomes the nearest multiple w' of it, each that takes hidden units of step / 64, and what is
+                left is zlib's; so |w - w'| <= step / 2, and for linear MACH a label's mean logit moves by at
+                most step / 2 * sum |x|. Float32 rounding comes on top. Biases stay. `load` needs no flag,
+                gives w' as float32, and saving that again with this step writes the same bytes. Only the file
+                is small: each process that loads it holds all weights as float32, in memory of its own.
 
         Raises:
-            TypeError: step is not a number.
+            TypeError: The step is not a number.
             ValueError: A weight is not finite, or of another dtype than float16, bfloat16, float32, float64.
-                step is not above 0 and finite, rounds all of a weight to 0, or a weight is above 32,767
+                The step is not above 0 and finite, rounds all of a weight to 0, or a weight is above 32,767
                 steps. An attachment is not bytes or has no plain name. Another run is training in the folder.
             OSError: The folder cannot be written; nothing of the new model is left.
             MemoryError: Memory does not suffice.
@@ -545,11 +547,11 @@ class MACH(nn.Module):
             >>> import tempfile, mach_ext
             >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
             >>> folder = tempfile.mkdtemp()
-            >>> model.save(folder, step=0.01)
+            >>> model.save(folder, quantization_step=0.01)
             >>> bool((mach_ext.load(folder).encoder_weight - model.encoder_weight).abs().max() < 0.00501)
             True
         """
-        _model_folder.save(self, Path(path), step)
+        _model_folder.save(self, Path(path), quantization_step)
 
 
 class FirstLayer(NamedTuple):

@@ -167,3 +167,9 @@ def killed_at(step, function):
         function()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def weights(generator, R, D, M, dtype, with_bias=True):
+    """weight [R, D, M], bias [R, M] or None."""
+    weight = uniform(generator, R, D, M, dtype=dtype)
+    return weight, uniform(generator, R, M, dtype=dtype) if with_bias else None

@@ -1,6 +1,7 @@
 """The MACH module: every architecture, label scores against the full forward, predict, the model folder."""
 
 import copy
+import doctest
 import json
 import warnings
 from pathlib import Path
@@ -317,7 +318,7 @@ def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
     model = small_model().double()
     bias = model.bucket_bias.detach().clone()
     model.adjust_logits(COUNTS[None], 0.5)  # as Y.sum(0) comes, [1, L]
-    model.save(tmp_path, step=step)
+    model.save(tmp_path, quantization_step=step)
     loaded = mach_ext.load(tmp_path)
     torch.testing.assert_close(loaded.bucket_bias, model.bucket_bias, check_dtype=False)
     again = small_model()
@@ -396,7 +397,7 @@ STEP = 0.02
 
 
 def compressed(model, folder, step=STEP):
-    model.save(folder, step=step)
+    model.save(folder, quantization_step=step)
     return mach_ext.load(folder)
 
 
@@ -424,7 +425,7 @@ def test_compressing_again_writes_the_same_bytes(tmp_path):
     model = randomise(build("independent two layers"))
     model.attachments["names.txt"] = b"a"
     compressed(compressed(model, tmp_path / "once"), tmp_path / "twice")
-    model.save(tmp_path / "again", step=STEP)
+    model.save(tmp_path / "again", quantization_step=STEP)
     once, twice, again = (
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
         for name in ("once", "twice", "again")
@@ -494,7 +495,7 @@ def test_blocks_and_zlib_streams(monkeypatch, block):
 def test_steps_that_are_refused_leave_nothing(step, message, tmp_path):
     error = TypeError if "or a number" in message else ValueError
     with pytest.raises(error, match=f"MACH.save: {message}"):
-        randomise(build()).save(tmp_path / "new", step=step)
+        randomise(build()).save(tmp_path / "new", quantization_step=step)
     assert not (tmp_path / "new").exists()
 
 
@@ -504,7 +505,7 @@ def test_weights_that_are_not_finite_are_not_compressed(value, tmp_path):
     with torch.no_grad():
         model.bucket_weight[1, 2, 3] = value
     with pytest.raises(ValueError, match=r"MACH.save: bucket_weight: must be finite and fit float32"):
-        model.save(tmp_path, step=STEP)
+        model.save(tmp_path, quantization_step=STEP)
 
 
 @pytest.mark.parametrize("broken", ["saving.save_tensors", "saving.write_json", "journal.write_json"])
@@ -726,3 +727,24 @@ def test_first_layer_views_give_the_pre_activations(name):
     torch.testing.assert_close(first, expected)
     assert not weight.requires_grad
     assert not bias.requires_grad
+
+
+def test_save_takes_the_step_by_its_former_name(tmp_path):
+    model = model_of()
+    model.save(tmp_path / "new", quantization_step=0.01)
+    with pytest.warns(
+        DeprecationWarning, match="MACH.save: argument step is now called quantization_step"
+    ) as said:
+        model.save(tmp_path / "old", step=0.01)
+    assert said[0].filename == __file__
+    new, old = (mach_ext.load(tmp_path / name).state_dict() for name in ("new", "old"))
+    assert all(torch.equal(new[name], old[name]) for name in new)
+    with pytest.raises(
+        TypeError, match=r"MACH\.save: step is now quantization_step; pass only quantization_step"
+    ):
+        model.save(tmp_path / "old", step=0.01, quantization_step=0.01)
+
+
+def test_examples_of_renamed_functions_are_still_run():
+    names = {test.name for test in doctest.DocTestFinder().find(mach_ext.nn) if test.examples}
+    assert "mach_ext.nn.MACH.save" in names

@@ -20,15 +20,15 @@ def bucket_bce_by_repetition(
     """For each repetition its number, its logits z, and the losses, summed over the buckets and not scaled.
 
     With `gradient`, z holds `scale` times the gradient of the loss to the logits, in place of the logits. The
-    caller forms its products with z before it asks for the next repetition: `logits` may use its memory again.
+    caller forms its products with z before it asks for the next repetition: `logits` may reuse the memory.
 
     Example:
         >>> import torch
         >>> from mach_ext.functional import bucket_bce_by_repetition
         >>> buckets, Y = torch.tensor([[0, 1]], dtype=torch.int32), (torch.tensor([1]), torch.tensor([0, 1]))
         >>> for r, z, loss in bucket_bce_by_repetition(lambda r: torch.zeros(1, 2), buckets, *Y, 1.0, True):
-        ...     print(r, z.tolist(), loss.tolist())
-        0 [[0.5, -0.5]] [1.3862943611198906]
+        ...     print(r, z.tolist(), round(loss.item(), 4))
+        0 [[0.5, -0.5]] 1.3863
     """
     for r in range(buckets.shape[0]):
         z = logits(r)

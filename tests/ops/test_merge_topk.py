@@ -1,9 +1,8 @@
-"""merge_scores and merge_topk: a label's key from its R bucket scores, and the exact best k of all labels.
+"""merge_topk: the exact best k of all labels.
 
-Decode promises the brute force's answer bit for bit, so nothing here has a tolerance but the gradients.
+Decode promises the brute force's answer bit for bit, so nothing here has a tolerance.
 """
 
-import functools
 import warnings
 
 import numpy as np
@@ -11,86 +10,25 @@ import pytest
 import torch
 from helpers import (
     FLOATS,
-    INTS,
     assert_deterministic,
-    assert_matches,
     bitwise_equal,
     num_threads,
     random_hash,
-    strided,
     to,
-    uniform,
 )
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from merge_cases import DISTRIBUTIONS, MERGES, PATHS, choice, decodes, normal
 
 from mach_ext import CollisionWarning, LabelHash, _ops, _reference
 from mach_ext import functional as F
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MERGES = ("mean", "min", "median")
-PATHS = ("auto", "direct", "scan", "lists")  # of merge_topk; the public function takes "auto"
+
+
 parametrize_merge = pytest.mark.parametrize("merge", MERGES)
+
+
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-
-
-def choice(values):
-    """Draws from a few values, so that keys tie."""
-
-    def draw(generator, shape, dtype):
-        return torch.tensor(values, dtype=dtype)[torch.randint(len(values), shape, generator=generator)]
-
-    return draw
-
-
-def normal(generator, shape, dtype):
-    return torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def some_nan(generator, shape, dtype):
-    at = torch.rand(shape, generator=generator) < 0.1
-    return normal(generator, shape, dtype).masked_fill(at, float("nan"))
-
-
-def extreme(generator, shape, dtype):
-    """The largest finite numbers (sums overflow), the least normal one and denormals."""
-    f = torch.finfo(dtype)
-    return choice([f.max, f.min, f.max / 2, f.tiny, -f.tiny, f.tiny / 8, -f.tiny / 4, 0.0, 1.0])(
-        generator, shape, dtype
-    )
-
-
-def equal_leading_bits(generator, shape, dtype):
-    return 1 + torch.randint(64, shape, generator=generator) * torch.tensor(
-        torch.finfo(dtype).eps, dtype=dtype
-    )
-
-
-DISTRIBUTIONS = {
-    "normal": normal,
-    "negative": lambda g, s, d: normal(g, s, d) - 10,
-    "peaky": lambda g, s, d: torch.where(torch.rand(s, generator=g) < 0.02, 8.0, -12 + normal(g, s, d)).to(d),
-    "few values": choice([-1.0, 0.25, 3.0]),
-    "all equal": choice([-2.5]),
-    "all zero": choice([0.0]),
-    "signed zeros": choice([-0.0, 0.0]),
-    "signed zeros among others": choice([-0.0, 0.0, -1.0, 1.0]),
-    "infinities": choice([float("inf"), -float("inf"), 0.0, -1.5]),
-    "mostly -inf": choice([-float("inf")] * 8 + [1.0]),
-    "some NaN": some_nan,
-    "all NaN": choice([float("nan")]),
-    "NaN and infinities": choice([float("nan"), -float("inf"), float("inf"), -0.0, 2.0, 2.0]),
-    "extreme": extreme,
-    "equal leading bits": equal_leading_bits,
-    "ascending": lambda g, s, d: torch.arange(s[-1], dtype=d).expand(s),
-}
-
-
-def layout(scores, kind):
-    """The same [N, R, B] scores in another memory layout."""
-    if kind == "repetition-major":  # what bucket_logits returns
-        return scores.transpose(0, 1).contiguous().transpose(0, 1)
-    return strided(scores) if kind == "strided" else scores
 
 
 def assert_is_brute_force(device, scores, hash, k, merge, path="auto"):
@@ -107,24 +45,6 @@ def assert_is_brute_force(device, scores, hash, k, merge, path="auto"):
     assert torch.equal(labels.cpu(), expected_labels)
     assert bitwise_equal(values, expected_values)
     return trace
-
-
-@st.composite
-def decodes(draw, num_documents, num_labels, num_repetitions, num_buckets):
-    """scores, hash, k, merge, path."""
-    N, L, R, B = (
-        draw(st.integers(*bounds)) for bounds in (num_documents, num_labels, num_repetitions, num_buckets)
-    )
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    distribution = DISTRIBUTIONS[draw(st.sampled_from(sorted(DISTRIBUTIONS)))]
-    scores = distribution(generator, (N, R, B), draw(st.sampled_from(FLOATS)))
-    scores = layout(scores, draw(st.sampled_from(["contiguous", "repetition-major", "strided"])))
-    k = min(L, draw(st.sampled_from([0, 1, L, draw(st.integers(0, L))])))
-    path = draw(st.sampled_from(PATHS)) if scores.dtype == torch.float32 else "auto"
-    return scores, random_hash(generator, L, B, R), k, draw(st.sampled_from(MERGES)), path
-
-
-# -------------------------------------------------------------------------------------------- merge_topk
 
 
 def test_topk_is_the_brute_force_on_100_000_documents(device, operators):
@@ -485,251 +405,3 @@ def test_scores_past_2_to_the_31_elements():
     values, labels = F.merge_topk(scores, hash, 2)
     assert labels.tolist() == [[0, 1], [2, 1]]
     assert values.tolist() == [[0, 0], [(7 + 13) / 2, (3 + 9) / 2]]
-
-
-# ------------------------------------------------------------------------------------------ merge_scores
-
-
-def test_scores_are_the_twins_bits(device):
-    @settings(suppress_health_check=[HealthCheck.too_slow])
-    @given(
-        decodes(num_documents=(0, 9), num_labels=(1, 30), num_repetitions=(1, 9), num_buckets=(2, 12)),
-        st.integers(0, 12),
-        st.sampled_from(INTS),
-    )
-    def check(decode, m, index):
-        scores, hash, _, merge, _ = decode
-        labels = torch.randint(hash.num_labels, (len(scores), m)).to(index)
-        expected = _reference.merge_scores(scores, hash.buckets, labels.long(), merge)
-        on_device = scores.to(device), hash.to(device)
-        assert bitwise_equal(F.merge_scores(*on_device, labels.to(device), merge), expected)
-        if len(labels):
-            each = F.merge_scores(*on_device, labels[0].to(device), merge)
-            assert bitwise_equal(each[:1], expected[:1])
-
-    check()
-
-
-@parametrize_merge
-@parametrize_dtype
-def test_gradient_matches_reference(device, merge, dtype):
-    """Also on ties (lowest r) and NaN (the first one)."""
-
-    @settings(suppress_health_check=[HealthCheck.too_slow])
-    @given(
-        decodes(num_documents=(0, 5), num_labels=(1, 20), num_repetitions=(1, 9), num_buckets=(2, 9)),
-        st.integers(0, 12),
-    )
-    def check(decode, m):
-        scores, hash, *_ = decode
-        scores = scores.to(dtype)
-        generator = torch.Generator().manual_seed(m)
-        labels = torch.randint(hash.num_labels, (len(scores), m), generator=generator)
-        grad = uniform(generator, len(scores), m, dtype=dtype)
-        ours = _ops.merge_scores_grad(*to(device, (grad, scores, hash.buckets, labels)), merge)
-        leaf = scores.detach().double().requires_grad_()
-        out = _reference.merge_scores(leaf, hash.buckets, labels, merge)
-        (expected,) = torch.autograd.grad(out, leaf, grad.double())
-        assert ours.is_contiguous()
-        assert_matches(ours, expected)
-
-    check()
-
-
-@pytest.mark.parametrize(
-    ("merge", "scores", "expected"),
-    [
-        ("min", [3.0, 1.0, 1.0, 2.0], [0, 1, 0, 0]),
-        ("min", [0.0, -0.0, 5.0, 0.0], [1, 0, 0, 0]),
-        ("median", [1.0, 1.0, 1.0, 1.0], [0, 0.5, 0.5, 0]),
-        ("median", [9.0, 2.0, 4.0, 0.0], [0, 0.5, 0.5, 0]),
-        ("median", [9.0, 2.0, 4.0], [0, 0, 1]),
-        ("median", [2.0, 2.0, 1.0], [1, 0, 0]),
-        ("min", [1.0, float("nan"), float("nan")], [0, 1, 0]),
-        ("median", [1.0, float("nan"), 0.0, float("nan")], [0, 1, 0, 0]),
-        ("mean", [1.0, 2.0, 2.0, 9.0], [0.25] * 4),
-    ],
-)
-def test_gradient_by_hand(device, merge, scores, expected):
-    hash = LabelHash.from_buckets([[1]] * len(scores), num_buckets=2).to(device)
-    leaf = torch.zeros(1, len(scores), 2, device=device)
-    leaf[0, :, 1] = torch.tensor(scores)
-    leaf.requires_grad_()
-    F.merge_scores(leaf, hash, torch.tensor([0], device=device), merge).sum().backward()
-    assert leaf.grad[0, :, 1].tolist() == expected
-    assert leaf.grad[0, :, 0].tolist() == [0] * len(scores)
-
-
-@parametrize_merge
-@pytest.mark.parametrize("R", [1, 4, 5])
-def test_gradcheck(device, operators, generator, merge, R):
-    gradcheck = functools.partial(torch.autograd.gradcheck, fast_mode=operators == "shim")
-    hash = random_hash(generator, 9, 4, R, device)
-    scores = uniform(generator, 3, R, 4).to(device).requires_grad_()
-    labels = torch.randint(9, (3, 6), generator=generator).to(device)
-    gradcheck(lambda s: F.merge_scores(s, hash, labels, merge), scores)
-    gradcheck(
-        lambda s: F.merge_scores(s.transpose(0, 1), hash, labels, merge),
-        scores.transpose(0, 1).detach().clone().requires_grad_(),
-    )
-    values, chosen = F.merge_topk(scores, hash, 5, merge)
-    assert not chosen.requires_grad
-    gradcheck(lambda s: F.merge_topk(s, hash, 5, merge)[0], scores)
-    gradient = torch.autograd.grad(values.sum(), scores)[0]
-    scored = F.merge_scores(scores, hash, chosen, merge)
-    assert bitwise_equal(values, scored)
-    assert bitwise_equal(gradient, torch.autograd.grad(scored.sum(), scores)[0])
-
-
-@parametrize_merge
-def test_scores_deterministic(generator, merge):
-    hash = random_hash(generator, 500, 40, 5)
-    scores = uniform(generator, 60, 5, 40, dtype=torch.float32)
-    labels = torch.randint(500, (60, 70), generator=generator)
-    grad = uniform(generator, 60, 70, dtype=torch.float32)
-    assert_deterministic(
-        lambda: (
-            _ops.merge_scores(scores, hash.buckets, labels, merge),
-            _ops.merge_scores_grad(grad, scores, hash.buckets, labels, merge),
-        )
-    )
-
-
-@parametrize_merge
-def test_strided_arguments_give_the_same_bits(device, generator, merge):
-    buckets = random_hash(generator, 30, 6, 4).buckets
-    scores, labels = (
-        uniform(generator, 5, 4, 6, dtype=torch.float32),
-        torch.randint(30, (5, 7), generator=generator),
-    )
-    grad = uniform(generator, 5, 7, dtype=torch.float32)
-    grad, scores, buckets, labels = to(device, (grad, scores, buckets, labels))
-    out, gradient = (
-        _ops.merge_scores(scores, buckets, labels, merge),
-        _ops.merge_scores_grad(grad, scores, buckets, labels, merge),
-    )
-    top = _ops.merge_topk(scores, buckets, None, 9, merge)
-    for kind in ("repetition-major", "strided"):
-        args = (layout(scores, kind), strided(buckets), strided(labels), merge)
-        assert bitwise_equal(_ops.merge_scores(*args), out)
-        assert bitwise_equal(_ops.merge_scores_grad(strided(grad), *args), gradient)
-        for a, b in zip(_ops.merge_topk(*args[:2], None, 9, merge), top, strict=True):
-            assert bitwise_equal(a, b)
-    one = scores[:1].expand(5, -1, -1)  # documents 0 elements apart
-    assert bitwise_equal(_ops.merge_topk(one, buckets, None, 9, merge)[0], top[0][:1].expand(5, -1))
-
-
-@parametrize_merge
-@parametrize_dtype
-def test_opcheck(device, generator, merge, dtype):
-    buckets = random_hash(generator, 9, 4, 3, device).buckets
-    scores, grad = to(
-        device, (uniform(generator, 2, 3, 4, dtype=dtype), uniform(generator, 2, 5, dtype=dtype))
-    )
-    labels = torch.randint(9, (2, 5), generator=generator).to(device)
-    ops = torch.ops.mach_ext
-    torch.library.opcheck(ops.merge_scores, (scores, buckets, labels, merge))
-    torch.library.opcheck(ops.merge_scores_grad, (grad, scores, buckets, labels, merge))
-    torch.library.opcheck(ops.label_index, (buckets, 4))
-    index = ops.label_index(buckets, 4)
-    for path, trace in (("auto", None), ("scan", torch.zeros(2, 3, dtype=torch.int64, device=device))):
-        torch.library.opcheck(ops.merge_topk, (scores, buckets, *index, 4, merge, path, trace))
-
-
-@parametrize_merge
-@pytest.mark.parametrize("wrong", [-1, 9, 2**40])
-def test_unvalidated_label_out_of_range_is_nan(device, generator, merge, wrong):
-    hash = random_hash(generator, 9, 4, 3, device)
-    scores = uniform(generator, 2, 3, 4, dtype=torch.float32).to(device).requires_grad_()
-    labels = torch.tensor([[0, wrong, 5], [1, 2, 3]], device=device)
-    out = F.merge_scores(scores, hash, labels, merge, validate=False)
-    assert out.isnan().tolist() == [[False, True, False], [False] * 3]
-    (gradient,) = torch.autograd.grad(out, scores, torch.ones_like(out))
-    assert gradient.isfinite().all()
-    kept = F.merge_scores(scores, hash, labels[:, ::2], merge)
-    assert bitwise_equal(out[:, ::2], kept)
-
-
-SCORES = torch.zeros(2, 3, 4)
-HASH = random_hash(torch.Generator().manual_seed(1), 9, 4, 3)
-COMMON_ERRORS = [
-    (TypeError, r"scores must be a torch.Tensor, got list", {"scores": [1.0]}),
-    (TypeError, r"scores must be float32 or float64, got int32", {"scores": SCORES.int()}),
-    (ValueError, r"scores must have 3 dimension\(s\), got shape \[3, 4\]", {"scores": SCORES[0]}),
-    (ValueError, r"hash has R=3 repetitions and B=4 buckets, .* have R=2, B=4", {"scores": SCORES[:, 1:]}),
-    (ValueError, r"hash has R=3 repetitions and B=4 buckets, .* have R=3, B=3", {"scores": SCORES[..., 1:]}),
-    (TypeError, r"hash must be a mach_ext.LabelHash, got Tensor", {"hash": HASH.buckets}),
-    (ValueError, r"hash is on meta, the tensors on cpu; use hash.to\('cpu'\)", {"hash": HASH.to("meta")}),
-    (ValueError, r"merge must be one of mean, min, median, got 'max'", {"merge": "max"}),
-]
-LABEL_ERRORS = [
-    (TypeError, r"labels must be int32 or int64, got bool", {"labels": torch.tensor([True])}),
-    (
-        ValueError,
-        r"labels must be \[m\] or \[N=2, m\], got \[3, 1\]",
-        {"labels": torch.zeros(3, 1, dtype=torch.int64)},
-    ),
-    (ValueError, r"labels must be in \[0, L=9\), got 9", {"labels": torch.tensor([0, 9])}),
-    (ValueError, r"labels must be in \[0, L=9\), got -2", {"labels": torch.tensor([9, -2])}),
-    (
-        ValueError,
-        r"labels must be on cpu like the other arguments, got meta",
-        {"labels": torch.zeros(1, dtype=torch.int64, device="meta")},
-    ),
-]
-K_ERRORS = [
-    (TypeError, r"k must be an int, got float", {"k": 2.0}),
-    (TypeError, r"k must be an int, got bool", {"k": True}),
-    (ValueError, r"k must be in 0 ... L=9, got 10", {"k": 10}),
-    (ValueError, r"k must be in 0 ... L=9, got -1", {"k": -1}),
-]
-
-
-@pytest.mark.parametrize(("error", "message", "wrong"), COMMON_ERRORS + LABEL_ERRORS)
-def test_scores_errors(error, message, wrong):
-    with pytest.raises(error, match=f"^merge_scores: {message}"):
-        F.merge_scores(**{"scores": SCORES, "hash": HASH, "labels": torch.tensor([0]), **wrong})
-
-
-@pytest.mark.parametrize(("error", "message", "wrong"), COMMON_ERRORS + K_ERRORS)
-def test_topk_errors(error, message, wrong):
-    with pytest.raises(error, match=f"^merge_topk: {message}"):
-        F.merge_topk(**{"scores": SCORES, "hash": HASH, "k": 3, **wrong})
-
-
-def test_raw_op_refuses_what_would_leave_its_arrays():
-    ops, labels, grad = torch.ops.mach_ext, torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5)
-    with pytest.raises(RuntimeError, match=r"merge_scores: merge must be mean, min or median, got max"):
-        ops.merge_scores(SCORES, HASH.buckets, labels, "max")
-    with pytest.raises(RuntimeError, match=r"merge_scores: buckets must have shape \[2, 9\], got \[3, 9\]"):
-        ops.merge_scores(SCORES[:, 1:], HASH.buckets, labels, "mean")
-    with pytest.raises(RuntimeError, match=r"merge_scores: scores must be \[N, R, B\] with R >= 1"):
-        ops.merge_scores(SCORES[:, :0], HASH.buckets[:0], labels, "mean")
-    with pytest.raises(RuntimeError, match=r"merge_scores: labels must be \[N, m\]"):
-        ops.merge_scores(SCORES, HASH.buckets, labels[1:], "mean")
-    with pytest.raises(RuntimeError, match=r"merge_scores_grad: grad must have shape \[2, 5\], got \[2, 4\]"):
-        ops.merge_scores_grad(grad[:, 1:], SCORES, HASH.buckets, labels, "mean")
-    with pytest.raises(RuntimeError, match=r"merge_scores_grad: grad must be Float, got Double"):
-        ops.merge_scores_grad(grad.double(), SCORES, HASH.buckets, labels, "mean")
-    for k in (-1, 10):
-        with pytest.raises(RuntimeError, match=rf"merge_topk: needs 0 <= k <= L < 2\^31, got k={k}, L=9"):
-            ops.merge_topk(SCORES, HASH.buckets, None, None, None, k, "mean", "auto", None)
-    index = HASH.label_index()
-    for wrong, message in {
-        (index[0], None, None): "codes, list_starts and list_labels come together",
-        (index[0].int(), *index[1:]): "codes must be UInt16, got Int",
-        (index[0][1:], *index[1:]): r"codes must have shape \[9, 3\], got \[8, 3\]",
-        (index[0], index[1][:, 1:], index[2]): r"list_starts must have shape \[3, 5\], got \[3, 4\]",
-    }.items():
-        with pytest.raises(RuntimeError, match=f"merge_topk: {message}"):
-            ops.merge_topk(SCORES, HASH.buckets, *wrong, 3, "mean", "auto", None)
-    with pytest.raises(RuntimeError, match="merge_topk: scores must have B >= 1 buckets"):
-        ops.merge_topk(SCORES[:, :, :0], HASH.buckets, None, None, None, 3, "mean", "auto", None)
-    with pytest.raises(RuntimeError, match="path must be auto, direct, scan or lists, got fast"):
-        ops.merge_topk(SCORES, HASH.buckets, *index, 3, "mean", "fast", None)
-    with pytest.raises(RuntimeError, match=r"trace must have shape \[2, 3\], got \[1, 3\]"):
-        ops.merge_topk(SCORES, HASH.buckets, *index, 3, "mean", "auto", torch.zeros(1, 3, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match=r"label_index: buckets must be in \[0, B=4\)"):
-        ops.label_index(torch.tensor([[0, 4]], dtype=torch.int32), 4)
-    with pytest.raises(RuntimeError, match="label_index: needs 1 <= B <= 65536"):
-        ops.label_index(HASH.buckets, 65537)

@@ -77,7 +77,7 @@ def prepare(folder: Path) -> None:
         model.attachments = runs.attachments(loaded)
         model.save(folder / "runs" / run)
         if run == "hidden":
-            model.save(folder / "runs" / "small", step=0.1)
+            model.save(folder / "runs" / "small", quantization_step=0.1)
 
 
 def matrices() -> tuple[Any, Any]:
@@ -125,7 +125,7 @@ COMMANDS = {
 }  # fmt: skip
 CALLS: dict[str, Callable[[], Any]] = {
     "MACH.save": lambda: mach_ext.MACH(D, L, 4, 256, 128).save("new"),
-    "MACH.save small": lambda: mach_ext.MACH(D, L, 4, 256, 128).save("new", step=0.01),
+    "MACH.save small": lambda: mach_ext.MACH(D, L, 4, 256, 128).save("new", quantization_step=0.01),
     "load": lambda: mach_ext.load("runs/hidden"),
     "load small": lambda: mach_ext.load("runs/small"),
     "LabelHash": lambda: mach_ext.LabelHash(500_000, 100, 2).diagnostics(),

@@ -231,7 +231,7 @@ def test_a_model_of_svms_is_a_model(problem, tmp_path):
         return mach_ext.metrics.evaluate(Y, model.predict(X, 3)[1])["P@1"]
 
     assert precision(model) > precision(before) + 0.3
-    model.save(tmp_path, step=0.05)
+    model.save(tmp_path, quantization_step=0.05)
     assert (mach_ext.load(tmp_path).predict(X, 1)[1] == model.predict(X, 1)[1]).mean() > 0.9
     explanation = mach_ext.explain.integrated_gradients(model, X[0], [1, 2])
     assert explanation.attributions.shape == (2, X[0].nnz)

@@ -241,7 +241,7 @@ def training_work(
         Y = scipy.sparse.csr_matrix((np.ones(N * labels, np.float32), ids.ravel(), label_indptr), (N, L))
         model = mach_ext.MACH(D, L, R, B, H).to(DEVICE).train()
         settings = training.Hyperparameters.of(model, batch_size=N, precision=precision)
-        run = training._Run(model, settings, X, Y, None, None, False, False)
+        run = training.loop.TrainingRun(model, settings, X, Y, None, None, False, False)
         (batch,) = mach_ext.data.iter_batches(X, Y, N)
         tensors = [t.to(DEVICE) for t in batch[:5]]
         ours = lambda: run._hidden_step(*tensors)  # noqa: E731

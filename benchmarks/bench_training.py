@@ -28,7 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 import mach_ext
 from mach_ext import _ops
 from mach_ext.data import Batch, iter_batches
-from mach_ext.training import Hyperparameters, _Run
+from mach_ext.training import Hyperparameters
+from mach_ext.training.loop import TrainingRun
 
 BATCH, STEPS = 256, 4
 NEGLIGIBLE = 0.01  # fit's negligible_gradient in the rows that skip
@@ -42,7 +43,7 @@ class Ours:
 
     def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, **settings: Any) -> None:
         settings = Hyperparameters.of(model, schedule="constant", **settings)
-        self.run = _Run(model, settings, X, Y, None, None, resume=False, progress=False)
+        self.run = TrainingRun(model, settings, X, Y, None, None, resume=False, progress=False)
         self.batches = endless(X, Y)
 
     def steps(self, count: int = STEPS) -> float:

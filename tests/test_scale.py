@@ -107,7 +107,7 @@ def run(R, B):
     model = mach_ext.MACH(3000, 500, num_repetitions=R, num_buckets=B, hidden_size=64)
     settings = training.Hyperparameters.of(model, batch_size=N, negligible_gradient=float(sys.argv[2]))
     model.train()
-    return training._Run(model, settings, X, Y, None, None, False, False)
+    return training.loop.TrainingRun(model, settings, X, Y, None, None, False, False)
 
 def steps(run, count):
     for _ in range(count):

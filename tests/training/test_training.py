@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mach_ext
 from mach_ext import _ops, training
+from mach_ext.training import loop, memory
+from mach_ext.training.loop import TrainingRun
 
 ARCHITECTURES = {
     "linear": {"hidden_size": 0},
@@ -83,7 +85,7 @@ def test_learns_in_bfloat16_with_float32_weights(name):
 @pytest.mark.parametrize("name", ["linear", "shared"])
 def test_the_bfloat16_copy_is_the_rounded_weight(name):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
-    run = training._Run(
+    run = TrainingRun(
         model, training.Hyperparameters.of(model, precision="bfloat16"), X, Y, None, None, False, False
     )
     run.train(1e9)
@@ -94,17 +96,17 @@ def test_the_bfloat16_copy_is_the_rounded_weight(name):
 def test_bfloat16_resumes_with_the_same_bits(tmp_path, monkeypatch):
     whole = build()
     mach_ext.fit(whole, X, Y, precision="bfloat16", **options)
-    step, steps = training._Run._step, iter(range(70))
+    step, steps = TrainingRun._step, iter(range(70))
 
     def stops(run, batch):
         if next(steps, None) is None:
             raise RuntimeError("killed")
         step(run, batch)
 
-    monkeypatch.setattr(training._Run, "_step", stops)
+    monkeypatch.setattr(TrainingRun, "_step", stops)
     with pytest.raises(RuntimeError, match="killed"):
         mach_ext.fit(build(), X, Y, precision="bfloat16", output=tmp_path, **options)
-    monkeypatch.setattr(training._Run, "_step", step)
+    monkeypatch.setattr(TrainingRun, "_step", step)
     model = build()
     mach_ext.fit(model, X, Y, precision="bfloat16", output=tmp_path, resume=True, **options)
     assert same_bits(weights(model), weights(whole))
@@ -129,7 +131,7 @@ def test_same_seed_same_bits_and_another_seed_others():
     assert not same_bits(weights(first), weights(other))
 
 
-class ByAutograd(training._Run):
+class ByAutograd(TrainingRun):
     """The step that `fit` does piece by piece, in three lines."""
 
     def _hidden_step(self, *batch):
@@ -172,13 +174,13 @@ def assert_same_run(a, b):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
 def test_steps_are_those_of_autograd(name, optimizer):
     """Also its dropout, its two learning rates, their decay."""
-    assert_same_run(after_steps(training._Run, name, optimizer), after_steps(ByAutograd, name, optimizer))
+    assert_same_run(after_steps(TrainingRun, name, optimizer), after_steps(ByAutograd, name, optimizer))
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("linear", "adagrad"), ("two layers", "adam")])
 def test_steps_on_each_device(device, name, optimizer):
     runs = [
-        after_steps(kind, name, optimizer, steps=2, device=device) for kind in (training._Run, ByAutograd)
+        after_steps(kind, name, optimizer, steps=2, device=device) for kind in (TrainingRun, ByAutograd)
     ]
     assert_same_run(*runs)
 
@@ -186,7 +188,7 @@ def test_steps_on_each_device(device, name, optimizer):
 def test_batches_of_as_many_documents_as_hidden_units():
     """Logits and the weight's gradient have one shape then; also, the last batch is shorter."""
     steps = {"name": "shared", "batch_size": 16, "steps": 25}
-    assert_same_run(after_steps(training._Run, **steps), after_steps(ByAutograd, **steps))
+    assert_same_run(after_steps(TrainingRun, **steps), after_steps(ByAutograd, **steps))
 
 
 @pytest.mark.parametrize(("eps", "as_far"), [(1e-8, True), (1.0, False)])
@@ -274,28 +276,28 @@ def test_a_checkpoint_of_rates_for_another_length_is_refused(tmp_path):
 @pytest.fixture
 def always_skip(monkeypatch):
     """However many entries are kept; counts them."""
-    kept, original = [], training._ops.bucket_backward
+    kept, original = [], _ops.bucket_backward
 
     def counted(*args):
         kept.append(int(original(*args)))
         return kept[-1]
 
-    monkeypatch.setattr(training, "_WORTH_SKIPPING", 1.0)
-    monkeypatch.setattr(training._ops, "bucket_backward", counted)
+    monkeypatch.setattr(loop, "_WORTH_SKIPPING", 1.0)
+    monkeypatch.setattr(_ops, "bucket_backward", counted)
     return kept
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
 def test_nothing_is_negligible_below_every_gradient(always_skip, name):
     """The sparse products with all entries kept: the steps of the dense ones, up to rounding."""
-    run = after_steps(training._Run, name, negligible_gradient=1e-12)
+    run = after_steps(TrainingRun, name, negligible_gradient=1e-12)
     assert set(always_skip) == {50 * 16}
-    assert_same_run(run, after_steps(training._Run, name))
+    assert_same_run(run, after_steps(TrainingRun, name))
 
 
 def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
-    exact = after_steps(training._Run, "two layers", steps=1)
-    run = after_steps(training._Run, "two layers", steps=1, negligible_gradient=0.5)
+    exact = after_steps(TrainingRun, "two layers", steps=1)
+    run = after_steps(TrainingRun, "two layers", steps=1, negligible_gradient=0.5)
     assert sum(always_skip) < 0.3 * 4 * 50 * 16
     assert run.state.loss_sum == exact.state.loss_sum
     moments = (r.optimizer.state[r.model.bucket_bias]["exp_avg"] for r in (run, exact))
@@ -305,8 +307,8 @@ def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
 
 
 def test_dense_products_where_too_many_gradients_count(monkeypatch):
-    monkeypatch.setattr(training, "_WORTH_SKIPPING", -1.0)
-    run, exact = (after_steps(training._Run, "shared", negligible_gradient=p) for p in (0.5, 0.0))
+    monkeypatch.setattr(loop, "_WORTH_SKIPPING", -1.0)
+    run, exact = (after_steps(TrainingRun, "shared", negligible_gradient=p) for p in (0.5, 0.0))
     assert same_bits(weights(run.model), weights(exact.model))
 
 
@@ -340,7 +342,7 @@ def test_linear_steps_are_those_of_autograd(optimizer, frozen):
 
     ours = mach_ext.fit(models[0], X[:256], Y[:256], progress=False, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "_linear_step", autograd_step)
+        patch.setattr(TrainingRun, "_linear_step", autograd_step)
         theirs = mach_ext.fit(models[1], X[:256], Y[:256], progress=False, **settings)
     assert same_bits(weights(models[0]), weights(models[1]))
     losses = [[entry["loss"] for entry in record.history] for record in (ours, theirs)]
@@ -365,7 +367,7 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
     features = scipy.sparse.random(N, D, 0.1, format="csr", dtype=np.float32, random_state=0)
     model = mach_ext.MACH(D, 60, num_repetitions=8, num_buckets=B, hidden_size=0)
     settings = training.Hyperparameters.of(model, batch_size=N)
-    run = training._Run(model, settings, features, Y[:N], None, None, False, False)
+    run = TrainingRun(model, settings, features, Y[:N], None, None, False, False)
     batch = next(run._batches())
     run._step(batch)  # the moments are made
     states = [state["sum"] for state in run.optimizer.state.values()]
@@ -380,11 +382,11 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
 
 def test_best_epoch_is_kept(tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.5])
-    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
     seen = []
-    original = training._Run._finish_epoch
+    original = TrainingRun._finish_epoch
     monkeypatch.setattr(
-        training._Run, "_finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
+        TrainingRun, "_finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
     )
 
     def adjusted(trained):
@@ -415,7 +417,7 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
     ],
 )
 def test_equal_dev_metrics_keep_the_lowest_loss(tmp_path, monkeypatch, scores, losses, best):
-    original = training._Run._finish_epoch
+    original = TrainingRun._finish_epoch
     seen = []
 
     def finish(run):
@@ -423,8 +425,8 @@ def test_equal_dev_metrics_keep_the_lowest_loss(tmp_path, monkeypatch, scores, l
         run.state.loss_sum = float(losses[run.state.epoch] * run.state.documents)
         original(run)
 
-    monkeypatch.setattr(training._Run, "_finish_epoch", finish)
-    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": scores[len(seen) - 1]})
+    monkeypatch.setattr(TrainingRun, "_finish_epoch", finish)
+    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": scores[len(seen) - 1]})
     for output in (None, tmp_path):
         model = build()
         seen.clear()
@@ -460,14 +462,14 @@ def test_dev_documents_without_labels_keep_the_lowest_loss():
 
 def test_ties_are_the_same_after_a_kill_and_resume(tmp_path, monkeypatch):
     """A checkpoint, also one of before ties went by loss, has the losses in its history."""
-    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": 0.5})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": 0.5})
     settings = {**options, "checkpoint_minutes": 10}
     whole, model = build(), build()
     record = mach_ext.fit(whole, X, Y, X, Y, **settings)
-    original = training._Run._finish_epoch
+    original = TrainingRun._finish_epoch
     with monkeypatch.context() as patch:
         patch.setattr(
-            training._Run, "_finish_epoch", lambda run: original(run) if run.state.epoch < 3 else 1 / 0
+            TrainingRun, "_finish_epoch", lambda run: original(run) if run.state.epoch < 3 else 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             mach_ext.fit(build(), X, Y, X, Y, output=tmp_path, **settings)
@@ -500,7 +502,7 @@ def test_resume_after_a_kill_of_a_run_that_began_with_an_adjusted_model(tmp_path
     whole = adjusted()
     mach_ext.fit(whole, X, Y, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_step", lambda run, batch: 1 / 0)
+        patch.setattr(TrainingRun, "_step", lambda run, batch: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mach_ext.fit(adjusted(), X, Y, output=tmp_path, **options)
     resumed = adjusted()
@@ -526,14 +528,14 @@ def test_tau_by_rule():
 
 def test_early_stopping(monkeypatch):
     scores = iter([0.5, 0.4, 0.4, 0.9])
-    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
     record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
     assert record.epoch == 3
 
 
 def test_patience_waits_for_a_better_metric_not_for_a_lower_loss(monkeypatch):
     scores = iter([0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
-    monkeypatch.setattr(training, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
     record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
     losses = [entry["loss"] for entry in record.history]
     assert losses == sorted(losses, reverse=True)
@@ -658,7 +660,7 @@ def test_resume_with_other_settings_is_refused(tmp_path, change, message):
 
 @pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
 def test_disk_full_while_checkpointing_keeps_the_former_checkpoint(tmp_path, monkeypatch, broken):
-    calls, original = [], getattr(training, broken)
+    calls, original = [], getattr(loop, broken)
 
     def fail(*args, **kwargs):
         calls.append(args)
@@ -666,7 +668,7 @@ def test_disk_full_while_checkpointing_keeps_the_former_checkpoint(tmp_path, mon
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, broken, fail)
+    monkeypatch.setattr(loop, broken, fail)
     with pytest.raises(OSError, match="No space left"):
         mach_ext.fit(build(), X, Y, output=tmp_path, **options)
     monkeypatch.undo()
@@ -695,7 +697,7 @@ def damaged_tensors(folder):
     ],
 )
 def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
-    monkeypatch.setattr(training._Run, "_finish", lambda run: None)  # as if killed at the very end
+    monkeypatch.setattr(TrainingRun, "_finish", lambda run: None)  # as if killed at the very end
     mach_ext.fit(build(), X, Y, output=tmp_path, **options)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -743,7 +745,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(training._Run, "_hidden_step", full)
+    monkeypatch.setattr(TrainingRun, "_hidden_step", full)
     message = (
         r"fit: out of memory on cpu: lower batch_size, .*R=8 repetitions of B=16.*Tried to allocate 20.00 GiB"
     )
@@ -770,16 +772,16 @@ def test_products_on_a_gpu_are_of_float32():
         b = torch.empty(4, 6, dtype=torch.bfloat16, device="cuda")
         out = torch.empty(8, 6, device="cuda")
         for term in (None, torch.empty(6, device="cuda"), out):
-            training._Run._add_product(None, term, a, b, out)
+            TrainingRun._add_product(None, term, a, b, out)
         assert (out.dtype, out.shape, out.device.type) == (torch.float32, (8, 6), "cuda")
 
 
 def test_rows_are_rounded_some_at_a_time(monkeypatch):
-    monkeypatch.setattr(training, "_ROUNDED_TOGETHER", 20)
+    monkeypatch.setattr(loop, "ROUNDED_TOGETHER", 20)
     weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     rounded = torch.zeros(30, 8, dtype=torch.bfloat16)
     order = _ops.feature_order(torch.tensor([3, 29, 7, 0, 3]), torch.tensor([0, 2, 5]), 30)
-    training._Run._round_rows(None, weight, rounded, order)
+    TrainingRun._round_rows(None, weight, rounded, order)
     changed = torch.tensor([0, 3, 7, 29])
     assert torch.equal(rounded[changed], weight[changed].bfloat16())
     assert rounded.any(1).sum() == 4
@@ -814,7 +816,7 @@ def test_linear_repetitions_in_turn_resume_where_they_were(tmp_path, monkeypatch
     def build():
         return mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
 
-    steps, original = [], training._Run._step
+    steps, original = [], TrainingRun._step
 
     def step(run, batch):
         steps.append(0)
@@ -822,7 +824,7 @@ def test_linear_repetitions_in_turn_resume_where_they_were(tmp_path, monkeypatch
             raise KeyboardInterrupt
         original(run, batch)
 
-    monkeypatch.setattr(training._Run, "_step", step)
+    monkeypatch.setattr(TrainingRun, "_step", step)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(build(), X, Y, **settings)
     model = build()
@@ -836,10 +838,10 @@ def test_linear_repetitions_in_turn_resume_where_they_were(tmp_path, monkeypatch
 def test_short_memory_is_said_beforehand(monkeypatch):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     settings = training.Hyperparameters.of(model)
-    assert training._repetitions_together(model, X, settings, None) == 8
-    monkeypatch.setattr(training, "_available_memory", lambda device: 12_000)
+    assert memory.repetitions_together(model, X, settings, None) == 8
+    monkeypatch.setattr(memory, "available_memory", lambda device: 12_000)
     with pytest.warns(ResourceWarning, match="repetitions_at_a_time=1 would fit"):
-        training._repetitions_together(model, X, settings, None)
+        memory.repetitions_together(model, X, settings, None)
     with pytest.raises(ValueError, match=r"repetitions_at_a_time must be in 1 ... R=8, got 9"):
         mach_ext.fit(model, X, Y, repetitions_at_a_time=9, **options)
     with pytest.raises(ValueError, match="repetitions_at_a_time is for linear MACH"):
@@ -850,7 +852,7 @@ def test_short_memory_is_said_beforehand(monkeypatch):
 
 def test_a_checkpoint_of_all_repetitions_is_not_resumed_in_turn(tmp_path, monkeypatch):
     settings = {**options, "learning_rate": 0.5, "epochs": 2, "output": tmp_path}
-    steps, original = [], training._Run._step
+    steps, original = [], TrainingRun._step
 
     def step(run, batch):
         steps.append(0)
@@ -858,7 +860,7 @@ def test_a_checkpoint_of_all_repetitions_is_not_resumed_in_turn(tmp_path, monkey
             raise KeyboardInterrupt
         original(run, batch)
 
-    monkeypatch.setattr(training._Run, "_step", step)
+    monkeypatch.setattr(TrainingRun, "_step", step)
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(model, X, Y, **settings)
@@ -873,7 +875,7 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
     def killed(run, batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Run, "_step", killed)
+    monkeypatch.setattr(TrainingRun, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(build(), X, Y, output=tmp_path, **{**options, "learning_rate": 0.5})
     with pytest.raises(ValueError, match=r"hyperparameters.learning_rate was 0.5, now 0.01"):

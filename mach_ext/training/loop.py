@@ -10,14 +10,12 @@ import contextlib
 import functools
 import math
 import os
-import re
 import signal
 import threading
 import time
 import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mach_ext import _model_folder, _ops, metrics, optim
-from mach_ext._memory import available_memory as _available_memory
-from mach_ext._memory import check_memory, check_room, memory_advice, memory_errors
+from mach_ext import _ops, metrics, optim
+from mach_ext._memory import check_room, memory_advice, memory_errors
 from mach_ext._model_folder import (
     Header,
     read_model_record,
@@ -37,220 +34,35 @@ from mach_ext._model_folder import (
     tensors_digest,
 )
 from mach_ext._progress import tqdm
-from mach_ext.data import (
-    Batch,
-    check_csr,
-    check_labels,
-    iter_batches,
-    iter_on_device,
-    row_lengths,
-    write_json,
-)
+from mach_ext.data import Batch, check_labels, iter_batches, iter_on_device, write_json
 from mach_ext.data.files import delete_file
-from mach_ext.data.records import ANY, digest_of, parse_record, read_record, sealed
+from mach_ext.data.records import ANY, parse_record, sealed
 from mach_ext.hashing import LabelHash, collisions_known
-from mach_ext.nn import MACH, MODEL_MERGES, Dropout, check_finite, load, predict_batch
-
-OPTIMIZERS = ("adam", "adagrad")
-SCHEDULES = ("linear", "constant")
-PRECISIONS = ("float32", "bfloat16")
-METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
-CHECKPOINT = "checkpoint"
-CHECKPOINT_FORMAT = 1  # Before it had a number, it had no digests.
-_DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
-_TENSORS_WITH_DIGEST = re.compile(r"checkpoint-\d+-\d+-[0-9a-f]{12}\.safetensors")
-_TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
-_SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
-_count = range(2**53)  # as floats count
-_CHECKPOINT_SCHEMA = {
-    "format?": {CHECKPOINT_FORMAT},
-    "hyperparameters": {"epochs": _count, "*": ANY},
-    "model": {"*": ANY},
-    "hash": str,
-    "length?": float,
-    "data": {"*": ANY},
-    "progress": {
-        "epoch": _count,
-        "batch": _count,
-        "loss_sum": float,
-        "documents": _count,
-        "seconds": float,
-        "best_epoch": (_count, type(None)),
-        "best": (float, type(None)),
-        "history": [{"epoch": _count, "loss?": float, "dev?": {"*": (float, type(None))}, "*": ANY}],
-    },
-    "scalars": {"*": _count},
-    "tensors": (_TENSORS, type(None)),
-    "run?": {"*": ANY},
-    "tensors_sha256?": _SHA256,
-    "weights_sha256?": _SHA256,
-    "sha256?": _SHA256[0],
-}
-_HALF_WRITTEN = (
-    r"\.(model|checkpoint|weights-|labels-|label_counts-|features-|vectorizer-|run-).*\.(\d+)\.tmp"
+from mach_ext.nn import MACH, Dropout, check_finite, load
+from mach_ext.training.checkpoint import (
+    CHECKPOINT,
+    CHECKPOINT_FORMAT,
+    Progress,
+    delete_part,
+    exclusive,
+    forget,
+    part_folders,
+    read_checkpoint,
+    tensor_files,
 )
+from mach_ext.training.defaults import suggested_tau
+from mach_ext.training.documents import checked_data, checksum, typical_length
+from mach_ext.training.evaluation import evaluate_model
+from mach_ext.training.hyperparameters import METRICS, Hyperparameters
+from mach_ext.training.memory import ROUNDED_TOGETHER, repetitions_together
+
 # bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
 # break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
 _WORTH_SKIPPING = 0.25
 
-# Elements of a weight that are rounded to its copy at a time: what lies in between takes little memory.
-_ROUNDED_TOGETHER = 1 << 22
-
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C in `fit`. The step in progress was finished; the message says what was saved."""
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What decides the result of a run. `--resume` insists that they are the same.
-
-    Attributes:
-        epochs: Passes over the documents.
-        batch_size: Documents a step.
-        optimizer: "adam" or "adagrad", with row-sparse steps for the weight that takes the documents.
-        learning_rate: Of everything but the encoder's rows.
-        encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer.
-            The rate of that weight, with a hidden layer or without, is for documents of length 1: `fit`
-            divides it by the median of their lengths and multiplies eps by it, so that 8 X and a first
-            weight of an eighth take the steps of X and the weight.
-        encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
-            as that of a frequent one, and so learns its few documents by heart. With an eps far above the
-            root of its second moment the steps are those of SGD with momentum, as large as the evidence;
-            docs/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
-            are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
-        schedule: "linear": rates fall to 0 over the run; "constant".
-        seed: Of the order of the documents and of dropout.
-        patience: Stop after so many epochs without a better dev metric; None: never. A lower loss at the same
-            metric is no gain.
-        metric: Which dev metric picks the best epoch. Of epochs with equal metrics the one of the lowest
-            training loss is kept, of these the earliest.
-        negligible_gradient: Hidden layers only. A negative bucket of probability p = sigmoid(z) has the
-            gradient p / (N R), and most p are tiny. Those below this number go into the products of the
-            backward pass all together, as one rank-one matrix with their sums over buckets and over
-            documents, which costs next to nothing. 0, the default, computes each. The loss and the bucket
-            biases' gradient stay exact; with p this number, entries of the gradient to a document's hidden
-            units are off by at most 2 p B max |bucket_weight| / (N R), of bucket_weight's by 2 p max |hidden|
-            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000). On the CPU only: a GPU
-            multiplies dense matrices faster than it could leave entries out.
-        precision: Of what goes into the products of a step. "bfloat16" rounds weights, hidden units and the
-            logits' gradient for them; the sums are float32 (on CPU the result of a dense product is bfloat16,
-            too). Weights and moments stay float32, so that small steps are not lost; the weight that takes
-            the documents has a bfloat16 copy beside it.
-        tau: Of the logit adjustment that the model gets in the end, and for its dev metrics
-            (`MACH.adjust_logits`); training goes without. 0: none. None: 1 / sqrt(n), at most 0.5, n being
-            the mean number of documents of the labels that have any; 0 for models that don't rank by
-            mean_logit.
-    """
-
-    epochs: int = 5
-    batch_size: int = 256
-    optimizer: str = "adam"
-    learning_rate: float = 0.002
-    encoder_learning_rate: float = 0.3
-    encoder_eps: float = 1e-4
-    schedule: str = "linear"
-    seed: int = 0
-    patience: int | None = None
-    metric: str = "P@1"
-    negligible_gradient: float = 0.0
-    precision: str = "float32"
-    tau: float | None = None
-
-    @classmethod
-    def of(cls, model: MACH, **given: Any) -> Hyperparameters:
-        """Defaults for this kind of model (linear: Adagrad); what is given and not None replaces them."""
-        defaults: dict[str, Any] = {}
-        if model.is_linear:
-            defaults = {"optimizer": "adagrad", "learning_rate": 0.5}
-        known = cls.__dataclass_fields__
-        for name in given:
-            if name not in known:
-                raise TypeError(f"fit: unknown hyper-parameter {name!r}; known: {', '.join(known)}")
-        settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
-        if model.is_linear and settings.negligible_gradient > 0:
-            raise ValueError("fit: negligible_gradient is for models with a hidden layer")
-        _check_dtypes(model)
-        device = model.bucket_bias.device
-        if settings.negligible_gradient > 0 and device.type != "cpu":
-            raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
-        if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
-            raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
-        if settings.tau and model.merge != "mean_logit":
-            raise ValueError(f"fit: tau is for models that rank by mean_logit, this one by {model.merge}")
-        return settings
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
-        for name in ("learning_rate", "encoder_learning_rate", "encoder_eps"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
-        choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
-        for name, allowed in choices:
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"fit: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        if not 0 <= self.negligible_gradient < 1:
-            raise ValueError(f"fit: negligible_gradient must be in [0, 1), got {self.negligible_gradient}")
-        if self.tau is not None and not (isinstance(self.tau, (int, float)) and 0 <= self.tau <= 100):
-            raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
-
-
-def _check_dtypes(model: MACH) -> None:
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes not in ({torch.float32}, {torch.float64}):
-        given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise TypeError(
-            f"fit: parameters must be float32 or float64, all of one dtype, got {given}. Training in half "
-            'precision keeps float32 weights: model.float(), and precision="bfloat16"'
-        )
-
-
-def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
-    """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
-
-    R is 8; 16 with more than 16,384 labels, which share buckets most; 32 with fewer than 10,000 documents,
-    where models differ most. B is the power of two next to L / 2, within 16 ... 2,048. Each repetition has an
-    encoder of its own, of 256 units or, where all of them would take more than 3 x 10^8 floats (1.2 GB), of
-    128; where those would, too (D above 146,000 with R = 16), they share one of 512. Epochs are as many as
-    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/accuracy.md.
-
-    Example:
-        >>> from mach_ext.training import suggested
-        >>> suggested(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
-        2048
-    """
-    R = 32 if num_documents < 10_000 else 16 if num_labels > 16_384 else 8
-    buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
-    own = next((H for H in (256, 128) if num_features * R * H <= 3e8), None)
-    return {
-        "num_repetitions": R,
-        "num_buckets": min(max(buckets, 16), 2048),
-        "hidden_size": own or 512,
-        "encoder": "independent" if own else "shared",
-        "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
-    }
-
-
-@dataclass
-class Progress:
-    """Where a run stands; the part of a checkpoint that is not tensors."""
-
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # batches of the current epoch finished
-    loss_sum: float = 0.0  # over the documents of the current epoch so far
-    documents: int = 0
-    seconds: float = 0.0
-    best_epoch: int | None = None
-    best: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
 @memory_errors("lower batch_size, num_buckets or hidden_size")
@@ -323,10 +135,10 @@ def fit(
         raise ValueError("fit: needs at least one document, got N=0")
     if resume and output is None:
         raise ValueError("fit: resume needs the output folder of the run to go on with")
-    together = _repetitions_together(model, X, settings, repetitions_at_a_time)
+    together = repetitions_together(model, X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
     with exclusive(folder):
-        run = _Run(model, settings, X, Y, dev, folder, resume, progress)
+        run = TrainingRun(model, settings, X, Y, dev, folder, resume, progress)
         run.filtered_dev = None if filtered_dev is None else check_labels(filtered_dev, "fit: filtered_dev")
         if resume:
             run.resume()
@@ -344,72 +156,6 @@ def fit(
     return run.state
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path | None) -> Iterator[None]:
-    """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
-
-    The thread that holds the lock may save into the folder; others can't.
-
-    Raises:
-        ValueError: Another run is training in the folder.
-    """
-    if folder is None:
-        yield
-        return
-    with _model_folder.lock(folder, "fit", is_run=True):
-        for left in folder.iterdir():  # by versions that had the number of the process in the name
-            written = re.fullmatch(_HALF_WRITTEN, left.name)
-            if written and not Path(f"/proc/{written[2]}").exists():
-                delete_file(left)
-        yield
-
-
-def _repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted: int | None) -> int:
-    """How many repetitions to train at a time; warns where all of them would not fit in memory."""
-    R = model.num_repetitions
-    if wanted is not None:
-        if not model.is_linear:
-            raise ValueError("fit: repetitions_at_a_time is for linear MACH; a shared encoder needs them all")
-        if not 1 <= wanted <= R:
-            raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
-        if wanted < R and settings.patience is not None:
-            raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
-        _check_state_fits(model, settings, wanted)
-        return wanted
-    _check_state_fits(model, settings, R)
-    device = model.bucket_bias.device
-    nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])
-    needed = expected_memory(model, batch_size, nonzeros, device.type, settings.precision)
-    more = needed["training, peak"] - needed["weights"] - needed["label hash"]
-    free = _available_memory(device)
-    if more > free:
-        advice = ""
-        if model.is_linear:
-            fit_in = max(1, int(0.8 * free / (more / R)))
-            advice = f"; repetitions_at_a_time={fit_in} would fit"
-        warnings.warn(
-            f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
-            f"{free / 2**30:.1f} GiB are free on {device}{advice}",
-            ResourceWarning,
-            stacklevel=4,  # behind `memory_errors`
-        )
-    return R
-
-
-def _check_state_fits(model: MACH, settings: Hyperparameters, together: int) -> None:
-    """What the optimiser keeps of so many repetitions, without which no step can be made."""
-    if not model.bucket_bias.is_cpu:
-        return
-    moments = 2 if settings.optimizer == "adam" else 1
-    state = moments * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    advice = "lower hidden_size, num_buckets or num_repetitions"
-    if model.is_linear:
-        state = state * together // model.num_repetitions
-        advice = "lower repetitions_at_a_time or num_buckets"
-    sizes = {"optimizer": settings.optimizer, "repetitions": together}
-    check_memory("fit: the optimiser's state", state, advice, **sizes)
-
-
 def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     """Repetitions [first, last) of a linear model as a model of their own, on the same memory."""
     some = LabelHash.from_buckets(model.hash.buckets[first:last], model.num_buckets)
@@ -423,119 +169,7 @@ def _some_repetitions(model: MACH, first: int, last: int) -> MACH:
     return part
 
 
-@memory_errors("pass fewer documents at a time")
-def evaluate_model(
-    model: MACH,
-    X: Any,
-    Y: Any,
-    ks: Sequence[int] = (1, 3, 5),
-    recall_ks: Sequence[int] = (),
-    inverse_propensity: Any = None,
-    filtered: Any = None,
-) -> dict[str, float]:
-    """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`.
-
-    `filtered`: [N, L], non-zero where a label is no answer (`metrics.without_filtered`).
-    """
-    labels = answers(model, X, max((*ks, *recall_ks), default=0), filtered)
-    return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
-
-
-@memory_errors("pass fewer documents at a time or lower k")
-def answers(
-    model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The k best labels of each document, without those that are no answers.
-
-    Args:
-        model: The model.
-        X: Documents [N, D], SciPy CSR.
-        k: How many.
-        filtered: [N, L], SciPy CSR, non-zero where a label is no answer; None: all are.
-        rerank: (X, k) -> labels [N, k] in place of the model's `predict`.
-
-    Returns:
-        [N, k] label ids, filled up with -1 where the model has no more labels.
-    """
-    ask = rerank or (lambda some, count: model.predict(some, count)[1])
-    excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
-    N = X.shape[0]
-    check_memory("answers: labels", 8 * N * k, "pass fewer documents or lower k", N=N, k=k)
-    labels = np.full((N, k), -1, np.int64)
-    # Few documents have many labels excluded: those of a size are asked for as many more labels.
-    sizes = np.ceil(np.log2(excluded + 1)).astype(int)
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
-        some = X if len(rows) == X.shape[0] else X[rows]
-        found = ask(some, min(k + int(excluded[rows].max()), model.num_labels))
-        if size:
-            found = metrics.without_filtered(found, filtered[rows])
-        labels[rows, : found.shape[1]] = found[:, :k]
-    return labels
-
-
-def expected_memory(
-    model: MACH,
-    batch_size: int = 256,
-    nonzeros: int = 100,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> dict[str, int]:
-    """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
-
-    Counted from the shapes, for `nonzeros` features a document; a batch names at most batch_size * nonzeros
-    rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the model in use; it need not
-    be there. `precision`: of training, as in `Hyperparameters`.
-    """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
-    R, B = model.num_repetitions, model.num_buckets
-    hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
-    table = model.hash.buckets.numel() * model.hash.buckets.element_size()
-    index = model.hash.label_index_bytes()
-    # A step holds one repetition's logits, which become their gradient, a second table of that size to find
-    # its negligible entries, and the batch's features in order; with hidden layers also one repetition's
-    # weight gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
-    step = 8 * batch_size * B + 32 * nonzeros * batch_size
-    if not model.is_linear:
-        between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
-        step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
-    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, factors, products
-        rows = model.bucket_weight if model.is_linear else model.encoder_weight
-        copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
-        step += 2 * rows.numel() + 6 * min(copied, _ROUNDED_TOGETHER)
-        if not model.is_linear:
-            H = model.hidden_sizes[-1]
-            step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
-    documents = predict_batch(R, B)
-    decode = 4 * documents * R * B * (1 if MODEL_MERGES[model.merge][0] is None else 2)  # transformed scores
-    if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
-        decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
-        step += 32 * nonzeros * batch_size  # the library's sort, the next batch
-    return {
-        "weights": weights,
-        "label hash": table,
-        "predicting, peak": weights + table + index + decode + hidden,
-        "training, peak": weights + moments + table + step,
-    }
-
-
-def checked_data(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
-    """Documents and labels in canonical CSR form, of the model's sizes."""
-    X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}", allow_weights=False)
-    if X.shape[0] != Y.shape[0]:
-        raise ValueError(
-            f"{op}: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
-        )
-    for name, matrix, columns in ((x_name, X, model.num_features), (y_name, Y, model.num_labels)):
-        if matrix.shape[1] != columns:
-            raise ValueError(
-                f"{op}: {name} must have the model's {columns} columns, got shape {matrix.shape}"
-            )
-    return X, Y
-
-
-class _Run:
+class TrainingRun:
     """One training run: its data, its optimiser, where it stands, its folder."""
 
     def __init__(
@@ -554,7 +188,7 @@ class _Run:
         self.filtered_dev: Any = None
         self.label_counts = metrics.label_counts(Y)
         if settings.tau is None:
-            settings = replace(settings, tau=_suggested_tau(model, self.label_counts))
+            settings = replace(settings, tau=suggested_tau(model, self.label_counts))
         self.settings = settings
         self.folder, self.resuming, self.progress = folder, resume, progress
         self.device = model.bucket_bias.device
@@ -570,8 +204,8 @@ class _Run:
         self.steps_an_epoch = math.ceil(X.shape[0] / settings.batch_size)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in () if resume else _parts(folder):
-                _delete_part(part)
+            for part in () if resume else part_folders(folder):
+                delete_part(part)
 
         named = dict(model.named_parameters())
         linear, adam = model.is_linear, settings.optimizer == "adam"
@@ -643,7 +277,7 @@ class _Run:
             with collisions_known():  # a few repetitions alone do collide
                 part = _some_repetitions(self.model, first, last)
                 folder = None if self.folder is None else self.folder / f"repetitions-{first}"
-                run = _Run(part, settings, self.X, self.Y, None, folder, self.resuming, self.progress)
+                run = TrainingRun(part, settings, self.X, self.Y, None, folder, self.resuming, self.progress)
                 run.share = (last - first) / R
                 if self.resuming:
                     run.resume()
@@ -666,8 +300,8 @@ class _Run:
         if self.folder is not None:
             self._save(self.folder)
             self._make_current(None, {})
-            for part_folder in _parts(self.folder):
-                _delete_part(part_folder)
+            for part_folder in part_folders(self.folder):
+                delete_part(part_folder)
         self.model.eval()
 
     def _batches(self) -> Iterator[Batch]:
@@ -852,7 +486,7 @@ class _Run:
     def _round_rows(self, weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
         """The rows [., M] of the copy that a step has changed."""
         if rounded.dtype != weight.dtype:
-            for some in order.features.split(max(1, _ROUNDED_TOGETHER // weight.shape[-1])):
+            for some in order.features.split(max(1, ROUNDED_TOGETHER // weight.shape[-1])):
                 rounded[some] = weight.detach()[some].to(rounded.dtype)
 
     # One repetition's [N, B] and [H, B], kept from step to step: fresh memory would cost page faults.
@@ -1014,7 +648,7 @@ class _Run:
         if "run.json" in self.model.attachments:  # which the model itself keeps only from its first epoch on
             run = self.model.attachments["run.json"]
             record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
-        former = _tensor_files(self.folder)
+        former = tensor_files(self.folder)
         write_json(self.folder / f"{CHECKPOINT}.json", sealed(record))
         for old in former - {name}:
             delete_file(self.folder / old)
@@ -1048,8 +682,8 @@ class _Run:
             self._check_progress(file, state)
             self._take_tensors(self.folder / record["tensors"], record)
         else:  # The run had ended; train() loads the best epoch. A kill may have left repetitions in turn.
-            for part in _parts(self.folder):
-                _delete_part(part)
+            for part in part_folders(self.folder):
+                delete_part(part)
         self.state = state
 
     def _check_progress(self, file: Path, state: Progress) -> None:
@@ -1127,104 +761,6 @@ class _Run:
                 f"{folder / 'model.json'}: must be the model of this run's best epoch, "
                 f"with weights of SHA-256 {self.saved}, got {digest}"
             )
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The record of the checkpoint in a folder, checked by itself.
-
-    Raises:
-        ValueError: It is damaged or no checkpoint. Older ones have no digest, and less is told of them.
-        OSError: It is not there, or can't be read.
-    """
-    file = folder / f"{CHECKPOINT}.json"
-    record: dict[str, Any] = read_record(file, "a checkpoint", _CHECKPOINT_SCHEMA)
-    if not _DIGEST_KEYS.isdisjoint(record):
-        for key in sorted(_DIGEST_KEYS - record.keys()):
-            raise ValueError(f"{file}: not a checkpoint: {key} is missing")
-        if record["sha256"] != digest_of(record):
-            raise ValueError(f"{file}: not a checkpoint: edited: its contents do not match their SHA-256")
-    return record
-
-
-def _tensor_files(folder: Path) -> set[str]:
-    """The tensor files of checkpoints in a folder: those of a name that only a checkpoint can have.
-
-    Names of before there were digests could be a user's, and count where the record has them.
-    """
-    names = {file.name for file in folder.iterdir() if _TENSORS_WITH_DIGEST.fullmatch(file.name)}
-    with contextlib.suppress(OSError, ValueError):
-        names |= {read_checkpoint(folder)["tensors"]} - {None}
-    return names
-
-
-def forget(folder: Path) -> None:
-    """Removes the checkpoint of a former run: nothing is left to resume."""
-    tensors = _tensor_files(folder)
-    (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
-    for name in tensors:
-        delete_file(folder / name)
-    for part in _parts(folder):
-        _delete_part(part)
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
-    return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *_parts(folder)))
-
-
-def checkpoint_record(folder: Path) -> dict[str, Any]:
-    """What the checkpoint in a folder says of its run; empty where there is none that can be read."""
-    try:
-        return read_checkpoint(folder)
-    except (OSError, ValueError):
-        return {}
-
-
-def _parts(folder: Path) -> list[Path]:
-    """Folders of repetitions trained in turn, also those that a kill left half deleted."""
-    parts = (part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name))
-    return [part for part in parts if part.is_dir() and not part.is_symlink() and _is_part(part)]
-
-
-def _is_part(folder: Path) -> bool:
-    has_record = (folder / f"{CHECKPOINT}.json").exists()
-    return has_record or bool(_tensor_files(folder)) or not any(folder.iterdir())
-
-
-def _delete_part(part: Path) -> None:
-    """Removes what a run has written into the folder of its repetitions, and the folder if that was all."""
-    with exclusive(part):
-        _model_folder.delete(part)
-        forget(part)
-    with contextlib.suppress(OSError):
-        part.rmdir()
-
-
-def _suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
-    if model.merge != "mean_logit" or not label_counts.any():
-        return 0.0
-    return min(0.5, 1 / math.sqrt(label_counts[label_counts > 0].mean()))
-
-
-def typical_length(X: Any) -> float:
-    """Median length of the rows that have any; 1 where none has.
-
-    To 20 bits: rows of unit length up to rounding count as of length 1, and X times a power of two as so
-    many times as long.
-    """
-    lengths = row_lengths(X)
-    if not lengths.any():
-        return 1.0
-    mantissa, exponent = math.frexp(np.median(lengths[lengths > 0]))
-    return math.ldexp(round(math.ldexp(mantissa, 20)), exponent - 20)
-
-
-def checksum(matrix: Any) -> int:
-    """CRC-32 of a CSR matrix."""
-    crc = 0
-    for array in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data):
-        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)
-    return crc
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

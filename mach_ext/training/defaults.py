@@ -1,0 +1,42 @@
+"""Defaults that follow from the data: sizes of a model, epochs, and tau of the logit adjustment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mach_ext.nn import MACH
+
+
+def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
+    """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
+
+    R is 8; 16 with more than 16,384 labels, which share buckets most; 32 with fewer than 10,000 documents,
+    where models differ most. B is the power of two next to L / 2, within 16 ... 2,048. Each repetition has an
+    encoder of its own, of 256 units or, where all of them would take more than 3 x 10^8 floats (1.2 GB), of
+    128; where those would, too (D above 146,000 with R = 16), they share one of 512. Epochs are as many as
+    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/accuracy.md.
+
+    Example:
+        >>> from mach_ext.training import suggested
+        >>> suggested(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
+        2048
+    """
+    R = 32 if num_documents < 10_000 else 16 if num_labels > 16_384 else 8
+    buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
+    own = next((H for H in (256, 128) if num_features * R * H <= 3e8), None)
+    return {
+        "num_repetitions": R,
+        "num_buckets": min(max(buckets, 16), 2048),
+        "hidden_size": own or 512,
+        "encoder": "independent" if own else "shared",
+        "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
+    }
+
+
+def suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
+    if model.merge != "mean_logit" or not label_counts.any():
+        return 0.0
+    return min(0.5, 1 / math.sqrt(label_counts[label_counts > 0].mean()))

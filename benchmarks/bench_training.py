@@ -29,7 +29,8 @@ import mach_ext
 from mach_ext import _ops
 from mach_ext.data import Batch, iter_batches
 from mach_ext.training import Hyperparameters
-from mach_ext.training.loop import TrainingRun
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
 
 BATCH, STEPS = 256, 4
 NEGLIGIBLE = 0.01  # fit's negligible_gradient in the rows that skip
@@ -43,7 +44,7 @@ class Ours:
 
     def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, **settings: Any) -> None:
         settings = Hyperparameters.of(model, schedule="constant", **settings)
-        self.run = TrainingRun(model, settings, X, Y, None, None, resume=False, progress=False)
+        self.run = TrainingRun(model, settings, TrainingData(X, Y))
         self.batches = endless(X, Y)
 
     def steps(self, count: int = STEPS) -> float:
@@ -51,7 +52,7 @@ class Ours:
         state = self.run.state
         state.loss_sum, state.documents = 0.0, 0
         for batch in itertools.islice(self.batches, count):
-            self.run._step(batch)
+            self.run.step(batch)
         return state.loss_sum / state.documents
 
 

@@ -4,22 +4,15 @@ A run is a function of (data, hyper-parameters, thread count): batches and dropo
 seed and t alone, so a run that was killed and resumed ends with the same bits as one that was not.
 """
 
-from mach_ext.training.checkpoint import (
-    CHECKPOINT,
-    CHECKPOINT_FORMAT,
-    Progress,
-    checkpoint_record,
-    exclusive,
-    forget,
-    has_checkpoint,
-    read_checkpoint,
-)
+from mach_ext.training.checkpoint import CHECKPOINT, CHECKPOINT_FORMAT, checkpoint_record, read_checkpoint
 from mach_ext.training.defaults import suggested
-from mach_ext.training.documents import checked_data, checksum, typical_length
+from mach_ext.training.documents import checksum, typical_length
 from mach_ext.training.evaluation import answers, evaluate_model
+from mach_ext.training.folder import exclusive, forget, has_checkpoint
 from mach_ext.training.hyperparameters import METRICS, OPTIMIZERS, PRECISIONS, SCHEDULES, Hyperparameters
-from mach_ext.training.loop import TrainingInterrupted, fit
+from mach_ext.training.loop import fit
 from mach_ext.training.memory import expected_memory
+from mach_ext.training.progress import Progress, TrainingInterrupted
 
 __all__ = [
     "CHECKPOINT",
@@ -32,7 +25,6 @@ __all__ = [
     "Progress",
     "TrainingInterrupted",
     "answers",
-    "checked_data",
     "checkpoint_record",
     "checksum",
     "evaluate_model",

@@ -1,22 +1,20 @@
-"""The checkpoint in a run's folder: its record, the files that belong to it, the lock of a run."""
+"""The record of a checkpoint: what it may hold, how it is read, and whether it is of this run."""
 
 from __future__ import annotations
 
-import contextlib
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mach_ext import _model_folder
-from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, digest_of, read_record
+from mach_ext.training.hyperparameters import Hyperparameters
+from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
 CHECKPOINT_FORMAT = 1  # Before it had a number, it had no digests.
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
-_TENSORS_WITH_DIGEST = re.compile(r"checkpoint-\d+-\d+-[0-9a-f]{12}\.safetensors")
 _TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
 _SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
 _count = range(2**53)  # as floats count
@@ -44,43 +42,6 @@ _CHECKPOINT_SCHEMA = {
     "weights_sha256?": _SHA256,
     "sha256?": _SHA256[0],
 }
-_HALF_WRITTEN = (
-    r"\.(model|checkpoint|weights-|labels-|label_counts-|features-|vectorizer-|run-).*\.(\d+)\.tmp"
-)
-
-
-@dataclass
-class Progress:
-    """Where a run stands; the part of a checkpoint that is not tensors."""
-
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # batches of the current epoch finished
-    loss_sum: float = 0.0  # over the documents of the current epoch so far
-    documents: int = 0
-    seconds: float = 0.0
-    best_epoch: int | None = None
-    best: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path | None) -> Iterator[None]:
-    """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
-
-    The thread that holds the lock may save into the folder; others can't.
-
-    Raises:
-        ValueError: Another run is training in the folder.
-    """
-    if folder is None:
-        yield
-        return
-    with _model_folder.lock(folder, "fit", is_run=True):
-        for left in folder.iterdir():  # by versions that had the number of the process in the name
-            written = re.fullmatch(_HALF_WRITTEN, left.name)
-            if written and not Path(f"/proc/{written[2]}").exists():
-                delete_file(left)
-        yield
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -100,32 +61,6 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return record
 
 
-def tensor_files(folder: Path) -> set[str]:
-    """The tensor files of checkpoints in a folder: those of a name that only a checkpoint can have.
-
-    Names of before there were digests could be a user's, and count where the record has them.
-    """
-    names = {file.name for file in folder.iterdir() if _TENSORS_WITH_DIGEST.fullmatch(file.name)}
-    with contextlib.suppress(OSError, ValueError):
-        names |= {read_checkpoint(folder)["tensors"]} - {None}
-    return names
-
-
-def forget(folder: Path) -> None:
-    """Removes the checkpoint of a former run: nothing is left to resume."""
-    tensors = tensor_files(folder)
-    (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
-    for name in tensors:
-        delete_file(folder / name)
-    for part in part_folders(folder):
-        delete_part(part)
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
-    return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *part_folders(folder)))
-
-
 def checkpoint_record(folder: Path) -> dict[str, Any]:
     """What the checkpoint in a folder says of its run; empty where there is none that can be read."""
     try:
@@ -134,21 +69,46 @@ def checkpoint_record(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def part_folders(folder: Path) -> list[Path]:
-    """Folders of repetitions trained in turn, also those that a kill left half deleted."""
-    parts = (part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name))
-    return [part for part in parts if part.is_dir() and not part.is_symlink() and _is_part(part)]
+def identity_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What makes the run of a checkpoint this run, with what former versions did not write."""
+    identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
+    identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
+    # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own;
+    # before tau, none.
+    defaults = {each.name: each.default for each in fields(Hyperparameters)}
+    defaults |= {"encoder_eps": 1e-8, "tau": 0.0}
+    identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
+    return identity
 
 
-def _is_part(folder: Path) -> bool:
-    has_record = (folder / f"{CHECKPOINT}.json").exists()
-    return has_record or bool(tensor_files(folder)) or not any(folder.iterdir())
+def differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for key in sorted(then.keys() | now.keys()):
+        a, b = then.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changes += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changes.append(f"{prefix}{key} was {a}, now {b}")
+    return changes
 
 
-def delete_part(part: Path) -> None:
-    """Removes what a run has written into the folder of its repetitions, and the folder if that was all."""
-    with exclusive(part):
-        _model_folder.delete(part)
-        forget(part)
-    with contextlib.suppress(OSError):
-        part.rmdir()
+def check_progress(
+    file: Path, state: Progress, settings: Hyperparameters, steps_an_epoch: int, has_dev: bool
+) -> None:
+    """Refuses what no run can have written: older checkpoints have no digest."""
+    epochs = [entry["epoch"] for entry in state.history]
+    keys = {"epoch", "loss"} | ({"dev"} if has_dev else set())
+    if (
+        state.epoch > settings.epochs
+        or state.batch > steps_an_epoch
+        or (state.documents == 0) != (state.batch == 0)
+        or len(epochs) != state.epoch
+        or epochs != list(range(1, len(epochs) + 1))
+        or any(not keys <= entry.keys() for entry in state.history)
+        or any(settings.metric not in entry["dev"] for entry in state.history if "dev" in keys)
+        or (state.best_epoch not in epochs if epochs else state.best_epoch is not None)
+    ):
+        raise ValueError(f"{file}: not a checkpoint: its progress contradicts itself")
+    for entry in state.history:  # JSON has no NaN
+        for name, value in entry.get("dev", {}).items():
+            entry["dev"][name] = math.nan if value is None else value

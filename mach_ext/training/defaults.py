@@ -36,7 +36,7 @@ def suggested(num_documents: int, num_features: int, num_labels: int) -> dict[st
     }
 
 
-def suggested_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
+def default_tau(model: MACH, label_counts: np.ndarray[Any, Any]) -> float:
     if model.merge != "mean_logit" or not label_counts.any():
         return 0.0
     return min(0.5, 1 / math.sqrt(label_counts[label_counts > 0].mean()))

@@ -1,18 +1,64 @@
-"""What training asks of its data: the checked form, the typical length of a document, checksums."""
+"""The data of a run: documents and labels in checked form, checksums, the typical length."""
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mach_ext import metrics
 from mach_ext.data import check_csr, check_labels, row_lengths
 from mach_ext.nn import MACH
 
 
-def checked_data(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class TrainingData:
+    """Documents and labels of a run, in canonical CSR form."""
+
+    X: Any  # [N, D]
+    Y: Any  # [N, L]
+    dev: tuple[Any, Any] | None = None  # the same of validation documents
+    filtered_dev: Any = None  # [N_dev, L], non-zero where a label is no answer
+
+    @property
+    def num_documents(self) -> int:
+        return int(self.X.shape[0])
+
+    @functools.cached_property
+    def label_counts(self) -> np.ndarray[Any, Any]:
+        """How many documents have each label [L]."""
+        return metrics.label_counts(self.Y)
+
+    def fingerprint(self) -> dict[str, list[int]]:
+        """Shape, non-zeros and checksum of each matrix, by which a checkpoint knows its data again."""
+        matrices = zip(("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False)
+        return {name: [*matrix.shape, int(matrix.nnz), checksum(matrix)] for name, matrix in matrices}
+
+
+def check_training_data(
+    model: MACH, X: Any, Y: Any, X_dev: Any = None, Y_dev: Any = None, filtered_dev: Any = None
+) -> TrainingData:
+    """The data of `fit`, checked in full."""
+    X, Y = check_documents("fit", "X", "Y", X, Y, model)
+    dev = None
+    if X_dev is not None or Y_dev is not None:
+        if X_dev is None or Y_dev is None:
+            raise ValueError("fit: X_dev and Y_dev must be given together")
+        dev = check_documents("fit", "X_dev", "Y_dev", X_dev, Y_dev, model)
+        if dev[0].shape[0] == 0:
+            raise ValueError("fit: X_dev needs at least one document, got N=0")
+    if X.shape[0] == 0:
+        raise ValueError("fit: needs at least one document, got N=0")
+    if filtered_dev is not None:
+        filtered_dev = check_labels(filtered_dev, "fit: filtered_dev")
+    return TrainingData(X, Y, dev, filtered_dev)
+
+
+def check_documents(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
     """Documents and labels in canonical CSR form, of the model's sizes."""
     X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}", allow_weights=False)
     if X.shape[0] != Y.shape[0]:

@@ -9,9 +9,7 @@ from typing import Any
 from mach_ext._memory import available_memory, check_memory
 from mach_ext.nn import MACH, MODEL_MERGES, predict_batch
 from mach_ext.training.hyperparameters import Hyperparameters
-
-# Elements of a weight that are rounded to its copy at a time: what lies in between takes little memory.
-ROUNDED_TOGETHER = 1 << 22
+from mach_ext.training.precision import ROUNDED_TOGETHER
 
 
 def expected_memory(
@@ -48,7 +46,7 @@ def expected_memory(
             H = model.hidden_sizes[-1]
             step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
-    decode = 4 * documents * R * B * (1 if MODEL_MERGES[model.merge][0] is None else 2)  # transformed scores
+    decode = 4 * documents * R * B * MODEL_MERGES[model.merge].num_arrays
     if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
         step += 32 * nonzeros * batch_size  # the library's sort, the next batch

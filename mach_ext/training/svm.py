@@ -16,7 +16,7 @@ from mach_ext._progress import tqdm
 from mach_ext.data import check_labels
 from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
-from mach_ext.training.documents import checked_data, typical_length
+from mach_ext.training.documents import check_documents, typical_length
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
 SLOPE = 4.0
@@ -95,7 +95,7 @@ def fit_svm(
     ):  # fmt: skip
         if not low <= value <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
-    X, Y = checked_data("fit_svm", "X", "Y", X, Y, model)
+    X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
     model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")

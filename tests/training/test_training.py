@@ -1,6 +1,7 @@
 """fit: learns, keeps the best epoch, resumes with the same bits after any kill, refuses what it should."""
 
 import copy
+import functools
 import json
 import os
 import random
@@ -18,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mach_ext
 from mach_ext import _ops, training
-from mach_ext.training import loop, memory
-from mach_ext.training.loop import TrainingRun
+from mach_ext.training import keeping, memory, precision, steps, validation
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
 
 ARCHITECTURES = {
     "linear": {"hidden_size": 0},
@@ -85,28 +87,27 @@ def test_learns_in_bfloat16_with_float32_weights(name):
 @pytest.mark.parametrize("name", ["linear", "shared"])
 def test_the_bfloat16_copy_is_the_rounded_weight(name):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
-    run = TrainingRun(
-        model, training.Hyperparameters.of(model, precision="bfloat16"), X, Y, None, None, False, False
-    )
+    settings = training.Hyperparameters.of(model, precision="bfloat16")
+    run = TrainingRun(model, settings, TrainingData(X, Y))
     run.train(1e9)
     weight = model.bucket_weight if name == "linear" else model.encoder_weight
-    assert torch.equal(run._rounded, weight.detach().bfloat16())
+    assert torch.equal(run.do_step.rows.copy, weight.detach().bfloat16())
 
 
 def test_bfloat16_resumes_with_the_same_bits(tmp_path, monkeypatch):
     whole = build()
     mach_ext.fit(whole, X, Y, precision="bfloat16", **options)
-    step, steps = TrainingRun._step, iter(range(70))
+    step, left = TrainingRun.step, iter(range(70))
 
     def stops(run, batch):
-        if next(steps, None) is None:
+        if next(left, None) is None:
             raise RuntimeError("killed")
         step(run, batch)
 
-    monkeypatch.setattr(TrainingRun, "_step", stops)
+    monkeypatch.setattr(TrainingRun, "step", stops)
     with pytest.raises(RuntimeError, match="killed"):
         mach_ext.fit(build(), X, Y, precision="bfloat16", output=tmp_path, **options)
-    monkeypatch.setattr(TrainingRun, "_step", step)
+    monkeypatch.setattr(TrainingRun, "step", step)
     model = build()
     mach_ext.fit(model, X, Y, precision="bfloat16", output=tmp_path, resume=True, **options)
     assert same_bits(weights(model), weights(whole))
@@ -131,29 +132,27 @@ def test_same_seed_same_bits_and_another_seed_others():
     assert not same_bits(weights(first), weights(other))
 
 
-class ByAutograd(TrainingRun):
+def autograd_step(step, batch, dropout):
     """The step that `fit` does piece by piece, in three lines."""
-
-    def _hidden_step(self, *batch):
-        loss = self.model.loss(*batch, sparse_grad=True, validate=False, dropout=self._dropout)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-    _linear_step = _hidden_step
+    loss = step.model.loss(*batch[:5], sparse_grad=True, validate=False, dropout=dropout)
+    step.optimizer.zero_grad()
+    loss.backward()
+    step.optimizer.step()
+    return loss.item()
 
 
-def after_steps(kind, name, optimizer="adam", steps=12, device="cpu", **settings):
-    """The run after some steps of an architecture of ARCHITECTURES."""
+def after_steps(name, optimizer="adam", steps=12, device="cpu", step=None, **settings):
+    """The run after some steps of an architecture of ARCHITECTURES; `step` in place of its own."""
     model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, **ARCHITECTURES[name]).to(device)
     given = {"batch_size": 50, "learning_rate": 0.01, "optimizer": optimizer, "epochs": 2, **settings}
     chosen = training.Hyperparameters.of(model, **given)
-    run = kind(model, chosen, X, Y, None, None, False, False)
+    run = TrainingRun(model, chosen, TrainingData(X, Y))
+    if step is not None:
+        run.do_step = functools.partial(step, run.do_step)
     model.train()
     while steps:
-        for batch in run._batches():
-            run._step(batch)
+        for batch in run.batches():
+            run.step(batch)
             steps -= 1
             if not steps:
                 break
@@ -174,21 +173,19 @@ def assert_same_run(a, b):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
 def test_steps_are_those_of_autograd(name, optimizer):
     """Also its dropout, its two learning rates, their decay."""
-    assert_same_run(after_steps(TrainingRun, name, optimizer), after_steps(ByAutograd, name, optimizer))
+    assert_same_run(after_steps(name, optimizer), after_steps(name, optimizer, step=autograd_step))
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("linear", "adagrad"), ("two layers", "adam")])
 def test_steps_on_each_device(device, name, optimizer):
-    runs = [
-        after_steps(kind, name, optimizer, steps=2, device=device) for kind in (TrainingRun, ByAutograd)
-    ]
+    runs = [after_steps(name, optimizer, 2, device, step) for step in (None, autograd_step)]
     assert_same_run(*runs)
 
 
 def test_batches_of_as_many_documents_as_hidden_units():
     """Logits and the weight's gradient have one shape then; also, the last batch is shorter."""
     steps = {"name": "shared", "batch_size": 16, "steps": 25}
-    assert_same_run(after_steps(TrainingRun, **steps), after_steps(ByAutograd, **steps))
+    assert_same_run(after_steps(**steps), after_steps(**steps, step=autograd_step))
 
 
 @pytest.mark.parametrize(("eps", "as_far"), [(1e-8, True), (1.0, False)])
@@ -282,7 +279,7 @@ def always_skip(monkeypatch):
         kept.append(int(original(*args)))
         return kept[-1]
 
-    monkeypatch.setattr(loop, "_WORTH_SKIPPING", 1.0)
+    monkeypatch.setattr(steps, "WORTH_SKIPPING", 1.0)
     monkeypatch.setattr(_ops, "bucket_backward", counted)
     return kept
 
@@ -290,14 +287,14 @@ def always_skip(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
 def test_nothing_is_negligible_below_every_gradient(always_skip, name):
     """The sparse products with all entries kept: the steps of the dense ones, up to rounding."""
-    run = after_steps(TrainingRun, name, negligible_gradient=1e-12)
+    run = after_steps(name, negligible_gradient=1e-12)
     assert set(always_skip) == {50 * 16}
-    assert_same_run(run, after_steps(TrainingRun, name))
+    assert_same_run(run, after_steps(name))
 
 
 def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
-    exact = after_steps(TrainingRun, "two layers", steps=1)
-    run = after_steps(TrainingRun, "two layers", steps=1, negligible_gradient=0.5)
+    exact = after_steps("two layers", steps=1)
+    run = after_steps("two layers", steps=1, negligible_gradient=0.5)
     assert sum(always_skip) < 0.3 * 4 * 50 * 16
     assert run.state.loss_sum == exact.state.loss_sum
     moments = (r.optimizer.state[r.model.bucket_bias]["exp_avg"] for r in (run, exact))
@@ -307,8 +304,8 @@ def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
 
 
 def test_dense_products_where_too_many_gradients_count(monkeypatch):
-    monkeypatch.setattr(loop, "_WORTH_SKIPPING", -1.0)
-    run, exact = (after_steps(TrainingRun, "shared", negligible_gradient=p) for p in (0.5, 0.0))
+    monkeypatch.setattr(steps, "WORTH_SKIPPING", -1.0)
+    run, exact = (after_steps("shared", negligible_gradient=p) for p in (0.5, 0.0))
     assert same_bits(weights(run.model), weights(exact.model))
 
 
@@ -333,16 +330,9 @@ def test_linear_steps_are_those_of_autograd(optimizer, frozen):
         if frozen:
             model.get_parameter(frozen).requires_grad_(False)
 
-    def autograd_step(run, *batch):
-        loss = run.model.loss(*batch, sparse_grad=True, dropout=run._dropout)
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-        return loss.item()
-
     ours = mach_ext.fit(models[0], X[:256], Y[:256], progress=False, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingRun, "_linear_step", autograd_step)
+        patch.setattr(steps.LinearStep, "__call__", autograd_step)
         theirs = mach_ext.fit(models[1], X[:256], Y[:256], progress=False, **settings)
     assert same_bits(weights(models[0]), weights(models[1]))
     losses = [[entry["loss"] for entry in record.history] for record in (ours, theirs)]
@@ -367,14 +357,14 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
     features = scipy.sparse.random(N, D, 0.1, format="csr", dtype=np.float32, random_state=0)
     model = mach_ext.MACH(D, 60, num_repetitions=8, num_buckets=B, hidden_size=0)
     settings = training.Hyperparameters.of(model, batch_size=N)
-    run = TrainingRun(model, settings, features, Y[:N], None, None, False, False)
-    batch = next(run._batches())
-    run._step(batch)  # the moments are made
+    run = TrainingRun(model, settings, TrainingData(features, Y[:N]))
+    batch = next(run.batches())
+    run.step(batch)  # the moments are made
     states = [state["sum"] for state in run.optimizer.state.values()]
     there = (*model.parameters(), model.hash.buckets, *states, *batch[:5])
     known = {t.untyped_storage().data_ptr() for t in there}
     with Watch():
-        run._step(batch)
+        run.step(batch)
     assert max(sizes) <= 8 * features.nnz  # the order of the batch; one repetition's logits are less
     assert 4 * len(np.unique(features.indices)) * B > 5 * max(sizes)
     assert model.bucket_weight.grad is None
@@ -382,11 +372,11 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
 
 def test_best_epoch_is_kept(tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.5])
-    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(validation, "evaluate_model", lambda *a: {"P@1": next(scores)})
     seen = []
-    original = TrainingRun._finish_epoch
+    original = TrainingRun.finish_epoch
     monkeypatch.setattr(
-        TrainingRun, "_finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
+        TrainingRun, "finish_epoch", lambda run: (seen.append(weights(run.model)), original(run))[1]
     )
 
     def adjusted(trained):
@@ -417,7 +407,7 @@ def test_best_epoch_is_kept(tmp_path, monkeypatch):
     ],
 )
 def test_equal_dev_metrics_keep_the_lowest_loss(tmp_path, monkeypatch, scores, losses, best):
-    original = TrainingRun._finish_epoch
+    original = TrainingRun.finish_epoch
     seen = []
 
     def finish(run):
@@ -425,8 +415,8 @@ def test_equal_dev_metrics_keep_the_lowest_loss(tmp_path, monkeypatch, scores, l
         run.state.loss_sum = float(losses[run.state.epoch] * run.state.documents)
         original(run)
 
-    monkeypatch.setattr(TrainingRun, "_finish_epoch", finish)
-    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": scores[len(seen) - 1]})
+    monkeypatch.setattr(TrainingRun, "finish_epoch", finish)
+    monkeypatch.setattr(validation, "evaluate_model", lambda *a: {"P@1": scores[len(seen) - 1]})
     for output in (None, tmp_path):
         model = build()
         seen.clear()
@@ -462,14 +452,14 @@ def test_dev_documents_without_labels_keep_the_lowest_loss():
 
 def test_ties_are_the_same_after_a_kill_and_resume(tmp_path, monkeypatch):
     """A checkpoint, also one of before ties went by loss, has the losses in its history."""
-    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": 0.5})
+    monkeypatch.setattr(validation, "evaluate_model", lambda *a: {"P@1": 0.5})
     settings = {**options, "checkpoint_minutes": 10}
     whole, model = build(), build()
     record = mach_ext.fit(whole, X, Y, X, Y, **settings)
-    original = TrainingRun._finish_epoch
+    original = TrainingRun.finish_epoch
     with monkeypatch.context() as patch:
         patch.setattr(
-            TrainingRun, "_finish_epoch", lambda run: original(run) if run.state.epoch < 3 else 1 / 0
+            TrainingRun, "finish_epoch", lambda run: original(run) if run.state.epoch < 3 else 1 / 0
         )
         with pytest.raises(ZeroDivisionError):
             mach_ext.fit(build(), X, Y, X, Y, output=tmp_path, **settings)
@@ -502,7 +492,7 @@ def test_resume_after_a_kill_of_a_run_that_began_with_an_adjusted_model(tmp_path
     whole = adjusted()
     mach_ext.fit(whole, X, Y, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "_step", lambda run, batch: 1 / 0)
+        patch.setattr(TrainingRun, "step", lambda run, batch: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mach_ext.fit(adjusted(), X, Y, output=tmp_path, **options)
     resumed = adjusted()
@@ -528,14 +518,14 @@ def test_tau_by_rule():
 
 def test_early_stopping(monkeypatch):
     scores = iter([0.5, 0.4, 0.4, 0.9])
-    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(validation, "evaluate_model", lambda *a: {"P@1": next(scores)})
     record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
     assert record.epoch == 3
 
 
 def test_patience_waits_for_a_better_metric_not_for_a_lower_loss(monkeypatch):
     scores = iter([0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
-    monkeypatch.setattr(loop, "evaluate_model", lambda *a: {"P@1": next(scores)})
+    monkeypatch.setattr(validation, "evaluate_model", lambda *a: {"P@1": next(scores)})
     record = mach_ext.fit(build(), X, Y, X, Y, patience=2, **options)
     losses = [entry["loss"] for entry in record.history]
     assert losses == sorted(losses, reverse=True)
@@ -660,7 +650,7 @@ def test_resume_with_other_settings_is_refused(tmp_path, change, message):
 
 @pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
 def test_disk_full_while_checkpointing_keeps_the_former_checkpoint(tmp_path, monkeypatch, broken):
-    calls, original = [], getattr(loop, broken)
+    calls, original = [], getattr(keeping, broken)
 
     def fail(*args, **kwargs):
         calls.append(args)
@@ -668,7 +658,7 @@ def test_disk_full_while_checkpointing_keeps_the_former_checkpoint(tmp_path, mon
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, broken, fail)
+    monkeypatch.setattr(keeping, broken, fail)
     with pytest.raises(OSError, match="No space left"):
         mach_ext.fit(build(), X, Y, output=tmp_path, **options)
     monkeypatch.undo()
@@ -697,7 +687,7 @@ def damaged_tensors(folder):
     ],
 )
 def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
-    monkeypatch.setattr(TrainingRun, "_finish", lambda run: None)  # as if killed at the very end
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: None)  # as if killed at the very end
     mach_ext.fit(build(), X, Y, output=tmp_path, **options)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -745,7 +735,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(TrainingRun, "_hidden_step", full)
+    monkeypatch.setattr(steps.HiddenStep, "__call__", full)
     message = (
         r"fit: out of memory on cpu: lower batch_size, .*R=8 repetitions of B=16.*Tried to allocate 20.00 GiB"
     )
@@ -772,16 +762,16 @@ def test_products_on_a_gpu_are_of_float32():
         b = torch.empty(4, 6, dtype=torch.bfloat16, device="cuda")
         out = torch.empty(8, 6, device="cuda")
         for term in (None, torch.empty(6, device="cuda"), out):
-            TrainingRun._add_product(None, term, a, b, out)
+            precision.add_product(term, a, b, out)
         assert (out.dtype, out.shape, out.device.type) == (torch.float32, (8, 6), "cuda")
 
 
 def test_rows_are_rounded_some_at_a_time(monkeypatch):
-    monkeypatch.setattr(loop, "ROUNDED_TOGETHER", 20)
+    monkeypatch.setattr(precision, "ROUNDED_TOGETHER", 20)
     weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     rounded = torch.zeros(30, 8, dtype=torch.bfloat16)
     order = _ops.feature_order(torch.tensor([3, 29, 7, 0, 3]), torch.tensor([0, 2, 5]), 30)
-    TrainingRun._round_rows(None, weight, rounded, order)
+    precision.round_rows(weight, rounded, order)
     changed = torch.tensor([0, 3, 7, 29])
     assert torch.equal(rounded[changed], weight[changed].bfloat16())
     assert rounded.any(1).sum() == 4
@@ -789,10 +779,10 @@ def test_rows_are_rounded_some_at_a_time(monkeypatch):
 
 def test_expected_memory_counts_what_it_says():
     model = build()
-    memory = training.expected_memory(model)
-    assert memory["weights"] == sum(p.numel() * 4 for p in model.parameters())
-    assert memory["label hash"] == 8 * 60 * 4
-    assert memory["training, peak"] > memory["predicting, peak"] > memory["weights"]
+    expected = training.expected_memory(model)
+    assert expected["weights"] == sum(p.numel() * 4 for p in model.parameters())
+    assert expected["label hash"] == 8 * 60 * 4
+    assert expected["training, peak"] > expected["predicting, peak"] > expected["weights"]
 
 
 @pytest.mark.parametrize("together", [1, 4])
@@ -816,20 +806,20 @@ def test_linear_repetitions_in_turn_resume_where_they_were(tmp_path, monkeypatch
     def build():
         return mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
 
-    steps, original = [], TrainingRun._step
+    taken, original = [], TrainingRun.step
 
     def step(run, batch):
-        steps.append(0)
-        if len(steps) == 100:  # in the third pair of repetitions
+        taken.append(0)
+        if len(taken) == 100:  # in the third pair of repetitions
             raise KeyboardInterrupt
         original(run, batch)
 
-    monkeypatch.setattr(TrainingRun, "_step", step)
+    monkeypatch.setattr(TrainingRun, "step", step)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(build(), X, Y, **settings)
     model = build()
     mach_ext.fit(model, X, Y, resume=True, **settings)
-    assert len(steps) < 100 + 8 * 19  # the first two pairs were not trained again
+    assert len(taken) < 100 + 8 * 19  # the first two pairs were not trained again
     fresh = build()
     mach_ext.fit(fresh, X, Y, **{**settings, "output": None})
     assert same_bits(weights(model), weights(fresh))
@@ -852,15 +842,15 @@ def test_short_memory_is_said_beforehand(monkeypatch):
 
 def test_a_checkpoint_of_all_repetitions_is_not_resumed_in_turn(tmp_path, monkeypatch):
     settings = {**options, "learning_rate": 0.5, "epochs": 2, "output": tmp_path}
-    steps, original = [], TrainingRun._step
+    taken, original = [], TrainingRun.step
 
     def step(run, batch):
-        steps.append(0)
-        if len(steps) == 25:
+        taken.append(0)
+        if len(taken) == 25:
             raise KeyboardInterrupt
         original(run, batch)
 
-    monkeypatch.setattr(TrainingRun, "_step", step)
+    monkeypatch.setattr(TrainingRun, "step", step)
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(model, X, Y, **settings)
@@ -875,7 +865,7 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
     def killed(run, batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingRun, "_step", killed)
+    monkeypatch.setattr(TrainingRun, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         mach_ext.fit(build(), X, Y, output=tmp_path, **{**options, "learning_rate": 0.5})
     with pytest.raises(ValueError, match=r"hyperparameters.learning_rate was 0.5, now 0.01"):

@@ -33,7 +33,7 @@ from mach_ext.training.documents import TrainingData
 from mach_ext.training.run import TrainingRun
 
 BATCH, STEPS = 256, 4
-NEGLIGIBLE = 0.01  # fit's negligible_gradient in the rows that skip
+NEGLIGIBLE = 0.01  # fit's gradient_threshold in the rows that skip
 
 
 # ------------------------------------------------------------------------------------------------- providers
@@ -261,7 +261,7 @@ def test_hidden_epoch(compare, real_data, name, stage):
     plain = PlainHidden(model, X, Y)
     ours = {
         "mach_ext": Ours(copy.deepcopy(model), X, Y),
-        "mach_ext, negligible skipped": Ours(model, X, Y, negligible_gradient=NEGLIGIBLE),
+        "mach_ext, negligible skipped": Ours(model, X, Y, gradient_threshold=NEGLIGIBLE),
     }
     losses = [run.steps(1) for run in (plain, *ours.values())]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
@@ -300,7 +300,7 @@ def test_negligible_gradient(request, real_data, name):
         for seed, negligible in itertools.product(SEEDS, (0.0, NEGLIGIBLE)):
             model = mach_ext.MACH(data.num_features, data.num_labels, R, B, seed=seed)
             start = time.process_time()
-            settings = {"seed": seed, "negligible_gradient": negligible, "progress": False}
+            settings = {"seed": seed, "gradient_threshold": negligible, "progress": False}
             record = mach_ext.fit(model, data.train.X, data.train.Y, *dev, **settings)
             best = record.history[record.best_epoch - 1]
             runs.append(

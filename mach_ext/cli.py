@@ -375,7 +375,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--encoder-eps", type=_rate, default=None, help="Adam's eps for these rows (1e-4)")
     fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
     fit.add_argument(
-        "--negligible-gradient", type=_share, default=None, help="see mach_ext.training (0: exact)"
+        "--gradient-threshold",
+        "--negligible-gradient",
+        type=_share,
+        default=None,
+        help="see mach_ext.training (0: exact)",
     )
     fit.add_argument(
         "--precision", choices=training.PRECISIONS, default=None, help="of the products (float32)"
@@ -608,7 +612,7 @@ def train(args: Any) -> None:
     for name, split in dataset.splits.items():
         _say_without_features(f"{name}: ", split.without_features, len(split))
     if args.svm is None and not for_fit and args.hidden_size is None and args.device == "cpu":
-        args.svm = svm.worthwhile(dataset.train.Y, dataset.num_features)
+        args.svm = svm.prefer_svm(dataset.train.Y, dataset.num_features)
         if args.svm:
             say("labels have many documents: support vector machines (--no-svm: a hidden layer)")
     if args.C is not None and not args.svm:
@@ -637,14 +641,14 @@ def train(args: Any) -> None:
 
 
 def _suggested(dataset: data.Dataset) -> dict[str, Any]:
-    return training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
+    return training.default_sizes(len(dataset.train), dataset.num_features, dataset.num_labels)
 
 
 def _new_model(dataset: data.Dataset, args: Any) -> nn.MACH:
     suggested, hidden_size, encoder = _suggested(dataset), args.hidden_size, args.encoder or "shared"
     if args.svm:
         hidden_size = hidden_size or (0,)
-        suggested |= svm.suggested(dataset.num_labels)
+        suggested |= svm.default_svm_sizes(dataset.num_labels)
     elif hidden_size is None:
         hidden_size, encoder = (suggested["hidden_size"],), args.encoder or suggested["encoder"]
     return nn.MACH(
@@ -681,10 +685,10 @@ def _solve(model: nn.MACH, dataset: data.Dataset, folder: Path, args: Any) -> tr
     started = time.monotonic()
     C = 1.0 if args.C is None else args.C
     svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=not args.quiet)
-    with training.exclusive(folder):
+    with training.lock_run(folder):
         if not args.overwrite:  # another run may have ended here meanwhile
             runs.refuse_to_replace(folder)
-        training.forget(folder)
+        training.delete_checkpoint(folder)
         model.save(folder)
     return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
@@ -1260,7 +1264,7 @@ def compress(args: Any) -> None:
         return {"bytes": sum(file.stat().st_size for file in files), **result}
 
     before = measured(folder)
-    with _naming(output), training.exclusive(output):
+    with _naming(output), training.lock_run(output):
         if not args.overwrite:  # another run may have ended here meanwhile
             runs.refuse_to_replace(output, model)
         model.save(output, args.step)

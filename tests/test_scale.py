@@ -107,7 +107,7 @@ Y = scipy.sparse.random(N, 500, density=0.01, format="csr", dtype=np.float32, ra
 
 def run(R, B):
     model = mach_ext.MACH(3000, 500, num_repetitions=R, num_buckets=B, hidden_size=64)
-    settings = training.Hyperparameters.of(model, batch_size=N, negligible_gradient=float(sys.argv[2]))
+    settings = training.Hyperparameters.of(model, batch_size=N, gradient_threshold=float(sys.argv[2]))
     model.train()
     return TrainingRun(model, settings, TrainingData(X, Y))
 

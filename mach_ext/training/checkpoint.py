@@ -13,13 +13,15 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
-CHECKPOINT_FORMAT = 1  # Before it had a number, it had no digests.
+# Before it had a number, it had no digests. Up to 1 a hyper-parameter had another name.
+CHECKPOINT_FORMAT = 2
+_FORMER_HYPERPARAMETERS = {"negligible_gradient": "gradient_threshold"}
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
 _TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
 _SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
 _count = range(2**53)  # as floats count
 _CHECKPOINT_SCHEMA = {
-    "format?": {CHECKPOINT_FORMAT},
+    "format?": {1, CHECKPOINT_FORMAT},
     "hyperparameters": {"epochs": _count, "*": ANY},
     "model": {"*": ANY},
     "hash": str,
@@ -47,6 +49,8 @@ _CHECKPOINT_SCHEMA = {
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The record of the checkpoint in a folder, checked by itself.
 
+    Hyper-parameters that former versions wrote under another name have their new one.
+
     Raises:
         ValueError: It is damaged or no checkpoint. Older ones have no digest, and less is told of them.
         OSError: It is not there, or can't be read.
@@ -58,6 +62,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: not a checkpoint: {key} is missing")
         if record["sha256"] != digest_of(record):
             raise ValueError(f"{file}: not a checkpoint: edited: its contents do not match their SHA-256")
+    if record.get("format", 0) < 2:
+        given = record["hyperparameters"].items()
+        record["hyperparameters"] = {_FORMER_HYPERPARAMETERS.get(name, name): value for name, value in given}
     return record
 
 

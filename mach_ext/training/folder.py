@@ -18,7 +18,7 @@ _HALF_WRITTEN = (
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path | None) -> Iterator[None]:
+def lock_run(folder: Path | None) -> Iterator[None]:
     """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
 
     The thread that holds the lock may save into the folder; others can't.
@@ -48,7 +48,7 @@ def tensor_files(folder: Path) -> set[str]:
     return names
 
 
-def forget(folder: Path) -> None:
+def delete_checkpoint(folder: Path) -> None:
     """Removes the checkpoint of a former run: nothing is left to resume."""
     tensors = tensor_files(folder)
     (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
@@ -76,8 +76,8 @@ def _is_part(folder: Path) -> bool:
 
 def delete_part(part: Path) -> None:
     """Removes what a run has written into the folder of its repetitions, and the folder if that was all."""
-    with exclusive(part):
+    with lock_run(part):
         _model_folder.delete(part)
-        forget(part)
+        delete_checkpoint(part)
     with contextlib.suppress(OSError):
         part.rmdir()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext.nn import MACH
 
 OPTIMIZERS = ("adam", "adagrad")
@@ -40,7 +41,7 @@ class Hyperparameters:
             metric is no gain.
         metric: Which dev metric picks the best epoch. Of epochs with equal metrics the one of the lowest
             training loss is kept, of these the earliest.
-        negligible_gradient: Hidden layers only. A negative bucket of probability p = sigmoid(z) has the
+        gradient_threshold: Hidden layers only. A negative bucket of probability p = sigmoid(z) has the
             gradient p / (N R), and most p are tiny. Those below this number go into the products of the
             backward pass all together, as one rank-one matrix with their sums over buckets and over
             documents, which costs next to nothing. 0, the default, computes each. The loss and the bucket
@@ -68,11 +69,12 @@ class Hyperparameters:
     seed: int = 0
     patience: int | None = None
     metric: str = "P@1"
-    negligible_gradient: float = 0.0
+    gradient_threshold: float = 0.0
     precision: str = "float32"
     tau: float | None = None
 
     @classmethod
+    @renamed_argument("negligible_gradient", "gradient_threshold")
     def of(cls, model: MACH, **given: Any) -> Hyperparameters:
         """Defaults for this kind of model (linear: Adagrad); what is given and not None replaces them."""
         defaults: dict[str, Any] = {}
@@ -83,12 +85,12 @@ class Hyperparameters:
             if name not in known:
                 raise TypeError(f"fit: unknown hyper-parameter {name!r}; known: {', '.join(known)}")
         settings = cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
-        if model.is_linear and settings.negligible_gradient > 0:
-            raise ValueError("fit: negligible_gradient is for models with a hidden layer")
+        if model.is_linear and settings.gradient_threshold > 0:
+            raise ValueError("fit: gradient_threshold is for models with a hidden layer")
         _check_dtypes(model)
         device = model.bucket_bias.device
-        if settings.negligible_gradient > 0 and device.type != "cpu":
-            raise ValueError(f"fit: negligible_gradient is for models on the CPU, this one is on {device}")
+        if settings.gradient_threshold > 0 and device.type != "cpu":
+            raise ValueError(f"fit: gradient_threshold is for models on the CPU, this one is on {device}")
         if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
             raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
         if settings.tau and model.merge != "mean_logit":
@@ -110,12 +112,18 @@ class Hyperparameters:
                 raise ValueError(
                     f"fit: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if not 0 <= self.negligible_gradient < 1:
-            raise ValueError(f"fit: negligible_gradient must be in [0, 1), got {self.negligible_gradient}")
+        if not 0 <= self.gradient_threshold < 1:
+            raise ValueError(f"fit: gradient_threshold must be in [0, 1), got {self.gradient_threshold}")
         if self.tau is not None and not (isinstance(self.tau, (int, float)) and 0 <= self.tau <= 100):
             raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+
+# Of what `dataclass` made, so after it.
+Hyperparameters.__init__ = renamed_argument(  # type: ignore[method-assign]
+    "negligible_gradient", "gradient_threshold"
+)(Hyperparameters.__init__)
 
 
 def _check_dtypes(model: MACH) -> None:

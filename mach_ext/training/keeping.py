@@ -90,7 +90,7 @@ class RunFolder:
         if record["tensors"] is not None and "sha256" not in record:
             warnings.warn(
                 f"{self.file}: is of before checkpoints had digests: damage can't be told from contents",
-                stacklevel=5,  # behind `TrainingRun.resume`, `fit` and `memory_errors`
+                stacklevel=6,  # behind `TrainingRun.resume`, `fit` and its two decorators
             )
         return record
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext.nn import MACH, check_finite
 from mach_ext.training.documents import check_training_data
-from mach_ext.training.folder import exclusive
+from mach_ext.training.folder import lock_run
 from mach_ext.training.hyperparameters import METRICS, Hyperparameters
 from mach_ext.training.memory import repetitions_together
 from mach_ext.training.progress import Progress
@@ -16,6 +17,7 @@ from mach_ext.training.repetitions import train_in_turn
 from mach_ext.training.run import TrainingRun
 
 
+@renamed_argument("negligible_gradient", "gradient_threshold")
 @memory_errors("lower batch_size, num_buckets or hidden_size")
 def fit(
     model: MACH,
@@ -79,7 +81,7 @@ def fit(
         raise ValueError("fit: resume needs the output folder of the run to go on with")
     together = repetitions_together(model, data.X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
-    with exclusive(folder):
+    with lock_run(folder):
         run = TrainingRun(model, settings, data, folder, resuming=resume, show_progress=progress)
         if resume:
             run.resume()

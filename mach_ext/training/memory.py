@@ -85,7 +85,7 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted:
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
             f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
-            stacklevel=4,  # behind `memory_errors`
+            stacklevel=5,  # behind `fit`, `memory_errors` and `renamed_argument`
         )
     return R
 

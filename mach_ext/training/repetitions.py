@@ -9,7 +9,7 @@ import torch
 from mach_ext._progress import tqdm
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.nn import MACH
-from mach_ext.training.folder import forget
+from mach_ext.training.folder import delete_checkpoint
 from mach_ext.training.progress import TrainingInterrupted
 from mach_ext.training.run import TrainingRun
 
@@ -19,7 +19,7 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
     R, state = run.model.num_repetitions, run.state
     run.model.set_logit_adjustment(0)
     if run.folder is not None and not run.resuming:
-        forget(run.folder.folder)
+        delete_checkpoint(run.folder.folder)
     for first in range(0, R, together):
         last = min(first + together, R)
         if run.show_progress:

@@ -99,7 +99,7 @@ class HiddenStep:
         max_documents: int,
     ) -> None:
         self.model, self.optimizer, self.max_documents = model, optimizer, max_documents
-        self.negligible_gradient = settings.negligible_gradient
+        self.gradient_threshold = settings.gradient_threshold
         self.product_dtype = product_dtype(model.bucket_bias.dtype, settings.precision)
         self.rows = RowsCopy(self.product_dtype)
 
@@ -184,8 +184,8 @@ class HiddenStep:
     ) -> None:
         """One repetition's gradients, by BLAS or without the negligible entries, whichever is faster."""
         N, B = gradient.shape
-        if self.negligible_gradient > 0:
-            negligible = self.negligible_gradient / self.model.num_repetitions / N
+        if self.gradient_threshold > 0:
+            negligible = self.gradient_threshold / self.model.num_repetitions / N
             most = int(WORTH_SKIPPING * N * B)
             outputs = (grad_hidden, grad_weight)
             exact = hidden.to(gradient.dtype), weight.to(gradient.dtype)

@@ -13,8 +13,6 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.data import check_labels
-from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
 from mach_ext.training.documents import check_documents, typical_length
 
@@ -151,31 +149,3 @@ def fit_svm(
             ConvergenceWarning,
             stacklevel=3,  # behind `memory_errors`
         )
-
-
-def worthwhile(Y: Any, num_features: int) -> bool:
-    """Whether `mach-ext train` takes SVMs for labels Y [N, L] where nothing else is asked for.
-
-    It does where labels have many documents: N is at least 10,000, a label that occurs has 32 documents on
-    average, and the weights at `suggested` sizes are at most 3 x 10^8 floats (1.2 GB). Elsewhere hidden
-    units, that labels share, were better, on each of the datasets of docs/accuracy.md.
-    """
-    Y = check_labels(Y, "worthwhile: Y")
-    sizes = suggested(Y.shape[1])
-    weights = num_features * sizes["num_repetitions"] * sizes["num_buckets"]
-    seen = max(1, int((label_counts(Y) > 0).sum()))
-    return bool(Y.shape[0] >= 10_000 and Y.nnz >= 32 * seen and weights <= 3e8)
-
-
-def suggested(num_labels: int) -> dict[str, int]:
-    """R and B for `fit_svm`, where nothing else is known: docs/accuracy.md.
-
-    R is 8, B the power of two next to L / 8, within 64 ... 2,048.
-
-    Example:
-        >>> from mach_ext.svm import suggested
-        >>> suggested(num_labels=4271)
-        {'num_repetitions': 8, 'num_buckets': 512}
-    """
-    buckets = 2 ** round(math.log2(max(num_labels, 2) / 8))
-    return {"num_repetitions": 8, "num_buckets": min(max(buckets, 64), 2048)}

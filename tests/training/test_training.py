@@ -287,14 +287,14 @@ def always_skip(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
 def test_nothing_is_negligible_below_every_gradient(always_skip, name):
     """The sparse products with all entries kept: the steps of the dense ones, up to rounding."""
-    run = after_steps(name, negligible_gradient=1e-12)
+    run = after_steps(name, gradient_threshold=1e-12)
     assert set(always_skip) == {50 * 16}
     assert_same_run(run, after_steps(name))
 
 
 def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
     exact = after_steps("two layers", steps=1)
-    run = after_steps("two layers", steps=1, negligible_gradient=0.5)
+    run = after_steps("two layers", steps=1, gradient_threshold=0.5)
     assert sum(always_skip) < 0.3 * 4 * 50 * 16
     assert run.state.loss_sum == exact.state.loss_sum
     moments = (r.optimizer.state[r.model.bucket_bias]["exp_avg"] for r in (run, exact))
@@ -305,13 +305,13 @@ def test_negligible_gradients_leave_loss_and_biases_alone(always_skip):
 
 def test_dense_products_where_too_many_gradients_count(monkeypatch):
     monkeypatch.setattr(steps, "WORTH_SKIPPING", -1.0)
-    run, exact = (after_steps("shared", negligible_gradient=p) for p in (0.5, 0.0))
+    run, exact = (after_steps("shared", gradient_threshold=p) for p in (0.5, 0.0))
     assert same_bits(weights(run.model), weights(exact.model))
 
 
 def test_learns_without_negligible_gradients(always_skip):
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=16)
-    settings = {"epochs": 40, "batch_size": 32, "learning_rate": 0.02, "negligible_gradient": 0.05}
+    settings = {"epochs": 40, "batch_size": 32, "learning_rate": 0.02, "gradient_threshold": 0.05}
     mach_ext.fit(model, X, Y, progress=False, **settings)
     assert sum(always_skip) < 0.6 * len(always_skip) * 32 * 16
     assert mach_ext.metrics.precision_at_k(Y, model.predict(X, 1)[1], 1) > 0.9
@@ -611,7 +611,7 @@ def test_one_run_a_folder_and_what_a_kill_left_is_cleared(tmp_path):
     (tmp_path / f".weights-0.safetensors.{dead.pid}.tmp").write_text("half")
     (tmp_path / ".notes.tmp").write_text("the user's")
     (tmp_path / "repetitions-notes.txt").write_text("the user's")
-    with training.exclusive(tmp_path):
+    with training.lock_run(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".notes.tmp", "repetitions-notes.txt"]
         with pytest.raises(ValueError, match="another run is training in"):
             mach_ext.fit(build(), X, Y, output=tmp_path, **options)
@@ -711,7 +711,7 @@ def test_damaged_checkpoint_is_named(tmp_path, monkeypatch, damage, message):
         ({"optimizer": "sgd"}, ValueError, "optimizer must be one of adam, adagrad, got 'sgd'"),
         ({"schedule": "cosine"}, ValueError, "schedule must be one of linear, constant"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
-        ({"negligible_gradient": 1.0}, ValueError, r"negligible_gradient must be in \[0, 1\), got 1.0"),
+        ({"gradient_threshold": 1.0}, ValueError, r"gradient_threshold must be in \[0, 1\), got 1.0"),
         ({"patience": 0}, ValueError, "patience must be None or at least 1, got 0"),
         ({"X_dev": X, "Y_dev": Y, "metric": "F1"}, ValueError, "metric must be one of P@1, .* got 'F1'"),
         ({"momentum": 0.9}, TypeError, "unknown hyper-parameter 'momentum'"),
@@ -745,14 +745,14 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
 
 def test_negligible_gradients_are_for_the_cpu():
     model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8).to("meta")
-    with pytest.raises(ValueError, match="negligible_gradient is for models on the CPU, this one is on meta"):
-        mach_ext.fit(model, X, Y, negligible_gradient=0.01)
+    with pytest.raises(ValueError, match="gradient_threshold is for models on the CPU, this one is on meta"):
+        mach_ext.fit(model, X, Y, gradient_threshold=0.01)
 
 
 def test_linear_models_have_no_negligible_gradients():
     model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
-    with pytest.raises(ValueError, match="negligible_gradient is for models with a hidden layer"):
-        mach_ext.fit(model, X, Y, negligible_gradient=0.01)
+    with pytest.raises(ValueError, match="gradient_threshold is for models with a hidden layer"):
+        mach_ext.fit(model, X, Y, gradient_threshold=0.01)
 
 
 def test_products_on_a_gpu_are_of_float32():
@@ -886,7 +886,7 @@ def test_a_new_run_makes_the_former_checkpoint_void(tmp_path, monkeypatch):
         (0, 1, 1, 32, 16, 256, True, 10),
     ],
 )
-def test_suggested_sizes(N, D, L, R, buckets, units, own, epochs):
+def test_default_sizes(N, D, L, R, buckets, units, own, epochs):
     encoders = {"hidden_size": units, "encoder": "independent" if own else "shared"}
     expected = {"num_repetitions": R, **encoders, "num_buckets": buckets, "epochs": epochs}
-    assert training.suggested(N, D, L) == expected
+    assert training.default_sizes(N, D, L) == expected

@@ -46,7 +46,7 @@ def answers(
     Returns:
         [N, k] label ids, filled up with -1 where the model has no more labels.
     """
-    ask = rerank or (lambda some, count: model.predict(some, count)[1])
+    ask = rerank or (lambda documents, count: model.predict(documents, count)[1])
     excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
     N = X.shape[0]
     check_memory("answers: labels", 8 * N * k, "pass fewer documents or lower k", N=N, k=k)
@@ -55,9 +55,9 @@ def answers(
     sizes = np.ceil(np.log2(excluded + 1)).astype(int)
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
-        some = X if len(rows) == X.shape[0] else X[rows]
-        found = ask(some, min(k + int(excluded[rows].max()), model.num_labels))
+        documents = X if len(rows) == X.shape[0] else X[rows]
+        ranked = ask(documents, min(k + int(excluded[rows].max()), model.num_labels))
         if size:
-            found = metrics.without_filtered(found, filtered[rows])
-        labels[rows, : found.shape[1]] = found[:, :k]
+            ranked = metrics.without_filtered(ranked, filtered[rows])
+        labels[rows, : ranked.shape[1]] = ranked[:, :k]
     return labels

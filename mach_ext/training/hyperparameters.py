@@ -120,7 +120,7 @@ class Hyperparameters:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
 
 
-# Of what `dataclass` made, so after it.
+# `dataclass` writes `__init__`, so it can be decorated only afterwards.
 Hyperparameters.__init__ = renamed_argument(  # type: ignore[method-assign]
     "negligible_gradient", "gradient_threshold"
 )(Hyperparameters.__init__)

@@ -58,18 +58,18 @@ def expected_memory(
     }
 
 
-def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, wanted: int | None) -> int:
+def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: int | None) -> int:
     """How many repetitions to train at a time; warns where all of them would not fit in memory."""
     R = model.num_repetitions
-    if wanted is not None:
+    if given is not None:
         if not model.is_linear:
             raise ValueError("fit: repetitions_at_a_time is for linear MACH; a shared encoder needs them all")
-        if not 1 <= wanted <= R:
-            raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {wanted}")
-        if wanted < R and settings.patience is not None:
+        if not 1 <= given <= R:
+            raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {given}")
+        if given < R and settings.patience is not None:
             raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
-        _check_state_fits(model, settings, wanted)
-        return wanted
+        _check_state_fits(model, settings, given)
+        return given
     _check_state_fits(model, settings, R)
     device = model.bucket_bias.device
     nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])

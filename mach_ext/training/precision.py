@@ -36,8 +36,8 @@ class RowsCopy:
 def round_rows(weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
     """The rows [., M] of the copy that a step has changed."""
     if rounded.dtype != weight.dtype:
-        for some in order.features.split(max(1, ROUNDED_TOGETHER // weight.shape[-1])):
-            rounded[some] = weight.detach()[some].to(rounded.dtype)
+        for rows in order.features.split(max(1, ROUNDED_TOGETHER // weight.shape[-1])):
+            rounded[rows] = weight.detach()[rows].to(rounded.dtype)
 
 
 def add_product(term: Tensor | None, a: Tensor, b: Tensor, out: Tensor) -> None:

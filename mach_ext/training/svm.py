@@ -77,6 +77,31 @@ def fit_svm(
         True
     """
     C, tolerance, max_passes = float(C), float(tolerance), F.as_int("fit_svm", "max_passes", max_passes)
+    _check_model(model)
+    for name, value, low, high in (
+        ("C", C, 1e-6, 1e6), ("tolerance", tolerance, 1e-12, 1e6), ("max_passes", max_passes, 1, 2**31 - 1),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
+    X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
+    model.hash.check_contents()
+    if X.shape[0] == 0:
+        raise ValueError("fit_svm: needs at least one document, got N=0")
+    _check_room(model, X)
+    total = model.num_repetitions * model.num_buckets
+    with tqdm(total=total, unit="bucket", disable=not progress, dynamic_ncols=True) as bar:
+        unfinished = _solve(model, X, Y, bar, C=C, tolerance=tolerance, max_passes=max_passes)
+    model.eval()
+    if unfinished:
+        warnings.warn(
+            f"fit_svm: up to {unfinished} of {total} buckets are not within "
+            f"tolerance={tolerance} after max_passes={max_passes}",
+            ConvergenceWarning,
+            stacklevel=3,  # behind `memory_errors`
+        )
+
+
+def _check_model(model: MACH) -> None:
     weight, bias = model.bucket_weight, model.bucket_bias
     if (
         not model.is_linear
@@ -88,16 +113,10 @@ def fit_svm(
             "fit_svm: is for linear MACH (hidden_size=0), float32 or float64, on the CPU; got hidden_size="
             f"{model.hidden_sizes}, {weight.dtype} (bias {bias.dtype}) on {weight.device}"
         )
-    for name, value, low, high in (
-        ("C", C, 1e-6, 1e6), ("tolerance", tolerance, 1e-12, 1e6), ("max_passes", max_passes, 1, 2**31 - 1),
-    ):  # fmt: skip
-        if not low <= value <= high:
-            raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
-    X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
-    model.hash.check_contents()
-    if X.shape[0] == 0:
-        raise ValueError("fit_svm: needs at least one document, got N=0")
-    size, tiles = weight.element_size(), math.ceil(model.num_buckets / _ops.SVM_TILE)
+
+
+def _check_room(model: MACH, X: Any) -> None:
+    size, tiles = model.bucket_weight.element_size(), math.ceil(model.num_buckets / _ops.SVM_TILE)
     threads = min(torch.get_num_threads(), tiles)
     check_memory(
         "fit_svm: a copy of X, and what each thread keeps of a bucket",
@@ -105,6 +124,12 @@ def fit_svm(
         "pass fewer documents, or lower torch.set_num_threads",
         N=X.shape[0], D=X.shape[1], threads=threads,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _solve(model: MACH, X: Any, Y: Any, bar: Any, *, C: float, tolerance: float, max_passes: int) -> int:
+    """Solves each bucket; returns how many may not be within the tolerance."""
+    weight, bias, B = model.bucket_weight, model.bucket_bias, model.num_buckets
     length = typical_length(X)
     values = torch.from_numpy(X.data).to(weight.dtype) / length
     indices = torch.from_numpy(X.indices.astype(np.int32, copy=False))
@@ -112,40 +137,29 @@ def fit_svm(
     label_indices, label_indptr = (
         torch.from_numpy(a.astype(np.int64, copy=False)) for a in (Y.indices, Y.indptr)
     )
-    unfinished, B = 0, model.num_buckets
+    unfinished = 0
     together = 4 * _ops.SVM_TILE * torch.get_num_threads()  # between two moves of the bar
-    with (
-        torch.no_grad(),
-        tqdm(total=model.num_repetitions * B, unit="bucket", disable=not progress, dynamic_ncols=True) as bar,
-    ):
-        model.set_logit_adjustment(0)
-        for r in range(model.num_repetitions):
-            for first in range(0, B, together):
-                last = min(first + together, B)
-                solved, solved_bias = weight[r, :, first:last], bias[r, first:last]
-                passes = _ops.bucket_svm(
-                    values,
-                    indices,
-                    indptr,
-                    model.hash.buckets[r],
-                    label_indices,
-                    label_indptr,
-                    first=first,
-                    C=C,
-                    tolerance=tolerance,
-                    max_passes=max_passes,
-                    weight=solved,
-                    bias=solved_bias,
-                )
-                solved.mul_(SLOPE / length)
-                solved_bias.mul_(SLOPE)
-                unfinished += min(_ops.SVM_TILE * int((passes > max_passes).sum()), last - first)
-                bar.update(last - first)
-    model.eval()
-    if unfinished:
-        warnings.warn(
-            f"fit_svm: up to {unfinished} of {model.num_repetitions * B} buckets are not within "
-            f"tolerance={tolerance} after max_passes={max_passes}",
-            ConvergenceWarning,
-            stacklevel=3,  # behind `memory_errors`
-        )
+    model.set_logit_adjustment(0)
+    for r in range(model.num_repetitions):
+        for first in range(0, B, together):
+            last = min(first + together, B)
+            solved, solved_bias = weight[r, :, first:last], bias[r, first:last]
+            passes = _ops.bucket_svm(
+                values,
+                indices,
+                indptr,
+                model.hash.buckets[r],
+                label_indices,
+                label_indptr,
+                first=first,
+                C=C,
+                tolerance=tolerance,
+                max_passes=max_passes,
+                weight=solved,
+                bias=solved_bias,
+            )
+            solved.mul_(SLOPE / length)
+            solved_bias.mul_(SLOPE)
+            unfinished += min(_ops.SVM_TILE * int((passes > max_passes).sum()), last - first)
+            bar.update(last - first)
+    return unfinished

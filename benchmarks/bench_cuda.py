@@ -31,6 +31,8 @@ from inputs import bucket_scores, documents, label_hash
 
 import mach_ext
 from mach_ext import _ops, training
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
 
 F = mach_ext.functional
 GPU = torch.cuda.is_available() and not _ops.CUDA_FAULT
@@ -241,10 +243,11 @@ def training_work(
         Y = scipy.sparse.csr_matrix((np.ones(N * labels, np.float32), ids.ravel(), label_indptr), (N, L))
         model = mach_ext.MACH(D, L, R, B, H).to(DEVICE).train()
         settings = training.Hyperparameters.of(model, batch_size=N, precision=precision)
-        run = training._Run(model, settings, X, Y, None, None, False, False)
+        run = TrainingRun(model, settings, TrainingData(X, Y))
         (batch,) = mach_ext.data.iter_batches(X, Y, N)
         tensors = [t.to(DEVICE) for t in batch[:5]]
-        ours = lambda: run._hidden_step(*tensors)  # noqa: E731
+        on_device = mach_ext.data.Batch(*tensors, batch.rows)
+        ours = lambda: run.do_step(on_device, True)  # noqa: E731
         plain = PlainMach(model, precision)
         targets = plain.positions(tensors[3], tensors[4])
         X_torch = (tensors[1].long(), tensors[2][:-1].long(), tensors[0])

@@ -28,10 +28,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, embedding_bag
 import mach_ext
 from mach_ext import _ops
 from mach_ext.data import Batch, iter_batches
-from mach_ext.training import Hyperparameters, _Run
+from mach_ext.training import Hyperparameters
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
 
 BATCH, STEPS = 256, 4
-NEGLIGIBLE = 0.01  # fit's negligible_gradient in the rows that skip
+NEGLIGIBLE = 0.01  # fit's gradient_threshold in the rows that skip
 
 
 # ------------------------------------------------------------------------------------------------- providers
@@ -42,7 +44,7 @@ class Ours:
 
     def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, **settings: Any) -> None:
         settings = Hyperparameters.of(model, schedule="constant", **settings)
-        self.run = _Run(model, settings, X, Y, None, None, resume=False, progress=False)
+        self.run = TrainingRun(model, settings, TrainingData(X, Y))
         self.batches = endless(X, Y)
 
     def steps(self, count: int = STEPS) -> float:
@@ -50,7 +52,7 @@ class Ours:
         state = self.run.state
         state.loss_sum, state.documents = 0.0, 0
         for batch in itertools.islice(self.batches, count):
-            self.run._step(batch)
+            self.run.step(batch)
         return state.loss_sum / state.documents
 
 
@@ -259,7 +261,7 @@ def test_hidden_epoch(compare, real_data, name, stage):
     plain = PlainHidden(model, X, Y)
     ours = {
         "mach_ext": Ours(copy.deepcopy(model), X, Y),
-        "mach_ext, negligible skipped": Ours(model, X, Y, negligible_gradient=NEGLIGIBLE),
+        "mach_ext, negligible skipped": Ours(model, X, Y, gradient_threshold=NEGLIGIBLE),
     }
     losses = [run.steps(1) for run in (plain, *ours.values())]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
@@ -298,7 +300,7 @@ def test_negligible_gradient(request, real_data, name):
         for seed, negligible in itertools.product(SEEDS, (0.0, NEGLIGIBLE)):
             model = mach_ext.MACH(data.num_features, data.num_labels, R, B, seed=seed)
             start = time.process_time()
-            settings = {"seed": seed, "negligible_gradient": negligible, "progress": False}
+            settings = {"seed": seed, "gradient_threshold": negligible, "progress": False}
             record = mach_ext.fit(model, data.train.X, data.train.Y, *dev, **settings)
             best = record.history[record.best_epoch - 1]
             runs.append(

@@ -46,7 +46,7 @@ CONSTANTS = re.compile(
             r"\b95 %,? bootstrap|\bbisection to 2 %|\b32 MB of shared L3",
             r"\b0\.04 in eurlex57k and 0\.25 in wordnet",  # of the data
             r"\bwithin 4 GB|\bin under 9 minutes",  # tests hold these two
-            # training.suggested and svm.worthwhile
+            # training.default_sizes and svm.prefer_svm
             r"\b16,384 labels|\b10,000 documents|\b(?:than|fit) 1\.2 GB|\b146,000|\b225,000 documents|"
             r"\bwithin 16 and 2,048",
         ]

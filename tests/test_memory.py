@@ -294,7 +294,8 @@ def too_much(*_, **__):
         ("MACH.topk", "functional.merge_topk", lambda X, Y: small_model().topk(
             *map(torch.from_numpy, (X.data, X.indices, X.indptr)), 3)),
         ("MACH.save", "_model_folder.tensors._write_tensors", lambda X, Y: small_model().save("new")),
-        ("fit", "training._Run._hidden_step", lambda X, Y: mach_ext.fit(small_model(), X, Y, progress=False)),
+        ("fit", "training.steps.HiddenStep.__call__", lambda X, Y: mach_ext.fit(
+            small_model(), X, Y, progress=False)),
         ("votes", "functional.bucket_logits", lambda X, Y: mach_ext.explain.votes(small_model(), X[0], 1)),
         ("PGD.perturb", "_ops.sparse_linear", lambda X, Y: mach_ext.attack.PGD(small_model()).perturb(X, Y)),
         ("SparseAdam.step", "optim.SparseAdam._row_op", lambda X, Y: step(small_model(), X, Y)),

@@ -103,7 +103,7 @@ def in_thread(function):
 
 def test_a_save_beside_a_training_run_is_refused(tmp_path):
     build().save(tmp_path)
-    with training.exclusive(tmp_path):
+    with training.lock_run(tmp_path):
         error = in_thread(lambda: build(1).save(tmp_path))
         build(2).save(tmp_path)  # by the run itself
     assert isinstance(error, ValueError)
@@ -142,7 +142,7 @@ def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
 
 def test_a_folder_that_vanishes_is_made_again(tmp_path):
     folder = tmp_path / "a"
-    with training.exclusive(folder):
+    with training.lock_run(folder):
         folder.rmdir()
         build().save(folder)
     assert mach_ext.load(folder).seed == 0
@@ -233,7 +233,7 @@ def test_a_journal_deletes_nothing_that_a_later_format_names(tmp_path):
     journal = {"files": [name for name in names(tmp_path) if name != "model.json"]}
     (tmp_path / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(sealed(journal)))
     forge(tmp_path, lambda record: record.update(format=99))
-    with training.exclusive(tmp_path):
+    with training.lock_run(tmp_path):
         assert {*journal["files"]} < {*names(tmp_path)}
         assert len(names(tmp_path)) == 3
 

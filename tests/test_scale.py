@@ -95,6 +95,8 @@ def test_ten_million_label_model_is_saved_loaded_and_asked(tmp_path, capsys):
 STEP = """
 import sys, torch, numpy as np, scipy.sparse, mach_ext
 from mach_ext import training
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
 
 def memory_mb(key):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
@@ -105,14 +107,14 @@ Y = scipy.sparse.random(N, 500, density=0.01, format="csr", dtype=np.float32, ra
 
 def run(R, B):
     model = mach_ext.MACH(3000, 500, num_repetitions=R, num_buckets=B, hidden_size=64)
-    settings = training.Hyperparameters.of(model, batch_size=N, negligible_gradient=float(sys.argv[2]))
+    settings = training.Hyperparameters.of(model, batch_size=N, gradient_threshold=float(sys.argv[2]))
     model.train()
-    return training._Run(model, settings, X, Y, None, None, False, False)
+    return TrainingRun(model, settings, TrainingData(X, Y))
 
 def steps(run, count):
     for _ in range(count):
         run.state.batch = 0
-        run._step(next(run._batches()))
+        run.step(next(run.batches()))
 
 steps(run(8, 50), 2)  # threads and allocators warm
 before = memory_mb("VmRSS")

@@ -202,20 +202,20 @@ def test_fit_beside_threads_that_draw_and_predict_ends_with_the_same_bits():
 def test_warnings_of_other_threads_come_through_while_fit_runs(tmp_path, monkeypatch):
     """The filters of the warnings module are the whole process's."""
     seen = []
-    finish = training._Run._finish
+    finish = training.run.TrainingRun.finish
 
     def spy(run):
-        load = training.load
+        load = training.keeping.load
 
         def loaded(folder):
             seen.append(list(warnings.filters))
             return load(folder)
 
-        monkeypatch.setattr(training, "load", loaded)
+        monkeypatch.setattr(training.keeping, "load", loaded)
         finish(run)
-        monkeypatch.setattr(training, "load", load)
+        monkeypatch.setattr(training.keeping, "load", load)
 
-    monkeypatch.setattr(training._Run, "_finish", spy)
+    monkeypatch.setattr(training.run.TrainingRun, "finish", spy)
     model = build("linear")
     filters = list(warnings.filters)
     mach_ext.fit(model, X, Y, epochs=1, output=tmp_path, progress=False)

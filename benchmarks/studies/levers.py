@@ -78,7 +78,7 @@ def trained(dataset: data.Dataset, lever: str, seed: int) -> mach_ext.MACH:
         options = {**BASE, **model_options}
         model = mach_ext.MACH(dataset.num_features, dataset.num_labels, seed=seed, **options)
     # What is below this probability is skipped; the error bound is in Hyperparameters.
-    skip = {} if model.is_linear else {"negligible_gradient": 0.003}
+    skip = {} if model.is_linear else {"gradient_threshold": 0.003}
     X, Y = dataset.train.X, dataset.train.Y
     mach_ext.fit(model, X, Y, seed=seed, progress=False, **{**skip, **fit_options})
     return model

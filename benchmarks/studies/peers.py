@@ -190,19 +190,19 @@ def mach(
     as_given: bool = False,
     **settings: Any,
 ) -> Predict:
-    """mach_ext with `training.suggested`, but for what is given; small gradients skipped to save time.
+    """mach_ext with `training.default_sizes`, but for what is given; small gradients skipped to save time.
 
     The model in the folder, compressed where there is a step, is the one that answers. With `candidates`, so
     many are re-ranked by the nearest training documents, which then are part of the model. `as_given` leaves
     the lengths of the documents as they are, as `mach-ext train` does.
     """
     rows: Rows = sp.csr_matrix if as_given else unit
-    chosen = {**training.suggested(*X.shape, Y.shape[1]), **settings}
+    chosen = {**training.default_sizes(*X.shape, Y.shape[1]), **settings}
     epochs = chosen.pop("epochs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **chosen)
-        mach_ext.fit(model, rows(X), Y, epochs=epochs, negligible_gradient=0.003, progress=False)
+        mach_ext.fit(model, rows(X), Y, epochs=epochs, gradient_threshold=0.003, progress=False)
         model.save(folder, step)
         model = mach_ext.load(folder)
     if candidates is None:
@@ -222,7 +222,7 @@ def svms(
     X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, step: float | None = None, **sizes: int
 ) -> Predict:
     """mach_ext with a support vector machine for each bucket."""
-    sizes = {**svm.suggested(Y.shape[1]), **sizes}
+    sizes = {**svm.default_svm_sizes(Y.shape[1]), **sizes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         model = mach_ext.MACH(X.shape[1], Y.shape[1], **sizes, hidden_size=0, merge="mean_logprob")

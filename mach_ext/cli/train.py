@@ -81,7 +81,11 @@ def _add_fit_options(fit: Any) -> None:
     fit.add_argument("--encoder-eps", type=rate, default=None, help="Adam's eps for these rows (1e-4)")
     fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
     fit.add_argument(
-        "--negligible-gradient", type=share, default=None, help="see mach_ext.training (0: exact)"
+        "--gradient-threshold",
+        "--negligible-gradient",
+        type=share,
+        default=None,
+        help="see mach_ext.training (0: exact)",
     )
     fit.add_argument(
         "--precision", choices=training.PRECISIONS, default=None, help="of the products (float32)"

@@ -37,7 +37,7 @@ def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite:
     Raises:
         ValueError: The folder holds another run.
     """
-    with naming(output), training.exclusive(output):
+    with naming(output), training.lock_run(output):
         if not overwrite:  # another run may have ended here meanwhile
             record.refuse_to_replace(output, model)
         model.save(output, quantization_step)

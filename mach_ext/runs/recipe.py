@@ -67,7 +67,7 @@ class Recipe:
         """
         recipe = self
         if self.svm is None and not self._for_gradients() and self.hidden_size is None and device == "cpu":
-            prefer = svm.worthwhile(dataset.train.Y, dataset.num_features)
+            prefer = svm.prefer_svm(dataset.train.Y, dataset.num_features)
             recipe = replace(self, svm=prefer)
             if prefer:
                 other = spelled("svm", value=False)
@@ -83,7 +83,7 @@ class Recipe:
             hidden_size = (hidden_size,)
         if self.svm:
             hidden_size = hidden_size or (0,)
-            sizes |= svm.suggested(dataset.num_labels)
+            sizes |= svm.default_svm_sizes(dataset.num_labels)
         elif hidden_size is None:
             hidden_size, encoder = (sizes["hidden_size"],), self.encoder or sizes["encoder"]
         return nn.MACH(
@@ -112,4 +112,4 @@ class Recipe:
 
 def default_sizes(dataset: data.Dataset) -> dict[str, Any]:
     """Sizes and epochs for a dataset, where none are given."""
-    return training.suggested(len(dataset.train), dataset.num_features, dataset.num_labels)
+    return training.default_sizes(len(dataset.train), dataset.num_features, dataset.num_labels)

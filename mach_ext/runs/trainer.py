@@ -181,10 +181,10 @@ def _solve(
     started = time.monotonic()
     C = 1.0 if recipe.C is None else recipe.C
     svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
-    with training.exclusive(folder):
+    with training.lock_run(folder):
         if not overwrite:  # another run may have ended here meanwhile
             record.refuse_to_replace(folder)
-        training.forget(folder)
+        training.delete_checkpoint(folder)
         model.save(folder)
     return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 

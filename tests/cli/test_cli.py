@@ -126,7 +126,7 @@ def test_train_with_svms(here, dataset_folder, capsys):
 
 
 def test_svms_where_they_are_worth_it(here, dataset_folder, capsys, monkeypatch):
-    monkeypatch.setattr(svm, "worthwhile", lambda Y, D: True)
+    monkeypatch.setattr(svm, "prefer_svm", lambda Y, D: True)
     few = ["train", "--dataset", dataset_folder, "--hash-functions", "8", "--buckets", "16"]
     folder = here / "runs" / "tiny"
     assert run(*few) == 0

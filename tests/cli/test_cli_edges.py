@@ -383,7 +383,7 @@ REAL = ["", "nan", "inf", "-inf", "1e400", "-1", "٣", "1_0", "0,1", "1e"]
         ([*TRAIN, "--seed"], ["9223372036854775808"]),
         ([*TRAIN, "--hidden-size"], ["1,2,3", "1,", "0,1", "100000000000", *WHOLE]),
         *(([*TRAIN, flag], ["1", "1.0", *REAL])
-          for flag in ("--dropout", "--feature-dropout", "--negligible-gradient")),
+          for flag in ("--dropout", "--feature-dropout", "--gradient-threshold", "--negligible-gradient")),
         *(([*TRAIN, flag], ["1e39", *REAL])
           for flag in ("--learning-rate", "--encoder-learning-rate", "--encoder-eps")),
         ([*TRAIN, "--tau"], ["101", *REAL]),

@@ -116,15 +116,15 @@ def test_constants_survive_a_kill_and_a_resume(here, capsys, monkeypatch):
     rows = "".join(f"{i % 5} {i % 7}:1\n" for i in range(40))
     (here / "data" / "train.txt").write_text(f"40 7 5\n{rows}")
     arguments = ["train", "--dataset", "data", *FAST, "--output", "r"]
-    stopped = mach_ext.training._Run._finish_epoch
+    stopped = mach_ext.training.run.TrainingRun.finish_epoch
 
     def stop(self):
         self.checkpoint()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mach_ext.training._Run, "_finish_epoch", stop)
+    monkeypatch.setattr(mach_ext.training.run.TrainingRun, "finish_epoch", stop)
     assert run(*arguments, "--propensity", "0.1,9") == 1
-    monkeypatch.setattr(mach_ext.training._Run, "_finish_epoch", stopped)
+    monkeypatch.setattr(mach_ext.training.run.TrainingRun, "finish_epoch", stopped)
     assert run(*arguments) == 1
     assert "holds a run that was not finished" in capsys.readouterr().err
     assert run(*arguments, "--resume") == 0

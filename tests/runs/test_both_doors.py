@@ -120,7 +120,7 @@ def test_train(here, request, name, dataset):
 
 
 def test_the_default_solver_and_folder(here, texts, monkeypatch, caplog):
-    monkeypatch.setattr(svm, "worthwhile", lambda Y, D: True)
+    monkeypatch.setattr(svm, "prefer_svm", lambda Y, D: True)
     command("train", "--dataset", texts, "--quiet")
     first = content(here / "runs" / "texts")
     (here / "runs").rename("former")

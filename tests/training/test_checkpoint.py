@@ -65,7 +65,7 @@ def edit(folder, change, seal=True):
 # ----------------------------------------------------------------------------------------------- formats
 
 
-@pytest.mark.parametrize("name", ["checkpoint_v0", "checkpoint_v1"])
+@pytest.mark.parametrize("name", ["checkpoint_v0", "checkpoint_v1", "checkpoint_v2"])
 def test_checkpoints_of_former_formats_are_resumed(name, tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(FIXTURES / name, folder)
@@ -89,8 +89,8 @@ def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(stopped, whole):
 
 
 def test_a_later_format_is_refused(stopped):
-    edit(stopped, lambda record: record.update(format=2))
-    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, got 2$"):
+    edit(stopped, lambda record: record.update(format=3))
+    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, 2, got 3$"):
         resume(stopped)
 
 
@@ -307,7 +307,7 @@ def test_only_what_a_run_wrote_is_deleted(stopped):
     (stopped / "checkpoint-1-1-0123456789ab.safetensors").mkdir()
     resume(stopped)
     train(stopped, 3)
-    training.forget(stopped)
+    training.delete_checkpoint(stopped)
     assert all((stopped / name).read_text() == "mine" for name in theirs)
     assert not (stopped / "checkpoint.json").exists()
     assert len(list(stopped.glob("checkpoint-*"))) == 3

@@ -257,23 +257,3 @@ def test_fit_svm_refuses(problem, model, changes, message):
     model = mach_ext.MACH(D, L, 4, B, **{"hidden_size": 0, **model})
     with pytest.raises(ValueError, match=f"fit_svm: {message}"):
         mach_ext.fit_svm(model, X, Y, progress=False, **changes)
-
-
-def test_worthwhile_where_labels_have_many_documents():
-    def labels(N, L, each):
-        """Each of half of the labels has so many documents."""
-        at = np.tile(np.arange(L // 2), each)
-        rows = np.arange(len(at))
-        return scipy.sparse.csr_matrix((np.ones(len(at)), ((rows + rows // N) % N, at)), (N, L))
-
-    assert svm.worthwhile(labels(10_000, 2000, 32), 1000)
-    assert not svm.worthwhile(labels(9_999, 2000, 32), 1000)
-    assert not svm.worthwhile(labels(10_000, 2000, 31), 1000)
-    assert not svm.worthwhile(labels(10_000, 2000, 32), 150_000)
-    assert not svm.worthwhile(labels(10_000, 2000, 0), 1000)
-    few = labels(10_000, 2000, 31)
-    stored_twice = scipy.sparse.vstack([few, few], format="coo")
-    stored_twice = scipy.sparse.coo_matrix(
-        (stored_twice.data, (stored_twice.row % 10_000, stored_twice.col)), few.shape
-    )
-    assert not svm.worthwhile(stored_twice, 1000)  # a label counts once for a document

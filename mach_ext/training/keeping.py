@@ -1,0 +1,141 @@
+"""Where a run keeps its best epoch: in memory, or in a folder that also has its checkpoints."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mach_ext._model_folder import read_model_record, save_tensors, tensors_digest
+from mach_ext.data import write_json
+from mach_ext.data.files import delete_file
+from mach_ext.data.records import ANY, parse_record, sealed
+from mach_ext.hashing import collisions_known
+from mach_ext.nn import MACH, load
+from mach_ext.training.checkpoint import (
+    CHECKPOINT,
+    CHECKPOINT_FORMAT,
+    differences,
+    identity_of,
+    read_checkpoint,
+)
+from mach_ext.training.folder import delete_part, part_folders, tensor_files
+from mach_ext.training.optimizer import RowOptimizer
+from mach_ext.training.progress import Progress
+from mach_ext.training.tensors import load_run_tensors, run_tensors
+
+
+class RunFolder:
+    """The checkpoints of a run and the model of its best epoch, in a folder.
+
+    Attributes:
+        identity: What makes this run this run: a checkpoint of another one is refused.
+        saved: Digest of the weights in the folder, where this run has saved any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: MACH,
+        optimizer: RowOptimizer,
+        identity: dict[str, Any],
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.identity = folder, model, optimizer, identity
+        self.file = folder / f"{CHECKPOINT}.json"
+        self.saved: str | None = None
+
+    def write_checkpoint(self, state: Progress) -> None:
+        """Writes weights, optimiser state and progress; until that is whole, the former one stands."""
+        tensors, scalars = run_tensors(self.model, self.optimizer)
+        digest = tensors_digest(tensors)
+        # A new name each time: the JSON that names it is what makes a checkpoint current.
+        name = f"{CHECKPOINT}-{state.epoch}-{state.batch}-{digest[:12]}.safetensors"
+        save_tensors(self.folder / name, tensors)
+        self._make_current(state, name, scalars, digest)
+
+    def write_end(self, state: Progress) -> None:
+        """Shrinks the checkpoint to the record of a run that has ended."""
+        self._make_current(state, None, {}, None)
+
+    def _make_current(
+        self, state: Progress, name: str | None, scalars: dict[str, Any], digest: str | None
+    ) -> None:
+        record = {
+            "format": CHECKPOINT_FORMAT, **self.identity, "progress": asdict(state), "scalars": scalars,
+            "tensors": name, "tensors_sha256": digest, "weights_sha256": self.saved,
+        }  # fmt: skip
+        if "run.json" in self.model.attachments:  # which the model itself keeps only from its first epoch on
+            run = self.model.attachments["run.json"]
+            record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
+        former = tensor_files(self.folder)
+        write_json(self.file, sealed(record))
+        for old in former - {name}:
+            delete_file(self.folder / old)
+
+    def read_record(self) -> dict[str, Any] | None:
+        """The record of the checkpoint in the folder, which must be of this run; None where there is none."""
+        if not os.path.lexists(self.file):
+            return None
+        record = read_checkpoint(self.folder)
+        changes = differences(identity_of(record), self.identity)
+        if changes:
+            raise ValueError(
+                f"{self.file}: resume needs the run's own settings and data; different: {'; '.join(changes)}"
+            )
+        self.saved = record.get("weights_sha256")
+        if record["tensors"] is not None and "sha256" not in record:
+            warnings.warn(
+                f"{self.file}: is of before checkpoints had digests: damage can't be told from contents",
+                stacklevel=6,  # behind `TrainingRun.resume`, `fit` and its two decorators
+            )
+        return record
+
+    def load_tensors(self, record: dict[str, Any]) -> None:
+        """Weights and optimiser state of the checkpoint of this record."""
+        load_run_tensors(self.folder / record["tensors"], record, self.model, self.optimizer)
+
+    def keep_model(self) -> None:
+        """Saves the model as that of the best epoch."""
+        self.model.save(self.folder)
+        self.saved = read_model_record(self.folder)["weights"]["sha256"]
+
+    def load_model(self) -> None:
+        """The best epoch's weights into the model.
+
+        Raises:
+            ValueError: The model in the folder came there from elsewhere.
+        """
+        digest = read_model_record(self.folder)["weights"]["sha256"]
+        if self.saved is not None and self.saved != digest:
+            raise ValueError(
+                f"{self.folder / 'model.json'}: must be the model of this run's best epoch, "
+                f"with weights of SHA-256 {self.saved}, got {digest}"
+            )
+        with collisions_known():  # said when the model was made
+            self.model.load_state_dict(load(self.folder).state_dict())
+
+    def delete_parts(self) -> None:
+        """Removes the folders of repetitions trained in turn."""
+        for part in part_folders(self.folder):
+            delete_part(part)
+
+
+class BestInMemory:
+    """The weights of the best epoch of a run without a folder."""
+
+    def __init__(self, model: MACH) -> None:
+        self.model = model
+        self.weights: dict[str, Tensor] | None = None
+
+    def keep_model(self) -> None:
+        """Copies the weights of the model, its logit adjustment among them."""
+        self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def load_model(self) -> None:
+        """The best epoch's weights into the model."""
+        assert self.weights is not None
+        self.model.load_state_dict(self.weights)

@@ -1,0 +1,104 @@
+"""The memory that a model takes in training and in use, and whether there is enough of it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from mach_ext._memory import available_memory, check_memory
+from mach_ext.nn import MACH, MODEL_MERGES, predict_batch
+from mach_ext.training.hyperparameters import Hyperparameters
+from mach_ext.training.precision import ROUNDED_TOGETHER
+
+
+def expected_memory(
+    model: MACH,
+    batch_size: int = 256,
+    nonzeros: int = 100,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> dict[str, int]:
+    """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
+
+    Counted from the shapes, for `nonzeros` features a document; a batch names at most batch_size * nonzeros
+    rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the model in use; it need not
+    be there. `precision`: of training, as in `Hyperparameters`.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
+    R, B = model.num_repetitions, model.num_buckets
+    hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
+    table = model.hash.buckets.numel() * model.hash.buckets.element_size()
+    index = model.hash.label_index_bytes()
+    # A step holds one repetition's logits, which become their gradient, a second table of that size to find
+    # its negligible entries, and the batch's features in order; with hidden layers also one repetition's
+    # weight gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
+    step = 8 * batch_size * B + 32 * nonzeros * batch_size
+    if not model.is_linear:
+        between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
+        step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
+    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, factors, products
+        rows = model.bucket_weight if model.is_linear else model.encoder_weight
+        copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
+        step += 2 * rows.numel() + 6 * min(copied, ROUNDED_TOGETHER)
+        if not model.is_linear:
+            H = model.hidden_sizes[-1]
+            step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
+    documents = predict_batch(R, B)
+    decode = 4 * documents * R * B * MODEL_MERGES[model.merge].num_arrays
+    if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
+        decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
+        step += 32 * nonzeros * batch_size  # the library's sort, the next batch
+    return {
+        "weights": weights,
+        "label hash": table,
+        "predicting, peak": weights + table + index + decode + hidden,
+        "training, peak": weights + moments + table + step,
+    }
+
+
+def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: int | None) -> int:
+    """How many repetitions to train at a time; warns where all of them would not fit in memory."""
+    R = model.num_repetitions
+    if given is not None:
+        if not model.is_linear:
+            raise ValueError("fit: repetitions_at_a_time is for linear MACH; a shared encoder needs them all")
+        if not 1 <= given <= R:
+            raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {given}")
+        if given < R and settings.patience is not None:
+            raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
+        _check_state_fits(model, settings, given)
+        return given
+    _check_state_fits(model, settings, R)
+    device = model.bucket_bias.device
+    nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])
+    needed = expected_memory(model, batch_size, nonzeros, device.type, settings.precision)
+    more = needed["training, peak"] - needed["weights"] - needed["label hash"]
+    free = available_memory(device)
+    if more > free:
+        advice = ""
+        if model.is_linear:
+            fit_in = max(1, int(0.8 * free / (more / R)))
+            advice = f"; repetitions_at_a_time={fit_in} would fit"
+        warnings.warn(
+            f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
+            f"{free / 2**30:.1f} GiB are free on {device}{advice}",
+            ResourceWarning,
+            stacklevel=5,  # behind `fit`, `memory_errors` and `renamed_argument`
+        )
+    return R
+
+
+def _check_state_fits(model: MACH, settings: Hyperparameters, together: int) -> None:
+    """What the optimiser keeps of so many repetitions, without which no step can be made."""
+    if not model.bucket_bias.is_cpu:
+        return
+    moments = 2 if settings.optimizer == "adam" else 1
+    state = moments * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    advice = "lower hidden_size, num_buckets or num_repetitions"
+    if model.is_linear:
+        state = state * together // model.num_repetitions
+        advice = "lower repetitions_at_a_time or num_buckets"
+    sizes = {"optimizer": settings.optimizer, "repetitions": together}
+    check_memory("fit: the optimiser's state", state, advice, **sizes)

@@ -1,0 +1,46 @@
+"""The optimiser of a run, whose rates follow the documents' length, and the schedule of the rates."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from mach_ext import optim
+from mach_ext.nn import MACH
+from mach_ext.training.hyperparameters import Hyperparameters
+
+RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
+
+
+def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
+    """The optimiser of all parameters, for documents of this length."""
+    named = dict(model.named_parameters())
+    linear, adam = model.is_linear, settings.optimizer == "adam"
+    rows = named.pop("bucket_weight" if linear else "encoder_weight")
+    rate = settings.learning_rate if linear else settings.encoder_learning_rate
+    # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
+    copies = model.num_repetitions if model.encoder == "independent" else 1
+    eps = {"eps": settings.encoder_eps / copies} if adam and not linear else {}
+    groups = [
+        {"params": list(named.values()), "lr": settings.learning_rate},
+        {"params": [rows], "lr": rate / length, **eps},
+    ]
+    make = optim.SparseAdam if adam else optim.SparseAdagrad
+    optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
+    optimizer.param_groups[0 if linear else 1]["eps"] *= length
+    return optimizer
+
+
+class Schedule:
+    """The learning rates of each step of a run."""
+
+    def __init__(self, optimizer: RowOptimizer, settings: Hyperparameters, steps: int) -> None:
+        self.optimizer, self.steps = optimizer, steps
+        self.falls = settings.schedule == "linear"
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rates(self, step: int) -> None:
+        """Gives the optimiser the rates of step `step` of `steps`."""
+        if self.falls:
+            left = 1 - step / self.steps
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * left

@@ -1,0 +1,231 @@
+"""One run of training: its steps, its epochs, and the best of them at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mach_ext._memory import memory_advice
+from mach_ext.data import Batch, iter_batches, iter_on_device
+from mach_ext.nn import MACH
+from mach_ext.training.checkpoint import check_progress
+from mach_ext.training.defaults import default_tau
+from mach_ext.training.documents import TrainingData, typical_length
+from mach_ext.training.dropout import keep_generators, step_dropout
+from mach_ext.training.hyperparameters import Hyperparameters
+from mach_ext.training.keeping import BestInMemory, RunFolder
+from mach_ext.training.optimizer import Schedule, make_optimizer
+from mach_ext.training.progress import (
+    Progress,
+    TrainingInterrupted,
+    epoch_bar,
+    finish_step_on_interrupt,
+    write_epoch,
+)
+from mach_ext.training.steps import HiddenStep, LinearStep, LossNotFinite, Step
+from mach_ext.training.validation import Validation
+
+
+class TrainingRun:
+    """Trains a model on its data: step after step, with what each of its parts is for.
+
+    Attributes:
+        state: Where the run stands. `resume` puts that of the checkpoint in its place.
+        optimizer, schedule: Who steps the weights, and at which rates.
+        do_step: The step of this kind of model.
+        validation: Dev metrics, and the order of epochs.
+        folder, memory: Where the best epoch is kept: in a folder, beside the checkpoints, or in memory.
+        interrupted: Ctrl-C came too late to stop this run; it is for one that comes after it.
+    """
+
+    def __init__(
+        self,
+        model: MACH,
+        settings: Hyperparameters,
+        data: TrainingData,
+        folder: Path | None = None,
+        *,
+        resuming: bool = False,
+        show_progress: bool = False,
+        share: float = 1.0,
+    ) -> None:
+        """`share` is the part of all repetitions that a linear model has: the loss averages over all."""
+        if settings.tau is None:
+            settings = replace(settings, tau=default_tau(model, data.label_counts))
+        self.model, self.settings, self.data = model, settings, data
+        self.resuming, self.show_progress = resuming, show_progress
+        self.device = model.bucket_bias.device
+        self.state = Progress()
+        self.interrupted = False
+        self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
+        length = typical_length(data.X)
+        self.optimizer = make_optimizer(model, settings, length)
+        self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
+        self.do_step: Step
+        if model.is_linear:
+            self.do_step = LinearStep(model, self.optimizer, settings, share)
+        else:
+            max_documents = min(settings.batch_size, data.num_documents)
+            self.do_step = HiddenStep(model, self.optimizer, settings, max_documents)
+        self.validation = Validation(data, settings.metric, settings.patience)
+        self.memory = BestInMemory(model)
+        self.folder: RunFolder | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            identity = {
+                "hyperparameters": asdict(settings),
+                "model": model.configuration(),
+                "hash": model.hash.fingerprint(),
+                "length": length,
+                "data": data.fingerprint(),
+            }
+            self.folder = RunFolder(folder, model, self.optimizer, identity)
+            if not resuming:
+                self.folder.delete_parts()
+
+    def train(self, checkpoint_seconds: float) -> None:
+        """Trains to the end, from where the run stands."""
+        state, epochs = self.state, self.settings.epochs
+        if state.epoch < epochs:
+            self.model.set_logit_adjustment(0)
+        if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
+            self.checkpoint()
+        advice = "lower batch_size, num_buckets or hidden_size"
+        if self.model.is_linear:
+            advice = "lower repetitions_at_a_time, batch_size or num_buckets"
+        with (
+            finish_step_on_interrupt() as interrupted,
+            keep_generators(self.device),
+            memory_advice("fit", advice, self.model),
+        ):
+            last_checkpoint = time.monotonic()
+            while state.epoch < epochs and not self.validation.patience_is_out(state):
+                self.model.train()
+                started, seconds_before = time.monotonic(), state.seconds
+                with epoch_bar(state, epochs, self.data.num_documents, self.show_progress) as bar:
+                    for batch in self.batches():
+                        self.step(batch)
+                        state.seconds = seconds_before + time.monotonic() - started
+                        bar.update(len(batch.rows))
+                        bar.set_postfix(loss=f"{state.loss_sum / state.documents:.4f}", refresh=False)
+                        if interrupted.is_set():
+                            self._stop()
+                        if self.folder and time.monotonic() - last_checkpoint > checkpoint_seconds:
+                            self.checkpoint()
+                            last_checkpoint = time.monotonic()
+                self.finish_epoch()
+                self.checkpoint()
+                last_checkpoint = time.monotonic()
+                if interrupted.is_set() and state.epoch < epochs:
+                    self._stop()
+            self.interrupted = interrupted.is_set()  # too late to stop this run, not one that comes after it
+        self.finish()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the current epoch that are still to come."""
+        batches = iter_batches(
+            self.data.X,
+            self.data.Y,
+            self.settings.batch_size,
+            seed=self.settings.seed,
+            epoch=self.state.epoch,
+            start=self.state.batch,
+        )
+        return iter_on_device(batches, self.device)
+
+    def step(self, batch: Batch) -> None:
+        """A step on the next batch."""
+        state = self.state
+        step = state.epoch * self.steps_an_epoch + state.batch
+        self.schedule.set_rates(step)
+        try:
+            loss = self.do_step(batch, step_dropout(self.device, self.settings.seed, step))
+        except LossNotFinite as error:
+            raise FloatingPointError(
+                f"fit: {error} in epoch {state.epoch + 1}, step {state.batch + 1}; "
+                "try a smaller learning_rate"
+            ) from None
+        state.add_step(loss, len(batch.rows))
+
+    def finish_epoch(self) -> None:
+        """Adds the epoch to the history; the model is kept where it is the best so far."""
+        state, dev = self.state, self.data.dev
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
+        with self._adjusted() if dev is not None or self.folder is not None else contextlib.nullcontext():
+            if dev is not None:
+                entry["dev"] = self.validation.metrics(self.model)
+            state.end_epoch(entry)
+            if self.validation.note_best(state):
+                if self.folder is not None:
+                    self.folder.keep_model()
+                elif dev is not None:
+                    self.memory.keep_model()
+        if self.show_progress:
+            write_epoch(state)
+
+    @contextlib.contextmanager
+    def _adjusted(self) -> Iterator[None]:
+        """The model with its logit adjustment. Training goes on without it, to the bit."""
+        trained = self.model.bucket_bias.detach().clone()
+        self.model.set_logit_adjustment(self.offsets)
+        yield
+        with torch.no_grad():
+            self.model.bucket_bias.copy_(trained)
+            self.model.logit_adjustment.zero_()
+
+    def finish(self) -> None:
+        """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""
+        if self.folder is not None:
+            if self.state.best_epoch is None:  # no epoch at all: the model as it came
+                self.folder.keep_model()
+            self.folder.load_model()
+            self.folder.write_end(self.state)
+        elif self.memory.weights is not None:
+            self.memory.load_model()
+        elif self.state.epoch:
+            self.model.set_logit_adjustment(self.offsets)
+        self.model.eval()
+
+    @functools.cached_property
+    def offsets(self) -> Tensor:
+        """The logit adjustment; the same after each epoch."""
+        assert self.settings.tau is not None
+        return self.model.logit_offsets(self.data.label_counts, self.settings.tau)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint, where there is a folder."""
+        if self.folder is not None:
+            self.folder.write_checkpoint(self.state)
+
+    def resume(self) -> None:
+        """Takes up the checkpoint in the folder, if there is one."""
+        assert self.folder is not None
+        record = self.folder.read_record()
+        if record is None:
+            return
+        state = Progress(**record["progress"])
+        if record["tensors"] is not None:
+            has_dev = self.data.dev is not None
+            check_progress(self.folder.file, state, self.settings, self.steps_an_epoch, has_dev)
+            self.folder.load_tensors(record)
+        else:  # The run had ended; train() loads the best epoch. A kill may have left repetitions in turn.
+            self.folder.delete_parts()
+        self.state = state
+
+    def _stop(self) -> None:
+        if self.folder is None:
+            raise TrainingInterrupted("training stopped after a whole step; nothing saved (no output folder)")
+        self.checkpoint()
+        raise TrainingInterrupted(
+            f"training stopped; {self.folder.folder} holds a checkpoint after epoch {self.state.epoch}, "
+            f"step {self.state.batch}: go on with resume (--resume)"
+        )

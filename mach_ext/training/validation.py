@@ -1,0 +1,46 @@
+"""Validation: dev metrics of an epoch, which epoch is the best, and when a run has waited long enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mach_ext.nn import MACH
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.evaluation import evaluate_model
+from mach_ext.training.progress import Progress
+
+
+class Validation:
+    """The dev documents of a run, if there are any, and the order of its epochs."""
+
+    def __init__(self, data: TrainingData, metric: str, patience: int | None) -> None:
+        self.dev, self.filtered = data.dev, data.filtered_dev
+        self.metric, self.patience = metric, patience
+
+    def metrics(self, model: MACH) -> dict[str, float]:
+        """Metrics of the model on the dev documents."""
+        assert self.dev is not None
+        if self.filtered is None:
+            return evaluate_model(model, *self.dev)
+        return evaluate_model(model, *self.dev, filtered=self.filtered)
+
+    def rank(self, entry: dict[str, Any]) -> tuple[float, float]:
+        """An epoch's dev metric and, for ties, minus its loss; without dev data the last one ranks first."""
+        if self.dev is None:
+            return float(entry["epoch"]), 0.0
+        return entry["dev"][self.metric], -entry["loss"]
+
+    def note_best(self, state: Progress) -> bool:
+        """Whether the last epoch is the best so far; if so, `state` says so from now on."""
+        entry, kept = state.history[-1], state.best_epoch
+        if kept is not None and not self.rank(entry) > self.rank(state.history[kept - 1]):
+            return False
+        state.best, state.best_epoch = self.rank(entry)[0], state.epoch
+        return True
+
+    def patience_is_out(self, state: Progress) -> bool:
+        """Counted from the first epoch of the best metric: later ones are kept for their loss alone."""
+        if self.patience is None or not state.history:
+            return False
+        first = max(state.history, key=lambda entry: self.rank(entry)[0])["epoch"]
+        return bool(state.epoch - first >= self.patience)

@@ -1,0 +1,149 @@
+"""Steps are those of autograd, in the memory of one repetition; in bfloat16 by a copy of the rows."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_cases import (
+    ARCHITECTURES,
+    X,
+    Y,
+    after_steps,
+    assert_same_run,
+    autograd_step,
+    same_bits,
+    weights,
+)
+
+import mach_ext
+from mach_ext import _ops, training
+from mach_ext.training import precision, steps
+from mach_ext.training.documents import TrainingData
+from mach_ext.training.run import TrainingRun
+
+
+@pytest.mark.parametrize("name", ["linear", "shared"])
+def test_the_bfloat16_copy_is_the_rounded_weight(name):
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, **ARCHITECTURES[name])
+    settings = training.Hyperparameters.of(model, precision="bfloat16")
+    run = TrainingRun(model, settings, TrainingData(X, Y))
+    run.train(1e9)
+    weight = model.bucket_weight if name == "linear" else model.encoder_weight
+    assert torch.equal(run.do_step.rows.copy, weight.detach().bfloat16())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "linear"])
+def test_steps_are_those_of_autograd(name, optimizer):
+    """Also its dropout, its two learning rates, their decay."""
+    assert_same_run(after_steps(name, optimizer), after_steps(name, optimizer, step=autograd_step))
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("linear", "adagrad"), ("two layers", "adam")])
+def test_steps_on_each_device(device, name, optimizer):
+    runs = [after_steps(name, optimizer, 2, device, step) for step in (None, autograd_step)]
+    assert_same_run(*runs)
+
+
+def test_batches_of_as_many_documents_as_hidden_units():
+    """Logits and the weight's gradient have one shape then; also, the last batch is shorter."""
+    steps = {"name": "shared", "batch_size": 16, "steps": 25}
+    assert_same_run(after_steps(**steps), after_steps(**steps, step=autograd_step))
+
+
+def test_steps_are_those_of_the_plain_loop():
+    """fit against a loop written out: its batches, its two learning rates and eps, their decay."""
+    model, plain = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
+    mach_ext.fit(model, X, Y, epochs=2, batch_size=50, learning_rate=0.01, tau=0.0, progress=False)
+    rest = [p for name, p in plain.named_parameters() if name != "encoder_weight"]
+    length = float(np.median(np.linalg.norm(X.toarray(), axis=1)))
+    encoder = {"params": [plain.encoder_weight], "eps": 1e-4 * length}
+    optimizer = mach_ext.optim.SparseAdam([{"params": rest}, encoder])
+    for step in range(12):
+        epoch, batch = divmod(step, 6)
+        rows = np.random.default_rng([0, epoch]).permutation(300)[batch * 50 : (batch + 1) * 50]
+        x, y = X[rows], Y[rows]
+        for group, rate in zip(optimizer.param_groups, (0.01, 0.3 / length), strict=True):
+            group["lr"] = rate * (1 - step / 12)
+        optimizer.zero_grad()
+        batch = map(torch.from_numpy, (x.data, x.indices, x.indptr, y.indices, y.indptr))
+        plain.loss(*batch, sparse_grad=True).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("frozen", [None, "bucket_weight", "bucket_bias"])
+def test_linear_steps_are_those_of_autograd(optimizer, frozen):
+    """To the bit, since N and R are powers of two and so scale gradients exactly; else up to rounding."""
+    models = [
+        mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=0, feature_dropout=0.3)
+        for _ in range(2)
+    ]
+    settings = {"epochs": 2, "batch_size": 64, "optimizer": optimizer, "learning_rate": 0.3}
+    for model in models:
+        if frozen:
+            model.get_parameter(frozen).requires_grad_(False)
+
+    ours = mach_ext.fit(models[0], X[:256], Y[:256], progress=False, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps.LinearStep, "__call__", autograd_step)
+        theirs = mach_ext.fit(models[1], X[:256], Y[:256], progress=False, **settings)
+    assert same_bits(weights(models[0]), weights(models[1]))
+    losses = [[entry["loss"] for entry in record.history] for record in (ours, theirs)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_linear_steps_hold_no_gradient_of_the_weight():
+    """Beside the weight, its moments and the batch a step makes only small tensors."""
+    N, D, B, sizes = 8, 2000, 64, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made = out if isinstance(out, (tuple, list)) else [out]
+            sizes.extend(
+                t.untyped_storage().nbytes()
+                for t in made
+                if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known
+            )
+            return out
+
+    features = scipy.sparse.random(N, D, 0.1, format="csr", dtype=np.float32, random_state=0)
+    model = mach_ext.MACH(D, 60, num_repetitions=8, num_buckets=B, hidden_size=0)
+    settings = training.Hyperparameters.of(model, batch_size=N)
+    run = TrainingRun(model, settings, TrainingData(features, Y[:N]))
+    batch = next(run.batches())
+    run.step(batch)  # the moments are made
+    states = [state["sum"] for state in run.optimizer.state.values()]
+    there = (*model.parameters(), model.hash.buckets, *states, *batch[:5])
+    known = {t.untyped_storage().data_ptr() for t in there}
+    with Watch():
+        run.step(batch)
+    assert max(sizes) <= 8 * features.nnz  # the order of the batch; one repetition's logits are less
+    assert 4 * len(np.unique(features.indices)) * B > 5 * max(sizes)
+    assert model.bucket_weight.grad is None
+
+
+def test_products_on_a_gpu_are_of_float32():
+    """A dry run: shapes, types and which operators there are, without a GPU."""
+    with fake_tensor.FakeTensorMode():
+        a = torch.empty(8, 4, dtype=torch.bfloat16, device="cuda")
+        b = torch.empty(4, 6, dtype=torch.bfloat16, device="cuda")
+        out = torch.empty(8, 6, device="cuda")
+        for term in (None, torch.empty(6, device="cuda"), out):
+            precision.add_product(term, a, b, out)
+        assert (out.dtype, out.shape, out.device.type) == (torch.float32, (8, 6), "cuda")
+
+
+def test_rows_are_rounded_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(precision, "ROUNDED_TOGETHER", 20)
+    weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    rounded = torch.zeros(30, 8, dtype=torch.bfloat16)
+    order = _ops.feature_order(torch.tensor([3, 29, 7, 0, 3]), torch.tensor([0, 2, 5]), 30)
+    precision.round_rows(weight, rounded, order)
+    changed = torch.tensor([0, 3, 7, 29])
+    assert torch.equal(rounded[changed], weight[changed].bfloat16())
+    assert rounded.any(1).sum() == 4

@@ -8,6 +8,7 @@ from torch import Tensor
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.attack.goals import Targets
+from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_parameters, first_layer
 
@@ -68,22 +69,22 @@ class Layer:
         loss = torch.zeros(len(values), dtype=torch.float64, device=self.device)
         to_last = torch.zeros_like(values) if gradient else None
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
-        for r in range(self.model.num_repetitions):
+
+        def logits(r: int) -> Tensor:  # [N, B]
             if self.model.is_linear:
-                z = values[:, r].clone(memory_format=torch.contiguous_format)
-            else:
-                h = values if values.dim() == 2 else values[:, r]
-                w = weight[r].to(self.dtype)
-                z = torch.addmm(bias[r].to(self.dtype), h, w)
-            loss += _ops.bucket_bce(z, self.buckets[r], *labels, 1.0, gradient)
+                return values[:, r].clone(memory_format=torch.contiguous_format)
+            return torch.addmm(bias[r].to(self.dtype), of_repetition(values, r), weight[r].to(self.dtype))
+
+        for r, z, losses in bucket_bce_by_repetition(logits, self.buckets, *labels, 1.0, gradient):
+            loss += losses
             if to_last is None:
                 continue
             if self.model.is_linear:
                 to_last[:, r] = z
             elif values.dim() == 2:
-                to_last.addmm_(z, w.T)
+                to_last.addmm_(z, weight[r].to(self.dtype).T)
             else:
-                to_last[:, r] = z @ w.T
+                to_last[:, r] = z @ weight[r].to(self.dtype).T
         return loss, to_last
 
     def _differences(

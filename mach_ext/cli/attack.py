@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from mach_ext import report, runs
+from mach_ext import attack, report, runs
 from mach_ext._terminal import one_line, show
 from mach_ext.cli.options import (
     add_model_path,
@@ -19,6 +19,7 @@ from mach_ext.cli.options import (
     threat,
 )
 from mach_ext.cli.results import all_done
+from mach_ext.runs.adversarial import GOALS
 from mach_ext.runs.files import check_file, check_folder
 from mach_ext.runs.metrics_file import output_folder
 
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="sizes (0.01); of delete: how many words (1,2,3); one size is shown within a curve of six",
     )  # fmt: skip
     parser.add_argument(
-        "--attack", choices=("fgsm", "pgd", "delete", "insert"), default="fgsm",
+        "--attack", choices=attack.METHODS, default="fgsm",
         help="one step, several steps, words removed, words added (fgsm)",
     )  # fmt: skip
     parser.add_argument(
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--signed", action="store_true", default=False, help="values may fall below 0")
     parser.add_argument(
-        "--goal", choices=("untargeted", "own"), default="untargeted",
+        "--goal", choices=GOALS, default="untargeted",
         help="the loss of the true labels rises, or of the model's own (untargeted)",
     )  # fmt: skip
     parser.add_argument(

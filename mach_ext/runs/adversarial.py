@@ -15,7 +15,6 @@ from mach_ext.runs.dataset import log, split_of
 from mach_ext.runs.files import timed, write, write_record
 from mach_ext.runs.labels import TrainingLabels
 
-METHODS = ("fgsm", "pgd", "delete", "insert")
 GOALS = ("untargeted", "own")
 
 
@@ -54,7 +53,7 @@ class AttackSettings:
     propensity: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("method", self.method, METHODS), ("goal", self.goal, GOALS)):
+        for name, value, allowed in (("method", self.method, attack.METHODS), ("goal", self.goal, GOALS)):
             if value not in allowed:
                 raise ValueError(f"attack: {name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.sample is not None and self.sample < 1:

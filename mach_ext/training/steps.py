@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext.data import Batch
+from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
 from mach_ext.nn import MACH, Dropout
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.optimizer import RowOptimizer
@@ -66,16 +67,20 @@ class LinearStep:
         total: float | Tensor = 0.0
         optimizer.begin_step()
         rounded = self.rows.of(weight)
-        for r in range(R):
-            one = slice(r, r + 1)
-            z = _ops.sparse_linear(*documents, rounded[one], bias[one], False, order)
-            loss = _ops.bucket_bce(z[:, 0], buckets[r], *labels, self.share / R / N, True)  # z: its gradient
-            total = _add_loss(total, loss)
+
+        def logits(r: int) -> Tensor:  # [N, B]
+            at = slice(r, r + 1)
+            return _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)[:, 0]
+
+        for r, gradient, losses in bucket_bce_by_repetition(
+            logits, buckets, *labels, self.share / R / N, True
+        ):
+            total = _add_loss(total, losses)
             if weight.requires_grad:
-                optimizer.step_sparse_linear(weight, r, z, values, order)
+                optimizer.step_sparse_linear(weight, r, gradient.unsqueeze(1), values, order)
                 round_rows(weight[r], rounded[r], order)
             if bias.requires_grad:
-                optimizer.step_rows(bias, r, z.sum(0))
+                optimizer.step_rows(bias, r, gradient.sum(0))
         return _finite(float(total)) / (N * R)
 
 
@@ -143,21 +148,24 @@ class HiddenStep:
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(hidden), model.num_repetitions
-        grad_hidden, grad_weight, logits = torch.zeros_like(hidden), self._grad_weight, self._logits[:N]
-        factor = hidden.to(self.product_dtype)
+        grad_hidden, grad_weight = torch.zeros_like(hidden), self._grad_weight
+        factor, classifier = hidden.to(self.product_dtype), weight[0]
         total: float | Tensor = 0.0
-        for r in range(R):
-            at = slice(None) if hidden.dim() == 2 else (slice(None), r)
+
+        def logits(r: int) -> Tensor:  # [N, B]
+            nonlocal classifier
             classifier = weight[r].to(self.product_dtype)
-            add_product(bias[r], factor[at], classifier, logits)
-            loss = _ops.bucket_bce(logits, buckets[r], *labels, 1 / R / N, True)
-            total = _add_loss(total, loss)
-            # logits now holds its own gradient.
-            self._classifier_backward(logits, factor[at], classifier, grad_hidden[at], grad_weight)
+            add_product(bias[r], of_repetition(factor, r), classifier, self._logits[:N])
+            return self._logits[:N]
+
+        for r, gradient, losses in bucket_bce_by_repetition(logits, buckets, *labels, 1 / R / N, True):
+            total = _add_loss(total, losses)
+            outputs = of_repetition(grad_hidden, r), grad_weight
+            self._classifier_backward(gradient, of_repetition(factor, r), classifier, *outputs)
             if weight.requires_grad:
                 optimizer.step_rows(weight, r, grad_weight)
             if bias.requires_grad:
-                optimizer.step_rows(bias, r, logits.sum(0))
+                optimizer.step_rows(bias, r, gradient.sum(0))
         return total, grad_hidden
 
     def _step_encoder(

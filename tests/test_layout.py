@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mach_ext"
 COMPILED = {"_C", "_cpu", "_cuda"}  # operators: no Python, and they import nothing of ours
 
 # Functions of more than 60 lines of code, three at most, as package.function.
-LONG: set[str] = {"svm.fit_svm"}
+LONG: set[str] = set()
 
 # Functions of more than 8 parameters, as package.function: what users call, and how operators are declared.
 PUBLIC = {
@@ -31,6 +31,10 @@ PUBLIC = {
     "functional.bucket_forward",
     "functional.linear_bucket_bce",
     "nn.MACH.__init__",
+    "runs.Run.attack",
+    "runs.Run.explain",
+    "runs.Run.iter_predict",
+    "runs.train",
     "training.fit",
 }
 

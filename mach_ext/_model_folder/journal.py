@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mach_ext._model_folder.record import OWN_FILE, SHA256, files_of
-from mach_ext.data.files import delete_file, lock_folder, open_file, write_json
+from mach_ext.data import write_json
+from mach_ext.data.files import delete_file, lock_folder, open_file
 from mach_ext.data.records import digest_of, read_record, sealed
 
 # While a save goes on, a record of the former files and the new ones. A kill leaves it to the next save.

@@ -15,7 +15,7 @@ from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
 from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name
 from mach_ext._model_folder.tensors import check_dtypes, check_finite, save_tensors, tensors_digest
-from mach_ext.data.files import atomic_write, write_json
+from mach_ext.data import atomic_write, write_json
 from mach_ext.data.records import sealed
 
 if TYPE_CHECKING:

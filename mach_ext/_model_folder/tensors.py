@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mach_ext._memory import check_room, memory_shortage
 from mach_ext._model_folder.record import Shape
-from mach_ext.data.files import atomic_write, open_file
+from mach_ext.data import atomic_write
+from mach_ext.data.files import open_file
 
 # What tensor files hold, in their words, in the order in which safetensors puts tensors.
 _DTYPES = {

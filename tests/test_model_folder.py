@@ -22,7 +22,7 @@ from mach_ext import nn, runs, training
 from mach_ext._model_folder import parameter_shapes, save_tensors, saving, tensors_digest
 from mach_ext.data import atomic_path, atomic_write, attachments
 from mach_ext.data.atomic import new_folder
-from mach_ext.data.records import sealed
+from mach_ext.data.records import seal
 from mach_ext.data.temporaries import clear_temporaries
 
 D, L, R, B = 12, 15, 4, 8
@@ -55,7 +55,7 @@ def forge(folder, change=lambda record: None, tensors=None):
         )
     change(record)
     record.pop("sha256")
-    (folder / "model.json").write_text(json.dumps(sealed(record)))
+    (folder / "model.json").write_text(json.dumps(seal(record)))
 
 
 # ------------------------------------------------------------------------------------- writers side by side
@@ -218,11 +218,11 @@ def test_a_record_deletes_nothing_but_files_of_a_model(tmp_path, sealed_anew):
     record.pop("sha256")
     record["attachments"] |= {f"a{i}.json": name for i, name in enumerate(theirs)}
     (folder / "model.json").write_text(
-        json.dumps(sealed(record) if sealed_anew else record | {"sha256": "0" * 64})
+        json.dumps(seal(record) if sealed_anew else record | {"sha256": "0" * 64})
     )
     assert nn.files_of(folder) == set()
     journal = {"files": ["labels.txt", "../victim-0123456789ab.txt"]}
-    (folder / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(sealed(journal)))
+    (folder / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(seal(journal)))
     build(2).save(folder)
     assert all((folder / name).read_text() == "mine" for name in theirs)
     assert (folder / "folder-0123456789ab.txt").is_dir()
@@ -231,7 +231,7 @@ def test_a_record_deletes_nothing_but_files_of_a_model(tmp_path, sealed_anew):
 def test_a_journal_deletes_nothing_that_a_later_format_names(tmp_path):
     build().save(tmp_path)
     journal = {"files": [name for name in names(tmp_path) if name != "model.json"]}
-    (tmp_path / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(sealed(journal)))
+    (tmp_path / ".mach_ext-0123456789abcdef.journal").write_text(json.dumps(seal(journal)))
     forge(tmp_path, lambda record: record.update(format=99))
     with training.lock_run(tmp_path):
         assert {*journal["files"]} < {*names(tmp_path)}
@@ -554,7 +554,7 @@ def changed(record, path, value):
         del part[path[-1]]
     else:
         part[path[-1]] = value
-    return record if path == ("sha256",) else sealed({k: v for k, v in record.items() if k != "sha256"})
+    return record if path == ("sha256",) else seal({k: v for k, v in record.items() if k != "sha256"})
 
 
 def test_other_keys_in_a_record(tmp_path):

@@ -13,7 +13,7 @@ from mach_ext._model_folder.record import OWN_FILE, SHA256, files_of
 from mach_ext.data.files import delete_file, open_file
 from mach_ext.data.json_text import write_json
 from mach_ext.data.locks import lock_folder
-from mach_ext.data.records import digest_of, read_record, sealed
+from mach_ext.data.records import digest_of, read_record, seal
 
 # While a save goes on, a record of the former files and the new ones. A kill leaves it to the next save.
 _JOURNAL = re.compile(r"\.mach_ext-[0-9a-f]{16}\.journal")
@@ -51,7 +51,7 @@ def replacing(folder: Path, files: set[str]) -> Iterator[None]:
     """Leaves the former model's files or these, as `model.json` says in the end; also after a kill."""
     journal = folder / f".mach_ext-{secrets.token_hex(8)}.journal"
     record = {"files": sorted(files_of(folder) | files)}
-    write_json(journal, sealed(record))
+    write_json(journal, seal(record))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name
 from mach_ext._model_folder.tensors import check_dtypes, check_finite, save_tensors, tensors_digest
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.json_text import write_json
-from mach_ext.data.records import sealed
+from mach_ext.data.records import seal
 
 if TYPE_CHECKING:
     from mach_ext.nn import MACH
@@ -51,7 +51,7 @@ def save(model: MACH, folder: Path, step: float | None) -> None:
         for name, file in attached.items():
             with atomic_write(folder / file) as out:
                 out.write(model.attachments[name])
-        write_json(folder / "model.json", sealed(record))
+        write_json(folder / "model.json", seal(record))
 
 
 def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from mach_ext.cli.options import (
     nonempty,
 )
 from mach_ext.runs.dataset import sizes
-from mach_ext.runs.files import check_folder, naming
+from mach_ext.runs.files import check_folder, name_errors
 from mach_ext.runs.trainer import load_dataset
 
 
@@ -59,6 +59,6 @@ def _convert(args: Any) -> None:
     check_folder("--output", args.output)
     dataset = load_dataset(args.dataset, holdout=False, svmlight_base=args.svmlight_base)
     compression = f".{args.compression}" if args.compression else ""
-    with naming(args.output):
+    with name_errors(args.output):
         data.write_folder(args.output, dataset, format=args.format, compression=compression)
     say(f"{args.output}: {sizes(dataset)}")

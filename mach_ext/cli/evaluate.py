@@ -13,7 +13,7 @@ from mach_ext.cli.options import (
     nonempty,
 )
 from mach_ext.cli.results import all_done, show_metrics
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.files import check_folder
 
 
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: Any) -> None:
     """Measures a split, shows the metrics and writes them."""
     if args.output is not None:
-        check_folder(spelled("output"), args.output)
+        check_folder(spell("output"), args.output)
     run = runs.Run.open(args.model_path, args.device)
     result = run.evaluate(
         args.split,

@@ -21,7 +21,7 @@ from mach_ext._version import __version__
 from mach_ext.cli import attack, compress, data, evaluate, explain, info, predict, train
 from mach_ext.cli.options import Parser, path, seed, threads
 from mach_ext.cli.results import error_words
-from mach_ext.runs.arguments import check_device, named_as_flags
+from mach_ext.runs.arguments import check_device, use_flags
 
 TRACEBACK = "MACH_EXT_TRACEBACK"  # environment variable: where errors come from is shown, too
 
@@ -82,7 +82,7 @@ def _command(argv: Sequence[str] | None) -> int:
     try:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
-        with named_as_flags(FLAGS), _remarks():
+        with use_flags(FLAGS), _remarks():
             check_device(args.device)
             args.run(args)
         return 0

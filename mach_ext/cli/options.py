@@ -15,7 +15,7 @@ import numpy as np
 
 from mach_ext import attack
 from mach_ext._terminal import escaped
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {shown(unknown[0])}{hint}")
+            self.error(f"unknown argument {quote(unknown[0])}{hint}")
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -79,9 +79,9 @@ def integer(text: str, least: int, most: int = _INT32) -> int:
     if digits is not None:
         value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
     if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {quote(text)}")
     if value > most:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {quote(text)}")
     return value
 
 
@@ -99,7 +99,7 @@ def real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
     def real(text: str) -> float:
         value = number(text)
         if not allowed(value):
-            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {shown(text)}")
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {quote(text)}")
         return value
 
     return real
@@ -115,7 +115,7 @@ tau = real("within 0 and 100", lambda value: 0 <= value <= 100)
 def hidden_sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(natural(part) for part in text.split(","))
     if len(sizes) > 2 or (len(sizes) == 2 and 0 in sizes):
-        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {quote(text)}")
     return sizes
 
 
@@ -133,7 +133,7 @@ def sizes_of_changes(text: str) -> list[float]:
     sizes = [number(part) for part in text.split(",")]
     if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
         rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
-        raise argparse.ArgumentTypeError(f"{rule}, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"{rule}, got {quote(text)}")
     return sizes
 
 
@@ -175,7 +175,7 @@ def propensity(text: str) -> tuple[float, float]:
     parts = [number(part) for part in text.split(",")]
     A, B = parts if len(parts) == 2 else (math.nan, math.nan)
     if not (0 <= A < math.inf and 0 < B < math.inf):
-        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {quote(text)}")
     return A, B
 
 

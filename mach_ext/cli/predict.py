@@ -21,7 +21,7 @@ from mach_ext.cli.options import (
     nonempty,
     path,
 )
-from mach_ext.runs.files import check_file, check_folder, written
+from mach_ext.runs.files import atomic_file, check_file, check_folder
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(args: Any) -> None:
         _predict_to(sys.stdout, args, run)
         return
     with (
-        written(file) as temporary,
+        atomic_file(file) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace") as out,
     ):
         _predict_to(out, args, run)

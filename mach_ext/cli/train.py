@@ -20,7 +20,7 @@ from mach_ext.cli.options import (
     tau,
 )
 from mach_ext.cli.results import all_done, show_metrics
-from mach_ext.runs.trainer import measured, write_training_metrics
+from mach_ext.runs.trainer import measure, write_training_metrics
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +136,7 @@ def run(args: Any) -> None:
         evaluate=False,
         **settings,
     )
-    results = measured(run)
+    results = measure(run)
     with all_done() as then:
         for name, result in results.items():
             then(show_metrics, name, result)

@@ -3,10 +3,11 @@
 :func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
 """
 
+from mach_ext._deprecation import renamed_names
 from mach_ext.data.atomic import atomic_path, atomic_write
 from mach_ext.data.batching import Batch, iter_batches, iter_on_device
 from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset, Split, hold_out
-from mach_ext.data.documents import TEXT_FORMATS, iter_documents, stream_documents, vectorised
+from mach_ext.data.documents import TEXT_FORMATS, iter_documents, iter_vectors, stream_documents
 from mach_ext.data.downloads import download
 from mach_ext.data.folders.read import read_file, read_folder
 from mach_ext.data.folders.write import write_folder
@@ -47,6 +48,7 @@ __all__ = [
     "iter_documents",
     "iter_jsonl",
     "iter_on_device",
+    "iter_vectors",
     "iter_xmc",
     "json_line",
     "known_name",
@@ -65,9 +67,10 @@ __all__ = [
     "row_features",
     "row_lengths",
     "stream_documents",
-    "vectorised",
     "write_folder",
     "write_json",
     "write_npz",
     "write_xmc",
 ]
+
+__getattr__ = renamed_names(__name__, vectorised="mach_ext.data.iter_vectors")

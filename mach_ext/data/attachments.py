@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext.data.formats.npz import read_array
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.records import ANY, parse_record
 from mach_ext.data.text import Vectorizer
 
@@ -136,7 +136,7 @@ def label_counts(attachments: Attachments, num_labels: int) -> NDArray[np.intege
     except Exception as error:  # NumPy stumbles over damage in many ways
         raise ValueError(f"{_source(name)}: must be an array of counts, got: {str(error)[:200]}") from None
     if counts.dtype.kind not in "iu" or counts.shape != (num_labels,):
-        got = f"{counts.dtype} {shown(counts.shape)}"
+        got = f"{counts.dtype} {quote(counts.shape)}"
         raise ValueError(f"{_source(name)}: must be L={num_labels} whole numbers, got {got}")
     if (counts < 0).any():
         raise ValueError(f"{_source(name)}: counts must not be negative, got {counts.min()}")

@@ -72,11 +72,11 @@ def iter_documents(
         with open_input(path) as file:
             yield from stream_documents(file, columns, format=format, source=path, block=block)
     elif kind == ".jsonl":
-        yield from vectorised((text for text, _ in iter_jsonl(path)), columns, block, path)
+        yield from iter_vectors((text for text, _ in iter_jsonl(path)), columns, block, path)
     elif kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
         yield fit_features(read_features(path), columns.num_features, path, remarks)
     elif kind == ".txt" and columns.vectorizer is not None and _TEXT_LINES.match(path.name):
-        yield from vectorised(read_lines(path), columns, block, path)
+        yield from iter_vectors(read_lines(path), columns, block, path)
     elif kind == ".txt":
         said: list[str] = []  # the same of each block
         for split in iter_xmc(path):
@@ -90,8 +90,8 @@ def iter_documents(
         )
 
 
-@memory_errors("free memory first, or split the data", "data.vectorised")
-def vectorised(
+@memory_errors("free memory first, or split the data", "data.iter_vectors")
+def iter_vectors(
     texts: Iterable[str], columns: Columns, block: int = 1024, source: PathLike = "text"
 ) -> Iterator[Csr]:
     """Texts as rows for a model, block by block.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext.data.files import PathLike
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 
 
 def download(
@@ -83,7 +83,7 @@ def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: 
         place = response.headers.get("Content-Range", f"bytes {start}-")
         if start and not place.startswith(f"bytes {start}-"):
             part.unlink()
-            raise http.client.HTTPException(f"asked for bytes from {start} on, got {shown(place)}")
+            raise http.client.HTTPException(f"asked for bytes from {start} on, got {quote(place)}")
         total = _total(response, start)
         if max_bytes is not None and total is not None and total > max_bytes:
             raise ValueError(f"{url}: must have at most {max_bytes} bytes, got {total}")
@@ -108,7 +108,7 @@ def _total(response: Any, start: int) -> int | None:
     if length is None:
         return None
     if not (length.isascii() and length.isdigit()):
-        raise http.client.HTTPException(f"Content-Length must be a number, got {shown(length)}")
+        raise http.client.HTTPException(f"Content-Length must be a number, got {quote(length)}")
     return start + int(length[:19])
 
 

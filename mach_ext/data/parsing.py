@@ -15,12 +15,12 @@ _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
 _repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
 
     Example:
-        >>> from mach_ext.data.parsing import shown
-        >>> print(shown("red\\n" + "a" * 1000)[:12], len(shown("a" * 1000)))
+        >>> from mach_ext.data.parsing import quote
+        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
         'red\\naaaaaa 63
     """
     is_text = isinstance(value, (str, bytes, bytearray))
@@ -36,9 +36,9 @@ def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
         ValueError: no list, another number of names, an entry that is no string; with source and entry.
     """
     if isinstance(names, (str, bytes, Mapping)) or not hasattr(names, "__getitem__"):
-        raise ValueError(f"{source}: it must be a list of names, got {shown(names)}")
+        raise ValueError(f"{source}: it must be a list of names, got {quote(names)}")
     if count is not None and len(names) != count:
         raise ValueError(f"{source}: must have {count} names, got {len(names)}")
     for i, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"{source}: [{i}] must be a string, got {shown(name)}")
+            raise ValueError(f"{source}: [{i}] must be a string, got {quote(name)}")

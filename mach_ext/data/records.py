@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from mach_ext.data.files import open_file
 from mach_ext.data.json_text import without_nan
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 
 ANY = object()
 Schema = Any
@@ -95,7 +95,7 @@ def check_record(record: Any, name: str, schema: Schema) -> None:
         raise ValueError(f"{name}: {fault}")
 
 
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
+def seal(record: dict[str, Any]) -> dict[str, Any]:
     """A record as JSON can hold it, without NaN, and with its `digest_of` under "sha256"."""
     record = without_nan(record)
     return {**record, "sha256": digest_of(record)}
@@ -118,7 +118,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise ValueError(f"the key {shown(name)} twice in one object")
+            raise ValueError(f"the key {quote(name)} twice in one object")
         result[name] = value
     return result
 
@@ -151,7 +151,7 @@ def _fault(value: Any, schema: Schema, where: str) -> str | None:
             return fault
     elif _suits(value, schema):
         return None
-    return f"{where or 'it'} must be {_rule(schema)}, got {shown(value)}"
+    return f"{where or 'it'} must be {_rule(schema)}, got {quote(value)}"
 
 
 def _list_fault(value: list[Any], schema: list[Schema], where: str) -> str | None:
@@ -172,7 +172,7 @@ def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) 
             return f"{before}{name} is missing"
     for name, entry in value.items():
         if name not in rules and "*" not in schema:
-            return f"{where or 'it'} must have no key {shown(name)}"
+            return f"{where or 'it'} must have no key {quote(name)}"
         rule = rules.get(name, schema.get("*"))
         if (fault := _fault(entry, rule, f"{before}{name[:_SHOWN]}")) is not None:
             return fault

@@ -14,7 +14,7 @@ import numpy as np
 from mach_ext._memory import check_import, memory_errors
 from mach_ext.data.json_text import json_line, parse_json
 from mach_ext.data.matrices import Csr
-from mach_ext.data.parsing import check_names, shown
+from mach_ext.data.parsing import check_names, quote
 from mach_ext.data.words import RULES, Word, folded_words, tokens_of
 
 
@@ -48,7 +48,7 @@ class Vectorizer:
             ValueError, TypeError: other lengths, a word twice or that is no string, a bad idf.
         """
         if not isinstance(tokens, str) or tokens not in RULES:
-            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(RULES)}, got {shown(tokens)}")
+            raise ValueError(f"Vectorizer: tokens must be one of {', '.join(RULES)}, got {quote(tokens)}")
         if len(vocabulary) != len(idf) or len(idf) == 0:
             raise ValueError(
                 "Vectorizer: vocabulary and idf must be of one length, not 0, got "
@@ -143,24 +143,24 @@ class Vectorizer:
 
 def _check_idf(idf: Any, word: str) -> None:
     if isinstance(idf, bool) or not isinstance(idf, (int, float)):
-        raise TypeError(f"Vectorizer: every idf must be a number, got {shown(idf)} for {shown(word)}")
+        raise TypeError(f"Vectorizer: every idf must be a number, got {quote(idf)} for {quote(word)}")
     if not 0 <= idf < 2.0**128 - 2.0**103:  # from there on float32 rounds to infinity
         rule = "every idf must be finite, from 0 up, and fit float32"
-        raise ValueError(f"Vectorizer: {rule}, got {shown(idf)} for {shown(word)}")
+        raise ValueError(f"Vectorizer: {rule}, got {quote(idf)} for {quote(word)}")
 
 
 def _fields(content: Any) -> tuple[list[str], list[float]]:
     """Vocabulary and idf of a vectorizer's JSON."""
     if not isinstance(content, dict):
-        raise TypeError(f"it must be an object, got {shown(content)}")
+        raise TypeError(f"it must be an object, got {quote(content)}")
     for name in ("type", "vocabulary", "idf"):
         if name not in content:
             raise KeyError(f"{name} is missing")
     if content["type"] != "tfidf":
-        raise ValueError(f"type must be tfidf, got {shown(content['type'])}")
+        raise ValueError(f"type must be tfidf, got {quote(content['type'])}")
     for name in ("vocabulary", "idf"):
         if not isinstance(content[name], list):
-            raise TypeError(f"{name} must be a list, got {shown(content[name])}")
+            raise TypeError(f"{name} must be a list, got {quote(content[name])}")
     return content["vocabulary"], content["idf"]
 
 

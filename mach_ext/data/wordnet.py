@@ -30,7 +30,7 @@ from mach_ext.data.folders.write import write_folder
 from mach_ext.data.formats.lines import read_lines
 from mach_ext.data.formats.names import label_matrix
 from mach_ext.data.home import data_home
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.text import Vectorizer
 
 URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
@@ -67,7 +67,7 @@ def read_synsets(folder: PathLike) -> dict[Key, Synset]:
                 key, synset = _parse(line)
             except (IndexError, ValueError):
                 raise ValueError(
-                    f"{path}, line {number}: must be a line of a WordNet 3.0 data file, got {shown(line)}"
+                    f"{path}, line {number}: must be a line of a WordNet 3.0 data file, got {quote(line)}"
                 ) from None
             synsets[key] = synset
     return synsets

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext import attack, certify, data, explain, metrics, nn, report
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.dataset import log, split_of
-from mach_ext.runs.files import timed, write, write_record
+from mach_ext.runs.files import timer, write, write_record
 from mach_ext.runs.labels import TrainingLabels
 
 GOALS = ("untargeted", "own")
@@ -180,12 +180,12 @@ def attack_run(
     X, Y, truth = split.X[part], split.Y[part], split.truth[part]
     threat, grid = settings.threat, settings.grid
     if settings.certify:
-        certify.check(model, threat, spelled("certify"))
+        certify.check(model, threat, spell("certify"))
         if split.filtered is not None:
             log.warning("certified figures count the answers that the filter file excludes, too")
     labels = TrainingLabels.of(model, dataset, settings.propensity)
     seconds = {"load": load_seconds}
-    with timed(seconds, "attack"):
+    with timer(seconds, "attack"):
         result = attack.evaluate(
             model,
             X,
@@ -206,7 +206,7 @@ def attack_run(
             progress=progress,
         )
     if settings.certify:
-        with timed(seconds, "certify"):
+        with timer(seconds, "certify"):
             certificate = certify.certify(
                 model, X, Y, grid, threat_model=threat, k=result["k"], progress=progress
             )

@@ -14,7 +14,7 @@ _flags: ContextVar[Mapping[str, str] | None] = ContextVar("flags", default=None)
 
 
 @contextlib.contextmanager
-def named_as_flags(flags: Mapping[str, str]) -> Iterator[None]:
+def use_flags(flags: Mapping[str, str]) -> Iterator[None]:
     """Inside, messages of this thread name arguments as flags.
 
     Args:
@@ -27,7 +27,7 @@ def named_as_flags(flags: Mapping[str, str]) -> Iterator[None]:
         _flags.reset(token)
 
 
-def spelled(name: str, op: str = "", value: bool | None = None) -> str:
+def spell(name: str, op: str = "", value: bool | None = None) -> str:
     """An argument as the caller writes it.
 
     Args:
@@ -36,11 +36,11 @@ def spelled(name: str, op: str = "", value: bool | None = None) -> str:
         value: For an argument that is a switch: which way it is turned.
 
     Example:
-        >>> from mach_ext.runs.arguments import named_as_flags, spelled
-        >>> spelled("output", "train"), spelled("svm", value=False)
+        >>> from mach_ext.runs.arguments import use_flags, spell
+        >>> spell("output", "train"), spell("svm", value=False)
         ('train: output', 'svm=False')
-        >>> with named_as_flags({}):
-        ...     spelled("output", "train"), spelled("svm", value=False)
+        >>> with use_flags({}):
+        ...     spell("output", "train"), spell("svm", value=False)
         ('--output', '--no-svm')
     """
     flags = _flags.get()
@@ -57,7 +57,7 @@ def check_device(name: str | torch.device) -> None:
     Raises:
         ValueError: No such device, or this build or this machine has nothing for it.
     """
-    argument = spelled("device")
+    argument = spell("device")
     try:
         device = torch.device(name)
     except RuntimeError:

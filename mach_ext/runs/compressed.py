@@ -8,8 +8,8 @@ from typing import Any
 
 from mach_ext import data, nn, training
 from mach_ext.runs import evaluation, record
-from mach_ext.runs.arguments import spelled
-from mach_ext.runs.files import check_folder, check_utf8, naming
+from mach_ext.runs.arguments import spell
+from mach_ext.runs.files import check_folder, check_utf8, name_errors
 from mach_ext.runs.metrics_file import write_metrics
 
 
@@ -21,7 +21,7 @@ def copy_folder(folder: Path, output: Path | None) -> Path:
         OSError: It can't be written to.
     """
     output = output or folder.resolve().with_name(f"{folder.resolve().name}-small")
-    argument = spelled("output", "compress")
+    argument = spell("output", "compress")
     check_folder(argument, output)
     check_utf8(argument, output)
     if output.resolve() == folder.resolve():
@@ -37,7 +37,7 @@ def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite:
     Raises:
         ValueError: The folder holds another run.
     """
-    with naming(output), training.lock_run(output):
+    with name_errors(output), training.lock_run(output):
         if not overwrite:  # another run may have ended here meanwhile
             record.refuse_to_replace(output, model)
         model.save(output, quantization_step)
@@ -70,7 +70,7 @@ class Copy:
         write_metrics(file, self.folder, self.model, self.dataset, results, {}, {})
 
 
-def measured(
+def measure(
     folder: Path,
     model: nn.MACH,
     dataset: data.Dataset | None,

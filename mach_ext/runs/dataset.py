@@ -12,7 +12,7 @@ import numpy as np
 
 from mach_ext import data, metrics, nn
 from mach_ext.data import attachments as kept
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.record import checksums, columns_of, record_of
 
 log = logging.getLogger("mach_ext")
@@ -36,7 +36,7 @@ def load_dataset(
     Raises:
         ValueError: the model does not say which dataset it is of; other columns than the model's; a bad file.
     """
-    record, argument = record_of(model), spelled("dataset")
+    record, argument = record_of(model), spell("dataset")
     if dataset is None and "dataset" not in record:
         raise ValueError(f"{folder}: the model does not say which dataset it is of; give {argument}")
     own = dataset is None or _same_place(record, dataset)
@@ -57,7 +57,7 @@ def load_dataset(
         if dataset is not None:
             raise
         raise FileNotFoundError(
-            f"{error} ({folder} was trained on it; {spelled('dataset')} names other data)"
+            f"{error} ({folder} was trained on it; {spell('dataset')} names other data)"
         ) from None
     if loaded.dev is not None or not len(loaded.train):
         return loaded
@@ -101,7 +101,7 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
     """
     if name not in dataset.splits:
         there = ", ".join(dataset.splits)
-        flags = f"{spelled('split')}, {spelled('dataset')}"
+        flags = f"{spell('split')}, {spell('dataset')}"
         raise ValueError(f"{dataset.path}: no {name} split; there are: {there} ({flags})")
     return dataset.splits[name]
 
@@ -117,7 +117,7 @@ def log_remarks(dataset: data.Dataset, svmlight_base: int | None) -> None:
 def log_no_svmlight(svmlight_base: int | None) -> None:
     """Logs that the number of the first feature, where it was given, has no use."""
     if svmlight_base is not None:
-        log.warning("no svmlight file is read; %s is passed over", spelled("svmlight_base"))
+        log.warning("no svmlight file is read; %s is passed over", spell("svmlight_base"))
 
 
 def log_without_features(where: str, without: int, count: int, rest: str = "") -> None:

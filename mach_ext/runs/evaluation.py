@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mach_ext import data, metrics, nn, training
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.labels import TrainingLabels
 
 CANDIDATES = 200  # labels that neighbours re-rank
@@ -75,7 +75,7 @@ def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbor
     Raises:
         ValueError: The split is train, the model does not rank by mean logits, or there is no train split.
     """
-    argument = spelled("neighbors")
+    argument = spell("neighbors")
     if split == "train":
         raise ValueError(f"{argument} is for other documents than those of train, which find themselves")
     if model.merge != "mean_logit":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mach_ext import data, explain, nn, report
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.dataset import split_of
 from mach_ext.runs.files import write
 
@@ -44,9 +44,9 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
     Raises:
         ValueError: The model takes no texts, or knows none of the words.
     """
-    (X,) = data.vectorised([text], columns)
+    (X,) = data.iter_vectors([text], columns)
     if not data.row_features(X).any():
-        argument = spelled("text")
+        argument = spell("text")
         raise ValueError(f"{argument}: none of its words is in the model's vocabulary: nothing to explain")
     return Document(X, "Explanation of a text", text)
 
@@ -57,7 +57,7 @@ def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number:
     Raises:
         ValueError: There is no such document, or it has no features.
     """
-    documents, argument = split_of(dataset, split), spelled("sample_id")
+    documents, argument = split_of(dataset, split), spell("sample_id")
     if len(documents) == 0:
         raise ValueError(f"{dataset.path}: the {split} split has no document")
     if not 0 <= number < len(documents):

@@ -51,7 +51,7 @@ def check_file(what: str, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_errors(path: Path) -> Iterator[None]:
     """Makes an error of writing say what was to be written."""
     try:
         yield
@@ -62,9 +62,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """A temporary name to write to, in a folder that is made where it is missing."""
-    with naming(file):
+    with name_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
             yield temporary
@@ -72,20 +72,20 @@ def written(file: Path) -> Iterator[Path]:
 
 def write(file: Path, content: bytes, what: str = "written") -> None:
     """Writes a file whole or not at all, and logs that it did."""
-    with written(file) as temporary:
+    with atomic_file(file) as temporary:
         temporary.write_bytes(content)
     log.info("%s: %s", what, file)
 
 
 def write_record(file: Path, record: Any) -> None:
     """Writes JSON whole or not at all."""
-    with naming(file):
+    with name_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record)
 
 
 @contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Adds what the body takes to the seconds of a stage."""
     started = time.monotonic()
     yield

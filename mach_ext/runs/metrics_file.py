@@ -10,7 +10,7 @@ from typing import Any
 
 from mach_ext import data, nn
 from mach_ext.data.records import ANY, read_record
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.files import write_record
 from mach_ext.runs.record import weights_digest
 
@@ -26,7 +26,7 @@ def output_folder(output: Path | None, folder: Path) -> Path:
     if output is None:
         return folder
     if (output / "model.json").exists() and output.resolve() != folder.resolve():
-        raise ValueError(f"{spelled('output')} must not be the folder of another run, got {output}")
+        raise ValueError(f"{spell('output')} must not be the folder of another run, got {output}")
     return output
 
 

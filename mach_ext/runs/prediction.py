@@ -68,7 +68,7 @@ def documents(
         return
     log_no_svmlight(svmlight_base)
     if texts is not None:
-        yield from data.vectorised(texts, columns)
+        yield from data.iter_vectors(texts, columns)
     else:
         yield from data.stream_documents(stream, columns, format=format)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mach_ext import data, nn, svm, training
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 
 log = logging.getLogger("mach_ext")
 
@@ -50,7 +50,7 @@ class Recipe:
                 known = ", ".join(name for name in SETTINGS if name != "seed")
                 raise TypeError(f"train: unknown argument {name!r}; hyper-parameters: {known}")
         if self.svm and (given := self._for_gradients()):
-            raise ValueError(f"{spelled('svm')} takes no {', '.join(map(spelled, given))}")
+            raise ValueError(f"{spell('svm')} takes no {', '.join(map(spell, given))}")
 
     def _for_gradients(self) -> list[str]:
         """Arguments given that only gradient training has a use for."""
@@ -59,7 +59,7 @@ class Recipe:
         names += [name for name in ("resume", "hidden_dropout", "feature_dropout") if getattr(self, name)]
         return names
 
-    def decided(self, dataset: data.Dataset, device: str) -> Recipe:
+    def with_solver(self, dataset: data.Dataset, device: str) -> Recipe:
         """The recipe with its solver chosen for a dataset.
 
         Raises:
@@ -70,10 +70,10 @@ class Recipe:
             prefer = svm.prefer_svm(dataset.train.Y, dataset.num_features)
             recipe = replace(self, svm=prefer)
             if prefer:
-                other = spelled("svm", value=False)
+                other = spell("svm", value=False)
                 log.info("labels have many documents: support vector machines (%s: a hidden layer)", other)
         if self.C is not None and not recipe.svm:
-            raise ValueError(f"{spelled('C')} is of support vector machines, see {spelled('svm')}")
+            raise ValueError(f"{spell('C')} is of support vector machines, see {spell('svm')}")
         return recipe
 
     def model(self, dataset: data.Dataset) -> nn.MACH:

@@ -24,7 +24,7 @@ from mach_ext.data import attachments as kept
 from mach_ext.data.files import open_file
 from mach_ext.data.parsing import check_names
 from mach_ext.data.records import check_record, parse_record
-from mach_ext.runs.arguments import spelled
+from mach_ext.runs.arguments import spell
 
 
 def attachments(
@@ -131,8 +131,8 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
     held = "a run that was not finished" if unfinished else "a model"
     if record:
         held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
-    hint = f"; {spelled('resume', value=True)} goes on with the same training" if unfinished else ""
-    overwrite, output = spelled("overwrite", value=True), spelled("output")
+    hint = f"; {spell('resume', value=True)} goes on with the same training" if unfinished else ""
+    overwrite, output = spell("overwrite", value=True), spell("output")
     raise ValueError(f"{folder}: holds {held}; {overwrite} replaces it, {output} names another folder{hint}")
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from mach_ext import attack, data, explain, nn
 from mach_ext.runs import compressed, evaluation, record
 from mach_ext.runs.adversarial import AttackSettings, RunAttack, attack_run
-from mach_ext.runs.arguments import check_device, spelled
+from mach_ext.runs.arguments import check_device, spell
 from mach_ext.runs.dataset import load_dataset, log_no_svmlight, log_remarks, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
-from mach_ext.runs.files import check_folder, check_utf8, timed
+from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
 from mach_ext.runs.prediction import Answer, Prediction, answers, documents, rows
 from mach_ext.runs.summary import summary
@@ -28,13 +28,13 @@ PathLike = str | os.PathLike[str]
 
 def load_model(folder: Path, device: str = "cpu", argument: str = "model_path") -> nn.MACH:
     """The model of a folder; a message for one that has none says which argument names another."""
-    check_utf8(spelled(argument), folder)
+    check_utf8(spell(argument), folder)
     try:
         return nn.load(folder, device)
     except ValueError as error:
         if (folder / "model.json").exists():
             raise
-        raise ValueError(f"{error} ({spelled(argument)} names the folder of a run)") from None
+        raise ValueError(f"{error} ({spell(argument)} names the folder of a run)") from None
 
 
 def newest_run() -> Path:
@@ -46,7 +46,7 @@ def newest_run() -> Path:
     folders = [file.parent for file in RUNS.glob("*/model.json") if not nn.is_compressed(file.parent)]
     if not folders:
         raise ValueError(
-            f"no model in {RUNS.absolute()}: give {spelled('model_path')}, or train one, as: "
+            f"no model in {RUNS.absolute()}: give {spell('model_path')}, or train one, as: "
             "mach-ext train --dataset wordnet"
         )
     newest = max(folders, key=lambda folder: (folder / "model.json").stat().st_mtime)
@@ -115,7 +115,7 @@ class Run:
         """
         check_device(device)
         path, seconds = newest_run() if folder is None else Path(folder), dict[str, float]()
-        with timed(seconds, "load"):
+        with timer(seconds, "load"):
             model = load_model(path, device)
         return cls(path, model, seconds=seconds)
 
@@ -144,7 +144,7 @@ class Run:
         """
         key = (None if dataset is None else os.fspath(dataset), svmlight_base)
         if key not in self._datasets:
-            with timed(self.seconds, "load"):
+            with timer(self.seconds, "load"):
                 loaded = load_dataset(self.model, self.folder, dataset, svmlight_base=svmlight_base)
             log_remarks(loaded, svmlight_base)
             self._datasets[key] = loaded
@@ -179,7 +179,7 @@ class Run:
         loaded = self.dataset(dataset, svmlight_base)
         split_of(loaded, split)  # before any work
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
-        with timed(self.seconds, "evaluate"):
+        with timer(self.seconds, "evaluate"):
             result = evaluation.evaluate(self.model, loaded, split, neighbors=train, propensity=propensity)
         if save:
             name = f"{split}+neighbors" if neighbors else split
@@ -244,8 +244,8 @@ class Run:
         if len(given) != 1:
             raise ValueError(f"predict: needs one of texts, X, file, stream, split, got {len(given)}")
         if dataset is not None and split is None:
-            raise ValueError(f"{spelled('dataset')} needs {spelled('split')}")
-        k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spelled("k"))
+            raise ValueError(f"{spell('dataset')} needs {spell('split')}")
+        k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spell("k"))
         blocks: Iterator[Any]
         if X is not None:
             blocks = rows(data.check_csr(X, "predict: X"))
@@ -293,8 +293,8 @@ class Run:
         if (text is None) == (sample_id is None):
             raise ValueError("explain: needs either text or sample_id")
         if output is not None:
-            check_folder(spelled("output", "explain"), Path(output))
-        k = nn.checked_k("explain", k, self.model.num_labels, name=spelled("k"))
+            check_folder(spell("output", "explain"), Path(output))
+        k = nn.checked_k("explain", k, self.model.num_labels, name=spell("k"))
         if text is not None:
             log_no_svmlight(svmlight_base)
             document = document_of_text(text, self.columns)
@@ -344,7 +344,7 @@ class Run:
         other = transfer.model if isinstance(transfer, Run) else None
         if transfer is not None and other is None:
             path: Any = transfer
-            with timed(self.seconds, "load"):
+            with timer(self.seconds, "load"):
                 other = load_model(Path(path), str(self.model.bucket_bias.device), "transfer")
         seconds = self.seconds.get("load", 0.0)
         result = attack_run(
@@ -416,16 +416,16 @@ class Run:
             loaded = self.dataset(dataset, svmlight_base)
             split_of(loaded, split)  # before any work
         name = split or ""
-        before = compressed.measured(self.folder, self.model, loaded, name, propensity)
+        before = compressed.measure(self.folder, self.model, loaded, name, propensity)
         compressed.save_copy(self.model, folder, quantization_step, overwrite)
         log.info("model: %s", folder)
         model = nn.load(folder, self.model.bucket_bias.device)
-        after = compressed.measured(folder, model, loaded, name, propensity)
+        after = compressed.measure(folder, model, loaded, name, propensity)
         return compressed.Copy(folder, model, loaded, name, before, after)
 
     def _check_output(self, op: str, output: PathLike | None) -> Path:
         """Where results go, once it is known that they can be written there."""
         path = None if output is None else Path(output)
         if path is not None:
-            check_folder(spelled("output", op), path)
+            check_folder(spell("output", op), path)
         return output_folder(path, self.folder)

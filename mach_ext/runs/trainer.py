@@ -12,9 +12,9 @@ import torch
 
 from mach_ext import data, nn, svm, training
 from mach_ext.runs import labels, record
-from mach_ext.runs.arguments import check_device, spelled
+from mach_ext.runs.arguments import check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
-from mach_ext.runs.files import check_folder, check_utf8, timed
+from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe, default_sizes
 from mach_ext.runs.run import RUNS, Run
@@ -102,9 +102,9 @@ def train(
     )  # fmt: skip
     check_device(device)
     if output is not None:
-        check_folder(spelled("output", "train"), Path(output))
+        check_folder(spell("output", "train"), Path(output))
     seconds: dict[str, float] = {}
-    with timed(seconds, "load"):
+    with timer(seconds, "load"):
         loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
     folder = _run_folder(loaded, output)
     log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
@@ -112,7 +112,7 @@ def train(
     if not (overwrite or resumed):
         record.refuse_to_replace(folder)
     _log_gaps(loaded)
-    recipe = recipe.decided(loaded, device)
+    recipe = recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
     log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
     if propensity is None and resumed:
@@ -120,18 +120,18 @@ def train(
     model.attachments = record.attachments(loaded, settings=recipe.settings(), propensity=propensity)
     labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses A and B before the work
     solve = _solve if recipe.svm else _fit
-    with timed(seconds, "train"):
+    with timer(seconds, "train"):
         state = solve(model, loaded, folder, recipe, overwrite, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds["fit"] = state.seconds  # with what was done before a resume
     run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
     if evaluate:
-        write_training_metrics(run, measured(run))
+        write_training_metrics(run, measure(run))
     return run
 
 
-def measured(run: Run) -> dict[str, Any]:
+def measure(run: Run) -> dict[str, Any]:
     """Metrics of a newly trained run on its dev and test splits, where it has them."""
     splits = run.dataset().splits
     return {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in splits}
@@ -159,11 +159,11 @@ def load_dataset(
 
 def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) -> Path:
     folder = RUNS / dataset.name if output is None else Path(output)
-    what = f"the run folder ({spelled('output')} names another)"
+    what = f"the run folder ({spell('output')} names another)"
     check_folder(what, folder)
     check_utf8(what, folder)
     if folder.exists() and dataset.path.exists() and folder.samefile(dataset.path):
-        raise ValueError(f"{spelled('output', 'train')} must not be the folder of the dataset, got {folder}")
+        raise ValueError(f"{spell('output', 'train')} must not be the folder of the dataset, got {folder}")
     return folder
 
 

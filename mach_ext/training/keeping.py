@@ -13,7 +13,7 @@ from torch import Tensor
 from mach_ext._model_folder import read_model_record, save_tensors, tensors_digest
 from mach_ext.data import write_json
 from mach_ext.data.files import delete_file
-from mach_ext.data.records import ANY, parse_record, sealed
+from mach_ext.data.records import ANY, parse_record, seal
 from mach_ext.hashing import collisions_known
 from mach_ext.nn import MACH, load
 from mach_ext.training.checkpoint import (
@@ -72,7 +72,7 @@ class RunFolder:
             run = self.model.attachments["run.json"]
             record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
         former = tensor_files(self.folder)
-        write_json(self.file, sealed(record))
+        write_json(self.file, seal(record))
         for old in former - {name}:
             delete_file(self.folder / old)
 

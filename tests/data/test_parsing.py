@@ -8,7 +8,7 @@ from data_cases import DEEP, ESCAPES, nested
 from mach_ext import data
 from mach_ext.data import attachments
 from mach_ext.data.json_text import MAX_DEPTH, decode_json
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_json_that_is_allowed():
     ids=lambda value: str(type(value)),
 )
 def test_what_messages_quote_is_short_and_printable(value, quoted):
-    text = shown(value)
+    text = quote(value)
     assert len(text) <= 70
     assert text.isprintable()
     assert quoted in (None, text)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import mach_ext
 from mach_ext import training
-from mach_ext.data.records import sealed
 
 sys.path.insert(0, str(FIXTURES))
 from make_checkpoint import OPTIONS, X, Y, build, train
@@ -59,7 +58,7 @@ def edit(folder, change, seal=True):
     file = folder / "checkpoint.json"
     record = json.loads(file.read_text())
     change(record)
-    file.write_text(json.dumps(sealed(record) if seal else record))
+    file.write_text(json.dumps(seal(record) if seal else record))
 
 
 # ----------------------------------------------------------------------------------------------- formats

@@ -10,7 +10,7 @@ from helpers import FIXTURES
 
 import mach_ext
 from mach_ext import svm, training
-from mach_ext.data.records import sealed
+from mach_ext.data.records import seal
 from mach_ext.training import documents
 
 sys.path.insert(0, str(FIXTURES))
@@ -57,7 +57,7 @@ def former_record(folder, **changes):
     given = record["hyperparameters"]
     given["negligible_gradient"] = given.pop("gradient_threshold")
     given.update(changes)
-    file.write_text(json.dumps(sealed({**record, "format": 1})))
+    file.write_text(json.dumps(seal({**record, "format": 1})))
 
 
 def test_a_checkpoint_with_the_former_key_is_resumed(tmp_path):
@@ -81,7 +81,7 @@ def test_the_former_key_is_of_former_formats_only(tmp_path):
     shutil.copytree(FIXTURES / "checkpoint_v2", tmp_path / "run")
     former_record(tmp_path / "run")
     file = tmp_path / "run" / "checkpoint.json"
-    file.write_text(json.dumps(sealed({**json.loads(file.read_text()), "format": 2})))
+    file.write_text(json.dumps(seal({**json.loads(file.read_text()), "format": 2})))
     with pytest.raises(
         ValueError, match=r"different: hyperparameters\.negligible_gradient was 0\.0, now None"
     ):

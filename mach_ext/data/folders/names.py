@@ -10,7 +10,7 @@ from mach_ext.data.dataset import Columns
 from mach_ext.data.folders.files import find_file
 from mach_ext.data.folders.reading import Reading
 from mach_ext.data.formats.names import Names, name_key, read_numbered_names
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.sources import read_input
 from mach_ext.data.text import Vectorizer
 
@@ -62,5 +62,5 @@ def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None
     for column, (theirs, ours) in enumerate(zip(names.names, kept, strict=False)):
         if theirs != ours and name_key(theirs) != name_key(ours):
             raise ValueError(
-                f"{names.path}: {what} {column} must be the model's {shown(ours)}, got {shown(theirs)}"
+                f"{names.path}: {what} {column} must be the model's {quote(ours)}, got {quote(theirs)}"
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mach_ext._memory import memory_errors
 from mach_ext.data.files import PathLike
 from mach_ext.data.json_text import decode_json
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.sources import iter_lines
 
 
@@ -47,14 +47,14 @@ def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
         record = decode_json(line.decode())
     except ValueError as error:  # also a UnicodeDecodeError
         rule = f"a line must be a JSON object in UTF-8 ({error})"
-        raise ValueError(f"{where}: {rule}, got {shown(line)}") from None
+        raise ValueError(f"{where}: {rule}, got {quote(line)}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: a line must be a JSON object, got {shown(record)}")
+        raise ValueError(f"{where}: a line must be a JSON object, got {quote(record)}")
     text, labels = record.get("text"), record.get("labels")
     if not isinstance(text, str):
-        raise ValueError(f'{where}: "text" must be a string, got {shown(text)}')
+        raise ValueError(f'{where}: "text" must be a string, got {quote(text)}')
     if labels is not None and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
-        raise ValueError(f'{where}: "labels" must be a list of strings, got {shown(labels)}')
+        raise ValueError(f'{where}: "labels" must be a list of strings, got {quote(labels)}')
     return text, labels
 
 

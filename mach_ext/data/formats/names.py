@@ -16,7 +16,7 @@ from mach_ext.data.files import PathLike, suffix_of
 from mach_ext.data.formats.lines import number_of, read_lines
 from mach_ext.data.json_text import read_json
 from mach_ext.data.matrices import Csr
-from mach_ext.data.parsing import check_names, shown
+from mach_ext.data.parsing import check_names, quote
 
 
 @memory_errors("free memory first, or split the data", "data.read_names")
@@ -66,7 +66,7 @@ def read_numbered_names(path: PathLike) -> Names:
     count, numbered = len(lines), [number for number in numbers if number is not None]
     if not numbered and _places([number_of(name) if tab else None for _, tab, name in lines]):
         raise ValueError(
-            f"{path}, line 1: must be a number, a tab and a name, got a name first: {shown(text[0])}"
+            f"{path}, line 1: must be a number, a tab and a name, got a name first: {quote(text[0])}"
         )
     # Where some lines have no number, those of the others are of columns only if all of them could be.
     if not numbered or (len(numbered) < count and max(numbered) > count):
@@ -114,7 +114,7 @@ def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: 
             for document in labels
         ]
     except KeyError as error:
-        raise ValueError(f"{source}: every label must be in labels.txt, got {shown(error.args[0])}") from None
+        raise ValueError(f"{source}: every label must be in labels.txt, got {quote(error.args[0])}") from None
     indptr = np.cumsum([0, *map(len, rows)])
     indices = np.fromiter((i for row in rows for i in row), np.int32, count=int(indptr[-1]))
     return scipy.sparse.csr_matrix(

@@ -18,7 +18,7 @@ from mach_ext.data.atomic import atomic_write
 from mach_ext.data.dataset import Split
 from mach_ext.data.files import COMPRESSIONS, PathLike
 from mach_ext.data.matrices import Csr, check_csr, check_labels, check_rows
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.sources import FREE_BYTES, MAX_EXPANSION, check_regular, read_input, shortage_advice
 
 
@@ -62,7 +62,7 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
     kind = kind.decode() if isinstance(kind, bytes) else kind
     shape = tuple(indices("shape").tolist())
     if kind != "csr" and shape and 4 * shape[0] > _limit(archive):  # as CSR it takes a number a row
-        raise ValueError(f"a {shown(kind)} matrix so sparse must have fewer rows, got {shape[0]}")
+        raise ValueError(f"a {quote(kind)} matrix so sparse must have fewer rows, got {shape[0]}")
     values = _array(archive, "data")
     if values.dtype.kind not in "fiub":
         raise ValueError(f"data must be real numbers, got dtype {values.dtype}")
@@ -86,7 +86,7 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
         if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
             raise ValueError("offsets of diagonals must be below 2^31")
         return scipy.sparse.dia_matrix((values, offsets), shape=shape)
-    raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {shown(kind)}")
+    raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {quote(kind)}")
 
 
 def _limit(archive: zipfile.ZipFile) -> int:
@@ -133,7 +133,7 @@ def read_array(file: Any, size: int) -> NDArray[Any]:
     shape, _, dtype = readers[version](file)
     promised = file.tell() + math.prod(shape) * dtype.itemsize
     if promised > size and not dtype.hasobject:  # of which NumPy speaks itself
-        raise ValueError(f"an array of shape {shown(shape)}, {dtype} must have {promised} bytes, got {size}")
+        raise ValueError(f"an array of shape {quote(shape)}, {dtype} must have {promised} bytes, got {size}")
     file.seek(0)
     array = np.lib.format.read_array(file, allow_pickle=False)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

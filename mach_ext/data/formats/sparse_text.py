@@ -11,7 +11,7 @@ from mach_ext.data.files import PathLike
 from mach_ext.data.formats._parser import split_of, utf8_path
 from mach_ext.data.formats.lines import number_of, read_lines
 from mach_ext.data.matrices import MAX_DIMENSION, Csr, check_labels
-from mach_ext.data.parsing import shown
+from mach_ext.data.parsing import quote
 from mach_ext.data.sources import BYTE_ORDER_MARK, read_input, shortage_advice
 
 
@@ -42,7 +42,7 @@ def _read_sparse_text(path: PathLike, num_threads: int) -> Csr:
     header, _, body = read_input(path).removeprefix(BYTE_ORDER_MARK).partition(b"\n")
     counts = header.split()
     if len(counts) != 2 or not all(count.isdigit() for count in counts):
-        got = shown(" ".join(header[:200].decode("ascii", "backslashreplace").split()))
+        got = quote(" ".join(header[:200].decode("ascii", "backslashreplace").split()))
         raise ValueError(f"{path}, line 1: the header must be two counts 'N C' (rows, columns), got {got}")
     rows, columns = map(_parse_count, counts)
     if columns > MAX_DIMENSION:

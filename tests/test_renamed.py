@@ -1,0 +1,72 @@
+"""Every name that changed works for one release under its former name, with a DeprecationWarning."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import scipy.sparse
+
+import mach_ext
+
+FORMER = {
+    "training.suggested": "training.default_sizes",
+    "training.exclusive": "training.lock_run",
+    "training.forget": "training.delete_checkpoint",
+    "svm.worthwhile": "svm.prefer_svm",
+    "svm.suggested": "svm.default_svm_sizes",
+    "explain.removals": "explain.leave_one_out",
+    "explain.Removals": "explain.LeaveOneOut",
+    "attack.attack": "attack.create",
+    "data.vectorised": "data.iter_vectors",
+}
+
+
+def named(path):
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"mach_ext.{module}"), name)
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_former_names(former):
+    with pytest.warns(DeprecationWarning, match=rf"mach_ext\.{former} is now called mach_ext\.") as caught:
+        value = named(former)
+    assert value is named(FORMER[former])
+    assert len(caught) == 1
+    module = importlib.import_module(f"mach_ext.{former.rpartition('.')[0]}")
+    assert former.rpartition(".")[2] not in module.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'never_was'"):
+        module.never_was  # noqa: B018
+
+
+def test_a_former_name_can_be_imported():
+    """The warning points at the line that imports."""
+    code = "from mach_ext.training import suggested\nprint(suggested(100, 10, 5)['epochs'])"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "10\n"
+    assert "<string>:1: DeprecationWarning" in done.stderr
+    assert "is now called mach_ext.training.default_sizes" in done.stderr
+
+
+def test_the_step_of_a_small_file(tmp_path):
+    model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+    with pytest.warns(DeprecationWarning, match="MACH.save: argument step is now called quantization_step"):
+        model.save(tmp_path / "former", step=0.01)
+    model.save(tmp_path / "now", quantization_step=0.01)
+    model.save(tmp_path / "by position", 0.01)
+    first = (tmp_path / "now" / "model.json").read_bytes()
+    assert (tmp_path / "former" / "model.json").read_bytes() == first
+    assert (tmp_path / "by position" / "model.json").read_bytes() == first
+    with pytest.raises(TypeError, match="pass only quantization_step"):
+        model.save(tmp_path / "both", step=0.01, quantization_step=0.01)
+
+
+def test_the_gradient_threshold_and_the_method():
+    Y = scipy.sparse.identity(20, format="csr")
+    X = Y.astype("float32")
+    model = mach_ext.MACH(20, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+    with pytest.warns(DeprecationWarning, match="negligible_gradient is now called gradient_threshold"):
+        mach_ext.fit(model, X, Y, epochs=1, negligible_gradient=0.1, progress=False)
+    with pytest.warns(DeprecationWarning, match="argument attack is now called method"):
+        result = mach_ext.attack.evaluate(model, X, Y, attack="fgsm", epsilons=[0.1], resamples=0)
+    assert result["attack"] == "fgsm"

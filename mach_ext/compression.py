@@ -1,4 +1,5 @@
-"""Weights in few bytes: rounded to multiples of a step, then zlib. `MACH.save(step=...)` writes them.
+"""Weights in few bytes: rounded to multiples of a step, then zlib, as `MACH.save(quantization_step=...)` does.
+
 
 Trained with steps as large as the evidence (`encoder_eps`), the rows of rare features are small: most of
 their weights become 0, which costs next to nothing, and about 1.7 bits are left of a weight's 32.

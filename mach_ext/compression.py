@@ -1,5 +1,4 @@
-"""Weights in few bytes: rounded to multiples of a step, then zlib, as `MACH.save(quantization_step=...)` does.
-
+"""Weights in few bytes: rounded to multiples of a step, then zlib. `MACH.save` writes them.
 
 Trained with steps as large as the evidence (`encoder_eps`), the rows of rare features are small: most of
 their weights become 0, which costs next to nothing, and about 1.7 bits are left of a weight's 32.

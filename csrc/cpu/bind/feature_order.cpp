@@ -1,0 +1,65 @@
+#include "feature_order.h"
+
+#include <functional>
+#include <tuple>
+
+#include "../csr.h"
+#include "tensors.h"
+
+namespace mach {
+
+Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indptr_, int64_t num_features) {
+  const Tensor indices = as_contiguous(indices_);
+  const Array<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
+  const RunTasks run = [](int64_t count, const std::function<void(int64_t)>& task) {
+    run_tasks(count, task);
+  };
+  Order order;
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    const FeatureSort sort(pointer<decltype(index)>(indices), indptr.data(), N, num_features,
+                           num_threads_for(4 * indices.numel()), run);
+    const auto empty = [&](int64_t count) { return allocate(indices, {count}, ScalarType::Long); };
+    const int64_t U = sort.num_features(), E = sort.num_entries();
+    order = {empty(U), empty(U + 1), empty(E), empty(E)};
+    sort.write(indptr.data(), N, mutable_pointer<int64_t>(order.features),
+               mutable_pointer<int64_t>(order.offsets), mutable_pointer<int64_t>(order.positions),
+               mutable_pointer<int64_t>(order.documents));
+  });
+  return order;
+}
+
+Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D) {
+  MACH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
+  for (const Tensor& t : tensors) check_dtype(op, "order", t, ScalarType::Long);
+  const Order order{as_contiguous(tensors[0]), as_contiguous(tensors[1]), as_contiguous(tensors[2]),
+                    as_contiguous(tensors[3])};
+  const FeatureOrder v = order.view();
+  check_shape(op, "order's offsets", order.offsets, {v.U + 1});
+  check_shape(op, "order's documents", order.documents, {v.E});
+  // Negative where x < 0 or x >= limit.
+  const auto outside = [](int64_t x, int64_t limit) {
+    return static_cast<int64_t>(static_cast<uint64_t>(x) |
+                                (static_cast<uint64_t>(limit) - 1 - static_cast<uint64_t>(x)));
+  };
+  int64_t wrong = v.offsets[0] == 0 && v.offsets[v.U] == v.E ? 0 : -1;
+  for (int64_t u = 0; u < v.U; ++u)
+    wrong |= outside(v.features[u], D) | (v.offsets[u + 1] - v.offsets[u]) | outside(v.offsets[u], v.E + 1);
+  for (int64_t u = 1; u < v.U; ++u) wrong |= v.features[u] - v.features[u - 1] - 1;
+  for (int64_t e = 0; e < v.E; ++e) wrong |= outside(v.positions[e], nnz) | outside(v.documents[e], N);
+  MACH_CHECK(wrong >= 0, op, ": order is not of this batch");
+  return order;
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> feature_order_cpu(const Tensor& indices, const Tensor& indptr,
+                                                             int64_t num_features) {
+  const Order order = sort_by_feature("feature_order", indices, indptr, num_features);
+  return {order.features, order.offsets, order.positions, order.documents};
+}
+
+}  // namespace
+}  // namespace mach
+
+STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) { MACH_OPERATOR(feature_order); }

@@ -1,0 +1,258 @@
+#include "../sparse_linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+#include "../csr.h"
+#include "feature_order.h"
+#include "tensors.h"
+
+namespace mach {
+namespace {
+
+template <class T, class W, class I>
+SparseLinear<T, W, I> sparse_linear_params(const Tensor& values, const Tensor& indices,
+                                           const Array<int64_t>& indptr, const Tensor& weight) {
+  return {pointer<T>(values),
+          pointer<I>(indices),
+          indptr.data(),
+          pointer<W>(weight),
+          nullptr,
+          indices.numel(),
+          weight.dim() == 3 ? weight.size(0) : 1,
+          weight.size(-2),
+          weight.size(-1),
+          false};
+}
+
+// f(T(), W(), I()): element types of values (or the gradient), weight and indices.
+template <class F>
+void dispatch_sparse(const char* op, const Tensor& values, const Tensor& weight, const Tensor& indices,
+                     const F& f) {
+  dispatch_index(op, "indices", indices, [&](auto index) {
+    dispatch_floating(op, "values", values, [&](auto value) {
+      using T = decltype(value);
+      if (weight.scalar_type() == ScalarType::BFloat16) {
+        if constexpr (std::is_same_v<T, float>) return f(value, bf16(), index);
+      }
+      check_dtype(op, "weight", weight, values.scalar_type());
+      f(value, value, index);
+    });
+  });
+}
+
+// About how many different features a batch has: of a hash table without chains, how many places are taken,
+// and how many collisions that many make likely (linear counting). A few percent off at most, and far cheaper
+// than the sort that it decides about.
+template <class I>
+double count_features(const I* indices, int64_t begin, int64_t end) {
+  int bits = 10;
+  while ((int64_t(1) << bits) < 8 * (end - begin)) ++bits;
+  Array<uint64_t> taken(int64_t(1) << (bits - 6));
+  for (int64_t p = begin; p < end; ++p) {
+    const uint64_t place = static_cast<uint64_t>(indices[p]) * 0x9E3779B97F4A7C15u >> (64 - bits);
+    taken[place >> 6] |= uint64_t(1) << (place & 63);
+  }
+  int64_t count = 0;
+  for (const uint64_t word : taken) count += __builtin_popcountll(word);
+  const double places = std::ldexp(1.0, bits);
+  return -places * std::log1p(-static_cast<double>(count) / places);
+}
+
+// Bytes of outputs that sparse_linear_by_feature works on at a time.
+constexpr int64_t kOutputs = 512 << 10;
+
+// Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
+// of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
+template <class T, class W, class I>
+bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
+                     const std::optional<Order>& order) {
+  const double kReuse = order ? 2.5 : 5;  // sorting costs about as much as it saves at 3
+  constexpr int64_t kCached = 8 << 20;
+  const int64_t begin = p.indptr[0], end = p.indptr[N], entries = end - begin;
+  const int64_t row_bytes = p.M * static_cast<int64_t>(sizeof(W));
+  if (entries < kReuse * N || N < kReuse || p.M < threads * 64 ||
+      N * 64 * static_cast<int64_t>(sizeof(T)) > kOutputs || p.D * row_bytes < kCached ||
+      entries * row_bytes < kReuse * kCached)  // what the last line needs, whatever the number of features
+    return false;
+  for (int64_t n = 0; n < N; ++n) {
+    bool sorted = true;
+    int64_t previous = 0;
+    for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; previous = p.indices[e++])
+      sorted &= previous <= static_cast<int64_t>(p.indices[e]);
+    if (!sorted || previous >= p.D) return false;
+  }
+  const double features =
+      order ? static_cast<double>(order->features.numel()) : count_features(p.indices, begin, end);
+  return entries >= kReuse * features && features * row_bytes >= kCached;
+}
+
+Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
+                         const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
+                         const OptionalOrder& given, bool check) {
+  const char* op = "sparse_linear";
+  const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
+               weight = as_contiguous(weight_);
+  const int64_t nnz = values.numel();
+  check_shape(op, "values", values, {nnz});
+  check_shape(op, "indices", indices, {nnz});
+  const bool stacked = weight.dim() == 3;
+  MACH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
+  const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
+  Array<int64_t> indptr = given_indptr(op, indptr_);
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
+  std::optional<Tensor> bias;
+  if (bias_.has_value()) {
+    bias = as_contiguous(*bias_);
+    stacked ? check_shape(op, "bias", *bias, {R, M}) : check_shape(op, "bias", *bias, {M});
+    check_dtype(op, "bias", *bias, values.scalar_type());
+  }
+  std::optional<Order> order;
+  if (given) order = given_order(op, *given, nnz, N, D);
+  Tensor out = stacked ? allocate(values, {N, R, M}) : allocate(values, {N, M});
+
+  dispatch_sparse(op, values, weight, indices, [&](auto t, auto w, auto index) {
+    using T = decltype(t);
+    if (check) {
+      const auto* column = pointer<decltype(index)>(indices);
+      const CsrCheck found = check_csr(pointer<T>(values), column, nnz, indptr.data(), N, D);
+      MACH_CHECK(found.fault == CsrFault::none, op, ": documents at fault, see check_csr");
+    }
+    make_safe(indptr, nnz);
+    if (out.numel() == 0) return;
+    auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
+    params.bias = bias ? pointer<T>(*bias) : nullptr;
+    params.relu = relu;
+    const int64_t threads = num_threads_for((nnz + N) * R * M);
+    // Column bounds on multiples of 16 elements: one cache line of float.
+    const auto column = [&](int64_t i, int64_t parts) { return i == parts ? M : M * i / parts / 16 * 16; };
+    if (by_feature_pays(params, N, threads, order)) {
+      if (!order) order = sort_by_feature(op, indices, indptr_, params.D);
+      // Outputs that stay in the second-level cache.
+      const int64_t width = std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
+      return with_isa<T>([&](auto isa) {
+        run_tasks(threads, [&](int64_t i) {
+          Array<T> scratch(N * width);
+          sparse_linear_by_feature<decltype(isa)>(params, order->view(), mutable_pointer<T>(out), N,
+                                                  column(i, threads), column(i + 1, threads), scratch.data(),
+                                                  width);
+        });
+      });
+    }
+    // Threads share the rows, by non-zeros; columns, at least 256 a thread, where rows are too few or one row
+    // is most of the work.
+    int64_t longest = 0;
+    for (int64_t n = 0; n < N; ++n) longest = std::max(longest, indptr[n + 1] - indptr[n]);
+    const bool by_rows = N >= threads && longest <= nnz / threads;
+    const int64_t column_parts = by_rows ? 1 : std::min(threads, std::max<int64_t>(1, M / 256));
+    const int64_t row_parts = std::max<int64_t>(1, threads / column_parts);
+    const auto row = [&](int64_t i) { return balanced_bound(indptr.data(), N, row_parts, i); };
+    with_isa<T>([&](auto isa) {
+      run_tasks(column_parts * row_parts, [&](int64_t task) {
+        const int64_t c = task % column_parts, n = task / column_parts;
+        sparse_linear<decltype(isa)>(params, mutable_pointer<T>(out), row(n), row(n + 1),
+                                     column(c, column_parts), column(c + 1, column_parts));
+      });
+    });
+  });
+  return out;
+}
+
+Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_, const Tensor& indptr_,
+                                     const Tensor& weight_) {
+  const char* op = "sparse_linear_grad_values";
+  const Tensor grad = as_contiguous(grad_), indices = as_contiguous(indices_),
+               weight = as_contiguous(weight_);
+  const int64_t nnz = indices.numel();
+  const Array<int64_t> indptr = safe_indptr(op, indptr_, nnz);
+  const int64_t N = static_cast<int64_t>(indptr.size()) - 1, R = weight.size(0), M = weight.size(2);
+  check_shape(op, "grad", grad, {N, R, M});
+  Tensor out = zeros(grad, {nnz});
+  dispatch_sparse(op, grad, weight, indices, [&](auto t, auto w, auto index) {
+    using T = decltype(t);
+    const auto params = sparse_linear_params<T, decltype(w), decltype(index)>(grad, indices, indptr, weight);
+    with_isa<T>([&](auto isa) {
+      parallel_balanced(indptr.data(), N, nnz * R * M, [&](int64_t begin, int64_t end) {
+        sparse_linear_grad_values<decltype(isa)>(params, pointer<T>(grad), mutable_pointer<T>(out), begin,
+                                                 end);
+      });
+    });
+  });
+  return out;
+}
+
+// The order for a weight gradient, given or computed, after the checks that go with it.
+Order gradient_order(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
+                     const Tensor& indptr, int64_t num_features, const OptionalOrder& order) {
+  check_shape(op, "indices", indices, {values.numel()});
+  check_dtype(op, "values", values, grad.scalar_type());
+  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
+  const int64_t N = indptr.size(0) - 1;
+  MACH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
+  if (order) return given_order(op, *order, values.numel(), N, num_features);
+  return sort_by_feature(op, indices, indptr, num_features);
+}
+
+// Weight gradient of repetition r, features[u], into destination(r, u) (M values).
+template <class T, class F>
+void sparse_linear_grad_each_row(const Tensor& grad, const Tensor& values, const FeatureOrder& order,
+                                 const F& destination) {
+  const int64_t R = grad.size(1), M = grad.size(2);
+  parallel_features<T>(order, 1, R, M, [&](auto isa, int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t u = begin; u < end; ++u)
+        sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order, u, pointer<T>(grad) + r * M, R * M,
+                                              destination(r, u), M);
+  });
+}
+
+Tensor sparse_linear_grad_weight_cpu(const Tensor& grad_, const Tensor& values_, const Tensor& indices,
+                                     const Tensor& indptr, int64_t num_features, const OptionalOrder& given) {
+  const char* op = "sparse_linear_grad_weight";
+  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
+  const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
+  const FeatureOrder order = tensors.view();
+  const int64_t R = grad.size(1), M = grad.size(2);
+  Tensor out = zeros(grad, {R, num_features, M});
+  dispatch_floating(op, "grad", grad, [&](auto t) {
+    using T = decltype(t);
+    T* base = mutable_pointer<T>(out);
+    sparse_linear_grad_each_row<T>(grad, values, order, [&](int64_t r, int64_t u) {
+      return base + (r * num_features + order.features[u]) * M;
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cpu(const Tensor& grad_, const Tensor& values_,
+                                                       const Tensor& indices, const Tensor& indptr,
+                                                       int64_t num_features, const OptionalOrder& given) {
+  const char* op = "sparse_linear_grad_rows";
+  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
+  const Order tensors = gradient_order(op, grad, values, indices, indptr, num_features, given);
+  const FeatureOrder order = tensors.view();
+  const int64_t R = grad.size(1), M = grad.size(2), U = order.U;
+  Tensor rows = allocate(grad, {U}, ScalarType::Long);
+  std::copy_n(order.features, U, mutable_pointer<int64_t>(rows));
+  Tensor out = allocate(grad, {R, U, M});
+  dispatch_floating(op, "grad", grad, [&](auto t) {
+    using T = decltype(t);
+    T* base = mutable_pointer<T>(out);
+    sparse_linear_grad_each_row<T>(grad, values, order,
+                                   [&](int64_t r, int64_t u) { return base + (r * U + u) * M; });
+  });
+  return {rows, out};
+}
+
+}  // namespace
+}  // namespace mach
+
+STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
+  MACH_OPERATOR(sparse_linear);
+  MACH_OPERATOR(sparse_linear_grad_values);
+  MACH_OPERATOR(sparse_linear_grad_weight);
+  MACH_OPERATOR(sparse_linear_grad_rows);
+}

@@ -1,4 +1,4 @@
-// How a label's R bucket scores become its key, on either device: defined in cpu/merge.h.
+// How a label's R bucket scores become its key, on either device: defined in cpu/merge_scores.h.
 #pragma once
 
 namespace mach {

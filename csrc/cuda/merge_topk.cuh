@@ -1,4 +1,4 @@
-// CUDA twin of cpu/decode.h: the exact k best labels of each document over all L.
+// CUDA twin of cpu/merge_topk.h: the exact k best labels of each document over all L.
 //
 // One block goes over the exact keys of a document's labels, several times (select.cuh), each time computing
 // them anew: nothing of size N x L is ever held. Where a scan (merge_scan.cuh) has left few labels of a
@@ -6,7 +6,7 @@
 // a document, one launch a pass.
 #pragma once
 
-#include "merge.cuh"
+#include "merge_scores.cuh"
 
 namespace mach {
 

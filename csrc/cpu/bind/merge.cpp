@@ -1,12 +1,11 @@
-#include "../merge.h"
-
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
 
-#include "../decode.h"
 #include "../label_index.h"
+#include "../merge_scores.h"
+#include "../merge_topk.h"
 #include "../parallel.h"
 #include "tensors.h"
 
@@ -146,7 +145,7 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   if (values.numel() == 0) return {values, labels};
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
-    decode(Decode<T>{
+    merge_topk(MergeTopK<T>{
         a.params<T>(), codes ? &index : nullptr, N, k, parse_path(op, path), num_threads_for(N * L * R),
         [](int64_t count, const auto& task) { run_tasks(count, task); }, mutable_pointer<T>(values),
         mutable_pointer<int64_t>(labels), trace ? mutable_pointer<int64_t>(*trace) : nullptr});

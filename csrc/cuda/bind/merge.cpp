@@ -1,5 +1,3 @@
-#include "../merge.cuh"
-
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -8,6 +6,7 @@
 
 #include "../label_index.cuh"
 #include "../merge_scan.cuh"
+#include "../merge_scores.cuh"
 #include "../merge_topk.cuh"
 #include "tensors.h"
 

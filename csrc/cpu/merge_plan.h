@@ -1,0 +1,14 @@
+// What merge_topk finds out about a document before its labels are gone through: its extremes, a threshold,
+// and by them its path.
+#pragma once
+
+#include <cstdint>
+
+#include "merge_document.h"
+
+namespace mach {
+
+// Plans document n. Its path stays direct where bounds would not hold or would not help.
+void plan_document(const MergeRun& run, int64_t n, Document& d, Scratch& scratch);
+
+}  // namespace mach

@@ -18,15 +18,12 @@
 
 #include <cstdint>
 
+#include "../merge_kind.h"
 #include "label_index.h"
 #include "merge_scores.h"
+#include "tasks.h"
 
 namespace mach {
-
-enum class Path : int64_t { automatic = -1, direct = 0, scan = 1, lists = 2 };
-
-// Columns of the trace [N, kTraceColumns], what was done for a document.
-enum TraceColumn { kTracePath, kTracePostings, kTraceRescored, kTraceColumns };
 
 template <class T>
 struct MergeTopK {

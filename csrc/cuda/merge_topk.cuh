@@ -12,10 +12,6 @@ namespace mach {
 
 constexpr int64_t kMaxOrdered = 2048;  // up to this k, launch_merge_topk leaves the labels in order
 
-// Columns of the trace [N, kTraceColumns], what was done for a document: path (0 direct, 1 scan, 2 lists),
-// postings, labels that got an exact key. As on the CPU.
-constexpr int kTraceColumns = 3;
-
 // Labels of each document that its first k are surely among.
 struct Candidates {
   int32_t* labels;   // [N, capacity]

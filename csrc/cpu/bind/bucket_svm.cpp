@@ -1,19 +1,9 @@
-#include "../bucket_svm.h"
-
-#include <algorithm>
-
+#include "../bucket_svm_tiles.h"
 #include "../parallel.h"
 #include "tensors.h"
 
 namespace mach {
 namespace {
-
-// The first address from `pointer` on that is a multiple of kBytes.
-template <size_t kBytes, class T>
-T* aligned(T* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer);
-  return reinterpret_cast<T*>((address + kBytes - 1) / kBytes * kBytes);
-}
 
 Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
                       const Tensor& buckets_, const Tensor& label_indices_, const Tensor& label_indptr_,
@@ -44,51 +34,17 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
   const int64_t* label = pointer<int64_t>(label_indices);
   for (int64_t e = 0; e < label_indices.numel(); ++e)
     MACH_CHECK(label[e] >= 0 && label[e] < buckets.numel(), op, ": a label is outside [0, L)");
-  const int64_t tiles = (M + kSvmTile - 1) / kSvmTile;
-  Tensor passes = allocate(values, {tiles}, ScalarType::Long);
+  Tensor passes = allocate(values, {num_svm_tiles(M)}, ScalarType::Long);
   dispatch_floating(op, "values", values, [&](auto t) {
     using T = decltype(t);
     check_dtype(op, "weight", weight, values.scalar_type());
     check_dtype(op, "bias", bias, values.scalar_type());
-    const T* x = pointer<T>(values);
-    Array<T> squares(N);
-    for (int64_t n = 0; n < N; ++n) {
-      double sum = 1;
-      for (int64_t e = indptr[n]; e < indptr[n + 1]; ++e) sum += static_cast<double>(x[e]) * x[e];
-      squares[n] = static_cast<T>(sum);
-    }
-    const BucketSvm<T> params{x,         feature,        indptr.data(),     N,
-                              D,         squares.data(), static_cast<T>(C), static_cast<T>(tolerance),
-                              max_passes};
-    T* out = mutable_pointer<T>(weight);
-    T* out_bias = mutable_pointer<T>(bias);
-    const int64_t row = D ? weight.stride(0) : M, column = weight.stride(1), bias_stride = bias.stride(0);
-    const auto solve = [&](int64_t tile) {
-      const int64_t begin = tile * kSvmTile, size = std::min(kSvmTile, M - begin);
-      Array<T> memory((D + 2) * kSvmTile), alpha(N * kSvmTile);
-      T* const w = aligned<kSvmTile * sizeof(T)>(memory.data());
-      Array<uint16_t> positives(N);
-      Array<int32_t> order(N);
-      uint32_t used = 0;
-      for (int64_t n = 0; n < N; ++n)
-        for (int64_t e = label_indptr[n]; e < label_indptr[n + 1]; ++e) {
-          // What is no bucket at all is none of these, either.
-          const int64_t b = pointer<int32_t>(buckets)[label[e]] - first - begin;
-          if (b < 0 || b >= size) continue;
-          positives[n] |= static_cast<uint16_t>(1u << b);
-          used |= 1u << b;
-        }
-      const SvmScratch<T> scratch{w, alpha.data(), positives.data(), order.data(), used};
-      with_isa<T>([&](auto isa) {
-        mutable_pointer<int64_t>(passes)[tile] = used ? bucket_svm<decltype(isa)>(params, scratch) : 0;
-      });
-      for (int64_t d = 0; d < D; ++d)
-        for (int64_t j = 0; j < size; ++j) out[d * row + (begin + j) * column] = w[d * kSvmTile + j];
-      // Where no document wants a bucket: w = 0, a margin of -1.
-      for (int64_t j = 0; j < size; ++j)
-        out_bias[(begin + j) * bias_stride] = (used >> j) & 1u ? w[D * kSvmTile + j] : T(-1);
-    };
-    run_tasks(tiles, solve);
+    bucket_svm_tiles(
+        BucketSvmTiles<T>{pointer<T>(values), feature, indptr.data(), N, D, M, pointer<int32_t>(buckets),
+                          label, label_indptr.data(), first, static_cast<T>(C), static_cast<T>(tolerance),
+                          max_passes, mutable_pointer<T>(weight), D ? weight.stride(0) : M, weight.stride(1),
+                          mutable_pointer<T>(bias), bias.stride(0), mutable_pointer<int64_t>(passes)},
+        [](int64_t count, const auto& task) { run_tasks(count, task); });
   });
   return passes;
 }

@@ -1,9 +1,8 @@
 #include "feature_order.h"
 
-#include <functional>
 #include <tuple>
 
-#include "../csr.h"
+#include "../feature_order.h"
 #include "tensors.h"
 
 namespace mach {
@@ -12,9 +11,7 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
   const Tensor indices = as_contiguous(indices_);
   const Array<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
-  const RunTasks run = [](int64_t count, const std::function<void(int64_t)>& task) {
-    run_tasks(count, task);
-  };
+  const Tasks run = [](int64_t count, const auto& task) { run_tasks(count, task); };
   Order order;
   dispatch_index(op, "indices", indices, [&](auto index) {
     const FeatureSort sort(pointer<decltype(index)>(indices), indptr.data(), N, num_features,
@@ -37,17 +34,7 @@ Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nn
   const FeatureOrder v = order.view();
   check_shape(op, "order's offsets", order.offsets, {v.U + 1});
   check_shape(op, "order's documents", order.documents, {v.E});
-  // Negative where x < 0 or x >= limit.
-  const auto outside = [](int64_t x, int64_t limit) {
-    return static_cast<int64_t>(static_cast<uint64_t>(x) |
-                                (static_cast<uint64_t>(limit) - 1 - static_cast<uint64_t>(x)));
-  };
-  int64_t wrong = v.offsets[0] == 0 && v.offsets[v.U] == v.E ? 0 : -1;
-  for (int64_t u = 0; u < v.U; ++u)
-    wrong |= outside(v.features[u], D) | (v.offsets[u + 1] - v.offsets[u]) | outside(v.offsets[u], v.E + 1);
-  for (int64_t u = 1; u < v.U; ++u) wrong |= v.features[u] - v.features[u - 1] - 1;
-  for (int64_t e = 0; e < v.E; ++e) wrong |= outside(v.positions[e], nnz) | outside(v.documents[e], N);
-  MACH_CHECK(wrong >= 0, op, ": order is not of this batch");
+  MACH_CHECK(is_order_of(v, nnz, N, D), op, ": order is not of this batch");
   return order;
 }
 

@@ -23,8 +23,7 @@ struct Order {
 
 Order sort_by_feature(const char* op, const Tensor& indices, const Tensor& indptr, int64_t num_features);
 
-// An order that came as an argument. Checked in full, since kernels follow it without looking: a pass over
-// its entries, next to nothing beside the rows of M values that each of them stands for.
+// An order that came as an argument, checked in full.
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D);
 
 using OptionalOrder = std::optional<std::vector<Tensor>>;

@@ -1,7 +1,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../csr.h"
+#include "../check_csr.h"
 #include "../isa.h"
 #include "tensors.h"
 

@@ -1,12 +1,12 @@
 #include "../sparse_linear.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <tuple>
 #include <type_traits>
 
-#include "../csr.h"
+#include "../check_csr.h"
+#include "../sparse_linear_choice.h"
 #include "feature_order.h"
 #include "tensors.h"
 
@@ -42,52 +42,6 @@ void dispatch_sparse(const char* op, const Tensor& values, const Tensor& weight,
       f(value, value, index);
     });
   });
-}
-
-// About how many different features a batch has: of a hash table without chains, how many places are taken,
-// and how many collisions that many make likely (linear counting). A few percent off at most, and far cheaper
-// than the sort that it decides about.
-template <class I>
-double count_features(const I* indices, int64_t begin, int64_t end) {
-  int bits = 10;
-  while ((int64_t(1) << bits) < 8 * (end - begin)) ++bits;
-  Array<uint64_t> taken(int64_t(1) << (bits - 6));
-  for (int64_t p = begin; p < end; ++p) {
-    const uint64_t place = static_cast<uint64_t>(indices[p]) * 0x9E3779B97F4A7C15u >> (64 - bits);
-    taken[place >> 6] |= uint64_t(1) << (place & 63);
-  }
-  int64_t count = 0;
-  for (const uint64_t word : taken) count += __builtin_popcountll(word);
-  const double places = std::ldexp(1.0, bits);
-  return -places * std::log1p(-static_cast<double>(count) / places);
-}
-
-// Bytes of outputs that sparse_linear_by_feature works on at a time.
-constexpr int64_t kOutputs = 512 << 10;
-
-// Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
-// of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
-template <class T, class W, class I>
-bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
-                     const std::optional<Order>& order) {
-  const double kReuse = order ? 2.5 : 5;  // sorting costs about as much as it saves at 3
-  constexpr int64_t kCached = 8 << 20;
-  const int64_t begin = p.indptr[0], end = p.indptr[N], entries = end - begin;
-  const int64_t row_bytes = p.M * static_cast<int64_t>(sizeof(W));
-  if (entries < kReuse * N || N < kReuse || p.M < threads * 64 ||
-      N * 64 * static_cast<int64_t>(sizeof(T)) > kOutputs || p.D * row_bytes < kCached ||
-      entries * row_bytes < kReuse * kCached)  // what the last line needs, whatever the number of features
-    return false;
-  for (int64_t n = 0; n < N; ++n) {
-    bool sorted = true;
-    int64_t previous = 0;
-    for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; previous = p.indices[e++])
-      sorted &= previous <= static_cast<int64_t>(p.indices[e]);
-    if (!sorted || previous >= p.D) return false;
-  }
-  const double features =
-      order ? static_cast<double>(order->features.numel()) : count_features(p.indices, begin, end);
-  return entries >= kReuse * features && features * row_bytes >= kCached;
 }
 
 Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
@@ -129,10 +83,9 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     const int64_t threads = num_threads_for((nnz + N) * R * M);
     // Column bounds on multiples of 16 elements: one cache line of float.
     const auto column = [&](int64_t i, int64_t parts) { return i == parts ? M : M * i / parts / 16 * 16; };
-    if (by_feature_pays(params, N, threads, order)) {
+    if (by_feature_pays(params, N, threads, order ? std::optional(order->features.numel()) : std::nullopt)) {
       if (!order) order = sort_by_feature(op, indices, indptr_, params.D);
-      // Outputs that stay in the second-level cache.
-      const int64_t width = std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
+      const int64_t width = by_feature_width<T>(N);
       return with_isa<T>([&](auto isa) {
         run_tasks(threads, [&](int64_t i) {
           Array<T> scratch(N * width);

@@ -130,8 +130,6 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cuda(const Tensor& buckets_, int6
   return {torch::stable::narrow(seen, 0, 0, L), starts, labels};
 }
 
-enum class Path { automatic, direct, scan, lists };
-
 Path parse_path(const char* op, const std::string& path) {
   if (path == "direct") return Path::direct;
   if (path == "scan") return Path::scan;

@@ -1,6 +1,7 @@
 #include "merge_topk.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "merge_costs.h"
 #include "merge_direct.h"
@@ -24,6 +25,7 @@ int64_t sample_size(const MergeTopK<float>& p) {
                                    : std::min({L, usual, std::max({int64_t(8), p.k, L / 16})});
 }
 
+// Which path each document takes, a chunk of documents at a time.
 class Choice {
  public:
   explicit Choice(const MergeTopK<float>& p)
@@ -38,57 +40,78 @@ class Choice {
   }
 
  private:
+  // Path after path, for what one gives up goes to the next: lists, scan, direct.
   void chunk(int64_t begin, int64_t end) {
-    Array<int64_t> direct;
-    Array<Document> planned;
     costs_.set_together(std::min(kWidth, end - begin));
-    const bool worth_a_plan = possible_ && p_.path != Path::direct &&
-                              (p_.path != Path::automatic ||
-                               (costs_.plan_cost() < 0.7 * costs_.direct &&
-                                (costs_.scan < costs_.direct || costs_.lists_may_pay(costs_.direct))));
-    if (worth_a_plan) {
-      planned.resize(end - begin);
-      // In several chunks: one alone would not pay for the memory.
-      if (m_.merge == Merge::mean && 4 * m_.R * m_.B <= kNearScores && p_.N >= 2 * (end - begin)) {
-        uint8_t* bytes = bytes_.of((end - begin) * m_.R * m_.B);
-        for (int64_t i = 0; i < end - begin; ++i) planned[i].bytes = bytes + i * m_.R * m_.B;
-      }
-      const int64_t parts = std::min(end - begin, 4 * p_.threads);
-      p_.run_tasks(parts, [&](int64_t part) {
-        Scratch scratch(m_);
-        for (int64_t n = cut(begin, end, parts, part); n < cut(begin, end, parts, part + 1); ++n)
-          plan_document(run_, n, planned[n - begin], scratch);
-      });
-    }
+    Array<Document> planned;
+    if (worth_a_plan()) plan(begin, end, planned);
+    Array<int64_t> direct;
     Array<Document*> scan, lists;
     for (int64_t n = begin; n < end; ++n) {
-      Document* document = worth_a_plan ? &planned[n - begin] : nullptr;
+      Document* document = planned.empty() ? nullptr : &planned[n - begin];
       if (document == nullptr || document->path == Path::direct)
         direct.push_back(n);
       else
         (document->path == Path::lists ? lists : scan).push_back(document);
     }
-    // A scan costs about as much for a few documents as for 64.
-    const int64_t left = std::min<int64_t>(kWidth, scan.size());
-    if (p_.path == Path::automatic && left > 0 && left < costs_.together) {
-      const double others = std::min(costs_.scan_cost(left), costs_.direct_cost(left));
-      const auto to_lists = std::stable_partition(
-          scan.begin(), scan.end(), [&](const Document* document) { return document->lists_cost >= others; });
-      for (auto document = to_lists; document < scan.end(); ++document) (*document)->path = Path::lists;
-      lists.insert(lists.end(), to_lists, scan.end());
-      scan.erase(to_lists, scan.end());
-    }
+    leave_to_lists(scan, lists);
     if (!lists.empty()) merge_lists(run_, lists);
     for (Document* document : lists)
       if (document->path == Path::scan) scan.push_back(document);  // gave up
-    const int64_t rest = std::min<int64_t>(kWidth, scan.size());
-    if (p_.path == Path::automatic && rest > 0 && costs_.scan_cost(rest) > costs_.direct_cost(rest)) {
-      for (Document* document : scan) {
-        document->path = Path::direct;
-        direct.push_back(document->n);
-      }
-      scan.clear();
+    leave_to_direct(scan, direct);
+    run_scans(scan);
+    for (const Document* document : scan)
+      if (document->path == Path::direct) direct.push_back(document->n);
+    if (!direct.empty()) merge_direct(run_, direct);
+    if (p_.trace) write_trace(planned);
+  }
+
+  bool worth_a_plan() const {
+    if (!possible_ || p_.path == Path::direct) return false;
+    return p_.path != Path::automatic ||
+           (costs_.plan_cost() < 0.7 * costs_.direct &&
+            (costs_.scan < costs_.direct || costs_.lists_may_pay(costs_.direct)));
+  }
+
+  void plan(int64_t begin, int64_t end, Array<Document>& planned) {
+    planned.resize(end - begin);
+    // In several chunks: one alone would not pay for the memory.
+    if (m_.merge == Merge::mean && 4 * m_.R * m_.B <= kNearScores && p_.N >= 2 * (end - begin)) {
+      uint8_t* bytes = bytes_.of((end - begin) * m_.R * m_.B);
+      for (int64_t i = 0; i < end - begin; ++i) planned[i].bytes = bytes + i * m_.R * m_.B;
     }
+    const int64_t parts = std::min(end - begin, 4 * p_.threads);
+    p_.run_tasks(parts, [&](int64_t part) {
+      Scratch scratch(m_);
+      for (int64_t n = cut(begin, end, parts, part); n < cut(begin, end, parts, part + 1); ++n)
+        plan_document(run_, n, planned[n - begin], scratch);
+    });
+  }
+
+  // A scan costs about as much for a few documents as for 64.
+  void leave_to_lists(Array<Document*>& scan, Array<Document*>& lists) const {
+    const int64_t left = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path != Path::automatic || left == 0 || left >= costs_.together) return;
+    const double others = std::min(costs_.scan_cost(left), costs_.direct_cost(left));
+    const auto to_lists = std::stable_partition(
+        scan.begin(), scan.end(), [&](const Document* document) { return document->lists_cost >= others; });
+    for (auto document = to_lists; document < scan.end(); ++document) (*document)->path = Path::lists;
+    lists.insert(lists.end(), to_lists, scan.end());
+    scan.erase(to_lists, scan.end());
+  }
+
+  // The same where even the direct path is cheaper for so few.
+  void leave_to_direct(Array<Document*>& scan, Array<int64_t>& direct) const {
+    const int64_t rest = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path != Path::automatic || rest == 0 || costs_.scan_cost(rest) <= costs_.direct_cost(rest)) return;
+    for (Document* document : scan) {
+      document->path = Path::direct;
+      direct.push_back(document->n);
+    }
+    scan.clear();
+  }
+
+  void run_scans(Array<Document*>& scan) const {
     // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
     std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
       return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
@@ -97,17 +120,16 @@ class Choice {
         kWidth * std::clamp<int64_t>(kTableBytes / (m_.R * m_.B * kWidth), 1, kChunk / kWidth);
     for (size_t i = 0; i < scan.size(); i += together)
       merge_scan(run_, {scan.begin() + i, scan.begin() + std::min<size_t>(scan.size(), i + together)});
-    for (const Document* document : scan)
-      if (document->path == Path::direct) direct.push_back(document->n);
-    if (!direct.empty()) merge_direct(run_, direct);
-    if (p_.trace)
-      for (const Document& document : planned)
-        if (document.path != Path::direct) {
-          int64_t* row = p_.trace + document.n * kTraceColumns;
-          row[kTracePath] = static_cast<int64_t>(document.path);
-          row[kTracePostings] = document.postings;
-          row[kTraceRescored] = document.rescored;
-        }
+  }
+
+  void write_trace(const Array<Document>& planned) const {
+    for (const Document& document : planned)
+      if (document.path != Path::direct) {
+        int64_t* row = p_.trace + document.n * kTraceColumns;
+        row[kTracePath] = static_cast<int64_t>(document.path);
+        row[kTracePostings] = document.postings;
+        row[kTraceRescored] = document.rescored;
+      }
   }
 
   const MergeTopK<float>& p_;

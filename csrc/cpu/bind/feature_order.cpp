@@ -18,7 +18,7 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
                            num_threads_for(4 * indices.numel()), run);
     const auto empty = [&](int64_t count) { return allocate(indices, {count}, ScalarType::Long); };
     const int64_t U = sort.num_features(), E = sort.num_entries();
-    order = {empty(U), empty(U + 1), empty(E), empty(E)};
+    order = {{empty(U), empty(U + 1), empty(E), empty(E)}};
     sort.write(indptr.data(), N, mutable_pointer<int64_t>(order.features),
                mutable_pointer<int64_t>(order.offsets), mutable_pointer<int64_t>(order.positions),
                mutable_pointer<int64_t>(order.documents));
@@ -27,14 +27,8 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
 }
 
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D) {
-  MACH_CHECK(tensors.size() == 4, op, ": order must be (features, offsets, positions, documents)");
-  for (const Tensor& t : tensors) check_dtype(op, "order", t, ScalarType::Long);
-  const Order order{as_contiguous(tensors[0]), as_contiguous(tensors[1]), as_contiguous(tensors[2]),
-                    as_contiguous(tensors[3])};
-  const FeatureOrder v = order.view();
-  check_shape(op, "order's offsets", order.offsets, {v.U + 1});
-  check_shape(op, "order's documents", order.documents, {v.E});
-  MACH_CHECK(is_order_of(v, nnz, N, D), op, ": order is not of this batch");
+  const Order order{order_tensors(op, tensors)};
+  MACH_CHECK(is_order_of(order.view(), nnz, N, D), op, ": order is not of this batch");
   return order;
 }
 

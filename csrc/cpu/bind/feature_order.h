@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "../../arguments.h"
 #include "../../check.h"
 #include "../isa.h"
 #include "../parallel.h"
@@ -12,9 +13,8 @@
 
 namespace mach {
 
-// A batch's feature order: the four tensors of the operator feature_order, given or computed here.
-struct Order {
-  Tensor features, offsets, positions, documents;
+// A batch's feature order, given or computed here.
+struct Order : OrderTensors {
   FeatureOrder view() const {
     return {pointer<int64_t>(features),  pointer<int64_t>(offsets), pointer<int64_t>(positions),
             pointer<int64_t>(documents), features.numel(),          positions.numel()};
@@ -25,8 +25,6 @@ Order sort_by_feature(const char* op, const Tensor& indices, const Tensor& indpt
 
 // An order that came as an argument, checked in full.
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D);
-
-using OptionalOrder = std::optional<std::vector<Tensor>>;
 
 // f(tag, begin, end) for ranges [begin, end) of features, one range a thread, of
 // about equal work: that of a feature is its entries and, `constant` entries' worth, its own rows.

@@ -48,25 +48,14 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
                          const Tensor& weight_, const std::optional<Tensor>& bias_, bool relu,
                          const OptionalOrder& given, bool check) {
   const char* op = "sparse_linear";
-  const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
-               weight = as_contiguous(weight_);
-  const int64_t nnz = values.numel();
-  check_shape(op, "values", values, {nnz});
-  check_shape(op, "indices", indices, {nnz});
-  const bool stacked = weight.dim() == 3;
-  MACH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
-  const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
+  const SparseLinearArguments a = sparse_linear_arguments(op, values_, indices_, weight_, bias_);
+  const Tensor &values = a.values, &indices = a.indices, &weight = a.weight;
+  const int64_t nnz = a.nnz, R = a.R, D = a.D, M = a.M;
   Array<int64_t> indptr = given_indptr(op, indptr_);
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
-  std::optional<Tensor> bias;
-  if (bias_.has_value()) {
-    bias = as_contiguous(*bias_);
-    stacked ? check_shape(op, "bias", *bias, {R, M}) : check_shape(op, "bias", *bias, {M});
-    check_dtype(op, "bias", *bias, values.scalar_type());
-  }
   std::optional<Order> order;
   if (given) order = given_order(op, *given, nnz, N, D);
-  Tensor out = stacked ? allocate(values, {N, R, M}) : allocate(values, {N, M});
+  Tensor out = a.stacked ? allocate(values, {N, R, M}) : allocate(values, {N, M});
 
   dispatch_sparse(op, values, weight, indices, [&](auto t, auto w, auto index) {
     using T = decltype(t);
@@ -78,7 +67,7 @@ Tensor sparse_linear_cpu(const Tensor& values_, const Tensor& indices_, const Te
     make_safe(indptr, nnz);
     if (out.numel() == 0) return;
     auto params = sparse_linear_params<T, decltype(w), decltype(index)>(values, indices, indptr, weight);
-    params.bias = bias ? pointer<T>(*bias) : nullptr;
+    params.bias = a.bias ? pointer<T>(*a.bias) : nullptr;
     params.relu = relu;
     const int64_t threads = num_threads_for((nnz + N) * R * M);
     // Column bounds on multiples of 16 elements: one cache line of float.
@@ -140,12 +129,8 @@ Tensor sparse_linear_grad_values_cpu(const Tensor& grad_, const Tensor& indices_
 // The order for a weight gradient, given or computed, after the checks that go with it.
 Order gradient_order(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
                      const Tensor& indptr, int64_t num_features, const OptionalOrder& order) {
-  check_shape(op, "indices", indices, {values.numel()});
-  check_dtype(op, "values", values, grad.scalar_type());
-  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
-  const int64_t N = indptr.size(0) - 1;
-  MACH_CHECK(grad.dim() == 3 && grad.size(0) == N, op, ": grad must be [N, R, M]");
-  if (order) return given_order(op, *order, values.numel(), N, num_features);
+  check_weight_gradient(op, grad, values, indices, indptr);
+  if (order) return given_order(op, *order, values.numel(), grad.size(0), num_features);
   return sort_by_feature(op, indices, indptr, num_features);
 }
 

@@ -16,28 +16,17 @@ namespace {
 template <class F>
 void dispatch_row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows,
                        const Tensor& gradient, std::initializer_list<Tensor> state, const F& f) {
-  MACH_CHECK(parameter.dim() == 2 && parameter.is_contiguous(), op, ": parameter must be contiguous [P, M]");
-  const int64_t P = parameter.size(0), M = parameter.size(1), U = rows ? rows->numel() : P;
-  if (rows) check_dtype(op, "rows", *rows, ScalarType::Long);
-  check_shape(op, "gradient", gradient, {U, M});
-  check_dtype(op, "gradient", gradient, parameter.scalar_type());
-  for (const Tensor& s : state) {
-    check_shape(op, "state", s, {P, M});
-    check_dtype(op, "state", s, parameter.scalar_type());
-    MACH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
-  }
-  const Tensor dense_gradient = as_contiguous(gradient);
-  std::optional<Tensor> dense_rows;
-  if (rows) dense_rows = as_contiguous(*rows);
+  const RowStepArguments a = row_step_arguments(op, parameter, rows, gradient, state);
+  const int64_t P = a.P, M = a.M, U = a.U;
   dispatch_floating(op, "parameter", parameter, [&](auto t) {
     using T = decltype(t);
     T* x = mutable_pointer<T>(parameter);
-    const T* g = pointer<T>(dense_gradient);
-    if (!dense_rows)
+    const T* g = pointer<T>(a.gradient);
+    if (!a.rows)
       return parallel_ranges(P * M, P * M * 4, [&](int64_t begin, int64_t end) {
         f(RowStep<T>{x + begin, nullptr, g + begin, 1, end - begin}, begin, 0, 1);
       });
-    const RowStep<T> params{x, pointer<int64_t>(*dense_rows), g, P, M};
+    const RowStep<T> params{x, pointer<int64_t>(*a.rows), g, P, M};
     parallel_ranges(U, U * M * 4, [&](int64_t begin, int64_t end) { f(params, 0, begin, end); });
   });
 }
@@ -76,19 +65,9 @@ template <class F>
 void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_list<Tensor> state,
                         const Tensor& grad_, const Tensor& values_, const std::vector<Tensor>& given,
                         const F& f) {
-  MACH_CHECK(weight.dim() == 3 && weight.is_contiguous(), op, ": weight must be contiguous [R, D, M]");
-  const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2);
-  MACH_CHECK(grad_.dim() == 3, op, ": grad must be [N, R, M]");
-  check_shape(op, "grad", grad_, {grad_.size(0), R, M});
-  check_dtype(op, "grad", grad_, weight.scalar_type());
-  check_dtype(op, "values", values_, weight.scalar_type());
-  for (const Tensor& s : state) {
-    check_shape(op, "state", s, {R, D, M});
-    check_dtype(op, "state", s, weight.scalar_type());
-    MACH_CHECK(s.is_contiguous(), op, ": state must be contiguous");
-  }
-  const Tensor grad = as_contiguous(grad_), values = as_contiguous(values_);
-  const Order tensors = given_order(op, given, values.numel(), grad.size(0), D);
+  const LinearStepArguments a = linear_step_arguments(op, weight, grad_, values_, state);
+  const int64_t R = a.R, D = a.D, M = a.M;
+  const Order tensors = given_order(op, given, a.values.numel(), a.N, D);
   const FeatureOrder order = tensors.view();
   dispatch_floating(op, "weight", weight, [&](auto t) {
     using T = decltype(t);
@@ -97,8 +76,8 @@ void sparse_linear_step(const char* op, const Tensor& weight, std::initializer_l
       Array<T> scratch(M);
       for (int64_t r = 0; r < R; ++r)
         for (int64_t u = begin; u < end; ++u) {
-          sparse_linear_grad_row<decltype(isa)>(pointer<T>(values), order, u, pointer<T>(grad) + r * M, R * M,
-                                                scratch.data(), M);
+          sparse_linear_grad_row<decltype(isa)>(pointer<T>(a.values), order, u, pointer<T>(a.grad) + r * M,
+                                                R * M, scratch.data(), M);
           const int64_t row = r * D + order.features[u];
           f(isa, RowStep<T>{mutable_pointer<T>(weight), &row, scratch.data(), R * D, M});
         }

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "../../arguments.h"
 #include "../../check.h"
 #include "../memory.h"
 

@@ -37,13 +37,8 @@ Groups sized_groups(Groups groups) {
 }
 
 Groups given_groups(const char* op, const Tensor& like, const std::vector<Tensor>& order) {
-  MACH_CHECK(order.size() == 4, op, ": order must be (features, offsets, positions, documents)");
-  for (const Tensor& t : order) check_dtype(op, "order", t, ScalarType::Long);
-  Groups groups{as_contiguous(order[0]), as_contiguous(order[1]), as_contiguous(order[2]),
-                as_contiguous(order[3]), std::nullopt};
+  Groups groups{order_tensors(op, order), std::nullopt};
   check_device(op, like, {groups.features, groups.offsets, groups.positions, groups.documents});
-  check_shape(op, "order's offsets", groups.offsets, {groups.features.numel() + 1});
-  check_shape(op, "order's documents", groups.documents, {groups.positions.numel()});
   return groups;
 }
 

@@ -9,11 +9,8 @@
 
 namespace mach {
 
-using OptionalOrder = std::optional<std::vector<Tensor>>;
-
 // A feature order on the device (FeatureGroups in csr.cuh).
-struct Groups {
-  Tensor features, offsets, positions, documents;
+struct Groups : OrderTensors {
   std::optional<Tensor> counts;  // [2]: U, E; then the others are as long as these could have been
 
   FeatureGroups view() const {
@@ -34,7 +31,7 @@ Tensor running_sum(const Tensor& t);
 template <class F>
 Groups group(const Tensor& like, int64_t count, int64_t none, const F& fill) {
   const auto empty = [&](int64_t n) { return new_empty(like, {n}, ScalarType::Long); };
-  Groups groups{empty(count), empty(count + 1), empty(count), empty(count), empty(2)};
+  Groups groups{{empty(count), empty(count + 1), empty(count), empty(count)}, empty(2)};
   if (count == 0) {
     torch::stable::zero_(groups.offsets);
     torch::stable::zero_(*groups.counts);

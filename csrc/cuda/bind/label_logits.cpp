@@ -9,64 +9,33 @@
 namespace mach {
 namespace {
 
-// Contiguous arguments of label_logits and its gradients, checked.
-struct LabelLogitsArguments {
-  Tensor hidden, weight, buckets, labels;
-  bool shared;
-  int64_t N, m, R, H, B, L;
-
-  Tensor checked_grad(const char* op, const Tensor& grad) const {
-    check_device(op, hidden, {grad});
-    return checked(op, "grad", grad, {N, m, R}, hidden.scalar_type());
-  }
-
-  template <class T>
-  LabelLogitsParams<T> params(const T* bias = nullptr) const {
-    return {pointer<T>(hidden),
-            shared,
-            pointer<T>(weight),
-            bias,
-            pointer<int32_t>(buckets),
-            pointer<int64_t>(labels),
-            N,
-            m,
-            R,
-            H,
-            B,
-            L};
-  }
-};
-
-LabelLogitsArguments label_logits_arguments(const char* op, const Tensor& hidden, const Tensor& weight,
-                                            const Tensor& buckets, const Tensor& labels) {
-  MACH_CHECK(weight.dim() == 3 && labels.dim() == 2 && buckets.dim() == 2, op,
-             ": weight must be [R, H, B], buckets [R, L], labels [N, m]");
+LabelLogitsArguments arguments_on_device(const char* op, const Tensor& hidden, const Tensor& weight,
+                                         const Tensor& buckets, const Tensor& labels) {
   check_device(op, hidden, {weight, buckets, labels});
-  const int64_t N = labels.size(0), R = weight.size(0), H = weight.size(1);
-  const bool shared = hidden.dim() != 3;
-  shared ? check_shape(op, "hidden", hidden, {N, H}) : check_shape(op, "hidden", hidden, {N, R, H});
-  check_dtype(op, "weight", weight, hidden.scalar_type());
-  check_dtype(op, "buckets", buckets, ScalarType::Int);
-  check_dtype(op, "labels", labels, ScalarType::Long);
-  check_shape(op, "buckets", buckets, {R, buckets.size(1)});
-  return {as_contiguous(hidden),
-          as_contiguous(weight),
-          as_contiguous(buckets),
-          as_contiguous(labels),
-          shared,
-          N,
-          labels.size(1),
-          R,
-          H,
-          weight.size(2),
-          buckets.size(1)};
+  return label_logits_arguments(op, hidden, weight, buckets, labels);
+}
+
+template <class T>
+LabelLogitsParams<T> label_logits_params(const LabelLogitsArguments& a, const T* bias = nullptr) {
+  return {pointer<T>(a.hidden),
+          a.shared,
+          pointer<T>(a.weight),
+          bias,
+          pointer<int32_t>(a.buckets),
+          pointer<int64_t>(a.labels),
+          a.N,
+          a.m,
+          a.R,
+          a.H,
+          a.B,
+          a.L};
 }
 
 Tensor label_logits_cuda(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias_,
                          const Tensor& buckets, const Tensor& labels) {
   const char* op = "label_logits";
   const DeviceGuard guard(hidden);
-  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const LabelLogitsArguments a = arguments_on_device(op, hidden, weight, buckets, labels);
   std::optional<Tensor> bias;
   if (bias_.has_value()) {
     check_device(op, hidden, {*bias_});
@@ -75,8 +44,8 @@ Tensor label_logits_cuda(const Tensor& hidden, const Tensor& weight, const std::
   Tensor out = new_empty(hidden, {a.N, a.m, a.R});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
-    check_cuda(launch_label_logits(a.params<T>(bias ? pointer<T>(*bias) : nullptr), mutable_pointer<T>(out),
-                                   current_stream(hidden)));
+    check_cuda(launch_label_logits(label_logits_params<T>(a, bias ? pointer<T>(*bias) : nullptr),
+                                   mutable_pointer<T>(out), current_stream(hidden)));
   });
   return out;
 }
@@ -85,13 +54,14 @@ Tensor label_logits_grad_hidden_cuda(const Tensor& grad_, const Tensor& hidden, 
                                      const Tensor& buckets, const Tensor& labels) {
   const char* op = "label_logits_grad_hidden";
   const DeviceGuard guard(hidden);
-  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const LabelLogitsArguments a = arguments_on_device(op, hidden, weight, buckets, labels);
+  check_device(op, hidden, {grad_});
   const Tensor grad = a.checked_grad(op, grad_);
   Tensor out = new_empty(hidden, a.hidden.sizes());
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
-    check_cuda(launch_label_logits_grad_hidden(a.params<T>(), pointer<T>(grad), mutable_pointer<T>(out),
-                                               current_stream(hidden)));
+    check_cuda(launch_label_logits_grad_hidden(label_logits_params<T>(a), pointer<T>(grad),
+                                               mutable_pointer<T>(out), current_stream(hidden)));
   });
   return out;
 }
@@ -101,7 +71,8 @@ std::tuple<Tensor, Tensor> label_logits_grad_weight_cuda(const Tensor& grad_, co
                                                          const Tensor& labels) {
   const char* op = "label_logits_grad_weight";
   const DeviceGuard guard(hidden);
-  const LabelLogitsArguments a = label_logits_arguments(op, hidden, weight, buckets, labels);
+  const LabelLogitsArguments a = arguments_on_device(op, hidden, weight, buckets, labels);
+  check_device(op, hidden, {grad_});
   const Tensor grad = a.checked_grad(op, grad_);
   Tensor grad_weight = new_zeros(hidden, {a.R, a.H, a.B}), grad_bias = new_zeros(hidden, {a.R, a.B});
   const Groups groups =

@@ -28,30 +28,20 @@ Tensor sparse_linear_cuda(const Tensor& values_, const Tensor& indices_, const T
                           bool) {                // check: documents are not looked at
   const char* op = "sparse_linear";
   const DeviceGuard guard(values_);
-  const Tensor values = as_contiguous(values_), indices = as_contiguous(indices_),
-               indptr = as_contiguous(indptr_), weight = as_contiguous(weight_);
+  const SparseLinearArguments a = sparse_linear_arguments(op, values_, indices_, weight_, bias_);
+  const Tensor &values = a.values, &indices = a.indices, &weight = a.weight;
+  const Tensor indptr = as_contiguous(indptr_);
   check_device(op, values, {indices, indptr, weight});
-  const int64_t nnz = values.numel();
-  check_shape(op, "values", values, {nnz});
-  check_shape(op, "indices", indices, {nnz});
-  const bool stacked = weight.dim() == 3;
-  MACH_CHECK(stacked || weight.dim() == 2, op, ": weight must be [R, D, M] or [D, M]");
-  const int64_t R = stacked ? weight.size(0) : 1, D = weight.size(-2), M = weight.size(-1);
-  const Rows rows = rows_of(op, "indptr", indptr, nnz);
-  std::optional<Tensor> bias;
-  if (bias_.has_value()) {
-    bias = as_contiguous(*bias_);
-    check_device(op, values, {*bias});
-    stacked ? check_shape(op, "bias", *bias, {R, M}) : check_shape(op, "bias", *bias, {M});
-    check_dtype(op, "bias", *bias, values.scalar_type());
-  }
-  Tensor out = stacked ? new_empty(values, {rows.N, R, M}) : new_empty(values, {rows.N, M});
+  if (a.bias) check_device(op, values, {*a.bias});
+  const int64_t R = a.R, D = a.D, M = a.M;
+  const Rows rows = rows_of(op, "indptr", indptr, a.nnz);
+  Tensor out = a.stacked ? new_empty(values, {rows.N, R, M}) : new_empty(values, {rows.N, M});
   dispatch_weight(op, values, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
     check_cuda(launch_sparse_linear(
         SparseLinearParams<T, W>{pointer<T>(values), index_array(op, "indices", indices), rows,
-                                 pointer<W>(weight), bias ? pointer<T>(*bias) : nullptr, R, D, M, relu,
+                                 pointer<W>(weight), a.bias ? pointer<T>(*a.bias) : nullptr, R, D, M, relu,
                                  mutable_pointer<T>(out)},
         current_stream(values)));
   });
@@ -85,10 +75,7 @@ Tensor sparse_linear_grad_values_cuda(const Tensor& grad_, const Tensor& indices
 Groups gradient_groups(const char* op, const Tensor& grad, const Tensor& values, const Tensor& indices,
                        const Tensor& indptr, int64_t num_features, const OptionalOrder& order, bool sized) {
   check_device(op, grad, {values, indices, indptr});
-  check_shape(op, "indices", indices, {values.numel()});
-  check_dtype(op, "values", values, grad.scalar_type());
-  MACH_CHECK(indptr.dim() == 1 && indptr.size(0) >= 1, op, ": indptr must be 1-D with N + 1 entries");
-  MACH_CHECK(grad.dim() == 3 && grad.size(0) == indptr.size(0) - 1, op, ": grad must be [N, R, M]");
+  check_weight_gradient(op, grad, values, indices, indptr);
   if (order) return given_groups(op, grad, *order);
   const Groups groups = group_by_feature(op, indices, indptr, num_features);
   return sized ? sized_groups(groups) : groups;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../../arguments.h"
 #include "../../check.h"
 #include "../csr.cuh"
 #include "../runtime.h"

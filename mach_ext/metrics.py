@@ -35,6 +35,8 @@ from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data.matrices import check_structure, from_torch
 
 __all__ = [
+    "ByDocument",
+    "by_document",
     "evaluate",
     "evaluate_by_band",
     "frequency_bands_of_counts",
@@ -743,3 +745,79 @@ def _array(function: str, argument: str, value: Any) -> npt.NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors in device memory
         raise TypeError(f"{function}: {argument} can't be read as a NumPy array: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The same by document.
+
+
+class ByDocument(NamedTuple):
+    """Metrics of each document, [N, len(ks)] each: a column for each k.
+
+    PSP@k of a set of documents is a ratio of two sums, so its two parts are kept apart.
+    """
+
+    ks: tuple[int, ...]
+    precision: _Floats
+    ndcg: _Floats
+    gain: _Floats | None  # propensity-scored hits of PSP@k, None without inverse propensities
+    best_gain: _Floats | None  # the largest gain that k predictions can reach
+
+    @property
+    def psp(self) -> _Floats | None:
+        """PSP@k of each document alone: NaN where it has no label."""
+        if self.gain is None or self.best_gain is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            return self.gain / self.best_gain
+
+
+@memory_errors("pass fewer documents at a time")
+def by_document(
+    Y_true: Any,
+    predictions: npt.ArrayLike,
+    ks: Iterable[int] | None = None,
+    inverse_propensity: npt.ArrayLike | None = None,
+) -> ByDocument:
+    """P@k, nDCG@k and the parts of PSP@k of each document, in one pass over the predictions.
+
+    The means of `ndcg` over the documents are `evaluate`'s to the bit. Those of `precision`, and the ratio of
+    the sums of `gain` and `best_gain`, equal `evaluate`'s up to rounding.
+
+    Args:
+        Y_true, predictions, ks, inverse_propensity: as for `evaluate`.
+
+    Raises:
+        TypeError, ValueError: as for `evaluate`.
+
+    Example:
+        >>> import scipy.sparse as sp
+        >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
+        >>> by_document(Y_true, [[0, 3], [1, 2]], ks=(1, 2)).precision
+        array([[1. , 0.5],
+               [0. , 0.5]])
+    """
+    truth, hits = _ranked("by_document", Y_true, predictions)
+    ks, _ = _measured_ks("by_document", ks, (), np.shape(predictions)[1], truth.shape[1])
+    ones = np.ones(len(hits.rows))
+    precision = [_sums_of_documents(hits, ones, k) / k for k in ks]
+    ndcg = [_normalised_dcg(hits, ones, k) for k in ks]
+    gain = best_gain = None
+    if inverse_propensity is not None:
+        q = _checked_inverse_propensity("by_document", inverse_propensity, truth.shape[1])
+        best = _best(truth, q)
+        gain = _columns([_sums_of_documents(hits, q[hits.labels], k) for k in ks], len(hits.sizes))
+        best_gain = _columns([_sums_of_documents(best, q[best.labels], k) for k in ks], len(hits.sizes))
+    N = len(hits.sizes)
+    return ByDocument(ks, _columns(precision, N), _columns(ndcg, N), gain, best_gain)
+
+
+def _sums_of_documents(ranked: _Ranked, gains: _Floats, k: int) -> _Floats:  # [N]
+    top = ranked.ranks < k
+    sums = np.bincount(ranked.rows[top], weights=gains[top], minlength=len(ranked.sizes))
+    return np.asarray(sums, np.float64)
+
+
+def _columns(parts: list[_Floats], num_documents: int) -> _Floats:  # [N, len(parts)]
+    """Columns that lie in one piece each, so that their sums are those of the parts to the bit."""
+    return np.stack(parts).T if parts else np.empty((num_documents, 0))

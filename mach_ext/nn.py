@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,25 +26,12 @@ from mach_ext._model_folder import STEP as STEP
 from mach_ext._model_folder import files_of as files_of
 from mach_ext._model_folder import is_compressed as is_compressed
 from mach_ext._model_folder import save_tensors as save_tensors
-from mach_ext.data import check_csr, iter_on_device
+from mach_ext.data import check_columns, iter_on_device
 from mach_ext.hashing import LabelHash
+from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
+from mach_ext.merges import SCALES as SCALES
+from mach_ext.merges import Merge as Merge
 
-# What a model ranks by: a transform of the bucket logits, then a merge over the R repetitions.
-MODEL_MERGES = {
-    "mean_logit": (None, "mean"),
-    "mean_prob": (torch.sigmoid, "mean"),
-    "mean_logprob": (nn.functional.logsigmoid, "mean"),
-    "min_prob": (torch.sigmoid, "min"),
-    "median_prob": (torch.sigmoid, "median"),
-}
-# The same in words, for screens and pages.
-SCALES = {
-    "mean_logit": "mean logit",
-    "mean_prob": "mean probability",
-    "mean_logprob": "mean log-probability",
-    "min_prob": "lowest probability",
-    "median_prob": "median probability",
-}
 ENCODERS = ("shared", "independent")
 USUAL_K = 5  # labels of a document where nothing else is asked for
 # Whether to drop: None, as the module's mode says; False, not; True; or drawn by a generator of one's own.
@@ -524,8 +511,8 @@ class MACH(nn.Module):
         if score not in ("logit", "model"):
             raise ValueError(f'MACH.label_scores: score must be "logit" or "model", got {score!r}')
         logits = self.label_logits(values, indices, indptr, labels, validate=validate, dropout=dropout)
-        transform, merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
-        return F.merge_repetitions(logits if transform is None else transform(logits), merge)
+        merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
+        return merge.label_scores(logits)
 
     @memory_errors("pass fewer documents at a time or lower k")
     def topk(
@@ -543,8 +530,7 @@ class MACH(nn.Module):
         `validate` and `dropout` as in `forward`.
         """
         logits = self(values, indices, indptr, validate=validate, dropout=dropout)
-        transform, merge = MODEL_MERGES[self.merge]
-        return F.merge_topk(logits if transform is None else transform(logits), self.hash, k, merge)
+        return MODEL_MERGES[self.merge].topk(logits, self.hash, k)
 
     def predict(
         self, X: Any, k: int | None = None, batch_size: int | None = None
@@ -569,9 +555,8 @@ class MACH(nn.Module):
                 or infinite parameters have made scores NaN or infinite.
             MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
         """
-        X, k = check_csr(X, "MACH.predict: X"), checked_k("MACH.predict", k, self.num_labels, least=0)
-        if X.shape[1] != self.num_features:
-            raise ValueError(f"MACH.predict: X must have D={self.num_features} columns, got shape {X.shape}")
+        X = check_columns(X, "MACH.predict: X", self.num_features)
+        k = checked_k("MACH.predict", k, self.num_labels, least=0)
         if batch_size is None:
             batch_size = predict_batch(self.num_repetitions, self.num_buckets)
         if batch_size < 1:
@@ -599,7 +584,7 @@ class MACH(nn.Module):
 
     def _batch_bytes(self, documents: int) -> int:
         """What `predict` holds of so many documents: bucket scores, what they become, hidden units."""
-        scores = 1 if MODEL_MERGES[self.merge][0] is None else 2
+        scores = MODEL_MERGES[self.merge].num_arrays
         encoders = self.num_repetitions if self.encoder == "independent" else 1
         hidden = encoders * self.hidden_sizes[-1] if self.hidden_sizes else 0
         numbers = scores * self.num_repetitions * self.num_buckets + hidden
@@ -675,6 +660,30 @@ class MACH(nn.Module):
             True
         """
         _model_folder.save(self, Path(path), step)
+
+
+class FirstLayer(NamedTuple):
+    """The weights that take the documents, in C parts: C = 1 for an encoder, C = R for linear MACH."""
+
+    weight: Tensor  # [C, D, M]
+    bias: Tensor  # [C, M]
+
+
+def first_layer(model: MACH) -> FirstLayer:
+    """Detached views of the first layer, which give pre-activations [N, C, M] of documents.
+
+    An encoder is one part, M = H1 columns wide, or R * H1 of independent encoders (unit h of repetition r is
+    column r * H1 + h). Of linear MACH each repetition is a part, M = B columns wide.
+
+    Example:
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=4)
+        >>> mach_ext.nn.first_layer(model).weight.shape
+        torch.Size([1, 10, 4])
+    """
+    if model.is_linear:
+        return FirstLayer(model.bucket_weight.detach(), model.bucket_bias.detach())
+    return FirstLayer(model.encoder_weight.detach()[None], model.encoder_bias.detach()[None])
 
 
 def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:

@@ -873,3 +873,44 @@ def test_differs_from_napkinxc_on_values_other_than_one(napkin):
     theirs = napkin.Jain_et_al_inverse_propensity(sp.csr_matrix(Y * 3))
     assert np.array_equal(metrics.inverse_propensity(Y * 3), metrics.inverse_propensity(Y))
     assert (theirs < metrics.inverse_propensity(Y)).all()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# by_document
+
+
+def test_by_document_by_hand():
+    out = metrics.by_document(csr(TRUE), filled(PREDICTED, 5), ks=(1, 3, 5), inverse_propensity=Q)
+    assert out.ks == (1, 3, 5)
+    np.testing.assert_allclose(
+        out.precision, [[1, 2 / 3, 2 / 5], [0, 1 / 3, 1 / 5], [0, 0, 0], [0, 2 / 3, 2 / 5]]
+    )
+    np.testing.assert_allclose(out.ndcg[:, 1], [0.7039180890, 0.6309297536, 0, 0.6934264036], rtol=1e-9)
+    np.testing.assert_array_equal(out.gain, [[2, 3, 3], [0, 1, 1], [0, 0, 0], [0, 8, 8]])
+    np.testing.assert_array_equal(out.best_gain, [[4, 7, 7], [1, 1, 1], [0, 0, 0], [5, 8, 8]])
+    np.testing.assert_array_equal(out.psp[:, 1], [3 / 7, 1, np.nan, 1])
+
+
+def test_means_of_by_document_are_those_of_evaluate():
+    rng = np.random.default_rng(0)
+    Y = sp.random(1000, 50, density=0.08, format="csr", random_state=0)
+    P = np.stack([rng.permutation(50)[:5] for _ in range(1000)])
+    q = 1 + rng.random(50)
+    out, whole = metrics.by_document(Y, P, inverse_propensity=q), metrics.evaluate(Y, P, inverse_propensity=q)
+    for i, k in enumerate(out.ks):
+        assert out.ndcg[:, i].mean() == whole[f"nDCG@{k}"]
+        assert out.precision[:, i].mean() == pytest.approx(whole[f"P@{k}"], rel=1e-13)
+        assert out.gain[:, i].sum() / out.best_gain[:, i].sum() == pytest.approx(whole[f"PSP@{k}"], rel=1e-13)
+
+
+def test_by_document_without_propensities_documents_or_ks():
+    out = metrics.by_document(csr(TRUE), PREDICTED)
+    assert out.ks == (1, 3)
+    assert (out.gain, out.best_gain, out.psp) == (None, None, None)
+    empty = metrics.by_document(csr([]), np.empty((0, 5), int), inverse_propensity=Q)
+    assert empty.precision.shape == empty.ndcg.shape == empty.psp.shape == (0, 3)
+    assert metrics.by_document(csr(TRUE), PREDICTED, ks=()).precision.shape == (4, 0)
+    with pytest.raises(
+        ValueError, match="by_document: ks must be at most K=3, the columns of predictions, got 4"
+    ):
+        metrics.by_document(csr(TRUE), PREDICTED, ks=(4,))

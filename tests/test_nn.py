@@ -690,3 +690,39 @@ def test_copies_of_written_buckets_are_refused():
 def test_meta_device_and_safetensors_of_the_state_dict(tmp_path):
     assert F.bucket_logits(torch.empty(2, 4, device="meta"), torch.empty(R, 4, B, device="meta"), None).shape
     assert all(isinstance(value, torch.Tensor) for value in build().state_dict().values())
+
+
+def test_model_merges_are_pairs_and_can_be_called():
+    hash = mach_ext.LabelHash(L, B, R)
+    logits = torch.randn(3, R, B, generator=torch.Generator().manual_seed(0))
+    for merge in mach_ext.nn.MODEL_MERGES.values():
+        transform, reduction = merge
+        changed = logits if transform is None else transform(logits)
+        assert merge.num_arrays == (1 if transform is None else 2)
+        assert torch.equal(merge.transformed(logits), changed)
+        assert (merge.transformed(logits) is logits) == (transform is None)
+        votes = logits.transpose(1, 2).contiguous()  # of B labels, as it were
+        expected = F.merge_repetitions(changed.transpose(1, 2).contiguous(), reduction)
+        assert torch.equal(merge.label_scores(votes), expected)
+        for mine, theirs in zip(
+            merge.topk(logits, hash, 4), F.merge_topk(changed, hash, 4, reduction), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_first_layer_views_give_the_pre_activations(name):
+    model = randomise(build(name))
+    weight, bias = mach_ext.nn.first_layer(model)
+    X = draw()
+    first = torch.from_numpy(X.toarray()) @ weight + bias.unsqueeze(1)  # [C, N, M]
+    if model.is_linear:
+        expected = model(*tensors(X)).transpose(0, 1)
+        assert weight.data_ptr() == model.bucket_weight.data_ptr()
+    else:
+        expected = F.sparse_linear(*tensors(X), model.encoder_weight, model.encoder_bias)[None]
+        assert weight.data_ptr() == model.encoder_weight.data_ptr()
+        assert weight.shape == (1, D, 8 * (R if model.encoder == "independent" else 1))
+    torch.testing.assert_close(first, expected)
+    assert not weight.requires_grad
+    assert not bias.requires_grad

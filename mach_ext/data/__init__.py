@@ -23,7 +23,7 @@ from .formats import (
     write_npz,
     write_xmc,
 )
-from .matrices import as_scipy, check_csr, check_labels, row_features, row_lengths
+from .matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
 from .registry import NAMES, data_home, download, fetch, hold_out, is_registered, known_name, load, locate
 from .text import Vectorizer, json_line
 
@@ -39,6 +39,7 @@ __all__ = [
     "as_scipy",
     "atomic_path",
     "atomic_write",
+    "check_columns",
     "check_csr",
     "check_labels",
     "data_home",

@@ -117,6 +117,30 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     return csr
 
 
+def check_columns(X: Any, what: str, num_columns: int, letter: str = "D") -> Csr:
+    """`check_csr` of a matrix that must have so many columns.
+
+    Args:
+        X: as `check_csr` takes it.
+        what: how messages call it.
+        num_columns: how many columns it must have.
+        letter: how messages call that number.
+
+    Raises:
+        TypeError, ValueError: as `check_csr`; another number of columns.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import check_columns
+        >>> check_columns(sparse.csr_matrix((2, 4)), "X", 4).shape
+        (2, 4)
+    """
+    csr = check_csr(X, what)
+    if csr.shape[1] != num_columns:
+        raise ValueError(f"{what} must have {letter}={num_columns} columns, got shape {csr.shape}")
+    return csr
+
+
 def check_structure(matrix: Any) -> None:
     """Whether a SciPy matrix's index arrays stay inside it, which SciPy itself assumes.
 

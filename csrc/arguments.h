@@ -1,5 +1,6 @@
-// Arguments of operators: what the CPU and the CUDA bindings check alike, and what they know afterwards.
-// Tensors in the structs are contiguous unless said otherwise. Where tensors lie, only the CUDA bindings ask.
+// The checks that the CPU and the CUDA binding of an operator share, and the arguments that come out of them.
+// Tensors in the structs are contiguous unless a comment says otherwise. Only the CUDA bindings compare
+// devices (check_device).
 #pragma once
 
 #include <initializer_list>

@@ -1,5 +1,5 @@
 // Every operator of mach_ext. Shapes and meanings: mach_ext/_ops.py; definitions: mach_ext/_reference.py.
-// What a device does for an operator is registered at the end of its binding, cpu/bind/ and cuda/bind/.
+// The code of a device is registered at the end of each binding, in cpu/bind/ and cuda/bind/.
 #include <torch/csrc/stable/library.h>
 
 #ifdef MACH_SHIM  // a second library beside it, in tests (tests/cuda_shim)

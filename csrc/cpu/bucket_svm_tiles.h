@@ -1,5 +1,5 @@
-// The tiles of bucket_svm, each solved by itself: what a tile's documents are positive for, and where its
-// solution goes. Plain code, compiled once; the solver is bucket_svm.cpp.
+// Solves the tiles of bucket_svm, each by itself. A tile collects its positive documents, calls the solver
+// (bucket_svm.h) and writes the solution. Plain code, compiled once.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// How many different ones there are among many, by a sketch. Plain code, compiled once.
+// Estimates how many different features a batch has. Plain code, compiled once.
 #pragma once
 
 #include <cstdint>

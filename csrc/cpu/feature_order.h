@@ -33,9 +33,9 @@ class FeatureSort {
   const Tasks& run_;
 };
 
-// Whether an order that came from elsewhere is one of a batch of N documents, nnz entries and D features, so
-// that kernels can follow it without looking: a pass over its entries, next to nothing beside the rows of M
-// values that each of them stands for.
+// Whether an order that came as an argument fits a batch of N documents, nnz entries and D features. Checked
+// in full, since kernels follow it without looking: a pass over its entries, next to nothing beside the rows
+// of M values that each of them stands for.
 bool is_order_of(const FeatureOrder& order, int64_t nnz, int64_t N, int64_t D);
 
 }  // namespace mach

@@ -1,4 +1,4 @@
-// What the paths of merge_topk cost: the model by which one is chosen.
+// The cost model by which merge_topk chooses a path.
 #pragma once
 
 #include <algorithm>
@@ -51,7 +51,7 @@ class MergeCosts {
  public:
   MergeCosts(const MergeTopK<float>& p, int64_t sample) : p_(p), m_(p.merge), sample_(sample) {}
 
-  // For a chunk of documents, `together` of which could share a scan.
+  // Sets the three fields below for a chunk in which so many documents could share a scan.
   void set_together(int64_t documents) {
     together = documents;
     scan = scan_cost(documents);

@@ -46,7 +46,7 @@ template void merge_alone(const MergeTopK<double>& p, const Array<int64_t>& docu
 
 namespace {
 
-// Groups of documents: each with one addition for all of it, or its documents alone.
+// Divides documents into groups of 16. A group is summed together, or its documents are computed alone.
 class Direct {
  public:
   explicit Direct(const MergeRun& run) : run_(run), p_(run.call), m_(run.call.merge), costs_(run.costs) {}

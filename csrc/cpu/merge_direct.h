@@ -9,11 +9,11 @@
 
 namespace mach {
 
-// The documents of these numbers, each by itself: any element type, no label index needed.
+// Computes each of these documents by itself. It takes any element type and needs no label index.
 template <class T>
 void merge_alone(const MergeTopK<T>& p, const Array<int64_t>& documents);
 
-// The same, or, where it pays, of 16 documents with one addition.
+// The same in fp32; where it pays, one addition serves 16 documents.
 void merge_direct(const MergeRun& run, const Array<int64_t>& documents);
 
 }  // namespace mach

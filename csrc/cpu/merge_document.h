@@ -1,4 +1,4 @@
-// What the parts of merge_topk share about a call and its documents.
+// The state of one call of merge_topk in fp32 and of its documents, which the plan and the paths share.
 #pragma once
 
 #include <algorithm>
@@ -77,7 +77,7 @@ struct Scratch {
   Array<uint8_t> sums;
 };
 
-// Labels of a bucket.
+// The labels of a bucket, as its list has them.
 struct LabelList {
   const int32_t *first, *last;
   const int32_t* begin() const { return first; }
@@ -85,7 +85,7 @@ struct LabelList {
   int64_t size() const { return last - first; }
 };
 
-// A call in fp32.
+// One call of merge_topk in fp32.
 struct MergeRun {
   const MergeTopK<float>& call;
   int64_t sample;  // labels that are scored exactly before anything else, for a first threshold

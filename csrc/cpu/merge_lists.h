@@ -7,10 +7,11 @@
 
 namespace mach {
 
-// Sets d.tau, d.gap and d.lists_cost where the path is possible.
+// Sets d.tau, d.gap and d.lists_cost where the path is possible for the document.
 void plan_lists(const MergeRun& run, Document& d);
 
-// Documents for which it was possible. Those that turn out to be better off with the scan get path scan.
+// Runs the path for documents that plan_lists found it possible for. A document that the scan would serve
+// better gets path scan and no result.
 void merge_lists(const MergeRun& run, const Array<Document*>& documents);
 
 }  // namespace mach

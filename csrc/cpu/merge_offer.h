@@ -1,4 +1,4 @@
-// Exact keys of a document's labels, offered to its TopK, and what becomes of the k best.
+// Computes exact keys of a document's labels, offers them to its TopK, and writes the k best.
 #pragma once
 
 #include <algorithm>

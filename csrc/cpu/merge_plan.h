@@ -1,5 +1,4 @@
-// What merge_topk finds out about a document before its labels are gone through: its extremes, a threshold,
-// and by them its path.
+// Plans a document before its labels are gone through: its extreme scores, a first threshold, and its path.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +7,7 @@
 
 namespace mach {
 
-// Plans document n. Its path stays direct where bounds would not hold or would not help.
+// Plans document n. The path stays direct where bounds would not hold or would not help.
 void plan_document(const MergeRun& run, int64_t n, Document& d, Scratch& scratch);
 
 }  // namespace mach

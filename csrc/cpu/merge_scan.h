@@ -18,7 +18,8 @@ void quantize_mean(const MergeRun& run, const Document& d, int64_t r, uint8_t* b
                 d.from_low ? steps : -steps, bytes);
 }
 
-// Documents with a plan. Those that turn out to be better off with the direct path get path direct.
+// Runs the path for planned documents. A document that the direct path would serve better gets path direct
+// and no result.
 void merge_scan(const MergeRun& run, const Array<Document*>& documents);
 
 }  // namespace mach

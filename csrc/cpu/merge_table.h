@@ -1,4 +1,4 @@
-// Large tables of merge_topk's scan and direct path, a thread's own.
+// Memory for the large tables of merge_topk's scan and direct path.
 #pragma once
 
 #include <cstdint>

@@ -25,7 +25,7 @@ int64_t sample_size(const MergeTopK<float>& p) {
                                    : std::min({L, usual, std::max({int64_t(8), p.k, L / 16})});
 }
 
-// Which path each document takes, a chunk of documents at a time.
+// Chooses the path of each document, a chunk of documents at a time.
 class Choice {
  public:
   explicit Choice(const MergeTopK<float>& p)
@@ -40,7 +40,7 @@ class Choice {
   }
 
  private:
-  // Path after path, for what one gives up goes to the next: lists, scan, direct.
+  // The paths run in the order lists, scan, direct, because a document that one gives up goes to the next.
   void chunk(int64_t begin, int64_t end) {
     costs_.set_together(std::min(kWidth, end - begin));
     Array<Document> planned;
@@ -88,7 +88,7 @@ class Choice {
     });
   }
 
-  // A scan costs about as much for a few documents as for 64.
+  // Moves documents to the lists where few are left: a scan costs about as much for a few as for 64.
   void leave_to_lists(Array<Document*>& scan, Array<Document*>& lists) const {
     const int64_t left = std::min<int64_t>(kWidth, scan.size());
     if (p_.path != Path::automatic || left == 0 || left >= costs_.together) return;
@@ -100,7 +100,7 @@ class Choice {
     scan.erase(to_lists, scan.end());
   }
 
-  // The same where even the direct path is cheaper for so few.
+  // Moves all documents to the direct path where it is cheaper than a scan for so few.
   void leave_to_direct(Array<Document*>& scan, Array<int64_t>& direct) const {
     const int64_t rest = std::min<int64_t>(kWidth, scan.size());
     if (p_.path != Path::automatic || rest == 0 || costs_.scan_cost(rest) <= costs_.direct_cost(rest)) return;

@@ -2,8 +2,8 @@
 //
 //   direct  the keys of all labels, in the definition's own arithmetic; where it pays, of 16 documents with
 //           one addition.
-//   scan    upper bounds on the keys, in bytes (merge_scan.h), of blocks of up to 64 documents with one
-//           addition; the few labels whose bound reaches the k-th best key so far get their exact key.
+//   scan    upper bounds on the keys, in bytes (merge_scan_kernels.h), of blocks of up to 64 documents with
+//           one addition; the few labels whose bound reaches the k-th best key so far get their exact key.
 //   lists   one document: only the labels of its heavy buckets are touched, through the inverted lists
 //           (Threshold Algorithm). For any tau:  sum_r p_r <= sum_r tau_r + sum_r max(0, p_r - tau_r).
 //

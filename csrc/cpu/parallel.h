@@ -1,4 +1,4 @@
-// The split of an operator's work over the threads of PyTorch's pool.
+// Splits an operator's work over the threads of PyTorch's pool.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+
+#include "tasks.h"
 
 namespace mach {
 
@@ -32,6 +34,11 @@ void run_tasks(int64_t count, const F& task) {
     }
   });
   if (error) std::rethrow_exception(error);
+}
+
+// run_tasks in the form that code without torch takes.
+inline Tasks pool() {
+  return [](int64_t count, const auto& task) { run_tasks(count, task); };
 }
 
 // f(begin, end) on consecutive ranges of [0, count), one a thread.

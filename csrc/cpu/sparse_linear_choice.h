@@ -1,4 +1,4 @@
-// Whether sparse_linear goes document after document or feature after feature. Plain code, compiled once.
+// Decides whether sparse_linear works document by document or feature by feature. Plain code, compiled once.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace mach {
 // Bytes of outputs that sparse_linear_by_feature works on at a time.
 constexpr int64_t kOutputs = 512 << 10;
 
-// Columns that it works on at a time: their outputs stay in the second-level cache.
+// Columns that sparse_linear_by_feature works on at a time. Their outputs stay in the second-level cache.
 template <class T>
 int64_t by_feature_width(int64_t N) {
   return std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
@@ -20,7 +20,7 @@ int64_t by_feature_width(int64_t N) {
 
 // Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
 // of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
-// known_features: how many the batch has, where its order is there.
+// known_features is the number of features of the batch, where its order has been made.
 template <class T, class W, class I>
 bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
                      std::optional<int64_t> known_features);

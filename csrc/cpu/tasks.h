@@ -1,4 +1,4 @@
-// How plain code hands work to threads that it knows nothing of (parallel.h has them).
+// The interface through which code without torch runs tasks on threads. parallel.h implements it.
 #pragma once
 
 #include <cstdint>

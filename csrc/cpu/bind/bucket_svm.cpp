@@ -44,7 +44,7 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
                           label, label_indptr.data(), first, static_cast<T>(C), static_cast<T>(tolerance),
                           max_passes, mutable_pointer<T>(weight), D ? weight.stride(0) : M, weight.stride(1),
                           mutable_pointer<T>(bias), bias.stride(0), mutable_pointer<int64_t>(passes)},
-        [](int64_t count, const auto& task) { run_tasks(count, task); });
+        pool());
   });
   return passes;
 }

@@ -11,7 +11,7 @@ Order sort_by_feature(const char* op, const Tensor& indices_, const Tensor& indp
   const Tensor indices = as_contiguous(indices_);
   const Array<int64_t> indptr = safe_indptr(op, indptr_, indices.numel());
   const int64_t N = static_cast<int64_t>(indptr.size()) - 1;
-  const Tasks run = [](int64_t count, const auto& task) { run_tasks(count, task); };
+  const Tasks run = pool();
   Order order;
   dispatch_index(op, "indices", indices, [&](auto index) {
     const FeatureSort sort(pointer<decltype(index)>(indices), indptr.data(), N, num_features,

@@ -16,9 +16,9 @@ std::tuple<Tensor, Tensor, Tensor> label_index_cpu(const Tensor& buckets_, int64
   const Tensor buckets = as_contiguous(buckets_);
   Tensor codes = allocate(buckets, {L, R}, ScalarType::UInt16);
   Tensor starts = allocate(buckets, {R, B + 1}), labels = allocate(buckets, {R, L});
-  const bool in_range = label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
-                                    mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels),
-                                    [](int64_t count, const auto& task) { run_tasks(count, task); });
+  const bool in_range =
+      label_index(pointer<int32_t>(buckets), R, B, L, mutable_pointer<uint16_t>(codes),
+                  mutable_pointer<int32_t>(starts), mutable_pointer<int32_t>(labels), pool());
   if (!in_range) {
     const int32_t* bucket = pointer<int32_t>(buckets);
     const int32_t* wrong = std::find_if(bucket, bucket + R * L, [&](int32_t b) { return b < 0 || b >= B; });

@@ -1,4 +1,4 @@
-// The arguments of merge_scores and merge_topk as their kernels take them.
+// Turns the arguments of merge_scores and merge_topk into what their kernels take.
 #pragma once
 
 #include "../../arguments.h"

@@ -34,9 +34,8 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
   dispatch_floating(op, "scores", scores, [&](auto t) {
     using T = decltype(t);
     merge_topk(MergeTopK<T>{merge_params<T>(a), codes ? &index : nullptr, N, k, parse_path(op, path),
-                            num_threads_for(N * a.L() * a.R()),
-                            [](int64_t count, const auto& task) { run_tasks(count, task); },
-                            mutable_pointer<T>(values), mutable_pointer<int64_t>(labels),
+                            num_threads_for(N * a.L() * a.R()), pool(), mutable_pointer<T>(values),
+                            mutable_pointer<int64_t>(labels),
                             trace ? mutable_pointer<int64_t>(*trace) : nullptr});
   });
   return {values, labels};

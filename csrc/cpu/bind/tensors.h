@@ -1,5 +1,5 @@
-// What the CPU operators' bindings share: results, row starts, and how an operator is registered. A binding
-// only turns tensors into pointers and splits the work over threads; loops are in cpu/<op>.cpp.
+// What the bindings of the CPU operators share: results, row starts, and the registration of an operator. A
+// binding only turns tensors into pointers and splits the work over threads. The loops are in cpu/<op>.cpp.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// A feature order on the device as tensors, and how it is made without asking the device anything.
+// A feature order on the device as tensors. It is made without waiting for the device.
 #pragma once
 
 #include <optional>

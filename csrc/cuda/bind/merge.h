@@ -1,4 +1,4 @@
-// The arguments of merge_scores and merge_topk, on one device, as their kernels take them.
+// Checks the devices of the arguments of merge_scores and merge_topk, and turns them into what kernels take.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// What the CUDA operators' bindings share: results, row starts, checks, and how an operator is registered. A
-// binding turns tensors into params structs, with device guard and current stream; kernels are in
+// What the bindings of the CUDA operators share: results, row starts, checks, and the registration of an
+// operator. A binding turns tensors into params structs and sets the device and the stream. Kernels are in
 // cuda/<op>.cu.
 #pragma once
 

@@ -1,5 +1,6 @@
-// Argument checks and dtype dispatch shared by the CPU and the CUDA binding. These guard invariants of the
-// raw operators; messages for users come from mach_ext/functional.py, which checks first.
+// Checks of tensors and dtype dispatch shared by the CPU and the CUDA bindings (arguments.h: by operator).
+// These guard invariants of the raw operators; messages for users come from mach_ext/functional.py, which
+// checks first.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,7 +15,6 @@
 #include <string>
 
 #include "cpu/memory.h"
-#include "merge_kind.h"
 
 // The headers of torch 2.11 and 2.12 lack it. From 2.14 on, its error also says what PyTorch said.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
@@ -92,25 +92,6 @@ inline Tensor checked(const char* op, const char* name, const Tensor& t, std::in
 inline void check_rows(const char* op, const char* name, const Tensor& t, const char* shape) {
   MACH_CHECK(t.dim() == 2 && (t.numel() == 0 || t.stride(1) == 1), op, ": ", name, " must be ", shape,
              " with contiguous rows");
-}
-
-inline Merge parse_merge(const char* op, const std::string& merge) {
-  if (merge == "mean") return Merge::mean;
-  if (merge == "min") return Merge::min;
-  MACH_CHECK(merge == "median", op, ": merge must be mean, min or median, got ", merge);
-  return Merge::median;
-}
-
-// What label_index made for L labels, R repetitions, B buckets.
-inline void check_label_index(const char* op, const Tensor& codes, const std::optional<Tensor>& list_starts,
-                              const std::optional<Tensor>& list_labels, int64_t R, int64_t L, int64_t B) {
-  MACH_CHECK(list_starts && list_labels, op, ": codes, list_starts and list_labels come together");
-  check_dtype(op, "codes", codes, ScalarType::UInt16);
-  check_dtype(op, "list_starts", *list_starts, ScalarType::Int);
-  check_dtype(op, "list_labels", *list_labels, ScalarType::Int);
-  check_shape(op, "codes", codes, {L, R});
-  check_shape(op, "list_starts", *list_starts, {R, B + 1});
-  check_shape(op, "list_labels", *list_labels, {R, L});
 }
 
 // f(T()) with T = float or double, the element type of t.

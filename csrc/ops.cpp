@@ -1,4 +1,5 @@
 // Every operator of mach_ext. Shapes and meanings: mach_ext/_ops.py; definitions: mach_ext/_reference.py.
+// The code of a device is registered at the end of each binding, in cpu/bind/ and cuda/bind/.
 #include <torch/csrc/stable/library.h>
 
 #ifdef MACH_SHIM  // a second library beside it, in tests (tests/cuda_shim)
@@ -79,8 +80,8 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // a tile of a gradient [N, T] into its signs (nonnegative: -1 into 0), in place -> how many are not 0, [N]
   // int64
   m.def("signs(Tensor(a!) gradient, bool nonnegative) -> Tensor");
-  // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/csr.h; 0: none. CPU only: on
-  // CUDA, documents are not looked at, which would be a wait for the device
+  // first fault of a CSR structure -> (fault, row, position), CsrFault in cpu/check_csr.h; 0: none. CPU only:
+  // on CUDA, documents are not looked at, which would be a wait for the device
   m.def("check_csr(Tensor? values, Tensor indices, Tensor indptr, int num_columns) -> (int, int, int)");
   // instruction set in use: 0 scalar, 1 AVX2, 2 AVX-512
   m.def("cpu_isa() -> int");

@@ -399,7 +399,7 @@ def check_csr(
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
     num_columns: int,
-) -> tuple[int, int, int]:  # fault (csrc/cpu/csr.h; 0 none), row, position
+) -> tuple[int, int, int]:  # fault (csrc/cpu/check_csr.h; 0 none), row, position
     fault, row, position = _raw.check_csr(values, indices, indptr, num_columns)
     return fault, row, position
 

@@ -3,14 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+
+#include "../merge_kind.h"
+#include "tasks.h"
 
 namespace mach {
-
-// Runs task(0) ... task(count - 1), each once, on as many threads as there are.
-using Tasks = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
-
-constexpr int64_t kMaxCodes = 65536;  // buckets a uint16 code can tell apart
 
 // These and the table of buckets are tensors that users can write to, without any notice. So whatever reads
 // them checks them where it does: a code from B on and a label outside [0, L) stand for nothing, a list lies

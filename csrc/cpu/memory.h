@@ -1,5 +1,5 @@
 // Memory of the CPU operators. What can't be had throws NotEnoughMemory, which says how much it was. The
-// entry of an operator (bind.cpp, guarded) puts the operator's name before that.
+// entry of an operator (bind/tensors.h, Guarded) puts the operator's name before that.
 #pragma once
 
 #include <cstddef>

@@ -1,481 +1,156 @@
 #include "merge_topk.h"
 
-#include <type_traits>
+#include <algorithm>
+#include <cstdint>
 
-#include "codes.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "merge_costs.h"
+#include "merge_direct.h"
+#include "merge_document.h"
+#include "merge_lists.h"
+#include "merge_plan.h"
+#include "merge_scan.h"
+#include "merge_table.h"
 
 namespace mach {
 namespace {
 
-// W bytes, one a document. Rows<Isa, W>: add with saturation, compare.
-template <class Isa, int W>
-struct Rows {
-  uint8_t byte[W];
-  static Rows zero() { return Rows{}; }
-  static Rows load(const uint8_t* p) {
-    Rows v;
-    __builtin_memcpy(v.byte, p, W);
-    return v;
+constexpr int64_t kChunk = 256;  // documents planned together, at most; fewer where their scores are large
+constexpr int64_t kChunkBytes = 12 << 20;  // of scores planned together: exact keys find them in the cache
+
+// How many labels are scored exactly before anything else, for a first threshold.
+// Fewer of few labels where a path is asked for, so that it has something to do.
+int64_t sample_size(const MergeTopK<float>& p) {
+  const int64_t L = p.merge.L, usual = std::max<int64_t>(128, 4 * p.k);
+  return p.path == Path::automatic ? std::min(L, usual)
+                                   : std::min({L, usual, std::max({int64_t(8), p.k, L / 16})});
+}
+
+// Chooses the path of each document, a chunk of documents at a time.
+class Choice {
+ public:
+  explicit Choice(const MergeTopK<float>& p)
+      : p_(p), m_(p.merge), run_{p, sample_size(p), MergeCosts(p, sample_size(p))}, costs_(run_.costs) {
+    possible_ = p.index != nullptr && run_.sample < m_.L && m_.R <= 250;  // sums of bytes
   }
-  Rows plus(const Rows& o) const {
-    Rows v;
-    for (int i = 0; i < W; ++i) {
-      const uint8_t sum = static_cast<uint8_t>(byte[i] + o.byte[i]);
-      v.byte[i] = sum < byte[i] ? 255 : sum;
+
+  void run() {
+    const int64_t fit = kChunkBytes / (m_.R * m_.B * static_cast<int64_t>(sizeof(float)));
+    const int64_t size = std::clamp(fit / kWidth * kWidth, kWidth, kChunk);
+    for (int64_t begin = 0; begin < p_.N; begin += size) chunk(begin, std::min(p_.N, begin + size));
+  }
+
+ private:
+  // The paths run in the order lists, scan, direct, because a document that one gives up goes to the next.
+  void chunk(int64_t begin, int64_t end) {
+    costs_.set_together(std::min(kWidth, end - begin));
+    Array<Document> planned;
+    if (worth_a_plan()) plan(begin, end, planned);
+    Array<int64_t> direct;
+    Array<Document*> scan, lists;
+    for (int64_t n = begin; n < end; ++n) {
+      Document* document = planned.empty() ? nullptr : &planned[n - begin];
+      if (document == nullptr || document->path == Path::direct)
+        direct.push_back(n);
+      else
+        (document->path == Path::lists ? lists : scan).push_back(document);
     }
-    return v;
+    leave_to_lists(scan, lists);
+    if (!lists.empty()) merge_lists(run_, lists);
+    for (Document* document : lists)
+      if (document->path == Path::scan) scan.push_back(document);  // gave up
+    leave_to_direct(scan, direct);
+    run_scans(scan);
+    for (const Document* document : scan)
+      if (document->path == Path::direct) direct.push_back(document->n);
+    if (!direct.empty()) merge_direct(run_, direct);
+    if (p_.trace) write_trace(planned);
   }
-  void store(uint8_t* p) const { __builtin_memcpy(p, byte, W); }
-  Rows least(const Rows& o) const {
-    Rows v;
-    for (int i = 0; i < W; ++i) v.byte[i] = byte[i] < o.byte[i] ? byte[i] : o.byte[i];
-    return v;
+
+  bool worth_a_plan() const {
+    if (!possible_ || p_.path == Path::direct) return false;
+    return p_.path != Path::automatic ||
+           (costs_.plan_cost() < 0.7 * costs_.direct &&
+            (costs_.scan < costs_.direct || costs_.lists_may_pay(costs_.direct)));
   }
-  uint64_t at_least(const Rows& o) const {
-    uint64_t mask = 0;
-    for (int i = 0; i < W; ++i) mask |= static_cast<uint64_t>(byte[i] >= o.byte[i]) << i;
-    return mask;
+
+  void plan(int64_t begin, int64_t end, Array<Document>& planned) {
+    planned.resize(end - begin);
+    // In several chunks: one alone would not pay for the memory.
+    if (m_.merge == Merge::mean && 4 * m_.R * m_.B <= kNearScores && p_.N >= 2 * (end - begin)) {
+      uint8_t* bytes = bytes_.of((end - begin) * m_.R * m_.B);
+      for (int64_t i = 0; i < end - begin; ++i) planned[i].bytes = bytes + i * m_.R * m_.B;
+    }
+    const int64_t parts = std::min(end - begin, 4 * p_.threads);
+    p_.run_tasks(parts, [&](int64_t part) {
+      Scratch scratch(m_);
+      for (int64_t n = cut(begin, end, parts, part); n < cut(begin, end, parts, part + 1); ++n)
+        plan_document(run_, n, planned[n - begin], scratch);
+    });
   }
-};
 
-#if defined(MACH_ISA_IS_Avx2) || defined(MACH_ISA_IS_Avx512)
-template <>
-struct Rows<MACH_ISA, 16> {
-  __m128i v;
-  static Rows zero() { return {_mm_setzero_si128()}; }
-  static Rows load(const uint8_t* p) { return {_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))}; }
-  Rows plus(const Rows& o) const { return {_mm_adds_epu8(v, o.v)}; }
-  Rows least(const Rows& o) const { return {_mm_min_epu8(v, o.v)}; }
-  void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v); }
-  uint64_t at_least(const Rows& o) const {
-    return static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(v, o.v), v)));
+  // Moves documents to the lists where few are left: a scan costs about as much for a few as for 64.
+  void leave_to_lists(Array<Document*>& scan, Array<Document*>& lists) const {
+    const int64_t left = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path != Path::automatic || left == 0 || left >= costs_.together) return;
+    const double others = std::min(costs_.scan_cost(left), costs_.direct_cost(left));
+    const auto to_lists = std::stable_partition(
+        scan.begin(), scan.end(), [&](const Document* document) { return document->lists_cost >= others; });
+    for (auto document = to_lists; document < scan.end(); ++document) (*document)->path = Path::lists;
+    lists.insert(lists.end(), to_lists, scan.end());
+    scan.erase(to_lists, scan.end());
   }
-};
 
-template <>
-struct Rows<MACH_ISA, 32> {
-  __m256i v;
-  static Rows zero() { return {_mm256_setzero_si256()}; }
-  static Rows load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-  Rows plus(const Rows& o) const { return {_mm256_adds_epu8(v, o.v)}; }
-  Rows least(const Rows& o) const { return {_mm256_min_epu8(v, o.v)}; }
-  void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-  uint64_t at_least(const Rows& o) const {
-    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, o.v), v)));
+  // Moves all documents to the direct path where it is cheaper than a scan for so few.
+  void leave_to_direct(Array<Document*>& scan, Array<int64_t>& direct) const {
+    const int64_t rest = std::min<int64_t>(kWidth, scan.size());
+    if (p_.path != Path::automatic || rest == 0 || costs_.scan_cost(rest) <= costs_.direct_cost(rest)) return;
+    for (Document* document : scan) {
+      document->path = Path::direct;
+      direct.push_back(document->n);
+    }
+    scan.clear();
   }
-};
-#endif
 
-#if defined(MACH_ISA_IS_Avx2)
-template <>
-struct Rows<MACH_ISA, 64> {
-  Rows<MACH_ISA, 32> low, high;
-  static Rows zero() { return {Rows<MACH_ISA, 32>::zero(), Rows<MACH_ISA, 32>::zero()}; }
-  static Rows load(const uint8_t* p) {
-    return {Rows<MACH_ISA, 32>::load(p), Rows<MACH_ISA, 32>::load(p + 32)};
+  void run_scans(Array<Document*>& scan) const {
+    // Documents with like thresholds together: a label is dropped when none of a scan's documents wants it.
+    std::stable_sort(scan.begin(), scan.end(), [](const Document* a, const Document* b) {
+      return a->from_low != b->from_low ? a->from_low : a->depth() < b->depth();
+    });
+    const int64_t together =
+        kWidth * std::clamp<int64_t>(kTableBytes / (m_.R * m_.B * kWidth), 1, kChunk / kWidth);
+    for (size_t i = 0; i < scan.size(); i += together)
+      merge_scan(run_, {scan.begin() + i, scan.begin() + std::min<size_t>(scan.size(), i + together)});
   }
-  Rows plus(const Rows& o) const { return {low.plus(o.low), high.plus(o.high)}; }
-  Rows least(const Rows& o) const { return {low.least(o.low), high.least(o.high)}; }
-  void store(uint8_t* p) const { low.store(p), high.store(p + 32); }
-  uint64_t at_least(const Rows& o) const { return low.at_least(o.low) | high.at_least(o.high) << 32; }
-};
-#elif defined(MACH_ISA_IS_Avx512)
-template <>
-struct Rows<MACH_ISA, 64> {
-  __m512i v;
-  static Rows zero() { return {_mm512_setzero_si512()}; }
-  static Rows load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  Rows plus(const Rows& o) const { return {_mm512_adds_epu8(v, o.v)}; }
-  Rows least(const Rows& o) const { return {_mm512_min_epu8(v, o.v)}; }
-  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
-  uint64_t at_least(const Rows& o) const { return _mm512_cmpge_epu8_mask(v, o.v); }
-};
-#endif
 
-// Adds repetitions [p.begin, p.end) of kLabels labels to their totals. Several labels at a time: their chains
-// of additions are independent, and a repetition's base address is computed once.
-template <class Isa, int W, int kLabels>
-inline void add_rows(const ByteScan& p, const int64_t* labels, Rows<Isa, W>* total) {
-  const uint8_t* rows = p.table + p.begin * p.B * W;
-  const uint16_t* codes[kLabels];
-  for (int i = 0; i < kLabels; ++i) codes[i] = p.codes + labels[i] * p.R;
-  for (int64_t r = p.begin; r < p.end; ++r, rows += p.B * W)
-    for (int i = 0; i < kLabels; ++i)
-      total[i] = total[i].plus(Rows<Isa, W>::load(rows + static_cast<int64_t>(codes[i][r]) * W));
-}
-
-// Keeps a label at `found` if some document wants it; returns found or found + 1.
-template <class Isa, int W>
-inline int64_t keep(const ByteScan& p, const Rows<Isa, W>& bound, int64_t label, const Rows<Isa, W>& total,
-                    int64_t found, int32_t* labels, uint64_t* documents, uint8_t* sums) {
-  labels[found] = static_cast<int32_t>(label);
-  documents[found] = total.at_least(bound) ^ p.below;
-  total.store(sums + found * W);
-  return found + (documents[found] != 0);
-}
-
-// Bit i: values[i] > bounds[i], of 16.
-template <class Isa>
-inline uint32_t above_16(const float* values, const float* bounds) {
-#if defined(MACH_ISA_IS_Avx512)
-  return _mm512_cmp_ps_mask(_mm512_loadu_ps(values), _mm512_loadu_ps(bounds), _CMP_GT_OQ);
-#elif defined(MACH_ISA_IS_Avx2)
-  const auto eight = [&](int i) {
-    return _mm256_movemask_ps(
-        _mm256_cmp_ps(_mm256_loadu_ps(values + i), _mm256_loadu_ps(bounds + i), _CMP_GT_OQ));
-  };
-  return static_cast<uint32_t>(eight(0) | eight(8) << 8);
-#else
-  uint32_t mask = 0;
-  for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(values[i] > bounds[i]) << i;
-  return mask;
-#endif
-}
-
-// Bit i: values[i] > threshold, of 64.
-template <class Isa>
-inline uint64_t above_64(const float* values, float threshold) {
-  uint64_t mask = 0;
-#if defined(MACH_ISA_IS_Avx512)
-  const __m512 t = _mm512_set1_ps(threshold);
-  for (int i = 0; i < 4; ++i)
-    mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(_mm512_loadu_ps(values + 16 * i), t, _CMP_GT_OQ))
-            << (16 * i);
-#elif defined(MACH_ISA_IS_Avx2)
-  const __m256 t = _mm256_set1_ps(threshold);
-  for (int i = 0; i < 8; ++i)
-    mask |= static_cast<uint64_t>(
-                _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(values + 8 * i), t, _CMP_GT_OQ)))
-            << (8 * i);
-#else
-  for (int i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(values[i] > threshold) << i;
-#endif
-  return mask;
-}
-
-// 16 columns of 16 bytes -> 16 bytes of each of `count` rows
-inline void transpose_16(const uint8_t* columns, int64_t column_stride, uint8_t* rows, int64_t stride,
-                         int64_t count) {
-#if defined(__SSE2__)
-  if (count == 16) {
-    __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i)
-      a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns + i * column_stride));
-    // Four rounds of interleaving row i with row i + 8.
-    for (int round = 0; round < 4; ++round) {
-      for (int i = 0; i < 8; ++i) {
-        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+  void write_trace(const Array<Document>& planned) const {
+    for (const Document& document : planned)
+      if (document.path != Path::direct) {
+        int64_t* row = p_.trace + document.n * kTraceColumns;
+        row[kTracePath] = static_cast<int64_t>(document.path);
+        row[kTracePostings] = document.postings;
+        row[kTraceRescored] = document.rescored;
       }
-      for (int i = 0; i < 16; ++i) a[i] = b[i];
-    }
-    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + i * stride), a[i]);
-    return;
   }
-#endif
-  for (int64_t b = 0; b < count; ++b)
-    for (int w = 0; w < 16; ++w) rows[b * stride + w] = columns[w * column_stride + b];
-}
+
+  const MergeTopK<float>& p_;
+  const MergeScores<float>& m_;
+  MergeRun run_;
+  MergeCosts& costs_;
+  bool possible_ = false;
+  Table bytes_;
+};
 
 }  // namespace
 
-template <class Isa>
-void quantize(const float* scores, int64_t B, float origin, float scale, uint8_t* bytes) {
-  if (scale == 0) {
-    for (int64_t b = 0; b < B; ++b) bytes[b] = scores[b] >= origin ? 0 : 1;
-    return;
-  }
-  int64_t b = 0;
-#if defined(MACH_ISA_IS_Avx512)
-  const __m512 o = _mm512_set1_ps(origin), s = _mm512_set1_ps(scale), zero = _mm512_setzero_ps();
-  for (; b + 16 <= B; b += 16) {  // the order of max's arguments: NaN -> 0
-    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + b), o), s);
-    const __m512i steps = _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(x, zero), _mm512_set1_ps(255)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + b), _mm512_cvtepi32_epi8(steps));
-  }
-#elif defined(MACH_ISA_IS_Avx2)
-  const __m256 o = _mm256_set1_ps(origin), s = _mm256_set1_ps(scale), zero = _mm256_setzero_ps();
-  const auto eight = [&](int64_t at) {
-    const __m256 x = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(scores + at), o), s);
-    return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(x, zero), _mm256_set1_ps(255)));
-  };
-  for (; b + 32 <= B; b += 32) {  // packing works within halves: put the quarters in order at the end
-    const __m256i low = _mm256_packs_epi32(eight(b), eight(b + 8));
-    const __m256i high = _mm256_packs_epi32(eight(b + 16), eight(b + 24));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + b),
-                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
-  }
-#endif
-  for (; b < B; ++b) {
-    float x = (scores[b] - origin) * scale;
-    x = x > 0 ? x : 0;
-    x = x < 255 ? x : 255;
-    bytes[b] = static_cast<uint8_t>(static_cast<int32_t>(x));
-  }
+void merge_topk(const MergeTopK<float>& p) {
+  Choice(p).run();
+  own_table().release_large();
 }
 
-template <class Isa, int W>
-void transpose_bytes(const uint8_t* columns, int64_t stride, int64_t B, uint8_t* rows) {
-  for (int64_t b = 0; b < B; b += 16)
-    for (int w = 0; w < W; w += 16)
-      transpose_16(columns + w * stride + b, stride, rows + b * W + w, W, B - b < 16 ? B - b : 16);
+void merge_topk(const MergeTopK<double>& p) {
+  Array<int64_t> documents(p.N);
+  for (int64_t n = 0; n < p.N; ++n) documents[n] = n;
+  merge_alone(p, documents);
 }
-
-template <class Isa, int W>
-int64_t scan_labels(const ByteScan& p, int64_t begin, int64_t end, int32_t* labels, uint64_t* documents,
-                    uint8_t* sums) {
-  using V = Rows<Isa, W>;
-  const V bound = V::load(p.bound);
-  constexpr int kLabels = 4;
-  int64_t found = 0, label = begin;
-  if (p.below == ~uint64_t(0) >> (64 - W)) {
-    // The usual case, and nearly all of it labels that nobody wants: all documents want small sums.
-    const uint8_t* table = p.table + p.begin * p.B * W;
-    constexpr int64_t kAhead = 64;  // labels
-    const int64_t stride = p.B * W, stage_end = p.end;
-    const uint16_t *c0 = p.codes + label * p.R, *c1 = c0 + p.R, *c2 = c1 + p.R, *c3 = c2 + p.R;
-    for (; label + kLabels <= end; label += kLabels) {
-      // The codes come from memory, in order, but faster than the hardware asks for them.
-      for (int64_t ahead = 0; ahead < kLabels * p.R; ahead += 32)
-        __builtin_prefetch(c0 + kAhead * p.R + ahead);
-      V s0 = V::zero(), s1 = s0, s2 = s0, s3 = s0;
-      const uint8_t* rows = table;
-#pragma GCC unroll 4
-      for (int64_t r = p.begin; r < stage_end; ++r, rows += stride) {
-        s0 = s0.plus(V::load(rows + static_cast<int64_t>(c0[r]) * W));
-        s1 = s1.plus(V::load(rows + static_cast<int64_t>(c1[r]) * W));
-        s2 = s2.plus(V::load(rows + static_cast<int64_t>(c2[r]) * W));
-        s3 = s3.plus(V::load(rows + static_cast<int64_t>(c3[r]) * W));
-      }
-      c0 += 4 * p.R, c1 += 4 * p.R, c2 += 4 * p.R, c3 += 4 * p.R;
-      if (s0.least(s1).least(s2.least(s3)).at_least(bound) == p.below) continue;
-      const V total[kLabels] = {s0, s1, s2, s3};
-      for (int i = 0; i < kLabels; ++i)
-        found = keep(p, bound, label + i, total[i], found, labels, documents, sums);
-    }
-  }
-  const auto some = [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
-    int64_t ids[kCount];
-    V total[kCount];
-    for (int i = 0; i < kCount; ++i) ids[i] = label + i, total[i] = V::zero();
-    add_rows<Isa, W, kCount>(p, ids, total);
-    label += kCount;
-    for (int i = 0; i < kCount; ++i) found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
-  };
-  while (label + kLabels <= end) some(std::integral_constant<int, kLabels>());
-  while (label < end) some(std::integral_constant<int, 1>());
-  return found;
-}
-
-template <class Isa, int W>
-int64_t scan_again(const ByteScan& p, int64_t count, int32_t* labels, uint64_t* documents, uint8_t* sums) {
-  using V = Rows<Isa, W>;
-  const V bound = V::load(p.bound);
-  constexpr int kLabels = 4;
-  int64_t found = 0, at = 0;
-  const auto some = [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
-    int64_t ids[kCount];
-    V total[kCount];
-    for (int i = 0; i < kCount; ++i) ids[i] = labels[at + i], total[i] = V::load(sums + (at + i) * W);
-    add_rows<Isa, W, kCount>(p, ids, total);
-    at += kCount;
-    for (int i = 0; i < kCount; ++i)  // never ahead of what was read
-      found = keep(p, bound, ids[i], total[i], found, labels, documents, sums);
-  };
-  while (at + kLabels <= count) some(std::integral_constant<int, kLabels>());
-  while (at < count) some(std::integral_constant<int, 1>());
-  return found;
-}
-
-template <class Isa, int W>
-void count_alive(const ByteScan& p, int64_t begin, int64_t end, int64_t* alive) {
-  using V = Rows<Isa, W>;
-  const V bound = V::load(p.bound);
-  for (int64_t label = begin; label < end; ++label) {
-    const uint16_t* codes = p.codes + label * p.R;
-    V sum = V::zero();
-    for (int64_t r = 0; r < p.R; ++r) {
-      sum = sum.plus(V::load(p.table + (r * p.B + codes[r]) * W));
-      if (!(sum.at_least(bound) ^ p.below)) break;
-      ++alive[r];
-    }
-  }
-}
-
-template <class Isa>
-void interleave_scores(const float* const* scores, int64_t B, float* rows) {
-  constexpr int64_t kBuckets = 64;  // of one document after another, within the first-level cache
-  for (int64_t first = 0; first < B; first += kBuckets) {
-    const int64_t last = first + kBuckets < B ? first + kBuckets : B;
-    for (int w = 0; w < kSumLanes; ++w)
-      for (int64_t b = first; b < last; ++b) rows[b * kSumLanes + w] = scores[w] ? scores[w][b] : 0;
-  }
-}
-
-template <class Isa>
-void drop_unknown(const uint16_t* codes, int64_t R, int64_t B, const int32_t* labels, int64_t count,
-                  uint32_t* documents) {
-  const CodesBelow<Isa> known(R, B);
-  for (int64_t i = 0; i < count; ++i)
-    if (!known(codes + labels[i] * R)) documents[i] = 0;
-}
-
-template <class Isa>
-int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
-                   int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums) {
-  typedef float Lanes __attribute__((vector_size(kSumLanes * sizeof(float))));
-  constexpr int kLabels = 4;
-  int64_t found = 0;
-  const auto some = [&](int64_t label, auto count) {
-    constexpr int kCount = decltype(count)::value;
-    Lanes sum[kCount];
-    const uint16_t* code[kCount];
-    for (int i = 0; i < kCount; ++i) {
-      code[i] = codes + (label + i) * R;
-      __builtin_memcpy(&sum[i], table + code[i][0] * kSumLanes, sizeof(Lanes));
-    }
-    const float* rows = table;
-    for (int64_t r = 1; r < R; ++r) {
-      rows += B * kSumLanes;
-      for (int i = 0; i < kCount; ++i) {
-        Lanes row;
-        __builtin_memcpy(&row, rows + code[i][r] * kSumLanes, sizeof row);
-        sum[i] += row;
-      }
-    }
-    for (int i = 0; i < kCount; ++i)
-      if (const uint32_t wanted = above_16<Isa>(reinterpret_cast<const float*>(&sum[i]), above)) {
-        labels[found] = static_cast<int32_t>(label + i);
-        documents[found] = wanted;
-        __builtin_memcpy(sums + found++ * kSumLanes, &sum[i], sizeof(Lanes));
-      }
-  };
-  int64_t label = begin;
-  for (; label + kLabels <= end; label += kLabels) some(label, std::integral_constant<int, kLabels>());
-  for (; label < end; ++label) some(label, std::integral_constant<int, 1>());
-  return found;
-}
-
-template <class Isa>
-bool lane_extremes(const float* scores, int64_t count, float* low, float* high) {
-  constexpr int kLanes = 16;
-  constexpr float kInfinity = __builtin_inff();
-  // Four of them in turn: a comparison need not wait for the one before.
-  typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-  typedef int32_t Faults __attribute__((vector_size(kLanes * sizeof(int32_t))));
-  constexpr int kTurns = 4;
-  Lanes least[kTurns], greatest[kTurns];
-  Faults fault[kTurns];
-  for (int t = 0; t < kTurns; ++t)
-    least[t] = Lanes{} + kInfinity, greatest[t] = Lanes{} - kInfinity, fault[t] = Faults{};
-  const auto take = [&](int t, const Lanes& x) {
-    fault[t] |= ~(x < kInfinity);
-    least[t] = x < least[t] ? x : least[t];
-    greatest[t] = x > greatest[t] ? x : greatest[t];
-  };
-  int64_t i = 0;
-  Lanes x;
-  for (; i + kTurns * kLanes <= count; i += kTurns * kLanes)
-    for (int t = 0; t < kTurns; ++t) {
-      __builtin_memcpy(&x, scores + i + t * kLanes, sizeof x);
-      take(t, x);
-    }
-  for (; i + kLanes <= count; i += kLanes) {
-    __builtin_memcpy(&x, scores + i, sizeof x);
-    take(0, x);
-  }
-  int32_t faults = 0;
-  for (int j = 0; j < kLanes; ++j) {
-    low[j] = least[0][j], high[j] = greatest[0][j];
-    for (int t = 0; t < kTurns; ++t) {
-      low[j] = least[t][j] < low[j] ? least[t][j] : low[j];
-      high[j] = greatest[t][j] > high[j] ? greatest[t][j] : high[j];
-      faults |= fault[t][j];
-    }
-  }
-  for (int j = 0; i < count; ++i, ++j) {
-    low[j] = scores[i] < low[j] ? scores[i] : low[j];
-    high[j] = scores[i] > high[j] ? scores[i] : high[j];
-    faults |= !(scores[i] < kInfinity);
-  }
-  return faults == 0;
-}
-
-template <class Isa>
-int64_t find_above(const float* values, int64_t count, float threshold, int32_t* positions, int64_t room) {
-  constexpr int kBlock = 64;
-  int64_t found = 0, i = 0;
-  const auto keep = [&](uint64_t above) {
-    for (; above && found < room; above &= above - 1)
-      positions[found++] = static_cast<int32_t>(i + __builtin_ctzll(above));
-  };
-  for (; i + kBlock <= count && found < room; i += kBlock) keep(above_64<Isa>(values + i, threshold));
-  for (; i < count; ++i) keep(values[i] > threshold);
-  return found;
-}
-
-template <class Isa>
-int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
-                       int amount) {
-  int64_t i = 0;
-  const auto start = static_cast<uint32_t>(first), width = static_cast<uint32_t>(stop - first);
-  for (; i < count; ++i) {
-    const uint32_t place = static_cast<uint32_t>(labels[i]) - start;
-    if (place >= width) break;
-    uint8_t& at = sums[place];
-    const int sum = at + amount;
-    at = static_cast<uint8_t>(sum < 255 ? sum : 255);
-  }
-  return i;
-}
-
-template <class Isa>
-int64_t take_at_least(uint8_t* sums, int64_t count, uint8_t bound, int32_t* positions) {
-  constexpr int kBlock = 128;
-  int64_t found = 0, i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    uint8_t any = 0;
-    for (int j = 0; j < kBlock; ++j) any |= static_cast<uint8_t>(sums[i + j] >= bound);
-    if (any)
-      for (int j = 0; j < kBlock; ++j) {
-        positions[found] = static_cast<int32_t>(i + j);
-        found += sums[i + j] >= bound;
-      }
-    __builtin_memset(sums + i, 0, kBlock);
-  }
-  for (; i < count; ++i) {
-    positions[found] = static_cast<int32_t>(i);
-    found += sums[i] >= bound;
-    sums[i] = 0;
-  }
-  return found;
-}
-
-#define MACH_ROWS(ISA, W)                                                                                 \
-  template void transpose_bytes<ISA, W>(const uint8_t*, int64_t, int64_t, uint8_t*);                      \
-  template int64_t scan_labels<ISA, W>(const ByteScan&, int64_t, int64_t, int32_t*, uint64_t*, uint8_t*); \
-  template int64_t scan_again<ISA, W>(const ByteScan&, int64_t, int32_t*, uint64_t*, uint8_t*);           \
-  template void count_alive<ISA, W>(const ByteScan&, int64_t, int64_t, int64_t*);
-#define MACH_MERGE_TOPK(ISA)                                                                              \
-  MACH_ROWS(ISA, 16)                                                                                      \
-  MACH_ROWS(ISA, 32)                                                                                      \
-  MACH_ROWS(ISA, 64)                                                                                      \
-  template void quantize<ISA>(const float*, int64_t, float, float, uint8_t*);                             \
-  template void interleave_scores<ISA>(const float* const*, int64_t, float*);                             \
-  template int64_t sum_labels<ISA>(const float*, const uint16_t*, int64_t, int64_t, int64_t, int64_t,     \
-                                   const float*, int32_t*, uint32_t*, float*);                            \
-  template void drop_unknown<ISA>(const uint16_t*, int64_t, int64_t, const int32_t*, int64_t, uint32_t*); \
-  template bool lane_extremes<ISA>(const float*, int64_t, float*, float*);                                \
-  template int64_t find_above<ISA>(const float*, int64_t, float, int32_t*, int64_t);                      \
-  template int64_t add_saturating<ISA>(const int32_t*, int64_t, int64_t, int64_t, uint8_t*, int);         \
-  template int64_t take_at_least<ISA>(uint8_t*, int64_t, uint8_t, int32_t*);
-MACH_MERGE_TOPK(MACH_ISA)
 
 }  // namespace mach

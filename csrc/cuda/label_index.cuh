@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-namespace mach {
+#include "../merge_kind.h"
 
-constexpr int64_t kMaxCodes = 65536;  // buckets a uint16 code can tell apart
+namespace mach {
 
 // Labels in a row of codes: eight of them are read with one load.
 constexpr int64_t padded_labels(int64_t L) { return (L + 7) / 8 * 8; }

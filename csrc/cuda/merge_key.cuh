@@ -1,11 +1,11 @@
-// A label's exact key and what orders it, for the kernels that merge. Same bits as cpu/merge.cpp and
+// A label's exact key and what orders it, for the kernels that merge. Same bits as cpu/merge_scores.cpp and
 // cpu/topk.h: sums in the order of the repetitions, one IEEE division, no contraction (--fmad=false).
 #pragma once
 
 #include <type_traits>
 
 #include "device.cuh"
-#include "merge.cuh"
+#include "merge_scores.cuh"
 
 namespace mach {
 

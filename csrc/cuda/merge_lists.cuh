@@ -1,5 +1,5 @@
-// CUDA twin of the CPU's lists path (cpu/decode.h): the inverted index, clipped, for documents of which few
-// buckets stand out. With any clip levels tau_r, in exact arithmetic
+// CUDA twin of the CPU's lists path (cpu/merge_topk.h): the inverted index, clipped, for documents of which
+// few buckets stand out. With any clip levels tau_r, in exact arithmetic
 //
 //   sum_r score_r(label)  <=  sum_r tau_r  +  sum over r of max(0, score_r(label) - tau_r)
 //
@@ -20,7 +20,7 @@
 // Choice: a document whose levels would lie too high has no few buckets that stand out; it is left at once.
 #pragma once
 
-#include "merge.cuh"
+#include "merge_scores.cuh"
 #include "merge_topk.cuh"
 
 namespace mach {

@@ -1,4 +1,4 @@
-// CUDA twin of the CPU's scan (cpu/decode.h): for fp32 scores, upper bounds on the keys of all labels, 16
+// CUDA twin of the CPU's scan (cpu/merge_topk.h): for fp32 scores, upper bounds on the keys of all labels, 16
 // documents with one load of 16 bytes; what is left of a document's labels gets its exact key in
 // launch_merge_topk. Six kernels:
 //
@@ -18,8 +18,8 @@
 // candidates, is left to launch_merge_topk as a whole.
 #pragma once
 
-#include "merge.cuh"
 #include "merge_lists.cuh"
+#include "merge_scores.cuh"
 #include "merge_topk.cuh"
 
 namespace mach {

@@ -1,4 +1,4 @@
-// CUDA twin of cpu/decode.h: the exact k best labels of each document over all L.
+// CUDA twin of cpu/merge_topk.h: the exact k best labels of each document over all L.
 //
 // One block goes over the exact keys of a document's labels, several times (select.cuh), each time computing
 // them anew: nothing of size N x L is ever held. Where a scan (merge_scan.cuh) has left few labels of a
@@ -6,15 +6,11 @@
 // a document, one launch a pass.
 #pragma once
 
-#include "merge.cuh"
+#include "merge_scores.cuh"
 
 namespace mach {
 
 constexpr int64_t kMaxOrdered = 2048;  // up to this k, launch_merge_topk leaves the labels in order
-
-// Columns of the trace [N, kTraceColumns], what was done for a document: path (0 direct, 1 scan, 2 lists),
-// postings, labels that got an exact key. As on the CPU.
-constexpr int kTraceColumns = 3;
 
 // Labels of each document that its first k are surely among.
 struct Candidates {

@@ -1,5 +1,5 @@
-// CUDA twin of cpu/merge.h: keys of labels from their R bucket scores, to the bit. Definition there, and what
-// a bucket outside [0, B) means.
+// CUDA twin of cpu/merge_scores.h: keys of labels from their R bucket scores, to the bit. Definition there,
+// and what a bucket outside [0, B) means.
 #pragma once
 
 #include <cuda_runtime.h>

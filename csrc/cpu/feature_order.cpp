@@ -1,60 +1,9 @@
-#include "csr.h"
+#include "feature_order.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <stdexcept>
-#include <type_traits>
 
 namespace mach {
-
-namespace {
-
-// Whether a row is ascending, in range and finite, as nearly all rows are: without branches, and faults are
-// gathered in numbers as wide as what is compared, so that the compiler takes several at a time.
-template <class T, class I>
-bool is_plain_row(const T* values, const I* indices, int64_t begin, int64_t end, int64_t num_columns) {
-  if (begin == end) return true;
-  I unsorted = 0;
-  for (int64_t p = begin + 1; p < end; ++p) unsorted |= indices[p - 1] < indices[p] ? 0 : 1;
-  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> infinite = 0;
-  if (values != nullptr)
-    for (int64_t p = begin; p < end; ++p)
-      infinite |= std::abs(values[p]) <= std::numeric_limits<T>::max() ? 0 : 1;
-  return unsorted == 0 && infinite == 0 && indices[begin] >= 0 &&
-         static_cast<int64_t>(indices[end - 1]) < num_columns;
-}
-
-}  // namespace
-
-template <class T, class I>
-CsrCheck check_csr(const T* values, const I* indices, int64_t nnz, const int64_t* indptr, int64_t num_rows,
-                   int64_t num_columns) {
-  if (indptr[0] != 0) return {CsrFault::indptr_start, 0, 0};
-  for (int64_t n = 0; n < num_rows; ++n)
-    if (indptr[n + 1] < indptr[n]) return {CsrFault::indptr_decreasing, n, 0};
-  if (indptr[num_rows] != nnz) return {CsrFault::indptr_end, num_rows, 0};
-
-  Array<I> sorted;
-  for (int64_t n = 0; n < num_rows; ++n) {
-    if (is_plain_row(values, indices, indptr[n], indptr[n + 1], num_columns)) continue;
-    bool ascending = true;
-    for (int64_t p = indptr[n]; p < indptr[n + 1]; ++p) {
-      if (indices[p] < 0 || static_cast<int64_t>(indices[p]) >= num_columns)
-        return {CsrFault::index_range, n, p};
-      if (values != nullptr && !std::isfinite(values[p])) return {CsrFault::not_finite, n, p};
-      if (p > indptr[n] && indices[p] <= indices[p - 1]) ascending = false;
-    }
-    if (ascending) continue;
-    sorted.assign(indices + indptr[n], indices + indptr[n + 1]);
-    std::sort(sorted.begin(), sorted.end());
-    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-    if (twice == sorted.end()) continue;
-    for (int64_t p = indptr[n]; p < indptr[n + 1]; ++p)
-      if (indices[p] == *twice) return {CsrFault::duplicate, n, p};
-  }
-  return {};
-}
 
 namespace {
 
@@ -68,7 +17,7 @@ int bit_width(uint64_t x) {
 
 template <class I>
 FeatureSort::FeatureSort(const I* indices, const int64_t* indptr, int64_t num_rows, int64_t num_features,
-                         int64_t parts, const RunTasks& run)
+                         int64_t parts, const Tasks& run)
     : parts_(parts), run_(run) {
   const int64_t begin = indptr[0], end = indptr[num_rows];
   const int feature_bits = num_features > 1 ? bit_width(num_features - 1) : 1;
@@ -150,11 +99,22 @@ void FeatureSort::write(const int64_t* indptr, int64_t num_rows, int64_t* featur
   offsets[num_features()] = E_;
 }
 
-#define MACH_CSR(I)                                                                                \
-  template CsrCheck check_csr(const float*, const I*, int64_t, const int64_t*, int64_t, int64_t);  \
-  template CsrCheck check_csr(const double*, const I*, int64_t, const int64_t*, int64_t, int64_t); \
-  template FeatureSort::FeatureSort(const I*, const int64_t*, int64_t, int64_t, int64_t, const RunTasks&);
-MACH_CSR(int32_t)
-MACH_CSR(int64_t)
+bool is_order_of(const FeatureOrder& order, int64_t nnz, int64_t N, int64_t D) {
+  // Negative where x < 0 or x >= limit.
+  const auto outside = [](int64_t x, int64_t limit) {
+    return static_cast<int64_t>(static_cast<uint64_t>(x) |
+                                (static_cast<uint64_t>(limit) - 1 - static_cast<uint64_t>(x)));
+  };
+  const FeatureOrder& v = order;
+  int64_t wrong = v.offsets[0] == 0 && v.offsets[v.U] == v.E ? 0 : -1;
+  for (int64_t u = 0; u < v.U; ++u)
+    wrong |= outside(v.features[u], D) | (v.offsets[u + 1] - v.offsets[u]) | outside(v.offsets[u], v.E + 1);
+  for (int64_t u = 1; u < v.U; ++u) wrong |= v.features[u] - v.features[u - 1] - 1;
+  for (int64_t e = 0; e < v.E; ++e) wrong |= outside(v.positions[e], nnz) | outside(v.documents[e], N);
+  return wrong >= 0;
+}
+
+template FeatureSort::FeatureSort(const int32_t*, const int64_t*, int64_t, int64_t, int64_t, const Tasks&);
+template FeatureSort::FeatureSort(const int64_t*, const int64_t*, int64_t, int64_t, int64_t, const Tasks&);
 
 }  // namespace mach

@@ -1,4 +1,4 @@
-#include "merge.h"
+#include "merge_scores.h"
 
 #include <type_traits>
 

@@ -1,5 +1,5 @@
-#include "merge.cuh"
 #include "merge_key.cuh"
+#include "merge_scores.cuh"
 
 namespace mach {
 namespace {

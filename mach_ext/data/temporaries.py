@@ -36,22 +36,27 @@ def temporary_name(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Pa
 
     `make` makes what has the name, and opens it.
     """
-    while True:
-        temporary = path.with_name(f".mach_ext-{secrets.token_hex(8)}.tmp")
-        try:
-            descriptor = make(temporary)
-        except OSError as error:
-            error.filename = str(path)  # by which the user knows it
-            raise
-        # Until it is locked, another process may take it for the work of a dead one and remove it.
-        if try_lock(descriptor) is not False and temporary.exists():
-            break
-        os.close(descriptor)
-    try:
+    temporary, descriptor = None, -1
+    try:  # from before there is a file: a signal can come between its making and the next line
+        while True:
+            temporary = path.with_name(f".mach_ext-{secrets.token_hex(8)}.tmp")
+            try:
+                descriptor = make(temporary)
+            except OSError as error:
+                temporary = None
+                error.filename = str(path)  # by which the user knows it
+                raise
+            # Until it is locked, another process may take it for the work of a dead one and remove it.
+            if try_lock(descriptor) is not False and temporary.exists():
+                break
+            os.close(descriptor)
+            descriptor = -1
         yield temporary, descriptor
     finally:
-        _delete(temporary)
-        os.close(descriptor)
+        if temporary is not None:
+            _delete(temporary)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

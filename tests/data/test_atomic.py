@@ -7,7 +7,7 @@ import pytest
 from data_cases import COMPRESS, random_split
 
 from mach_ext.data import Dataset, write_folder, write_xmc
-from mach_ext.data.atomic import atomic_write, new_folder
+from mach_ext.data.atomic import atomic_path, atomic_write, new_folder
 from mach_ext.data.sources import read_input
 
 
@@ -53,3 +53,18 @@ def test_new_folder_keeps_the_faster_one(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "b"):
         raise RuntimeError("stop")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_interrupt_right_after_the_making_leaves_nothing(tmp_path, monkeypatch):
+    """Ctrl-C can come when the file is there and nothing is written yet."""
+    opened = os.open
+
+    def interrupted(path, *args):
+        opened(path, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "file"):
+        pass
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ namespace mach {
 constexpr int64_t kGroup = 8;  // documents that share a block's codes while they are in the cache
 
 // ns on one core (Zen 4, AVX-512); only their ratios matter, and only for speed. Fitted to the forced paths'
-// times (bench_decode.py, test_paths): the scores of models trained on wordnet and eurlex57k, logits and
+// times (bench_merge_topk.py, test_paths): the scores of models trained on wordnet and eurlex57k, logits and
 // probabilities, and peaky, soft and flat ones of 4K to 3M labels, N = 1 ... 256, k = 5 and 100.
 constexpr double kDirectCost = 0.35;      // a score of a label, path direct
 constexpr double kBucketsFar = 0.3;       // the same, more where the buckets come from memory

@@ -1,5 +1,5 @@
 // Checks of tensors and dtype dispatch shared by the CPU and the CUDA bindings (arguments.h: by operator).
-// These guard invariants of the raw operators; messages for users come from mach_ext/functional.py, which
+// These guard invariants of the raw operators; messages for users come from mach_ext/functional/, which
 // checks first.
 #pragma once
 

@@ -5,7 +5,7 @@
 
 namespace mach {
 
-// What check_csr found first; 0 is "nothing wrong". mach_ext/functional.py turns these into messages.
+// What check_csr found first; 0 is "nothing wrong". mach_ext/functional/_checks.py turns these into messages.
 enum class CsrFault : int64_t {
   none = 0,
   indptr_start = 1,       // indptr[0] != 0

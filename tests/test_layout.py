@@ -176,6 +176,12 @@ def test_functions_have_at_most_8_parameters():
     assert many.keys() == PUBLIC, many
 
 
+def test_names_of_test_files_are_unique():
+    """pytest imports a test file by its name alone."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 # What measures is measured by hand.
 
 

@@ -89,7 +89,7 @@ def count_parameters(function):
 
 
 def imports(module, source, modules, is_package=False):
-    """The modules among `modules` that a module imports, anywhere but under `if TYPE_CHECKING`.
+    """The modules among `modules` that a module imports, inside functions and for types alone, too.
 
     `from package import name` counts for the submodule of this name. Only other names count for the package.
     """
@@ -108,8 +108,7 @@ def imports(module, source, modules, is_package=False):
                 if alias.name not in COMPILED:
                     yield submodule if submodule in modules else base
         else:
-            is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-            for child in node.orelse if is_for_types else ast.iter_child_nodes(node):
+            for child in ast.iter_child_nodes(node):
                 yield from visit(child)
 
     return {name for name in visit(ast.parse(source)) if name in modules} - {module}
@@ -218,8 +217,8 @@ def test_parameters_are_counted_without_self(signature, count):
         ("from .b import name", {"p.b"}),
         ("from .q import c", {"p.q.c"}),
         ("def f():\n    try:\n        from p.q import name\n    except ImportError: pass", {"p.q"}),
-        ("if TYPE_CHECKING:\n    import p.b\nelse:\n    import p.q", {"p.q"}),
-        ("if typing.TYPE_CHECKING:\n    from p import b", set()),
+        ("if TYPE_CHECKING:\n    import p.b\nelse:\n    import p.q", {"p.b", "p.q"}),
+        ("if typing.TYPE_CHECKING:\n    from p import b", {"p.b"}),
         ("import p.a", set()),
     ],
 )

@@ -483,11 +483,11 @@ def test_blocks_and_zlib_streams(monkeypatch, block):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (0, "step must be None or a finite number above 0, got 0"),
-        (float("nan"), "step must be None or a finite number above 0, got nan"),
-        ("0.5", "step must be None or a number, got str"),
-        (True, "step must be None or a number, got bool"),
-        (10**400, "step must be None or a finite number above 0, got 1000"),
+        (0, "quantization_step must be None or a finite number above 0, got 0"),
+        (float("nan"), "quantization_step must be None or a finite number above 0, got nan"),
+        ("0.5", "quantization_step must be None or a number, got str"),
+        (True, "quantization_step must be None or a number, got bool"),
+        (10**400, "quantization_step must be None or a finite number above 0, got 1000"),
         (1e3, "encoder_weight: weights must not all be rounded to 0, as they are by step 1000"),
         (1e-6, "encoder_weight: weights must be below 32,768 steps of 1e-06, got"),
     ],

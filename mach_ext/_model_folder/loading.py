@@ -6,8 +6,9 @@ import errno
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +21,13 @@ from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, r
 from mach_ext.data.files import open_file
 from mach_ext.hashing import LabelHash
 
-if TYPE_CHECKING:
-    from mach_ext.nn import MACH
+_Model = TypeVar("_Model")
 
 # From so many bytes on, the table of a label hash must suit what else is known of the labels.
 _LARGE = 1 << 26
 
 
-def load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
+def load(make: Callable[..., _Model], folder: Path, device: torch.device | str) -> _Model:
     """`mach_ext.load`, by the constructor `make`."""
     while True:
         stamp = _stamp(folder)
@@ -51,19 +51,20 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_ctime_ns, status.st_mtime_ns
 
 
-def _load(make: type[MACH], folder: Path, device: torch.device | str) -> MACH:
+def _load(make: Callable[..., _Model], folder: Path, device: torch.device | str) -> _Model:
     record = read_model_record(folder)
     attached = {name: _read_attachment(folder / file) for name, file in record["attachments"].items()}
     tensors = _read_weights(folder, record)
     try:
         label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
         with torch.device("meta"):  # Its parameters become those of the file.
-            model = make(**record["model"], hash=label_hash)
+            model: Any = make(**record["model"], hash=label_hash)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
     model.load_parameters(tensors, assign=True)
     model.attachments = attached
-    return model.eval().to(device)
+    loaded: _Model = model.eval().to(device)
+    return loaded
 
 
 def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:

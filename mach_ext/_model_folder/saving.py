@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,14 +12,12 @@ from torch import Tensor
 from mach_ext import compression
 from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
+from mach_ext._model_folder.protocol import SavableModel
 from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name
 from mach_ext._model_folder.tensors import check_dtypes, check_finite, save_tensors, tensors_digest
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.json_text import write_json
 from mach_ext.data.records import seal
-
-if TYPE_CHECKING:
-    from mach_ext.nn import MACH
 
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
 STEP = 0.5
@@ -28,7 +25,7 @@ _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a s
 ADVICE = "free memory first, or make a smaller model"
 
 
-def save(model: MACH, folder: Path, step: float | None) -> None:
+def save(model: SavableModel, folder: Path, step: float | None) -> None:
     """`MACH.save`."""
     attached = {}
     for name, content in model.attachments.items():
@@ -54,7 +51,7 @@ def save(model: MACH, folder: Path, step: float | None) -> None:
         write_json(folder / "model.json", seal(record))
 
 
-def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:
+def _tensors_of(model: SavableModel, steps: dict[str, float]) -> dict[str, Tensor]:
     """What is written of a model, by name; weights that have a step as streams of bytes."""
     moved = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cpu)
     check_memory("MACH.save: a copy of the weights on the CPU", moved, ADVICE)
@@ -76,12 +73,15 @@ def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:
     return tensors
 
 
-def _steps(model: MACH, step: float) -> dict[str, float]:
+def _steps(model: SavableModel, step: float) -> dict[str, float]:
     """What each weight, but for biases, is rounded to multiples of."""
+    rule = "MACH.save: quantization_step must be None or"
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
-        raise TypeError(f"MACH.save: step must be None or a number, got {type(step).__name__}")
+        raise TypeError(f"{rule} a number, got {type(step).__name__}")
     if not 0 < step <= torch.finfo(torch.float32).max:
-        raise ValueError(f"MACH.save: step must be None or a finite number above 0, got {step!r}")
+        raise ValueError(
+            f"MACH.save: quantization_step must be None or a finite number above 0, got {step!r}"
+        )
     step = float(step)
     first = "bucket_weight" if model.is_linear else "encoder_weight"
     names = (name for name, _ in model.named_parameters() if name.endswith("weight"))

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def newest_run() -> Path:
     return newest
 
 
+def _working_folder() -> Path | None:
+    """None where it was removed meanwhile: absolute paths go without it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
+
+
 class Run:
     """A trained model in its folder, with the dataset it was trained on. `Run.open` or `train` makes one.
 
@@ -92,22 +101,26 @@ class Run:
         seconds: dict[str, float] | None = None,
         dataset: data.Dataset | None = None,
     ) -> None:
-        self._folder = Path(folder)
-        self._home = Path() if self._folder.is_absolute() else Path.cwd()
+        self._folder, self._home = Path(folder), _working_folder()
         self.model = model
         self.history = history
         self.seconds = {} if seconds is None else seconds
-        self._datasets: dict[tuple[str | None, int | None], data.Dataset] = {}
+        self._datasets: dict[tuple[str | None, int | None, Path | None], data.Dataset] = {}
         if dataset is not None:
-            self._datasets[None, None] = dataset
+            self._datasets[None, None, None] = dataset
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
     @property
     def folder(self) -> Path:
-        at_home = self._folder.is_absolute() or Path.cwd() == self._home
-        return self._folder if at_home else self._home / self._folder
+        return self._placed(self._folder)
+
+    def _placed(self, path: Path) -> Path:
+        """A path of when the run was opened or trained."""
+        if self._home is None or self._home == _working_folder():
+            return path
+        return self._home / path
 
     @classmethod
     def open(cls, folder: PathLike | None = None, device: str = "cpu") -> Run:
@@ -156,13 +169,14 @@ class Run:
                 "mach_ext.runs.evaluate(run.model, dataset, split)"
             )
         place = None if dataset is None else str(as_path("dataset", dataset))
-        key = (place, svmlight_base)
+        key = (place, svmlight_base, None if place is None else _working_folder())
         if key not in self._datasets:
             with timer(self.seconds, "load"):
                 loaded = load_dataset(self.model, self.folder, dataset, svmlight_base=svmlight_base)
             log_remarks(loaded, svmlight_base)
             self._datasets[key] = loaded
-        return self._datasets[key]
+        loaded, path = self._datasets[key], self._placed(self._datasets[key].path)
+        return loaded if dataset is not None or path == loaded.path else replace(loaded, path=path)
 
     def evaluate(
         self,

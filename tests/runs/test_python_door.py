@@ -126,14 +126,28 @@ def test_a_dataset_made_by_hand(here):
 
 
 def test_a_run_stays_where_it_is(here, texts, monkeypatch):
-    run = mach_ext.train(texts, output="r", evaluate=False, **QUIET)
+    (here / "data").symlink_to(texts)
+    run = mach_ext.train("data", output="r", evaluate=False, **QUIET)
     assert str(run.folder) == "r"
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
     assert run.folder == here / "r"
     run.evaluate()
-    assert "test" in mach_ext.Run.open(here / "r").metrics
+    metrics = mach_ext.Run.open(here / "r").metrics
+    assert "test" in metrics
+    assert metrics["path"] == str(here / "data")
     assert not list((here / "elsewhere").iterdir())
+
+
+def test_other_data_are_those_of_the_folder_one_is_in(here, run, monkeypatch):
+    for place, label in (("a", "topic 1"), ("b", "topic 2")):
+        (here / place).mkdir()
+        (here / place / "more.jsonl").write_text(json.dumps({"text": "word1", "labels": [label]}) + "\n")
+    truths = []
+    for place in ("a", "b"):
+        monkeypatch.chdir(here / place)
+        truths.append(run.dataset("more.jsonl").test.Y.indices.tolist())
+    assert truths[0] != truths[1]
 
 
 def test_texts_in_every_shape(run):

@@ -79,11 +79,9 @@ def _tensors_of(model: MACH, steps: dict[str, float]) -> dict[str, Tensor]:
 def _steps(model: MACH, step: float) -> dict[str, float]:
     """What each weight, but for biases, is rounded to multiples of."""
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
-        raise TypeError(f"MACH.save: quantization_step must be None or a number, got {type(step).__name__}")
+        raise TypeError(f"MACH.save: step must be None or a number, got {type(step).__name__}")
     if not 0 < step <= torch.finfo(torch.float32).max:
-        raise ValueError(
-            f"MACH.save: quantization_step must be None or a finite number above 0, got {step!r}"
-        )
+        raise ValueError(f"MACH.save: step must be None or a finite number above 0, got {step!r}")
     step = float(step)
     first = "bucket_weight" if model.is_linear else "encoder_weight"
     names = (name for name, _ in model.named_parameters() if name.endswith("weight"))

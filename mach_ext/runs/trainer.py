@@ -124,7 +124,7 @@ def train(
         state = solve(model, loaded, folder, recipe, overwrite, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
-    seconds["fit"] = state.seconds  # with what was done before a resume
+    seconds |= {"evaluate": 0.0, "fit": state.seconds}  # with what was done before a resume
     run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
     if evaluate:
         write_training_metrics(run, measure(run))

@@ -204,13 +204,11 @@ def test_attack_refuses(run, arguments, error, message):
         run.attack(progress=False, **arguments)
 
 
-def test_messages_name_what_python_has(here, run):
+def test_messages_name_what_python_has(here):
     with pytest.raises(ValueError, match=r'give folder, or train one, as: mach_ext\.train\("wordnet"\)'):
         runs.Run.open()
     with pytest.raises(ValueError, match=r"Run\.open: folder must not be empty"):
         runs.Run.open("")
-    with pytest.raises(ValueError, match="quantization_step must be None or a finite number above 0"):
-        run.compress("c", quantization_step=0)
 
 
 def test_the_command_leaves_the_logger_as_it_was(trained, tmp_path, capsys):

@@ -71,10 +71,11 @@ def run(args: Any) -> None:
     )
     with all_done() as then:
         then(_show_explanation, result, args.show)
+        if args.output is not None:
+            then(result.save_parts, args.output)
         if args.html is not None:
             then(result.to_html, args.html)
         if args.output is not None:
-            then(result.save_parts, args.output)
             then(result.to_html, args.output / "explanation.html")
 
 

@@ -31,6 +31,7 @@ FLAGS = {
     "num_buckets": "--buckets",
     "hidden_dropout": "--dropout",
     "epsilons": "--eps",
+    "folder": "--model-path",
     "method": "--attack",
     "threat_model": "--threat",
     "quantization_step": "--step",
@@ -111,7 +112,7 @@ class _Say(logging.Handler):
 def _remarks() -> Iterator[None]:
     """Shows what the library logs."""
     logger, handler = logging.getLogger("mach_ext"), _Say(logging.INFO)
-    former = logger.level, logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -119,7 +120,8 @@ def _remarks() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = former
+        logger.setLevel(level)  # which also forgets what was enabled meanwhile
+        logger.propagate = propagate
 
 
 def _with_dashes(argv: Sequence[str], flags: set[str]) -> list[str]:

@@ -21,6 +21,7 @@ from mach_ext.cli.options import (
     nonempty,
     path,
 )
+from mach_ext.cli.results import remarks_afterwards
 from mach_ext.runs.files import atomic_file, check_file, check_folder
 
 
@@ -89,8 +90,12 @@ def _predict_to(out: TextIO, args: Any, run: runs.Run) -> None:
     """A line a document, written as it is computed."""
     write = json.dumps if _lacks_letters(out) else data.json_line
     number = 0
-    with tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar:
-        for block in run.iter_predict(k=args.k, **_source(args)):
+    blocks = run.iter_predict(k=args.k, **_source(args))
+    with (
+        remarks_afterwards(),
+        tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar,
+    ):
+        for block in blocks:
             for answer in block:
                 if args.format == "tsv":
                     cells = (f"{one_line(best.label)}\t{best.score:.6g}" for best in answer.labels)

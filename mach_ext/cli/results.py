@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +45,24 @@ def all_done() -> Iterator[Callable[..., None]]:
         raise OSError("; ".join(real))
     if problems:
         raise problems[0]
+
+
+@contextlib.contextmanager
+def remarks_afterwards() -> Iterator[None]:
+    """Keeps what the library logs until the body is done: in its midst it would land in the progress bar."""
+    logger, kept = logging.getLogger("mach_ext"), list[logging.LogRecord]()
+
+    def keep(record: logging.LogRecord) -> bool:
+        kept.append(record)
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        for record in kept:
+            logger.handle(record)
 
 
 def error_words(error: OSError) -> str:

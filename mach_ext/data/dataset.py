@@ -115,6 +115,7 @@ class Dataset:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # of one made by hand it can be a string
         for what, names in (("label_names", self.label_names), ("feature_names", self.feature_names)):
             if names is not None:
                 check_names(names, f"Dataset: {what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext import attack, certify, data, explain, metrics, nn, report
-from mach_ext.runs.arguments import spell
+from mach_ext import functional as F
+from mach_ext.runs.arguments import as_real, plain, spell
 from mach_ext.runs.dataset import log, split_of
 from mach_ext.runs.files import timer, write, write_record
 from mach_ext.runs.labels import TrainingLabels
@@ -24,7 +26,7 @@ class AttackSettings:
 
     Attributes:
         method: "fgsm", "pgd", "delete" or "insert".
-        epsilons: Sizes asked for. None: 0.01; of delete 1, 2 and 3 words.
+        epsilons: Sizes asked for, or one. None: 0.01; of delete 1, 2 and 3 words.
         threat_model: A name or an object of `mach_ext.attack`. None: that of the method, else "support".
         signed: Values may fall below 0.
         goal: "untargeted" or "own".
@@ -39,7 +41,7 @@ class AttackSettings:
     """
 
     method: str = "fgsm"
-    epsilons: Sequence[float] | None = None
+    epsilons: Sequence[float] | float | None = None
     threat_model: str | attack.ThreatModel | None = None
     signed: bool = False
     goal: str = "untargeted"
@@ -56,8 +58,16 @@ class AttackSettings:
         for name, value, allowed in (("method", self.method, attack.METHODS), ("goal", self.goal, GOALS)):
             if value not in allowed:
                 raise ValueError(f"attack: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        if self.sample is not None and self.sample < 1:
-            raise ValueError(f"attack: sample must be None or at least 1, got {self.sample}")
+        for name, least in (("sample", 1), ("steps", 1), ("seed", 0)):
+            if (given := getattr(self, name)) is None and name == "sample":
+                continue
+            number = F.as_int("attack", name, given)
+            if number < least:
+                none = "None or " if name == "sample" else ""
+                raise ValueError(f"attack: {name} must be {none}at least {least}, got {number}")
+            object.__setattr__(self, name, number)
+        if self.epsilons is not None:
+            object.__setattr__(self, "epsilons", _checked_sizes(self.epsilons))
 
     @property
     def threat(self) -> attack.ThreatModel:
@@ -68,8 +78,8 @@ class AttackSettings:
     @property
     def sizes(self) -> list[float]:
         """The sizes asked for."""
-        if self.epsilons:
-            return [float(epsilon) for epsilon in self.epsilons]
+        if self.epsilons is not None:
+            return _checked_sizes(self.epsilons)
         return [1.0, 2.0, 3.0] if self.method == "delete" else [0.01]
 
     @property
@@ -79,6 +89,15 @@ class AttackSettings:
         if len(self.sizes) == 1 and self.method != "delete":
             grid |= {round(self.sizes[0] * factor, 12) for factor in (0.1, 0.3, 3, 10, 30)}
         return sorted(grid)
+
+
+def _checked_sizes(epsilons: Any) -> list[float]:
+    """Sizes as floats; a number is one size."""
+    given = plain(epsilons)
+    sizes = [as_real(each) for each in given] if isinstance(given, (list, tuple)) else [as_real(given)]
+    if not sizes or not all(isinstance(size, float) and 0 <= size < math.inf for size in sizes):
+        raise ValueError(f"attack: epsilons must be numbers >= 0, at least one, got {epsilons!r}")
+    return sizes
 
 
 @dataclass(frozen=True)

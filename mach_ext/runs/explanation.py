@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mach_ext import data, explain, nn, report
-from mach_ext.runs.arguments import spell
+from mach_ext.runs.arguments import spell, takes_text
 from mach_ext.runs.dataset import split_of
 from mach_ext.runs.files import write
 
@@ -44,6 +44,9 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
     Raises:
         ValueError: The model takes no texts, or knows none of the words.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"explain: {spell('text')} must be a string, got {type(text).__name__}")
+    takes_text(columns, "text")
     (X,) = data.iter_vectors([text], columns)
     if not data.row_features(X).any():
         argument = spell("text")
@@ -151,7 +154,7 @@ def explain_document(
     model: nn.MACH,
     columns: data.Columns,
     document: Document,
-    labels: Sequence[int | str] | None,
+    labels: Sequence[int | str] | int | str | None,
     k: int,
     features: int,
     options: dict[str, Any],
@@ -167,6 +170,8 @@ def explain_document(
         options: Of `mach_ext.explain.integrated_gradients`.
     """
     X, names = document.X, document.label_names
+    if isinstance(labels, (str, int, np.integer)):
+        labels = [labels]
     explanation = explain.integrated_gradients(
         model,
         X,

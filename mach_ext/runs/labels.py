@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn
 from mach_ext.data import attachments as kept
+from mach_ext.runs.arguments import as_propensity
 from mach_ext.runs.record import record_of
 
 
@@ -35,7 +36,7 @@ class TrainingLabels:
         """
         record = record_of(model)
         name = record.get("name", dataset.name)
-        A, B = propensity or record.get("propensity") or metrics.propensity_constants(name)
+        A, B = as_propensity(propensity) or record.get("propensity") or metrics.propensity_constants(name)
         counts = kept.label_counts(model.attachments, model.num_labels)
         if counts is not None and "train_documents" in record:
             return cls(counts, record["train_documents"], A, B)

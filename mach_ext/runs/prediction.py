@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mach_ext import data, nn
+from mach_ext.runs.arguments import takes_text
 from mach_ext.runs.dataset import log, log_no_svmlight, log_without_features
 
 
@@ -39,10 +40,31 @@ class Answer:
     labels: list[Prediction]
 
 
+def checked_texts(texts: Any, columns: data.Columns) -> Iterator[str]:
+    """Texts one by one; a plain string is one.
+
+    Raises:
+        TypeError: Something else is among them.
+        ValueError: The model takes no texts.
+    """
+    takes_text(columns, "texts")
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"predict: texts must be strings, got {type(texts).__name__}")
+    return map(_checked_text, texts)
+
+
+def _checked_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"predict: texts must be strings, got {type(text).__name__}")
+    return text
+
+
 def documents(
     columns: data.Columns,
     *,
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     file: str | os.PathLike[str] | None = None,
     stream: Any = None,
     format: str | None = None,
@@ -70,6 +92,12 @@ def documents(
     if texts is not None:
         yield from data.iter_vectors(texts, columns)
     else:
+        takes_text(columns, "stream")
+        if not hasattr(stream, "read1"):
+            raise TypeError(
+                "predict: stream must be binary and buffered, as sys.stdin.buffer is, got "
+                f"{type(stream).__name__}"
+            )
         yield from data.stream_documents(stream, columns, format=format)
 
 

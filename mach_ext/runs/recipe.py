@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mach_ext import data, nn, svm, training
-from mach_ext.runs.arguments import spell
+from mach_ext.runs.arguments import as_real, plain, spell
 
 log = logging.getLogger("mach_ext")
 
 SETTINGS = tuple(training.Hyperparameters.__dataclass_fields__)
+REALS = tuple(
+    name for name, each in training.Hyperparameters.__dataclass_fields__.items() if "float" in str(each.type)
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Recipe:
             if name not in SETTINGS:
                 known = ", ".join(name for name in SETTINGS if name != "seed")
                 raise TypeError(f"train: unknown argument {name!r}; hyper-parameters: {known}")
+        own = ("num_repetitions", "num_buckets", "hidden_size", "seed", "repetitions_at_a_time")
+        numbers = {name: plain(getattr(self, name)) for name in own} | {"C": as_real(self.C)}
+        settings = {
+            name: as_real(value) if name in REALS else plain(value)
+            for name, value in self.hyperparameters.items()
+        }
+        for name, value in {**numbers, "hyperparameters": settings}.items():
+            object.__setattr__(self, name, value)
+        if self.C is not None and not (isinstance(self.C, float) and math.isfinite(self.C)):
+            raise ValueError(f"train: {spell('C')} must be None or a finite number, got {self.C!r}")
         if self.svm and (given := self._for_gradients()):
             raise ValueError(f"{spell('svm')} takes no {', '.join(map(spell, given))}")
 
@@ -66,7 +80,12 @@ class Recipe:
             ValueError: C is given, and the solver has none.
         """
         recipe = self
-        if self.svm is None and not self._for_gradients() and self.hidden_size is None and device == "cpu":
+        if (
+            self.svm is None
+            and not self._for_gradients()
+            and self.hidden_size is None
+            and str(device) == "cpu"
+        ):
             prefer = svm.prefer_svm(dataset.train.Y, dataset.num_features)
             recipe = replace(self, svm=prefer)
             if prefer:
@@ -78,22 +97,23 @@ class Recipe:
 
     def model(self, dataset: data.Dataset) -> nn.MACH:
         """A new model of the sizes asked for; default sizes follow from the dataset's."""
-        sizes, hidden_size, encoder = default_sizes(dataset), self.hidden_size, self.encoder or "shared"
-        if isinstance(hidden_size, int):
+        sizes, hidden_size = default_sizes(dataset), self.hidden_size
+        encoder = _given_or(self.encoder, "shared")
+        if isinstance(hidden_size, (int, float)):
             hidden_size = (hidden_size,)
         if self.svm:
             hidden_size = hidden_size or (0,)
             sizes |= svm.default_svm_sizes(dataset.num_labels)
         elif hidden_size is None:
-            hidden_size, encoder = (sizes["hidden_size"],), self.encoder or sizes["encoder"]
+            hidden_size, encoder = (sizes["hidden_size"],), _given_or(self.encoder, sizes["encoder"])
         return nn.MACH(
             dataset.num_features,
             dataset.num_labels,
-            num_repetitions=self.num_repetitions or sizes["num_repetitions"],
-            num_buckets=self.num_buckets or sizes["num_buckets"],
+            num_repetitions=_given_or(self.num_repetitions, sizes["num_repetitions"]),
+            num_buckets=_given_or(self.num_buckets, sizes["num_buckets"]),
             hidden_size=hidden_size,
             encoder=encoder,
-            merge=self.merge or ("mean_logprob" if self.svm else "mean_logit"),
+            merge=_given_or(self.merge, "mean_logprob" if self.svm else "mean_logit"),
             seed=self.seed,
             feature_dropout=self.feature_dropout,
             hidden_dropout=self.hidden_dropout if any(hidden_size) else 0.0,
@@ -108,6 +128,10 @@ class Recipe:
         """Hyper-parameters of `fit`, in its order."""
         given = {**self.hyperparameters, "seed": self.seed}
         return {name: given.get(name) for name in SETTINGS}
+
+
+def _given_or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def default_sizes(dataset: data.Dataset) -> dict[str, Any]:

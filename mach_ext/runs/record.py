@@ -24,7 +24,7 @@ from mach_ext.data import attachments as kept
 from mach_ext.data.files import open_file
 from mach_ext.data.parsing import check_names
 from mach_ext.data.records import check_record, parse_record
-from mach_ext.runs.arguments import spell
+from mach_ext.runs.arguments import as_propensity, spell
 
 
 def attachments(
@@ -54,7 +54,7 @@ def attachments(
         "reader": {
             "svmlight_base": dataset.svmlight_base, "svmlight_label_base": dataset.svmlight_label_base
         },
-        "propensity": propensity or metrics.propensity_constants(dataset.name),
+        "propensity": as_propensity(propensity) or metrics.propensity_constants(dataset.name),
         "train_documents": dataset.all_train_labels.shape[0],
         "threads": torch.get_num_threads(),
         "versions": {

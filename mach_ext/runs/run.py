@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mach_ext import attack, data, explain, nn
+from mach_ext import functional as F
 from mach_ext.runs import compressed, evaluation, record
 from mach_ext.runs.adversarial import AttackSettings, RunAttack, attack_run
-from mach_ext.runs.arguments import check_device, spell
+from mach_ext.runs.arguments import as_path, check_device, spell, spell_training
 from mach_ext.runs.dataset import load_dataset, log_no_svmlight, log_remarks, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
 from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
-from mach_ext.runs.prediction import Answer, Prediction, answers, documents, rows
+from mach_ext.runs.prediction import Answer, Prediction, answers, checked_texts, documents, rows
 from mach_ext.runs.summary import summary
 
 log = logging.getLogger("mach_ext")
@@ -46,12 +48,20 @@ def newest_run() -> Path:
     folders = [file.parent for file in RUNS.glob("*/model.json") if not nn.is_compressed(file.parent)]
     if not folders:
         raise ValueError(
-            f"no model in {RUNS.absolute()}: give {spell('model_path')}, or train one, as: "
-            "mach-ext train --dataset wordnet"
+            f"no model in {RUNS.absolute()}: give {spell('folder')}, or train one, as: "
+            f"{spell_training('wordnet')}"
         )
     newest = max(folders, key=lambda folder: (folder / "model.json").stat().st_mtime)
     log.info("using the newest run, %s", newest)
     return newest
+
+
+def _working_folder() -> Path | None:
+    """None where it was removed meanwhile: absolute paths go without it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 class Run:
@@ -61,7 +71,7 @@ class Run:
     files in the run's folder. Remarks go to the logger "mach_ext".
 
     Attributes:
-        folder: The run's folder.
+        folder: The run's folder, absolute once the program has gone to another one.
         model: The model, in eval mode.
         history: Of a run that was trained just now: one entry an epoch.
         seconds: What loading, training and evaluation have taken so far, by stage.
@@ -91,16 +101,26 @@ class Run:
         seconds: dict[str, float] | None = None,
         dataset: data.Dataset | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self._folder, self._home = Path(folder), _working_folder()
         self.model = model
         self.history = history
         self.seconds = {} if seconds is None else seconds
-        self._datasets: dict[tuple[str | None, int | None], data.Dataset] = {}
+        self._datasets: dict[tuple[str | None, int | None, Path | None], data.Dataset] = {}
         if dataset is not None:
-            self._datasets[None, None] = dataset
+            self._datasets[None, None, None] = dataset
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
+
+    @property
+    def folder(self) -> Path:
+        return self._placed(self._folder)
+
+    def _placed(self, path: Path) -> Path:
+        """A path of when the run was opened or trained."""
+        if self._home is None or self._home == _working_folder():
+            return path
+        return self._home / path
 
     @classmethod
     def open(cls, folder: PathLike | None = None, device: str = "cpu") -> Run:
@@ -114,7 +134,8 @@ class Run:
             ValueError: There is no model, or it is damaged.
         """
         check_device(device)
-        path, seconds = newest_run() if folder is None else Path(folder), dict[str, float]()
+        path = newest_run() if folder is None else as_path("folder", folder, "Run.open")
+        seconds: dict[str, float] = {}
         with timer(seconds, "load"):
             model = load_model(path, device)
         return cls(path, model, seconds=seconds)
@@ -142,13 +163,20 @@ class Run:
             dataset: Other data: a name, a folder, or a file of documents with labels.
             svmlight_base: Number of the first feature in svmlight files, where the model does not keep it.
         """
-        key = (None if dataset is None else os.fspath(dataset), svmlight_base)
+        if isinstance(dataset, data.Dataset):
+            raise TypeError(
+                f"{spell('dataset')} must be a name or a path, got a Dataset; for its metrics there is "
+                "mach_ext.runs.evaluate(run.model, dataset, split)"
+            )
+        place = None if dataset is None else str(as_path("dataset", dataset))
+        key = (place, svmlight_base, None if place is None else _working_folder())
         if key not in self._datasets:
             with timer(self.seconds, "load"):
                 loaded = load_dataset(self.model, self.folder, dataset, svmlight_base=svmlight_base)
             log_remarks(loaded, svmlight_base)
             self._datasets[key] = loaded
-        return self._datasets[key]
+        loaded, path = self._datasets[key], self._placed(self._datasets[key].path)
+        return loaded if dataset is not None or path == loaded.path else replace(loaded, path=path)
 
     def evaluate(
         self,
@@ -198,7 +226,7 @@ class Run:
         loaded = self.dataset(dataset, svmlight_base)
         add_metrics(folder, self.folder, self.model, loaded, results, self.seconds, dataset is None)
 
-    def predict(self, texts: Sequence[str] | str | None = None, **source: Any) -> list[list[Prediction]]:
+    def predict(self, texts: Iterable[str] | str | None = None, **source: Any) -> list[list[Prediction]]:
         """The best labels of documents, best first, by name with scores.
 
         Args:
@@ -208,13 +236,12 @@ class Run:
         Returns:
             For each document its predictions. Scores of a document without features are NaN.
         """
-        source["texts"] = [texts] if isinstance(texts, str) else texts
-        return [answer.labels for block in self.iter_predict(**source) for answer in block]
+        return [answer.labels for block in self.iter_predict(texts=texts, **source) for answer in block]
 
     def iter_predict(
         self,
         *,
-        texts: Sequence[str] | None = None,
+        texts: Iterable[str] | str | None = None,
         X: Any = None,
         file: PathLike | None = None,
         stream: Any = None,
@@ -227,7 +254,7 @@ class Run:
         """Answers block by block, as they are computed, from exactly one source of documents.
 
         Args:
-            texts: Documents as texts.
+            texts: Documents as texts; one alone may be a plain string.
             X: [N, D], SciPy sparse.
             file: .jsonl, .txt (XMC), .svm or .npz, also compressed.
             stream: A binary stream of lines.
@@ -245,7 +272,11 @@ class Run:
             raise ValueError(f"predict: needs one of texts, X, file, stream, split, got {len(given)}")
         if dataset is not None and split is None:
             raise ValueError(f"{spell('dataset')} needs {spell('split')}")
+        if format is not None and file is None and stream is None:
+            raise ValueError("predict: format is for file and stream")
         k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spell("k"))
+        if texts is not None:
+            texts = checked_texts(texts, self.columns)
         blocks: Iterator[Any]
         if X is not None:
             blocks = rows(data.check_csr(X, "predict: X"))
@@ -266,7 +297,7 @@ class Run:
         sample_id: int | None = None,
         split: str = "test",
         dataset: PathLike | None = None,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | int | str | None = None,
         k: int | None = None,
         features: int = 10,
         svmlight_base: int | None = None,
@@ -280,7 +311,7 @@ class Run:
             sample_id: Or its number in a split of the run's dataset.
             split: Of the sample.
             dataset: Other data than the run's own.
-            labels: Names or numbers. None: the top k.
+            labels: Names or numbers; one alone may stand by itself. None: the top k.
             k: Labels explained, and the top k that ranks refer to. None: 5, or all where there are fewer.
             features: Features of each label that the page's last table leaves out in turn.
             svmlight_base: As in `dataset`.
@@ -293,13 +324,15 @@ class Run:
         if (text is None) == (sample_id is None):
             raise ValueError("explain: needs either text or sample_id")
         if output is not None:
-            check_folder(spell("output", "explain"), Path(output))
+            check_folder(spell("output", "explain"), as_path("output", output, "explain"))
         k = nn.checked_k("explain", k, self.model.num_labels, name=spell("k"))
+        if (features := F.as_int("explain", "features", features)) < 1:
+            raise ValueError(f"explain: features must be at least 1, got {features}")
         if text is not None:
             log_no_svmlight(svmlight_base)
             document = document_of_text(text, self.columns)
         else:
-            assert sample_id is not None
+            sample_id = F.as_int("explain", "sample_id", sample_id)
             document = document_of_split(self.model, self.dataset(dataset, svmlight_base), split, sample_id)
         result = explain_document(self.model, self.columns, document, labels, k, features, options)
         if output is not None:
@@ -310,7 +343,7 @@ class Run:
         self,
         method: str = "fgsm",
         *,
-        epsilons: Sequence[float] | None = None,
+        epsilons: Sequence[float] | float | None = None,
         threat_model: str | attack.ThreatModel | None = None,
         dataset: PathLike | None = None,
         transfer: Run | PathLike | None = None,
@@ -324,7 +357,7 @@ class Run:
 
         Args:
             method: "fgsm" (one step), "pgd" (several), "delete" or "insert" (words).
-            epsilons: Sizes. None: 0.01; of delete 1, 2 and 3 words. One size is shown within a curve of six.
+            epsilons: Sizes. None: 0.01; of delete 1, 2 and 3 words. One is shown within a curve of six.
             threat_model: "support", "dense", "insert(3)", "l2", "l1" or "delete". None: by the method.
             dataset: Other data than the run's own.
             transfer: Another run, which is asked about the changed documents, too.
@@ -342,10 +375,10 @@ class Run:
         chosen = AttackSettings(method, epsilons, threat_model, **settings)
         loaded = self.dataset(dataset, svmlight_base)
         other = transfer.model if isinstance(transfer, Run) else None
-        if transfer is not None and other is None:
-            path: Any = transfer
+        if transfer is not None and not isinstance(transfer, Run):
+            path = as_path("transfer", transfer, "attack")
             with timer(self.seconds, "load"):
-                other = load_model(Path(path), str(self.model.bucket_bias.device), "transfer")
+                other = load_model(path, str(self.model.bucket_bias.device), "transfer")
         seconds = self.seconds.get("load", 0.0)
         result = attack_run(
             self.model, loaded, chosen, transfer=other, progress=progress, load_seconds=seconds
@@ -408,7 +441,9 @@ class Run:
         overwrite: bool = False,
     ) -> compressed.Copy:
         """What `compress` does, with bytes and metrics of both, and without writing the metrics."""
-        folder = compressed.copy_folder(self.folder, None if output is None else Path(output))
+        folder = compressed.copy_folder(
+            self.folder, None if output is None else as_path("output", output, "compress")
+        )
         if not overwrite:
             record.refuse_to_replace(folder, self.model)
         loaded = None
@@ -425,7 +460,7 @@ class Run:
 
     def _check_output(self, op: str, output: PathLike | None) -> Path:
         """Where results go, once it is known that they can be written there."""
-        path = None if output is None else Path(output)
+        path = None if output is None else as_path("output", output, op)
         if path is not None:
             check_folder(spell("output", op), path)
         return output_folder(path, self.folder)

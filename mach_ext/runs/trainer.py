@@ -12,7 +12,7 @@ import torch
 
 from mach_ext import data, nn, svm, training
 from mach_ext.runs import labels, record
-from mach_ext.runs.arguments import check_device, spell
+from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
 from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import write_metrics
@@ -102,7 +102,7 @@ def train(
     )  # fmt: skip
     check_device(device)
     if output is not None:
-        check_folder(spell("output", "train"), Path(output))
+        check_folder(spell("output", "train"), as_path("output", output, "train"))
     seconds: dict[str, float] = {}
     with timer(seconds, "load"):
         loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
@@ -124,7 +124,7 @@ def train(
         state = solve(model, loaded, folder, recipe, overwrite, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
-    seconds["fit"] = state.seconds  # with what was done before a resume
+    seconds |= {"evaluate": 0.0, "fit": state.seconds}  # with what was done before a resume
     run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
     if evaluate:
         write_training_metrics(run, measure(run))
@@ -150,15 +150,35 @@ def load_dataset(
     svmlight_base: int | None = None,
 ) -> data.Dataset:
     """A dataset by itself, with its readers' remarks logged; a loaded one is taken as it is."""
-    if not isinstance(dataset, data.Dataset):
+    if isinstance(dataset, data.Dataset):
+        _check_dataset(dataset)
+    else:
+        as_path("dataset", dataset, "train")
         threads = torch.get_num_threads()
         dataset = data.load(dataset, holdout=holdout, svmlight_base=svmlight_base, num_threads=threads)
     log_remarks(dataset, svmlight_base)
     return dataset
 
 
+def _check_dataset(dataset: data.Dataset) -> None:
+    """Refuses a dataset made by hand that the training or the metrics could not use: before the work."""
+    D, L = dataset.num_features, dataset.num_labels
+    for name, split in dataset.splits.items():
+        for what, matrix, columns in (("X", split.X, D), ("Y", split.Y, L)):
+            where = f"train: dataset.{name}.{what}"
+            if getattr(matrix, "format", "") != "csr":
+                raise TypeError(f"{where} must be SciPy CSR, got {type(matrix).__name__}")
+            if matrix.shape != (len(split), columns):
+                raise ValueError(f"{where} must have shape {(len(split), columns)}, got {matrix.shape}")
+
+
 def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) -> Path:
-    folder = RUNS / dataset.name if output is None else Path(output)
+    name = dataset.name
+    if output is None and (name in ("", "..") or Path(name).name != name):
+        raise ValueError(
+            f"train: no run folder can be named after the dataset {name!r}; give {spell('output')}"
+        )
+    folder = RUNS / name if output is None else Path(output)
     what = f"the run folder ({spell('output')} names another)"
     check_folder(what, folder)
     check_utf8(what, folder)

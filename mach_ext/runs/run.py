@@ -28,7 +28,7 @@ RUNS = Path("runs")  # where runs are kept whose folder is not named
 PathLike = str | os.PathLike[str]
 
 
-def load_model(folder: Path, device: str = "cpu", argument: str = "model_path") -> nn.MACH:
+def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> nn.MACH:
     """The model of a folder; a message for one that has none says which argument names another."""
     check_utf8(spell(argument), folder)
     try:

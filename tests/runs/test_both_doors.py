@@ -319,5 +319,5 @@ def test_run_opens_the_newest(here, texts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert mach_ext.Run.open().folder.name == "new"
-    with pytest.raises(ValueError, match=r"nowhere: not a mach_ext model: .*\(model_path names the folder"):
+    with pytest.raises(ValueError, match=r"nowhere: not a mach_ext model: .*\(folder names the folder"):
         runs.Run.open("nowhere")

@@ -23,7 +23,7 @@ def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
     def __getattr__(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name}", names[name])
+        warn_renamed(f"{module}.{name}", names[name])
         where, _, new = names[name].rpartition(".")
         return getattr(importlib.import_module(where), new)
 
@@ -46,7 +46,7 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
     """
 
     def decorate(function: _Function) -> _Function:
-        warn = _warn
+        warn = warn_renamed
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if old in kwargs:
@@ -63,6 +63,7 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
     return decorate
 
 
-def _warn(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str) -> None:
+    """Warns of a former name where the caller of the calling function stands."""
     message = f"{old} is now called {new}; the old name goes with the next release"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

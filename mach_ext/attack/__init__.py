@@ -50,4 +50,12 @@ __all__ = [
     "threat_model",
 ]
 
-__getattr__ = renamed_names(__name__, attack="mach_ext.attack.create")
+__getattr__ = renamed_names(
+    __name__,
+    attack="mach_ext.attack.create",
+    sign_pass="mach_ext.attack._dense.sign_pass",
+    # Pickles of attacks and perturbations name these.
+    _Batch="mach_ext.attack._batch.Batch",
+    _Direction="mach_ext.attack._dense.Direction",
+    _Layer="mach_ext.attack._layer.Layer",
+)

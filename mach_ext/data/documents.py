@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mach_ext._deprecation import renamed_names
 from mach_ext._memory import memory_errors
 from mach_ext.data.dataset import Columns
 from mach_ext.data.files import PathLike, suffix_of
@@ -225,3 +226,6 @@ def _is_json_document(line: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+__getattr__ = renamed_names(__name__, vectorised="mach_ext.data.documents.iter_vectors")

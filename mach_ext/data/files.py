@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from mach_ext._deprecation import renamed_names
 from mach_ext._memory import memory_shortage
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -126,3 +127,16 @@ def delete_file(path: Path) -> None:
     """Removes a file or a link that may be gone already; a folder of this name stays."""
     with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         path.unlink()
+
+
+__getattr__ = renamed_names(
+    __name__,
+    atomic_path="mach_ext.data.atomic.atomic_path",
+    atomic_write="mach_ext.data.atomic.atomic_write",
+    clear_temporaries="mach_ext.data.temporaries.clear_temporaries",
+    lock_folder="mach_ext.data.locks.lock_folder",
+    naming="mach_ext.data.files.damage_errors",
+    new_folder="mach_ext.data.atomic.new_folder",
+    without_nan="mach_ext.data.json_text.without_nan",
+    write_json="mach_ext.data.json_text.write_json",
+)

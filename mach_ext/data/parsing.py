@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from mach_ext._deprecation import renamed_names
 from mach_ext.data.files import PathLike
 
 _LENGTH = 60  # characters of a file's contents in a message
@@ -42,3 +43,12 @@ def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
     for i, name in enumerate(names):
         if not isinstance(name, str):
             raise ValueError(f"{source}: [{i}] must be a string, got {quote(name)}")
+
+
+__getattr__ = renamed_names(
+    __name__,
+    decode_json="mach_ext.data.json_text.decode_json",
+    parse_json="mach_ext.data.json_text.parse_json",
+    read_json="mach_ext.data.json_text.read_json",
+    shown="mach_ext.data.parsing.quote",
+)

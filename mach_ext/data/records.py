@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mach_ext._deprecation import renamed_names
 from mach_ext.data.files import open_file
 from mach_ext.data.json_text import without_nan
 from mach_ext.data.parsing import quote
@@ -208,3 +209,6 @@ def _rule(schema: Schema) -> str:
     if isinstance(schema, (set, frozenset)):
         return f"one of {', '.join(sorted(map(str, schema)))}"
     return _TYPES[schema]
+
+
+__getattr__ = renamed_names(__name__, sealed="mach_ext.data.records.seal")

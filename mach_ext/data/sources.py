@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mach_ext import _C
+from mach_ext._deprecation import renamed_names
 from mach_ext._memory import memory_advice
 from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode, damage_errors, open_read
 
@@ -121,3 +122,6 @@ def iter_lines(path: PathLike) -> Iterator[tuple[int, bytes]]:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line:
                 yield number, line
+
+
+__getattr__ = renamed_names(__name__, memory_named="mach_ext.data.sources.shortage_advice")

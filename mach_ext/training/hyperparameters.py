@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mach_ext._deprecation import renamed_argument
+from mach_ext._deprecation import renamed_argument, warn_renamed
 from mach_ext.nn import MACH
 
 OPTIMIZERS = ("adam", "adagrad")
@@ -118,6 +118,17 @@ class Hyperparameters:
             raise ValueError(f"fit: tau must be None or within 0 and 100, got {self.tau!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"fit: patience must be None or at least 1, got {self.patience}")
+
+    @property
+    def negligible_gradient(self) -> float:
+        """The former name of `gradient_threshold`, which works for one release."""
+        warn_renamed("Hyperparameters.negligible_gradient", "gradient_threshold")
+        return self.gradient_threshold
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Pickles of former releases have `gradient_threshold` under its former name."""
+        former = {"negligible_gradient": "gradient_threshold"}
+        self.__dict__.update({former.get(name, name): value for name, value in state.items()})
 
 
 # `dataclass` writes `__init__`, so it can be decorated only afterwards.

@@ -87,7 +87,13 @@ def fit_svm(
     model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
-    _check_room(model, X)
+    threads = min(torch.get_num_threads(), math.ceil(model.num_buckets / _ops.SVM_TILE))
+    check_memory(
+        "fit_svm: a copy of X, and what each thread keeps of a bucket",
+        model.bucket_weight.element_size() * (X.nnz + _ops.SVM_TILE * threads * sum(X.shape)),
+        "pass fewer documents, or lower torch.set_num_threads",
+        N=X.shape[0], D=X.shape[1], threads=threads,
+    )  # fmt: skip
     total = model.num_repetitions * model.num_buckets
     with tqdm(total=total, unit="bucket", disable=not progress, dynamic_ncols=True) as bar:
         unfinished = _solve(model, X, Y, bar, C=C, tolerance=tolerance, max_passes=max_passes)
@@ -113,17 +119,6 @@ def _check_model(model: MACH) -> None:
             "fit_svm: is for linear MACH (hidden_size=0), float32 or float64, on the CPU; got hidden_size="
             f"{model.hidden_sizes}, {weight.dtype} (bias {bias.dtype}) on {weight.device}"
         )
-
-
-def _check_room(model: MACH, X: Any) -> None:
-    size, tiles = model.bucket_weight.element_size(), math.ceil(model.num_buckets / _ops.SVM_TILE)
-    threads = min(torch.get_num_threads(), tiles)
-    check_memory(
-        "fit_svm: a copy of X, and what each thread keeps of a bucket",
-        size * X.nnz + _ops.SVM_TILE * size * threads * sum(X.shape),
-        "pass fewer documents, or lower torch.set_num_threads",
-        N=X.shape[0], D=X.shape[1], threads=threads,
-    )  # fmt: skip
 
 
 @torch.no_grad()

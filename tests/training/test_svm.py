@@ -10,6 +10,7 @@ from sklearn.svm import LinearSVC
 
 import mach_ext
 from mach_ext import _ops, _reference, svm
+from mach_ext._memory import available, checks
 
 N, D, L, B = 120, 40, 30, 37
 
@@ -257,3 +258,12 @@ def test_fit_svm_refuses(problem, model, changes, message):
     model = mach_ext.MACH(D, L, 4, B, **{"hidden_size": 0, **model})
     with pytest.raises(ValueError, match=f"fit_svm: {message}"):
         mach_ext.fit_svm(model, X, Y, progress=False, **changes)
+
+
+def test_a_shortage_of_memory_is_said_where_the_user_calls(problem, monkeypatch):
+    model = mach_ext.MACH(D, L, num_repetitions=2, num_buckets=B, hidden_size=0)
+    monkeypatch.setattr(checks, "WORTH_A_LOOK", 0)
+    monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: int(swap) << 50)
+    with pytest.warns(ResourceWarning, match="fit_svm: memory is short") as caught:
+        mach_ext.fit_svm(model, *problem)
+    assert [said.filename for said in caught] == [__file__]

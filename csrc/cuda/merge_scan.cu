@@ -445,7 +445,7 @@ __device__ __forceinline__ void withdraw(uint32_t* bounds, int half) {
 // still wants one of them. Where scores are peaky, mostly none does.
 //
 //   shared memory   an entry is a row. The table of the next repetition (or of the next tile's first) is
-//                   brought in while this one's is read. By kernels.md's figures a warp's read costs 10.4
+//                   brought in while this one's is read. A warp's read is taken to cost 10.4
 //                   cycles; per 4096 labels and repetition that is 1330, the copy's write 0.125 B, and the
 //                   copy 16 B bytes through the L2.
 //   global memory   rows of four entries for four lanes, 64 bytes: as many loads of 16 bytes in flight as a

@@ -1,6 +1,7 @@
 // The decode of the original MACH, as published (Medini et al., NeurIPS 2019), as a baseline: a dense float
 // buffer batch x L, the scores of one repetition after the other added to it, then a heap for the top k of
-// each document. Documents are shared out over threads. Compiled by bench_merge_topk.py, called through ctypes.
+// each document. Documents are shared out over threads. Compiled by bench_merge_topk.py, called through
+// ctypes.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>

@@ -109,8 +109,8 @@ def planted_documents(L: int, N: int, seed: int) -> tuple[Any, Any]:
     labels = np.random.default_rng(0).choice(FEW, KNOWN, replace=False)
     rng = np.random.default_rng(1 + seed)
     known = np.argsort(rng.random((N, KNOWN)), 1)[:, :3]
-    some = np.argsort(rng.random((N, 3, 40)), 2)[:, :, :25]
-    features = np.take_along_axis(own[known], some, 2).reshape(N, 75)
+    chosen = np.argsort(rng.random((N, 3, 40)), 2)[:, :, :25]
+    features = np.take_along_axis(own[known], chosen, 2).reshape(N, 75)
     rows = np.repeat(np.arange(N), 75)
     X = scipy.sparse.csr_matrix((rng.random(N * 75) + 0.5, (rows, features.ravel())), (N, D))
     X = scipy.sparse.diags(1 / np.sqrt(X.multiply(X).sum(1).A1)) @ X
@@ -187,12 +187,14 @@ def test_extreme_labels(compare: Any, L: int) -> None:
 def test_precision_at_extreme_labels(request: Any, L: int) -> None:
     """P@k and nDCG@k, clean, adversarial and under noise, of 1,000 documents the model was not trained on."""
     X, Y = planted_documents(L, 1000, seed=1)
-    found = attack.evaluate(planted(L), X, Y, epsilons=GRID, ks=(1, 3, 5))
-    numbers: dict[str, tuple[float, None]] = {"P@1 clean": (found["clean"]["P@1"], None)}
-    for entry in found["adversarial"]:
+    evaluation = attack.evaluate(planted(L), X, Y, epsilons=GRID, ks=(1, 3, 5))
+    numbers: dict[str, tuple[float, None]] = {"P@1 clean": (evaluation["clean"]["P@1"], None)}
+    for entry in evaluation["adversarial"]:
         numbers[f"P@1, eps {entry['epsilon']:g}"] = (entry["metrics"]["P@1"], None)
     shape = {"L": L, **LABELS}
-    note(request, "attack on extreme labels: precision, 1,000 documents", shape, numbers, evaluation=found)
+    note(
+        request, "attack on extreme labels: precision, 1,000 documents", shape, numbers, evaluation=evaluation
+    )
 
 
 def extreme_work(L: int) -> Callable[[], Any]:

@@ -162,8 +162,8 @@ def torch_decode(scores: torch.Tensor, buckets: torch.Tensor, k: int) -> Any:
     chunk = max(1, min(N, int(2e9 / (4 * R * L))))
     parts = []
     for start in range(0, N, chunk):
-        some = scores[start : start + chunk]
-        parts.append(_gather_mean_topk(some, buckets, k))
+        block = scores[start : start + chunk]
+        parts.append(_gather_mean_topk(block, buckets, k))
     return parts
 
 
@@ -372,11 +372,11 @@ def ceilings() -> dict[str, float]:
     arch = "-arch=sm_{}{}".format(*torch.cuda.get_device_capability())
     subprocess.run([nvcc, "-O3", arch, source, "-o", program], check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(printed.stdout)
+    rates: dict[str, float] = json.loads(printed.stdout)
     for name, dtype, n in (("bf16_gemm", torch.bfloat16, 8192), ("fp32_gemm", torch.float32, 4096)):
         a = torch.randn(n, n, device="cuda").to(dtype)
-        found[name] = 2 * n**3 / min(milliseconds(lambda a=a: a @ a) for _ in range(5)) * 1e3
-    return found
+        rates[name] = 2 * n**3 / min(milliseconds(lambda a=a: a @ a) for _ in range(5)) * 1e3
+    return rates
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 1) -> float:

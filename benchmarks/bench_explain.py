@@ -129,8 +129,8 @@ def test_completeness(request: Any, real_data: Path, name: str) -> None:
     ):
         model.merge = merge
         relative = [
-            np.abs(found.delta) / (np.abs(found.scores) + np.abs(found.baseline_scores))
-            for found in explain.explain_topk(model, X, 2, **options)
+            np.abs(explanation.delta) / (np.abs(explanation.scores) + np.abs(explanation.baseline_scores))
+            for explanation in explain.explain_topk(model, X, 2, **options)
         ]
         largest[f"largest delta, {what}"] = float(np.max(relative)), 1e-5 if what == "exact" else 1e-3
     note(request, f"completeness on 1,000 pairs of {name}", {"R": 16, "B": model.num_buckets}, largest)

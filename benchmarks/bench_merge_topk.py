@@ -33,13 +33,13 @@ TopK = tuple[Tensor, Tensor]  # values, labels [N, k]
 def gather_topk(scores: Tensor, buckets: Tensor, k: int, documents: int) -> TopK:
     """PyTorch, gather + mean + topk, so many documents at a time: scores of documents x L labels are held."""
     R = scores.shape[1]
-    found = []
-    for some in scores.split(documents):
-        total = some[:, 0].index_select(1, buckets[0])
+    best = []
+    for block in scores.split(documents):
+        total = block[:, 0].index_select(1, buckets[0])
         for r in range(1, R):
-            total += some[:, r].index_select(1, buckets[r])
-        found.append((total / R).topk(k))
-    return torch.cat([v for v, _ in found]), torch.cat([i for _, i in found])
+            total += block[:, r].index_select(1, buckets[r])
+        best.append((total / R).topk(k))
+    return torch.cat([v for v, _ in best]), torch.cat([i for _, i in best])
 
 
 def embedding_bag_topk(scores: Tensor, codes: Tensor, k: int, documents: int, labels: int) -> TopK:
@@ -49,9 +49,9 @@ def embedding_bag_topk(scores: Tensor, codes: Tensor, k: int, documents: int, la
     many labels, so that the sums do; the k best of each piece meet in a last topk.
     """
     _, R, B = scores.shape
-    found = []
-    for some in scores.split(documents):
-        weight = some.reshape(-1, R * B).t().contiguous()
+    blocks = []
+    for block in scores.split(documents):
+        weight = block.reshape(-1, R * B).t().contiguous()
         values, ids = [], []
         for first in range(0, codes.shape[0], labels):
             total = torch.nn.functional.embedding_bag(codes[first : first + labels], weight, mode="sum")
@@ -59,8 +59,8 @@ def embedding_bag_topk(scores: Tensor, codes: Tensor, k: int, documents: int, la
             values.append(v)
             ids.append(i + first)
         best, at = torch.cat(values, 1).topk(k)
-        found.append((best / R, torch.cat(ids, 1).gather(1, at)))
-    return torch.cat([v for v, _ in found]), torch.cat([i for _, i in found])
+        blocks.append((best / R, torch.cat(ids, 1).gather(1, at)))
+    return torch.cat([v for v, _ in blocks]), torch.cat([i for _, i in blocks])
 
 
 def original_topk(scores: Tensor, buckets: Tensor, k: int, buffer: Tensor) -> TopK:
@@ -96,23 +96,23 @@ def baselines(
 ) -> dict[str, Callable[[], TopK] | Part]:
     """The providers beside ours, on the first `documents` documents, PyTorch's in their fastest blocking."""
     N, L = scores.shape[0], hash.num_labels
-    some, table, rows = scores[:documents].contiguous(), hash.buckets, codes(hash)
+    part_scores, table, rows = scores[:documents].contiguous(), hash.buckets, codes(hash)
     sizes = [n for n in (1, 4) if n <= documents]
-    at_a_time = fastest(sizes, lambda n: gather_topk(some[:4], table, k, n))
+    at_a_time = fastest(sizes, lambda n: gather_topk(part_scores[:4], table, k, n))
     few = rows[: max(L // 32, 1 << 16)]
     blocks = [
         (n, max(k, held // n))
         for n in sorted({min(documents, n) for n in (8, 32, 128)})
         for held in (1 << 18, 1 << 22)  # sums held: 1 or 16 MB
     ]
-    block = fastest(blocks, lambda b: embedding_bag_topk(some, few, min(k, len(few)), *b))
+    block = fastest(blocks, lambda b: embedding_bag_topk(part_scores, few, min(k, len(few)), *b))
     calls: dict[str, Callable[[], TopK]] = {
-        "torch gather": lambda: gather_topk(some, table, k, at_a_time),
-        "torch embedding_bag": lambda: embedding_bag_topk(some, rows, k, *block),
+        "torch gather": lambda: gather_topk(part_scores, table, k, at_a_time),
+        "torch embedding_bag": lambda: embedding_bag_topk(part_scores, rows, k, *block),
     }
     if original:
         buffer = torch.empty(documents, L)
-        calls["original MACH"] = lambda: original_topk(some, table, k, buffer)
+        calls["original MACH"] = lambda: original_topk(part_scores, table, k, buffer)
     part = functools.partial(Part, scale=N / documents, what=f"{documents} of {N} documents")
     return {name: part(call) for name, call in calls.items()} if documents < N else dict(calls)
 
@@ -158,9 +158,9 @@ CASES = {
 
 @pytest.mark.parametrize("work", CASES)
 def test_decode(compare, work):
-    case, documents, wanted = CASES[work]
+    case, documents, targets = CASES[work]
     scores = bucket_scores(case.kind, case.N, case.L, case.R, case.B, case.logits)
-    run(compare, "decode", case, scores, label_hash(case.L, case.R, case.B), documents, wanted)
+    run(compare, "decode", case, scores, label_hash(case.L, case.R, case.B), documents, targets)
 
 
 def test_cost_a_document_is_constant(compare):
@@ -168,13 +168,13 @@ def test_cost_a_document_is_constant(compare):
     case = CASES["670K k5"][0]
     scores = bucket_scores(case.kind, case.N, case.L, case.R, case.B)
     hash = label_hash(case.L, case.R, case.B)
-    some, all_ = (baselines(scores, hash, case.k, n, original=True) for n in (32, case.N))
+    shorter, all_ = (baselines(scores, hash, case.k, n, original=True) for n in (32, case.N))
     compare(
         "baselines of decode, 32 documents scaled to 256",
-        {name: p for n in some for name, p in ((f"{n}, 256", all_[n]), (f"{n}, 32", some[n]))},
+        {name: p for n in shorter for name, p in ((f"{n}, 256", all_[n]), (f"{n}, 32", shorter[n]))},
         shape=case._asdict(),
         floor=floor(case),
-        targets=[Target(f"{name}, 32", f"{name}, 256", None) for name in some],
+        targets=[Target(f"{name}, 32", f"{name}, 256", None) for name in shorter],
         rounds=(2, 3),
     )
 
@@ -190,10 +190,10 @@ def test_real(compare, real_data, name, logits, k):
     run(compare, "decode", case, scores, hash, 256, {"torch": None, "original": None})
 
 
-def run(compare, work, case, scores, hash, documents, wanted, best_only=False, **limits):
+def run(compare, work, case, scores, hash, documents, targets, best_only=False, **limits):
     """Checks that all agree, then compares. best_only: without those that are far behind the best one."""
     k = case.k
-    others = baselines(scores, hash, k, documents, original="original" in wanted)
+    others = baselines(scores, hash, k, documents, original="original" in targets)
     ours = F.merge_topk(scores, hash, k)
     took = {}
     for name, other in others.items():
@@ -208,7 +208,7 @@ def run(compare, work, case, scores, hash, documents, wanted, best_only=False, *
         {"mach_ext": lambda: F.merge_topk(scores, hash, k), **others},
         shape=case._asdict(),
         floor=floor(case),
-        targets=[Target("mach_ext", over, ratio) for over, ratio in wanted.items()],
+        targets=[Target("mach_ext", over, ratio) for over, ratio in targets.items()],
         **limits,
     )
 
@@ -245,11 +245,11 @@ def test_paths_synthetic(compare, kind, L, R, B, N, k):
 def compare_paths(compare: Callable[..., None], case: Case, scores: Tensor, hash: mach_ext.LabelHash) -> None:
     """What `auto` takes beside each path forced on all documents, and what each had to do (`trace`)."""
     N = case.N
-    some = scores[:: len(scores) // N][:N].contiguous()
+    sample = scores[:: len(scores) // N][:N].contiguous()
     times = 20 if N * case.L * case.R < 1_000_000 else 1
 
     def decode(path: str, trace: Tensor | None = None) -> TopK:
-        args = (some, hash.buckets, hash.label_index(), case.k, "mean")
+        args = (sample, hash.buckets, hash.label_index(), case.k, "mean")
         return _ops.merge_topk(*args, path=path, trace=trace)
 
     def provider(path: str) -> Part:  # after calls of its own, so that what it needs is in the cache

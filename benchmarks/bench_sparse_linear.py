@@ -23,8 +23,8 @@ def weight_of(indices: Tensor, D: int, M: int) -> Tensor:
     """Weight [D, M], random in the rows that occur; the others are never read and need no memory."""
     weight = torch.zeros(D, M)
     rows = indices.unique().long()
-    for some in rows.split(1 << 12):
-        weight[some] = torch.randn(len(some), M, generator=torch.Generator().manual_seed(int(some[0])))
+    for block in rows.split(1 << 12):
+        weight[block] = torch.randn(len(block), M, generator=torch.Generator().manual_seed(int(block[0])))
     return weight
 
 
@@ -144,10 +144,10 @@ def test_grad_values(compare, shape):
         indptr, indices, torch.zeros_like(values), (N, D), check_invariants=False
     )
     bags = torch.arange(N, dtype=torch.int32).repeat_interleave(nnz)
-    some = max(1, (1 << 19) // (nnz * M))  # documents: 2 MB of rows
+    block = max(1, (1 << 19) // (nnz * M))  # documents: 2 MB of rows
 
     def gathered() -> Tensor:
-        parts = zip(indices.view(N, nnz).split(some), gradient.split(some), strict=True)
+        parts = zip(indices.view(N, nnz).split(block), gradient.split(block), strict=True)
         return torch.cat([torch.bmm(weight[i], g[:, :, None]).flatten() for i, g in parts])
 
     providers: dict[str, Callable[[], Tensor]] = {

@@ -165,8 +165,8 @@ def epoch(compare, work, model, X, ours, plain, floor, targets, fraction=1.0):
     scale = X.shape[0] / BATCH / STEPS
     what = f"{STEPS} steps a round, scaled to {X.shape[0]} documents"
     providers = {name: Part(run.steps, scale, what) for name, run in ours.items()}
-    some = "" if fraction == 1 else f", {1 / fraction:g} of {model.num_repetitions} repetitions"
-    providers["torch"] = Part(plain.steps, scale * fraction, what + some)
+    share = "" if fraction == 1 else f", {1 / fraction:g} of {model.num_repetitions} repetitions"
+    providers["torch"] = Part(plain.steps, scale * fraction, what + share)
     compare(
         work,
         providers,
@@ -223,11 +223,11 @@ def test_svm(compare, real_data):
         return _ops.bucket_svm(*documents, buckets, *labels, 0, 1.0, 0.1, 100, weight, bias)
 
     def liblinear():
-        found = []
+        weights = []
         for b in range(few):
-            wanted = np.asarray(Y[:, buckets.numpy() == b].sum(1)).ravel() > 0
-            found.append(LinearSVC(tol=0.1, max_iter=100, dual=True, random_state=0).fit(X, wanted).coef_[0])
-        return np.stack(found, 1)
+            y = np.asarray(Y[:, buckets.numpy() == b].sum(1)).ravel() > 0
+            weights.append(LinearSVC(tol=0.1, max_iter=100, dual=True, random_state=0).fit(X, y).coef_[0])
+        return np.stack(weights, 1)
 
     passes = int(ours().max())
     np.testing.assert_allclose(weight[:, :few], liblinear(), atol=0.1)

@@ -293,7 +293,7 @@ def performance(r: Results) -> list[Line]:
 def robustness(r: Results) -> list[Line]:
     at = r.kept["robustness"]["epsilons"].index(0.1)
     widest, narrowest = (f"{r.robustness('eurlex57k', 'B', B)['fgsm']['P@1'][at][0]:.3f}" for B in (2048, 64))
-    none, fewest, most = (
+    linear, narrow, wide = (
         f"{r.robustness('eurlex57k', 'H', H)['fgsm']['P@1 half'][0]:.2f}" for H in (0, 32, 512)
     )
     return [
@@ -319,7 +319,7 @@ def robustness(r: Results) -> list[Line]:
             r.shares_kept("eurlex57k", "H", 512, "margin")[0],
         ),
         ("It keeps {} [{}, {}] at 0.03", *r.shares_kept("eurlex57k", "H", 0)),
-        ("half at eps {} where 32 to 512 units keep half at {} to {}", none, fewest, most),
+        ("half at eps {} where 32 to 512 units keep half at {} to {}", linear, narrow, wide),
         ("it keeps {} [{}, {}], and 512 units", *r.shares_kept("eurlex57k", "H", 0, "margin")),
         ("and 512 units keep {} [{}, {}]", *r.shares_kept("eurlex57k", "H", 512, "margin")),
         ("less than they do, {} [{}, {}]", *r.shares_kept("wordnet", "H", 0, "margin")),

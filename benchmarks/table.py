@@ -49,8 +49,8 @@ def render(folder: Path = RESULTS) -> str:
             works.setdefault(title(result), {})[result.get("threads", 0)] = result
     rows = [row for name, by_threads in works.items() for row in lines(name, by_threads)]
     for work, name in SUMMARISED.items():
-        if some := [r for r in summarised if r["work"] == work]:
-            rows.append(summary_line(name, some))
+        if matching := [r for r in summarised if r["work"] == work]:
+            rows.append(summary_line(name, matching))
     text = markdown(HEAD, rows) + "\n" + footnotes(results, summarised)
     measured, predicted = folder / "cuda.json", folder / "cuda_predicted.json"
     file = measured if measured.exists() else predicted
@@ -223,9 +223,9 @@ def faithfulness(folder: Path = RESULTS) -> str:
         margin = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
         right = []
         for verdict in ("signal", "collision"):
-            found = [check[verdict] for check in r["collision check"] if check[verdict][0]]
-            count = sum(n for n, _ in found)
-            right.append(f"{sum(n * share for n, share in found) / count:.0%} of {count}" if count else "-")
+            checks = [check[verdict] for check in r["collision check"] if check[verdict][0]]
+            count = sum(n for n, _ in checks)
+            right.append(f"{sum(n * share for n, share in checks) / count:.0%} of {count}" if count else "-")
         alike = [c["signals of those scores"] for c in r["collision check"]]
         alike = [share for share in alike if share is not None]
         right.append(f"{sum(alike) / len(alike):.0%}" if alike else "-")
@@ -369,18 +369,18 @@ def peers(folder: Path = RESULTS) -> str:
     for split, about in (("test", "final"), ("dev", "dev")):
         for name in sorted({r["dataset"] for r in kept if r["split"] == split}):
             rows: list[tuple[str, ...]] = []
-            some = [r for r in kept if (r["dataset"], r["split"]) == (name, split)]
-            for r in sorted(some, key=lambda r: -r["metrics"]["P@1"]):
-                found = r["metrics"]
+            results = [r for r in kept if (r["dataset"], r["split"]) == (name, split)]
+            for r in sorted(results, key=lambda r: -r["metrics"]["P@1"]):
+                scores = r["metrics"]
                 measures = (
-                    " / ".join(f"{100 * found[f'{m}@{k}']:.2f}" for k in ks) for m in ("P", "nDCG", "PSP")
+                    " / ".join(f"{100 * scores[f'{m}@{k}']:.2f}" for k in ks) for m in ("P", "nDCG", "PSP")
                 )
                 times = r["ms a document"]
                 ms = f"{times['single']:.3g} / {times['batch']:.3g}"
                 size = f"{r['bytes'] / 1e6:.1f}"
-                recall = f"{100 * found['R@50']:.2f}"
+                recall = f"{100 * scores['R@50']:.2f}"
                 rows.append((r["system"], *measures, recall, f"{r['training seconds']:.0f}", ms, size))
-            sizes = f"{some[0]['documents']:,} documents learnt from, {some[0]['asked']:,} asked"
+            sizes = f"{results[0]['documents']:,} documents learnt from, {results[0]['asked']:,} asked"
             text += f"**{name}**, {about}: {sizes}\n\n"
             text += markdown(head, rows) + "\n"
     return text

@@ -234,7 +234,7 @@ def bucket_svm(
 
 
 @_fake("mach_ext::bucket_svm")
-def _(values, indices, indptr, buckets, labels, label_indptr, first, C, tolerance, most, weight, bias):  # type: ignore[no-untyped-def]
+def _(values, indices, indptr, buckets, labels, label_indptr, first, C, tolerance, max_passes, weight, bias):  # type: ignore[no-untyped-def]
     return values.new_empty(-(-weight.shape[1] // SVM_TILE), dtype=torch.int64)
 
 

@@ -155,10 +155,10 @@ def bucket_svm(
     X = torch.zeros(N, D + 1, dtype=values.dtype)
     X[torch.arange(N).repeat_interleave(indptr.diff()), indices.long()] = values
     X[:, D] = 1
-    wanted = torch.zeros(N, int(buckets.max()) + 1 + M + first, dtype=torch.bool)
-    wanted[torch.arange(N).repeat_interleave(label_indptr.diff()), buckets.long()[label_indices]] = True
+    positive = torch.zeros(N, int(buckets.max()) + 1 + M + first, dtype=torch.bool)
+    positive[torch.arange(N).repeat_interleave(label_indptr.diff()), buckets.long()[label_indices]] = True
     w, alpha = torch.zeros(D + 1, M, dtype=values.dtype), torch.zeros(N, M, dtype=values.dtype)
-    y = torch.where(wanted[:, first : first + M], 1.0, -1.0).to(values.dtype)
+    y = torch.where(positive[:, first : first + M], 1.0, -1.0).to(values.dtype)
     passes, at_once = 0, torch.inf
     while at_once > tolerance and passes < max_passes:
         projected = torch.zeros_like(y)

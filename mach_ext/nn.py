@@ -267,9 +267,9 @@ class MACH(nn.Module):
             return torch.zeros_like(self.logit_adjustment)
         if self.merge != "mean_logit":
             raise ValueError(f"MACH.adjust_logits: is for models that rank by mean_logit, not {self.merge}")
-        wanted = -tau * np.log1p(counts)
-        wanted -= np.average(wanted, weights=counts + 1)  # the constant that changes scores least
-        return torch.from_numpy(self.hash.spread(wanted, np.sqrt(counts + 1))).to(self.logit_adjustment)
+        by_label = -tau * np.log1p(counts)
+        by_label -= np.average(by_label, weights=counts + 1)  # the constant that changes scores least
+        return torch.from_numpy(self.hash.spread(by_label, np.sqrt(counts + 1))).to(self.logit_adjustment)
 
     @torch.no_grad()
     def set_logit_adjustment(self, offsets: Tensor | float) -> None:

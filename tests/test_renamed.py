@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 import mach_ext
-from mach_ext import training
+from mach_ext import report, training
 
 FORMER = {
     "training.suggested": "training.default_sizes",
@@ -91,6 +91,23 @@ def test_the_gradient_threshold_and_the_method():
     with pytest.warns(DeprecationWarning, match="argument attack is now called method"):
         result = mach_ext.attack.evaluate(model, X, Y, attack="fgsm", epsilons=[0.1], resamples=0)
     assert result["attack"] == "fgsm"
+
+
+@pytest.mark.parametrize("function", ["plot_attack", "attack_page"])
+def test_the_sizes_of_a_report(function):
+    Y = scipy.sparse.identity(20, format="csr")
+    X = Y.astype("float32")
+    model = mach_ext.MACH(20, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+    result = mach_ext.attack.evaluate(model, X, Y, epsilons=[0.0, 0.1], resamples=0)
+    rest = {"samples": [], "title": "A run"} if function == "attack_page" else {}
+    with pytest.warns(DeprecationWarning, match=f"{function}: argument wanted is now called sizes") as caught:
+        former = getattr(report, function)(result, wanted=[0.1], **rest)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    if function == "attack_page":
+        assert former == report.attack_page(result, sizes=[0.1], **rest)
+        assert '<tr class="wanted"><td>0.1</td>' in former
+        assert '<tr class="wanted"><td>0</td>' not in former
 
 
 def test_the_former_field_of_hyperparameters_can_be_read():

@@ -53,7 +53,7 @@ class Target:
 
 
 def interleave(
-    providers: dict[str, Callable[[], Any] | Part], budget: float, least: int, most: int
+    providers: dict[str, Callable[[], Any] | Part], budget: float, min_rounds: int, max_rounds: int
 ) -> dict[str, list[float]]:
     """Seconds a call in each round; every round runs each provider in turn, so all meet the same machine.
 
@@ -69,8 +69,8 @@ def interleave(
     gc.disable()
     try:
         end = time.perf_counter() + budget
-        for done in range(most):
-            if done >= least and time.perf_counter() > end:
+        for done in range(max_rounds):
+            if done >= min_rounds and time.perf_counter() > end:
                 break
             for name, part in parts.items():
                 samples[name].append(part.scale * part.seconds(repeats[name]))

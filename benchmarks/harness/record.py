@@ -25,13 +25,17 @@ def keep(config: Any, result: dict[str, Any], module: str) -> None:
 
 
 def note(
-    request: Any, work: str, shape: dict[str, Any], found: dict[str, tuple[float, float | None]], **info: Any
+    request: Any,
+    work: str,
+    shape: dict[str, Any],
+    numbers: dict[str, tuple[float, float | None]],
+    **info: Any,
 ) -> None:
     """Keeps numbers that have an upper bound, or None."""
     ratios = [
         {"ours": "mach_ext", "over": what, "ratio": number}
-        | {"target": most, "at_most": True, "met": most is None or number < most}
-        for what, (number, most) in found.items()
+        | {"target": bound, "at_most": True, "met": bound is None or number < bound}
+        for what, (number, bound) in numbers.items()
     ]
     result = {"name": request.node.name, "work": work, "shape": shape, "providers": {}, "ratios": ratios}
     module = Path(request.node.path).stem.removeprefix("bench_")

@@ -39,14 +39,14 @@ def study(model: mach_ext.MACH, X: Any, Y: Any, threat: str) -> dict[str, Any]:
     """Certificates and attacks over the grid of a threat model."""
     grid = GRIDS[threat]
     start = time.perf_counter()
-    found = certify.certify(model, X, Y, grid, threat_model=threat).as_dict()
-    found["seconds"] = time.perf_counter() - start
+    certificate = certify.certify(model, X, Y, grid, threat_model=threat).as_dict()
+    certificate["seconds"] = time.perf_counter() - start
     kind = attack.Greedy if threat == "delete" else attack.PGD
     for goal, k in (("untargeted", 5), ("positive", 1)):
         changed = kind(model, threat, goal, k).perturb(X, Y, grid)
-        for size, one in zip(found["sizes"], changed, strict=True):
-            size[f"attacked P@1, {goal}"] = metrics.evaluate(Y, one.predict(5)[1])["P@1"]
-    return found
+        for size, perturbation in zip(certificate["sizes"], changed, strict=True):
+            size[f"attacked P@1, {goal}"] = metrics.evaluate(Y, perturbation.predict(5)[1])["P@1"]
+    return certificate
 
 
 def main() -> None:

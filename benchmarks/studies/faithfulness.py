@@ -73,7 +73,7 @@ def scorer(forward: Any, indices: Tensor, labels: Tensor) -> Callable[[Tensor], 
     return score
 
 
-def areas(model: mach_ext.MACH, x: Any, label: int, found: dict[str, Array]) -> tuple[Array, Array]:
+def areas(model: mach_ext.MACH, x: Any, label: int, attributions: dict[str, Array]) -> tuple[Array, Array]:
     """Curves [methods, 2, STEPS] and the areas under them [methods, 2] of one document."""
     forward, values, (indices, labels) = explain.captum_inputs(model, x, [label])
     nnz = values.shape[1]
@@ -81,7 +81,7 @@ def areas(model: mach_ext.MACH, x: Any, label: int, found: dict[str, Array]) -> 
     kept = []
     for method in METHODS:
         rank = np.empty(nnz, int)
-        rank[np.argsort(-found[method], kind="stable")] = np.arange(nnz)
+        rank[np.argsort(-attributions[method], kind="stable")] = np.arange(nnz)
         first = rank < taken[:, None]  # [STEPS, nnz]
         kept += [~first, first]
     masks = torch.from_numpy(np.concatenate(kept)).float()
@@ -130,15 +130,15 @@ def study(name: str, real_data: Path, R: int, documents: int) -> dict[str, Any]:
     X, Y = test.X[rows], test.Y[rows]
     models = [trained(name, real_data, num_repetitions=R, hidden_size=HIDDEN, seed=seed) for seed in SEEDS]
     label = models[0].predict(X, 1)[1][:, 0]
-    curves, found, stable = [], [], []
+    curves, document_areas, stable = [], [], []
     for n in tqdm(range(len(rows)), desc=f"{name} R={R}", leave=False):
         of_seed = [attributions(model, X[n], int(label[n]), rng) for model in models]
         each = [areas(model, X[n], int(label[n]), of) for model, of in zip(models, of_seed, strict=True)]
         curves.append(np.mean([curve for curve, _ in each], 0))
-        found.append(np.mean([area for _, area in each], 0))
+        document_areas.append(np.mean([area for _, area in each], 0))
         both = [of["integrated gradients"] for of in of_seed]
         stable.append(scipy.stats.spearmanr(*both).statistic if X[n].nnz > 2 else np.nan)
-    area = np.stack(found)  # [documents, methods, 2]
+    area = np.stack(document_areas)  # [documents, methods, 2]
     stability = np.array(stable)
     result: dict[str, Any] = {
         "dataset": name,
@@ -201,8 +201,8 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
         mine = [r for r in results if r["dataset"] == name]
         R = [str(r["R"]) for r in mine]
 
-        def bars(axes: Any, found: list[list[float]], colour: str, at: list[str] = R) -> None:
-            mean, low, high = np.array(found).T
+        def bars(axes: Any, intervals: list[list[float]], colour: str, at: list[str] = R) -> None:
+            mean, low, high = np.array(intervals).T
             error = (mean - low, high - mean)
             axes.errorbar(at, mean, error, color=colour, marker="o", markersize=4, capsize=3)
 

@@ -101,7 +101,7 @@ def chart(file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    found: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
+    by_dataset: dict[str, dict[tuple[int, int], list[dict[str, float]]]] = {}
     labels: dict[str, int] = {}
     for result in json.loads(FILE.read_text()):
         model = result["model"]
@@ -109,10 +109,12 @@ def chart(file: Path) -> None:
             sizes = model["num_repetitions"], model["num_buckets"]
             if sizes[0] == 1:
                 continue
-            found.setdefault(result["dataset"], {}).setdefault(sizes, []).append(result["metrics"])
+            by_dataset.setdefault(result["dataset"], {}).setdefault(sizes, []).append(result["metrics"])
             labels[result["dataset"]] = model["num_labels"]
-    figure, axes = plt.subplots(2, len(found), figsize=(4.5 * len(found), 6), squeeze=False, sharex="col")
-    for column, (dataset, points) in enumerate(sorted(found.items())):
+    figure, axes = plt.subplots(
+        2, len(by_dataset), figsize=(4.5 * len(by_dataset), 6), squeeze=False, sharex="col"
+    )
+    for column, (dataset, points) in enumerate(sorted(by_dataset.items())):
         for row, metric in enumerate(("P@1", "P@5")):
             axis = axes[row][column]
             for R in sorted({R for R, _ in points}):
@@ -155,11 +157,11 @@ def main() -> None:
             model = trained(dataset, lever, seed)
             seconds = time.process_time() - start
             _, labels = model.predict(asked["dev"].X, 50)
-            found = metrics.evaluate(asked["dev"].Y, labels, (1, 3, 5), (50,))
-            result = {"dataset": dataset.name, "lever": lever, "seed": seed, "metrics": found}
+            evaluation = metrics.evaluate(asked["dev"].Y, labels, (1, 3, 5), (50,))
+            result = {"dataset": dataset.name, "lever": lever, "seed": seed, "metrics": evaluation}
             result |= {"training seconds": seconds, "parameters": sum(p.numel() for p in model.parameters())}
             keep(result | {"model": model.configuration(), "fit": LEVERS[lever][1]} | circumstances())
-            shown = " / ".join(f"{100 * found[f'P@{k}']:.2f}" for k in (1, 3, 5))
+            shown = " / ".join(f"{100 * evaluation[f'P@{k}']:.2f}" for k in (1, 3, 5))
             tqdm.write(f"{dataset.name}, {lever}, seed {seed}: P@1/3/5 {shown}, {seconds:.0f} s")
 
 

@@ -212,8 +212,8 @@ def mach(
         sp.save_npz(folder / name, sp.csr_matrix(matrix), compressed=step is not None)
 
     def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
-        found = model.predict(rows(X), min(candidates, Y.shape[1]))
-        return padded(near.rerank(X, *found)[1][:, :K].tolist())
+        ranking = model.predict(rows(X), min(candidates, Y.shape[1]))
+        return padded(near.rerank(X, *ranking)[1][:, :K].tolist())
 
     return predict
 
@@ -318,8 +318,8 @@ def measure(
             start = time.process_time()
             labels = predict(split.X)
             batch = (time.process_time() - start) / len(split)
-            some = np.linspace(0, len(split) - 1, min(SINGLE, len(split))).astype(int)
-            documents = [split.X[n] for n in some]
+            sample = np.linspace(0, len(split) - 1, min(SINGLE, len(split))).astype(int)
+            documents = [split.X[n] for n in sample]
             start = time.process_time()
             for x in documents:
                 predict(x)

@@ -98,7 +98,7 @@ def attacked(
     model: mach_ext.MACH, other: mach_ext.MACH | None, X: Any, Y: Any, merges: tuple[str, ...]
 ) -> dict[str, dict[str, Array]]:
     """merge -> clean [N, 2], and of each attack [sizes, N, 2]."""
-    found = {
+    perturbations = {
         "fgsm": attack.FGSM(model).perturb(X, Y, GRID),
         "margin": attack.FGSM(model, goal="positive", k=1).perturb(X, Y, GRID),
         "pgd": attack.PGD(model).perturb(X, Y, GRID),
@@ -108,10 +108,14 @@ def attacked(
     for merge in merges:
         model.merge = merge
         results[merge] = {"clean": precision(Y, model.predict(X, max(KS))[1])}
-        for kind, changed in found.items():
-            results[merge][kind] = np.stack([precision(Y, one.predict(max(KS))[1]) for one in changed])
+        for kind, changed in perturbations.items():
+            results[merge][kind] = np.stack(
+                [precision(Y, perturbation.predict(max(KS))[1]) for perturbation in changed]
+            )
         if other is not None:
-            answers = [precision(Y, one.predict(max(KS), other)[1]) for one in found["pgd"]]
+            answers = [
+                precision(Y, perturbation.predict(max(KS), other)[1]) for perturbation in perturbations["pgd"]
+            ]
             results[merge]["transfer"] = np.stack(answers)
     model.merge = merges[0]
     return results
@@ -119,14 +123,14 @@ def attacked(
 
 def summary(each: list[dict[str, Array]], rng: np.random.Generator) -> dict[str, Any]:
     """Means over seeds and documents with intervals: [value, low, high] a size."""
-    mean = {name: np.mean([one[name] for one in each], 0) for name in each[0]}
+    mean = {name: np.mean([of_seed[name] for of_seed in each], 0) for name in each[0]}
     N = len(mean["clean"])
     draws = np.concatenate((np.ones((1, N)), rng.multinomial(N, np.full(N, 1 / N), RESAMPLES))) / N
     result: dict[str, Any] = {}
     for i, k in enumerate(KS):
         of_clean = draws @ mean["clean"][:, i]
         result[f"clean P@{k}"] = interval(of_clean)
-        result[f"clean P@{k} by seed"] = [float(one["clean"][:, i].mean()) for one in each]
+        result[f"clean P@{k} by seed"] = [float(of_seed["clean"][:, i].mean()) for of_seed in each]
         for kind in [name for name in mean if name != "clean"]:
             curve = draws @ mean[kind][:, :, i].T  # [1 + RESAMPLES, sizes]
             kept = curve / of_clean[:, None]
@@ -134,7 +138,7 @@ def summary(each: list[dict[str, Array]], rng: np.random.Generator) -> dict[str,
             entry[f"P@{k}"] = [interval(column) for column in curve.T]
             entry[f"P@{k} kept"] = [interval(column) for column in kept.T]
             entry[f"P@{k} half"] = interval(half(kept))
-            by_seed = [one[kind][:, :, i].mean(1) / one["clean"][:, i].mean() for one in each]
+            by_seed = [of_seed[kind][:, :, i].mean(1) / of_seed["clean"][:, i].mean() for of_seed in each]
             entry[f"P@{k} kept by seed"] = [column.tolist() for column in by_seed]
     return result
 
@@ -167,8 +171,8 @@ def study(
     for sizes in [base] if axis == "merge" else [base | {axis: value} for value in AXES[axis][name]]:
         merges = AXES["merge"][name] if axis == "merge" else ("mean_logit",)
         what = {"dataset": name, **sizes, "documents": X.shape[0]}
-        found = {r["merge"]: r for r in done if what.items() <= r.items()}
-        if not found.keys() >= set(merges):
+        by_merge = {r["merge"]: r for r in done if what.items() <= r.items()}
+        if not by_merge.keys() >= set(merges):
             models = [  # the base and what differs from it in R only: two hash seeds
                 trained(name, real_data, 2, sizes["R"], sizes["H"], seed, sizes["B"])
                 for seed in ((0, 1) if axis == "R" or sizes == base else (0,))
@@ -176,17 +180,17 @@ def study(
             others = models[::-1] if len(models) == 2 else [None]
             each = [attacked(*both, X, Y, merges) for both in zip(models, others, strict=True)]
             rng = np.random.default_rng(0)
-            found = {
+            by_merge = {
                 merge: {
                     **what,
                     "merge": merge,
                     "seeds": len(models),
-                    **summary([one[merge] for one in each], rng),
+                    **summary([of_seed[merge] for of_seed in each], rng),
                 }
                 for merge in merges
             }
         for merge in merges:
-            yield {**found[merge], "axis": axis, "value": merge if axis == "merge" else sizes[axis]}
+            yield {**by_merge[merge], "axis": axis, "value": merge if axis == "merge" else sizes[axis]}
 
 
 def place(r: dict[str, Any]) -> tuple[str, int, int]:
@@ -214,12 +218,12 @@ def plot(models: list[dict[str, Any]], file: Path) -> None:
     for row, name in zip(grid, names, strict=True):
         for axes, axis in zip(row, AXES, strict=False):
             mine = [r for r in models if (r["dataset"], r["axis"]) == (name, axis)]
-            some = (
+            palette = (
                 colours[-len(mine) :]
                 if axis != "merge"
                 else ("#08519c", "#c8571b", "#3f8f5f", "#7b5aa6", "#8a949f")
             )
-            for r, colour in zip(mine, some, strict=False):
+            for r, colour in zip(mine, palette, strict=False):
                 line(
                     axes, r, "fgsm", f"{r['value']}" if axis == "merge" else f"{axis} = {r['value']}", colour
                 )

@@ -147,13 +147,13 @@ class Attack:
             return Targets((torch.from_numpy(ranked).flatten().to(device), indptr))
         true = is_true(Y, ranked)
         if self.goal == "positive":
-            wanted = true[:, :k]
+            eligible = true[:, :k]
             rival = ranked[:, k]
         else:
-            wanted = ~true
-            wanted[:, :k] = False
+            eligible = ~true
+            eligible[:, :k] = False
             rival = ranked[:, k - 1]
-        target = first_label(ranked, wanted)
+        target = first_label(ranked, eligible)
         if chosen is not None:
             target = np.asarray(chosen, np.int64)
             if N and not (target.min() >= -1 and target.max() < model.num_labels):

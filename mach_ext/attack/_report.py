@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import check_import
 from mach_ext._page import AGAINST, FOR, percent, render
 
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
+@renamed_argument("wanted", "sizes")
+def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
     """Of `mach_ext.attack.evaluate`: P@k and nDCG@k clean and adversarial at a size; P@k along the sizes."""
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 
     entries = result["adversarial"]
-    shown = next((e for e in entries if e["epsilon"] == wanted[-1]), entries[-1])
+    shown = next((e for e in entries if e["epsilon"] == sizes[-1]), entries[-1])
     names = [n for n in shown["metrics"] if n.startswith(("P@", "nDCG@")) and not n.endswith("interval")]
     figure = Figure(figsize=(10.4, 4.0), layout="constrained")
     bars, curve = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -36,19 +38,19 @@ def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
     bars.set_xticks(range(len(names)), names)
     bars.set_title(f"{result['attack']}, {result['threat_model']}, eps = {shown['epsilon']:g}", fontsize=11)
     bars.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.2))
-    sizes = [entry["epsilon"] for entry in entries]
+    grid = [entry["epsilon"] for entry in entries]
     for name in [n for n in names if n.startswith("P@")]:
         line = [entry["metrics"][name] for entry in entries]
-        (drawn,) = curve.plot(range(len(sizes)), line, marker="o", markersize=4, label=name)
+        (drawn,) = curve.plot(range(len(grid)), line, marker="o", markersize=4, label=name)
         if f"{name} interval" in entries[0]["metrics"]:
             low, high = zip(*(entry["metrics"][f"{name} interval"] for entry in entries), strict=True)
-            curve.fill_between(range(len(sizes)), low, high, alpha=0.18, color=drawn.get_color(), linewidth=0)
+            curve.fill_between(range(len(grid)), low, high, alpha=0.18, color=drawn.get_color(), linewidth=0)
         noise = [entry["random"][name] for entry in entries]
-        curve.plot(range(len(sizes)), noise, ":", color=drawn.get_color(), linewidth=1.2)
+        curve.plot(range(len(grid)), noise, ":", color=drawn.get_color(), linewidth=1.2)
         if name in entries[0].get("certified", {}):
             proven = [entry["certified"][name] for entry in entries]
-            curve.plot(range(len(sizes)), proven, "--", color=drawn.get_color(), linewidth=1.2)
-    curve.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+            curve.plot(range(len(grid)), proven, "--", color=drawn.get_color(), linewidth=1.2)
+    curve.set_xticks(range(len(grid)), [f"{size:g}" for size in grid])
     curve.set_xlabel("words removed" if result["attack"] == "delete" else "eps")
     certified = ", dashed: certified" if "certified" in entries[0] else ""
     curve.set_title(f"P@k by size; dotted: noise{certified}", fontsize=11)
@@ -59,12 +61,13 @@ def plot_attack(result: dict[str, Any], wanted: Sequence[float]) -> Figure:
     return figure
 
 
+@renamed_argument("wanted", "sizes")
 def attack_page(
-    result: dict[str, Any], wanted: Sequence[float], samples: Sequence[dict[str, Any]], title: str
+    result: dict[str, Any], sizes: Sequence[float], samples: Sequence[dict[str, Any]], title: str
 ) -> str:
     """The page of `mach_ext.attack.evaluate`, with documents before and after."""
     image = io.BytesIO()
-    plot_attack(result, wanted).savefig(image, dpi=130, format="png")
+    plot_attack(result, sizes).savefig(image, dpi=130, format="png")
     names = [name for name in result["clean"] if not name.endswith("interval")]
     return render(
         "mach_ext.attack",
@@ -73,7 +76,7 @@ def attack_page(
         result=result,
         names=names,
         samples=samples,
-        wanted=wanted,
+        sizes=sizes,
         chart=base64.b64encode(image.getvalue()).decode(),
         percent=percent,
     )

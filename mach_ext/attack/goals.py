@@ -51,10 +51,10 @@ def check_true_labels(op: str, model: MACH, goal: str, X: Any, Y: Any) -> Any:
     return Y
 
 
-def first_label(ranked: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each document the first label that is wanted, or -1."""
-    at = ranked[np.arange(len(ranked)), wanted.argmax(1)]
-    return np.where(wanted.any(1), at, -1).astype(np.int64)
+def first_label(ranked: NDArray[Any], eligible: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of each document the first label that is eligible, or -1."""
+    at = ranked[np.arange(len(ranked)), eligible.argmax(1)]
+    return np.where(eligible.any(1), at, -1).astype(np.int64)
 
 
 def is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]

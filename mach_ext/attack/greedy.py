@@ -35,7 +35,7 @@ class Greedy(FGSM):
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             return [self._insert(clean, goal, epsilon, self.threat_model.m) for epsilon in grid]
         clean = best = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
-        values, asked, found = x, {int(epsilon) for epsilon in grid}, {0: clean}
+        values, asked, by_count = x, {int(epsilon) for epsilon in grid}, {0: clean}
         for count in range(1, max(asked, default=0) + 1):
             first = self._layer.first(values, indices, indptr)
             _, gradient = self._gradient(first, goal)
@@ -49,8 +49,9 @@ class Greedy(FGSM):
             values[chosen] = 0
             best = self._choose(clean, best, values, goal)
             if count in asked:
-                found[count] = best
-        return [found.get(int(epsilon), best) for epsilon in grid]  # what more words would not have changed
+                by_count[count] = best
+        # For a larger count best stays: more words would not have changed it.
+        return [by_count.get(int(epsilon), best) for epsilon in grid]
 
     def _insert(self, clean: Batch, goal: Targets, epsilon: float, m: int) -> Batch:
         best, now = clean, clean

@@ -88,13 +88,13 @@ class Perturbation:
         """
         layer = self._layer(model)
         k = checked_k("Perturbation.predict", k, layer.model.num_labels)
-        N, some = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
+        N, batch_size = self.X.shape[0], predict_batch(layer.model.num_repetitions, layer.model.num_buckets)
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
         with evaluating(layer.model):
             for batch in self._batches:
                 first = self._first(layer, batch)
-                for begin in range(0, len(first), some):
-                    best, ids = layer.topk(first[begin : begin + some], k)
+                for begin in range(0, len(first), batch_size):
+                    best, ids = layer.topk(first[begin : begin + batch_size], k)
                     check_scores("Perturbation.predict", layer.model, best)
                     at = slice(batch.start + begin, batch.start + begin + len(ids))
                     scores[at], labels[at] = best.cpu().numpy(), ids.cpu().numpy()
@@ -105,9 +105,9 @@ class Perturbation:
     def _changes(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
         """The change [N, T] of tiles of features, with what the base differs by."""
         entries = Entries(batch.rows, batch.indices)
-        one = batch.directions[0][1]
-        for begin, end in one.tiles():
-            total = torch.zeros(one.N, end - begin, dtype=one.layer.dtype, device=one.layer.device)
+        first = batch.directions[0][1]
+        for begin, end in first.tiles():
+            total = torch.zeros(first.N, end - begin, dtype=first.layer.dtype, device=first.layer.device)
             for weight, direction in batch.directions:
                 tile = direction.tile(begin, end)
                 _ops.signs(tile, self.threat_model.nonnegative)
@@ -129,7 +129,7 @@ class Perturbation:
         if len(batch.directions) == 1 and batch.counts is not None and not self.threat_model.nonnegative:
             size, count = batch.directions[0][0].abs().double(), batch.counts.double()
             assert batch.own_counts is not None
-            found = {
+            measures = {
                 "linf": size * (count > 0),
                 "l2": size * count.sqrt(),
                 "l1": size * count,
@@ -137,33 +137,35 @@ class Perturbation:
                 "removed": torch.zeros(N),
             }
         elif batch.directions:
-            found = {n: torch.zeros(N, dtype=torch.float64) for n in ("linf", "l2", "l1", "added", "removed")}
+            measures = {
+                n: torch.zeros(N, dtype=torch.float64) for n in ("linf", "l2", "l1", "added", "removed")
+            }
             changed_own = torch.zeros(N, dtype=torch.float64)
             entries = Entries(batch.rows, batch.indices)
             for begin, end, change in self._changes(batch):
                 size = change.abs().double().cpu()
-                found["linf"] = torch.maximum(found["linf"], size.amax(1))
-                found["l2"] += size.square().sum(1)
-                found["l1"] += size.sum(1)
-                found["added"] += (size > 0).sum(1)
+                measures["linf"] = torch.maximum(measures["linf"], size.amax(1))
+                measures["l2"] += size.square().sum(1)
+                measures["l1"] += size.sum(1)
+                measures["added"] += (size > 0).sum(1)
                 positions, rows, columns = entries.within(begin, end)
                 moved, x = change[rows, columns], batch.x[positions]
                 changed_own.index_add_(0, rows.cpu(), ((moved != 0) & (x != 0)).cpu().double())
                 gone = ((moved + x).abs() <= 1e-7 * x.abs()) & (x != 0)
-                found["removed"].index_add_(0, rows.cpu(), gone.cpu().double())
-            found["added"] -= changed_own
-            found["l2"] = found["l2"].sqrt()
+                measures["removed"].index_add_(0, rows.cpu(), gone.cpu().double())
+            measures["added"] -= changed_own
+            measures["l2"] = measures["l2"].sqrt()
         else:
             change, rows = (batch.values.double() - batch.x.double()).abs(), batch.rows
             zero = change.new_zeros(N)
-            found = {
+            measures = {
                 "linf": zero.scatter_reduce(0, rows, change, "amax"),
                 "l2": norms(change, rows, N, 2.0),
                 "l1": norms(change, rows, N, 1.0),
                 "added": zero.index_add(0, rows, ((batch.x == 0) & (batch.values != 0)).double()),
                 "removed": zero.index_add(0, rows, ((batch.x != 0) & (batch.values == 0)).double()),
             }
-        return {name: t.cpu().double().numpy() for name, t in found.items()}
+        return {name: t.cpu().double().numpy() for name, t in measures.items()}
 
     @memory_errors("perturb fewer documents at a time")
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
@@ -238,9 +240,9 @@ class Perturbation:
         threat, dense = self.threat_model, [batch for batch in self._batches if batch.directions]
         if not dense:
             return threat.holds(self.X, self.to_csr(), self.epsilon)
-        most = self.epsilon * (1 + 1e-6)
+        limit = self.epsilon * (1 + 1e-6)
         weights = [torch.stack([weight for weight, _ in batch.directions]) for batch in dense]
-        if any(bool((weight.abs().sum(0) > most).any()) for weight in weights):
+        if any(bool((weight.abs().sum(0) > limit).any()) for weight in weights):
             return False
         tiles = (tile for batch in dense for tile in self._tiles(batch))
         return all(threat.holds(before, after, self.epsilon) for before, after in tiles)

@@ -132,10 +132,10 @@ class Insert(ThreatModel):
 
     def check(self, op: str, X: Any, epsilon: float) -> None:
         super().check(op, X, epsilon)
-        most = X.shape[1] - int(np.diff(X.indptr).max(initial=0))
-        if not 0 <= self.m <= most:
+        max_m = X.shape[1] - int(np.diff(X.indptr).max(initial=0))
+        if not 0 <= self.m <= max_m:
             raise ValueError(
-                f"{op}: threat model {self}: m must be in 0 ... {most}, what a document of X lacks of its "
+                f"{op}: threat model {self}: m must be in 0 ... {max_m}, what a document of X lacks of its "
                 f"D={X.shape[1]} features, got {self.m}"
             )
 

@@ -104,7 +104,7 @@ def run(args: Any) -> None:
             then(result.to_html, args.report)
 
 
-def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) -> None:
+def _show_attack(title: str, result: dict[str, Any], sizes: Sequence[float]) -> None:
     show(
         f"{one_line(title)}: {result['attack']}, threat model {result['threat_model']}, "
         f"goal {result['goal']}, {result['documents']:,} documents"
@@ -123,13 +123,13 @@ def _show_attack(title: str, result: dict[str, Any], wanted: Sequence[float]) ->
             tail = f"{change:>10}{size['added']:>9.1f}" if key == "metrics" else ""
             show(
                 f"{label:>10}{cells}{tail}"
-                + ("  <-" if key == "metrics" and entry["epsilon"] in wanted else "")
+                + ("  <-" if key == "metrics" and entry["epsilon"] in sizes else "")
             )
     for name, (low, high) in result.get("certified_zero", {}).items():
         reached = f"is above 0 up to eps {low:g}" if high is None else f"reaches 0 at eps {high:.2g}"
         show(f"certified {name} {reached}")
     for entry in result["adversarial"]:
-        if entry["epsilon"] in wanted:
+        if entry["epsilon"] in sizes:
             for name in names:
                 if "interval" not in name and f"{name} interval" in entry["metrics"]:
                     low, high = entry["metrics"][f"{name} interval"]

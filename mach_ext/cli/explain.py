@@ -80,23 +80,24 @@ def run(args: Any) -> None:
 
 
 def _show_explanation(result: runs.RunExplanation, rows: int) -> None:
-    found, voted, checks = result.explanation, result.votes, result.collisions
+    explanation, voted, checks = result.explanation, result.votes, result.collisions
     title, true = result.document.title, result.document.true_labels
     joiners = "\u200c\u200d"  # of letters: not printable, but part of words
-    text = "".join(c if c.isprintable() or c in joiners else " " for c in found.text or "")
-    show(f"{one_line(title)}: {report.shortened(text, 300) or f'{len(found.features)} features'}")
+    text = "".join(c if c.isprintable() or c in joiners else " " for c in explanation.text or "")
+    show(f"{one_line(title)}: {report.shortened(text, 300) or f'{len(explanation.features)} features'}")
     low, high = float(voted.logits.min()), float(voted.logits.max())
-    scale, model_scale = nn.SCALES[found.scale], nn.SCALES[found.model_scale]
-    steps = f"{found.n_steps} steps" if found.n_steps else "exact"
-    for i, label in enumerate(found.labels.tolist()):
+    scale, model_scale = nn.SCALES[explanation.scale], nn.SCALES[explanation.model_scale]
+    steps = f"{explanation.n_steps} steps" if explanation.n_steps else "exact"
+    for i, label in enumerate(explanation.labels.tolist()):
         right = "" if true is None else ("  (right)" if label in true else "  (wrong)")
-        show(f"\n{one_line(found.label_names[i])}{right}")
+        show(f"\n{one_line(explanation.label_names[i])}{right}")
         show(
-            f"  score {found.scores[i]:+.3f} ({scale}), of the baseline {found.baseline_scores[i]:+.3f}; "
-            f"delta {found.delta[i]:.1e} ({steps})"
+            f"  score {explanation.scores[i]:+.3f} ({scale}), "
+            f"of the baseline {explanation.baseline_scores[i]:+.3f}; "
+            f"delta {explanation.delta[i]:.1e} ({steps})"
         )
         if scale != model_scale:
-            show(f"  the model ranks by {found.model_scores[i]:+.3f} ({model_scale}), as predict shows")
+            show(f"  the model ranks by {explanation.model_scores[i]:+.3f} ({model_scale}), as predict shows")
         votes = f"{report.sparkline(voted.logits[i].tolist(), low, high)}  {voted.scores[i]:+.2f}"
         if not math.isnan(voted.standard_error[i]):
             votes += f" ± {voted.standard_error[i]:.2f}"
@@ -107,5 +108,5 @@ def _show_explanation(result: runs.RunExplanation, rows: int) -> None:
         if not math.isnan(voted.agreement[i]):
             agreement = report.chance(voted.agreement[i])
             show(f"  agreement of the hash functions that it is in the top {voted.k}: {agreement}")
-        for line in report.attribution_lines(found, label, rows):
+        for line in report.attribution_lines(explanation, label, rows):
             show(line)

@@ -73,15 +73,15 @@ def steps(text: str) -> int:
     return integer(text, 1, 65536)  # the nodes of the quadrature take time that grows with the square
 
 
-def integer(text: str, least: int, most: int = _INT32) -> int:
+def integer(text: str, minimum: int, maximum: int = _INT32) -> int:
     digits = re.fullmatch(r"([+-]?)0*([0-9]+)", text)
-    value = least - 1
+    value = minimum - 1
     if digits is not None:
         value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {quote(text)}")
-    if value > most:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {quote(text)}")
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {quote(text)}")
+    if value > maximum:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most {maximum}, got {quote(text)}")
     return value
 
 

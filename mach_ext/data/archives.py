@@ -19,13 +19,13 @@ MAX_BLOCK = 1 << 24  # bytes that tarfile may ask for at once, for a member's lo
 
 
 def extract(
-    archive: PathLike, wanted: Mapping[str, str], folder: PathLike, *, max_bytes: int | None = None
+    archive: PathLike, names: Mapping[str, str], folder: PathLike, *, max_bytes: int | None = None
 ) -> None:
     """Takes files out of a tar archive, under names of our own: what paths it claims can do no harm.
 
     Args:
         archive: the archive, plain or .gz, .bz2, .xz by its content.
-        wanted: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
+        names: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
         folder: an existing folder.
         max_bytes: what the archive must not exceed when it is unpacked; None: anything.
 
@@ -38,7 +38,7 @@ def extract(
             for count, member in enumerate(tar, start=1):
                 if count > MAX_MEMBERS:
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS} files in it")
-                for end, name in wanted.items():
+                for end, name in names.items():
                     target = Path(folder) / name
                     plain = member.isreg() and not member.issparse()  # a hole takes no bytes in an archive
                     if plain and f"/{member.name}".endswith(f"/{end}") and not target.exists():

@@ -167,8 +167,8 @@ def stream_documents(
             raise problem
 
 
-def _blocks_of_lines(stream: Any, most: int, source: PathLike) -> Iterator[list[bytes]]:
-    """Lines without their ends, at most so many; fewer where the next one is not there yet.
+def _blocks_of_lines(stream: Any, max_lines: int, source: PathLike) -> Iterator[list[bytes]]:
+    """Lines without their ends, at most `max_lines`; fewer where the next one is not there yet.
 
     A line that grows too long comes as it is by then, and is the last one.
     """
@@ -192,11 +192,11 @@ def _blocks_of_lines(stream: Any, most: int, source: PathLike) -> Iterator[list[
         is_last = not piece or length > MAX_LINE
         if is_last and (last := b"".join(parts)):
             lines.append(last)
-        while len(lines) >= most or (lines and (is_last or not _has_more(stream))):
+        while len(lines) >= max_lines or (lines and (is_last or not _has_more(stream))):
             if first:
                 lines[0], first = lines[0].removeprefix(BYTE_ORDER_MARK), False
-            yield [line.removesuffix(b"\r") for line in lines[:most]]
-            lines = lines[most:]
+            yield [line.removesuffix(b"\r") for line in lines[:max_lines]]
+            lines = lines[max_lines:]
         if is_last:
             return
 

@@ -104,4 +104,4 @@ def json_line(record: Any) -> str:
         '{"label": "हिन्दी"}'
     """
     text = json.dumps(record, ensure_ascii=False)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -98,14 +98,14 @@ def _key(letter: str, offset: str) -> Key:
 
 def hypernyms(key: Key, synsets: dict[Key, Synset]) -> set[Key]:
     """All synsets reachable from this one, itself excluded."""
-    found: set[Key] = set()
+    ancestors: set[Key] = set()
     todo = list(synsets[key].parents)
     while todo:
         parent = todo.pop()
-        if parent not in found:
-            found.add(parent)
+        if parent not in ancestors:
+            ancestors.add(parent)
             todo += synsets[parent].parents
-    return found - {key}
+    return ancestors - {key}
 
 
 def build(source: PathLike) -> Dataset:
@@ -191,9 +191,9 @@ def find_or_fetch() -> Path:
     Raises:
         ConnectionError: no way worked; the message names all of them.
     """
-    found = find()
-    if found is not None:
-        return found
+    folder = find()
+    if folder is not None:
+        return folder
     target = data_home() / "wordnet-3.0"
     problems = []
     for fetch in (_fetch_debian, _fetch_tarball):

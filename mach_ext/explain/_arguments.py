@@ -91,14 +91,14 @@ def resolve_ids(
         given = given.cpu().numpy()
     if isinstance(given, (str, int, np.integer)):
         given = [given]
-    if isinstance(given, (list, tuple)) and any(isinstance(one, str) for one in given):
-        given = [_id_of(op, kind, one, names) if isinstance(one, str) else one for one in given]
+    if isinstance(given, (list, tuple)) and any(isinstance(entry, str) for entry in given):
+        given = [_id_of(op, kind, entry, names) if isinstance(entry, str) else entry for entry in given]
     if isinstance(given, np.ndarray) and given.dtype.kind in "UO":
         return resolve_ids(op, kind, given.tolist(), count, size, names)
     if isinstance(given, (list, tuple)):
-        for one in given:
-            if isinstance(one, int) and not 0 <= one < count:  # which may be beyond int64
-                raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {one}")
+        for entry in given:
+            if isinstance(entry, int) and not 0 <= entry < count:  # which may be beyond int64
+                raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {entry}")
     ids = np.asarray(given)
     if ids.size == 0:
         raise ValueError(f"{op}: {kind}s must be at least one, got none")
@@ -117,20 +117,20 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
         if name.isdecimal():
             return int(name)
         raise ValueError(f"{op}: the model keeps no {kind} names; give {kind}s by number, got {name!r}")
-    found = [i for i, other in enumerate(names) if other == name]
-    if not found:  # the same letters in another Unicode form
-        found = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
-    if len(found) > 1:
-        raise ValueError(f"{op}: {kind} {name!r} is the name of {found}: give the number")
-    if not found and name.isdecimal():  # a name of digits comes before a number
+    matches = [i for i, other in enumerate(names) if other == name]
+    if not matches:  # the same letters in another Unicode form
+        matches = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
+    if len(matches) > 1:
+        raise ValueError(f"{op}: {kind} {name!r} is the name of {matches}: give the number")
+    if not matches and name.isdecimal():  # a name of digits comes before a number
         return int(name)
-    if not found:
+    if not matches:
         word = re.compile(rf"\b{re.escape(name)}\b")
         close = sorted((other for other in names if word.search(other)), key=len)[:3]
         close = close or (difflib.get_close_matches(name, names, 3) if len(names) < 100_000 else [])
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"{op}: the model has no {kind} {name!r}{hint}")
-    return found[0]
+    return matches[0]
 
 
 def id_in_words(index: int, names: Sequence[str]) -> str:

@@ -23,13 +23,13 @@ _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 def attribution_lines(explanation: Attributions, label: int, n: int = 10, width: int = 24) -> list[str]:
     """The n features of largest effect as lines of signed bars; positive ones to the right."""
     top = explanation.top(n, label)
-    most = max((abs(effect) for _, effect in top), default=0.0) or 1.0
+    max_effect = max((abs(effect) for _, effect in top), default=0.0) or 1.0
     others = len(explanation.features) - len(top)
     last = f"{others} others"
     name_width = min(28, max(text_width(name) for name in [last, *(name for name, _ in top)]))
     lines = []
     for name, effect in top:
-        whole, half = divmod(round(2 * abs(effect) / most * width), 2)
+        whole, half = divmod(round(2 * abs(effect) / max_effect * width), 2)
         left, right = ("", "█" * whole + "▌" * half) if effect > 0 else ("▐" * half + "█" * whole, "")
         short = shortened(name, name_width)
         short += " " * (name_width - text_width(short))

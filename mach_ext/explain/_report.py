@@ -62,7 +62,7 @@ def explanation_page(
         true_labels: Which labels are right, where that is known: they get a mark.
     """
     in_text = explanation.text is not None and vectorizer is not None
-    checked = {one.label: one for one in collisions}
+    checked = {check.label: check for check in collisions}
     tabs = [
         {
             **_tab(explanation, row, vectorizer),
@@ -162,12 +162,12 @@ def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) ->
         for i in range(at[word[0]], at[word[1]]):
             over[i].append(word)
     pieces = []
-    for (start, end), some in zip(itertools.pairwise(cuts), over, strict=False):
-        share = sum(effect * (end - start) / (last - first) for first, last, effect in some)
-        title = ", ".join(f"{text[first:last]} {effect:+.4f}" for first, last, effect in some)
-        if len(some) == 1:
-            title = f"{some[0][2]:+.4f}"
-        pieces.append(_Piece(text[start:end], shade(share, scale) if some else "", title))
+    for (start, end), covering in zip(itertools.pairwise(cuts), over, strict=False):
+        share = sum(effect * (end - start) / (last - first) for first, last, effect in covering)
+        title = ", ".join(f"{text[first:last]} {effect:+.4f}" for first, last, effect in covering)
+        if len(covering) == 1:
+            title = f"{covering[0][2]:+.4f}"
+        pieces.append(_Piece(text[start:end], shade(share, scale) if covering else "", title))
     return pieces
 
 

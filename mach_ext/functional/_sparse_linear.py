@@ -148,8 +148,8 @@ class _SparseLinear(torch.autograd.Function):
         ctx, values, indices, indptr, weight, bias, relu, sparse_grad, check
     ):
         # On CUDA only the backward pass has a use for it, and a dense gradient no need to wait for its size.
-        wanted = ctx.needs_input_grad[3] and not indices.is_cuda
-        order = feature_order(indices, indptr, weight) if wanted else None
+        needs_order = ctx.needs_input_grad[3] and not indices.is_cuda
+        order = feature_order(indices, indptr, weight) if needs_order else None
         out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order, check)
         ctx.save_for_backward(values, indices, indptr, weight, out if relu else None, *(order or ()))
         ctx.sparse_grad = sparse_grad

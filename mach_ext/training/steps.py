@@ -194,10 +194,10 @@ class HiddenStep:
         N, B = gradient.shape
         if self.gradient_threshold > 0:
             negligible = self.gradient_threshold / self.model.num_repetitions / N
-            most = int(WORTH_SKIPPING * N * B)
+            max_kept = int(WORTH_SKIPPING * N * B)
             outputs = (grad_hidden, grad_weight)
             exact = hidden.to(gradient.dtype), weight.to(gradient.dtype)
-            if _ops.bucket_backward(gradient, *exact, negligible, most, *outputs) <= most:
+            if _ops.bucket_backward(gradient, *exact, negligible, max_kept, *outputs) <= max_kept:
                 return
         gradient = gradient.to(self.product_dtype)
         add_product(grad_hidden, gradient, weight.T, grad_hidden)

@@ -1,7 +1,7 @@
 """Extreme multi-label classification with MACH: operators, hashing, models, metrics.
 
-Start with `mach_ext.train` and `mach_ext.Run`, which do what the command does. For your own training loop there
-are `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`. README.md has the tour.
+Start with `mach_ext.train` and `mach_ext.Run`, which do what the command does. A training loop of your own takes
+`mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`. README.md has the tour.
 """
 
 from importlib import import_module as _import_module

@@ -43,7 +43,7 @@ def _load_cuda() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     if not library.exists():
-        from mach_ext import _C
+        import mach_ext._C as _C
 
         return f"mach_ext was built without them: {_C.build_info()['cuda']}"
     try:

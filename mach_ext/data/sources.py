@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from mach_ext import _C
+import mach_ext._C as _C
 from mach_ext._deprecation import renamed_names
 from mach_ext._memory import memory_advice
 from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode, damage_errors, open_read

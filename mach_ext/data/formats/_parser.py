@@ -7,7 +7,7 @@ import os
 import numpy as np
 import scipy
 
-from mach_ext import _C
+import mach_ext._C as _C
 from mach_ext.data.dataset import Split
 from mach_ext.data.files import PathLike
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy
 
-from mach_ext import _C
+import mach_ext._C as _C
 from mach_ext._memory import memory_errors
 from mach_ext.data.files import PathLike
 from mach_ext.data.formats._parser import split_of, utf8_path

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy
 
-from mach_ext import _C
+import mach_ext._C as _C
 from mach_ext._memory import memory_errors
 from mach_ext.data.dataset import Split
 from mach_ext.data.files import PathLike

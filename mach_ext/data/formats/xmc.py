@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from mach_ext import _C
+import mach_ext._C as _C
 from mach_ext._memory import memory_errors
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.dataset import Split

@@ -1,6 +1,6 @@
 """Extreme multi-label classification with MACH: operators, hashing, models, metrics.
 
-Start with `mach_ext.train` and `mach_ext.Run`, which do what the command does. Training loops of your own take
+Start with `mach_ext.train` and `mach_ext.Run`, which do what the command does. Your own training loop takes
 `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`. README.md has the tour.
 """
 

@@ -1,6 +1,8 @@
 # Everything from a bare checkout: each target makes .venv, installs torch and the tools, and builds.
 #   make test     lint, build (the CUDA code too where nvcc is installed; no GPU needed), all tests
 #   make lint     ruff, clang-format, mypy
+#   make suite    the tests without lint, as CI runs them under each Python and torch
+#   make coverage the tests, and the share of the package's Python lines that they run
 #   make stress   damaged files through every reader, 20,000 of each format; operations short of memory; processes
 #                 that save into one folder, threads, forks; a part of it: N=1000 FORMATS="xmc npz memory"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
@@ -21,7 +23,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* 
 NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: build test lint stress bench bench-table demo abi clean broken
+.PHONY: build test lint suite coverage stress bench bench-table demo abi clean broken
 build: $(VENV)/built
 
 # Made anew where it was moved or its Python is gone: its scripts name the folder they were made in.
@@ -70,8 +72,17 @@ lint: $(VENV)/built
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	$(BIN)/mypy
 
-test: $(VENV)/built-cuda lint build/torch-$(OLDEST_TORCH)
+test: $(VENV)/built-cuda lint suite
+
+suite: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Programs that tests start are not counted (pyproject.toml). A part of the tests: ARGS="tests/data".
+coverage: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # The headers of the oldest torch that will do, out of its smallest wheel, for tests/test_build.py.
 EXTRACT := import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
@@ -121,5 +132,6 @@ abi: $(VENV)/built
 	  && abi/bin/python ../examples/train_loop.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks \
+	  .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

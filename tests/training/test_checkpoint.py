@@ -54,11 +54,11 @@ def stopped(once_stopped, tmp_path):
     return shutil.copytree(once_stopped, tmp_path / "run")
 
 
-def edit(folder, change, seal=True):
+def edit(folder, change, with_digest=True):
     file = folder / "checkpoint.json"
     record = json.loads(file.read_text())
     change(record)
-    file.write_text(json.dumps(seal(record) if seal else record))
+    file.write_text(json.dumps(seal(record) if with_digest else record))
 
 
 # ----------------------------------------------------------------------------------------------- formats
@@ -231,7 +231,7 @@ CHANGES = {
 @pytest.mark.filterwarnings("ignore:.*digests")
 def test_types_and_values_that_no_run_writes(stopped, message):
     """Without digests, as of former versions, so that nothing but the rule itself refuses them."""
-    edit(stopped, lambda record: (forget_digests(record), CHANGES[message](record)), seal=False)
+    edit(stopped, lambda record: (forget_digests(record), CHANGES[message](record)), with_digest=False)
     with pytest.raises(ValueError, match=rf"checkpoint.*{message}"):
         resume(stopped)
 
@@ -253,7 +253,7 @@ def test_tensors_that_no_run_writes(stopped, change):
     tensors = load_file(file)
     change(tensors)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
-    edit(stopped, forget_digests, seal=False)
+    edit(stopped, forget_digests, with_digest=False)
     with pytest.raises(ValueError, match=r"checkpoint-2-3.*: not the tensors of a checkpoint: other names"):
         resume(stopped)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import mach_ext
 from mach_ext import training
+from mach_ext.data.records import seal
 
 sys.path.insert(0, str(FIXTURES))
 from make_checkpoint import OPTIONS, X, Y, build, train

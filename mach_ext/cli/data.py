@@ -8,10 +8,7 @@ from typing import Any
 
 from mach_ext import data
 from mach_ext._terminal import escaped, say, show
-from mach_ext.cli.options import (
-    add_reader_options,
-    nonempty,
-)
+from mach_ext.cli.options import add_reader_options, nonempty
 from mach_ext.runs.dataset import sizes
 from mach_ext.runs.files import check_folder, name_errors
 from mach_ext.runs.trainer import load_dataset

@@ -6,12 +6,7 @@ import argparse
 from typing import Any
 
 from mach_ext import runs
-from mach_ext.cli.options import (
-    add_model_path,
-    add_propensity,
-    add_reader_options,
-    nonempty,
-)
+from mach_ext.cli.options import add_model_path, add_propensity, add_reader_options, nonempty
 from mach_ext.cli.results import all_done, show_metrics
 from mach_ext.runs.arguments import spell
 from mach_ext.runs.files import check_folder

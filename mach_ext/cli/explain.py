@@ -8,15 +8,7 @@ from typing import Any
 
 from mach_ext import explain, nn, report, runs
 from mach_ext._terminal import one_line, show
-from mach_ext.cli.options import (
-    add_model_path,
-    add_reader_options,
-    natural,
-    nonempty,
-    path,
-    positive,
-    steps,
-)
+from mach_ext.cli.options import add_model_path, add_reader_options, natural, nonempty, path, positive, steps
 from mach_ext.cli.predict import from_shell
 from mach_ext.cli.results import all_done
 from mach_ext.runs.files import check_file, check_folder

@@ -9,9 +9,7 @@ from typing import Any
 
 from mach_ext import runs
 from mach_ext._terminal import escaped, show
-from mach_ext.cli.options import (
-    add_model_path,
-)
+from mach_ext.cli.options import add_model_path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

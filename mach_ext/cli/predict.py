@@ -14,13 +14,7 @@ from typing import Any, BinaryIO, TextIO
 from mach_ext import data, nn, runs
 from mach_ext._progress import tqdm
 from mach_ext._terminal import one_line, say
-from mach_ext.cli.options import (
-    add_model_path,
-    add_reader_options,
-    natural,
-    nonempty,
-    path,
-)
+from mach_ext.cli.options import add_model_path, add_reader_options, natural, nonempty, path
 from mach_ext.cli.results import remarks_afterwards
 from mach_ext.runs.files import atomic_file, check_file, check_folder
 

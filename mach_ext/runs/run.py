@@ -18,6 +18,7 @@ from mach_ext.runs.arguments import as_path, check_device, spell, spell_training
 from mach_ext.runs.dataset import load_dataset, log_no_svmlight, log_remarks, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
 from mach_ext.runs.files import check_folder, check_utf8, timer
+from mach_ext.runs.labels import TrainingLabels
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
 from mach_ext.runs.prediction import Answer, Prediction, answers, checked_texts, documents, rows
 from mach_ext.runs.summary import summary
@@ -371,7 +372,7 @@ class Run:
         Raises:
             ValueError: The threat model does not fit the documents; a bad argument.
         """
-        self._check_output("attack", output)
+        folder = self._check_output("attack", output)
         chosen = AttackSettings(method, epsilons, threat_model, **settings)
         loaded = self.dataset(dataset, svmlight_base)
         other = transfer.model if isinstance(transfer, Run) else None
@@ -384,9 +385,8 @@ class Run:
             self.model, loaded, chosen, transfer=other, progress=progress, load_seconds=seconds
         )
         if save:
-            folder = self._check_output("attack", output)
             result.write_record(folder)
-            self.add_attack(result, dataset is None, output)
+            add_attack(folder, self.folder, self.model, *result.entry(dataset is None))
             result.write_chart(folder)
         return result
 
@@ -424,7 +424,7 @@ class Run:
         """
         copy = self.make_copy(
             output, quantization_step, split, dataset=dataset, propensity=propensity,
-            svmlight_base=svmlight_base, overwrite=overwrite,
+            svmlight_base=svmlight_base, overwrite=overwrite, compare=False,
         )  # fmt: skip
         copy.write_metrics()
         return Run(copy.folder, copy.model, dataset=copy.dataset)
@@ -439,8 +439,12 @@ class Run:
         propensity: tuple[float, float] | None = None,
         svmlight_base: int | None = None,
         overwrite: bool = False,
+        compare: bool = True,
     ) -> compressed.Copy:
-        """What `compress` does, with bytes and metrics of both, and without writing the metrics."""
+        """What `compress` does, without writing the metrics.
+
+        With `compare` the run is measured, too; without, only its bytes are known.
+        """
         folder = compressed.copy_folder(
             self.folder, None if output is None else as_path("output", output, "compress")
         )
@@ -451,7 +455,9 @@ class Run:
             loaded = self.dataset(dataset, svmlight_base)
             split_of(loaded, split)  # before any work
         name = split or ""
-        before = compressed.measure(self.folder, self.model, loaded, name, propensity)
+        if loaded is not None:
+            TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses A and B
+        before = compressed.measure(self.folder, self.model, loaded if compare else None, name, propensity)
         compressed.save_copy(self.model, folder, quantization_step, overwrite)
         log.info("model: %s", folder)
         model = nn.load(folder, self.model.bucket_bias.device)

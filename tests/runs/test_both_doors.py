@@ -321,3 +321,16 @@ def test_run_opens_the_newest(here, texts):
         assert mach_ext.Run.open().folder.name == "new"
     with pytest.raises(ValueError, match=r"nowhere: not a mach_ext model: .*\(folder names the folder"):
         runs.Run.open("nowhere")
+
+
+def test_a_copy_is_measured_once(here, trained, monkeypatch):
+    """What the run itself reaches is only asked where both are shown."""
+    measured, evaluate = [], runs.evaluation.evaluate
+
+    def counted(model, *args, **kwargs):
+        measured.append(model)
+        return evaluate(model, *args, **kwargs)
+
+    monkeypatch.setattr(runs.evaluation, "evaluate", counted)
+    copy = mach_ext.Run.open(trained).compress("copy")
+    assert measured == [copy.model]

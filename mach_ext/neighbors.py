@@ -3,7 +3,7 @@
 MACH adds up evidence feature by feature; a near copy of a training document, or the few documents of a rare
 label, say more than their features do one by one. `Neighbors` keeps the training documents and adds to MACH's
 score of a candidate label the share of the nearest documents that have it. A document asked costs a sparse
-product with all of them: milliseconds for 10^5, a tenth of a second for 10^6. docs/accuracy.md has what it is
+product with all of them: milliseconds for 10^5, a tenth of a second for 10^6. docs/results/accuracy.md has what it is
 worth.
 """
 

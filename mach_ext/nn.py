@@ -235,7 +235,7 @@ class MACH(nn.Module):
 
         Args:
             label_counts: [L], training documents of each label: `Y.sum(0)` of 0/1 labels.
-            tau: Within -100 and 100. 0.1 to 0.5 pays; docs/accuracy.md.
+            tau: Within -100 and 100. 0.1 to 0.5 pays; docs/results/accuracy.md.
 
         Raises:
             ValueError: label_counts is not [L], negative or not finite; tau is out of range; tau is not 0

@@ -42,7 +42,8 @@ def changed(number):
 
 
 def test_documents_are_found(documents):
-    assert {"README.md", "docs/accuracy.md", "docs/performance.md", "docs/robustness.md"} <= documents.keys()
+    results = {f"docs/results/{name}.md" for name in ("accuracy", "performance", "robustness")}
+    assert {"README.md", *results} <= documents.keys()
 
 
 def test_a_changed_figure_of_a_document_is_a_fault(modules, documents, lines):
@@ -97,7 +98,7 @@ def test_a_changed_result_is_a_fault(modules, tmp_path, documents, lines):
     ]
     faults = [fault for fault in table.faults(documents, new) if "no file" not in fault]
     assert len(faults) == 1
-    assert re.match(r"docs/accuracy.md, line \d+: must be .*64\.21 / 40\.44 / 29\.77", faults[0])
+    assert re.match(r"docs/results/accuracy.md, line \d+: must be .*64\.21 / 40\.44 / 29\.77", faults[0])
 
 
 FIGURES = [

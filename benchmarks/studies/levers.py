@@ -3,7 +3,7 @@
 Run: PYTHONPATH=benchmarks python -m studies.levers DATASET [LEVER ...]
 
 Each result goes into results/levers.json as soon as it is there, in place of the former one of the same name;
-`make bench-table` makes the table of docs/accuracy.md from it. Splits and times as in peers.py; the last
+`make bench-table` makes the table of docs/results/accuracy.md from it. Splits and times as in peers.py; the last
 epoch counts, not the best, so that dev is not used twice.
 """
 

@@ -4,7 +4,7 @@ Run: PYTHONPATH=benchmarks python -m studies.peers DATASET [SYSTEM ...]
 
 All are trained and asked on the same CSR matrices, the same split and as many threads. Each result goes into
 results/peers.json as soon as it is there, in place of the former one of the same name; `make bench-table`
-makes the table of docs/accuracy.md from it. Needs the extra [peers].
+makes the table of docs/results/accuracy.md from it. Needs the extra [peers].
 
 Settings are chosen on dev: trained on train, asked on dev; where there is no dev, or it is the last word, a
 tenth of train is held out. `--final` is the last word: trained on all of train, asked on test (on dev where

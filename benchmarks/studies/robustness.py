@@ -1,4 +1,4 @@
-"""What makes MACH robust? With `make bench-table` it makes docs/robustness.md.
+"""What makes MACH robust? With `make bench-table` it makes docs/results/robustness.md.
 
 Run: PYTHONPATH=benchmarks python -m studies.robustness
 
@@ -16,7 +16,7 @@ for the other (transfer), and figures are means of both. *Kept* is P@k adversari
 epsilon at which half is kept, on a logarithmic line between the sizes. Intervals: 95 %, bootstrap over
 documents; they don't hold what another training run would change.
 
-Results: results/robustness.json, docs/robustness.png.
+Results: results/robustness.json, docs/images/robustness.png.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def main() -> None:
     shared = os.environ.get("MACH_SHARED_DATA", ROOT.parent / "shared" / "data")
     parser.add_argument("--data", type=Path, default=shared, help="folder with eurlex57k")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes")
-    parser.add_argument("--chart", type=Path, default=ROOT / "docs" / "robustness.png")
+    parser.add_argument("--chart", type=Path, default=ROOT / "docs" / "images" / "robustness.png")
     args = parser.parse_args()
     file = args.results / "robustness.json"
     kept = json.loads(file.read_text()) if file.exists() else {"models": [], "threats": []}

@@ -19,7 +19,7 @@ from mach_ext.data.atomic import atomic_write
 from mach_ext.data.json_text import write_json
 from mach_ext.data.records import seal
 
-# A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/accuracy.md).
+# A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/results/accuracy.md).
 STEP = 0.5
 _FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
 ADVICE = "free memory first, or make a smaller model"

@@ -19,7 +19,7 @@ def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dic
     where models differ most. B is the power of two next to L / 2, within 16 ... 2,048. Each repetition has an
     encoder of its own, of 256 units or, where all of them would take more than 3 x 10^8 floats (1.2 GB), of
     128; where those would, too (D above 146,000 with R = 16), they share one of 512. Epochs are as many as
-    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/accuracy.md.
+    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/results/accuracy.md.
 
     Example:
         >>> from mach_ext.training import default_sizes
@@ -43,7 +43,7 @@ def prefer_svm(Y: Any, num_features: int) -> bool:
 
     It does where labels have many documents: N is at least 10,000, a label that occurs has 32 documents on
     average, and the weights at `default_svm_sizes` are at most 3 x 10^8 floats (1.2 GB). Elsewhere hidden
-    units, that labels share, were better, on each of the datasets of docs/accuracy.md.
+    units, that labels share, were better, on each of the datasets of docs/results/accuracy.md.
     """
     Y = check_labels(Y, "prefer_svm: Y")
     sizes = default_svm_sizes(Y.shape[1])
@@ -53,7 +53,7 @@ def prefer_svm(Y: Any, num_features: int) -> bool:
 
 
 def default_svm_sizes(num_labels: int) -> dict[str, int]:
-    """R and B for `fit_svm`, where nothing else is known: docs/accuracy.md.
+    """R and B for `fit_svm`, where nothing else is known: docs/results/accuracy.md.
 
     R is 8, B the power of two next to L / 8, within 64 ... 2,048.
 

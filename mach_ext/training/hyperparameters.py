@@ -33,7 +33,7 @@ class Hyperparameters:
         encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
             as that of a frequent one, and so learns its few documents by heart. With an eps far above the
             root of its second moment the steps are those of SGD with momentum, as large as the evidence;
-            docs/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
+            docs/results/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
             are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
         schedule: "linear": rates fall to 0 over the run; "constant".
         seed: Of the order of the documents and of dropout.

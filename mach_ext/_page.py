@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mach_ext._terminal import UNSAFE, one_line
@@ -71,7 +72,8 @@ def match_fonts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
         for name in rcParams["font.family"]
     }
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
-        if (font.style, font.weight) == ("normal", 400) and "Last Resort" not in font.name:
+        plain = (font.style, font.weight) == ("normal", 400) and "Last Resort" not in font.name
+        if plain and Path(font.fname).exists():  # matplotlib keeps its list of fonts from run to run
             files.setdefault(font.name, font.fname)
     missing, fonts = set("".join(texts)), []
     for name, file in files.items():

@@ -137,7 +137,10 @@ def summary(name: str, sentences: list[Sentence]) -> str:
 
 
 if __name__ == "__main__":
-    given = [Path(name) for name in sys.argv[1:]] or [*documents(), *sorted((ROOT / "mach_ext").rglob("*.py"))]
+    given = [Path(name) for name in sys.argv[1:]] or [
+        *documents(),
+        *sorted((ROOT / "mach_ext").rglob("*.py")),
+    ]
     files = [f for path in given for f in ([path] if path.is_file() else sorted(path.rglob("*.[mp][dy]")))]
     found = of_files(files)
     for sentence in found:

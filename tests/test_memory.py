@@ -409,7 +409,7 @@ def work(name, model, **options):
 
 ratios = {}
 for name, sizes, options in json.loads(sys.argv[1]):
-    work(name, mach_ext.MACH(4000, 20_000, **{**sizes, "num_repetitions": 8, "num_buckets": 16}), **options)
+    work(name, mach_ext.MACH(4000, 20_000, **sizes), **options)  # libraries load code and caches of their own
     ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
     model = mach_ext.MACH(4000, 20_000, **sizes)
@@ -423,7 +423,11 @@ print(json.dumps(ratios))
 
 
 def test_expected_memory_is_what_is_taken(capsys):
-    """Within a quarter, of models so large that the allocator's habits do not show."""
+    """Each tensor is a mapping of its own, given back when it is freed: the allocator's habits do not show.
+
+    As glibc has it, what it keeps and how that is cut into pieces made a third of a run's peak come and go.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
     wide = {"num_repetitions": 16, "num_buckets": 4000, "hidden_size": 64}
     linear = {"num_repetitions": 4, "num_buckets": 2000, "hidden_size": 0}
     cases = [
@@ -434,12 +438,12 @@ def test_expected_memory_is_what_is_taken(capsys):
         ("training, peak", linear, {}),
     ]
     command = [sys.executable, "-c", PEAKS, json.dumps(cases)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stderr
     ratios = json.loads(run.stdout)
     with capsys.disabled():
         print("\nmeasured / expected memory: " + ", ".join(f"{ratio:.2f}" for ratio in ratios.values()))
-    assert all(0.75 < ratio < 1.25 for ratio in ratios.values()), ratios
+    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
 
 
 def test_operations_at_their_limits():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from data_cases import SENTENCES, TEXTS
+from matplotlib import font_manager
 
 import mach_ext
 from mach_ext import _page, cli, data, explain, report
@@ -91,8 +92,10 @@ def test_names_are_cut_between_letters_and_fill_their_columns():
     assert len({_page.text_width(line.partition("|")[0]) for line in lines}) == 1
 
 
-def test_charts_of_scripts_without_a_font(tmp_path):
-    """No warning for each letter; the chart says that it lacks them."""
+def test_charts_of_scripts_without_a_font(tmp_path, monkeypatch):
+    """No warning for each letter; the chart says that it lacks them. A font removed since is passed over."""
+    gone = font_manager.FontEntry(fname=str(tmp_path / "gone.ttf"), name="A Font", weight=400, style="normal")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [gone, *font_manager.fontManager.ttflist])
     name = "\U000107ff word \u2316"  # no character; and one that only the second font has
     model = mach_ext.MACH(1, 2, 2, 4, hidden_size=0)
     found = explain.integrated_gradients(

@@ -65,6 +65,22 @@ def remarks_afterwards() -> Iterator[None]:
             logger.handle(record)
 
 
+def failure(error: Exception) -> str | None:
+    """What an error says in one line, or None for a defect of this program."""
+    if isinstance(error, ImportError):  # of torch itself, or of what is compiled, which says what to run
+        return str(error)
+    import torch
+
+    from mach_ext._memory import memory_words
+
+    if (shortage := memory_words(error)) is not None:
+        return shortage
+    if isinstance(error, OSError):
+        return error_words(error)
+    expected = (ValueError, TypeError, FloatingPointError, torch.OutOfMemoryError)
+    return (str(error) or type(error).__name__) if isinstance(error, expected) else None
+
+
 def error_words(error: OSError) -> str:
     """What an error of the operating system says, without its number."""
     if error.strerror is None:

@@ -1,0 +1,40 @@
+"""Small data for the pages of docs/: what their hidden setup blocks import."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+# A label and the words that its documents use.
+ANIMALS = {
+    "dog": "barks tail fetches bone puppy leash",
+    "cat": "purrs tail whiskers mouse kitten claws",
+    "lion": "roars mane savanna pride claws tawny",
+    "horse": "gallops mane saddle hooves hay rider",
+    "whale": "swims ocean spout deep fins giant",
+    "shark": "swims ocean teeth deep fins gills",
+    "eagle": "flies wings feathers talons nest soars",
+    "owl": "flies wings feathers night hoots nest",
+}
+GROUPS = {
+    "pet": ("dog", "cat"),
+    "mammal": ("dog", "cat", "lion", "horse", "whale"),
+    "predator": ("lion", "shark", "eagle", "owl"),
+    "sea animal": ("whale", "shark"),
+    "bird": ("eagle", "owl"),
+}
+
+
+def animals(folder, train=400, test=80, seed=0):
+    """Writes train.jsonl and test.jsonl: short texts about animals, each with its animal and the animal's groups."""
+    rng, folder = np.random.default_rng(seed), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("test", test)):
+        lines = []
+        for _ in range(count):
+            animal = str(rng.choice([*ANIMALS]))
+            words = " ".join(rng.choice(ANIMALS[animal].split(), 4, replace=False))
+            labels = [animal, *(group for group, members in GROUPS.items() if animal in members)]
+            lines.append(json.dumps({"text": f"an animal that {words}", "labels": labels}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def animals(folder, train=400, test=80, seed=0):
-    """Writes train.jsonl and test.jsonl: short texts about animals, each with its animal and the animal's groups."""
+    """Writes train.jsonl and test.jsonl: texts about animals, labelled with the animal and its groups."""
     rng, folder = np.random.default_rng(seed), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", train), ("test", test)):

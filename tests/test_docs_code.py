@@ -2,19 +2,20 @@
 
 What an author needs to know:
 
-* Each page has an empty folder of its own, which is the working directory, and one Python namespace, which starts
-  with `mach_ext` alone.
+* Each page has an empty folder of its own, which is the working directory, and one Python namespace, which
+  starts with `mach_ext` alone.
 * A ```python block runs. An output that is shown as a comment is not checked.
-* A ```pycon block holds `>>>` lines, and its outputs are checked as those of a doctest. `...` stands for any text.
-* In a ```console block a line that starts with `$ ` is a command, which must succeed. A trailing backslash goes on
-  in the next line, and all other lines are output that is shown and not checked. `$ mach-ext ...` runs in the
-  process of the test, with what stands before a pipe as its input: `$ cat texts.txt | mach-ext predict > out.tsv`.
-  Other commands (`$ head -2 out.tsv`, `$ python train.py`) run in a shell.
+* A ```pycon block holds `>>>` lines, and its outputs are checked as those of a doctest. `...` stands for any
+  text.
+* In a ```console block a line that starts with `$ ` is a command, which must succeed. A trailing backslash goes
+  on in the next line, and all other lines are output that is shown and not checked. `$ mach-ext ...` runs in
+  the process of the test, with what stands before a pipe as its input, and `>` sends its output to a file:
+  `$ cat texts.txt | mach-ext predict > out.tsv`. Other commands (`$ head -2 out.tsv`) run in a shell.
 * A block of any language with a title is written to the file of that name, and is not run:
   ```json title="animals/train.jsonl".
-* `<!-- setup` on a line of its own, then Python code, then `-->`, is hidden from the reader and runs like a block.
-  Use it to put small data or a small run where the page expects a large one. It may import `docs_cases`, which
-  stands beside this file: `docs_cases.animals("animals")` writes a dataset of texts.
+* `<!-- setup` on a line of its own, then Python code, then `-->`, is hidden from the reader and runs like a
+  block. Use it to put small data or a small run where the page expects a large one. It may import `docs_cases`,
+  which stands beside this file: `docs_cases.animals("animals")` writes a dataset of texts.
 * `<!-- not run: reason -->` on the line above a block leaves that block out. There must be a reason: it takes
   minutes, it needs a GPU, it installs something.
 * Blocks of other languages, and blocks of no language, are shown only.
@@ -32,7 +33,6 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from helpers import ROOT
@@ -43,7 +43,8 @@ from mach_ext import cli
 PAGES = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(
     r"^(?P<indent> *)(?:<!-- not run: *(?P<reason>.*?) *-->\s*\n(?P=indent))?"
-    r"(?:```(?P<language>\w*)(?P<options>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$|<!-- setup\n(?P<setup>.*?)-->)",
+    r"(?:```(?P<language>\w*)(?P<options>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$|"
+    r"<!-- setup\n(?P<setup>.*?)-->)",
     re.DOTALL | re.MULTILINE,
 )
 TITLE = re.compile(r'\btitle="([^"]+)"')
@@ -51,7 +52,7 @@ RUN = {"python", "pycon", "console", "setup"}
 
 
 class Block(NamedTuple):
-    """A block of code of a page: its language, its text, the file it is written to, its line, why it is not run."""
+    """A block of code of a page: its language, text, the file it goes to, its line, why it is not run."""
 
     language: str
     code: str
@@ -99,12 +100,14 @@ def run_command(command):
     errors = io.StringIO()
     stdin, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(given), encoding="utf-8")
     try:
-        with open(target, "w", encoding="utf-8") as output:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-                try:
-                    code = cli.main(arguments)
-                except SystemExit as stop:
-                    code = stop.code
+        with (
+            open(target, "w", encoding="utf-8") as output,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
     finally:
         sys.stdin = stdin
     assert not code, f"{command}: exit code {code}\n{errors.getvalue()}"
@@ -129,7 +132,6 @@ def run_block(block, place, namespace):
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
-    np.random.seed(0)
     torch.manual_seed(0)
     namespace = {"__name__": "page", "mach_ext": mach_ext}
     for block in blocks((ROOT / page).read_text(encoding="utf-8")):

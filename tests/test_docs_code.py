@@ -7,15 +7,15 @@ What an author needs to know:
 * A ```python block runs. An output that is shown as a comment is not checked.
 * A ```pycon block holds `>>>` lines, and its outputs are checked as those of a doctest. `...` stands for any
   text.
-* In a ```console block a line that starts with `$ ` is a command, which must succeed. A trailing backslash goes
-  on in the next line, and all other lines are output that is shown and not checked. `$ mach-ext ...` runs in
-  the process of the test, with what stands before a pipe as its input, and `>` sends its output to a file:
+* In a ```console block a line that starts with `$ ` is a command, which must succeed. A trailing backslash
+  goes on in the next line, and all other lines are output that is shown and not checked. `$ mach-ext ...` runs
+  in the process of the test, with what stands before a pipe as its input, and `>` sends its output to a file:
   `$ cat texts.txt | mach-ext predict > out.tsv`. Other commands (`$ head -2 out.tsv`) run in a shell.
 * A block of any language with a title is written to the file of that name, and is not run:
   ```json title="animals/train.jsonl".
 * `<!-- setup` on a line of its own, then Python code, then `-->`, is hidden from the reader and runs like a
-  block. Use it to put small data or a small run where the page expects a large one. It may import `docs_cases`,
-  which stands beside this file: `docs_cases.animals("animals")` writes a dataset of texts.
+  block. Use it to put small data or a small run where the page expects a large one. It may import
+  `docs_cases`, which stands beside this file: `docs_cases.animals("animals")` writes a dataset of texts.
 * `<!-- not run: reason -->` on the line above a block leaves that block out. There must be a reason: it takes
   minutes, it needs a GPU, it installs something.
 * Blocks of other languages, and blocks of no language, are shown only.

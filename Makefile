@@ -6,8 +6,8 @@
 #   make stress   damaged files through every reader, 20,000 of each format; operations short of memory; processes
 #                 that save into one folder, threads, forks; a part of it: N=1000 FORMATS="xmc npz memory"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
-#   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
-#   make bench-table   the tables of README and docs/, from that JSON
+#   make bench    benchmarks beside other forms, rows into benchmarks/results/*.csv; a part of them: ARGS="-k decode"
+#   make bench-table   the tables, charts and figures of README and docs/, from those rows
 #   make docs     the documentation, into site/: read it with `python3 -m http.server --directory site`
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches

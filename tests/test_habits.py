@@ -187,7 +187,7 @@ def test_contributing_names_targets_that_exist():
         ("mach_ext/data/wordnet.py", ["prepare"]),
         ("mach_ext/cli/main.py", ["COMMANDS", "FLAGS"]),
         ("mach_ext/cli/info.py", ["add_options", "run"]),
-        ("benchmarks/table.py", ["MODULES"]),
+        ("benchmarks/frames.py", ["MODULES"]),
         ("benchmarks/conftest.py", ["compare"]),
         ("tests/conftest.py", ["device"]),
         ("csrc/ops.cpp", ["signs", "label_logits"]),

@@ -1,4 +1,4 @@
-"""What messages quote of a file, and the check of a list of names."""
+"""How messages quote values from files, and the check of a list of names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mach_ext._deprecation import renamed_names
 from mach_ext.data.files import PathLike
 
-_LENGTH = 60  # characters of a file's contents in a message
+_LENGTH = 60  # characters of a file's content in a message
 
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
@@ -17,12 +17,14 @@ _repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
 
 
 def quote(value: Any) -> str:
-    """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
+    r"""Quotes a value from a file for a message.
+
+    The result is short and stands on one line. It contains nothing that controls a terminal.
 
     Example:
         >>> from mach_ext.data.parsing import quote
-        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
-        'red\\naaaaaa 63
+        >>> print(quote("red\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
+        'red\naaaaaa 63
     """
     is_text = isinstance(value, (str, bytes, bytearray))
     text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
@@ -31,10 +33,13 @@ def quote(value: Any) -> str:
 
 
 def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
-    """A list of names: strings, so many of them. Whatever is in them is kept, be it half of a surrogate pair.
+    """Checks a list of names. They must be strings, and there must be `count` of them unless it is None.
+
+    Any string is accepted, even half of a surrogate pair.
 
     Raises:
-        ValueError: no list, another number of names, an entry that is no string; with source and entry.
+        ValueError: There is no list, the number differs, or an entry is not a string. The message names the
+            source and the entry.
     """
     if isinstance(names, (str, bytes, Mapping)) or not hasattr(names, "__getitem__"):
         raise ValueError(f"{source}: it must be a list of names, got {quote(names)}")

@@ -1,4 +1,4 @@
-"""The files of a folder as splits, whatever their format."""
+"""Reads the files of a folder into splits, in any format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mach_ext.data.formats.xmc import read_xmc
 
 
 def read_splits(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Split]:
-    """All splits, which are of one format, with D and L columns each."""
+    """Reads all splits, which have the same format, with D and L columns each."""
     (kind,) = {each.kind for each in files.values()}
     if not reading.documents_only:
         find_names(reading)

@@ -14,11 +14,11 @@ from mach_ext.attack.threats import Dense, Insert, round_down
 
 
 class FGSM(Attack):
-    """The fast gradient sign method: a single step along the gradient at the clean document (Goodfellow et
-    al. 2015).
+    """The fast gradient sign method: a single step along the gradient at the clean document.
 
-    The step ends at the edge of the set that the threat model allows. If the step does not increase a
-    document's loss, the document is left unchanged, unless `keep_best` is False.
+    The source is Goodfellow et al., 2015, "Explaining and Harnessing Adversarial Examples". The step ends at
+    the edge of the set that the threat model allows. If the step does not increase a document's loss, the
+    document is left unchanged, unless `keep_best` is False.
 
     Args:
         model: The model. It is used in eval mode.

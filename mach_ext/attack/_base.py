@@ -62,7 +62,7 @@ class Attack:
     def _check_threat(self, op: str) -> None:
         """Refuses threat models that the attack cannot handle."""
         if isinstance(self.threat_model, Delete):
-            raise ValueError(f"{op}: threat model delete is discrete: Greedy (--attack delete) is for it")
+            raise ValueError(f"{op}: threat model delete removes words, so it needs Greedy (--attack delete)")
 
     def perturb(
         self, X: Any, Y: Any = None, epsilon: float | Sequence[float] = 0.01, *,

@@ -45,7 +45,7 @@ def create(
     if name in ("delete", "insert"):
         greedy = Greedy(model, threat, goal, k, seed=seed)
         if not isinstance(greedy.threat_model, Delete if name == "delete" else Insert):
-            raise ValueError(f"attack: {name!r} is not for the threat model {greedy.threat_model}")
+            raise ValueError(f"attack: {name!r} does not work with the threat model {greedy.threat_model}")
         return greedy
     if name == "pgd":
         return PGD(model, threat, goal, k, steps=steps, seed=seed)

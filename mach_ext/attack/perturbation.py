@@ -73,9 +73,8 @@ class Perturbation:
             return first
         if layer.model is self.model:
             return batch.add_offset(first)
-        entries = Entries(
-            batch.rows, batch.indices
-        )  # the same signs, multiplied with the other model's weight
+        entries = Entries(batch.rows, batch.indices)
+        # The other model has another weight, so the offset of the same signs is computed again.
         for weight, direction in batch.directions:
             offset, _, _ = sign_pass(direction, layer, entries, self.threat_model.nonnegative)
             first += offset * weight[:, None, None].to(layer.dtype)
@@ -269,7 +268,7 @@ class Perturbation:
         if any(batch.directions for batch in self._batches) and max_bytes < 8 * N * D:
             raise ValueError(
                 f"Perturbation.to_csr: N x D = {N} x {D} numbers take {8 * N * D:,} bytes, more than "
-                f"max_bytes={max_bytes:,}; predict(), hidden() and norms need none of it"
+                f"max_bytes={max_bytes:,}; predict(), hidden() and norms do not need them"
             )
         if any(batch.directions for batch in self._batches):
             advice = "perturb fewer documents at a time, or lower max_bytes"

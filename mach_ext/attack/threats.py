@@ -75,8 +75,8 @@ class ThreatModel:
         if self.nonnegative and X.nnz and X.data.min() < 0:
             row = int(np.searchsorted(X.indptr, np.argmin(X.data), side="right")) - 1
             raise ValueError(
-                f"{op}: threat model {self} keeps values >= 0, but X has {X.data.min():g} in row {row}: "
-                f"{type(self).__name__}(nonnegative=False) is for such features"
+                f"{op}: threat model {self} keeps values >= 0, but X has {X.data.min():g} in row {row}; "
+                f"use {type(self).__name__}(nonnegative=False) for such features"
             )
 
     def bounds(self, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -312,8 +312,8 @@ class Insert(ThreatModel):
         max_m = X.shape[1] - int(np.diff(X.indptr).max(initial=0))
         if not 0 <= self.m <= max_m:
             raise ValueError(
-                f"{op}: threat model {self}: m must be in 0 ... {max_m}, what a document of X lacks of its "
-                f"D={X.shape[1]} features, got {self.m}"
+                f"{op}: threat model {self}: m must be in 0 ... {max_m}, because a document of X lacks only "
+                f"{max_m} of the D={X.shape[1]} features, got {self.m}"
             )
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:

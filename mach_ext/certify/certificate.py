@@ -43,14 +43,14 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
     if isinstance(threat, Dense) and not model.is_linear:
         raise ValueError(
             f"{op}: threat model dense is certified for linear MACH (hidden_size=0) only: it moves every "
-            f"hidden unit by up to epsilon times the sum of its D={model.num_features} absolute weights, and "
+            f"hidden unit by up to epsilon times the sum of its D={model.num_features} absolute weights, so "
             "bounds are vacuous at every useful epsilon; support, insert(m), l1, l2, delete are certified"
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes not in ({torch.float32}, {torch.float64}):
         names = ", ".join(sorted(map(str, dtypes)))
         raise TypeError(
-            f"{op}: parameters must be float32 or float64, model.float() makes them so, got {names}"
+            f"{op}: parameters must be float32 or float64, got {names}; model.float() converts them"
         )
     return threat
 

@@ -77,7 +77,7 @@ def iter_documents(
     """
     path, remarks, kind = Path(path), [] if remarks is None else remarks, suffix_of(path)
     if svmlight_base is not None and (format is not None or kind not in SVMLIGHT):
-        remarks.append(f"{path}: is no svmlight file; --svmlight-base is passed over")
+        remarks.append(f"{path}: is not an svmlight file; --svmlight-base is ignored")
     if format is not None:
         with open_input(path) as file:
             yield from stream_documents(file, columns, format=format, source=path, block=block)

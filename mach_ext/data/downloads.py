@@ -65,7 +65,7 @@ def download(
             raise ConnectionError(f"{url}: could not be downloaded ({problem})")
     if sha256 is not None and (got := sha256_of(part)) != sha256:
         part.unlink()
-        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was dropped")
+        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was deleted")
     part.replace(path)
 
 
@@ -106,7 +106,7 @@ def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: 
                 bar.update(len(block))
                 if max_bytes is not None and file.tell() > max_bytes:
                     part.unlink()
-                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was dropped")
+                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was deleted")
     return total is None or part.stat().st_size == total
 
 

@@ -31,10 +31,11 @@ def data_home() -> Path:
         home = Path(given).expanduser() if given else cache.expanduser() / "mach_ext"
     except RuntimeError:  # $HOME is not set, and the system does not know this user
         raise ValueError(
-            "the data folder is not known, since the user has no home folder; $MACH_DATA says where it is"
+            "the place of the data folder is not known, because the user has no home folder; "
+            "set $MACH_DATA to a folder"
         ) from None
     if home.exists() and not home.is_dir():
-        raise ValueError(f"the data folder must be a folder, {home} is none; $MACH_DATA names another")
+        raise ValueError(f"the data folder must be a folder, got the file {home}; set $MACH_DATA to a folder")
     return home
 
 
@@ -48,8 +49,10 @@ def lock_home(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = open(folder.with_name(f".{folder.name}.lock"), "w")  # noqa: SIM115
     except OSError as error:
-        rule = "the data folder must be one that can be written to"
-        raise OSError(f"{folder.parent}: {rule}: {error.strerror}; $MACH_DATA names another") from None
+        rule = "the data folder must be writable"
+        raise OSError(
+            f"{folder.parent}: {rule}: {error.strerror}; set $MACH_DATA to another folder"
+        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

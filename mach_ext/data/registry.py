@@ -138,7 +138,7 @@ def load(
         if given.lower() not in (*NAMES, *ALIASES):
             raise
         raise FileNotFoundError(
-            f"{error}; this folder goes before the known dataset {dataset}: to get that, run elsewhere"
+            f"{error}; this folder goes before the known dataset {dataset}; run in another folder to get that"
         ) from None
     if name == "wordnet" and columns is None:
         check_wordnet(data)

@@ -66,7 +66,7 @@ class _Bounded(io.RawIOBase):
         if self._count > self._limit:
             raise ValueError(
                 f"{self._path}: must not unpack to more than {MAX_EXPANSION} times its size, got more than "
-                f"{self._limit} bytes; unpacked by hand, it is read whatever its size"
+                f"{self._limit} bytes; unpack it by hand, and it is read whatever its size"
             )
         return len(text)
 

@@ -64,7 +64,7 @@ class Vectorizer:
             )
         check_names(vocabulary, "Vectorizer: the vocabulary strings")
         if len(set(vocabulary)) != len(vocabulary):
-            raise ValueError("Vectorizer: every word of the vocabulary must be there once, got one twice")
+            raise ValueError("Vectorizer: a word of the vocabulary must occur only once, got a word twice")
         for word, x in zip(vocabulary, idf, strict=True):
             _check_idf(x.item() if isinstance(x, np.generic) else x, word)
         self.vocabulary = list(vocabulary)

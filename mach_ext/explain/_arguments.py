@@ -130,7 +130,7 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
     if not matches:  # the names may have the same letters in another Unicode form
         matches = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
     if len(matches) > 1:
-        raise ValueError(f"{op}: {kind} {name!r} is the name of {matches}: give the number")
+        raise ValueError(f"{op}: {kind} {name!r} is the name of {matches}; give the number")
     if not matches and name.isdecimal():  # a name of digits comes before a number
         return int(name)
     if not matches:

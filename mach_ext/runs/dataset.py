@@ -55,7 +55,7 @@ def load_dataset(
     """
     record, argument = record_of(model), spell("dataset")
     if dataset is None and "dataset" not in record:
-        raise ValueError(f"{folder}: the model does not say which dataset it is of; give {argument}")
+        raise ValueError(f"{folder}: the model does not say which dataset it was trained on; give {argument}")
     own = dataset is None or _same_place(record, dataset)
     name: str | os.PathLike[str] = record["dataset"] if dataset is None else dataset
     if dataset is None:
@@ -87,7 +87,7 @@ def load_dataset(
         return split
     if not own and not _is_training_data(model, loaded):
         return loaded
-    remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out of it"
+    remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out"
     return replace(loaded, remarks=(*loaded.remarks, remark))
 
 
@@ -135,7 +135,7 @@ def log_remarks(dataset: data.Dataset, svmlight_base: int | None) -> None:
 def log_no_svmlight(svmlight_base: int | None) -> None:
     """Logs that the number of the first feature was given but is not used."""
     if svmlight_base is not None:
-        log.warning("no svmlight file is read; %s is passed over", spell("svmlight_base"))
+        log.warning("no svmlight file is read; %s is ignored", spell("svmlight_base"))
 
 
 def log_without_features(where: str, without: int, count: int, rest: str = "") -> None:

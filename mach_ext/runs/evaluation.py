@@ -94,9 +94,9 @@ def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbor
     """
     argument = spell("neighbors")
     if split == "train":
-        raise ValueError(f"{argument} is for other documents than those of train, which find themselves")
+        raise ValueError(f"{argument} does not work for documents of train, which find themselves")
     if model.merge != "mean_logit":
         raise ValueError(f"{argument} adds to mean logits; this model ranks by {model.merge}")
     if len(dataset.train) == 0:
-        raise ValueError(f"{dataset.path}: has no train split, among which {argument} looks")
+        raise ValueError(f"{dataset.path}: has no train split, which {argument} needs")
     return Neighbors(dataset.train.X, dataset.train.Y)

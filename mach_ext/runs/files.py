@@ -35,7 +35,7 @@ def check_folder(what: str, folder: Path) -> None:
     except OSError as error:
         raise OSError(f"{what}: {folder} can't be a folder: {error.strerror}") from None
     if not is_folder:
-        raise ValueError(f"{what} must be a folder, but {folder} is none")
+        raise ValueError(f"{what} must be a folder, got the file {folder}")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".mach-ext.", dir=folder))
     except OSError as error:

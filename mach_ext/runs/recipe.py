@@ -91,9 +91,12 @@ class Recipe:
             recipe = replace(self, svm=prefer)
             if prefer:
                 other = spell("svm", value=False)
-                log.info("labels have many documents: support vector machines (%s: a hidden layer)", other)
+                log.info(
+                    "labels have many documents, so support vector machines are trained (%s: a hidden layer)",
+                    other,
+                )
         if self.C is not None and not recipe.svm:
-            raise ValueError(f"{spell('C')} is of support vector machines, see {spell('svm')}")
+            raise ValueError(f"{spell('C')} is an option of support vector machines, see {spell('svm')}")
         return recipe
 
     def model(self, dataset: data.Dataset) -> nn.MACH:

@@ -192,7 +192,7 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
     held = "a run that was not finished" if unfinished else "a model"
     if record:
         held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
-    hint = f"; {spell('resume', value=True)} goes on with the same training" if unfinished else ""
+    hint = f"; {spell('resume', value=True)} continues the training" if unfinished else ""
     overwrite, output = spell("overwrite", value=True), spell("output")
     raise ValueError(f"{folder}: holds {held}; {overwrite} replaces it, {output} names another folder{hint}")
 

@@ -37,7 +37,7 @@ def fit_columns(reading: Reading, data: Split, files: SplitFiles, D: int, L: int
     filtered = None
     if files.filtered is not None:
         filtered = read_pairs(files.filtered, (X.shape[0], max(data.Y.shape[1], L)))[:, :L]
-        reading.remarks.append(f"{files.filtered}: metrics leave its pairs out of the answers")
+        reading.remarks.append(f"{files.filtered}: metrics do not count its pairs as answers")
     return Split(X, widen(Y, L), data.texts, unseen, filtered)
 
 

@@ -28,7 +28,7 @@ def find_file(folder: Path, *names: str) -> Path | None:
         check_regular(path)
     if len(paths) > 1:
         there = ", ".join(str(path.relative_to(folder)) for path in paths)
-        raise ValueError(f"{folder}: must have one of these, got {there}")
+        raise ValueError(f"{folder}: must have only one of these files, got {there}")
     return paths[0] if paths else None
 
 
@@ -98,7 +98,9 @@ def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles
         raise FileNotFoundError(_nothing_there(folder, for_model))
     if len(candidates) > 1:
         what = "train" if with_train else "data"
-        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(candidates))}")
+        raise ValueError(
+            f"{folder}: all {what} files must have the same format, got {', '.join(sorted(candidates))}"
+        )
     ((kind, chosen),) = candidates.items()
     remarks = [
         f"{left.X}: is left out, because train is in another format"

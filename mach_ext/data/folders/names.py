@@ -55,7 +55,7 @@ def check_model_names(reading: Reading, columns: Columns, kind: str) -> None:
         return
     if ours.vocabulary != theirs.vocabulary or not np.array_equal(ours.idf, theirs.idf):
         file = reading.folder / "vectorizer.json"
-        raise ValueError(f"{file}: must be the model's, which made its columns, got another vectorizer")
+        raise ValueError(f"{file}: must equal the model's vectorizer, which made its columns")
 
 
 def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None) -> None:

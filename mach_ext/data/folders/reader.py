@@ -32,7 +32,7 @@ def read_splits(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Spl
         by_number = reading.labels is None and kind != "jsonl" and not reading.documents_only
         if by_number and reading.columns.label_names is not None:
             reading.remarks.append(
-                f"{reading.folder}: has no names of labels; label j is the model's label j"
+                f"{reading.folder}: has no label names, so label j is taken as the model's label j"
             )
         D, L = reading.columns.num_features, reading.columns.num_labels
         check_model_names(reading, reading.columns, kind)

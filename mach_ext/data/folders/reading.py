@@ -19,9 +19,7 @@ class Reading:
     """
 
     folder: Path
-    columns: (
-        Columns | None
-    )  # those of the model that the data are read for; None: the data define the columns
+    columns: Columns | None  # of the model that the data are read for; None: the data define the columns
     given_base: int | Literal["auto"] | None
     num_threads: int
     documents_only: bool = False  # ignore labels and files of names

@@ -55,7 +55,7 @@ def _shown_feature_base(reading: Reading, path: Path, raw: dict[str, Split]) -> 
     if base is None:
         if reading.columns is not None and reading.given_base != "auto":
             raise ValueError(
-                f"{path}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
+                f"{path}: has no feature 0, so say whether features count from 0 or 1: --svmlight-base"
             )
         base = 1
     reading.remarks.append(f"{path}: features are taken to count from {base} (--svmlight-base)")

@@ -29,7 +29,7 @@ def read_json_lines(reading: Reading, files: dict[str, SplitFiles]) -> dict[str,
         given.setdefault(name_key(name), name)
     if reading.columns is not None:
         if reading.columns.label_names is None:
-            raise ValueError(f"{reading.folder}: the model has no label names, which JSON lines go by")
+            raise ValueError(f"{reading.folder}: the model has no label names, which JSON lines need")
         names = list(reading.columns.label_names)
         known = {*names, *map(name_key, names)}
         names += sorted(form for key, form in given.items() if key not in known and form not in known)

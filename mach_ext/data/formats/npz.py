@@ -115,7 +115,7 @@ def _check_members(archive: zipfile.ZipFile) -> None:
     """Refuses a zip file with repeated names, unusual compression or too large arrays."""
     members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
-        raise ValueError("each array must be there once, got one twice")
+        raise ValueError("each array must occur only once, got an array twice")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"arrays must be stored or deflated, got compression {member.compress_type}")

@@ -1,22 +1,31 @@
-"""Adversarial evaluation: small changes of documents that change their labels, and what they do to P@k.
+"""Adversarial evaluation: small changes of documents that change their labels, and their effect on P@k.
 
-* Threat models, `Dense`, `Support`, `Insert`, `L2`, `L1`, `Delete`: what may be changed, and by how much.
-* Attacks, `FGSM`, `PGD`, `Greedy`, and `Random` as a control: `.perturb(X, Y, epsilon)`, a `Perturbation`.
-* `evaluate`: P@k, nDCG@k, PSP@k clean and adversarial over a grid of epsilon, with bootstrap intervals.
+* The threat models `Dense`, `Support`, `Insert`, `L2`, `L1` and `Delete` say what an attacker may change, and
+  by how much.
+* The attacks `FGSM`, `PGD` and `Greedy`, and the control `Random`, have a method `perturb(X, Y, epsilon)`. It
+  returns a `Perturbation`.
+* `evaluate` measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon, with
+  bootstrap intervals.
 
-**Goals.** "untargeted": the loss (bucket cross-entropy) of the true labels rises; "own": that of the model's
-own top k, for which no labels are needed and none leak; "positive": the best-ranked true label of the top k
-leaves it; "negative": a false label enters it, by default the best-ranked one outside. The two targeted goals
-raise a difference of two labels' scores (means of logits). Losses are sums over buckets, a number a document:
-means would let gradients vanish with B.
+**Goals.** A goal says what an attack tries to reach.
 
-**All features without N x D.** An L-inf step on every feature is x + eps * sign(G W'), with G [N, M] the
-gradient to the first layer and W [D, M] its weight. What it does to that layer is eps * sign(G W') W, summed
-over tiles of features; so it is the same for every eps, and N x D never exists. `Perturbation` keeps G and
-that *offset*; it is written out, tile by tile, only when asked for.
+* "untargeted" raises the loss (bucket cross-entropy) of the true labels.
+* "own" raises the loss of the model's own top k. So true labels are not needed, and they do not leak into the
+  attack.
+* "positive" pushes the best-ranked true label of the top k out of the top k.
+* "negative" pushes a false label into the top k. By default it is the best-ranked false label outside.
 
-Notation: N documents, D features, L labels, R repetitions, B buckets, k top-k; the first layer has C blocks
-of M units: the encoder (C = 1) or, for linear MACH, the R bucket classifiers.
+The last two goals are targeted. They raise the difference of two labels' scores (means of logits). Losses are
+sums over buckets, with a number for each document. Means would make gradients vanish for large B.
+
+**All features without N x D.** An L-inf step on every feature is x + eps * sign(G W'). G [N, M] is the
+gradient to the first layer, and W [D, M] is that layer's weight. The step adds eps * sign(G W') W to the
+layer. This product is summed over tiles of features, so a matrix [N, D] never exists. It is the same for
+every eps. A `Perturbation` keeps G and this *offset*. It writes the documents tile by tile, only if the user
+asks for them.
+
+Notation: N documents, D features, L labels, R repetitions, B buckets, k the size of the top k. The first
+layer has C blocks of M units. It is the encoder (C = 1) or, for linear MACH, the R bucket classifiers.
 """
 
 from mach_ext._deprecation import renamed_names

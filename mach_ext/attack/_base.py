@@ -20,11 +20,11 @@ from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel, threat_m
 from mach_ext.data import check_columns
 from mach_ext.nn import MACH, evaluating
 
-_FIRST_LAYER = 1 << 24  # numbers of the first layer that are held at a time: 64 MiB of float32
+_FIRST_LAYER = 1 << 24  # numbers of the first layer that are in memory at a time: 64 MiB of float32
 
 
 class Attack:
-    """What attacks share: checks, batches, goals."""
+    """The common part of all attacks."""
 
     name = ""
     usual_threat = "support"
@@ -32,7 +32,7 @@ class Attack:
     def __init__(
         self,
         model: MACH,
-        threat_model: str | ThreatModel | None = None,  # None: `usual_threat`
+        threat_model: str | ThreatModel | None = None,  # None means `usual_threat`
         goal: str = "untargeted",
         k: int | None = None,
         *,
@@ -40,6 +40,7 @@ class Attack:
         seed: int = 0,
         batch_size: int | None = None,
     ) -> None:
+        """Checks the arguments, which the subclasses describe."""
         op = type(self).__name__
         if not isinstance(model, MACH):
             raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
@@ -55,29 +56,46 @@ class Attack:
         self._check_threat(op)
 
     def _threat_of(self, threat: str | ThreatModel | None) -> ThreatModel:
+        """Returns the threat model, or the usual one for None."""
         return threat_model(self.usual_threat if threat is None else threat)
 
     def _check_threat(self, op: str) -> None:
+        """Refuses threat models that the attack cannot handle."""
         if isinstance(self.threat_model, Delete):
-            raise ValueError(f"{op}: threat model delete is discrete: Greedy (--attack delete) is for it")
+            raise ValueError(f"{op}: threat model delete removes words, so it needs Greedy (--attack delete)")
 
     def perturb(
         self, X: Any, Y: Any = None, epsilon: float | Sequence[float] = 0.01, *,
         targets: Any = None, progress: Any = None,
     ) -> Any:  # fmt: skip
-        """Adversarial documents of X.
+        """Returns adversarial documents of X.
 
         Args:
-            X: Documents [N, D], a SciPy sparse matrix.
-            Y: True labels [N, L], a SciPy sparse matrix; not needed for goal "own".
-            epsilon: How far, or several numbers: then a list of perturbations, which share what they can.
-            targets: For goal "negative", the false label of each document that is to enter [N], -1 for none;
-                None: the best-ranked false label outside the top k.
-            progress: Called with a number of documents when these are done.
+            X: Documents [N, D], SciPy sparse.
+            Y: True labels [N, L], SciPy sparse. The goal "own" does not need them.
+            epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
+            targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the
+                goal "negative" takes targets. None: the best-ranked false label outside the top k.
+            progress: A function that is called with the number of finished documents.
+
+        Returns:
+            A `Perturbation`, or a list of them if `epsilon` has several sizes.
 
         Raises:
-            TypeError, ValueError: Labels missing or of other shape, epsilon < 0, a threat model that doesn't
-                fit the features.
+            TypeError: An argument has the wrong type.
+            ValueError: Labels are missing or have another shape, epsilon is negative, or the threat model
+                does not fit the features.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> small, large = mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=[0.1, 0.5])
+            >>> small.predict(1)[1].ravel().tolist(), large.predict(1)[1].ravel().tolist()
+            ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 5])
         """
         op = f"{type(self).__name__}.perturb"
         with memory_advice(op, "lower batch_size or pass fewer documents or epsilons"):
@@ -89,6 +107,7 @@ class Attack:
     def _perturb(
         self, op: str, X: Any, Y: Any, grid: list[float], targets: Any, progress: Any
     ) -> list[Perturbation]:
+        """Perturbs all documents batch by batch, at each size of the grid."""
         given, X = X, check_columns(X, f"{op}: X", self.model.num_features)
         if not (scipy.sparse.issparse(given) and given.ndim == 2):
             given = X
@@ -120,23 +139,25 @@ class Attack:
         ]
 
     def _check_memory(self, op: str, X: Any, sizes: int) -> None:
-        """Of what is kept: documents for each size, or the gradient that all features are moved by."""
+        """Checks the memory of the result: documents of each size, or a gradient that moves all features."""
         threat, N, kept = self.threat_model, X.shape[0], 4 * X.nnz * sizes
         if isinstance(threat, Dense):
             kept = 4 * N * math.prod(self._layer.shape)
         elif isinstance(threat, Insert):
             kept += 4 * N * threat.m * sizes
-        # Documents with words removed may be the same for several sizes.
+        # With Delete the sizes may share documents, so the memory is not known.
         if self._layer.device.type == "cpu" and not isinstance(threat, Delete):
             advice = "pass fewer documents or sizes of epsilon at a time"
             check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
 
     def _tensors(self, X: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns values, indices and indptr of documents as tensors on the model's device."""
         device = self._layer.device
         x = torch.from_numpy(X.data).to(device, self._layer.dtype)
         return x, torch.from_numpy(X.indices).to(device).long(), torch.from_numpy(X.indptr).to(device).long()
 
     def _targets(self, op: str, X: Any, Y: Any, chosen: Any) -> Targets:
+        """Returns the labels that the loss of a batch is about."""
         model, device, N, k = self.model, self._layer.device, X.shape[0], self.k
         if self.goal == "untargeted":
             labels = torch.from_numpy(Y.indices).long(), torch.from_numpy(Y.indptr).long()
@@ -173,15 +194,19 @@ class Attack:
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: Targets, grid: list[float]
     ) -> list[Batch]:
+        """Perturbs a batch of documents at each size of the grid."""
         raise NotImplementedError
 
     def _gradient(self, first: Tensor, goal: Targets) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each document and its gradient to the first layer."""
         loss, gradient = self._layer.losses(first, goal, True)
         assert gradient is not None
         return loss, gradient
 
     def _loss(self, first: Tensor, goal: Targets) -> Tensor:
+        """Returns the loss of each document."""
         return self._layer.losses(first, goal, False)[0]
 
     def _is_better(self, loss: Tensor, best: Tensor) -> Tensor:
+        """Returns which documents have a larger loss than before. Without `keep_best` all documents count."""
         return loss > best if self.keep_best else torch.ones_like(loss, dtype=torch.bool)

@@ -13,11 +13,14 @@ from mach_ext.attack._rows import rows_of
 
 @dataclass
 class Batch:
-    """Documents from `start` on: base [their CSR arrays] + sum of weight * signs of a direction."""
+    """Documents from number `start` on.
+
+    A document is the sum of its base, kept in CSR arrays, and of the weighted signs of directions.
+    """
 
     start: int
     x: Tensor  # [nnz] clean values, 0 at features that were inserted
-    values: Tensor  # [nnz] base
+    values: Tensor  # [nnz] values of the base
     indices: Tensor
     indptr: Tensor
     loss: Tensor  # [N]
@@ -25,23 +28,24 @@ class Batch:
     directions: list[tuple[Tensor, Direction]] = field(default_factory=list)  # weights [N]
     offset: Tensor | None = None  # [N, C, M]: offset * scale[N] is what the directions add to the first layer
     scale: Tensor | None = None
-    counts: Tensor | None = None  # [N] non-zero signs; [N] of them at the document's own features
-    own_counts: Tensor | None = None
+    counts: Tensor | None = None  # [N] number of non-zero signs
+    own_counts: Tensor | None = None  # [N] number of non-zero signs at the document's own features
     targets: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
+        """The document of each entry [nnz]."""
         return rows_of(self.indptr)
 
     def add_offset(self, first: Tensor) -> Tensor:
-        """The first layer with the offset."""
+        """Returns the first layer with the offset added."""
         assert self.offset is not None
         assert self.scale is not None
         return torch.addcmul(first, self.offset, self.scale[:, None, None])
 
 
 def restore_others(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
-    """The documents not kept are clean again."""
+    """Returns the batch with all documents clean again except those of `keep`."""
     assert batch.scale is not None
     return replace(
         batch,
@@ -53,7 +57,7 @@ def restore_others(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:
 
 
 def merge_batches(new: Batch, best: Batch, better: Tensor) -> Batch:
-    """Of each document the new or the best so far."""
+    """Returns the new batch for documents that are `better`, and the best batch so far for the others."""
     assert new.offset is not None
     assert best.offset is not None
     assert new.scale is not None
@@ -71,6 +75,6 @@ def merge_batches(new: Batch, best: Batch, better: Tensor) -> Batch:
         directions=list(merged.values()),
         offset=torch.where(better[:, None, None], new.offset, best.offset),
         scale=torch.where(better, new.scale, best.scale),
-        counts=None,  # norms of more than one direction are summed anew
+        counts=None,  # the norms of several directions must be computed from the directions
         own_counts=None,
     )

@@ -1,4 +1,4 @@
-"""Steps on all D features of documents, in tiles of features: the matrix [N, D] never exists."""
+"""Steps on all D features of documents, in tiles of features, so that no matrix [N, D] exists."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.attack._layer import Layer
 
-_TILE = 1 << 21  # numbers of a tile of documents x features: 8 MiB stay in cache from one product to the next
+_TILE = 1 << 21  # numbers of a tile of documents x features; 8 MiB stay in the cache between two products
 
 
 class Direction:
-    """An [N, D] matrix, tile by tile: a gradient G W', or noise."""
+    """A matrix [N, D] that exists only tile by tile. It is a gradient G W', or noise."""
 
     def __init__(self, layer: Layer, gradient: Tensor | None, N: int, seed: int = 0) -> None:
+        """Makes a direction. None as gradient means noise."""
         self.layer, self.gradient, self.N, self.seed = layer, gradient, N, seed
 
     def tile(self, begin: int, end: int, buffer: Tensor | None = None) -> Tensor:  # [N, end - begin]
-        """With a `buffer`, N * (end - begin) numbers or more, in its memory."""
+        """Returns the columns from begin to end.
+
+        The memory of `buffer` is used if it is given. It must hold at least N * (end - begin) numbers.
+        """
         if self.gradient is None:
-            # Torch's CPU generator takes the low 32 bits of a seed only.
+            # PyTorch's CPU generator uses only the low 32 bits of a seed.
             seed = int(np.random.SeedSequence([self.seed % (1 << 64), begin]).generate_state(1)[0])
             generator = torch.Generator(self.layer.device).manual_seed(seed)
             shape, dtype = (self.N, end - begin), self.layer.dtype
@@ -40,22 +44,25 @@ class Direction:
 
     @property
     def width(self) -> int:
+        """The number of features in a tile."""
         return min(self.layer.weight.shape[1], max(64, _TILE // max(1, self.N)))
 
     def tiles(self) -> Iterator[tuple[int, int]]:
+        """Yields the first feature and the end of each tile."""
         D, width = self.layer.weight.shape[1], self.width
         return ((begin, min(D, begin + width)) for begin in range(0, D, width))
 
 
 class Entries:
-    """The non-zeros of documents, found again in tiles of features."""
+    """The non-zeros of documents, ordered so that those of a tile of features stand together."""
 
     def __init__(self, rows: Tensor, indices: Tensor) -> None:
+        """Sorts the entries by feature."""
         self.order = indices.sort(stable=True).indices
         self.rows, self.columns = rows[self.order], indices[self.order].long()
 
     def within(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions, rows, columns of the tile."""
+        """Returns positions, rows and columns of the entries in a tile."""
         low, high = torch.searchsorted(self.columns, self.columns.new_tensor([begin, end])).tolist()
         at = slice(low, high)
         return self.order[at], self.rows[at], self.columns[at] - begin
@@ -64,10 +71,12 @@ class Entries:
 def sign_pass(
     direction: Direction, layer: Layer, entries: Entries, nonnegative: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """offset[n] = sum over d of s[n, d] W[d] with s the signs of the direction, in tiles of features.
+    """Returns offset[n] = sum over d of s[n, d] W[d], where s are the signs of the direction.
+
+    The sum is taken in tiles of features.
 
     Returns:
-        offset [N, C, M] in `layer`, how many s are not 0 [N], s of the entries [nnz].
+        The offset [N, C, M] in `layer`, the number of non-zero signs [N], and the signs at the entries [nnz].
     """
     C, M = layer.shape
     offset = torch.zeros(C, direction.N, M, dtype=layer.dtype, device=layer.device)
@@ -85,7 +94,10 @@ def sign_pass(
 
 
 def best_new_features(direction: Direction, entries: Entries, m: int, nonnegative: bool) -> Tensor:
-    """The m features [N, m], ascending, of the largest (absolute) direction that documents lack."""
+    """Returns the m features [N, m] of the largest direction that documents lack, ascending.
+
+    Without `nonnegative` the absolute direction counts.
+    """
     best = torch.full((direction.N, m), -math.inf, dtype=direction.layer.dtype, device=entries.rows.device)
     features = torch.zeros(direction.N, m, dtype=torch.int64, device=entries.rows.device)
     for begin, end in direction.tiles():

@@ -1,4 +1,4 @@
-"""The model as attacks see it: its first layer, and losses as functions of what that layer gives."""
+"""A model as attacks see it: its first layer, and losses as functions of that layer's output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mach_ext.nn import MACH, check_parameters, first_layer
 
 
 class Layer:
-    """A model's first layer, and losses of documents as functions of what it gives."""
+    """A model's first layer, and losses of documents as functions of that layer's output."""
 
     def __init__(self, op: str, model: MACH) -> None:
+        """Checks the model's parameters and hash tables."""
         check_parameters(op, model)
         model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
@@ -27,30 +28,36 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The number of blocks C and the number of units M."""
         return self.weight.shape[0], self.weight.shape[2]
 
     def first(self, x: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:  # [N, C, M]
-        """Pre-activations (linear MACH: bucket logits) of documents."""
+        """Returns the pre-activations of documents. For linear MACH these are the bucket logits."""
         return _ops.sparse_linear(x, indices, indptr, self.weight, self.bias, False)
 
     def to_values(self, gradient: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:  # [nnz]
+        """Returns the gradient to the documents' values."""
         return _ops.sparse_linear_grad_values(gradient, indices, indptr, self.weight)
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
+        """Returns the last hidden layer."""
         return self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
 
     def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
+        """Returns the bucket logits."""
         if self.model.is_linear:
             return first
         model = self.model
         return F.bucket_logits(self.hidden(first), model.bucket_weight.detach(), model.bucket_bias.detach())
 
     def topk(self, first: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Returns scores and labels of the top k."""
         return MODEL_MERGES[self.model.merge].topk(self.logits(first), self.model.hash, k)
 
     def losses(self, first: Tensor, goal: Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Losses [N] float64, to be raised, and their gradient to the first layer [N, C, M]."""
-        # The weights are of now: a step that another thread takes meanwhile is no fault of this gradient.
+        """Returns losses [N] in float64 and their gradient to the first layer [N, C, M]."""
+        # Another thread may train the model meanwhile. Without these hooks PyTorch would refuse the gradient
+        # because the weights have changed.
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             leaf = first.detach().requires_grad_(gradient)
             last = leaf if self.model.is_linear else self.hidden(leaf)
@@ -65,7 +72,7 @@ class Layer:
     def _cross_entropy(
         self, values: Tensor, labels: tuple[Tensor, Tensor], gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Bucket cross-entropies [N] of what the bucket classifiers take, and their gradient to it."""
+        """Returns bucket cross-entropies [N] and their gradient to the input of the bucket classifiers."""
         loss = torch.zeros(len(values), dtype=torch.float64, device=self.device)
         to_last = torch.zeros_like(values) if gradient else None
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
@@ -90,6 +97,7 @@ class Layer:
     def _differences(
         self, leaf: Tensor, last: Tensor, goal: Targets, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """Returns differences of two labels' scores [N] and their gradient to the first layer."""
         assert goal.pairs is not None
         model = self.model
         if model.is_linear:
@@ -105,4 +113,5 @@ class Layer:
 
 
 def _as_it_is(t: Tensor) -> Tensor:
+    """Returns the tensor. PyTorch then does not check whether it has changed."""
     return t

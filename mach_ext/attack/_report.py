@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @renamed_argument("wanted", "sizes")
 def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
-    """Of `mach_ext.attack.evaluate`: P@k and nDCG@k clean and adversarial at a size; P@k along the sizes."""
+    """Draws the result of `mach_ext.attack.evaluate`.
+
+    One chart shows clean and adversarial P@k and nDCG@k at a size. The other shows P@k along the sizes.
+    """
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 
@@ -65,7 +68,7 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
 def attack_page(
     result: dict[str, Any], sizes: Sequence[float], samples: Sequence[dict[str, Any]], title: str
 ) -> str:
-    """The page of `mach_ext.attack.evaluate`, with documents before and after."""
+    """Returns the page of a result of `mach_ext.attack.evaluate`, with documents before and after."""
     image = io.BytesIO()
     plot_attack(result, sizes).savefig(image, dpi=130, format="png")
     names = [name for name in result["clean"] if not name.endswith("interval")]

@@ -1,4 +1,4 @@
-"""Scores of an evaluation: metrics of each document, their means with intervals, and rates of success."""
+"""Scores of an evaluation: metrics of each document, means with intervals, and rates of success."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _Key = TypeVar("_Key")
 
 @dataclass(frozen=True)
 class Truth:
-    """What predicted labels are compared with, and by which metrics."""
+    """The labels that predictions are compared with, and the metrics."""
 
     labels: Any  # [N, L + U], CSR
-    filtered: Any  # [N, L], CSR: what must not be answered; or None
-    inverse_propensity: NDArray[np.float64] | None  # [L + U], for PSP
+    filtered: Any  # [N, L], CSR, non-zero if a label must not count as an answer; or None
+    inverse_propensity: NDArray[np.float64] | None  # [L + U], for PSP; None: no PSP
     ks: list[int]
 
     @property
     def names(self) -> list[str]:
-        """The metrics, as results call them."""
+        """The names of the metrics in results."""
         kinds = ("P", "nDCG", "PSP") if self.inverse_propensity is not None else ("P", "nDCG")
         return [f"{kind}@{k}" for kind in kinds for k in self.ks]
 
     @property
     def surplus(self) -> int:
-        """How many labels more must be predicted, because filtered ones drop out."""
+        """How many more labels must be predicted, because filtered labels are dropped."""
         return 0 if self.filtered is None else int(np.diff(self.filtered.indptr).max(initial=0))
 
     def measure(self, predicted: NDArray[Any], rows: slice) -> NDArray[np.float64]:
-        """Columns a document: P, nDCG at each k; for PSP also its numerators and its denominators."""
+        """Returns P and nDCG at each k of each document. For PSP also its numerators and denominators."""
         if self.filtered is not None:
             predicted = without_filtered(predicted, self.filtered[rows])
         scores = by_document(self.labels[rows], predicted, self.ks, self.inverse_propensity)
@@ -46,7 +46,10 @@ class Truth:
 def summaries(
     tables: dict[_Key, NDArray[np.float64]], names: list[str], resamples: int, seed: int
 ) -> dict[_Key, dict[str, Any]]:
-    """Metrics of each table of `Truth.measure` with the 2.5 and 97.5 % quantiles over resampled documents."""
+    """Returns the metrics of each table of `Truth.measure`.
+
+    Intervals are the 2.5 and 97.5 % quantiles over resampled documents.
+    """
     wide = np.concatenate(list(tables.values()), 1)
     N = len(wide)
     rng = np.random.default_rng(seed)
@@ -65,7 +68,7 @@ def summaries(
 
 
 def _summary(sums: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
-    """Metrics of sums over documents, in their first row, with intervals of those in the other rows."""
+    """Returns the metrics in the first row of `sums`, with intervals of the other rows."""
     num_ratios = sums.shape[1] - len(names)
     plain, above, below = np.split(sums, [len(names) - num_ratios, len(names)], 1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -80,7 +83,10 @@ def _summary(sums: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
 
 
 def success_rate(outcomes: NDArray[Any], band: Any) -> dict[str, float]:
-    """Of outcomes [2, N], targets and successes: the rate among the targets in a band, -1 being none."""
+    """Returns the rate of success among the targets in a band.
+
+    `outcomes` [2, N] holds targets and successes. A target of -1 means that there is none.
+    """
     targets, success = outcomes
     inside = (targets >= 0) & np.asarray(band)[np.maximum(targets, 0)]
     count = int(inside.sum())

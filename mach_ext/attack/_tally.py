@@ -1,4 +1,4 @@
-"""An evaluation batch by batch: what is measured of each document, and what it comes to."""
+"""An evaluation batch by batch: the measurements of each document, and their summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mach_ext.nn import MACH
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation does, its arguments checked."""
+    """The checked arguments of an evaluation."""
 
     model: MACH
     method: str
@@ -34,7 +34,7 @@ class Settings:
     seed: int
 
     def attacks(self) -> list[FGSM]:
-        """The attack of the goal, then those of the targeted goals."""
+        """Returns the attack of the goal, followed by those of the targeted goals."""
         goals = [self.goal, *(("positive", "negative") if self.targeted else ())]
         return [
             create(self.method, self.model, self.threat, goal, self.k, self.seed, self.steps)
@@ -42,11 +42,12 @@ class Settings:
         ]
 
     def noise(self, start: int) -> Random:
-        """The control of the batch of documents from `start` on."""
+        """Returns the control for the batch that begins at document `start`."""
         words = self.method in ("delete", "insert")
         return Random(self.model, self.threat, self.goal, self.k, words=words, seed=self.seed + start)
 
     def as_dict(self) -> dict[str, Any]:
+        """Returns the settings, ready for JSON."""
         return {
             "attack": self.method,
             "threat_model": str(self.threat),
@@ -59,15 +60,16 @@ class Settings:
 
 
 class Tally:
-    """Numbers of each document, gathered batch by batch, and what they come to."""
+    """The measurements of each document, gathered batch by batch, and their summary."""
 
     def __init__(
         self, settings: Settings, attacks: list[FGSM], truth: Truth, bands: dict[str, NDArray[np.bool_]]
     ) -> None:
+        """Starts without documents."""
         self.settings, self.truth, self.bands = settings, truth, bands
         self.attack, *self.targeted = attacks
         self.num_answers = min(max((*truth.ks, settings.k)) + truth.surplus, settings.model.num_labels)
-        # What is measured, and at which epsilon. The order is that of the columns that are resampled.
+        # A table for each measurement and epsilon. Resampling takes their columns in this order.
         kinds = ("metrics", "random", *(() if settings.transfer is None else ("transfer",)))
         self.tables: dict[tuple[str, int], list[NDArray[np.float64]]] = {
             ("clean", 0): [],
@@ -78,7 +80,7 @@ class Tally:
         self.outcomes: dict[tuple[str, str, int], list[NDArray[Any]]] = {}
 
     def add(self, X: Any, Y: Any, rows: slice) -> None:
-        """A batch of documents: `rows` of all of them."""
+        """Measures a batch of documents. `rows` are their numbers."""
         grid, transfer = self.settings.grid, self.settings.transfer
         adversarial = self.attack.perturb(X, Y, grid)
         noise = self.settings.noise(rows.start).perturb(X, Y, grid)
@@ -101,11 +103,13 @@ class Tally:
             self._add_targeted(attack, X, Y)
 
     def _measure(self, kind: str, i: int, labels: NDArray[Any], rows: slice) -> NDArray[np.float64]:
+        """Adds the metrics of predicted labels to a table."""
         table = self.truth.measure(labels, rows)
         self.tables[kind, i].append(table)
         return table
 
     def _add_targeted(self, attack: FGSM, X: Any, Y: Any) -> None:
+        """Adds the outcomes of a targeted goal."""
         for band, targets in _aims(attack, X, Y, self.bands):
             for i, changed in enumerate(attack.perturb(X, Y, self.settings.grid, targets=targets)):
                 inside = (changed.predict(self.settings.k)[1] == changed.targets[:, None]).any(1)
@@ -114,7 +118,7 @@ class Tally:
                 self.outcomes.setdefault((attack.goal, band, i), []).append(outcome)
 
     def result(self, resamples: int) -> dict[str, Any]:
-        """What `evaluate` returns."""
+        """Returns the result of `evaluate`."""
         tables = {key: np.concatenate(parts) for key, parts in self.tables.items()}
         metrics = summaries(tables, self.truth.names, resamples, self.settings.seed)
         result = {
@@ -128,7 +132,7 @@ class Tally:
         return result
 
     def _entry(self, i: int, metrics: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
-        """What stands at the i-th epsilon."""
+        """Returns the result at the i-th epsilon."""
         batches = self.sizes[i]
         means = {name: float(np.concatenate([b[name] for b in batches]).mean()) for name in batches[0]}
         entry: dict[str, Any] = {
@@ -146,7 +150,7 @@ class Tally:
         return entry
 
     def _rates(self, goal: str, i: int) -> dict[str, dict[str, float]]:
-        """How often a targeted goal was reached, by band of the target."""
+        """Returns how often a targeted goal was reached, for each band of the target."""
         rates = {}
         for name, band in self.bands.items():
             outcomes = self.outcomes[goal, name if goal == "negative" else "all", i]
@@ -155,7 +159,7 @@ class Tally:
 
 
 def _aims(attack: FGSM, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArray[np.int64] | None]]:
-    """Targets of a goal: one run for "positive", one a band for "negative"."""
+    """Yields the targets of a goal: a single run for "positive", a run for each band for "negative"."""
     if attack.goal == "positive":
         yield "all", None
         return

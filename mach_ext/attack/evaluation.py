@@ -1,4 +1,4 @@
-"""Evaluation of attacks: metrics of documents, clean and adversarial, over a grid of epsilon."""
+"""Evaluation of attacks: metrics of clean and adversarial documents over a grid of epsilon."""
 
 from __future__ import annotations
 
@@ -44,42 +44,78 @@ def evaluate(
     filtered: Any = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """P@k, nDCG@k and PSP@k of documents, clean and adversarial, over a grid of epsilon.
+    """Measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon.
 
-    Beside each adversarial result stands that of noise of the same threat model and size. Memory: a batch of
-    documents at a time.
+    Random noise of the same threat model and size is measured for comparison. The documents are processed
+    batch by batch, so memory does not grow with N.
+
+    The result is a dictionary. METRICS stands for a dictionary like `{"P@1": value, "P@1 interval": [low,
+    high], ...}`.
+
+    * "clean" holds METRICS of the clean documents.
+    * "adversarial" is a list with an entry for each epsilon. An entry has the keys below.
+    * "transfer_clean" holds METRICS of the other model, if there is one.
+    * Further keys repeat the settings.
+
+    An entry of "adversarial" has these keys.
+
+    * "epsilon" is the size.
+    * "metrics" holds METRICS of the adversarial documents, and "random" those of the noise. "transfer" holds
+      those of the other model on the adversarial documents.
+    * "loss" and "clean_loss" are means over documents.
+    * "size" holds mean norms of the change, and mean numbers of features added and removed.
+    * "targeted" maps goal and band to `{"success": rate, "documents": count}`.
 
     Args:
-        model, X, Y: As for the attacks.
-        method: "fgsm", "pgd", "delete" (words, threat model delete) or "insert" (words, insert(m)).
-        threat_model: Object or name.
-        epsilons: The grid.
-        goal: What the attack is after: "untargeted" or "own".
-        targeted: Also both targeted goals: how many documents lose their best right label from the top k, by
-            band of that label; how many get a wrong label of each band into it, the best-ranked one of the
-            first 100.
-        ks: Of the metrics. None: of 1, 3, 5 those up to k, and k.
-        k: Of the goals. None: 5; with fewer labels L, or L - 1 if `targeted`, whose goals need a label that
-            is outside the top k.
-        inverse_propensity: [L], for PSP.
-        bands: name -> booleans [L], as of `metrics.label_frequency_bands`.
-        transfer: Another model, as one with other hash seeds, asked for the same adversarial documents.
-        steps: Of "pgd".
-        resamples: Of documents, for the 95 % intervals; 0: none.
-        seed: Of noise and of resampling.
-        truth: [N, L + U], what the metrics take for true in place of Y: with labels that the model does not
-            know in the last U columns. `inverse_propensity` is [L + U] then.
-        filtered: [N, L], non-zero where a label must not be answered, as of `metrics.without_filtered`.
-        progress: Shows a bar.
+        model: The model.
+        X: Documents [N, D], SciPy sparse.
+        Y: True labels [N, L], SciPy sparse.
+        method: "fgsm" or "pgd", or "delete" or "insert" for words. "delete" needs the threat model delete,
+            and "insert" needs insert(m).
+        threat_model: A threat model or its name.
+        epsilons: The grid of sizes.
+        goal: "untargeted" or "own".
+        targeted: Also measure both targeted goals, by frequency band of the label. "positive" counts how
+            often the best right label leaves the top k. "negative" counts how often a wrong label of a band
+            enters it. This label is the best-ranked of the first 100 labels.
+        ks: The k of the metrics. None: those of 1, 3, 5 that are at most k, and k itself.
+        k: Size of the top k in the goals. None: 5, or L if there are fewer labels. With `targeted` it is at
+            most L - 1, because a label must be outside the top k.
+        inverse_propensity: Inverse propensities [L] for PSP. None: no PSP.
+        bands: Maps a name to booleans [L], as `metrics.label_frequency_bands` returns them.
+        transfer: Another model that labels the same adversarial documents, such as a model with other hash
+            seeds.
+        steps: Steps of "pgd".
+        resamples: Number of resamples for the 95 % intervals. 0: no intervals.
+        seed: Seed of noise and resampling.
+        truth: Labels [N, L + U] that the metrics use as true instead of Y. The last U columns are labels that
+            the model does not know. `inverse_propensity` is [L + U] then.
+        filtered: An entry [N, L] is not 0 if a label must not count as an answer, as in
+            `metrics.without_filtered`.
+        progress: Show a progress bar.
 
     Returns:
-        {"clean": METRICS, "transfer_clean": METRICS of the other model, "adversarial": [{"epsilon",
-        "metrics": METRICS, "random": METRICS, "transfer": METRICS, "size": mean norms and non-zeros added and
-        removed, "loss", "clean_loss", "targeted": {goal: {band: {"success", "documents"}}}}], ...}; METRICS:
-        {"P@1": value, "P@1 interval": [low, high], ...}.
+        The dictionary, ready for JSON.
 
     Raises:
-        TypeError, ValueError: As the attacks; no documents; a transfer model of other features or labels.
+        TypeError: As the attacks.
+        ValueError: As the attacks, or there is no document, or `transfer` has other features or labels.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> result = mach_ext.attack.evaluate(model, X, Y, epsilons=[0.25, 0.5], k=1, resamples=0)
+        >>> result["clean"]["P@1"]
+        1.0
+        >>> for entry in result["adversarial"]:
+        ...     attacked, noise = entry["metrics"]["P@1"], entry["random"]["P@1"]
+        ...     print(f"eps {entry['epsilon']}: P@1 {attacked:.2f} attacked, {noise:.2f} with noise")
+        eps 0.25: P@1 1.00 attacked, 1.00 with noise
+        eps 0.5: P@1 0.17 attacked, 0.83 with noise
     """
     op = "evaluate"
     threat = _threat_of(op, method, threat_model)
@@ -115,7 +151,7 @@ def evaluate(
 
 
 def _threat_of(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
-    """The threat model of an evaluation; the method is one that there is."""
+    """Returns the threat model of an evaluation, and refuses an unknown method."""
     known = threat_model(threat)
     if method not in METHODS:
         raise ValueError(f"{op}: method must be fgsm, pgd, delete or insert, got {method!r}")
@@ -123,12 +159,14 @@ def _threat_of(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
 
 
 def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
+    """Returns the k of the metrics."""
     if ks is None:
         ks = [usual for usual in (*KS, k) if usual <= k]
     return list(dict.fromkeys(checked_k(op, each, num_labels) for each in ks))
 
 
 def _check_transfer(op: str, model: MACH, transfer: MACH | None) -> None:
+    """Refuses another model whose numbers of features or labels differ."""
     if transfer is None:
         return
     ours, theirs = ((m.num_features, m.num_labels) for m in (model, transfer))

@@ -1,4 +1,4 @@
-"""FGSM: one step along the gradient. The other attacks are built on it."""
+"""FGSM takes a single step along the gradient. The other attacks are built on it."""
 
 from __future__ import annotations
 
@@ -14,43 +14,51 @@ from mach_ext.attack.threats import Dense, Insert, round_down
 
 
 class FGSM(Attack):
-    """One step along the gradient at the clean document (Goodfellow et al. 2015), to the edge of the set.
+    """The fast gradient sign method: a single step along the gradient at the clean document.
 
-    A document whose loss that does not raise stays as it is, unless `keep_best` is False.
+    The source is Goodfellow et al., 2015, "Explaining and Harnessing Adversarial Examples". The step ends at
+    the edge of the set that the threat model allows. If the step does not increase a document's loss, the
+    document is left unchanged, unless `keep_best` is False.
 
     Args:
-        model: Used in eval mode.
-        threat_model: An object, or a name as of `threat_model`.
+        model: The model. It is used in eval mode.
+        threat_model: A threat model or its name, as in `mach_ext.attack.threat_model`. None: "support".
         goal: One of `GOALS`.
-        k: Top k of goals "own", "positive", "negative"; None: 5. With fewer labels None is L, or L - 1 for
-            the latter two, which need a label outside the top k.
-        keep_best: False: the step is taken whatever it does.
-        seed: Of noise.
-        batch_size: Documents at a time; None: as many as keep the first layer within 64 MiB, at most 1,024.
+        k: Size of the top k in the goals "own", "positive" and "negative". None: 5, or L if there are fewer
+            labels. For "positive" and "negative" it is at most L - 1, because a label must be outside the top
+            k.
+        keep_best: False: the step is always taken.
+        seed: Seed of noise.
+        batch_size: Number of documents at a time. None: as many as keep the first layer within 64 MiB, at
+            most 1,024.
 
     Example:
-        >>> import scipy.sparse, mach_ext
-        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
-        >>> X = scipy.sparse.random(3, 100, density=0.1, format="csr", dtype="float32", random_state=0)
-        >>> Y = scipy.sparse.csr_matrix(([1, 1, 1], ([0, 1, 2], [7, 80, 450])), (3, 500))
-        >>> found = mach_ext.attack.FGSM(model, threat_model="dense").perturb(X, Y, epsilon=0.01)
-        >>> bool((found.loss >= found.clean_loss).all()), found.to_csr().nnz > 200
-        (True, True)
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> perturbed = mach_ext.attack.FGSM(model, threat_model="support").perturb(X, Y, epsilon=0.5)
+        >>> model.predict(X, 1)[1].ravel().tolist(), perturbed.predict(1)[1].ravel().tolist()
+        ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 5])
     """
 
     name = "fgsm"
 
     def _direction(self, start: int, gradient: Tensor) -> Direction:
+        """Returns the direction of the step over all features."""
         return Direction(self._layer, gradient, len(gradient))
 
     def _slope(self, batch: Batch, direction: Direction) -> Tensor:
-        """The direction at the entries of a batch."""
+        """Returns the direction at the entries of a batch."""
         assert direction.gradient is not None
         return self._layer.to_values(direction.gradient, batch.indices, batch.indptr)
 
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: Targets, grid: list[float]
     ) -> list[Batch]:
+        """Perturbs a batch of documents at each size of the grid."""
         clean_loss, gradient = self._gradient(self._layer.first(x, indices, indptr), goal)
         direction = self._direction(start, gradient)
         if isinstance(self.threat_model, Dense):
@@ -68,7 +76,7 @@ class FGSM(Attack):
     def _with_new(
         self, x: Tensor, indices: Tensor, indptr: Tensor, direction: Direction, m: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """CSR arrays with m features more of value 0 in each document, behind its own."""
+        """Returns CSR arrays in which each document has m more features of value 0, behind its own."""
         rows = rows_of(indptr)
         new = best_new_features(direction, Entries(rows, indices), m, self.threat_model.nonnegative)
         N = len(indptr) - 1
@@ -81,13 +89,14 @@ class FGSM(Attack):
         return values, columns, indptr + m * torch.arange(N + 1, device=x.device)
 
     def _sparse_step(self, clean: Batch, slope: Tensor, goal: Targets, epsilon: float) -> Batch:
+        """Takes the step on the document's own features and on new ones."""
         N, rows = len(clean.indptr) - 1, clean.rows
         moved = self.threat_model.vertex(clean.x, slope, rows, N, epsilon) if epsilon else clean.x
         best = self._choose(clean, clean, moved, goal)
         return self._improve(clean, best, goal, epsilon) if epsilon else best
 
     def _choose(self, clean: Batch, best: Batch, values: Tensor, goal: Targets) -> Batch:
-        """Of each document the better of two: the best so far or these values."""
+        """Returns for each document the better of the best so far and these values."""
         loss = self._loss(self._layer.first(values, clean.indices, clean.indptr), goal)
         better = self._is_better(loss, best.loss)
         return Batch(
@@ -96,17 +105,19 @@ class FGSM(Attack):
         )  # fmt: skip
 
     def _improve(self, clean: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
-        return best  # FGSM is done
+        """Improves the best documents further. FGSM does nothing here."""
+        return best
 
     # ------------------------------------------------------------------------------------- every feature
 
     def _dense_vertex(self, clean: Batch, direction: Direction) -> tuple[Direction, Tensor, Tensor, Tensor]:
+        """Returns the direction, with the offset, the counts and the signs of its step on all features."""
         entries = Entries(clean.rows, clean.indices)
         nonnegative = self.threat_model.nonnegative
         return direction, *sign_pass(direction, self._layer, entries, nonnegative)
 
     def _own_change(self, clean: Batch, direction: Direction, own: Tensor, epsilon: float) -> Tensor | None:
-        """Where values may not fall below 0: what the document's own features do beside their sign."""
+        """Returns how the own features change beside their sign, because values must not fall below 0."""
         if not self.threat_model.nonnegative:
             return None
         slope = self._slope(clean, direction)
@@ -116,6 +127,7 @@ class FGSM(Attack):
     def _dense_step(
         self, clean: Batch, vertex: tuple[Direction, Tensor, Tensor, Tensor], goal: Targets, epsilon: float
     ) -> Batch:
+        """Takes the step on all features."""
         direction, offset, counts, own = vertex
         N = len(clean.indptr) - 1
         size = clean.x.new_full((N,), round_down(epsilon, clean.x.dtype))
@@ -132,7 +144,9 @@ class FGSM(Attack):
         return self._improve_dense(clean, whole, best, goal, epsilon) if epsilon else best
 
     def _dense_first(self, batch: Batch) -> Tensor:
+        """Returns the first layer of a batch with its offset."""
         return batch.add_offset(self._layer.first(batch.values, batch.indices, batch.indptr))
 
     def _improve_dense(self, clean: Batch, step: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
+        """Improves the best documents further. FGSM does nothing here."""
         return best

@@ -13,21 +13,21 @@ from mach_ext.data import check_labels
 from mach_ext.nn import MACH, USUAL_K, checked_k
 
 GOALS = ("untargeted", "own", "positive", "negative")
-NEAREST = 100  # ranks in which a false label to push up is looked for
+NEAREST = 100  # ranks among which a false label that is pushed up is chosen
 
 
 @dataclass
 class Targets:
-    """What a batch's losses are about."""
+    """The labels that a batch's losses are about."""
 
-    labels: tuple[Tensor, Tensor]  # indices, indptr of the labels whose loss is to rise
-    pairs: Tensor | None = None  # [N, 2]: the label to raise, the label to lower
-    active: Tensor | float = 1.0  # [N]: 0 where there is nothing to aim at
-    targets: Tensor | None = None  # [N]: the label that is to leave or enter; -1
+    labels: tuple[Tensor, Tensor]  # indices and indptr of the labels whose loss is raised
+    pairs: Tensor | None = None  # [N, 2], the label to raise and the label to lower
+    active: Tensor | float = 1.0  # [N], 0 if the document has no target
+    targets: Tensor | None = None  # [N], the label that is to leave or enter; -1: none
 
 
 def goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
-    """The k of a goal, checked; labels can leave and enter the top k only if there are others."""
+    """Returns the checked k of a goal. A label can leave or enter the top k only if there are others."""
     L = model.num_labels
     if goal not in ("positive", "negative"):
         return checked_k(op, k, L)
@@ -40,7 +40,7 @@ def goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
 
 
 def check_true_labels(op: str, model: MACH, goal: str, X: Any, Y: Any) -> Any:
-    """True labels [N, L] of documents X, checked; None where there are none and the goal needs none."""
+    """Returns the checked true labels [N, L]. None: there are none, and the goal needs none."""
     if Y is None:
         if goal != "own":
             raise ValueError(f'{op}: goal {goal!r} needs the true labels Y; goal "own" needs none')
@@ -52,13 +52,13 @@ def check_true_labels(op: str, model: MACH, goal: str, X: Any, Y: Any) -> Any:
 
 
 def first_label(ranked: NDArray[Any], eligible: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each document the first label that is eligible, or -1."""
+    """Returns the first eligible label of each document, or -1."""
     at = ranked[np.arange(len(ranked)), eligible.argmax(1)]
     return np.where(eligible.any(1), at, -1).astype(np.int64)
 
 
 def is_true(Y: Any, labels: NDArray[Any]) -> NDArray[np.bool_]:  # [N, K]
-    """Whether labels [N, K] are true for their documents; -1 is none."""
+    """Returns whether labels [N, K] are true for their documents. -1 stands for no label and is not true."""
     stride = Y.shape[1]
     keys = np.repeat(np.arange(Y.shape[0]), np.diff(Y.indptr)) * stride + Y.indices
     asked = np.arange(len(labels))[:, None] * stride + labels

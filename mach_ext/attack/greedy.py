@@ -1,4 +1,4 @@
-"""Greedy attacks on words: they delete or insert one word at a time."""
+"""Greedy attacks on words delete or insert a word at a time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,40 @@ from mach_ext.attack.threats import Delete, Insert, round_down
 
 
 class Greedy(FGSM):
-    """Words, one at a time, that of the largest first-order effect, with the gradient taken anew each time.
+    """Deletes or inserts words, each time the word of the largest first-order effect.
 
-    With `Delete()` epsilon words are removed; with `Insert(m)` m words of weight epsilon are added and the
-    document's own are left alone. The best document on the way is kept.
+    The gradient is computed again after each word. With `Delete()` at most epsilon words are removed. With
+    `Insert(m)` m words of weight epsilon are added, and the document's own words are left unchanged. The best
+    document on the way is kept.
+
+    The arguments are those of `FGSM`. The default threat model is "delete".
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> perturbed = mach_ext.attack.Greedy(model).perturb(X, Y, epsilon=1)
+        >>> perturbed.changes(0)  # feature, old value, new value
+        [(0, 1.0, 0.0)]
+        >>> perturbed.predict(1)[1].ravel().tolist()
+        [1, 2, 3, 4, 5, 5]
     """
 
     name = "greedy"
     usual_threat = "delete"
 
     def _check_threat(self, op: str) -> None:
+        """Refuses all threat models but `Delete` and `Insert`."""
         if not isinstance(self.threat_model, (Delete, Insert)):
             raise ValueError(f"{op}: threat model must be delete or insert(m), got {self.threat_model}")
 
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: Targets, grid: list[float]
     ) -> list[Batch]:
+        """Perturbs a batch of documents at each number of words."""
         clean_loss = self._loss(self._layer.first(x, indices, indptr), goal)
         if isinstance(self.threat_model, Insert):
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
@@ -43,17 +61,18 @@ class Greedy(FGSM):
             effect[values == 0] = -math.inf
             chosen = first_of_rows(rank_in_rows(effect, clean.rows), clean.rows, len(indptr) - 1)
             chosen = chosen[effect[chosen] > 0]
-            if not len(chosen):  # nothing more helps, in any document
+            if not len(chosen):  # no further word helps in any document
                 break
             values = values.clone()
             values[chosen] = 0
             best = self._choose(clean, best, values, goal)
             if count in asked:
                 by_count[count] = best
-        # For a larger count best stays: more words would not have changed it.
+        # Larger counts share the last best documents, because more words do not change them.
         return [by_count.get(int(epsilon), best) for epsilon in grid]
 
     def _insert(self, clean: Batch, goal: Targets, epsilon: float, m: int) -> Batch:
+        """Inserts m words of weight epsilon into each document, a word at a time."""
         best, now = clean, clean
         size = round_down(epsilon, clean.x.dtype)
         for _ in range(m if epsilon else 0):

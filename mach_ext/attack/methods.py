@@ -20,7 +20,20 @@ def create(
     seed: int = 0,
     steps: int = 10,
 ) -> FGSM:
-    """An attack by its name on the command line: "fgsm", "pgd", "delete" or "insert" (words).
+    """Makes an attack by its name on the command line.
+
+    Args:
+        name: "fgsm", "pgd", or "delete" or "insert" for words.
+        model: The model.
+        threat: A threat model or its name.
+        goal: One of `GOALS`.
+        k: Size of the top k in the goals, as in `FGSM`.
+        seed: Seed of noise.
+        steps: Steps of "pgd".
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or the attack does not fit the threat model.
 
     Example:
         >>> import mach_ext
@@ -32,7 +45,7 @@ def create(
     if name in ("delete", "insert"):
         greedy = Greedy(model, threat, goal, k, seed=seed)
         if not isinstance(greedy.threat_model, Delete if name == "delete" else Insert):
-            raise ValueError(f"attack: {name!r} is not for the threat model {greedy.threat_model}")
+            raise ValueError(f"attack: {name!r} does not work with the threat model {greedy.threat_model}")
         return greedy
     if name == "pgd":
         return PGD(model, threat, goal, k, steps=steps, seed=seed)

@@ -1,4 +1,4 @@
-"""Random noise of the same threat model and size, the control that attacks are compared with."""
+"""Random noise of the same threat model and size, as a control for attacks."""
 
 from __future__ import annotations
 
@@ -16,37 +16,60 @@ from mach_ext.attack.threats import Delete, Insert
 
 
 class Random(FGSM):
-    """The control: FGSM's step along noise in place of the gradient, of the same size, always taken.
+    """The control: FGSM's step along random noise instead of the gradient, of the same size and always taken.
+
+    The arguments are those of `FGSM` without `keep_best`, which is False, and `words`.
 
     Args:
-        words: The control of `Greedy`: of `Insert(m)` m new features alone, the document's own stay.
-        Others: as `FGSM`, but `keep_best`, which is False.
+        words: True: the control of `Greedy`. With `Insert(m)` only the m new features change.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> noisy = mach_ext.attack.Random(model).perturb(X, Y, epsilon=0.5)
+        >>> noisy.predict(1)[1].ravel().tolist()  # the attack FGSM of the same size changes five labels
+        [0, 2, 2, 3, 4, 5]
     """
 
     name = "random"
 
     def __init__(self, *args: Any, words: bool = False, **options: Any) -> None:
+        """Makes the control.
+
+        Args:
+            *args: As in `FGSM`.
+            words: True: the control of `Greedy`.
+            **options: As in `FGSM`.
+        """
         super().__init__(*args, keep_best=False, **options)
         self.words = words
 
     def _check_threat(self, op: str) -> None:
+        """Accepts all threat models."""
         pass
 
     def _direction(self, start: int, gradient: Tensor) -> Direction:
+        """Returns noise over all features."""
         return Direction(self._layer, None, len(gradient), self.seed + start)
 
     def _slope(self, batch: Batch, direction: Direction) -> Tensor:
+        """Returns noise at the entries of a batch."""
         x = batch.x
         generator = torch.Generator(x.device).manual_seed(direction.seed)
         slope = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         if not isinstance(self.threat_model, Insert):
             return slope
         own = torch.zeros_like(slope) if self.words else slope
-        return torch.where(batch.x == 0, slope.abs(), own)  # new features are really added
+        return torch.where(batch.x == 0, slope.abs(), own)  # a positive slope adds a new feature
 
     def _batch(
         self, start: int, x: Tensor, indices: Tensor, indptr: Tensor, goal: Targets, grid: list[float]
     ) -> list[Batch]:
+        """Perturbs a batch of documents at each size of the grid."""
         if isinstance(self.threat_model, Delete):
             generator = torch.Generator(x.device).manual_seed(self.seed + start)
             order = rank_in_rows(torch.rand(x.shape, generator=generator, device=x.device), rows_of(indptr))

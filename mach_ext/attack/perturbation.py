@@ -1,4 +1,4 @@
-"""Perturbations: what an attack returns, adversarial documents as changes of the clean ones."""
+"""Perturbations: the results of attacks, kept as changes of the clean documents."""
 
 from __future__ import annotations
 
@@ -22,17 +22,33 @@ from mach_ext.nn import MACH, check_scores, checked_k, evaluating, predict_batch
 
 
 class Perturbation:
-    """Adversarial documents, as changes of X: written out only when asked for.
+    """Adversarial documents, kept as changes of X and written out only if asked for.
 
     Attributes:
-        X, epsilon, threat_model: What it is a perturbation of, and how large it may be.
-        loss, clean_loss: Of each document, [N] float64; what the attack raised.
-        targets: Of targeted goals, the label that was to leave or enter, [N]; -1 where there is none.
+        X: The clean documents [N, D], canonical CSR.
+        epsilon: The size of the change.
+        threat_model: What the attacker may change.
+        loss, clean_loss: Loss of each adversarial and clean document [N], float64. The attack raises it.
+        targets: For targeted goals, the label that is to leave or enter [N]. -1: none. None for other goals.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> perturbed = mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5)
+        >>> perturbed
+        Perturbation(N=6, support, epsilon=0.5)
+        >>> perturbed.clean_loss[:2].round(2).tolist(), perturbed.loss[:2].round(2).tolist()
+        ([1.96, 2.16], [10.3, 9.99])
     """
 
     def __init__(
         self, model: MACH, threat: ThreatModel, X: Any, epsilon: float, batches: list[Batch], given: Any
     ) -> None:
+        """Joins the batches of an attack. `given` are the documents as the user passed them."""
         self.model, self.threat_model, self.X, self.epsilon = model, threat, X, epsilon
         self._batches, self._given = batches, given
 
@@ -45,23 +61,27 @@ class Perturbation:
         self.targets: NDArray[Any] | None = join("targets") if targeted else None
 
     def __repr__(self) -> str:
+        """Returns the number of documents, the threat model and epsilon."""
         return f"Perturbation(N={self.X.shape[0]}, {self.threat_model}, epsilon={self.epsilon:g})"
 
     # ---------------------------------------------------------------- what the model makes of it
 
     def _first(self, layer: Layer, batch: Batch) -> Tensor:
+        """Returns the first layer of a batch's adversarial documents."""
         first = layer.first(batch.values.to(layer.dtype), batch.indices, batch.indptr)
         if batch.offset is None:
             return first
         if layer.model is self.model:
             return batch.add_offset(first)
-        entries = Entries(batch.rows, batch.indices)  # the same signs through the other model's weight
+        entries = Entries(batch.rows, batch.indices)
+        # The other model has another weight, so the offset of the same signs is computed again.
         for weight, direction in batch.directions:
             offset, _, _ = sign_pass(direction, layer, entries, self.threat_model.nonnegative)
             first += offset * weight[:, None, None].to(layer.dtype)
         return first
 
     def _layer(self, model: MACH | None) -> Layer:
+        """Returns the first layer of this model or another."""
         model = self.model if model is None else model
         if model.num_features != self.X.shape[1]:
             raise ValueError(
@@ -71,7 +91,22 @@ class Perturbation:
 
     @memory_errors("perturb fewer documents at a time")
     def hidden(self, model: MACH | None = None) -> Tensor:
-        """Hidden units of the adversarial documents that the bucket classifiers take, [N, H] or [N, R, H]."""
+        """Returns the last hidden layer of the adversarial documents, [N, H] or [N, R, H].
+
+        Args:
+            model: Another model. None: the attacked model.
+
+        Raises:
+            ValueError: The model is linear MACH, or its number of features differs.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=16)
+            >>> mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.1).hidden().shape
+            torch.Size([6, 16])
+        """
         layer = self._layer(model)
         if layer.model.is_linear:
             raise ValueError("Perturbation.hidden: linear MACH (hidden_size=0) has no hidden layer")
@@ -82,9 +117,29 @@ class Perturbation:
 
     @memory_errors("perturb fewer documents at a time or lower k")
     def predict(self, k: int | None = None, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Scores and labels [N, k] of the adversarial documents, by this model or another one (transfer).
+        """Returns the top k of the adversarial documents.
 
-        k None: 5, or all L labels where there are fewer.
+        Args:
+            k: Size of the top k. None: 5, or L if there are fewer labels.
+            model: Another model, to see whether the attack transfers. None: the attacked model.
+
+        Returns:
+            Scores [N, k], float32, and labels [N, k], int64.
+
+        Raises:
+            ValueError: k is out of range, or the model's number of features differs.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> perturbed = mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5)
+            >>> scores, labels = perturbed.predict(k=2)
+            >>> labels[0].tolist(), model.predict(X[0], 2)[1][0].tolist()
+            ([1, 0], [0, 5])
         """
         layer = self._layer(model)
         k = checked_k("Perturbation.predict", k, layer.model.num_labels)
@@ -103,7 +158,7 @@ class Perturbation:
     # ------------------------------------------------------------------------------- what it is
 
     def _changes(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
-        """The change [N, T] of tiles of features, with what the base differs by."""
+        """Yields the change [N, T] of each tile of features, including changes of the base."""
         entries = Entries(batch.rows, batch.indices)
         first = batch.directions[0][1]
         for begin, end in first.tiles():
@@ -119,12 +174,27 @@ class Perturbation:
     @property
     @memory_errors("perturb fewer documents at a time")
     def norms(self) -> dict[str, NDArray[np.float64]]:
-        """Of the change of each document, [N] each: linf, l2, l1; non-zeros added and removed."""
+        """Norms of each document's change, and numbers of features, by name [N].
+
+        "linf", "l2" and "l1" are norms. "added" and "removed" count features that appear and disappear.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> norms = mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5).norms
+            >>> norms["l2"].round(2).tolist(), norms["added"].tolist()
+            ([0.71, 0.71, 0.71, 0.71, 0.71, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+        """
         parts = [self._batch_norms(batch) for batch in self._batches]
         names = ("linf", "l2", "l1", "added", "removed")
         return {name: np.concatenate([p[name] for p in parts] or [np.empty(0)]) for name in names}
 
     def _batch_norms(self, batch: Batch) -> dict[str, NDArray[np.float64]]:
+        """Returns the norms of a batch."""
         N = len(batch.indptr) - 1
         if len(batch.directions) == 1 and batch.counts is not None and not self.threat_model.nonnegative:
             size, count = batch.directions[0][0].abs().double(), batch.counts.double()
@@ -169,22 +239,36 @@ class Perturbation:
 
     @memory_errors("perturb fewer documents at a time")
     def to_csr(self, max_bytes: int = 1 << 30) -> Any:
-        """The adversarial documents, SciPy CSR [N, D], canonical.
+        """Writes the adversarial documents as canonical SciPy CSR [N, D].
 
-        For epsilon 0 the bits of X, in its dtype; where X has duplicates, their sums as the model takes them.
+        With epsilon 0 the result has the same bits and dtype as X. If X has duplicates, it has their sums.
+
+        Args:
+            max_bytes: The largest accepted size in bytes, if all features are changed.
 
         Raises:
-            ValueError: All features are changed, and N x D numbers and their columns take over max_bytes.
+            ValueError: All features are changed, and N x D numbers with their columns take more than
+                `max_bytes`.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5).to_csr()[0].toarray().round(2)
+            array([[0.5, 0.9, 0. , 0. , 0. , 0. ]], dtype=float32)
         """
         if self.epsilon == 0:
             clean = scipy.sparse.csr_matrix(self._given, copy=True)
-            clean.sum_duplicates()  # in a dtype that may be too small for the sums
+            clean.sum_duplicates()  # the sums may not fit this dtype
             return clean if clean.nnz == self._given.nnz else self.X.copy()
         N, D = self.X.shape
         if any(batch.directions for batch in self._batches) and max_bytes < 8 * N * D:
             raise ValueError(
                 f"Perturbation.to_csr: N x D = {N} x {D} numbers take {8 * N * D:,} bytes, more than "
-                f"max_bytes={max_bytes:,}; predict(), hidden() and norms need none of it"
+                f"max_bytes={max_bytes:,}; predict(), hidden() and norms do not need them"
             )
         if any(batch.directions for batch in self._batches):
             advice = "perturb fewer documents at a time, or lower max_bytes"
@@ -193,6 +277,7 @@ class Perturbation:
         return scipy.sparse.vstack(blocks, format="csr") if blocks else self.X.copy()
 
     def _block(self, batch: Batch) -> Any:
+        """Returns the adversarial documents of a batch as CSR."""
         N, D = len(batch.indptr) - 1, self.X.shape[1]
         arrays = (t.cpu().numpy() for t in (batch.values, batch.indices, batch.indptr))
         if not batch.directions:
@@ -203,7 +288,7 @@ class Perturbation:
         return scipy.sparse.hstack([after for _, after in self._tiles(batch)], format="csr")
 
     def _tiles(self, batch: Batch) -> Iterator[tuple[Any, Any]]:
-        """Documents before and after, CSR, by tiles of features."""
+        """Yields documents before and after the change, CSR, by tiles of features."""
         documents = self.X[batch.start : batch.start + len(batch.indptr) - 1].tocsc()
         nothing = torch.empty(0, dtype=torch.int64)
         for begin, end, change in self._changes(batch):
@@ -214,7 +299,25 @@ class Perturbation:
 
     @memory_errors("perturb fewer documents at a time")
     def changes(self, n: int) -> list[tuple[int, float, float]]:
-        """What became of document n: feature, old value, new value, by feature."""
+        """Returns the changes of document n as a list of feature, old value and new value.
+
+        Args:
+            n: Number of the document.
+
+        Raises:
+            ValueError: n is out of range.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> perturbed = mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5)
+            >>> [(feature, round(old, 2), round(new, 2)) for feature, old, new in perturbed.changes(0)]
+            [(0, 1.0, 0.5), (1, 0.4, 0.9)]
+        """
         if not 0 <= n < self.X.shape[0]:
             raise ValueError(f"Perturbation.changes: n must be in [0, N={self.X.shape[0]}), got {n}")
         batch = next(b for b in reversed(self._batches) if b.start <= n)
@@ -231,11 +334,21 @@ class Perturbation:
         return sorted((f, a, b) for f, a, b in zip(*arrays, strict=True) if a != b)
 
     def holds(self) -> bool:
-        """Whether every document is within the threat model, by its numbers.
+        """Returns whether every document is within the threat model.
 
-        Where all features are changed (`Dense`, which asks of each feature by itself), a tile of them at a
-        time, in the memory of a tile; the model, whose answers are about the sum of sign matrices and not
-        about the numbers written out, must stay within rounding of epsilon, too.
+        `Dense` limits each feature by itself. So its documents are checked in tiles of features, in the
+        memory of a tile. The model's answers use sums of sign matrices, not the numbers that are written out.
+        So these sums must also stay within rounding of epsilon.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> mach_ext.attack.FGSM(model, "insert(2)").perturb(X, Y, epsilon=0.5).holds()
+            True
         """
         threat, dense = self.threat_model, [batch for batch in self._batches if batch.directions]
         if not dense:

@@ -1,4 +1,4 @@
-"""PGD: several steps along gradients, each of them back into the set of the threat model."""
+"""PGD takes several steps along gradients, and each step ends inside the threat model's set."""
 
 from __future__ import annotations
 
@@ -15,20 +15,34 @@ from mach_ext.attack.threats import ROUNDING, Step, round_down
 
 
 class PGD(FGSM):
-    """Several steps, each back into the set; the best point is kept, FGSM's and the clean one among them.
+    """Projected gradient descent: several steps, each projected into the threat model's set.
 
-    The first run starts from the clean document, others (`restarts`) from random points. Over all features
-    (`Dense`) there is one run, from FGSM's point, and steps are conditional gradients (Frank-Wolfe):
-    x + (1 - a) * change + a * eps * sign(gradient) with a = 2 / (t + 2), which stays inside without a
-    projection, so that a change remains a sum of few sign matrices. `L1` takes them, too, towards the
-    vertices of its set.
+    The best point is kept, including FGSM's point and the clean document. The first run starts from the clean
+    document. Other runs (`restarts`) start from random points.
+
+    `Dense` has a single run, which starts from FGSM's point. Its steps are conditional gradients
+    (Frank-Wolfe): x + (1 - a) * change + a * eps * sign(gradient) with a = 2 / (t + 2). They stay inside the
+    set without a projection, and the change remains a sum of few sign matrices. `L1` also takes such steps,
+    towards the vertices of its set.
 
     Args:
-        steps: Of each run.
-        step_size: As a part of epsilon; None: 2.5 / steps. Not of `Dense` and `L1`.
-        restarts: Runs from random points, beside the first. Not for `Dense`.
-        keep_best: False: the last point is kept, whatever it does.
-        Others: as `FGSM`.
+        *args: As in `FGSM`.
+        steps: Number of steps in each run.
+        step_size: Size of a step as a fraction of epsilon. None: 2.5 / steps. `Dense` and `L1` ignore it.
+        restarts: Number of further runs from random points. `Dense` ignores it.
+        **options: As in `FGSM`. With `keep_best=False` the last point is kept, whatever its loss.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> fgsm = mach_ext.attack.FGSM(model, "insert(2)").perturb(X, Y, epsilon=0.3)
+        >>> pgd = mach_ext.attack.PGD(model, "insert(2)", steps=10).perturb(X, Y, epsilon=0.3)
+        >>> bool((pgd.loss >= fgsm.loss).all())
+        True
     """
 
     name = "pgd"
@@ -36,6 +50,7 @@ class PGD(FGSM):
     def __init__(
         self, *args: Any, steps: int = 10, step_size: float | None = None, restarts: int = 0, **options: Any
     ) -> None:
+        """Makes the attack. The class describes the arguments."""
         super().__init__(*args, **options)
         steps, restarts = F.as_int("PGD", "steps", steps), F.as_int("PGD", "restarts", restarts)
         if steps < 0 or restarts < 0:
@@ -46,6 +61,7 @@ class PGD(FGSM):
         self.step_size = 2.5 / max(1, steps) if step_size is None else step_size
 
     def _improve(self, clean: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
+        """Improves the best documents in several runs."""
         N, rows, layer, threat = len(clean.indptr) - 1, clean.rows, self._layer, self.threat_model
         generator = torch.Generator(rows.device).manual_seed(self.seed + clean.start)
         for run in range(1 + self.restarts):
@@ -63,6 +79,7 @@ class PGD(FGSM):
         return best
 
     def _improve_dense(self, clean: Batch, step: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
+        """Improves the best documents by conditional gradients over all features."""
         now = step
         for t in range(1, self.steps + 1):
             a = 2 / (t + 2)

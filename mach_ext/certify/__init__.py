@@ -1,30 +1,37 @@
-"""Certified robustness: predictions that no change within a threat model can alter, proven, and how many.
+"""Certified robustness: how many predictions provably stay, whatever change a threat model allows.
 
-* `certify`: for each right label of the clean top k, how many labels can be made to reach its score; from
-  that the share of P@k that is proven to stand, over a grid of epsilon, and the epsilon at which it is zero.
-* `margin_bounds`: how far the lead of one label over another can fall.
+* `certify` counts, for each right label of the clean top k, how many labels may reach its score. From these
+  counts follows the share of P@k that provably remains, over a grid of epsilon.
+* `margin_bounds` says how far the lead of a label over another can fall.
 
-An attack shows an upper bound of robust P@k, a certificate a lower one: certified <= robust <= attacked.
+An attack gives an upper bound of robust P@k, and a certificate gives a lower bound: certified <= robust <=
+attacked.
 
-**Margins.** With `mean_logit` the lead of label t over label l is 1/R sum_r (z[r, b_r(t)] - z[r, b_r(l)]):
-repetitions in which both share a bucket cancel. For linear MACH it is a linear function of the document, and
-its minimum over the threat set is a closed form (a dual norm of the margin's weights within the document's
-room): the certificate is exact. With hidden layers each unit is first enclosed in an interval, exact for the
-first layer; where it may change sign, relu lies between lines (Zhang et al. 2018, CROWN; Singh et al. 2019),
-and the margin above a linear function of the document, again minimised exactly. The best of the interval
-and several slopes counts. All L labels are bounded this way with slopes that do not depend on the label;
-those that this does not exclude, one by one. The other merges compare intervals of transformed bucket
-logits, which follow from the same lines: sound, wider.
+**Margins.** With the merge `mean_logit` the lead of label t over label l is 1/R sum_r (z[r, b_r(t)] - z[r,
+b_r(l)]). Repetitions in which both labels share a bucket cancel. For linear MACH this margin is a linear
+function of the document. Its minimum over the threat set has a closed form: a dual norm of the margin's
+weights, limited by how far each value may move. So the certificate is exact.
 
-**Rounding.** What is proven is the ranking that the model computes. Bounds are taken in float64 and less a
-slack for every rounding of the forward pass: a sum of n products in any order, fused or not, errs by at most
-gamma_n = n u / (1 - n u) times the sum of their absolute values (Higham 2002), which is carried through the
-layers; u = 2^-24 (float32; 2^-53 float64) + 2^-49, the latter for these bounds themselves. Exponentials and
-logarithms of the other merges are taken to err by 16 u at most. Where sums might leave the range of float32,
-which its infinities do not rank, nothing is shown. Matrix products that round their factors
-(TF32, bfloat16: torch.set_float32_matmul_precision) are not covered.
+With hidden layers, each unit is first enclosed in an interval, which is exact for the first layer. If a unit
+may change its sign, ReLU lies between two lines (Zhang et al. 2018, CROWN, and Singh et al. 2019). So the
+margin lies above a linear function of the document, which is again minimised exactly. The best of the
+interval and of several slopes is used. All L labels are first bounded with slopes that do not depend on the
+label. Labels that remain are bounded one by one.
 
-Notation: as in `mach_ext.attack`; n: a document's own features; M: units of the layer at hand.
+The other merges compare intervals of transformed bucket logits. These follow from the same lines. They are
+sound but wider.
+
+**Rounding.** The certificate covers the ranking that the model really computes. Bounds are computed in
+float64 and lowered by a slack for every rounding of the forward pass. Let gamma_n = n u / (1 - n u). A sum of
+n products in any order, fused or not, is wrong by at most gamma_n times the sum of their absolute values.
+The source is Higham 2002.
+This error is carried through the layers. u is 2^-24 for float32 or 2^-53 for float64, plus 2^-49 for the
+bounds themselves. Exponentials and logarithms of the other merges are assumed to be wrong by at most 16 u.
+
+If sums might leave the range of float32, nothing is certified. Matrix products that round their factors are
+not covered. These are TF32 and bfloat16, see `torch.set_float32_matmul_precision`.
+
+Notation: as in `mach_ext.attack`. n is a document's own features, and M is the units of a layer.
 """
 
 from mach_ext.certify.certificate import certify, check, margin_bounds

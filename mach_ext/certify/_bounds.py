@@ -1,4 +1,4 @@
-"""`Bounds`: everything that a certificate of one model within one threat model is made of, put together."""
+"""`Bounds` combines all parts of a certificate of a model within a threat model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from mach_ext.nn import MACH
 
 
 class Bounds:
-    """From documents to forms, from forms to margins, from margins to overtakers."""
+    """Leads from documents to forms, from forms to margins, and from margins to overtakers."""
 
     def __init__(self, model: MACH, threat: ThreatModel) -> None:
+        """Prepares all parts for a model and a threat model."""
         self.threat = threat
         self.network = Network(model)
         self.insertion = Insertion(self.network, threat)
@@ -35,7 +36,7 @@ class Bounds:
         self.overtakers = Overtakers(self.network, self.margins, self.candidates, self.intervals, witnesses)
 
     def lead(self, form: AffineForm, t: int, other: int) -> float:
-        """A lower bound of the lead of label t over another one, with every merge."""
+        """Returns a lower bound of the lead of label t over another label, with any merge."""
         if not form.finite:
             return -math.inf
         network = self.network

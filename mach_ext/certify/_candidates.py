@@ -1,4 +1,4 @@
-"""`Candidates`: the labels whose lead over a label is not excluded, found for all L labels together."""
+"""`Candidates` finds the labels that may overtake a label, among all L labels together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mach_ext.certify._network import HELD, UNDERFLOW, Network
 def largest_gains(
     network: Network, gain: Tensor, t: int, count: int, reduction: str = "mean"
 ) -> tuple[Tensor, bool]:
-    """Labels of the largest merged gain [R, B] over t, decoded from a float32 table rounded up.
+    """Returns labels of the largest merged gain [R, B] over t. The table is rounded up to float32.
 
     Returns:
-        At most `count` labels whose gain may be above zero; whether they are all that there are.
+        At most `count` labels whose gain may be above zero, and whether there are no others.
     """
     hash, L = network.hash, network.model.num_labels
     unit = 2.0**-23 * (len(gain) + 4)
@@ -28,13 +28,14 @@ def largest_gains(
 
 
 class Candidates:
-    """All labels with lines whose slopes do not depend on the label, with the merge `mean_logit`."""
+    """Bounds all labels with lines whose slopes do not depend on the label, for the merge `mean_logit`."""
 
     def __init__(self, network: Network, insertion: Insertion) -> None:
+        """Prepares the bounds for a model and for what an attacker may insert."""
         self.network, self.insertion = network, insertion
 
     def sweep(self, form: AffineForm, targets: list[int]) -> list[Tensor]:
-        """For each target the labels whose lead over it these lines do not exclude, the likeliest first."""
+        """Returns for each target the labels that may overtake it by these lines, the likeliest first."""
         network, hash, L = self.network, self.network.hash, self.network.model.num_labels
         uncertain = (form.spread + form.rate * form.size)[None]
         mine = torch.tensor(targets, device=network.device)
@@ -64,10 +65,10 @@ class Candidates:
         return result
 
     def decode(self, form: AffineForm, t: int, count: int) -> tuple[Tensor, bool]:
-        """Labels by falling bound of their lead over t, repetition by repetition, without a sweep over L.
+        """Returns labels by falling bound of their lead over t, without a sweep over all L labels.
 
         Returns:
-            At most `count` of them; whether all others are excluded.
+            At most `count` labels, and whether all others are excluded.
         """
         mine = self.network.buckets[:, t, None]  # [R, 1]
         at = mine[None].expand(len(form.slope), -1, 1)
@@ -76,6 +77,6 @@ class Candidates:
         wide = form.uncertainty()
         gain = wide + wide.gather(1, mine) - lead
         gain -= form.reach.lowest(loss.flatten(1), quick=True).view_as(gain)
-        # A bucket that is shared cancels; the roundings of the two sums do not.
+        # A shared bucket cancels, but the roundings of the two sums do not.
         gain.scatter_(1, mine, 2 * form.rate * form.size.gather(1, mine))
         return largest_gains(self.network, gain, t, count)

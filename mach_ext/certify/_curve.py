@@ -1,4 +1,4 @@
-"""`Curve`: overtakers over the sizes of the threat set, and the size at which certified P@k reaches zero."""
+"""`Curve` counts overtakers at each size, and finds the size at which certified P@k reaches zero."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from mach_ext.attack.threats import Delete
 from mach_ext.certify._bounds import Bounds
 from mach_ext.certify._witness import Witness, record_ranks
 
-_TRIED = 256  # witnesses that are tried on the model together
+_TRIED = 256  # number of witnesses that the model predicts together
 _Survivors = Callable[[float, NDArray[np.bool_]], NDArray[np.bool_]]
 
 
 class Curve:
-    """What certificates of documents X [N, D] have in common over all sizes.
+    """The certificates of documents X [N, D] over all sizes.
 
-    `labels` [N, k] are the clean top k, and `correct` [N, k] says which of them are right. `limit` is the
-    number of candidates that are bounded one by one.
+    `labels` [N, k] are the clean top k. `correct` [N, k] says which of them are right. `limit` is the number
+    of candidates that are bounded one by one.
     """
 
     def __init__(
         self, bounds: Bounds, X: Any, labels: NDArray[Any], correct: NDArray[np.bool_], limit: int
     ) -> None:
+        """Takes the parts that all sizes share."""
         self.bounds, self.X, self.labels, self.correct, self.limit = bounds, X, labels, correct, limit
 
     def over(self, grid: list[float], progress: bool) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The overtakers and attained ranks [E, N, k] at ascending sizes."""
+        """Returns overtakers and attained ranks [E, N, k] at ascending sizes."""
         labels, correct = self.labels, self.correct
         k = labels.shape[1]
         overtakers = np.full((len(grid), *labels.shape), k)
@@ -46,11 +47,11 @@ class Curve:
                 alive = overtakers[e] < k
                 bar.update(len(labels))
         attained = np.maximum.accumulate(attained, 0)
-        # Threat sets grow: what holds at a size holds at all smaller ones.
+        # A larger threat set contains the smaller ones, so a certificate also holds at all smaller sizes.
         return np.minimum.accumulate(overtakers[::-1], 0)[::-1], attained
 
     def _at(self, epsilon: float, alive: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Overtakers and attained ranks [N, k] at one size, for the labels that are still alive [N, k].
+        """Returns overtakers and attained ranks [N, k] at a size, for labels that are still alive [N, k].
 
         Other labels have k overtakers and attain their clean rank. k is at most that of `labels`.
         """
@@ -74,7 +75,7 @@ class Curve:
         return overtakers, attained
 
     def zero(self, k: int, grid: list[float], overtakers: NDArray[Any]) -> tuple[float, float]:
-        """Where certified P@k is above zero and where it is zero, by bisection from the grid on."""
+        """Returns the sizes between which certified P@k falls to zero. The bisection starts from the grid."""
         correct = self.correct & (np.arange(self.labels.shape[1]) < k)
         if not self.bounds.insertion.possible:  # nothing can change a document without features
             correct = correct & (np.diff(self.X.indptr) > 0)[:, None]
@@ -87,7 +88,7 @@ class Curve:
         high = next((epsilon for epsilon in grid if epsilon > low), math.inf)
 
         def survivors(epsilon: float, alive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-            # Only the top k counts: labels below can't be overtaken into it.
+            # Only labels of the top k are needed, because a label below cannot enter it by being overtaken.
             return self._at(epsilon, alive)[0] < k
 
         words, alive = isinstance(self.bounds.threat, Delete), alive[:, :k]
@@ -102,7 +103,7 @@ def _double(
     """Doubles the size until no label survives, at most 24 times.
 
     Returns:
-        The last size that labels survive, the first one that none does (or inf), and the survivors.
+        The last size that a label survives, the first size that none survives (or inf), and the survivors.
     """
     size = max(2 * low, 1.0 if words else 1e-3)
     for _ in range(24):
@@ -116,7 +117,7 @@ def _double(
 def _bisect(
     survivors: _Survivors, low: float, high: float, alive: NDArray[np.bool_], words: bool
 ) -> tuple[float, float]:
-    """Narrows the sizes with and without survivors: to neighbouring numbers of words, or to within 2 %."""
+    """Narrows the sizes with and without survivors to neighbouring numbers of words, or to within 2 %."""
     for _ in range(16 if math.isfinite(high) else 0):
         middle = float((int(low) + int(high)) // 2) if words else (low + high) / 2
         if (words and middle == low) or (not words and high <= 1.02 * low):

@@ -1,4 +1,4 @@
-"""`Insertion`: what features that a document lacks can take from a margin, where a threat model adds any."""
+"""`Insertion` bounds the effect of features that a document lacks, for threat models that add features."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from mach_ext.certify._network import HELD, Network
 class Direction:
     """Margins of t over K labels as linear functions of all features [D, K], tile by tile.
 
-    `a` [K, M]: their weights on the encoder's outputs; None for linear MACH.
+    `a` [K, M] are the margins' weights on the encoder's outputs. It is None for linear MACH.
     """
 
     def __init__(self, network: Network, t: int, labels: Tensor, a: Tensor | None) -> None:
+        """Takes the labels and the weights."""
         self.network, self.t, self.labels, self.a = network, t, labels, a
 
     def of(self, at: Tensor) -> Direction:
-        """The direction of some of the labels, by position."""
+        """Returns the direction of some labels, by their positions."""
         a = None if self.a is None else self.a[at]
         return Direction(self.network, self.t, self.labels[at], a)
 
     def tiles(self) -> Iterator[tuple[int, int]]:
+        """Yields the first feature and the end of each tile."""
         D = self.network.model.num_features
         width = self.network.bucket_bias.numel() if self.a is None else self.a.shape[1]
         step = max(64, HELD // (4 * max(width, len(self.labels))))
         return ((begin, min(D, begin + step)) for begin in range(0, D, step))
 
     def features(self, begin: int, end: int) -> Tensor:  # [T, K]
+        """Returns the margins' slopes to the features of a tile."""
         network = self.network
         if self.a is not None:
             return network.first.weight[0, begin:end].double() @ self.a.T
@@ -48,16 +51,17 @@ class Direction:
 
 
 class Insertion:
-    """What an attacker may add: at most `count` features, or all of them (`everywhere`), by epsilon each."""
+    """The features that an attacker may add: at most `count`, or all (`everywhere`), by epsilon each."""
 
     def __init__(self, network: Network, threat: ThreatModel) -> None:
+        """Prepares the bounds for a model and a threat model."""
         self.network = network
         self.nonnegative = threat.nonnegative
         self.count = threat.m if isinstance(threat, Insert) else 0
         self.everywhere = isinstance(threat, Dense)
         self.possible = bool(self.count) or self.everywhere
         self.up, self.down = self._extremes()
-        self.norm = 0.0  # of that many new features' rows of the encoder, the sum of norms
+        self.norm = 0.0  # the largest sum of norms of `count` rows of the encoder
         if self.count and not network.model.is_linear and not network.two_layers:
             norms = vector_norm(network.first.weight[0], dim=1, dtype=torch.float64)
             self.norm = float(norms.topk(self.count).values.sum())
@@ -70,9 +74,10 @@ class Insertion:
     # ------------------------------------------------------------------- bounds that hold for all documents
 
     def _extremes(self) -> tuple[Tensor, Tensor]:
-        """What new features of weight 1 add to and take from each output of the first layer at most [C, M].
+        """Returns how much new features of weight 1 can raise and lower each first-layer output [C, M].
 
-        Of all features: a document has some of the best ones itself; sound, and little wider.
+        All features count as new. A document has some of the best features itself, so the bounds are sound
+        and a little wider.
         """
         layer = self.network.first.weight  # [C, D, M]
         if not self.possible:
@@ -85,30 +90,32 @@ class Insertion:
         return torch.stack(up), torch.stack(down)
 
     def _best(self, effect: Tensor) -> Tensor:  # [D, M] -> [M]
+        """Returns the largest sum of the effects of new features."""
         effect = effect.clamp(min=0)
         if self.everywhere:
             return effect.sum(0, dtype=torch.float64)
         return effect.topk(self.count, 0).values.sum(0, dtype=torch.float64)
 
     def bound_losses(self, form: AffineForm, t: int, labels: Tensor) -> Tensor:
-        """What new features add to each label's lead over t at most [K]; labels are consecutive numbers."""
+        """Returns how much new features can raise each label's lead over t [K]. Labels are consecutive."""
         network, inserted = self.network, form.inserted[None]
         lost = F.merge_scores(inserted, network.hash, labels, validate=False)[0]
         lost = lost + F.merge_scores(inserted, network.hash, labels.new_tensor([t]), validate=False)[0]
         if self._label_vectors is None or form.hidden is None:
             return lost
-        # Squares of small numbers vanish in float32: lines are 1e-18 at least, products lose 2^-126 at most.
+        # Squares of small numbers vanish in float32. So lines are at least 1e-18, and a product loses at most
+        # 2^-126.
         line = relu_lines(form.hidden.low, form.hidden.high)[0].clamp(min=1e-18).float().square()
         v, own = self._label_vectors[int(labels[0]) : int(labels[-1]) + 1], self._label_vectors[t]
         squares, square = v.square() @ line, own.square() @ line
-        rounding = 8 * (len(line) + 8) * 2.0**-24 * (squares + square)  # of these float32 products
+        rounding = 8 * (len(line) + 8) * 2.0**-24 * (squares + square)  # rounding of these float32 products
         rounding += 8 * (len(line) + 8) * 2.0**-126
         distance = (squares + square - 2 * (v @ (own * line))).clamp(min=0) + rounding
         return lost.minimum(form.reach.epsilon * self.norm * distance.double().sqrt())
 
     @functools.cached_property
     def _label_vectors(self) -> Tensor | None:
-        """Labels' weights on the one shared hidden layer, means of their buckets' [L, H], where they fit."""
+        """The labels' mean bucket weights on a single shared hidden layer [L, H]. None: they do not fit."""
         network, model = self.network, self.network.model
         R, L = model.num_repetitions, model.num_labels
         if not self.norm or network.copies > 1 or L * model.hidden_sizes[0] > 1 << 26:
@@ -123,10 +130,11 @@ class Insertion:
     def reduce(
         self, form: AffineForm, lower: Tensor, lost: Tensor, direction: Direction, signs_only: bool
     ) -> Tensor:
-        """Bounds of margins less what new features take: `lost` [K] or, where it is not enough, exactly.
+        """Subtracts from margins what new features can take.
 
-        `direction` is that of all K labels. With `signs_only` the exact loss is taken only where it decides
-        whether a bound is above zero.
+        The bound `lost` [K] is used if it suffices, and the exact loss otherwise. `direction` is that of all
+        K labels. With `signs_only` the exact loss is computed only if it decides whether a bound is above
+        zero.
         """
         decisive = (lower > 0) & (lower + lost <= 0)
         at = (decisive if signs_only else torch.ones_like(decisive)).nonzero()[:, 0]
@@ -135,7 +143,7 @@ class Insertion:
         return lower + lost
 
     def loss(self, form: AffineForm, direction: Direction) -> Tensor:  # [K], <= 0
-        """What margins can lose to features that the document lacks, exactly."""
+        """Returns exactly how much margins can lose to features that the document lacks."""
         harm: Tensor | None = None
         for begin, end in direction.tiles():
             tile = self._harm(form, direction, begin, end)[0]
@@ -148,7 +156,10 @@ class Insertion:
         return -form.reach.epsilon * harm.sum(0)
 
     def slopes(self, form: AffineForm, direction: Direction) -> Tensor:  # [D]
-        """The first margin's slopes to features that the document lacks, 0 where they can't lower it."""
+        """Returns the first margin's slopes to features that the document lacks.
+
+        A slope that cannot lower the margin is 0.
+        """
         pieces = []
         for begin, end in direction.tiles():
             harm, g = self._harm(form, direction, begin, end)
@@ -156,7 +167,7 @@ class Insertion:
         return torch.cat(pieces)
 
     def _harm(self, form: AffineForm, direction: Direction, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """The most that a new feature of weight 1 takes from each margin, and the margins' slopes [T, K]."""
+        """Returns the most that a new feature of weight 1 takes from each margin, and the slopes [T, K]."""
         g = direction.features(begin, end)
         harm = (-g).clamp(min=0) if self.nonnegative else g.abs()
         own = form.own[(form.own >= begin) & (form.own < end)] - begin

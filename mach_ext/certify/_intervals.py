@@ -1,4 +1,4 @@
-"""`ScoreIntervals`: bounds for the merges other than `mean_logit`, from intervals of transformed scores."""
+"""`ScoreIntervals` bounds scores of merges other than `mean_logit` by intervals of bucket scores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from mach_ext.certify._network import UNDERFLOW, Network
 
 
 class ScoreIntervals:
-    """The intervals of bucket scores, which all labels share, and what they allow over one label."""
+    """Intervals of bucket scores, which all labels share, and the leads over a label that they allow."""
 
     def __init__(self, network: Network) -> None:
+        """Takes the model."""
         self.network = network
 
     def buckets(self, form: AffineForm) -> tuple[Tensor, Tensor]:
-        """Lowest and highest transformed scores of all buckets [R, B], as the model computes them."""
+        """Returns the lowest and the highest transformed score that the model may compute for each bucket."""
         flat = form.slope.flatten(1)
         wide = form.uncertainty() + UNDERFLOW
         low = form.base + form.reach.lowest(flat, quick=True).view_as(form.base) - wide
@@ -27,7 +28,7 @@ class ScoreIntervals:
         return low - slack * low.abs() - UNDERFLOW, high + slack * high.abs() + UNDERFLOW
 
     def gains(self, scores: tuple[Tensor, Tensor], t: int) -> Tensor:
-        """[R, B]: merged over a label's buckets, it is the label's highest lead over t."""
+        """Returns a table [R, B]. Merged over a label's buckets, it is the label's highest lead over t."""
         low, high = scores
         mine = self.network.buckets[:, t, None]
         slack = self.network.gamma(self.network.model.num_repetitions + 4)

@@ -1,4 +1,4 @@
-"""`Margins`: lower bounds of the lead of one label over others, pair by pair, with the merge `mean_logit`."""
+"""`Margins` bounds the lead of a label over others, pair by pair, for the merge `mean_logit`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from mach_ext.certify._network import UNDERFLOW, Network
 
 
 class Margins:
-    """Margins of linear MACH exactly, of hidden layers by intervals and by lines with several slopes."""
+    """Margins, which are exact for linear MACH.
+
+    Hidden layers are bounded by intervals and by lines of several slopes.
+    """
 
     def __init__(self, network: Network, insertion: Insertion) -> None:
+        """Takes the model and what an attacker may insert."""
         self.network, self.insertion = network, insertion
 
     def lower(
         self, form: AffineForm, t: int, labels: Tensor, signs_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Lower bounds [K] of the lead of label t over others, and the functions [n, K] that gave them.
+        """Returns lower bounds [K] of the lead of label t over others, and their linear functions [n, K].
 
-        `signs_only`: new features are looked at only where they decide whether a bound is above zero.
+        With `signs_only` new features are considered only if they decide whether a bound is above zero.
         """
         hash = self.network.hash
         both = torch.cat((labels.new_tensor([t]), labels))
@@ -47,7 +51,7 @@ class Margins:
     def _relaxed(
         self, form: AffineForm, last: HiddenForm, t: int, labels: Tensor, slack: Tensor, signs_only: bool
     ) -> tuple[Tensor, Tensor]:
-        """With hidden layers: the better of the last one's intervals and its lines."""
+        """Returns the better of the last hidden layer's intervals and its lines."""
         u, constant = self.network.difference(t, labels)  # [K, M], [K]
         low, high = last.low.clamp(min=0), last.high.clamp(min=0)
         interval = torch.minimum(u * low, u * high).sum(1) + constant
@@ -63,10 +67,10 @@ class Margins:
     def _lines(
         self, form: AffineForm, last: HiddenForm, u: Tensor, constant: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best of three choices of relu's lower lines, for margins with weights u [K, M].
+        """Returns the best bounds of three choices of ReLU's lower lines, for margins with weights u [K, M].
 
         Returns:
-            Bounds [K], and the linear functions that gave them, of the document [n, K] and of p [K, M].
+            Bounds [K], and the linear functions behind them: of the document [n, K] and of p [K, M].
         """
         line, gap = relu_lines(last.low, last.high)
         constant = constant + u.clamp(max=0) @ gap
@@ -84,7 +88,7 @@ class Margins:
             weights = torch.where(better[:, None], a, weights)
             if attempt == 0:
                 lower_line = steep[None]
-            else:  # where the worst document so far has the unit off, relu >= 0 is the better line
+            else:  # if the unit is off in the worst document so far, relu >= 0 is the better line
                 worst = last.p + form.reach.change(g).T @ last.slope
                 lower_line = torch.where(unsure, (worst > 0).to(line.dtype), line)
         return reached, g, weights

@@ -1,4 +1,4 @@
-"""`Network`: the weights of a model as the bounds take them, and how far its sums may be rounded."""
+"""`Network` holds a model's weights for the bounds, and says how far the model's sums may be rounded."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from torch import Tensor
 
 from mach_ext.nn import MACH, MODEL_MERGES, first_layer
 
-HELD = 1 << 24  # float64 numbers of a table that are held at a time: 128 MiB
-UNDERFLOW = 1e-30  # far above what underflows add up to
+HELD = 1 << 24  # float64 numbers of a table that are in memory at a time: 128 MiB
+UNDERFLOW = 1e-30  # far above the sum of all underflows
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Network:
-    """A model, its small parameters in float64; the large ones are converted where they are used."""
+    """A model with its small parameters in float64. Large parameters are converted when they are used."""
 
     def __init__(self, model: MACH) -> None:
+        """Reads the model's parameters."""
         model.hash.check_contents()
         self.model, self.hash = model, model.hash
         self.buckets = model.hash.buckets.long()  # [R, L]
         self.device = self.buckets.device
         single = model.bucket_bias.dtype == torch.float32
-        self.unit = (2.0**-24 if single else 2.0**-53) + 2.0**-49  # of rounding
+        self.unit = (2.0**-24 if single else 2.0**-53) + 2.0**-49  # unit of rounding
         self.merge = MODEL_MERGES[model.merge]
         self.by_margin = model.merge == "mean_logit"
         self.first = first_layer(model)
@@ -34,19 +35,22 @@ class Network:
             self.hidden_weight = model.hidden_weight.detach().double()  # [C, H1, H2]
             self.hidden_bias = model.hidden_bias.detach().double()
         self.copies = model.num_repetitions if model.encoder == "independent" else 1
-        self.limit = _LARGEST / (4 * model.num_repetitions)  # of a bucket's sum
+        self.limit = _LARGEST / (4 * model.num_repetitions)  # limit of a bucket's sum
 
     def gamma(self, n: int) -> float:
-        """By how much of its absolute values a sum of n products is off at most."""
+        """Returns the largest error of a sum of n products, relative to the sum of their absolute values."""
         return n * self.unit / (1 - n * self.unit)
 
     def block(self, r: int) -> slice:
-        """Of the last hidden layer, the units that repetition r takes."""
+        """Returns the units of the last hidden layer that repetition r uses."""
         H = self.model.hidden_sizes[-1]
         return slice(r * H, (r + 1) * H) if self.copies > 1 else slice(0, H)
 
     def difference(self, t: int, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The margins' weights on the last hidden layer [K, M], shared buckets cancelled; their constants."""
+        """Returns the margins' weights on the last hidden layer [K, M] and their constants.
+
+        Buckets that both labels share cancel.
+        """
         R = self.model.num_repetitions
         parts, constant = [], torch.zeros(len(labels), dtype=torch.float64, device=self.device)
         for r in range(R):
@@ -58,6 +62,9 @@ class Network:
         return u, constant
 
     def without_twins(self, labels: Tensor, t: int) -> Tensor:
-        """Labels that share all buckets have the same score always: the lower number comes first."""
+        """Removes labels that share all buckets with t and have a larger number.
+
+        Labels that share all buckets always have the same score, and the lower number ranks first.
+        """
         same = (self.buckets[:, labels] == self.buckets[:, t, None]).all(0)
         return labels[~(same & (labels > t))]

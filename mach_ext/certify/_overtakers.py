@@ -1,4 +1,4 @@
-"""`Overtakers`: how many labels may reach a label's score, and the document that the worst of them gives."""
+"""`Overtakers` counts how many labels may reach a label's score, and finds the worst document."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mach_ext.certify._margins import Margins
 from mach_ext.certify._network import Network
 from mach_ext.certify._witness import Witness, Witnesses
 
-_CHUNK = 64  # labels that are bounded one by one, at a time
+_CHUNK = 64  # number of labels that are bounded at a time
 
 
 class Overtakers:
-    """Counts of labels that could not be shown to stay behind, from candidates to bounds one by one."""
+    """Counts labels that may reach a label's score. It finds candidates and then bounds them one by one."""
 
     def __init__(
         self,
@@ -27,19 +27,20 @@ class Overtakers:
         intervals: ScoreIntervals,
         witnesses: Witnesses,
     ) -> None:
+        """Takes the parts that find and bound candidates."""
         self.network, self.margins, self.candidates = network, margins, candidates
         self.intervals, self.witnesses = intervals, witnesses
 
     @property
     def many_labels(self) -> bool:
-        """Whether candidates are first decoded from a table of bounds rather than swept."""
+        """Whether candidates are first decoded from a table of bounds instead of a sweep over all labels."""
         model = self.network.model
         return model.num_labels > 4 * model.num_repetitions * model.num_buckets
 
     def counts(
         self, form: AffineForm, targets: list[int], k: int, limit: int
     ) -> list[tuple[int, Witness | None]]:
-        """For each target how many labels (at most k) may reach it, and the document for the worst to try.
+        """Returns for each target how many labels (at most k) may reach it, and the worst document to try.
 
         With hidden layers, at most `limit` candidates are bounded one by one.
         """
@@ -53,6 +54,7 @@ class Overtakers:
         return [self._one_by_one(form, t, labels, k, limit) for t, labels in zip(targets, swept, strict=True)]
 
     def _by_intervals(self, form: AffineForm, targets: list[int], k: int) -> list[tuple[int, Witness | None]]:
+        """Counts with intervals of bucket scores."""
         network, result = self.network, list[tuple[int, Witness | None]]()
         scores = self.intervals.buckets(form)
         for t in targets:
@@ -64,7 +66,7 @@ class Overtakers:
         return result
 
     def _decoded(self, form: AffineForm, t: int, k: int, limit: int) -> tuple[int, Witness | None]:
-        """Bounds the likeliest labels first, and sweeps over all labels only where these do not decide."""
+        """Bounds the likeliest labels first, and sweeps over all labels only if these do not decide."""
         first, complete = self.candidates.decode(form, t, _CHUNK)
         count, witness = self._one_by_one(form, t, first, k, limit)
         if complete or count >= k:
@@ -74,8 +76,9 @@ class Overtakers:
     def _one_by_one(
         self, form: AffineForm, t: int, labels: Tensor, k: int, limit: int
     ) -> tuple[int, Witness | None]:
+        """Bounds each candidate."""
         labels = self.network.without_twins(labels, t)
-        limit = len(labels) if form.hidden is None else limit  # linear MACH: exact, and cheap
+        limit = len(labels) if form.hidden is None else limit  # bounds of linear MACH are exact and cheap
         count, worst, least = 0, math.inf, None
         for begin in range(0, min(len(labels), limit), _CHUNK):
             chunk = labels[begin : begin + min(_CHUNK, limit - begin)]
@@ -87,6 +90,6 @@ class Overtakers:
             if count >= k:
                 break
         else:
-            if len(labels) > limit:  # more than are looked at: nothing is shown
+            if len(labels) > limit:  # some candidates are not bounded, so nothing is certified
                 count = k
         return min(count, k), None if least is None else self.witnesses.minimizer(form, least[0], t, least[1])

@@ -18,7 +18,10 @@ from mach_ext.certify._reach import Reach
 
 @dataclass
 class _Group:
-    """Documents that are held together: nnz features in all, those of one document from a to b."""
+    """Documents that are in memory together, with nnz features in all.
+
+    The features of each document are a part (a, b) of them.
+    """
 
     documents: list[int]
     own: Tensor  # [nnz]
@@ -26,18 +29,20 @@ class _Group:
     reaches: list[Reach]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, slice, Reach]]:
+        """Yields number, features, part and reach of each document."""
         for n, (a, b), reach in zip(self.documents, self.parts, self.reaches, strict=True):
             yield n, self.own[a:b], slice(a, b), reach
 
 
 class Propagation:
-    """The forms of documents, for one model and one threat model."""
+    """Makes the forms of documents, for a model and a threat model."""
 
     def __init__(self, network: Network, threat: ThreatModel, insertion: Insertion) -> None:
+        """Takes the model, the threat model and what an attacker may insert."""
         self.network, self.threat, self.insertion = network, threat, insertion
 
     def forms(self, X: Any, documents: Sequence[int], epsilon: float) -> Iterator[AffineForm]:
-        """The documents' forms, a few at a time in memory."""
+        """Yields the documents' forms. A few documents at a time are in memory."""
         model = self.network.model
         wide = max(model.num_repetitions * model.num_buckets, self.network.copies * sum(model.hidden_sizes))
         forms_of = self._linear if model.is_linear else self._relaxed
@@ -54,6 +59,7 @@ class Propagation:
             yield from forms_of(self._group(X, group, epsilon), epsilon)
 
     def _group(self, X: Any, documents: list[int], epsilon: float) -> _Group:
+        """Makes a group of documents."""
         rows = X[documents]
         x = torch.from_numpy(rows.data).to(self.network.device).double()
         own = torch.from_numpy(rows.indices).to(self.network.device).long()
@@ -61,7 +67,7 @@ class Propagation:
         return _Group(documents, own, parts, [Reach(self.threat, x[a:b], epsilon) for a, b in parts])
 
     def _linear(self, group: _Group, epsilon: float) -> Iterator[AffineForm]:
-        """Linear MACH: the logits are affine functions already."""
+        """Yields the forms of linear MACH, whose logits are affine functions already."""
         network, inserted = self.network, self.insertion
         slopes = network.bucket_weight[:, group.own].transpose(0, 1).double()  # [nnz, R, B]
         for n, own, at, reach in group:
@@ -76,7 +82,7 @@ class Propagation:
             yield AffineForm(n, own, reach, slope, base, spread, lost, size, rate, None, finite)
 
     def _relaxed(self, group: _Group, epsilon: float) -> Iterator[AffineForm]:
-        """Through relu, between its lines, and the bucket classifiers."""
+        """Yields the forms of hidden layers, with ReLU between its lines."""
         network, insertion, model = self.network, self.insertion, self.network.model
         R, B, H = model.num_repetitions, model.num_buckets, sum(model.hidden_sizes)
         encoder = network.first.weight[0, group.own].double()  # [nnz, C * H]
@@ -90,7 +96,7 @@ class Propagation:
         inner = torch.cat([form.slope for form in hidden]) * line.repeat_interleave(lengths, 0)
         middle = line * p + gap / 2
         error = line * ball + gap / 2 + rounding
-        output = high.clamp(min=0) + rounding  # at most
+        output = high.clamp(min=0) + rounding  # upper bound of each unit's output
         slope = inner.new_empty(len(inner), R, B)
         base, spread, inserted, size = (inner.new_zeros(len(hidden), R, B) for _ in range(4))
         for r in range(R):
@@ -101,7 +107,7 @@ class Propagation:
             base[:, r] = middle[:, block] @ weight + network.bucket_bias[r]
             spread[:, r] = error[:, block] @ absolute
             size[:, r] = output[:, block] @ absolute + network.bucket_bias[r].abs()
-            if insertion.norm:  # unit by unit, or by Cauchy and Schwarz
+            if insertion.norm:  # the smaller of two bounds: unit by unit, and by Cauchy and Schwarz
                 box = (line * epsilon * torch.maximum(insertion.up, insertion.down))[:, block] @ absolute
                 norm = (line[:, block].square() @ weight.square()).sqrt()
                 inserted[:, r] = box.minimum(epsilon * insertion.norm * norm)
@@ -112,14 +118,14 @@ class Propagation:
             yield AffineForm(n, own, reach, *tables, rate, hidden[i], finite)
 
     def _finite(self, reach: Reach, size: Tensor, hidden: float = 0.0) -> bool:
-        """Whether values, hidden units and logits stay in the range of float32; False for NaN."""
+        """Returns whether values, hidden units and logits stay in the range of float32. NaN gives False."""
         sums = (reach.epsilon, float(reach.largest.sum()), hidden, float(size.max()))
         return all(total < self.network.limit for total in sums)
 
     # ------------------------------------------------------------------------------------ hidden layers
 
     def _hidden(self, reach: Reach, weight: Tensor) -> HiddenForm:
-        """Through the encoder [n, M], and the second layer where there is one."""
+        """Carries a document through the encoder [n, M], and through the second layer if there is one."""
         network, epsilon = self.network, reach.epsilon
         up, down = self.insertion.up, self.insertion.down
         p = reach.x @ weight + network.encoder_bias
@@ -131,7 +137,7 @@ class Propagation:
         return self._second(reach, form) if network.two_layers else form
 
     def _second(self, reach: Reach, first: HiddenForm) -> HiddenForm:
-        """From the first to the second hidden layer."""
+        """Carries a form from the first to the second hidden layer."""
         network = self.network
         line, gap = relu_lines(first.low, first.high)
         C, H1, _ = network.hidden_weight.shape
@@ -145,7 +151,7 @@ class Propagation:
         slope = through(first.slope * line, network.hidden_weight)
         p = through((line * first.p + gap / 2)[None], network.hidden_weight)[0] + bias
         spread = through((gap / 2 + inserted)[None], absolute)[0]
-        output = first.high.clamp(min=0) + first.rounding  # at most
+        output = first.high.clamp(min=0) + first.rounding  # upper bound of each unit's output
         size = through(output[None], absolute)[0] + bias.abs()
         rounding = through(first.rounding[None], absolute)[0] + network.gamma(H1 + 4) * size + UNDERFLOW
         low = p + reach.lowest(slope) - spread

@@ -1,4 +1,4 @@
-"""The threat set around a document, and what a linear function can lose within it."""
+"""The threat set around a document, and how much a linear function can lose within it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from mach_ext.attack.threats import L1, L2, Delete, ThreatModel
 
 
 class Reach:
-    """How far a document's own features may move, all together, and what a linear function of them can lose.
+    """How far a document's own features may move together, and how much a linear function of them can lose.
 
-    Functions g [n, K] are K columns; a change d is within `low` and `high`, and within the ball.
+    Functions g [n, K] are K columns. A change d is between `low` and `high`, and within the ball.
     """
 
     def __init__(self, threat: ThreatModel, x: Tensor, epsilon: float) -> None:
+        """Computes how far each feature may move."""
         self.threat, self.x, self.epsilon = threat, x, epsilon
         low, high = (
             (x.clamp(max=0), x.clamp(min=0)) if isinstance(threat, Delete) else threat.bounds(x, epsilon)
         )
         self.low, self.high = low - x, high - x  # [n]
-        self.largest = torch.maximum(low.abs(), high.abs())  # of a value
+        self.largest = torch.maximum(low.abs(), high.abs())  # the largest absolute value of each feature
 
     def change(self, g: Tensor) -> Tensor:  # [n, K]
-        """The change along which each function falls most (L2: to rounding)."""
+        """Returns the change along which each function falls most. For L2 it is exact up to rounding."""
         threat, low, high = self.threat, self.low[:, None], self.high[:, None]
         if isinstance(threat, Delete):
             return self._deleted(g)
@@ -39,7 +40,7 @@ class Reach:
         return torch.where(g > 0, low, high)
 
     def lowest(self, g: Tensor, quick: bool = False) -> Tensor:  # [K]
-        """What each function can lose at most, <= 0. `quick`: a bound of it, for many columns."""
+        """Returns the most that each function can lose, <= 0. `quick` gives a bound, for many columns."""
         threat, epsilon = self.threat, self.epsilon
         if not len(g):
             return g.new_zeros(g.shape[1])
@@ -52,11 +53,12 @@ class Reach:
             if quick:
                 size: Tensor = vector_norm(g, dim=0)
                 return -epsilon * size
-            change, t = self._on_ball(g)  # the Lagrangian's dual function: a lower bound for every t
+            change, t = self._on_ball(g)  # the Lagrangian's dual function is a lower bound for every t
             return (g * change).sum(0) + (change.square().sum(0) - epsilon * epsilon) / (2 * t)
         return self.low @ g.clamp(min=0) + self.high @ g.clamp(max=0)
 
     def _deleted(self, g: Tensor) -> Tensor:
+        """Returns the removal of words that lowers each function most."""
         effect = -self.x[:, None] * g
         words = min(int(self.epsilon), len(g))
         worst, at = effect.topk(words, 0, largest=False)
@@ -64,9 +66,12 @@ class Reach:
         return -self.x[:, None] * chosen
 
     def _on_ball(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """-t g within the bounds, with t [K] such that its norm is epsilon: Karush, Kuhn and Tucker."""
+        """Returns -t g within the bounds, with t [K] such that the norm is epsilon.
+
+        This satisfies the conditions of Karush, Kuhn and Tucker.
+        """
         t = self.epsilon / vector_norm(g, dim=0).clamp(min=1e-150)
-        low, high = torch.zeros_like(t), torch.full_like(t, 64.0)  # log2 of what t is to be multiplied with
+        low, high = torch.zeros_like(t), torch.full_like(t, 64.0)  # log2 of the factor of t
         for _ in range(36):
             middle = (low + high) / 2
             inside = vector_norm(self._clamped(t * middle.exp2(), g), dim=0) <= self.epsilon
@@ -75,4 +80,5 @@ class Reach:
         return self._clamped(t, g), t
 
     def _clamped(self, t: Tensor, g: Tensor) -> Tensor:
+        """Returns -t g, moved into the bounds of each feature."""
         return (-t * g).clamp(self.low[:, None], self.high[:, None])

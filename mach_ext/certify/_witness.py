@@ -1,4 +1,4 @@
-"""Witnesses: documents of the threat set in which a label may fall behind, and the ranks it takes in them."""
+"""Witnesses: documents of the threat set in which a label may fall, and the ranks that it gets in them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Witness(NamedTuple):
 
 
 class Witnesses:
-    """The documents to try, for one model and one threat model."""
+    """Makes the documents to try, for a model and a threat model."""
 
     def __init__(self, network: Network, threat: ThreatModel, insertion: Insertion) -> None:
+        """Takes the model, the threat model and what an attacker may insert."""
         self.network, self.threat, self.insertion = network, threat, insertion
 
     def minimizer(self, form: AffineForm, g: Tensor, t: int, label: Tensor) -> Witness:
-        """The document within reach where g [n], a bound of the lead of t over a label [1], is lowest."""
+        """Returns the document within reach at which g [n], a bound of t's lead over a label, is lowest."""
         reach, epsilon = form.reach, form.reach.epsilon
         moved = (reach.x + reach.change(g[:, None])[:, 0]).float()
         if not isinstance(self.threat, Delete):
@@ -45,13 +46,13 @@ class Witnesses:
         return Witness(features.cpu().numpy(), values.cpu().numpy())
 
     def of_logits(self, form: AffineForm, t: int, label: Tensor) -> Witness:
-        """As `minimizer`, as if logits were averaged, whatever the merge is."""
+        """Returns the document of `minimizer` as if logits were averaged, whatever the merge is."""
         pair = torch.cat((label, label.new_tensor([t])))
         slopes = F.merge_scores(form.slope, self.network.hash, pair)
         return self.minimizer(form, slopes[:, 1] - slopes[:, 0], t, label)
 
     def _inserted(self, form: AffineForm, t: int, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The new features that lower the lead of t over the label most, and their values."""
+        """Returns the new features that lower the lead of t over the label most, and their values."""
         a = None
         if form.hidden is not None:
             a = self.network.difference(t, label)[0] * relu_lines(form.hidden.low, form.hidden.high)[0]
@@ -66,9 +67,9 @@ class Witnesses:
 def record_ranks(
     model: MACH, labels: NDArray[Any], tried: list[tuple[int, int, Witness]], attained: NDArray[Any]
 ) -> None:
-    """Writes to `attained` [N, k] the ranks that labels take in witnesses, by the model itself.
+    """Writes to `attained` [N, k] the ranks that the model gives labels in the witnesses.
 
-    `tried`: documents n, ranks of their labels [N, k], and witnesses.
+    `tried` holds numbers of documents, ranks of their labels in [N, k], and witnesses.
     """
     if not tried:
         return

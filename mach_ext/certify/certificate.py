@@ -1,4 +1,4 @@
-"""What to call: `certify`, `margin_bounds`, and the check of a threat model that both begin with."""
+"""The functions that users call: `certify`, `margin_bounds`, and the check of a threat model."""
 
 from __future__ import annotations
 
@@ -20,21 +20,37 @@ from mach_ext.nn import MACH, checked_k, evaluating
 
 
 def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> ThreatModel:
-    """The threat model; raises TypeError or ValueError where it can't be certified for this model."""
+    """Returns the threat model if it can be certified for this model.
+
+    Args:
+        model: The model.
+        threat: A threat model or its name, as in `mach_ext.attack.threat_model`.
+        op: How messages call the function.
+
+    Raises:
+        TypeError: `model` is not a `MACH`, or its parameters are neither float32 nor float64.
+        ValueError: The threat model is "dense" and the model has hidden layers, or the name is unknown.
+
+    Example:
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
+        >>> mach_ext.certify.check(model, "insert(3)")
+        Insert(nonnegative=True, m=3)
+    """
     if not isinstance(model, MACH):
         raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
     threat = threat_model(threat)
     if isinstance(threat, Dense) and not model.is_linear:
         raise ValueError(
             f"{op}: threat model dense is certified for linear MACH (hidden_size=0) only: it moves every "
-            f"hidden unit by up to epsilon times the sum of its D={model.num_features} absolute weights, and "
+            f"hidden unit by up to epsilon times the sum of its D={model.num_features} absolute weights, so "
             "bounds are vacuous at every useful epsilon; support, insert(m), l1, l2, delete are certified"
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes not in ({torch.float32}, {torch.float64}):
         names = ", ".join(sorted(map(str, dtypes)))
         raise TypeError(
-            f"{op}: parameters must be float32 or float64, model.float() makes them so, got {names}"
+            f"{op}: parameters must be float32 or float64, got {names}; model.float() converts them"
         )
     return threat
 
@@ -52,38 +68,48 @@ def certify(
     zero: bool = True,
     progress: bool = False,
 ) -> Certificate:
-    """Which right labels of the top k stay there, whatever a threat model allows: proven, not tried.
+    """Finds which right labels of the top k provably stay there, whatever change the threat model allows.
 
-    Exact for linear MACH with merge `mean_logit`, to rounding: a top-1 label is certified or some document
-    within the threat set, found and tried, takes it from the top. With hidden layers, and for ranks below
-    the first, a lower bound. A tie counts as overtaken, but where two labels share all their buckets: the
-    lower number stays first. epsilon = 0 is the clean document.
+    For linear MACH with merge `mean_logit` the result for the top label is exact up to rounding. Either the
+    label is certified, or a document of the threat set takes it from the top. That document was found and
+    tried. With hidden layers, and for lower ranks, the result is a lower bound.
 
-    Memory: float64 tables [n, R, B] of a document's n features, 128 MiB of them where one does not need more;
-    labels are swept in pieces, or, where they are many, by exact decoding of a table of bounds first.
+    A label with the same score counts as overtaking. The exception is two labels that share all buckets,
+    because the lower number stays first. epsilon = 0 is the clean document.
+
+    Tables of float64 numbers [n, R, B] for a document's n features are in memory. They take 128 MiB unless a
+    single document needs more. If there are many labels, a table of bounds is decoded first. Otherwise all
+    labels are swept in pieces.
 
     Args:
-        model: Used in eval mode.
-        X, Y: Documents [N, D] and true labels [N, L], SciPy sparse matrices.
-        epsilons: Sizes, of delete numbers of words.
-        threat_model: As of `mach_ext.attack`; dense for linear MACH only.
-        k: Labels of the top that are looked at; None: 5, or L where there are fewer labels.
-        candidates: With hidden layers so many labels, of those that bounds with common slopes don't exclude,
-            are bounded one by one; with more of them nothing is shown for the label.
-        zero: Also finds the epsilon at which each certified P@k' reaches zero, by bisection.
-        progress: Shows a bar.
+        model: The model. It is used in eval mode.
+        X: Documents [N, D], SciPy sparse.
+        Y: True labels [N, L], SciPy sparse.
+        epsilons: Sizes of the change. For "delete" they are numbers of words.
+        threat_model: A threat model or its name, as in `mach_ext.attack`. "dense" works for linear MACH only.
+        k: Number of top labels that are examined. None: 5, or L if there are fewer labels.
+        candidates: With hidden layers, the largest number of labels that are bounded one by one. If more
+            labels remain after the common slopes, nothing is certified for the label.
+        zero: Also find by bisection the epsilon at which certified P@1, P@3, P@5 and P@k reach zero.
+        progress: Show a progress bar.
+
+    Returns:
+        The certificate over all sizes.
 
     Raises:
-        TypeError, ValueError: As of `check`; epsilon < 0; k not in 1 ... L; X or Y of other shape.
+        TypeError: As `check`.
+        ValueError: As `check`, or an epsilon is negative, k is out of range, or X or Y has another shape.
 
     Example:
-        >>> import scipy.sparse, mach_ext
-        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
-        >>> X = scipy.sparse.random(3, 100, density=0.1, format="csr", dtype="float32", random_state=0)
-        >>> Y = scipy.sparse.csr_matrix(([1, 1, 1], ([0, 1, 2], model.predict(X, 1)[1][:, 0])), (3, 500))
-        >>> certificate = mach_ext.certify.certify(model, X, Y, [0, 1e-6, 10], zero=False)
-        >>> certificate.precision(1).tolist()
-        [1.0, 1.0, 0.0]
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> certificate = mach_ext.certify.certify(model, X, Y, [0, 0.3, 0.5], k=1, zero=False)
+        >>> certificate.precision(1).round(2).tolist()
+        [1.0, 1.0, 0.17]
     """
     op = "certify"
     threat = check(model, threat_model, op)
@@ -119,22 +145,35 @@ def certify(
 def margin_bounds(
     model: MACH, X: Any, pairs: Any, epsilon: float, *, threat_model: str | ThreatModel = "support"
 ) -> NDArray[np.float64]:
-    """Lower bounds [N] of the lead of label pairs[n, 0] over pairs[n, 1], in the model's own scores.
+    """Returns lower bounds [N] of the lead of label pairs[n, 0] over label pairs[n, 1].
 
-    Over all documents of the threat set around document n, and of the scores as the model computes them.
-    Exact for linear MACH with merge `mean_logit`, to rounding. -inf where float32 might overflow.
+    The bound holds for all documents of the threat set around document n, and for scores as the model
+    computes them. It is exact up to rounding for linear MACH with merge `mean_logit`. It is -inf if float32
+    might overflow.
 
-    Example:
-        >>> import scipy.sparse, mach_ext
-        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
-        >>> X = scipy.sparse.random(3, 100, density=0.1, format="csr", dtype="float32", random_state=0)
-        >>> scores, labels = model.predict(X, 2)
-        >>> bounds = mach_ext.certify.margin_bounds(model, X, labels, 0.01)
-        >>> bool((bounds <= scores[:, 0] - scores[:, 1]).all())
-        True
+    Args:
+        model: The model. It is used in eval mode.
+        X: Documents [N, D], SciPy sparse.
+        pairs: Two labels for each document [N, 2].
+        epsilon: The size of the change.
+        threat_model: A threat model or its name, as in `mach_ext.attack`.
 
     Raises:
-        TypeError, ValueError: As of `certify`; pairs must be labels [N, 2].
+        TypeError: As `check`.
+        ValueError: As `check`, or an argument is out of range or has another shape.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> scores, labels = model.predict(X, 2)
+        >>> (scores[:, 0] - scores[:, 1]).round(2)  # leads of the top label on the clean documents
+        array([1.07, 2.72, 2.34, 2.67, 1.64, 1.12], dtype=float32)
+        >>> mach_ext.certify.margin_bounds(model, X, labels, epsilon=0.3).round(2)
+        array([0.59, 1.93, 0.62, 1.96, 0.25, 0.85])
     """
     op = "margin_bounds"
     threat = check(model, threat_model, op)
@@ -155,6 +194,7 @@ def margin_bounds(
 
 
 def _documents(op: str, model: MACH, X: Any) -> Any:
+    """Returns documents as canonical CSR without stored zeros."""
     X = check_columns(X, f"{op}: X", model.num_features)
     if not (X.data != 0).all():
         X = X.copy()

@@ -1,4 +1,4 @@
-"""`Certificate`: what `certify` returns, in ranks and in shares of P@k."""
+"""`Certificate` is the result of `certify`, as ranks and as shares of P@k."""
 
 from __future__ import annotations
 
@@ -13,19 +13,36 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found, for E sizes, N documents, the k labels of their clean top k.
+    """The result of `certify` for E sizes, N documents and the k labels of their clean top k.
+
+    A label's rank counts from 0. The rank after any change is at most the number of labels that may overtake
+    it.
 
     Attributes:
-        threat_model: By name.
+        threat_model: Name of the threat model.
         epsilons: The sizes, ascending [E].
         labels: The clean top k [N, k].
-        correct: Which of them are right [N, k].
-        overtakers: How many labels could not be shown to stay behind this one, k for k or more [E, N, k]: its
-            rank, from 0, is at most this. k for wrong labels.
-        attained: The rank that it was seen to take in a perturbed document, k for k or more [E, N, k].
-        zero: For k' = 1, 3, 5, k: the interval in which certified P@k' reaches zero: above zero at the
-            first number (or -1), zero at the second (or inf where none was found); within 2 % by bisection,
-            from the grid on. Without the documents that have no features, if these are all that may change.
+        correct: Which of these labels are right [N, k].
+        overtakers: How many labels may overtake each label, k for k or more [E, N, k]. It is k for wrong
+            labels.
+        attained: The rank that each label gets in a document that was tried, k for k or more [E, N, k].
+        zero: Maps k' = 1, 3, 5, k to the sizes between which certified P@k' falls to zero. It is above zero
+            at the first size, or nowhere if this is -1. It is zero at the second size, which is inf if none
+            was found. The bisection stops within 2 %. Documents without features are left out if the threat
+            model cannot change them.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> certificate = mach_ext.certify.certify(model, X, Y, [0.3, 0.5], k=1, zero=False)
+        >>> certificate.correct.ravel().tolist()
+        [True, True, True, True, True, True]
+        >>> certificate.overtakers[:, :, 0].tolist()
+        [[0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
     """
 
     threat_model: str
@@ -37,35 +54,124 @@ class Certificate:
     zero: dict[int, tuple[float, float]]
 
     def certified(self, k: int) -> NDArray[np.bool_]:  # [E, N, K]
-        """Right labels that stay in the top k, whatever the change; k is at most that of `certify`."""
+        """Returns which right labels provably stay in the top k [E, N, K], whatever the change.
+
+        Args:
+            k: Size of the top k, at most that of `certify`.
+
+        Raises:
+            ValueError: k is out of range.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> certificate = mach_ext.certify.certify(model, X, Y, [0.3, 0.5], k=1, zero=False)
+            >>> certificate.certified(1)[:, :, 0].tolist()
+            [[True, True, True, True, True, True], [False, False, False, False, False, True]]
+        """
         return self.correct & (self.overtakers < self._within(k))
 
     def broken(self, k: int) -> NDArray[np.bool_]:  # [E, N, K]
-        """Right labels of the clean top k that a change, found and tried on the model, takes out of it."""
+        """Returns which right labels of the clean top k leave it in a document that was tried [E, N, K].
+
+        The document is within the threat model, and the model itself ranked the labels.
+
+        Args:
+            k: Size of the top k, at most that of `certify`.
+
+        Raises:
+            ValueError: k is out of range.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> certificate = mach_ext.certify.certify(model, X, Y, [0.3, 0.5], k=1, zero=False)
+            >>> certificate.broken(1)[:, :, 0].tolist()
+            [[False, False, False, False, False, False], [True, True, True, True, True, False]]
+        """
         inside = self.correct & (np.arange(self.labels.shape[1]) < self._within(k))
         return np.asarray(inside & (self.attained >= k))
 
     def _within(self, k: int) -> int:
-        """A checked k: beyond the labels that `certify` looked at, ranks are not known."""
+        """Returns the checked k. Ranks beyond the labels that `certify` examined are not known."""
         K = self.labels.shape[1]
         if not 1 <= k <= K:
             raise ValueError(f"Certificate: k must be in 1 ... {K}, the k of certify, got {k}")
         return k
 
     def precision(self, k: int) -> NDArray[np.float64]:  # [E]
-        """Certified P@k at each size."""
+        """Returns certified P@k at each size [E].
+
+        Args:
+            k: Size of the top k, at most that of `certify`.
+
+        Raises:
+            ValueError: k is out of range.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> certificate = mach_ext.certify.certify(model, X, Y, [0.3, 0.5], k=1, zero=False)
+            >>> certificate.precision(1).round(2).tolist()
+            [1.0, 0.17]
+        """
         per_document = self.certified(k).sum(2) / k
         return np.asarray(per_document.mean(1) if per_document.shape[1] else np.zeros(len(self.epsilons)))
 
     def robust(self) -> NDArray[np.float64]:  # [E, 2]
-        """P@1 under the worst changes is between these: certified, and what the documents tried leave."""
+        """Returns bounds of P@1 under the worst changes [E, 2].
+
+        The lower bound is the certified P@1. The upper bound is the P@1 that the tried documents leave.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> certificate = mach_ext.certify.certify(model, X, Y, [0.3, 0.5], k=1, zero=False)
+            >>> certificate.robust().round(2).tolist()
+            [[1.0, 1.0], [0.17, 0.17]]
+        """
         left = (self.correct & ~self.broken(1))[:, :, 0]
         attained = left.mean(1) if left.shape[1] else np.zeros(len(left))
         return np.stack((self.precision(1), attained), 1)
 
     def as_dict(self, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Any]:
-        """{"threat_model", "documents", "sizes": [{"epsilon", "P@1", ..., "robust P@1": [low, high]}],
-        "zero": {"P@1": [low, high], ...}}, JSON's numbers."""
+        """Returns the curves and the zeros, ready for JSON.
+
+        The keys are "threat_model", "documents", "sizes" and "zero". An entry of "sizes" has "epsilon", "P@1"
+        and so on, and "robust P@1" with its two bounds. "zero" maps "P@1" and so on to two sizes. None stands
+        for infinity.
+
+        Args:
+            ks: The k of P@k. Those above the k of `certify` are left out.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> Y = sparse.eye(6, format="csr")  # document i has label i
+            >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> certificate = mach_ext.certify.certify(model, X[:5], Y[:5], [0.3, 0.5], k=1)
+            >>> content = certificate.as_dict()
+            >>> content["sizes"][1]
+            {'epsilon': 0.5, 'P@1': 0.0, 'robust P@1': [0.0, 0.0]}
+        """
         ks = [k for k in ks if k <= self.labels.shape[1]]
         curves = {f"P@{k}": self.precision(k) for k in ks}
         robust = self.robust()

@@ -1,6 +1,15 @@
-"""Data in: file formats, datasets by name, raw text, mini-batches.
+r"""Everything between a file and a mini-batch: file formats, named datasets, raw text, batches.
 
-:func:`load` takes a name or a folder and returns a :class:`Dataset` of checked SciPy CSR matrices.
+`load` takes a dataset's name or a folder. It returns a `Dataset` whose SciPy CSR matrices have been checked.
+
+Example:
+    >>> from pathlib import Path
+    >>> from mach_ext.data import load
+    >>> Path("tiny").mkdir()
+    >>> _ = Path("tiny/train.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n1 0:1\n")
+    >>> data = load("tiny")
+    >>> data.num_labels, data.num_features, len(data.train)
+    (3, 5, 2)
 """
 
 from mach_ext._deprecation import renamed_names

@@ -1,4 +1,4 @@
-"""Files out of tar archives that nobody has to trust."""
+"""Extracting files from tar archives whose origin is not trusted."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from typing import Any, BinaryIO, cast
 from mach_ext.data.files import PathLike
 from mach_ext.data.sources import check_regular
 
-MAX_MEMBERS = 10_000  # of an archive; the known ones have tens
-MAX_BLOCK = 1 << 24  # bytes that tarfile may ask for at once, for a member's long name or its other headers
+MAX_MEMBERS = 10_000  # files in an archive; the archives of known datasets have tens
+MAX_BLOCK = 1 << 24  # bytes that tarfile may read at once, for a member's long name or another header
 
 
 def extract(
     archive: PathLike, names: Mapping[str, str], folder: PathLike, *, max_bytes: int | None = None
 ) -> None:
-    """Takes files out of a tar archive, under names of our own: what paths it claims can do no harm.
+    """Extracts files from a tar archive under names that the caller chooses.
+
+    Paths in the archive are only compared with `names`. No path of the archive is ever written to, so a
+    malicious path does no harm.
 
     Args:
-        archive: the archive, plain or .gz, .bz2, .xz by its content.
-        names: end of a regular file's path in the archive -> its name in ``folder``. The first one counts.
-        folder: an existing folder.
-        max_bytes: what the archive must not exceed when it is unpacked; None: anything.
+        archive: The archive. Its content tells whether it is plain or compressed as .gz, .bz2 or .xz.
+        names: Maps the end of a regular file's path in the archive to the file's name in `folder`. If several
+            files match, the first is taken.
+        folder: An existing folder.
+        max_bytes: The largest size of the unpacked archive in bytes. None: no limit.
 
     Raises:
-        ValueError: damaged archive, or one that unpacks to too much.
+        ValueError: The archive is damaged or unpacks to more than `max_bytes`.
     """
     check_regular(archive)
     try:
@@ -40,7 +44,8 @@ def extract(
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS} files in it")
                 for end, name in names.items():
                     target = Path(folder) / name
-                    plain = member.isreg() and not member.issparse()  # a hole takes no bytes in an archive
+                    # A sparse file can unpack to any size, because its holes take no bytes in the archive.
+                    plain = member.isreg() and not member.issparse()
                     if plain and f"/{member.name}".endswith(f"/{end}") and not target.exists():
                         _write_member(tar, member, target)
     except _DAMAGE as error:
@@ -50,16 +55,18 @@ def extract(
         raise ValueError(f"{archive}: the archive must be whole and undamaged, got: {problem}") from None
 
 
-# What tarfile and the decompressors stumble with over a damaged archive.
+# The exceptions that tarfile and the decompressors raise for a damaged archive.
 _DAMAGE: tuple[type[Exception], ...] = (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError)
 _DAMAGE += (ValueError, OverflowError, RecursionError)
 
 
 def _open_tar(file: Any) -> tarfile.TarFile:
+    """Opens an uncompressed tar file for reading."""
     return tarfile.open(fileobj=file, mode="r:")
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Writes one regular file of an archive to `target`."""
     source = tar.extractfile(member)
     assert source is not None  # a regular file
     with source, open(target, "wb") as file:
@@ -68,7 +75,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -
 
 
 def _open_archive(archive: PathLike) -> BinaryIO:
-    """The archive's bytes, decompressed by what it begins with."""
+    """Opens an archive and decompresses it according to its first bytes."""
     with open(archive, "rb") as file:
         first = file.read(6)
     for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
@@ -78,27 +85,40 @@ def _open_archive(archive: PathLike) -> BinaryIO:
 
 
 class _Limited:
-    """A file that does not go beyond a limit, nor give more at once than an honest archive is asked for.
+    """A file that ends in an error when too many bytes are read from it.
 
-    tarfile takes a header's word for how long a name or another header is, and reads it whole.
+    tarfile believes a header that states how long a name or another header is, and reads all of it at once.
+    So the size of a single read is limited, too.
     """
 
     def __init__(self, file: BinaryIO, max_bytes: int | None) -> None:
+        """Wraps `file`. None as `max_bytes` means no limit of the total size."""
         self._file, self._max = file, max_bytes
         self.tell, self.close = file.tell, file.close
 
     def read(self, size: int) -> bytes:
+        """Reads `size` bytes.
+
+        Raises:
+            tarfile.ReadError: The size is larger than an honest archive needs, or the total limit is passed.
+        """
         if not 0 <= size <= MAX_BLOCK:
             raise tarfile.ReadError(f"a header of {size} bytes")
         self._check(self._file.tell() + size)
         return self._file.read(size)
 
     def seek(self, offset: int) -> int:
+        """Moves to a place in the file.
+
+        Raises:
+            tarfile.ReadError: The offset is negative or beyond the total limit.
+        """
         if offset < 0:
             raise tarfile.ReadError("a header of negative size")
         self._check(offset)
         return self._file.seek(offset)
 
     def _check(self, end: int) -> None:
+        """Refuses a position beyond the limit."""
         if self._max is not None and end > self._max:
             raise tarfile.ReadError(f"it unpacks to more than {self._max} bytes")

@@ -1,4 +1,4 @@
-"""Writing that is whole or not at all: files and folders."""
+"""Writing files and folders so that they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,25 +13,34 @@ from typing import BinaryIO
 from mach_ext.data.files import COMPRESSIONS, PathLike, check_mode
 from mach_ext.data.temporaries import clear_temporaries, temporary_name
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # which come without a name
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # raised without a file name
 
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
-    """A temporary file to write to; the file then appears under ``path``, whole or not at all.
+    """Gives a temporary file to write to, which then replaces `path` in one step.
 
-    The temporary file stands in the same folder, under a name that cannot be foreseen. A file that is
-    replaced passes its permissions on; a new one gets what the umask leaves. A symbolic link is itself
-    replaced: what it points to stays as it is.
+    The temporary file stands in the same folder under a random name. A new file gets the permissions that the
+    umask leaves. A replaced file passes its permissions on. A symbolic link is replaced itself, and the file
+    that the link points to is left unchanged.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The temporary file's path.
 
     Raises:
-        OSError: the file cannot be written; the former one stays.
-        ValueError: ``path`` is a folder, a pipe or a device.
+        OSError: The file cannot be written. An existing file is left unchanged.
+        ValueError: `path` is a folder, a pipe or a device.
 
     Example:
+        >>> from pathlib import Path
         >>> from mach_ext.data import atomic_path
         >>> with atomic_path("greeting.txt") as temporary:
         ...     _ = temporary.write_text("hello")
+        >>> Path("greeting.txt").read_text()
+        'hello'
     """
     path = Path(path)
     former = _file_mode(path)
@@ -41,7 +50,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(mode)  # whatever the writer gave it
+            temporary.chmod(mode)  # the writer may have set another mode
             os.replace(temporary, path)
         except OSError as error:
             if error.errno in _DISK_ERRORS and error.filename is None:
@@ -50,7 +59,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 
 def _file_mode(path: Path) -> int | None:
-    """Permissions of a file that is to be replaced; None where there is none, or a link."""
+    """Returns the permissions of a file that will be replaced. None: there is no file, or it is a link."""
     with contextlib.suppress(FileNotFoundError):
         check_mode(path, os.stat(path).st_mode)
         if not path.is_symlink():
@@ -61,23 +70,38 @@ def _file_mode(path: Path) -> int | None:
 
 
 def _new_file(path: Path) -> int:
+    """Creates a file and returns an open descriptor. The file must not exist."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(path, flags, 0o666)
 
 
 def _new_folder(path: Path) -> int:
+    """Creates a folder and returns an open descriptor. The folder must not exist."""
     path.mkdir()
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 @contextlib.contextmanager
 def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
-    """Opens a file for writing bytes, compressed by its suffix; it appears whole or not at all.
+    """Opens a file for writing bytes. The file appears whole or not at all.
+
+    Args:
+        path: The file to write. A name that ends in .gz, .xz or .bz2 is compressed.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OSError: The file cannot be written. An existing file is left unchanged.
+        ValueError: `path` is a folder, a pipe or a device.
 
     Example:
+        >>> import gzip
         >>> from mach_ext.data import atomic_write
         >>> with atomic_write("greeting.txt.gz") as file:
         ...     _ = file.write(b"hello")
+        >>> gzip.open("greeting.txt.gz").read()
+        b'hello'
     """
     module = COMPRESSIONS.get(Path(path).suffix)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -90,9 +114,9 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def new_folder(folder: PathLike) -> Iterator[Path]:
-    """A temporary folder that takes this name when all went well and vanishes otherwise.
+    """Gives a temporary folder that takes the final name if the block succeeds and is removed otherwise.
 
-    Where another process was faster, its folder stays and this one's is dropped.
+    If another process creates the final folder first, that folder stays and the temporary folder is removed.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What a model keeps of its data, as files in memory: the one place where they become names and numbers.
+"""Reads what a model keeps of its training data. These attachments are files in memory.
 
-``run.json`` says what the model was trained on. ``labels.json`` and ``features.json`` are lists of names, and
-``vectorizer.json`` has the features' names, too. ``label_counts.npy`` is how many training documents each
-label has. A model can have any of them, and each is checked against the model's sizes.
+`run.json` says what the model was trained on. `labels.json` and `features.json` are lists of names.
+`vectorizer.json` also has the names of the features. `label_counts.npy` says how many training documents each
+label has. A model can have any of them. Each is checked against the model's sizes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Attachments = Mapping[str, bytes]  # by name
 
 
 def _source(name: str) -> str:
+    """Returns how messages call an attachment."""
     return f"{name} of the model"
 
 
@@ -31,29 +32,31 @@ def _source(name: str) -> str:
 
 
 def label_names(attachments: Attachments, num_labels: int) -> list[str] | None:
-    """Names of all labels; None where the model keeps none.
+    """Returns the names of all labels. None: the model keeps none.
 
     Raises:
-        ValueError: not L names; says which attachment and entry.
+        ValueError: The attachment does not hold L names. The message gives the attachment and the entry.
     """
     return _names(attachments, "labels.json", num_labels)
 
 
 def feature_names(attachments: Attachments, num_features: int) -> list[str] | None:
-    """Names of all features: a vectorizer's words, or a list's entries; None where the model keeps neither.
+    """Returns the names of all features. None: the model keeps none.
+
+    The names are the words of the model's vectorizer. A model without a vectorizer can have a list of names.
 
     Raises:
-        ValueError: as :func:`label_names`.
+        ValueError: The attachment does not hold D names. The message gives the attachment and the entry.
     """
     kept = vectorizer(attachments, num_features)
     return _names(attachments, "features.json", num_features) if kept is None else kept.vocabulary
 
 
 def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None:
-    """What makes features of texts; None where the model keeps none.
+    """Returns the vectorizer that turns texts into the model's features. None: the model keeps none.
 
     Raises:
-        ValueError: not a vectorizer of D words.
+        ValueError: The attachment is not a vectorizer of D words.
     """
     name = "vectorizer.json"
     if name not in attachments:
@@ -64,6 +67,7 @@ def vectorizer(attachments: Attachments, num_features: int) -> Vectorizer | None
 
 
 def _names(attachments: Attachments, name: str, count: int) -> list[str] | None:
+    """Returns a checked list of names, or None if the attachment is missing."""
     if name not in attachments:
         return None
     names = _parse_names(attachments[name], name)
@@ -72,18 +76,21 @@ def _names(attachments: Attachments, name: str, count: int) -> list[str] | None:
 
 
 def _check_count(names: list[str], name: str, count: int) -> None:
+    """Refuses a list of names that has another length."""
     if len(names) != count:
         raise ValueError(f"{_source(name)}: must have {count} names, got {len(names)}")
 
 
 @functools.lru_cache(maxsize=4)
 def _parse_names(content: bytes, name: str) -> list[str]:
+    """Parses a list of names. The last few results are kept."""
     names: list[str] = parse_record(content, _source(name), [str])
     return names
 
 
 @functools.lru_cache(maxsize=2)
 def _parse_vectorizer(content: bytes) -> Vectorizer:
+    """Parses a vectorizer. The last few results are kept."""
     return Vectorizer.from_json(content, source=_source("vectorizer.json"))
 
 
@@ -93,7 +100,7 @@ def _parse_vectorizer(content: bytes) -> Vectorizer:
 _BASE = ({0, 1}, type(None))
 _COUNT = range(2**62)
 
-# The schema of ``run.json``; older runs have fewer entries.
+# The schema of `run.json`. Older runs have fewer entries.
 RUN = {
     "dataset?": str,
     "name?": str,
@@ -110,10 +117,10 @@ RUN = {
 
 
 def run_record(attachments: Attachments) -> dict[str, Any]:
-    """``run.json``; empty where the model has none.
+    """Returns the content of `run.json`. The result is empty if the model has none.
 
     Raises:
-        ValueError: not such a record; says which entry must be what.
+        ValueError: The attachment does not suit the schema. The message says which entry breaks which rule.
     """
     if "run.json" not in attachments:
         return {}
@@ -122,10 +129,10 @@ def run_record(attachments: Attachments) -> dict[str, Any]:
 
 
 def label_counts(attachments: Attachments, num_labels: int) -> NDArray[np.integer[Any]] | None:
-    """How many training documents each label has [L]; None where the model does not say.
+    """Returns how many training documents each label has [L]. None: the model does not keep the counts.
 
     Raises:
-        ValueError: no array of L counts.
+        ValueError: The attachment is not an array of L counts.
     """
     name = "label_counts.npy"
     if name not in attachments:
@@ -133,7 +140,7 @@ def label_counts(attachments: Attachments, num_labels: int) -> NDArray[np.intege
     content = attachments[name]
     try:
         counts = read_array(io.BytesIO(content), len(content))
-    except Exception as error:  # NumPy stumbles over damage in many ways
+    except Exception as error:  # NumPy raises many kinds of exceptions for a damaged array
         raise ValueError(f"{_source(name)}: must be an array of counts, got: {str(error)[:200]}") from None
     if counts.dtype.kind not in "iu" or counts.shape != (num_labels,):
         got = f"{counts.dtype} {quote(counts.shape)}"

@@ -1,4 +1,4 @@
-"""Mini-batches: rows of SciPy CSR matrices -> flat CSR tensors."""
+"""Turns rows of SciPy CSR matrices into mini-batches of flat CSR tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,27 @@ from mach_ext._memory import memory_errors
 
 
 class Batch(NamedTuple):
-    """Flat CSR of some documents (n of them) and of their labels."""
+    """The features and labels of n documents as flat CSR tensors.
+
+    Row i of the features is `values[indptr[i]:indptr[i + 1]]` at the columns `indices[indptr[i]:indptr[i +
+    1]]`.
+
+    Attributes:
+        values: Feature values [nnz], float32.
+        indices: Feature columns [nnz], int32 or int64.
+        indptr: Start of each document in `values` and `indices` [n + 1].
+        label_indices: Label numbers [number of labels].
+        label_indptr: Start of each document in `label_indices` [n + 1].
+        rows: Row numbers of the documents in the matrices [n], int64.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import iter_batches
+        >>> X = sparse.csr_matrix([[0.0, 0.5], [1.0, 2.0]], dtype="float32")
+        >>> batch = next(iter_batches(X, sparse.eye(2, format="csr"), batch_size=2))
+        >>> batch.values, batch.indptr.tolist(), batch.label_indices.tolist()
+        (tensor([0.5000, 1.0000, 2.0000]), [0, 1, 3], [0, 1])
+    """
 
     values: Tensor  # [nnz] float32
     indices: Tensor  # [nnz] int32 or int64
@@ -29,21 +49,25 @@ class Batch(NamedTuple):
 def iter_batches(
     X: Any, Y: Any, batch_size: int, *, seed: int | None = None, epoch: int = 0, start: int = 0
 ) -> Iterator[Batch]:
-    """Goes once through the documents.
+    """Goes through the documents once, in batches.
 
-    The order depends on (number of documents, seed, epoch) alone, so a run that was killed in the middle of
-    an epoch goes on with ``start``. Nothing is checked here: see :func:`mach_ext.data.check_csr`.
+    The order depends only on the number of documents, `seed` and `epoch`. So a run that was killed in the
+    middle of an epoch can continue with `start`. The matrices are not checked here. See
+    `mach_ext.data.check_csr`.
 
     Args:
-        X: features [N, D], SciPy CSR.
-        Y: labels [N, L], SciPy CSR.
-        batch_size: documents in a batch, the last one may have fewer.
-        seed: of the shuffling; None keeps the order.
-        epoch: which pass this is; each is shuffled differently.
-        start: batches to skip.
+        X: Features [N, D], SciPy CSR.
+        Y: Labels [N, L], SciPy CSR.
+        batch_size: Documents in a batch. The last batch may have fewer.
+        seed: Seed of the shuffling. None: the documents keep their order.
+        epoch: Number of this pass. Each pass is shuffled differently.
+        start: Number of batches to skip.
+
+    Yields:
+        A `Batch`.
 
     Raises:
-        ValueError: batch_size below 1.
+        ValueError: `batch_size` is below 1.
 
     Example:
         >>> from scipy import sparse
@@ -51,6 +75,8 @@ def iter_batches(
         >>> X = Y = sparse.csr_matrix(sparse.eye(5, dtype="float32"))
         >>> [batch.indices.tolist() for batch in iter_batches(X, Y, 2)]
         [[0, 1], [2, 3], [4]]
+        >>> [batch.rows.tolist() for batch in iter_batches(X, Y, 2, seed=0)]
+        [[2, 4], [3, 0], [1]]
     """
     if batch_size < 1:
         raise ValueError(f"iter_batches: batch_size must be at least 1, got {batch_size}")
@@ -71,10 +97,26 @@ def iter_batches(
 
 
 def iter_on_device(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """The same tuples (or named tuples) with their tensors on `device`; on CPU nothing happens to them.
+    """Yields the same tuples with their tensors on `device`. On a CPU the tuples pass through unchanged.
 
-    For a GPU a thread is one tuple ahead: it takes it from `batches`, pins it and copies it on a stream of
-    its own, so that slicing and copying hide behind the work on the tuple before.
+    On a GPU a thread prepares the next tuple. It takes the tuple from `batches`, pins its memory and copies
+    it on a stream of its own. So slicing and copying happen while the GPU works on the tuple before.
+
+    Args:
+        batches: Tuples or named tuples. Entries that are not tensors are passed on as they are.
+        device: Where the tensors go.
+
+    Yields:
+        Tuples of the same type.
+
+    Example:
+        >>> import torch
+        >>> from scipy import sparse
+        >>> from mach_ext.data import iter_batches, iter_on_device
+        >>> X = Y = sparse.csr_matrix(sparse.eye(3, dtype="float32"))
+        >>> device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        >>> [batch.indices.tolist() for batch in iter_on_device(iter_batches(X, Y, 2), device)]
+        [[0, 1], [2]]
     """
     if device.type != "cuda":
         yield from batches
@@ -101,5 +143,5 @@ def iter_on_device(batches: Iterator[Any], device: torch.device) -> Iterator[Any
             current.wait_event(copied)
             for t in batch:
                 if isinstance(t, Tensor):
-                    t.record_stream(current)  # its memory is not reused before this stream is done with it
+                    t.record_stream(current)  # the memory is not reused until this stream has finished
             yield batch

@@ -1,4 +1,4 @@
-"""What a dataset is in memory: splits of documents with their labels, and the names of their columns."""
+"""A dataset in memory: splits of documents with their labels, and the names of the columns."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ class Split:
     """Documents and their labels.
 
     Attributes:
-        X: features [N, D], CSR float32, indices sorted and unique.
-        Y: labels [N, L], CSR float32, 1 where a label holds.
-        texts: the N raw texts, where the source has them.
-        unseen: labels [N, U] that the model does not know, where the data were read for a model.
-        filtered: [N, L], 1 where a label must not be answered (``filter_labels_test.txt``).
+        X: Features [N, D], CSR float32. Indices of a row are sorted and unique.
+        Y: Labels [N, L], CSR float32. An entry is 1 if the label holds.
+        texts: The N raw texts. None: the source has no texts.
+        unseen: Labels [N, U] that the model does not know. It is set only if the data were read for a model.
+        filtered: An entry [N, L] is 1 if the label must not count as an answer (`filter_labels_test.txt`).
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Split
+        >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+        >>> len(split), split.X.shape, split.Y.nnz
+        (3, (3, 5), 3)
     """
 
     X: Csr
@@ -37,15 +44,36 @@ class Split:
     filtered: Csr | None = None
 
     def __len__(self) -> int:
+        """Returns the number of documents N."""
         return int(self.X.shape[0])
 
     @property
     def without_features(self) -> int:
-        """How many documents have no feature: nothing but their number is known of them."""
+        """The number of documents that have no feature. The model gives all of them the same scores.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Split
+            >>> X = sparse.csr_matrix([[1.0, 0.0], [0.0, 0.0]])
+            >>> Split(X, sparse.eye(2, format="csr")).without_features
+            1
+        """
         return int((row_features(self.X) == 0).sum())
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:
-        """The documents of these row numbers, in this order."""
+        """Returns the documents with these row numbers, in this order.
+
+        Args:
+            rows: Row numbers [n].
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Split
+            >>> split = Split(sparse.eye(3, format="csr"), sparse.eye(3, format="csr"), ["a", "b", "c"])
+            >>> split.take(np.array([2, 0])).texts
+            ['c', 'a']
+        """
         texts = None if self.texts is None else [self.texts[row] for row in rows]
         unseen = None if self.unseen is None else self.unseen[rows]
         filtered = None if self.filtered is None else self.filtered[rows]
@@ -53,7 +81,19 @@ class Split:
 
     @property
     def truth(self) -> Csr:
-        """All true labels, for metrics: Y and, in columns L and up, those that no prediction can name."""
+        """All true labels, for metrics: [N, L], or [N, L + U] if there are unknown labels.
+
+        The columns from L on are labels that the model does not know. No prediction can name them, so they
+        count as misses.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Split
+            >>> X = Y = sparse.eye(2, format="csr")
+            >>> Split(X, Y, unseen=sparse.csr_matrix([[1.0], [0.0]])).truth.toarray()
+            array([[1., 0., 1.],
+                   [0., 1., 0.]])
+        """
         if self.unseen is None:
             return self.Y
         return scipy.sparse.hstack([self.Y, self.unseen], format="csr")
@@ -61,16 +101,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of X and Y mean. It is kept with a model, and every later file is read by it.
+    r"""The meaning of the columns of X and Y.
+
+    A model keeps it, and every later file is read with it.
 
     Attributes:
-        num_features: D.
-        num_labels: L.
-        svmlight_base: number of the first feature in svmlight files, 0 or 1; None where none was read.
-        svmlight_label_base: the same of labels.
-        label_names: name of each label, or None.
-        feature_names: name of each feature, or None.
-        vectorizer: turns raw text into rows of X, or None.
+        num_features: Number of features D.
+        num_labels: Number of labels L.
+        svmlight_base: Number of the first feature in svmlight files, 0 or 1. None: no svmlight file was read.
+        svmlight_label_base: Number of the first label in svmlight files, 0 or 1. None: no svmlight file was
+            read.
+        label_names: Name of each label, or None.
+        feature_names: Name of each feature, or None.
+        vectorizer: Turns raw text into rows of X, or None.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import Columns, load
+        >>> _ = Path("later.svm").write_text("0 1:0.5\n")  # fewer features than the model has
+        >>> columns = Columns(num_features=4, num_labels=2, svmlight_base=1)
+        >>> load("later.svm", columns=columns).test.X.shape
+        (1, 4)
     """
 
     num_features: int
@@ -84,21 +135,29 @@ class Columns:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What :func:`mach_ext.data.load` returns.
+    """A dataset in memory, as `mach_ext.data.load` returns it.
 
     Attributes:
-        name: the dataset's name, or its folder's.
-        path: the folder, or the file, it was read from.
-        train, dev, test: the splits; dev and test may be missing.
-        label_names: name of each label, or None.
-        feature_names: name of each feature, or None.
-        vectorizer: turns raw text into rows of X, or None.
-        dev_rule: where ``dev`` came from, in words.
-        svmlight_base, svmlight_label_base: as in :class:`Columns`.
-        remarks: what a reader decided or left out, in sentences for the user.
+        name: Name of the dataset or of its folder.
+        path: The folder or file that was read.
+        train, dev, test: The splits. `dev` and `test` may be None.
+        label_names: Name of each label, or None.
+        feature_names: Name of each feature, or None.
+        vectorizer: Turns raw text into rows of X, or None.
+        dev_rule: Says in words where `dev` comes from.
+        svmlight_base, svmlight_label_base: As in `Columns`.
+        remarks: Sentences for the user about what a reader decided or left out.
 
     Raises:
-        ValueError: a name that is no string.
+        ValueError: A name is not a string.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Dataset, Split
+        >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+        >>> data = Dataset("three", "three", train=split, label_names=["cat", "dog", "owl"])
+        >>> data.num_features, data.num_labels, list(data.splits)
+        (5, 3, ['train'])
     """
 
     name: str
@@ -115,30 +174,65 @@ class Dataset:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # of one made by hand it can be a string
+        """Makes `path` a `Path` and checks the names."""
+        object.__setattr__(self, "path", Path(self.path))  # users may pass a string
         for what, names in (("label_names", self.label_names), ("feature_names", self.feature_names)):
             if names is not None:
                 check_names(names, f"Dataset: {what}")
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number of features D.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+            >>> Dataset("three", "three", split).num_features
+            5
+        """
         return int(self.train.X.shape[1])
 
     @property
     def num_labels(self) -> int:
-        """L."""
+        """Number of labels L.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+            >>> Dataset("three", "three", split).num_labels
+            3
+        """
         return int(self.train.Y.shape[1])
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits there are, by name. Data read for a model need no train: it is empty then."""
+        """The existing splits by name.
+
+        Data that were read for a model need no train split. An empty one is left out.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+            >>> {name: len(s) for name, s in Dataset("three", "three", split, test=split).splits.items()}
+            {'train': 3, 'test': 3}
+        """
         named = {"train": self.train if len(self.train) else None, "dev": self.dev, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     @property
     def columns(self) -> Columns:
-        """What the columns mean, for reading further files in the same way."""
+        """The meaning of the columns, for reading further files in the same way.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+            >>> Dataset("three", "three", split, label_names=["cat", "dog", "owl"]).columns.label_names
+            ['cat', 'dog', 'owl']
+        """
         return Columns(
             self.num_features,
             self.num_labels,
@@ -151,13 +245,32 @@ class Dataset:
 
     @property
     def all_train_labels(self) -> Csr:
-        """Labels of all training documents, those that are held out of train as ``dev`` among them."""
+        """Labels of all training documents.
+
+        Documents that were held out of train as `dev` are included.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split, hold_out
+            >>> eye = sparse.eye(30, format="csr")
+            >>> data = hold_out(Dataset("eye", "eye", Split(eye, eye)))
+            >>> data.train.Y.shape, data.all_train_labels.shape
+            ((27, 30), (30, 30))
+        """
         if self.dev is None or self.dev_rule != HOLDOUT_RULE:
             return self.train.Y
         return scipy.sparse.vstack([self.train.Y, self.dev.Y], format="csr")
 
     def info(self) -> dict[str, Any]:
-        """Counts of everything, ready for JSON."""
+        """Returns counts of documents, features and labels, ready for JSON.
+
+        Example:
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> split = Split(X=sparse.eye(3, 5, format="csr"), Y=sparse.eye(3, format="csr"))
+            >>> Dataset("three", "three", split).info()["splits"]["train"]["labels_per_document"]
+            1.0
+        """
         return {
             "name": self.name,
             "path": str(self.path),
@@ -182,7 +295,22 @@ class Dataset:
 
 
 def hold_out(dataset: Dataset) -> Dataset:
-    """The dataset with a tenth of train as ``dev``, where it has no dev and train has ten documents."""
+    """Returns the dataset with a tenth of train held out as `dev`.
+
+    The dataset is returned unchanged if it has a dev split or if train has fewer than ten documents.
+    `HOLDOUT_RULE` says which documents are held out.
+
+    Args:
+        dataset: The dataset. It is not modified.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Dataset, Split, hold_out
+        >>> eye = sparse.eye(30, format="csr")
+        >>> data = hold_out(Dataset("eye", "eye", Split(eye, eye)))
+        >>> {name: len(split) for name, split in data.splits.items()}
+        {'train': 27, 'dev': 3}
+    """
     if dataset.dev is not None or len(dataset.train) < 10:
         return dataset
     held = _holdout(len(dataset.train))
@@ -191,7 +319,7 @@ def hold_out(dataset: Dataset) -> Dataset:
 
 
 def _holdout(rows: int) -> NDArray[np.bool_]:
-    """Which rows are held out: the same ones on every machine and with every NumPy."""
+    """Returns which rows are held out. All machines and all versions of NumPy give the same result."""
     z = np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Documents that a model is asked about: read by the model's columns, block by block."""
+"""Reads documents that a model will predict labels for, block by block."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from mach_ext.data.matrices import Csr
 from mach_ext.data.sources import BYTE_ORDER_MARK, MAX_LINE, check_line, open_input
 from mach_ext.data.text import Vectorizer
 
-TEXT_FORMATS = ("text", "jsonl")  # of lines, each with a document as text
+TEXT_FORMATS = ("text", "jsonl")  # formats with one document a line, as text
 
-_TEXT_LINES = re.compile(r"X\.\w+\.txt|\w+_X\.txt")  # names that `read_folder` takes for lines of text
+# Names of files that `read_folder` reads as lines of text.
+_TEXT_LINES = re.compile(r"X\.\w+\.txt|\w+_X\.txt")
 
 
 @memory_errors("free memory first, or split the data", "data.iter_documents")
@@ -40,35 +41,43 @@ def iter_documents(
     block: int = 1024,
     format: str | None = None,
 ) -> Iterator[Csr]:
-    """Documents of a file as rows for a model, block by block; labels in the file are passed over.
+    r"""Reads the documents of a file as rows for a model, block by block. Labels in the file are ignored.
 
     A blank line is an empty document in XMC text and in lines of text. In JSON lines and in svmlight files
-    blank lines are passed over, as in training.
+    blank lines are ignored, as in training.
+
+    A name that ends in `.txt` can mean three formats. `_X_Xf.txt` at the end means the text format of
+    deepxml. `X.tst.txt` or `tst_X.txt` means lines of text if the model takes texts. Every other name means
+    XMC text.
 
     Args:
-        path: ``.jsonl`` (texts), ``.npz``, ``.svm`` or ``.txt``, each also .gz, .xz, .bz2. ``.txt`` is XMC
-            text; deepxml's where it ends in ``_X_Xf.txt``; lines of text where it is called as such
-            (``X.tst.txt``, ``tst_X.txt``) and the model takes texts.
-        columns: of the model. A file may have fewer features, the others count as 0, but not more.
-        svmlight_base: number of the first feature in svmlight files, where the model does not keep it.
-        remarks: takes what a reader has to say, in sentences.
-        block: texts at a time.
-        format: one of `TEXT_FORMATS`, for a file of any name; None: by the name.
+        path: A file that ends in `.jsonl` (texts), `.npz`, `.svm` or `.txt`. Each may be compressed as .gz,
+            .xz or .bz2.
+        columns: The model's columns. A file may have fewer features, and the others count as 0. A file with
+            more features is refused.
+        svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
+        remarks: A list that the reader appends sentences for the user to.
+        block: Number of texts at a time.
+        format: One of `TEXT_FORMATS`, for a file of any name. None: the name decides.
+
+    Yields:
+        Rows [n, D], CSR float32.
 
     Raises:
-        ValueError: another suffix; a bad file, with the line; more features than the model has.
+        ValueError: The suffix is unknown, the file is bad, or it has more features than the model. The
+            message gives the line.
 
     Example:
         >>> from pathlib import Path
         >>> from mach_ext.data import Columns, iter_documents
-        >>> _ = Path("three.svm").write_text("0 1:0.5 3:1\\n")
+        >>> _ = Path("three.svm").write_text("0 1:0.5 3:1\n")
         >>> columns = Columns(num_features=4, num_labels=2, svmlight_base=1)
         >>> [X.toarray().tolist() for X in iter_documents("three.svm", columns)]
         [[[0.5, 0.0, 1.0, 0.0]]]
     """
     path, remarks, kind = Path(path), [] if remarks is None else remarks, suffix_of(path)
     if svmlight_base is not None and (format is not None or kind not in SVMLIGHT):
-        remarks.append(f"{path}: is no svmlight file; --svmlight-base is passed over")
+        remarks.append(f"{path}: is not an svmlight file; --svmlight-base is ignored")
     if format is not None:
         with open_input(path) as file:
             yield from stream_documents(file, columns, format=format, source=path, block=block)
@@ -79,7 +88,7 @@ def iter_documents(
     elif kind == ".txt" and columns.vectorizer is not None and _TEXT_LINES.match(path.name):
         yield from iter_vectors(read_lines(path), columns, block, path)
     elif kind == ".txt":
-        said: list[str] = []  # the same of each block
+        said: list[str] = []  # each block repeats the same remarks
         for split in iter_xmc(path):
             yield fit_features(split.X, columns.num_features, path, said)
         remarks += said[:1]
@@ -95,10 +104,25 @@ def iter_documents(
 def iter_vectors(
     texts: Iterable[str], columns: Columns, block: int = 1024, source: PathLike = "text"
 ) -> Iterator[Csr]:
-    """Texts as rows for a model, block by block.
+    """Turns texts into rows for a model, block by block.
+
+    Args:
+        texts: The documents.
+        columns: The model's columns, with a vectorizer.
+        block: Number of texts at a time.
+        source: How messages call the texts.
+
+    Yields:
+        Rows [n, D], CSR float32.
 
     Raises:
-        ValueError: the model has no vectorizer.
+        ValueError: The model has no vectorizer.
+
+    Example:
+        >>> from mach_ext.data import Columns, Vectorizer, iter_vectors
+        >>> columns = Columns(2, 1, vectorizer=Vectorizer.fit(["cat dog", "cat dog"]))
+        >>> [X.nnz for X in iter_vectors(["a dog", "dog, cat"], columns, block=1)]
+        [1, 2]
     """
     vectorizer, texts = _vectorizer(columns, source), iter(texts)
     while chunk := list(itertools.islice(texts, block)):
@@ -106,6 +130,11 @@ def iter_vectors(
 
 
 def _vectorizer(columns: Columns, source: PathLike) -> Vectorizer:
+    """Returns the model's vectorizer.
+
+    Raises:
+        ValueError: The model has no vectorizer.
+    """
     if columns.vectorizer is None:
         raise ValueError(
             f"{source}: the model was trained on vectors, not on text; predict --input takes files of "
@@ -122,27 +151,33 @@ def stream_documents(
     source: PathLike = "standard input",
     block: int = 1024,
 ) -> Iterator[Csr]:
-    """Texts of a stream as rows for a model: as many lines as are there at a time, so that none has to wait.
+    r"""Reads the texts of a stream as rows for a model.
 
-    A line ends at a line feed, with or without a carriage return before it. A blank line is an empty document
-    in "text" and is passed over in "jsonl".
+    A block holds as many lines as have arrived. So a document never waits for later documents.
+
+    A line ends at a line feed. A carriage return before the line feed is removed. A blank line is an empty
+    document in "text" and is ignored in "jsonl".
 
     Args:
-        stream: binary, buffered.
-        columns: of the model.
-        format: one of `TEXT_FORMATS`. None: "jsonl" where the first line that is not blank is a JSON object
-            with a string as "text", else "text".
-        source: how messages call the stream.
-        block: lines at a time, at most.
+        stream: A buffered binary stream.
+        columns: The model's columns, with a vectorizer.
+        format: One of `TEXT_FORMATS`. None: "jsonl" if the first line that is not blank is a JSON object
+            whose "text" is a string, and "text" otherwise.
+        source: How messages call the stream.
+        block: Maximum number of lines at a time.
+
+    Yields:
+        Rows [n, D], CSR float32.
 
     Raises:
-        ValueError: a bad line, after the documents before it; the model has no vectorizer.
+        ValueError: A line is bad, or the model has no vectorizer. Documents before a bad line are yielded
+            first.
 
     Example:
         >>> import io
         >>> from mach_ext.data import Columns, Vectorizer, stream_documents
         >>> columns = Columns(2, 1, vectorizer=Vectorizer.fit(["cat dog", "cat dog"]))
-        >>> [X.getnnz(axis=1).tolist() for X in stream_documents(io.BytesIO(b"a cat\\n\\ndog, cat"), columns)]
+        >>> [X.getnnz(axis=1).tolist() for X in stream_documents(io.BytesIO(b"a cat\n\ndog, cat"), columns)]
         [[1, 0, 2]]
     """
     vectorizer, blocks, number = _vectorizer(columns, source), _blocks_of_lines(stream, block, source), 0
@@ -168,18 +203,19 @@ def stream_documents(
 
 
 def _blocks_of_lines(stream: Any, max_lines: int, source: PathLike) -> Iterator[list[bytes]]:
-    """Lines without their ends, at most `max_lines`; fewer where the next one is not there yet.
+    """Yields lines without their ends, at most `max_lines` at a time.
 
-    A line that grows too long comes as it is by then, and is the last one.
+    A block is shorter if the next line has not arrived yet. If a line grows beyond the limit, the part that
+    was read is the last line.
     """
     lines: list[bytes] = []
-    parts, length = [b""], 0  # of a line whose end has not come
+    parts, length = [b""], 0  # the pieces of a line whose end has not arrived
     first = True
     while True:
         try:
             piece = stream.read1(1 << 16)
         except OSError as error:
-            if error.errno is None:  # a decompressor's, which has words
+            if error.errno is None:  # raised by a decompressor, with a message of its own
                 raise
             raise OSError(error.errno, error.strerror, str(source)) from None
         *ended, rest = piece.split(b"\n")
@@ -202,15 +238,19 @@ def _blocks_of_lines(stream: Any, max_lines: int, source: PathLike) -> Iterator[
 
 
 def _has_more(stream: Any) -> bool:
-    """Whether a read would not have to wait."""
+    """Returns whether a read would return at once."""
     try:
         return bool(select.select([stream], [], [], 0)[0])
-    except (OSError, ValueError, TypeError, io.UnsupportedOperation):  # in memory
+    except (OSError, ValueError, TypeError, io.UnsupportedOperation):  # a stream in memory never waits
         return True
 
 
 def _format_of(blocks: Iterator[list[bytes]]) -> tuple[str, Iterator[list[bytes]]]:
-    """The format, by the first line that is not blank, and the blocks with those that were looked at."""
+    """Finds the format from the first line that is not blank.
+
+    Returns:
+        The format, and all blocks including those that were looked at.
+    """
     seen: list[bytes] = []
     for lines in blocks:
         seen += lines
@@ -221,6 +261,7 @@ def _format_of(blocks: Iterator[list[bytes]]) -> tuple[str, Iterator[list[bytes]
 
 
 def _is_json_document(line: bytes) -> bool:
+    """Returns whether a line is a JSON object with a document."""
     try:
         json_document(line, "")
     except ValueError:

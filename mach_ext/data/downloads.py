@@ -1,4 +1,4 @@
-"""Downloads that go on where an earlier try stopped."""
+"""Downloads that continue where an earlier attempt stopped."""
 
 from __future__ import annotations
 
@@ -22,18 +22,26 @@ def download(
     progress: bool = True,
     max_bytes: int | None = None,
 ) -> None:
-    """Downloads a file; goes on where an earlier try stopped (``path`` + ``.part``).
+    """Downloads a file. An interrupted download continues from the partial file `path` + `.part`.
 
     Args:
-        url: what to fetch.
-        path: where to; it appears whole or not at all.
-        sha256: what its bytes must hash to, if known.
-        progress: show a bar.
-        max_bytes: what the file must not exceed, whatever the server says of its length; None: anything.
+        url: The address.
+        path: The file to write. It appears whole or not at all.
+        sha256: The expected SHA-256 of the file. None: the content is not checked.
+        progress: Show a progress bar.
+        max_bytes: The largest accepted size in bytes, whatever the server announces. None: no limit.
 
     Raises:
-        ConnectionError: no connection, or a server that refuses or speaks nonsense.
-        ValueError: another sha256, or too many bytes; the file is dropped.
+        ConnectionError: There is no connection, or the server refuses or answers nonsense.
+        ValueError: The SHA-256 differs, or the file is too large. The file is deleted.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import download
+        >>> _ = Path("original.txt").write_text("hello")
+        >>> download(Path("original.txt").absolute().as_uri(), "copy.txt", progress=False)
+        >>> Path("copy.txt").read_text()
+        'hello'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,16 +61,16 @@ def download(
             whole, problem = False, str(error)
         if whole:
             break
-        if not part.exists() or part.stat().st_size <= start:  # no progress: trying again is of no use
+        if not part.exists() or part.stat().st_size <= start:  # no progress, so another attempt is useless
             raise ConnectionError(f"{url}: could not be downloaded ({problem})")
     if sha256 is not None and (got := sha256_of(part)) != sha256:
         part.unlink()
-        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was dropped")
+        raise ValueError(f"{url}: the download must have sha256 {sha256}, got {got}; it was deleted")
     part.replace(path)
 
 
 def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: int | None) -> bool:
-    """Appends to ``part`` what the server has from byte ``start`` on; True when it is complete."""
+    """Appends the bytes from `start` on to `part`. Returns True if the file is then complete."""
     from mach_ext._progress import tqdm
 
     request = urllib.request.Request(url, headers={"User-Agent": "mach_ext"})
@@ -72,7 +80,7 @@ def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: 
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416:  # nothing from there on: complete already, or another file than before
+            if error.code == 416:  # the server has no such bytes: `part` is complete, or the file has changed
                 if error.headers.get("Content-Range", "") == f"bytes */{start}":
                     return True
                 part.unlink()
@@ -98,12 +106,12 @@ def _download_rest(url: str, part: Path, start: int, progress: bool, max_bytes: 
                 bar.update(len(block))
                 if max_bytes is not None and file.tell() > max_bytes:
                     part.unlink()
-                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was dropped")
+                    raise ValueError(f"{url}: must have at most {max_bytes} bytes, got more; it was deleted")
     return total is None or part.stat().st_size == total
 
 
 def _total(response: Any, start: int) -> int | None:
-    """Bytes of the whole file by what the server says; None where it says nothing."""
+    """Returns the size of the whole file in bytes, as the server announces it. None: it announces none."""
     length = response.headers.get("Content-Length")
     if length is None:
         return None
@@ -113,6 +121,7 @@ def _total(response: Any, start: int) -> int | None:
 
 
 def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Opening files: compression by suffix, and regular files alone."""
+"""Opens files: decompresses them according to their suffix and accepts regular files only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPRESSIONS: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".bz2": bz2}
 
 @contextlib.contextmanager
 def damage_errors(path: PathLike) -> Iterator[None]:
-    """Turns a decompressor's complaint into a ValueError that names the file."""
+    """Turns a decompressor's exception into a ValueError that names the file."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
@@ -35,25 +35,28 @@ def damage_errors(path: PathLike) -> Iterator[None]:
 
 
 def suffix_of(path: PathLike) -> str:
-    """What a file is, by its name: the last suffix but for that of a compression; "" where there is none."""
+    """Returns the last suffix of a file's name without that of a compression, or "" if there is none."""
     return next((s for s in reversed(Path(path).suffixes) if s not in COMPRESSIONS), "")
 
 
 class _Streams(io.RawIOBase):
-    """Compressed streams, one after the other, to the end of the file; zeros may follow one.
+    """Reads compressed streams one after the other, up to the end of the file.
 
-    Python's own readers of .bz2 and .xz pass over anything else that follows a stream. What stands behind a
-    damaged place is then lost in silence. Here it is an error.
+    Zero bytes may follow a stream. Python's own readers of .bz2 and .xz ignore anything else that follows a
+    stream. So they silently lose the data behind a damaged place. Here such data raise an error.
     """
 
     def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        """Wraps `file`. `decompressor` makes a decompressor for each stream."""
         self._file, self._decompressor = file, decompressor
         self._stream = decompressor()
 
     def readable(self) -> bool:
+        """Returns True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fills a buffer with decompressed bytes. Returns their number."""
         while True:
             block = b""
             if self._stream.eof:
@@ -71,12 +74,13 @@ class _Streams(io.RawIOBase):
                 return len(text)
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
         super().close()
 
 
 def open_read(path: PathLike) -> BinaryIO:
-    """Opens a file for reading bytes, decompressed by its suffix."""
+    """Opens a file for reading bytes and decompresses it according to its suffix."""
     suffix = Path(path).suffix
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
@@ -87,12 +91,12 @@ def open_read(path: PathLike) -> BinaryIO:
 
 
 def open_file(path: PathLike) -> BinaryIO:
-    """Opens a file of this package's own for reading. A pipe is refused, not waited for.
+    """Opens a file that this package wrote. A pipe is refused, because reading from it could wait forever.
 
-    Files that users name are opened by `sources.open_input`, which also takes standard input.
+    Files that users name are opened by `sources.open_input`, which also accepts standard input.
 
     Raises:
-        ValueError: it is no regular file.
+        ValueError: The path is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -104,10 +108,10 @@ def open_file(path: PathLike) -> BinaryIO:
 
 
 def check_mode(path: PathLike, mode: int) -> None:
-    """Refuses what is no regular file, by its mode.
+    """Refuses everything but a regular file, according to its mode.
 
     Raises:
-        ValueError: a folder, a pipe, a socket or a device.
+        ValueError: The path is a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
@@ -124,7 +128,7 @@ _KINDS = {
 
 
 def delete_file(path: Path) -> None:
-    """Removes a file or a link that may be gone already; a folder of this name stays."""
+    """Deletes a file or a link. Nothing happens if it is gone already or if it is a folder."""
     with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         path.unlink()
 

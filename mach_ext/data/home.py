@@ -10,33 +10,49 @@ from pathlib import Path
 
 
 def data_home() -> Path:
-    """The data folder: ``$MACH_DATA``, else ``mach_ext`` in the user's cache folder.
+    """Returns the data folder, in which named datasets are kept.
+
+    It is `$MACH_DATA` if this variable is set. Otherwise it is `mach_ext` in the user's cache folder.
 
     Raises:
-        ValueError: nothing says where it is, or there is something else than a folder.
+        ValueError: The user has no home folder, or the path is not a folder.
+
+    Example:
+        >>> import os
+        >>> from unittest import mock
+        >>> from mach_ext.data import data_home
+        >>> with mock.patch.dict(os.environ, {"MACH_DATA": "/data/xmc"}):
+        ...     print(data_home())
+        /data/xmc
     """
     given = os.environ.get("MACH_DATA")
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         home = Path(given).expanduser() if given else cache.expanduser() / "mach_ext"
-    except RuntimeError:  # no $HOME, and no user of this number or name
+    except RuntimeError:  # $HOME is not set, and the system does not know this user
         raise ValueError(
-            "the data folder is not known, since the user has no home folder; $MACH_DATA says where it is"
+            "the place of the data folder is not known, because the user has no home folder; "
+            "set $MACH_DATA to a folder"
         ) from None
     if home.exists() and not home.is_dir():
-        raise ValueError(f"the data folder must be a folder, {home} is none; $MACH_DATA names another")
+        raise ValueError(f"the data folder must be a folder, got the file {home}; set $MACH_DATA to a folder")
     return home
 
 
 @contextlib.contextmanager
 def lock_home(folder: Path) -> Iterator[None]:
-    """One process at a time prepares a folder; the lock goes with the process, however it ends."""
+    """Waits until no other process prepares a folder, and locks it.
+
+    The operating system releases the lock when the process ends, in whatever way.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = open(folder.with_name(f".{folder.name}.lock"), "w")  # noqa: SIM115
     except OSError as error:
-        rule = "the data folder must be one that can be written to"
-        raise OSError(f"{folder.parent}: {rule}: {error.strerror}; $MACH_DATA names another") from None
+        rule = "the data folder must be writable"
+        raise OSError(
+            f"{folder.parent}: {rule}: {error.strerror}; set $MACH_DATA to another folder"
+        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The lock of a folder: one run writes there, and saves take turns."""
+"""The lock of a run folder. One run writes to the folder, and saves take turns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from mach_ext.data.temporaries import clear_temporaries, try_lock
 
-_QUIET_SECONDS = 1.0  # for which a locked folder must show no save before it counts as one of a run
+_QUIET_SECONDS = 1.0  # if no save is seen in a locked folder for so long, a run is taken to hold the lock
 
 
 class _Held(threading.local):
     """The folders that this thread has locked: process, device and inode of each."""
 
     def __init__(self) -> None:
+        """Starts without any folder."""
         self.folders: set[tuple[int, int, int]] = set()
 
 
@@ -26,23 +27,23 @@ _held = _Held()
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, op: str, is_saving: Callable[[], bool], is_run: bool) -> Iterator[bool]:
-    """Makes a folder where there is none, and locks it; the lock goes with the process.
+    """Creates a folder if needed, and locks it. The lock ends with the process.
 
-    A run that holds the lock may save: its thread may take it again. Others wait as long as there is a save
-    to wait for, and refuse where a run holds the lock, which may take hours. NFS and the like may have no
-    locks; there everyone goes ahead. What dead processes were writing is cleared.
+    A thread whose run holds the lock may take it again in order to save. Other callers wait as long as a save
+    is going on. They are refused if a run holds the lock, because a run may take hours. NFS and similar file
+    systems may have no locks. There every caller goes ahead. Temporary files of dead processes are deleted.
 
     Args:
-        folder: the folder.
-        op: how messages call the function.
-        is_saving: whether a save is going on in the folder.
-        is_run: whether it is locked for a run, which is nobody's part.
+        folder: The folder.
+        op: How messages call the function.
+        is_saving: Tells whether a save is going on in the folder.
+        is_run: Whether the lock is for a run. A run is refused if its own thread already holds the folder.
 
     Yields:
-        Whether this call has locked the folder: nobody else writes there.
+        True if this call has locked the folder, so that nobody else writes there.
 
     Raises:
-        ValueError: a training run holds the folder.
+        ValueError: A training run holds the folder.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def lock_folder(folder: Path, op: str, is_saving: Callable[[], bool], is_run: bo
         yield locked
     except BaseException:
         if is_new:
-            with contextlib.suppress(OSError):  # there is something in it
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
         raise
     finally:
@@ -70,17 +71,18 @@ def lock_folder(folder: Path, op: str, is_saving: Callable[[], bool], is_run: bo
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Returns process, device and inode."""
     return os.getpid(), status.st_dev, status.st_ino
 
 
 def _lock_folder(folder: Path, op: str, is_saving: Callable[[], bool]) -> tuple[int, bool]:
-    """An open descriptor of a folder, and whether it holds the lock."""
+    """Returns an open descriptor of the folder, and whether it holds the lock."""
     since = time.monotonic()
     while True:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         locked = try_lock(descriptor)
         if locked is not False:
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile, perhaps made again
+            with contextlib.suppress(FileNotFoundError):  # the folder was deleted meanwhile
                 if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                     return descriptor, bool(locked)
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Matrices of documents and labels, checked in full and once."""
+"""Matrices of documents and labels. Each is checked once and completely."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 import numpy as np
-import scipy  # its sparse matrices load when they are first used: that takes 0.2 s
+import scipy  # scipy.sparse is loaded at its first use, which takes 0.2 s
 import torch
 from numpy.typing import NDArray
 
@@ -18,16 +18,24 @@ MAX_DIMENSION = 2**31 - 1
 
 
 def as_scipy(matrix: Any, name: str = "X") -> Any:
-    """Any matrix of documents as a two-dimensional SciPy sparse matrix; nothing is checked or summed yet.
+    """Returns any matrix of documents as a two-dimensional SciPy sparse matrix.
+
+    Values are not checked, and duplicates are not summed. See `check_csr`.
 
     Args:
-        matrix: SciPy sparse matrix or array, NumPy array, torch tensor (dense, CSR, COO, ...), or anything
-            else with `__array__`, such as a DataFrame: [rows, columns]. One dimension means one row.
-        name: how messages call it.
+        matrix: A matrix [rows, columns]: SciPy sparse, NumPy, a torch tensor (dense, CSR, COO, ...), or any
+            object with `__array__`, such as a DataFrame. One dimension means a single row.
+        name: How messages call the matrix.
 
     Raises:
-        TypeError: none of these.
-        ValueError: more than two dimensions, or none.
+        TypeError: The argument is none of these, or it does not hold real numbers.
+        ValueError: It has no dimensions or more than two.
+
+    Example:
+        >>> import torch
+        >>> from mach_ext.data import as_scipy
+        >>> as_scipy(torch.tensor([0.0, 0.5, 2.0])).toarray()
+        array([[0. , 0.5, 2. ]], dtype=float32)
     """
     if isinstance(matrix, torch.Tensor):
         matrix = from_torch(matrix, name)
@@ -48,22 +56,24 @@ def as_scipy(matrix: Any, name: str = "X") -> Any:
         matrix = matrix.reshape(1, -1)
     if scipy.sparse.issparse(matrix):
         return matrix
-    if matrix.dtype == np.float16:  # which SciPy has no sparse matrices of
+    if matrix.dtype == np.float16:  # SciPy has no sparse matrices of this dtype
         matrix = matrix.astype(np.float32)
     return scipy.sparse.csr_matrix(matrix)
 
 
 def from_torch(tensor: torch.Tensor, name: str) -> Any:
-    """A tensor as a NumPy array, where it is dense, or as a SciPy sparse matrix; nothing is summed.
+    """Converts a tensor to a NumPy array if it is dense, and to a SciPy sparse matrix otherwise.
+
+    Duplicates are not summed.
 
     Raises:
-        TypeError: complex or quantized numbers.
-        ValueError: a sparse tensor with dense dimensions.
+        TypeError: The tensor holds complex or quantized numbers.
+        ValueError: A sparse tensor has dense dimensions.
     """
     tensor = tensor.detach().cpu()
     if tensor.is_complex() or tensor.is_quantized:
         raise TypeError(f"{name}: must hold real numbers, got dtype {tensor.dtype}")
-    if tensor.dtype in (torch.bfloat16, torch.float16):  # which NumPy, or SciPy, has not
+    if tensor.dtype in (torch.bfloat16, torch.float16):  # NumPy lacks the first, SciPy the second
         tensor = tensor.float()
     if tensor.layout == torch.strided:
         return tensor.resolve_neg().numpy()
@@ -80,18 +90,19 @@ def from_torch(tensor: torch.Tensor, name: str) -> Any:
 
 @memory_errors("free memory first, or split the data", "data.check_csr")
 def check_csr(matrix: Any, name: str = "X") -> Csr:
-    """Checks a matrix in full; returns it as canonical float32 CSR.
+    """Checks a matrix completely and returns it as canonical float32 CSR.
 
-    Canonical: indices of a row sorted and unique, duplicates summed in float64. The argument is not modified;
-    memory is shared where nothing had to change.
+    Canonical means that the indices of a row are sorted and unique. Duplicates are summed in float64. The
+    argument is not modified. The result shares its memory if nothing had to change.
 
     Args:
-        matrix: [rows, columns] of real numbers, as :func:`as_scipy` takes it; one dimension means one row.
-        name: how messages call it.
+        matrix: Real numbers [rows, columns] in any form that `as_scipy` accepts. One dimension means a single
+            row.
+        name: How messages call the matrix.
 
     Raises:
-        TypeError: not a matrix, or not of real numbers.
-        ValueError: broken structure, NaN, infinity, or a value beyond float32.
+        TypeError: The argument is not a matrix of real numbers.
+        ValueError: The structure is broken, or a value is NaN, infinite or beyond float32.
 
     Example:
         >>> from scipy import sparse
@@ -101,9 +112,9 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     """
     csr = _to_csr(as_scipy(matrix, name), name)
     if not csr.has_canonical_format:
-        csr = csr.astype(np.float64)  # a copy; sums are rounded once
+        csr = csr.astype(np.float64)  # a copy, so that the sums are rounded only once
         csr.sum_duplicates()
-    elif csr.dtype.itemsize > 4:  # the same rounding, whether there were duplicates or not
+    elif csr.dtype.itemsize > 4:  # the rounding must be the same with and without duplicates
         csr = csr.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
         csr = csr.astype(np.float32, copy=False)
@@ -118,22 +129,30 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
 
 
 def check_columns(X: Any, what: str, num_columns: int, letter: str = "D") -> Csr:
-    """`check_csr` of a matrix that must have so many columns.
+    """Checks a matrix as `check_csr` does, and also its number of columns.
 
     Args:
-        X: as `check_csr` takes it.
-        what: how messages call it.
-        num_columns: how many columns it must have.
-        letter: how messages call that number.
+        X: A matrix in any form that `check_csr` accepts.
+        what: How messages call the matrix.
+        num_columns: The required number of columns.
+        letter: How messages call this number.
+
+    Returns:
+        The matrix as canonical float32 CSR.
 
     Raises:
-        TypeError, ValueError: as `check_csr`; another number of columns.
+        TypeError: As `check_csr`.
+        ValueError: As `check_csr`, or the number of columns differs.
 
     Example:
         >>> from scipy import sparse
         >>> from mach_ext.data import check_columns
         >>> check_columns(sparse.csr_matrix((2, 4)), "X", 4).shape
         (2, 4)
+        >>> check_columns(sparse.csr_matrix((2, 3)), "X", 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: X must have D=4 columns, got shape (2, 3)
     """
     csr = check_csr(X, what)
     if csr.shape[1] != num_columns:
@@ -142,10 +161,10 @@ def check_columns(X: Any, what: str, num_columns: int, letter: str = "D") -> Csr
 
 
 def check_structure(matrix: Any) -> None:
-    """Whether a SciPy matrix's index arrays stay inside it, which SciPy itself assumes.
+    """Checks that the index arrays of a SciPy matrix stay inside the matrix. SciPy itself assumes so.
 
     Raises:
-        ValueError: they don't; says which rule is broken.
+        ValueError: They do not. The message says which rule is broken.
     """
     if matrix.format == "coo":
         for ids, count in zip(matrix.coords, matrix.shape, strict=True):
@@ -155,27 +174,39 @@ def check_structure(matrix: Any) -> None:
         if matrix.format == "bsr" and 0 in matrix.blocksize:
             raise ValueError("blocks must not be empty")
         matrix.check_format(full_check=True)
-        indptr = matrix.indptr  # which SciPy does not look at where its last number is not above 0
+        indptr = matrix.indptr  # SciPy does not check it if its last number is not above 0
         if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
             raise ValueError("index pointer values must form a non-decreasing sequence from 0")
 
 
 def _to_csr(matrix: Any, name: str) -> Csr:
-    """CSR of a SciPy matrix, its structure checked, its values as they were stored."""
+    """Returns a SciPy matrix as CSR. Its structure is checked, and its values are kept as they are."""
     if max(matrix.shape) > MAX_DIMENSION:
         raise ValueError(f"{name}: rows and columns must be below 2^31, got shape {matrix.shape}")
     try:
         check_structure(matrix)  # nothing may be converted before this
     except ValueError as error:
         raise ValueError(f"{name}: {error}, got shape {matrix.shape}, {matrix.data.size} values") from None
-    if matrix.format not in ("csr", "csc"):  # SciPy sums the others' duplicates as it converts them
+    if matrix.format not in ("csr", "csc"):  # the conversion of any other format sums duplicates
         with np.errstate(over="ignore"):
             matrix = matrix.astype(np.float64)
     return scipy.sparse.csr_matrix(matrix)
 
 
 def row_features(X: Csr) -> NDArray[np.integer[Any]]:
-    """How many features each row of a canonical CSR matrix has [N]; a stored 0 is none."""
+    """Returns how many features each row of a canonical CSR matrix has [N].
+
+    A stored zero does not count as a feature.
+
+    Args:
+        X: Features [N, D], canonical CSR.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import row_features
+        >>> row_features(sparse.csr_matrix([[0.0, 0.5], [1.0, 2.0], [0.0, 0.0]])).tolist()
+        [1, 2, 0]
+    """
     if not X.data.all():
         X = X.copy()
         X.eliminate_zeros()
@@ -184,7 +215,19 @@ def row_features(X: Csr) -> NDArray[np.integer[Any]]:
 
 
 def row_lengths(X: Csr) -> NDArray[np.float64]:
-    """Euclidean lengths of the rows [N] of a canonical CSR matrix; float64, 2^16 rows at a time."""
+    """Returns the Euclidean length of each row of a canonical CSR matrix [N], float64.
+
+    The rows are processed 65,536 at a time, so that the float64 copy stays small.
+
+    Args:
+        X: Features [N, D], canonical CSR.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import row_lengths
+        >>> row_lengths(sparse.csr_matrix([[3.0, 4.0], [0.0, 2.0]])).tolist()
+        [5.0, 2.0]
+    """
     parts = [np.zeros(0)]
     for start in range(0, X.shape[0], 1 << 16):
         part = X[start : start + (1 << 16)].astype(np.float64)
@@ -195,21 +238,32 @@ def row_lengths(X: Csr) -> NDArray[np.float64]:
 
 @memory_errors("free memory first, or split the data", "data.check_labels")
 def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) -> Csr:
-    """The same for labels: every stored non-zero becomes a 1, stored zeros go.
+    """Checks a matrix of labels. Every stored number other than 0 becomes 1, and stored zeros are removed.
 
     Args:
-        matrix: [N, L], as :func:`check_csr` takes it. A whole number above 1 counts as one label.
-        name: how messages call it.
-        allow_weights: whether fractions, such as relevance weights, become 1, too. Everything that reads
-            files or learns from labels passes False, because it would not use the weights.
+        matrix: Labels [N, L] in any form that `check_csr` accepts. A whole number above 1 counts as one
+            label.
+        name: How messages call the matrix.
+        allow_weights: Whether fractions, such as relevance weights, also become 1. Readers and training pass
+            False, because they would not use the weights.
+
+    Returns:
+        The labels [N, L] as canonical float32 CSR.
 
     Raises:
-        TypeError, ValueError: as :func:`check_csr`; a negative number; a fraction that is not allowed.
+        TypeError: As `check_csr`.
+        ValueError: As `check_csr`, or a number is negative, or a fraction is not allowed.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import check_labels
+        >>> check_labels(sparse.csr_matrix([[0.0, 3.0, 1.0]])).toarray()
+        array([[0., 1., 1.]], dtype=float32)
     """
     matrix = as_scipy(matrix, name)
     csr = check_csr(matrix, name)
     kept = matrix.format in ("csr", "csc", "coo", "bsr")
-    stored = matrix.data if kept else _to_csr(matrix, name).data  # neither summed nor rounded yet
+    stored = matrix.data if kept else _to_csr(matrix, name).data  # before summing and rounding
     if stored.size and stored.min() < 0:
         raise ValueError(f"{name}: labels must not be negative numbers, got {stored.min()}")
     if not allow_weights:
@@ -227,7 +281,7 @@ def check_labels(matrix: Any, name: str = "Y", *, allow_weights: bool = True) ->
 
 
 def widen(matrix: Csr, columns: int) -> Csr:
-    """The same matrix with empty columns added up to this many; memory is shared."""
+    """Returns the matrix with empty columns added up to `columns`. The result shares its memory."""
     if matrix.shape[1] == columns:
         return matrix
     wide = scipy.sparse.csr_matrix(
@@ -238,6 +292,11 @@ def widen(matrix: Csr, columns: int) -> Csr:
 
 
 def check_rows(X: Csr, Y: Csr, X_name: PathLike, Y_name: PathLike) -> None:
+    """Refuses a pair of matrices that have different numbers of rows.
+
+    Raises:
+        ValueError: The numbers differ.
+    """
     if X.shape[0] != Y.shape[0]:
         raise ValueError(
             f"{X_name} and {Y_name}: must have as many rows, got {X.shape[0]} and {Y.shape[0]} documents"

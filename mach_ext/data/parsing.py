@@ -1,4 +1,4 @@
-"""What messages quote of a file, and the check of a list of names."""
+"""How messages quote values from files, and the check of a list of names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from mach_ext.data.files import PathLike
 
 
 def check_names(names: Any, source: PathLike, count: int | None = None) -> None:
-    """A list of names: strings, so many of them. Whatever is in them is kept, be it half of a surrogate pair.
+    """Checks a list of names. They must be strings, and there must be `count` of them unless it is None.
+
+    Any string is accepted, even half of a surrogate pair.
 
     Raises:
-        ValueError: no list, another number of names, an entry that is no string; with source and entry.
+        ValueError: There is no list, the number differs, or an entry is not a string. The message names the
+            source and the entry.
     """
     if isinstance(names, (str, bytes, Mapping)) or not hasattr(names, "__getitem__"):
         raise ValueError(f"{source}: it must be a list of names, got {quote(names)}")

@@ -1,12 +1,15 @@
-"""Records: JSON that this package wrote for itself, read strictly and held against a schema.
+"""Records are JSON that this package wrote for itself. They are read strictly and compared with a schema.
 
-A schema is made of:
+A schema is one of these.
 
-* a type: `int`, `float` (any finite number), `str`, `bool`, `type(None)`;
-* `range(...)`: an int in it; a compiled pattern: a string that it matches; a set: one of these values;
-* `[schema]`: a list of any length; `[schema, schema]`: a list of two, and so on;
-* `{"key": schema}`: an object. A key that ends in "?" may be missing, and "*" stands for all other keys;
-* a tuple: one of these schemas; `ANY`: any JSON value.
+* A type means a value of this type: `int`, `float` (any finite number), `str`, `bool` or `type(None)`.
+* `range(...)` means an integer in this range.
+* A compiled pattern means a string that matches all of the pattern.
+* A set means any of its values.
+* `[schema]` means a list of any length. `[schema, schema]` means a list of two, and so on.
+* `{"key": schema}` means an object. A key that ends in "?" may be missing. "*" stands for all other keys.
+* A tuple means that any of its schemas may hold.
+* `ANY` means any JSON value.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from mach_ext.data.parsing import quote
 
 ANY = object()
 Schema = Any
-_MAX_BYTES = 1 << 26  # of a record that is a file of its own
-_SHOWN = 60  # characters of a key
+_MAX_BYTES = 1 << 26  # size of a record in a file of its own
+_SHOWN = 60  # characters of a key in a message
 _TYPES = {
     str: "a string",
     int: "an integer",
@@ -38,16 +41,16 @@ _TYPES = {
 
 
 def read_record(file: Path, what: str, schema: Schema) -> Any:
-    """The record in a file.
+    """Reads the record in a file.
 
     Args:
-        file: the file.
-        what: what it should be: "a model record".
-        schema: of the record.
+        file: The file.
+        what: What the file should be, such as "a model record".
+        schema: The record's schema.
 
     Raises:
-        ValueError: it is no such record; names the file and the rule.
-        OSError: it cannot be read.
+        ValueError: The file does not hold such a record. The message names the file and the rule.
+        OSError: The file cannot be read.
     """
     with open_file(file) as content:
         text = content.read(_MAX_BYTES + 1)
@@ -57,10 +60,15 @@ def read_record(file: Path, what: str, schema: Schema) -> Any:
 
 
 def parse_record(content: bytes, name: str, schema: Schema) -> Any:
-    """The record in JSON text; `name` begins the message of an error.
+    """Parses a record from JSON text.
+
+    Args:
+        content: The text in UTF-8.
+        name: The beginning of each error message.
+        schema: The record's schema.
 
     Raises:
-        ValueError: it is no JSON in UTF-8 that suits the schema.
+        ValueError: The text is not JSON in UTF-8, or it does not suit the schema.
 
     Example:
         >>> from mach_ext.data.records import parse_record
@@ -87,25 +95,25 @@ def parse_record(content: bytes, name: str, schema: Schema) -> Any:
 
 
 def check_record(record: Any, name: str, schema: Schema) -> None:
-    """Holds a record against a schema; `name` begins the message of an error.
+    """Compares a record with a schema. `name` begins each error message.
 
     Raises:
-        ValueError: it does not suit the schema.
+        ValueError: The record does not suit the schema.
     """
     if (fault := _fault(record, schema, "")) is not None:
         raise ValueError(f"{name}: {fault}")
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as JSON can hold it, without NaN, and with its `digest_of` under "sha256"."""
+    """Returns a record without NaN, and with its SHA-256 under the key "sha256"."""
     record = without_nan(record)
     return {**record, "sha256": digest_of(record)}
 
 
 def digest_of(record: dict[str, Any]) -> str:
-    """SHA-256 of a record, whatever the order of its keys; its own "sha256" does not count.
+    """Returns the SHA-256 of a record. The order of keys and the record's own "sha256" do not count.
 
-    JSON of too many levels for Python has no digest: the result is "", which no record names.
+    The result is "" for JSON that is nested too deeply for Python. No record names this digest.
     """
     rest = {key: value for key, value in record.items() if key != "sha256"}
     try:
@@ -116,6 +124,7 @@ def digest_of(record: dict[str, Any]) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of pairs. A key that occurs twice is refused."""
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
@@ -125,10 +134,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> NoReturn:
+    """Refuses NaN and infinity, which standard JSON does not have."""
     raise ValueError(f"{text}, which is no number of JSON")
 
 
 def _finite(text: str) -> float:
+    """Parses a number. A number beyond float64 is refused."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:_SHOWN]}, which is beyond every float")
@@ -136,7 +147,7 @@ def _finite(text: str) -> float:
 
 
 def _fault(value: Any, schema: Schema, where: str) -> str | None:
-    """In what a value does not suit a schema; None where it does. `where` names the value."""
+    """Says how a value breaks a schema. None: the value suits the schema. `where` names the value."""
     if schema is ANY:
         return None
     if isinstance(schema, dict) and isinstance(value, dict):
@@ -156,16 +167,18 @@ def _fault(value: Any, schema: Schema, where: str) -> str | None:
 
 
 def _list_fault(value: list[Any], schema: list[Schema], where: str) -> str | None:
+    """Says how a list breaks a schema. None: the list suits the schema."""
     if len(schema) > 1 and len(schema) != len(value):
         return f"{where or 'it'} must be a list of {len(schema)}, got {len(value)}"
     if schema[0] in (str, int) and {*map(type, value)} <= {schema[0]}:
-        return None  # the short way for a million names
+        return None  # a fast check for lists of a million names
     rules = schema if len(schema) > 1 else schema * len(value)
     faults = (_fault(each, rules[i], f"{where}[{i}]") for i, each in enumerate(value))
     return next((fault for fault in faults if fault is not None), None)
 
 
 def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) -> str | None:
+    """Says how an object breaks a schema. None: the object suits the schema."""
     before = where and f"{where}."
     rules = {name.removesuffix("?"): rule for name, rule in schema.items() if name != "*"}
     for name in schema:
@@ -181,7 +194,7 @@ def _object_fault(value: dict[str, Any], schema: dict[str, Schema], where: str) 
 
 
 def _suits(value: Any, schema: Schema) -> bool:
-    """Whether a value suits a schema without parts. JSON's true is no 1 here."""
+    """Returns whether a value suits a schema that has no parts. JSON's true does not count as 1."""
     if isinstance(schema, (dict, list)):
         return False
     if isinstance(schema, range):
@@ -196,6 +209,7 @@ def _suits(value: Any, schema: Schema) -> bool:
 
 
 def _rule(schema: Schema) -> str:
+    """Returns a schema in words."""
     if isinstance(schema, tuple):
         return " or ".join(map(_rule, schema))
     if isinstance(schema, dict):

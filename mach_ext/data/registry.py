@@ -1,4 +1,4 @@
-"""Datasets by name: where they are looked for, and how they are fetched, checked and kept."""
+"""Datasets by name: how they are looked up, downloaded, checked and stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mach_ext.data.wordnet import prepare as prepare_wordnet
 
 BASE_URL = "https://archive.org/download/pecos-dataset/xmc-base"
 
-# Name -> sha256 of its archive, where one is known; otherwise what came is recorded in source.json.
+# The SHA-256 of each dataset's archive, or None if it is unknown. `source.json` records what was downloaded.
 ARCHIVES: dict[str, str | None] = {
     "eurlex-4k": None,
     "wiki10-31k": None,
@@ -30,8 +30,8 @@ ARCHIVES: dict[str, str | None] = {
     "wiki-500k": None,
     "amazon-3m": None,
 }
-# Documents, train and test together, as published. They bound what an archive may be and unpack to, with
-# 64 KiB for the features and the text of each, which is far more than they have on average.
+# The published numbers of documents, train and test together. They limit the size of an archive and of its
+# content. 64 KiB for each document's features and text are far more than the average.
 _DOCUMENTS = {
     "eurlex-4k": 19_348,
     "wiki10-31k": 20_762,
@@ -54,7 +54,7 @@ ALIASES = {
 }
 NAMES = ("wordnet", *ARCHIVES)
 
-# What is taken out of an archive: the end of its path there -> its name here.
+# The files that are extracted: the end of the path in the archive, and the name in the data folder.
 _PECOS_FILES = {
     "tfidf-attnxml/X.trn.npz": "X.trn.npz",
     "tfidf-attnxml/X.tst.npz": "X.tst.npz",
@@ -65,7 +65,19 @@ _PECOS_FILES = {
 
 
 def is_registered(folder: Path) -> bool:
-    """Whether a folder is where a dataset of the registry is kept, so that its name says where it is."""
+    """Returns whether a folder is the place of a named dataset in the data folder.
+
+    Then the dataset's name is enough to find it again.
+
+    Args:
+        folder: The folder's path.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import data_home, is_registered
+        >>> is_registered(data_home() / "wordnet"), is_registered(Path("wordnet"))
+        (True, False)
+    """
     try:
         return folder.name in NAMES and folder.parent == data_home()
     except ValueError:
@@ -81,28 +93,35 @@ def load(
     svmlight_base: int | Literal["auto"] | None = None,
     num_threads: int = 0,
 ) -> Dataset:
-    """Loads a dataset by name or folder; what is not there yet is built or downloaded.
+    r"""Loads a dataset by its name or folder. A named dataset is built or downloaded if it is not there yet.
+
+    `dataset` is looked up in this order, so that the user's own data come first.
+
+    * The path of a folder. `mach_ext.data.folders` says which files it holds.
+    * The name of a folder in the data folder.
+    * "wordnet", which is built from the files of WordNet.
+    * A name of the registry, such as "wiki10-31k" or short "wiki10".
 
     Args:
-        dataset: a folder; a folder in the data folder; ``wordnet`` (built on the spot); or a name of the
-            registry (``wiki10-31k``, short ``wiki10``). They are tried in this order, so that what the user
-            has is what is read. See :func:`read_folder` for what a folder holds. For a model (``columns``)
-            also one file, as :func:`read_file` takes it.
-        holdout: without a dev file, hold a tenth of train out as ``dev``; False leaves train whole.
-        columns: of the model that the data are for; None: of these data.
-        svmlight_base: number of the first feature in svmlight files; as :func:`read_folder` takes it.
-        num_threads: threads of the text parser; 0 takes the cores there are.
+        dataset: A name or a folder. With `columns` it may also be a single file, as in `read_file`.
+        holdout: Hold a tenth of train out as `dev` if there is no dev file. False: train stays whole.
+        columns: Columns of the model that the data are read for. None: the data define the columns.
+        svmlight_base: Number of the first feature in svmlight files, as in `read_folder`.
+        num_threads: Threads of the text parser. 0: all cores.
+
+    Returns:
+        The dataset.
 
     Raises:
-        ValueError: unknown name, or bad data.
-        ConnectionError: not there, and it cannot be fetched.
+        ValueError: The name is unknown, or the data are bad.
+        ConnectionError: The dataset is not there and cannot be downloaded.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from mach_ext.data import load
         >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "train.txt").write_text("2 5 3\\n0,2 1:0.5 4:2\\n1 0:1\\n")
+        >>> _ = (folder / "train.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n1 0:1\n")
         >>> data = load(folder)
         >>> data.num_labels, data.train.X.shape
         (3, (2, 5))
@@ -119,7 +138,7 @@ def load(
         if given.lower() not in (*NAMES, *ALIASES):
             raise
         raise FileNotFoundError(
-            f"{error}; this folder goes before the known dataset {dataset}: to get that, run elsewhere"
+            f"{error}; this folder goes before the known dataset {dataset}; run in another folder to get that"
         ) from None
     if name == "wordnet" and columns is None:
         check_wordnet(data)
@@ -127,13 +146,42 @@ def load(
 
 
 def known_name(given: str) -> str:
-    """A name in the registry's spelling, where it has one: ``EURLEX_4K`` or ``eurlex`` is ``eurlex-4k``."""
+    """Returns a dataset's name in the spelling of the registry.
+
+    A name that the registry does not know is returned in lower case with hyphens.
+
+    Args:
+        given: A name in any spelling.
+
+    Example:
+        >>> from mach_ext.data import known_name
+        >>> known_name("EURLEX_4K"), known_name("wiki10")
+        ('eurlex-4k', 'wiki10-31k')
+    """
     name = given.lower().replace("_", "-")
     return ALIASES.get(name, name)
 
 
 def locate(dataset: PathLike) -> tuple[Path, str | None]:
-    """The folder of a dataset, fetched if need be, and its name where the registry gives it one."""
+    """Finds the folder of a dataset. A named dataset is built or downloaded if it is not there yet.
+
+    Args:
+        dataset: A name or a folder, as in `load`.
+
+    Returns:
+        The folder, and the dataset's name in the registry or None.
+
+    Raises:
+        ValueError: The name is unknown.
+        ConnectionError: The dataset cannot be downloaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import locate
+        >>> Path("mine").mkdir()
+        >>> locate("mine")
+        (PosixPath('mine'), None)
+    """
     given = os.fspath(dataset)
     name = known_name(given)
     bare = given and os.sep not in given and given not in (".", "..")
@@ -150,17 +198,31 @@ def locate(dataset: PathLike) -> tuple[Path, str | None]:
 
 
 def fetch(name: str) -> Path:
-    """Makes sure that a dataset of the registry is in the data folder; returns its folder.
+    """Makes sure that a named dataset is in the data folder.
 
-    A download resumes where it stopped, is checked (sha256 where known, else that the files in it are whole
-    and agree) and appears whole or not at all; ``source.json`` beside the data says where it came from.
+    A download continues where it stopped, is checked, and appears whole or not at all. The check compares the
+    SHA-256 if it is known. Otherwise it reads all files and compares their sizes. `source.json` beside the
+    data says where they come from.
 
     Args:
-        name: one of ``mach_ext.data.NAMES``.
+        name: One of `mach_ext.data.NAMES`.
+
+    Returns:
+        The dataset's folder.
 
     Raises:
-        ValueError: unknown name, or what was downloaded is not the dataset.
-        ConnectionError: it could not be downloaded; the message says what to put where.
+        ValueError: The name is unknown, or the download is not the dataset.
+        ConnectionError: The dataset cannot be downloaded. The message says which files to put where.
+
+    Example:
+        >>> import os
+        >>> from pathlib import Path
+        >>> from unittest import mock
+        >>> from mach_ext.data import fetch
+        >>> Path("data/eurlex-4k").mkdir(parents=True)  # as an earlier download left it
+        >>> with mock.patch.dict(os.environ, {"MACH_DATA": "data"}):
+        ...     print(fetch("eurlex-4k"))
+        data/eurlex-4k
     """
     if name not in NAMES:
         raise ValueError(f"fetch: the name must be one of {', '.join(NAMES)}, got {name!r}")
@@ -170,7 +232,7 @@ def fetch(name: str) -> Path:
     with lock_home(folder):
         if folder.is_dir():  # another process was faster
             return folder
-        for leftover in folder.parent.glob(f".{name}.*/"):  # of one that was killed
+        for leftover in folder.parent.glob(f".{name}.*/"):  # from a process that was killed
             shutil.rmtree(leftover)
         if name == "wordnet":
             prepare_wordnet(folder)

@@ -1,10 +1,12 @@
-"""The embedded dataset ``wordnet``: a gloss of WordNet 3.0 -> its transitive hypernyms.
+"""The built-in dataset "wordnet" predicts a word's more general terms from its definition.
 
-A document is a synset of data.noun, data.verb, data.adj or data.adv (satellite adjectives count as
-adjectives), its text the gloss field. Its labels are all synsets reachable by ``@`` (hypernym) and ``@i``
-(instance hypernym), itself excluded. Left out: synsets without any; labels on more than 2 % of the documents;
-then documents without labels. Features: :class:`mach_ext.data.Vectorizer` fitted on train. Test documents are
-those where the first byte of md5(part-of-speech letter + eight-digit offset) is below 26.
+A document is a synset of WordNet 3.0, from data.noun, data.verb, data.adj or data.adv. Satellite adjectives
+count as adjectives. The document's text is the synset's gloss, which is its definition with examples. Its
+labels are all synsets that can be reached by `@` (hypernym) and `@i` (instance hypernym), except itself.
+
+Synsets without labels are left out. Then labels on more than 2 % of the documents are left out, and documents
+without labels once more. Features come from a `mach_ext.data.Vectorizer` that is fitted on train. A document
+belongs to test if the first byte of md5(part-of-speech letter + eight-digit offset) is below 26.
 """
 
 from __future__ import annotations
@@ -35,27 +37,27 @@ from mach_ext.data.text import Vectorizer
 
 URL = "https://wordnetcode.princeton.edu/3.0/WNdb-3.0.tar.gz"
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
-SYSTEM_FOLDER = Path("/usr/share/wordnet")  # of Debian's package wordnet-base
-MAX_ARCHIVE = 1 << 28  # bytes, packed or not; the known one has far fewer
-MAX_SHARE = 0.02  # of the documents a label may be on
+SYSTEM_FOLDER = Path("/usr/share/wordnet")  # where Debian's package wordnet-base puts the files
+MAX_ARCHIVE = 1 << 28  # bytes, packed or unpacked; the published archive has far fewer
+MAX_SHARE = 0.02  # a label on a larger share of the documents is left out
 
-Key: TypeAlias = str  # part-of-speech letter n, v, a or r, then the offset's eight digits
+Key: TypeAlias = str  # part-of-speech letter n, v, a or r, followed by the offset's eight digits
 
 
 @dataclass(frozen=True)
 class Synset:
-    """One line of a data file."""
+    """A line of a data file."""
 
     words: list[str]
-    parents: list[Key]  # by @ and @i
+    parents: list[Key]  # the targets of the pointers @ and @i
     gloss: str
 
 
 def read_synsets(folder: PathLike) -> dict[Key, Synset]:
-    """Reads the four data files, in the order of ``FILES``.
+    """Reads the four data files in the order of `FILES`.
 
     Raises:
-        ValueError: a line that is not of the format; with file and line.
+        ValueError: A line does not have the format. The message has the file and the line.
     """
     synsets: dict[Key, Synset] = {}
     for name in FILES:
@@ -74,6 +76,8 @@ def read_synsets(folder: PathLike) -> dict[Key, Synset]:
 
 
 def _parse(line: str) -> tuple[Key, Synset]:
+    """Parses a line of a data file into its key and synset."""
+    # A line reads:
     # offset file ss_type w_cnt(hex) (word lex_id)* p_cnt (symbol offset pos source/target)* ... | gloss
     data, bar, gloss = line.partition("|")
     fields = data.split()
@@ -91,13 +95,14 @@ def _parse(line: str) -> tuple[Key, Synset]:
 
 
 def _key(letter: str, offset: str) -> Key:
+    """Makes the key of a synset."""
     if letter not in ("n", "v", "a", "s", "r") or len(offset) != 8 or not offset.isdigit():
         raise ValueError
     return ("a" if letter == "s" else letter) + offset
 
 
 def hypernyms(key: Key, synsets: dict[Key, Synset]) -> set[Key]:
-    """All synsets reachable from this one, itself excluded."""
+    """Returns all synsets that can be reached from this synset, except itself."""
     ancestors: set[Key] = set()
     todo = list(synsets[key].parents)
     while todo:
@@ -109,16 +114,17 @@ def hypernyms(key: Key, synsets: dict[Key, Synset]) -> set[Key]:
 
 
 def build(source: PathLike) -> Dataset:
-    """Builds the dataset from a folder with WordNet's data files, as the head of this module says.
+    """Builds the dataset from a folder with WordNet's data files, as described at the top of this module.
 
     Args:
-        source: the folder with ``data.noun``, ``data.verb``, ``data.adj``, ``data.adv``.
+        source: The folder with `data.noun`, `data.verb`, `data.adj` and `data.adv`.
 
     Returns:
-        The dataset, with texts, label names (a synset's words), feature names and vectoriser; dev is None.
+        The dataset with texts, feature names and vectorizer. A label's name is the words of its synset. There
+        is no dev split.
 
     Raises:
-        ValueError: damaged files.
+        ValueError: A file is damaged.
     """
     synsets = read_synsets(source)
     try:
@@ -158,14 +164,15 @@ def build(source: PathLike) -> Dataset:
 
 
 def _in_test(key: Key) -> bool:
+    """Returns whether a document belongs to test."""
     return hashlib.md5(key.encode(), usedforsecurity=False).digest()[0] < 26
 
 
 def check(data: Dataset) -> None:
-    """Refuses a dataset that is not the one of WordNet 3.0.
+    """Refuses a dataset that was not built from WordNet 3.0.
 
     Raises:
-        ValueError: another number of documents, features or labels.
+        ValueError: The numbers of documents, features or labels differ.
     """
     in_train = int(np.unique(data.train.Y.indices).size)
     got = (len(data.train), len(data.test or ()), data.num_features, data.num_labels, in_train)
@@ -178,7 +185,10 @@ def check(data: Dataset) -> None:
 
 
 def find() -> Path | None:
-    """The folder with WordNet's data files: in $WNHOME, the system's, or fetched earlier."""
+    """Returns the folder with WordNet's data files, or None.
+
+    It is $WNHOME, the system's folder, or the data folder after an earlier download.
+    """
     home = os.environ.get("WNHOME")
     places = [Path(home), Path(home) / "dict"] if home else []
     places += [SYSTEM_FOLDER, data_home() / "wordnet-3.0"]
@@ -186,10 +196,10 @@ def find() -> Path | None:
 
 
 def find_or_fetch() -> Path:
-    """As :func:`find`; otherwise fetches the files into the data folder, without root.
+    """Returns the folder with WordNet's data files. They are downloaded if needed, without root rights.
 
     Raises:
-        ConnectionError: no way worked; the message names all of them.
+        ConnectionError: Nothing worked. The message names all ways.
     """
     folder = find()
     if folder is not None:
@@ -212,7 +222,10 @@ def find_or_fetch() -> Path:
 
 
 def _fetch_debian(folder: Path) -> None:
-    """The package wordnet-base, unpacked, with package lists of our own: needs no root, changes no system."""
+    """Downloads and unpacks Debian's package wordnet-base.
+
+    It uses package lists in a temporary folder. So it needs no root rights and does not change the system.
+    """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".apt.") as work:
         for name in ("lists/partial", "archives/partial"):
             (Path(work) / name).mkdir(parents=True)
@@ -229,6 +242,7 @@ def _fetch_debian(folder: Path) -> None:
 
 
 def _run(command: list[str], folder: str) -> None:
+    """Runs a command. The error of a failed command has the last line of its output."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
@@ -236,6 +250,7 @@ def _run(command: list[str], folder: str) -> None:
 
 
 def _fetch_tarball(folder: Path) -> None:
+    """Downloads and unpacks the archive from Princeton."""
     archive = folder / "WNdb-3.0.tar.gz"
     download(URL, archive, max_bytes=MAX_ARCHIVE)
     extract(archive, {name: name for name in FILES}, folder, max_bytes=MAX_ARCHIVE)
@@ -246,7 +261,7 @@ def _fetch_tarball(folder: Path) -> None:
 
 
 def prepare(folder: PathLike) -> None:
-    """Builds the dataset into a new folder, from files that are found or fetched."""
+    """Builds the dataset into a new folder. WordNet's files are downloaded if needed."""
     data = build(find_or_fetch())
     check(data)
     write_folder(folder, data)

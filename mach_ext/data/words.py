@@ -1,18 +1,18 @@
-"""What a word is, where text becomes features.
+"""The rules by which a text is split into words, which become features.
 
-The rule "words-2" says what a word is:
+The rule "words-2" says what a word is.
 
 * A word is a run of letters and digits of any script, with their marks. Marks are accents, vowel signs,
   joiners and other invisible characters. Apostrophes, hyphens and "_" end a word.
 * Its token is its NFKC form without case and without invisible characters. So composed and decomposed accents
-  are one, and so are half, normal and full width. Ligatures become letters, and "ß" becomes "ss". Case does
-  not depend on the language: the plain and the dotted capital I both become "i".
-* A token of 40 characters or more does not count. Such are addresses and encoded data.
-* Chinese, Japanese, Thai, Lao, Khmer, Burmese and some more are written without spaces. There each letter
-  with its marks is a token, and so are each two neighbours.
+  give the same token, and so do half, normal and full width. Ligatures become letters, and "ß" becomes "ss".
+  Case does not depend on the language. The plain and the dotted capital I both become "i".
+* A token of 40 characters or more is ignored. Such tokens are addresses and encoded data.
+* Chinese, Japanese, Thai, Lao, Khmer, Burmese and some other languages are written without spaces. There each
+  letter with its marks is a token, and each two neighbours are a token, too.
 
-Older vectorisers follow the rule "words-1". There a word is a run of letters and digits of the lower-case
-text, fewer than 40 of them, and a mark ends it.
+Older vectorizers follow the rule "words-1". There a word is a run of fewer than 40 letters and digits of the
+text in lower case. A mark ends the word.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TypeAlias, cast
 
 Word: TypeAlias = "tuple[int, int, str]"  # start and end in the text, token
 
-_LONGEST = 39  # characters of a token
+_LONGEST = 39  # maximum number of characters of a token
 _PLAIN_WORDS = re.compile(rf"(?<![^\W_])[^\W_]{{1,{_LONGEST}}}(?![^\W_])")
 
 # Blocks of scripts that are written without spaces between words.
@@ -55,32 +55,33 @@ _UNSPACED_BLOCKS = (
     (0x20000, 0x323AF),  # Han
 )
 
-# Invisible characters, as the class of a regular expression: Unicode's Default_Ignorable_Code_Point without
-# the zero-width space, which ends a word.
+# Invisible characters, as the class of a regular expression. They are Unicode's Default_Ignorable_Code_Point
+# without the zero-width space, which ends a word.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff"
 )
 
-_INVISIBLE_ONES = re.compile(f"[{_INVISIBLE}]+")
+_INVISIBLE_RUN = re.compile(f"[{_INVISIBLE}]+")
 
-# Letters by category, but marks of the letter before them: Thai and Lao "am", half-width voice marks of kana.
+# Unicode calls these characters letters. They act as marks of the letter before them: Thai and Lao "am", and
+# the half-width voice marks of kana.
 _MORE_MARKS = "\u0e33\u0eb3\uff9e\uff9f"
 
 
 def _lower_words(text: str) -> Iterator[Word]:
-    """The words by the rule "words-1"."""
+    """Yields the words by the rule "words-1"."""
     lower = text.lower()
     at: Sequence[int] = range(len(lower))
-    if len(lower) != len(text):  # a lower-case letter can be two characters
+    if len(lower) != len(text):  # the lower case of a letter can have two characters
         at = [i for i, letter in enumerate(text) for _ in letter.lower()]
     for word in _PLAIN_WORDS.finditer(lower):
         yield at[word.start()], at[word.end() - 1] + 1, word.group()
 
 
 def folded_words(text: str) -> Iterator[Word]:
-    """The words by the rule "words-2", in the order of their starts."""
+    """Yields the words by the rule "words-2", in the order of their starts."""
     if text.isascii():
         yield from _lower_words(text)
         return
@@ -97,7 +98,7 @@ def folded_words(text: str) -> Iterator[Word]:
 
 
 def _pairs(letters: list[Word]) -> Iterator[Word]:
-    """The letters of a run, and each two neighbours. A letter without a token has too many marks."""
+    """Yields the letters of a run, and each two neighbours. A letter with too many marks has no token."""
     for (start, end, token), (_, end_of_next, next_token) in itertools.zip_longest(
         letters, letters[1:], fillvalue=(0, 0, "")
     ):
@@ -108,9 +109,11 @@ def _pairs(letters: list[Word]) -> Iterator[Word]:
 
 
 def _fold(word: str) -> str:
-    """The token of a word or letter; empty where it has none."""
-    word = _INVISIBLE_ONES.sub("", word)
-    if len(word) > 4 * _LONGEST:  # at most four compose to one; and the time to sort marks is quadratic
+    """Returns the token of a word or letter. The result is empty if there is none."""
+    word = _INVISIBLE_RUN.sub("", word)
+    # At most four characters compose to one. Longer words are skipped first, because sorting marks takes
+    # quadratic time.
+    if len(word) > 4 * _LONGEST:
         return ""
     folded = unicodedata.normalize("NFKC", word).casefold()
     token = unicodedata.normalize("NFKC", folded.replace("i\u0307", "i").replace(" ", ""))
@@ -119,7 +122,10 @@ def _fold(word: str) -> str:
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Of words, in the group "spaced" where their scripts have spaces, and of the letters of the others."""
+    """Returns two patterns: one for words, and one for the letters of scripts without spaces.
+
+    The group "spaced" holds the words of scripts with spaces.
+    """
     blocks = [map(chr, range(first, last + 1)) for first, last in _UNSPACED_BLOCKS]
     letters = _class(c for block in blocks for c in block if c.isalnum() and not c.isdecimal())
     marks = _class(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c)[0] == "M")
@@ -132,7 +138,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def _class(characters: Iterable[str]) -> str:
-    """Ascending characters as ranges of a regular expression's class."""
+    """Writes ascending characters as ranges of a regular expression's class."""
     ranges: list[list[str]] = []
     for c in characters:
         if ranges and ord(c) == ord(ranges[-1][1]) + 1:
@@ -142,12 +148,12 @@ def _class(characters: Iterable[str]) -> str:
     return "".join(f"{first}-{last}" for first, last in ranges)
 
 
-# What a vectoriser's "tokens" may be.
+# The rules that a vectorizer's `tokens` can name.
 RULES: dict[str, Callable[[str], Iterator[Word]]] = {"words-1": _lower_words, "words-2": folded_words}
 
 
 def tokens_of(words: Callable[[str], Iterator[Word]], text: str) -> list[str]:
-    """What is counted: the tokens of the words."""
-    if text.isascii():  # the same by every rule; in one call
+    """Returns the tokens of a text, which a vectorizer counts."""
+    if text.isascii():  # all rules agree on ASCII text, and one call of the pattern is fastest
         return cast(list[str], _PLAIN_WORDS.findall(text.lower()))
     return [token for _, _, token in words(text)]

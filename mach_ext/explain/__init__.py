@@ -1,26 +1,29 @@
-"""Explanations: what each feature of a document adds to the score of any label, and how MACH came to it.
+"""Explains predictions: how much each feature of a document adds to the score of any label, and why.
 
-* `integrated_gradients`, `contrast`, `explain_topk`: exact attributions, many labels in one product.
-* `captum_inputs`: the same scores for any Captum algorithm.
-* `votes`, `collisions`, `leave_one_out`: how the repetitions voted, whether a score is a label's own or its
-  bucket mates', what removing a feature does to the top k.
+* `integrated_gradients`, `contrast` and `explain_topk` compute exact attributions. Many labels cost little
+  more than a single label.
+* `captum_inputs` gives the same scores to any algorithm of Captum.
+* `votes` says how the repetitions voted. `collisions` tells whether a score is a label's own or comes from
+  labels in the same buckets. `leave_one_out` shows what removing a feature does to the top k.
 
-**Integrated Gradients** (Sundararajan et al., 2017) of a score F along the straight path from a baseline b
-to the document x: IG_d = (x_d - b_d) * mean over a in [0, 1] of dF/dx_d at b + a (x - b). Its sum is
-F(x) - F(b); what is left of that, by rounding or by steps, is the *delta*. A feature that is absent from x
-and b has IG_d = 0, so sums over the union of their supports are the whole.
+**Integrated Gradients** (Sundararajan et al., 2017) explain a score F along the straight path from a baseline
+b to the document x. The attribution of feature d is IG_d = (x_d - b_d) * mean over a in [0, 1] of dF/dx_d at
+b + a (x - b). The attributions sum to F(x) - F(b). The *delta* is the difference that rounding or too few
+steps leave. A feature that is absent from x and b has IG_d = 0. So only features of x or b are computed.
 
-With ReLU layers and a score that is a mean of logits, F is piecewise linear along the path, and the mean is
-known in closed form (`method="exact"`). A first-layer unit's pre-activation is affine in a, so the fraction
-f_j of the path on which it is active is the length of an interval; IG_d = (x_d - b_d) sum_j W[d, j] f_j u_j
-with u_j the label's weight on unit j. With a second layer, the path is cut where first-layer units switch; on
-each piece the second layer's pre-activations are affine, too, and f_j u_j becomes sum_k W2[j, k] C[j, k] u_k
-with C[j, k] the fraction on which units j and k are active together. Neither f nor C depends on the label.
+With ReLU layers and a mean of logits as the score, F is piecewise linear along the path. Then the mean has a
+closed form (`method="exact"`). A first-layer unit's pre-activation is affine in a. The unit is active on an
+interval of the path, whose length is f_j. So IG_d = (x_d - b_d) sum_j W[d, j] f_j u_j, where u_j is the
+label's weight on unit j.
 
-The path through the encoder is computed in float64; scores F are the model's own forward pass, so a delta is
-also a check of the model's arithmetic against this module's.
+With a second layer, the path is cut where first-layer units switch on or off. On each piece the second
+layer's pre-activations are affine, too. Then f_j u_j becomes sum_k W2[j, k] C[j, k] u_k. Here C[j, k] is the
+fraction of the path on which units j and k are active together. Neither f nor C depends on the label.
 
-Notation: N documents, D features, L labels, m labels asked for, R repetitions, B buckets, H hidden units.
+The path through the encoder is computed in float64. The scores F come from the model's own forward pass. So a
+small delta also confirms that the model and this module agree.
+
+Notation: N documents, D features, L labels, m explained labels, R repetitions, B buckets, H hidden units.
 """
 
 from mach_ext._deprecation import renamed_names

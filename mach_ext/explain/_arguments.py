@@ -1,4 +1,4 @@
-"""Documents, ids and names as users give them: checked, and in the form that the computations take."""
+"""Checks documents, ids and names that users give, and converts them for the computations."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ SCORES = ("logit", "model")
 
 
 def check_model(op: str, model: Any) -> None:
+    """Refuses a model that is not a `MACH`."""
     if not isinstance(model, MACH):
         raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
 
 
 def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
-    """Canonical CSR without stored zeros, of the model's D columns."""
+    """Returns documents as canonical CSR without stored zeros, with the model's D columns."""
     check_model(op, model)
     X = check_columns(X, f"{op}: {name}", model.num_features)
     if (X.data == 0).any():
@@ -37,7 +38,7 @@ def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
 
 
 def check_document(op: str, model: Any, X: Any) -> Any:
-    """`check_documents` of a single document [1, D]."""
+    """Checks a single document [1, D] as `check_documents` does."""
     document = check_documents(op, model, X)
     if document.shape[0] != 1:
         raise ValueError(
@@ -47,23 +48,25 @@ def check_document(op: str, model: Any, X: Any) -> Any:
 
 
 def check_features(op: str, features: NDArray[Any]) -> None:
-    """A document without features has nothing to explain."""
+    """Refuses a document without features, because there is nothing to explain."""
     if not features.size:
         raise ValueError(f"{op}: X: a document must have a feature to be explained, got none")
 
 
 def values_at(row: Any, features: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Values of a CSR row at the given features, among which are all of its own."""
+    """Returns a CSR row's values at the given features. They must include all features of the row."""
     values = np.zeros(len(features), np.float32)
     values[np.searchsorted(features, row.indices)] = row.data
     return values
 
 
 def values_dtype(model: MACH) -> torch.dtype:
+    """Returns the dtype in which documents go through the model."""
     return torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
 
 
 def document_tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns values, indices and indptr of documents as tensors on the model's device."""
     device = model.bucket_bias.device
     values = torch.from_numpy(X.data).to(device, values_dtype(model))
     return values, torch.from_numpy(X.indices).to(device), torch.from_numpy(X.indptr).to(device)
@@ -72,10 +75,11 @@ def document_tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:
 def resolve_labels(
     op: str, model: MACH, labels: Labels, names: Sequence[str], documents: int | None = None
 ) -> NDArray[np.int64]:
-    """Ids of labels given by id or name, [m]; with `documents` N also [N, m].
+    """Returns the numbers of labels that are given by number or name, [m]. With `documents` N also [N, m].
 
     Raises:
-        TypeError, ValueError: Out of range, unknown or ambiguous name, none at all.
+        TypeError: The labels are neither integers nor names.
+        ValueError: There is no label, a number is out of range, or a name is unknown or ambiguous.
     """
     ids = resolve_ids(op, "label", labels, model.num_labels, "L", names)
     if ids.ndim == 2 and (documents is None or ids.shape[0] != documents):
@@ -87,6 +91,7 @@ def resolve_labels(
 def resolve_ids(
     op: str, kind: str, given: Any, count: int, size: str, names: Sequence[str]
 ) -> NDArray[np.int64]:
+    """Returns the numbers of labels or features that are given by number or name."""
     if isinstance(given, Tensor):
         given = given.cpu().numpy()
     if isinstance(given, (str, int, np.integer)):
@@ -97,7 +102,7 @@ def resolve_ids(
         return resolve_ids(op, kind, given.tolist(), count, size, names)
     if isinstance(given, (list, tuple)):
         for entry in given:
-            if isinstance(entry, int) and not 0 <= entry < count:  # which may be beyond int64
+            if isinstance(entry, int) and not 0 <= entry < count:  # the number may not fit int64
                 raise ValueError(f"{op}: {kind}s must be in [0, {size}={count}), got {entry}")
     ids = np.asarray(given)
     if ids.size == 0:
@@ -113,15 +118,19 @@ def resolve_ids(
 
 
 def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
+    """Returns the number of a name.
+
+    A name that consists of digits is looked up as a name first, and then taken as a number.
+    """
     if isinstance(names, Numbers):
         if name.isdecimal():
             return int(name)
         raise ValueError(f"{op}: the model keeps no {kind} names; give {kind}s by number, got {name!r}")
     matches = [i for i, other in enumerate(names) if other == name]
-    if not matches:  # the same letters in another Unicode form
+    if not matches:  # the names may have the same letters in another Unicode form
         matches = [i for i, other in enumerate(names) if name_key(other) == name_key(name)]
     if len(matches) > 1:
-        raise ValueError(f"{op}: {kind} {name!r} is the name of {matches}: give the number")
+        raise ValueError(f"{op}: {kind} {name!r} is the name of {matches}; give the number")
     if not matches and name.isdecimal():  # a name of digits comes before a number
         return int(name)
     if not matches:
@@ -134,32 +143,38 @@ def _id_of(op: str, kind: str, name: str, names: Sequence[str]) -> int:
 
 
 def id_in_words(index: int, names: Sequence[str]) -> str:
+    """Returns a number for messages, with its name if there is one."""
     return f"{index}" if isinstance(names, Numbers) else f"{index} ({names[index]!r})"
 
 
 class Numbers(Sequence[str]):
-    """Ids as their own names."""
+    """Names of columns that have no names: each number is its own name."""
 
     def __getitem__(self, index: Any) -> Any:
+        """Returns a number as a string."""
         return str(index)
 
     def __len__(self) -> int:
+        """Returns a length that is larger than any number of columns."""
         return 2**31
 
 
 def label_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
+    """Returns names of all labels: the given ones, those in the model, or numbers."""
     if names is None:
         names = kept.label_names(model.attachments, model.num_labels)
     return _names(op, "label", names, model.num_labels, "L")
 
 
 def feature_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
+    """Returns names of all features: the given ones, those in the model, or numbers."""
     if names is None:
         names = kept.feature_names(model.attachments, model.num_features)
     return _names(op, "feature", names, model.num_features, "D")
 
 
 def _names(op: str, kind: str, names: Names, count: int, size: str) -> Sequence[str]:
+    """Checks the number of names. None becomes numbers."""
     if names is None:
         return Numbers()
     if not isinstance(names, Numbers) and len(names) != count:

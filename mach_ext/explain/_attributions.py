@@ -1,4 +1,4 @@
-"""The numbers of an explanation. Charts and pages read them, and `Explanation` offers these as methods."""
+"""The numbers of an explanation. Charts and pages read them, and `Explanation` adds methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Attributions:
-    """What an `Explanation` holds; its docstring describes each attribute."""
+    """The content of an `Explanation`. That class describes each attribute."""
 
     features: NDArray[np.int64]
     feature_names: list[str]
@@ -32,7 +32,24 @@ class Attributions:
     text: str | None = field(default=None, repr=False)
 
     def row(self, label: int | None = None) -> int:
-        """Where a label (None: the first) is in `labels`. ValueError: it was not explained."""
+        """Returns the position of a label in `labels`.
+
+        Args:
+            label: Number of the label. None: the first label.
+
+        Raises:
+            ValueError: The label was not explained.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> result = mach_ext.explain.integrated_gradients(model, X[1], [1, 4])
+            >>> result.row(4)
+            1
+        """
         if label is None:
             return 0
         at = np.flatnonzero(self.labels == label)
@@ -41,7 +58,32 @@ class Attributions:
         return int(at[0])
 
     def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
-        """The n features of largest absolute attribution, as (name, attribution); ties: lowest id first."""
+        """Returns the n features of largest absolute attribution, as pairs of a name and an attribution.
+
+        Among equal attributions the lowest feature number comes first.
+
+        Args:
+            n: The number of features.
+            label: Number of the label. None: the first label.
+
+        Raises:
+            ValueError: The label was not explained.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+            >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+            >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+            >>> result = mach_ext.explain.integrated_gradients(
+            ...     model, x, "dog", feature_names=words, label_names=names
+            ... )
+            >>> [(name, round(effect, 2)) for name, effect in result.top()]
+            [('bark', 2.8), ('hoot', -0.6)]
+        """
         row = self.attributions[self.row(label)]
         order = np.argsort(-np.abs(row), kind="stable")[:n]
         return [(self.feature_names[i], float(row[i])) for i in order]

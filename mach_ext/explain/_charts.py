@@ -1,4 +1,4 @@
-"""Explanations as bars: on a terminal, as a figure, as the geometry of a page's charts."""
+"""Explanations as bars on a terminal, as a figure, and as the geometry of a page's charts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 
 
 def attribution_lines(explanation: Attributions, label: int, n: int = 10, width: int = 24) -> list[str]:
-    """The n features of largest effect as lines of signed bars; positive ones to the right."""
+    """Returns the n features of largest effect as lines of text with bars. Positive bars go to the right."""
     top = explanation.top(n, label)
     max_effect = max((abs(effect) for _, effect in top), default=0.0) or 1.0
     others = len(explanation.features) - len(top)
@@ -41,14 +41,14 @@ def attribution_lines(explanation: Attributions, label: int, n: int = 10, width:
 
 
 def sparkline(votes: Sequence[float], low: float, high: float) -> str:
-    """One block a vote, from low to high."""
+    """Returns a block character for each vote, from low to high."""
     levels = "▁▂▃▄▅▆▇█"
     scale = (len(levels) - 1) / ((high - low) or 1.0)
     return "".join(levels[round((min(max(vote, low), high) - low) * scale)] for vote in votes)
 
 
 def plot_attributions(explanation: Attributions, n: int = 15, label: int | None = None) -> Figure:
-    """Bars of the n largest attributions, largest on top."""
+    """Draws bars of the n largest attributions, with the largest on top."""
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def plot_attributions(explanation: Attributions, n: int = 15, label: int | None 
 
 
 def shade(effect: float, scale: float) -> str:
-    """Background of a word; text turns white on the darkest."""
+    """Returns the style of a word's background. On the darkest backgrounds the text is white."""
     strength = min(1.0, abs(effect) / scale) ** 0.75
     if strength < 0.04:
         return ""
@@ -83,7 +83,7 @@ def shade(effect: float, scale: float) -> str:
 
 
 def bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
-    """Geometry of the horizontal bars: zero in the middle only if effects have both signs."""
+    """Returns the geometry of horizontal bars. Zero is inside the chart only if effects have both signs."""
     negative = max((-effect for _, effect in top if effect < 0), default=0.0)
     positive = max((effect for _, effect in top if effect > 0), default=0.0)
     width, gutter = 330.0, 52.0  # the gutters hold the numbers
@@ -110,7 +110,7 @@ def bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
 
 
 def votes_chart(logits: np.ndarray[Any, Any], check: Collisions | None) -> dict[str, Any]:
-    """Columns of the R votes with their mean; what a bucket mate claims is hatched."""
+    """Returns the geometry of the R votes and their mean. Votes that another label claims are hatched."""
     R = len(logits)
     low, high = min(0.0, float(logits.min())), max(0.0, float(logits.max()))
     span = (high - low) or 1.0
@@ -140,7 +140,7 @@ def votes_chart(logits: np.ndarray[Any, Any], check: Collisions | None) -> dict[
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """A few round numbers."""
+    """Returns a few round numbers between low and high."""
     rough = (high - low) / 4 or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)

@@ -1,4 +1,4 @@
-"""What the model makes of one document: its logits, its top k, the scores of any labels."""
+"""The model's output for a single document: its logits, its top k, and the scores of any labels."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mach_ext.nn import MACH, check_parameters, check_scores, checked_k, evaluat
 
 
 class Decoded(NamedTuple):
-    """What the model makes of one document."""
+    """The model's output for a single document."""
 
     logits: NDArray[np.float64]  # [R, B]
-    labels: NDArray[np.int64]  # the top k and, if there is one, the next label
-    scores: NDArray[np.float64]  # theirs, by the model's own merge
+    labels: NDArray[np.int64]  # the top k, followed by the next label if there is one
+    scores: NDArray[np.float64]  # the scores of `labels` by the model's own merge
     k: int
 
 
 def document_to_explain(op: str, model: MACH, X: Any) -> Any:
-    """One document [1, D] that has a feature, for a model of finite parameters."""
+    """Returns a checked document [1, D] that has a feature. The model's parameters must be finite."""
     check_model(op, model)
     check_parameters(op, model)
     document = check_document(op, model, X)
@@ -32,6 +32,7 @@ def document_to_explain(op: str, model: MACH, X: Any) -> Any:
 
 
 def decode_one(op: str, model: MACH, X: Any, k: int | None) -> Decoded:
+    """Runs the model on a single document and decodes its top k."""
     document = document_to_explain(op, model, X)
     k = checked_k(op, k, model.num_labels)
     with evaluating(model):
@@ -44,7 +45,7 @@ def decode_one(op: str, model: MACH, X: Any, k: int | None) -> Decoded:
 
 
 def own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.float64]:  # [N, m]
-    """Scores of some labels by the model's own merge."""
+    """Returns the scores of labels by the model's own merge [N, m]."""
     ids = torch.from_numpy(labels).to(model.bucket_bias.device)
     with evaluating(model):
         scores = model.label_scores(*document_tensors(model, X), ids, "model", dropout=False)
@@ -53,7 +54,7 @@ def own_scores(model: MACH, X: Any, labels: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def rival_of(label: int, best: NDArray[np.int64], k: int) -> int:
-    """The label on the other side of the edge of the top k; -1: all labels are in the top k."""
+    """Returns the label on the other side of the border of the top k. -1: all labels are in the top k."""
     if label not in best[:k]:
         return int(best[k - 1])
     return int(best[k]) if len(best) > k else -1

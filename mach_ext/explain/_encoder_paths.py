@@ -1,4 +1,4 @@
-"""The path from a baseline to a document through each kind of encoder: none, or one or two hidden layers."""
+"""The path from a baseline to a document through each kind of encoder, with 0, 1 or 2 hidden layers."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ from mach_ext.nn import MACH, check_parameters, first_layer
 
 
 class LinearPath(DocumentPath):
-    """Linear MACH: a bucket's logit is affine along the path, and only the merge can bend the score."""
+    """The path of linear MACH. A bucket's logit is affine along it, and only the merge bends the score."""
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        """Checks the document and the baseline."""
         super().__init__(op, model, X, baseline)
         self.numbers_a_label = model.num_repetitions * len(self.features)
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
+        """Returns the bucket weights of the document's features."""
         weight = first_layer(self.model).weight
         return torch.stack([w[self.features[:, None], b] for w, b in zip(weight, buckets, strict=True)])
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        """Returns the logits of the document and the baseline."""
         both = torch.stack((self.x, self.b)).to(values_dtype(self.model))
         at = torch.arange(both.numel(), device=self.device)
         indices, indptr = at % both.shape[1], at.new_tensor([0, both.shape[1], both.numel()])
         return F.bucket_forward(both.flatten(), indices, indptr, None, None, columns, bias, validate=False)
 
     def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:  # [m, R]
+        """Returns the derivative of the score to each bucket logit, averaged along the path."""
         R, _, m = columns.shape
         if is_mean_logit(self.model, score):
             return self.x.new_full((m, R), 1 / R)
@@ -53,19 +57,23 @@ class LinearPath(DocumentPath):
         return pulled
 
     def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        """Returns the sum of all attributions of each label."""
         return self.project(columns, pulled).sum(1)
 
     def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        """Returns the attribution of each feature."""
         return torch.einsum("mr,rdm->md", pulled, columns.double()) * (self.x - self.b)
 
 
 class HiddenPath(DocumentPath):
-    """One or two hidden layers, shared by the repetitions (C = 1) or one encoder each (C = R).
+    """The path through one or two hidden layers.
 
-    `start` and `step` [C, H1]: pre-activations of the first layer are start + a * step.
+    The repetitions share an encoder (C = 1) or have one each (C = R). The first layer's pre-activations are
+    `start + a * step`, both [C, H1], at position a of the path.
     """
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        """Computes the first layer's pre-activations at the baseline, and how they change along the path."""
         super().__init__(op, model, X, baseline)
         self.copies = model.num_repetitions if model.encoder == "independent" else 1
         self.numbers_a_label = model.num_repetitions * max(model.hidden_sizes)
@@ -77,7 +85,7 @@ class HiddenPath(DocumentPath):
         self.start, self.step = (t.view(self.copies, -1) for t in (start, step))
 
     def _encoder_rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows [nnz, C * H1] of the encoder's weight for the document's features, block by block."""
+        """Yields rows [nnz, C * H1] of the encoder's weight for the document's features, block by block."""
         encoder = first_layer(self.model).weight[0]
         size = block_size(encoder.shape[1])
         for begin in range(0, len(self.features), size):
@@ -86,33 +94,39 @@ class HiddenPath(DocumentPath):
                 self._only_rows = encoder.index_select(0, self.features[at]).double()
             yield at, self._only_rows
 
-    _only_rows: Tensor | None = None  # kept where one block is all
+    _only_rows: Tensor | None = None  # the rows, if they fit in a single block
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, H, m]
+        """Returns the bucket weights on the last hidden layer."""
         weight = self.model.bucket_weight.detach()
         return torch.stack([w.index_select(1, b) for w, b in zip(weight, buckets, strict=True)])
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
+        """Returns the logits of the document and the baseline."""
         return F.bucket_logits(self._hidden, columns, bias)
 
     @functools.cached_property
     def _hidden(self) -> Tensor:
+        """The last hidden layer of the document and the baseline."""
         both = scipy.sparse.vstack([self.document, self.baseline], format="csr")
         return self.model.encode(*document_tensors(self.model, both), validate=False, dropout=False)
 
     def total(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        """Returns the sum of all attributions of each label."""
         return pulled @ self.step.flatten()
 
     def project(self, columns: Tensor, pulled: Tensor) -> Tensor:
+        """Returns the attribution of each feature."""
         rows = torch.cat([pulled @ weight.T for _, weight in self._encoder_rows()], 1)
         return rows * (self.x - self.b)
 
     def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:  # [m, C * H1]
+        """Returns the derivative of the score to each first-layer unit, averaged along the path."""
         if not is_mean_logit(self.model, score):
             assert nodes is not None
             return self._pull_merged(columns, bias, nodes)
-        # The label's weight on each last-layer unit, [C, H, m], but for 1 / R: the sum over its R buckets, or
-        # with an encoder for each of them a term each.
+        # `units` is R times the label's weight on each last-layer unit, [C, H, m]. With a shared encoder it
+        # is the sum over the label's R buckets. With independent encoders each bucket has its own units.
         R = self.model.num_repetitions
         units = columns.double() if self.copies == R else columns.sum(0, keepdim=True, dtype=torch.float64)
         if len(self.model.hidden_sizes) == 1:
@@ -122,7 +136,7 @@ class HiddenPath(DocumentPath):
         return first.flatten(0, 1).T / R
 
     def activity(self, nodes: Nodes | None) -> Tensor:  # [C, H1]
-        """Fraction of the path on which each first-layer unit is active."""
+        """Returns the fraction of the path on which each first-layer unit is active."""
         if nodes is None:
             return active_fraction(self.start, self.start + self.step)
         activity = torch.zeros_like(self.start)
@@ -131,17 +145,17 @@ class HiddenPath(DocumentPath):
         return activity
 
     def joint_weight(self, nodes: Nodes | None) -> Tensor:  # [C, H1, H2]
-        """Second layer's weight times the fraction of the path on which both of its units are active.
+        """Returns the second layer's weight times the fraction of the path on which both units are active.
 
-        A matrix product of the first layer's state on each piece (or at each node) with the measure of the
-        piece on which a second-layer unit is active.
+        For each piece of the path (or each node), a second-layer unit is active on a part of known length. A
+        matrix product with the first layer's state on the pieces sums these lengths.
         """
         joint = []
         for c, (start, step) in enumerate(zip(self.start, self.step, strict=True)):
             weight = self.model.hidden_weight[c].detach().double()
             bias = self.model.hidden_bias[c].detach().double()
             if nodes is None:
-                cuts = -start / step  # NaN or infinite where a unit does not move
+                cuts = -start / step  # NaN or infinite if a unit does not change
                 cuts = cuts[(cuts > 0) & (cuts < 1)].unique()  # sorted
                 cuts = torch.cat((cuts.new_zeros(1), cuts, cuts.new_ones(1)))
                 at, length = (cuts[1:] + cuts[:-1]) / 2, cuts.diff()
@@ -156,7 +170,10 @@ class HiddenPath(DocumentPath):
         return torch.stack(joint)
 
     def _pull_merged(self, columns: Tensor, bias: Tensor, nodes: Nodes) -> Tensor:  # [m, C * H1]
-        """For scores that bend: the chain rule at each node, as many nodes at a time as fit."""
+        """Applies the chain rule at each node, for scores that are not linear in the logits.
+
+        It processes as many nodes at a time as fit in memory.
+        """
         model, C = self.model, self.copies
         R, _, m = columns.shape
         columns, bias = columns.double(), bias.double().unsqueeze(1)
@@ -174,7 +191,7 @@ class HiddenPath(DocumentPath):
                 last = second.relu()
             logits = last.expand(R, -1, -1) @ columns + bias  # [R, S, m]
             gradient = merge_gradient(model, logits.permute(1, 2, 0)) * node_weights[:, None, None]
-            # To the last hidden layer, [C, S, m, H]: summed over the repetitions that share it.
+            # The gradient to the last hidden layer, [C, S, m, H], summed over the repetitions that share it.
             subscripts = "smr,rhm->smh" if C == 1 else "smr,rhm->rsmh"
             back = torch.einsum(subscripts, gradient, columns).view(C, len(at), m, -1)
             if two:
@@ -184,6 +201,7 @@ class HiddenPath(DocumentPath):
 
 
 def path_of(op: str, model: MACH, X: Any, baseline: Any) -> DocumentPath:
+    """Returns the path from a baseline to a document through a model."""
     check_model(op, model)
     check_parameters(op, model)
     return (LinearPath if model.is_linear else HiddenPath)(op, model, X, baseline)

@@ -1,4 +1,4 @@
-"""What the paths from a baseline to a document share: both ends, blocks of labels, rules of integration."""
+"""What all paths from a baseline to a document share: both ends, blocks of labels, rules of integration."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mach_ext.explain._arguments import check_document, check_documents, check_f
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_scores, evaluating
 
-BLOCK_BYTES = 1 << 24  # temporaries of any loop over a path: 16 MiB
-PANEL = 32  # Gauss-Legendre nodes on each piece of the path when the number of steps is found
+BLOCK_BYTES = 1 << 24  # 16 MiB for the temporaries of any loop over a path
+PANEL = 32  # Gauss-Legendre nodes on each piece of the path while the number of steps doubles
 Nodes: TypeAlias = "tuple[Tensor, ...]"  # positions in [0, 1], weights of sum 1; [S] each
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is integrated, and how: the checked arguments of `integrated_gradients`."""
+    """What is integrated and how. These are the checked arguments of `integrated_gradients`."""
 
     score: str
     method: str
@@ -35,26 +35,37 @@ class Rule:
 
 
 class Block(NamedTuple):
-    """What is known of some labels."""
+    """The results for a block of labels."""
 
     attributions: Tensor  # [m, nnz]
-    scores: Tensor  # [m, 2], of document and baseline
+    scores: Tensor  # [m, 2], of the document and the baseline
     steps: int
-    met: bool  # the tolerance
+    met: bool  # whether the tolerance was met
 
 
 class DocumentPath:
-    """The straight path from baseline to document, as far as it is the same for all labels; float64.
+    """The straight path from a baseline to a document, as far as it is the same for all labels, in float64.
 
-    Labels come as their part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. `pull` takes them
-    to the score's derivative to the first layer (linear MACH: to the labels' buckets), averaged along the
-    path; `project` takes that to the features; `total` is the sum of a row of `project`. With `nodes` None
-    averages are exact (logit scores only), else sums over the nodes.
+    A label is given by its part of the bucket weights, `columns` [R, ., m] and `bias` [R, m]. Three methods
+    differ between encoders.
+
+    * `pull` returns the score's derivative to the first layer, averaged along the path. For linear MACH this
+      is the derivative to the label's bucket logits.
+    * `project` turns this derivative into attributions of features.
+    * `total` is the sum of each row of `project`.
+
+    With `nodes` None the averages are exact, which works for logit scores only. Otherwise they are sums over
+    the nodes.
     """
 
-    numbers_a_label: int  # of `columns`
+    numbers_a_label: int  # how many numbers `columns` takes for each label
 
     def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+        """Checks the document and the baseline.
+
+        Raises:
+            ValueError: There is more than one document or baseline, or no feature.
+        """
         self.op, self.model = op, model
         self.document = check_document(op, model, X)
         self.baseline = scipy.sparse.csr_matrix((1, model.num_features), dtype=np.float32)
@@ -72,10 +83,11 @@ class DocumentPath:
         )
 
     def label_blocks(self, ids: NDArray[np.int64]) -> list[Tensor]:
-        """Labels, as many at a time as keep temporaries within BLOCK_BYTES."""
+        """Splits labels into blocks whose temporaries fit in BLOCK_BYTES."""
         return list(torch.from_numpy(ids).to(self.device).split(block_size(self.numbers_a_label)))
 
     def explain(self, labels: Tensor, rule: Rule) -> Block:
+        """Returns attributions and scores of a block of labels."""
         buckets = self.model.hash.buckets_of(labels).long()  # [R, m]
         columns, bias = self.columns(buckets), self.model.bucket_bias.detach().gather(1, buckets)
         scores = self.scores(columns, bias, rule.score)
@@ -97,7 +109,7 @@ class DocumentPath:
         return Block(self.project(columns, pulled), scores, steps, met)
 
     def nodes(self, steps: int, panel: int) -> Nodes:
-        """The Gauss-Legendre rule of `panel` nodes on each of steps / panel equal pieces of the path."""
+        """Returns the Gauss-Legendre rule of `panel` nodes on each of steps / panel equal pieces."""
         check_memory("integrated_gradients: nodes", 32 * steps, "lower n_steps or max_steps", steps=steps)
         positions, weights = _legendre(panel)
         pieces = steps // panel
@@ -106,7 +118,10 @@ class DocumentPath:
         return tuple(torch.from_numpy(numbers).to(self.device))
 
     def scores(self, columns: Tensor, bias: Tensor, score: str) -> Tensor:  # [m, 2]
-        """Of document and baseline, by the model's own operators on the labels' part of its weights."""
+        """Returns the scores of the document and the baseline.
+
+        They come from the model's own operators, applied to the labels' part of its weights.
+        """
         merge = MODEL_MERGES["mean_logit" if score == "logit" else self.model.merge]
         with evaluating(self.model):
             logits = self.logits(columns, bias).transpose(1, 2)  # [2, m, R]
@@ -115,28 +130,33 @@ class DocumentPath:
             return scores.T
 
     def columns(self, buckets: Tensor) -> Tensor:
+        """Returns the labels' part of the bucket weights."""
         raise NotImplementedError
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:  # [2, R, m]
+        """Returns the logits of the document and the baseline."""
         raise NotImplementedError
 
     def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:
+        """Returns the score's derivative to the first layer, averaged along the path."""
         raise NotImplementedError
 
     def total(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m]
+        """Returns the sum of all attributions of each label."""
         raise NotImplementedError
 
     def project(self, columns: Tensor, pulled: Tensor) -> Tensor:  # [m, nnz]
+        """Returns the attribution of each feature."""
         raise NotImplementedError
 
 
 def block_size(numbers: int) -> int:
-    """How many items of `numbers` float64 values each keep temporaries within BLOCK_BYTES."""
+    """Returns how many items of `numbers` float64 values fit in BLOCK_BYTES."""
     return max(1, BLOCK_BYTES // (8 * numbers))
 
 
 def active_fraction(start: Tensor, end: Tensor) -> Tensor:
-    """Fraction of [0, 1] on which start + a * (end - start) is above 0."""
+    """Returns the fraction of [0, 1] on which start + a * (end - start) is above 0."""
     positive = torch.maximum(start, end).relu() - torch.minimum(start, end).relu()
     crossing = positive / (end - start).abs()
     same = (start > 0) == (end > 0)
@@ -144,7 +164,7 @@ def active_fraction(start: Tensor, end: Tensor) -> Tensor:
 
 
 def merge_gradient(model: MACH, logits: Tensor) -> Tensor:
-    """Derivative of the model's own score to the R logits of a label, [S, m, R] or [m, R]."""
+    """Returns the derivative of the model's own score to the R logits of a label, [S, m, R] or [m, R]."""
     merge = MODEL_MERGES[model.merge]
     logits = logits.detach().requires_grad_()
     with torch.enable_grad():
@@ -155,13 +175,15 @@ def merge_gradient(model: MACH, logits: Tensor) -> Tensor:
 
 
 def is_mean_logit(model: MACH, score: str) -> bool:
+    """Returns whether a score is a mean of logits."""
     return score == "logit" or model.merge == "mean_logit"
 
 
 @functools.lru_cache(maxsize=16)
 def _legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns positions and weights of the Gauss-Legendre rule of n nodes on [0, 1]."""
     check_import("scipy.special")
-    from scipy import special  # a tenth of a second to import
+    from scipy import special  # importing it takes 0.1 s
 
     positions, weights = special.roots_legendre(n)
     return (positions + 1) / 2, weights / 2

@@ -1,4 +1,4 @@
-"""The page of an explanation."""
+"""The HTML page of an explanation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
 from mach_ext.merges import SCALES
 
-_SHOWN_FEATURES = 20  # as bars
-_SHOWN_WORDS = 120  # of documents that are known by their features only
+_SHOWN_FEATURES = 20  # features that are drawn as bars
+_SHOWN_WORDS = 120  # features that are listed if the document's text is not known
 _VERDICTS = {
-    "signal": "its own votes keep it in the top k",
-    "collision": "without its bucket mates' votes it leaves the top k",
-    "undecided": "no vote is its own",
-    "not predicted": "outside the top k",
+    "signal": "The label's own votes keep it in the top k.",
+    "collision": "Without the votes of labels in its buckets, the label leaves the top k.",
+    "undecided": "None of the votes is the label's own.",
+    "not predicted": "The label is outside the top k.",
     "": "",
 }
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of text; `style` shades it, `title` says its effect."""
+    """A piece of text. `style` shades it, and `title` states its effect."""
 
     text: str
     style: str = ""
@@ -50,16 +50,16 @@ def explanation_page(
     title: str = "Explanation",
     true_labels: Sequence[int] | None = None,
 ) -> str:
-    """The page of one document and its labels, as HTML text.
+    """Returns the page of a document and its labels as HTML text.
 
     Args:
-        explanation: Its labels are the page's tabs.
-        votes: Of the same labels, in any order.
-        collisions: Of some of them.
-        leave_one_out: Of the document.
-        vectorizer: Finds the features in `explanation.text`; without it features are shown by name.
-        title: The page's.
-        true_labels: Which labels are right, where that is known: they get a mark.
+        explanation: The attributions. Each of its labels becomes a tab.
+        votes: The votes for the same labels, in any order.
+        collisions: The collision checks of any of these labels.
+        leave_one_out: The effects of removing features of the document.
+        vectorizer: Finds the features in `explanation.text`. None: features are shown by name.
+        title: The title of the page.
+        true_labels: Numbers of the right labels, which get a mark. None: they are not known.
     """
     in_text = explanation.text is not None and vectorizer is not None
     checked = {check.label: check for check in collisions}
@@ -93,7 +93,7 @@ def explanation_page(
 
 
 def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> dict[str, Any]:
-    """What the tab of a label shows of its attributions."""
+    """Returns the attributions in the tab of a label."""
     effects = explanation.attributions[row]
     scale = float(np.abs(effects).max()) or 1.0
     label = int(explanation.labels[row])
@@ -116,7 +116,7 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
 
 
 def _votes_of(label: int, votes: Votes | None, check: Collisions | None) -> dict[str, Any] | None:
-    """What the tab of a label shows of its votes; None: nothing is known of them."""
+    """Returns the votes in the tab of a label. None: they are not known."""
     if votes is None or label not in votes.labels:
         return None
     at = votes.labels.tolist().index(label)
@@ -129,11 +129,12 @@ def _votes_of(label: int, votes: Votes | None, check: Collisions | None) -> dict
 
 
 def _sigmoid(x: float) -> float:
+    """Returns the logistic sigmoid of x."""
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
 def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
-    """The text cut into shaded words and what is between them; without text, features by effect."""
+    """Cuts the text into shaded words and pieces between them. Without text, lists features by effect."""
     effects = explanation.attributions[row]
     if explanation.text is None or vectorizer is None:
         order = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN_WORDS]
@@ -145,15 +146,15 @@ def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vecto
     words = [
         (start, end, effect_of[feature])
         for start, end, feature in vectorizer.words(explanation.text)
-        if feature in effect_of  # not so where the vocabulary lacks the word
+        if feature in effect_of  # the vocabulary may lack the word
     ]
     return _shaded(explanation.text, words, scale)
 
 
 def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) -> list[_Piece]:
-    """The text cut where words (start, end, effect) begin and end.
+    """Cuts the text where words (start, end, effect) begin and end.
 
-    Each word divides its effect among its pieces by their lengths. A piece is shaded by the sum of its parts.
+    A word divides its effect among its pieces by their lengths. A piece is shaded by the sum of its shares.
     """
     cuts = sorted({0, len(text), *(start for start, _, _ in words), *(end for _, end, _ in words)})
     at = {cut: i for i, cut in enumerate(cuts)}
@@ -172,7 +173,7 @@ def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) ->
 
 
 def _leave_one_out_rows(leave_one_out: LeaveOneOut | None) -> list[dict[str, Any]]:
-    """Features by their largest effect on a label of the top k."""
+    """Returns the features with the largest effect on any label of the top k."""
     if leave_one_out is None:
         return []
     order = np.argsort(-np.abs(leave_one_out.changes).max(1), kind="stable")[:8]

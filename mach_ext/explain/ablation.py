@@ -1,4 +1,4 @@
-"""The top k of a document without each of its features."""
+"""The top k of a document after each of its features is removed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,27 @@ from mach_ext.nn import MACH, checked_k
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """What removing each feature, alone, does to the top k of one document. See `leave_one_out`.
+    """The effect of removing each feature of a document. See `leave_one_out`.
 
     Attributes:
-        features, feature_names: Ids and names [n].
+        features, feature_names: Numbers and names of the removed features [n].
         labels, label_names: The document's top k.
-        scores: Their scores [k], by the model's own merge.
-        changes: Score without the feature - score [n, k].
-        left, entered: Labels that leave the top k when the feature is removed, and those that take their
-            place: a tuple of ids for each feature.
-        merge: The model's, by which scores and top k are.
+        scores: Scores of the top k by the model's own merge [k].
+        changes: Score without the feature minus score [n, k].
+        left: Labels that leave the top k, a tuple of numbers for each feature.
+        entered: Labels that enter the top k instead, a tuple of numbers for each feature.
+        merge: The model's merge, which gives scores and top k.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> effects = mach_ext.explain.leave_one_out(model, x, k=2)
+        >>> effects.labels.tolist(), effects.changes.round(2).tolist()
+        ([1, 2], [[-2.8, 0.42], [0.6, -1.76]])
     """
 
     features: NDArray[np.int64]
@@ -51,15 +62,38 @@ def leave_one_out(
     feature_names: Names = None,
     label_names: Names = None,
 ) -> LeaveOneOut:
-    """Each feature's effect on the whole top k: the document without it, scored and decoded again, exactly.
+    """Removes each feature of a document in turn, and returns the effect on the top k.
 
-    Nothing is approximated, and nothing else of the document changes (its norm becomes smaller).
+    The document without the feature is scored and decoded again, so the effects are exact. Other features
+    keep their values. So the document's norm becomes smaller.
 
     Args:
-        X: The document, a SciPy sparse matrix [1, D].
-        k: 1 ... L; None: 5, or L where there are fewer labels.
-        features: Those to remove, by id or name; None: all of the document's.
-        feature_names, label_names: As in `integrated_gradients`.
+        model: The model.
+        X: The document [1, D], SciPy sparse.
+        k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
+        features: Features to remove, by number or name. None: all features of the document.
+        feature_names: Names of all D features. None: those kept with the model, or numbers.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, the document has no feature, or it lacks a feature that is to be
+            removed.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+        >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+        >>> effects = mach_ext.explain.leave_one_out(model, x, 2, feature_names=words, label_names=names)
+        >>> for word, left, entered in zip(effects.feature_names, effects.left, effects.entered):
+        ...     print(f"without {word}: {[names[i] for i in left]} -> {[names[i] for i in entered]}")
+        without bark: [] -> []
+        without hoot: ['owl'] -> ['pig']
     """
     op = "leave_one_out"
     document = document_to_explain(op, model, X)

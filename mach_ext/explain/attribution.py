@@ -1,4 +1,4 @@
-"""Integrated Gradients of the scores of many labels, of one document or of each."""
+"""Integrated Gradients of the scores of many labels, for a document or for each document of a matrix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,21 @@ METHODS = ("exact", "gausslegendre")
 
 
 class StepsWarning(UserWarning):
-    """Integrated Gradients met its limit of steps before its tolerance."""
+    """Warns that Integrated Gradients reached `max_steps` before they met the tolerance.
+
+    Example:
+        >>> import warnings
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=8, merge="mean_prob")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = mach_ext.explain.integrated_gradients(
+        ...         model, sparse.csr_matrix([[1.0] * 6]), 0, score="model", tolerance=1e-12, max_steps=32
+        ...     )
+        >>> [warning.category.__name__ for warning in caught]
+        ['StepsWarning']
+    """
 
 
 @memory_errors("ask for fewer labels or lower n_steps")
@@ -49,40 +63,55 @@ def integrated_gradients(
     label_names: Names = None,
     text: str | None = None,
 ) -> Explanation:
-    """Integrated Gradients of the scores of many labels of one document.
+    """Computes Integrated Gradients of the scores of many labels of a document.
 
-    The cost does not grow with L, B or D: only the R * m buckets asked for are read, and the encoder's rows
-    of the document's features.
+    The cost does not grow with L, B or D. Only the R * m buckets of the explained labels and the encoder's
+    rows of the document's features are read. The source is Sundararajan et al., 2017, "Axiomatic Attribution
+    for Deep Networks".
+
+    Without `n_steps` the steps start at 32 and double. They stop when |delta| <= tolerance * (|F(x)| +
+    |F(baseline)|) for every label, twice in a row. Once could be chance. The tolerance limits the sum of a
+    label's attributions. A single attribution can be wrong by a few times as much.
 
     Args:
-        model: Used in eval mode.
-        X: The document, a SciPy sparse matrix [1, D].
-        labels: Ids, or names where the model or `label_names` has them; None: the model's top 5.
-        method: "exact" (closed form) where the score is a mean of logits: `score="logit"`, or a model of
-            merge "mean_logit"; "gausslegendre" for any score. None: exact where it holds.
-        score: "logit": mean of the R logits. "model": the model's own merge.
-        baseline: None: the empty document. Else D numbers: SciPy sparse [1, D] (another document) or an
-            array (a mean document: `X_train.mean(0)`).
-        n_steps: Steps of "gausslegendre", Captum's rule of that name. None: from 32 on they double until
-            |delta| <= tolerance * (|F(x)| + |F(baseline)|) for every label, twice in a row (once may be
-            chance).
-        tolerance, max_steps: For n_steps None. A `StepsWarning` says when max_steps is not enough. What is
-            bounded is the sum of a label's attributions; a single one can be off by a few times as much.
-        feature_names, label_names: All D, all L names; None: those kept with the model, else numbers.
+        model: The model. It is used in eval mode.
+        X: The document [1, D], SciPy sparse.
+        labels: Labels by number or name. None: the model's top 5.
+        method: "exact" is a closed form for scores that are a mean of logits. "gausslegendre" works for any
+            score. None: exact if possible.
+        score: "logit": the mean of the R logits. "model": the score of the model's own merge.
+        baseline: D numbers, such as a SciPy sparse document [1, D] or a mean document `X_train.mean(0)`.
+            None: the empty document.
+        n_steps: Steps of "gausslegendre", Captum's rule of this name. None: they are chosen by `tolerance`.
+        tolerance: The accepted relative delta if `n_steps` is None.
+        max_steps: The largest number of steps if `n_steps` is None. A `StepsWarning` says if it is too small.
+        feature_names: Names of all D features. None: those kept with the model, or numbers.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
         text: The raw text, kept for the report.
 
+    Returns:
+        The attributions [m, nnz], with the scores and the deltas.
+
     Raises:
-        TypeError, ValueError: Wrong shapes, a label outside [0, L) or of unknown name, no feature at all,
-            method "exact" for another score.
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, a label is out of range or unknown, or there is no feature.
+        ValueError: `method` is "exact" for a score that is not a mean of logits.
 
     Example:
-        >>> import scipy.sparse, mach_ext
-        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
-        >>> x = scipy.sparse.csr_matrix(([1.0, 0.5], [3, 8], [0, 2]), (1, 100))
-        >>> result = mach_ext.explain.integrated_gradients(model, x, [7, 450])
-        >>> result.attributions.shape
-        (2, 2)
-        >>> float(abs(result.delta).max()) < 1e-5
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+        >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+        >>> result = mach_ext.explain.integrated_gradients(
+        ...     model, x, ["dog", "owl"], feature_names=words, label_names=names
+        ... )
+        >>> result.feature_names, result.attributions.round(2).tolist()
+        (['bark', 'hoot'], [[2.8, -0.6], [-0.42, 1.76]])
+        >>> bool(abs(result.delta).max() < 1e-5)
         True
     """
     op = "integrated_gradients"
@@ -106,7 +135,7 @@ def integrated_gradients(
             f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g}: after {steps} steps label "
             f"{ids[worst]} has delta {delta[worst]:.3g}",
             StepsWarning,
-            stacklevel=3,  # behind `memory_errors`
+            stacklevel=3,  # the caller stands behind the wrapper `memory_errors`
         )
     features = path.features.cpu().numpy()
     scale = "mean_logit" if score == "logit" else model.merge
@@ -135,16 +164,37 @@ def integrated_gradients(
 def explain_topk(
     model: MACH, X: Any, k: int | None = None, texts: Sequence[str] | None = None, **options: Any
 ) -> Iterator[Explanation]:
-    """`integrated_gradients` of each document's own top k (by the model's merge), one document at a time.
+    """Explains the top k of each document with `integrated_gradients`, one document at a time.
+
+    The top k is that of the model's own merge.
 
     Args:
-        X: Documents [N, D], a SciPy sparse matrix.
-        k: 1 ... L; None: 5, or L where there are fewer labels.
-        texts: Raw texts [N], for the reports.
-        options: As in `integrated_gradients`.
+        model: The model. It is used in eval mode.
+        X: Documents [N, D], SciPy sparse.
+        k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
+        texts: Raw texts [N], kept for the reports.
+        **options: Further arguments of `integrated_gradients`.
+
+    Yields:
+        An `Explanation` for each document.
 
     Raises:
-        As `integrated_gradients`; a document without features is named by its row.
+        TypeError: As `integrated_gradients`.
+        ValueError: As `integrated_gradients`. The message has the row of a document without features.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+        >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+        >>> options = {"feature_names": words, "label_names": names}
+        >>> for result in mach_ext.explain.explain_topk(model, X[:2], k=1, **options):
+        ...     print(result.label_names, [name for name, _ in result.top()])
+        ['cat'] ['meow']
+        ['dog'] ['bark']
     """
     op = "explain_topk"
     X, k = check_documents(op, model, X), checked_k(op, k, model.num_labels)
@@ -161,17 +211,37 @@ def explain_topk(
 
 @memory_errors("lower n_steps")
 def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options: Any) -> Explanation:
-    """Why `label` and not `rival`: attributions of the difference of their scores.
+    """Explains why the model prefers `label` to `rival`: attributions of the difference of their scores.
 
-    What both labels owe to a bucket that they share cancels (with logit scores), so of labels that share all
-    buckets nothing is left.
+    With logit scores, a bucket that both labels share cancels. So nothing is left of labels that share all
+    buckets.
 
     Args:
-        label, rival: Two labels, by id or name.
-        options: As in `integrated_gradients`.
+        model: The model. It is used in eval mode.
+        X: The document [1, D], SciPy sparse.
+        label: A label, by number or name.
+        rival: The label that it is compared with.
+        **options: Further arguments of `integrated_gradients`.
 
     Returns:
-        An explanation of `label` alone, in which scores, attributions and delta are differences.
+        An explanation of `label` alone. Scores, attributions and delta are differences.
+
+    Raises:
+        TypeError: As `integrated_gradients`.
+        ValueError: As `integrated_gradients`.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+        >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+        >>> result = mach_ext.explain.contrast(model, x, "dog", "owl", feature_names=words, label_names=names)
+        >>> result.label_names, [(name, round(effect, 2)) for name, effect in result.top()]
+        (['dog rather than owl'], [('bark', 3.21), ('hoot', -2.35)])
     """
     pair = integrated_gradients(model, X, [label, rival], **options)
     difference = {
@@ -186,6 +256,7 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
 def _check_rule(
     op: str, model: MACH, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> Rule:
+    """Checks the arguments that say what is integrated and how."""
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
     exact = is_mean_logit(model, score)

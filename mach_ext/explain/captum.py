@@ -1,4 +1,4 @@
-"""Documents and scores in the form that any Captum algorithm takes."""
+"""Documents and scores in the form that any algorithm of Captum takes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ from mach_ext.nn import MACH, check_parameters
 
 
 class CaptumForward(nn.Module):
-    """Scores [N, m] of padded documents, for `captum_inputs`. No dropout, whatever the model's mode.
+    """A module that computes the scores [N, m] of padded documents, for `captum_inputs`.
 
-    Non-linearities are modules, each used once: that is what Captum's DeepLift hooks into. (Its rules do not
-    cover log-sigmoid, minimum and median, of some models' own merges.)
+    There is no dropout, whatever the model's mode. Each non-linearity is a module that is used once, because
+    Captum's DeepLift needs hooks on them. DeepLift has no rules for log-sigmoid, minimum and median, which
+    some merges use.
     """
 
     def __init__(self, model: MACH, score: str = "logit") -> None:
+        """Wraps a model.
+
+        Args:
+            model: The model.
+            score: "logit" or "model", as in `MACH.label_scores`.
+        """
         super().__init__()
         merge = MODEL_MERGES["mean_logit" if score == "logit" else model.merge]
         self.mach, self.merge = model, merge.reduction
@@ -45,9 +52,16 @@ class CaptumForward(nn.Module):
     def forward(
         self,
         values: Tensor,  # [N, P]
-        indices: Tensor,  # [N, P]; -1: padding, whose value counts nothing
+        indices: Tensor,  # [N, P], -1 is padding
         labels: Tensor,  # [N, m]
     ) -> Tensor:  # [N, m]
+        """Returns scores [N, m].
+
+        Args:
+            values: Values of features [N, P].
+            indices: Numbers of features [N, P]. -1 is padding, whose value is ignored.
+            labels: Numbers of labels [N, m].
+        """
         model = self.mach
         real = indices >= 0
         indptr = nn.functional.pad(real.sum(1).cumsum(0), (1, 0))
@@ -73,32 +87,39 @@ class CaptumForward(nn.Module):
 def captum_inputs(
     model: MACH, X: Any, labels: Labels, *, score: str = "logit", label_names: Names = None
 ) -> tuple[CaptumForward, Tensor, tuple[Tensor, Tensor]]:
-    """A batch of documents as any Captum algorithm takes it.
+    """Prepares a batch of documents for any algorithm of Captum.
 
-    Captum repeats and cuts its arguments along their first dimension; so documents are padded to P features.
-    The values are the differentiable input; padding gets an attribution of exactly 0. Only the R * m buckets
+    Captum repeats and cuts its arguments along their first dimension. So documents are padded to P features.
+    The values are the differentiable input. Padding gets an attribution of exactly 0. Only the R * m buckets
     of the labels are computed.
 
     Args:
-        X: Documents [N, D], a SciPy sparse matrix.
-        labels: [m], the same for every document, or ids [N, m]. Captum's `target` is a position in them.
+        model: The model.
+        X: Documents [N, D], SciPy sparse.
+        labels: Labels [m] for every document, or numbers [N, m]. Captum's `target` is a position in them.
         score: "logit" or "model", as in `MACH.label_scores`.
-        label_names: As in `integrated_gradients`.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
 
     Returns:
-        forward: scores [N, m], a module (which DeepLift wants).
-        inputs: values [N, P].
-        args: (indices [N, P], -1 where there is padding; labels [N, m]).
+        A module that computes scores [N, m], the values [N, P], and a pair of further arguments. The pair
+        holds indices [N, P], which are -1 for padding, and labels [N, m].
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, a label is unknown, or a document has no feature.
 
     Example:
-        >>> import scipy.sparse, mach_ext
         >>> from captum.attr import IntegratedGradients
-        >>> model = mach_ext.MACH(100, 500, num_repetitions=8, num_buckets=64, hidden_size=16)
-        >>> X = scipy.sparse.random(3, 100, density=0.1, format="csr", dtype="float32", random_state=0)
-        >>> forward, inputs, args = mach_ext.explain.captum_inputs(model, X, [7, 450])
-        >>> ig = IntegratedGradients(forward)
-        >>> ig.attribute(inputs, additional_forward_args=args, target=1).shape == inputs.shape
-        True
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> forward, inputs, args = mach_ext.explain.captum_inputs(model, X[:2], [0, 1])
+        >>> algorithm = IntegratedGradients(forward)
+        >>> algorithm.attribute(inputs, additional_forward_args=args, target=1).round(decimals=2)
+        tensor([[-1.1400],
+                [ 2.8000]])
     """
     op = "captum_inputs"
     if score not in SCORES:

@@ -1,4 +1,4 @@
-"""The collision check: whether a label's score is its own or that of its bucket mates."""
+"""The collision check tells whether a label's score is its own or comes from labels in the same buckets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,24 @@ from mach_ext.nn import MACH
 
 @dataclass(frozen=True)
 class Mate:
-    """A label that shares buckets with the one asked about.
+    """A label that shares buckets with the checked label.
 
     Attributes:
-        label, name: Which.
-        repetitions: Where they share a bucket.
-        elsewhere: Its mean logit over the other repetitions (NaN: there are none, or no document was given).
-        claims: The repetitions whose vote is its rather than the label's.
+        label, name: The label.
+        repetitions: Repetitions in which both are in the same bucket.
+        elsewhere: Its mean logit over the other repetitions. NaN: there are no others, or no document was
+            given.
+        claims: Repetitions whose vote belongs to this label rather than to the checked label.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> mate = mach_ext.explain.collisions(model, None, 1).mates[0]
+        >>> mate.label, mate.repetitions
+        (4, (0, 2, 3, 6))
     """
 
     label: int
@@ -38,21 +49,32 @@ class Mate:
 
 @dataclass(frozen=True)
 class Collisions:
-    """Who shares a label's buckets, and whether the label's score is its own. See `collisions`.
+    """Which labels share a label's buckets, and whether the label's score is its own. See `collisions`.
 
     Attributes:
-        label, name: Which label.
-        num_mates: Labels that share a bucket with it in some repetition.
-        mates: The most telling ones: claimants first, then by repetitions shared, then by `elsewhere`.
-        votes: Its R logits [R]; None without a document.
-        claimed_by: For each repetition the mate whose vote it is, -1: the label's own [R]; None likewise.
-        score: What the model's own merge makes of the votes.
-        own_score: What it makes of the votes that nobody claims; NaN if none is left.
-        theirs: score - own_score: what the label's score owes to its mates.
-        threshold: Score that it must exceed to be in the top k: that of the best other label outside; -inf:
-            all labels are in it.
-        verdict: "signal", "collision", "undecided" (no vote is its own) or "not predicted" (outside the
-            top k anyway); "" without a document.
+        label, name: The checked label.
+        num_mates: Number of labels that share a bucket with it in any repetition.
+        mates: The most telling of these labels. Those that claim votes come first, then those that share more
+            repetitions, then those with a larger `elsewhere`.
+        votes: The label's R logits [R]. None: no document was given.
+        claimed_by: The label that claims the vote of each repetition [R]. -1: the vote is the label's own.
+            None: no document was given.
+        score: The score that the model's own merge gives the votes.
+        own_score: The score that the merge gives the votes that nobody claims. NaN: there are none.
+        theirs: score - own_score, the part of the score that comes from other labels.
+        threshold: The score that the label must exceed to be in the top k. -inf: all labels are in the top k.
+        verdict: "signal", "collision", "undecided" or "not predicted". Empty: no document was given.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> check = mach_ext.explain.collisions(model, x, 2, k=2)  # label 2 shares buckets with label 1
+        >>> check.verdict, check.claimed_by.tolist()
+        ('collision', [-1, 1, -1, -1, 1, -1, -1, -1])
     """
 
     label: int
@@ -78,21 +100,47 @@ def collisions(
     show: int = 10,
     label_names: Names = None,
 ) -> Collisions:
-    """The collision check: does a label score high by itself, or because of a label in its buckets?
+    """Checks whether a label scores high by itself or because of a label in the same buckets.
 
-    A bucket's logit speaks for every label in it. The vote of repetition r is *claimed* by a mate q, a label
-    of the same bucket, if what both get elsewhere says that it is q's: with q' and l' the mean logits of q
-    and of the label over the repetitions in which they do *not* share a bucket, q' > l', and the vote is
-    nearer to q' than to l'. The label's own score is what the model's merge makes of its unclaimed votes. A
-    label of the top k is a "signal" if its own score would still keep it there, else a "collision". Ranks and
-    scores are by the model's own merge.
+    A bucket's logit speaks for every label in the bucket. So the vote of repetition r may belong to another
+    label q of the same bucket. Let q' and l' be the mean logits of q and the checked label over the
+    repetitions in which they do *not* share a bucket. Label q *claims* the vote if q' > l' and the vote is
+    nearer to q' than to l'.
+
+    The label's own score is the score that the model's merge gives its unclaimed votes. The verdict follows
+    from this score.
+
+    * "signal": the own score keeps the label in the top k.
+    * "collision": the label is in the top k, but its own score would not keep it there.
+    * "undecided": no vote is the label's own.
+    * "not predicted": the label is outside the top k.
+
+    Ranks and scores are those of the model's own merge.
 
     Args:
-        X: The document, a SciPy sparse matrix [1, D]; None: only who shares buckets.
-        label: Id or name.
-        k: 1 ... L; None: 5, or L where there are fewer labels.
-        show: Mates to return.
-        label_names: As in `integrated_gradients`.
+        model: The model.
+        X: The document [1, D], SciPy sparse. None: the result only says which labels share buckets.
+        label: The label, by number or name.
+        k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
+        show: The largest number of labels in `mates`.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, the label is unknown, or the document has no feature.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> for label in (1, 2):
+        ...     check = mach_ext.explain.collisions(model, x, label, k=2)
+        ...     print(label, check.verdict, round(check.score, 2), round(check.own_score, 2))
+        1 signal 1.86 1.86
+        2 collision 0.01 -1.25
     """
     op = "collisions"
     check_model(op, model)
@@ -116,7 +164,7 @@ def collisions(
     is_claimed = claims.any(0)
     strongest = mates[strength.argmax(0)] if len(mates) else -1
     score, free = _score(model, own), own[~is_claimed]
-    inseparable = bool(shared.all(1).any())  # a mate in all of the label's buckets
+    inseparable = bool(shared.all(1).any())  # another label shares all buckets
     own_score = _score(model, free) if free.size and not inseparable else math.nan
     rival = rival_of(label_id, best, k)
     threshold = -math.inf if rival < 0 else float(best_scores[np.flatnonzero(best == rival)[0]])
@@ -142,7 +190,7 @@ def collisions(
 
 
 def _bucket_mates(model: MACH, label: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]:
-    """Labels [M] that share a bucket with this one, where they do [M, R], and its R buckets."""
+    """Returns labels [M] that share a bucket with a label, where they share one [M, R], and its R buckets."""
     buckets: list[int] = model.hash.buckets_of(torch.tensor([label])).flatten().tolist()
     members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(buckets)]
     mates = np.unique(np.concatenate(members))
@@ -156,10 +204,10 @@ def _claims(
     theirs: NDArray[np.float64],  # [M, R]
     shared: NDArray[np.bool_],  # [M, R]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Mean logits of the mates elsewhere [M] and the votes that they claim [M, R]."""
+    """Returns the mean logits of other labels elsewhere [M] and the votes that they claim [M, R]."""
     with np.errstate(invalid="ignore"):
         apart = (~shared).sum(1)
-        theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # NaN where they share everything
+        theirs_elsewhere = np.where(shared, 0, theirs).sum(1) / apart  # NaN if they share all buckets
         own_elsewhere = np.where(shared, 0, own).sum(1) / apart
     middle = (theirs_elsewhere + own_elsewhere) / 2
     claims = shared & (theirs_elsewhere > own_elsewhere)[:, None] & (own > middle[:, None])
@@ -174,6 +222,7 @@ def _mates(
     elsewhere: NDArray[Any] | None = None,
     claims: NDArray[Any] | None = None,
 ) -> tuple[Mate, ...]:
+    """Makes a `Mate` of each label in this order."""
     return tuple(
         Mate(
             int(mates[i]),
@@ -187,5 +236,5 @@ def _mates(
 
 
 def _score(model: MACH, logits: NDArray[np.float64]) -> float:
-    """What the model's own merge makes of some votes."""
+    """Returns the score that the model's own merge gives some votes."""
     return float(MODEL_MERGES[model.merge].label_scores(torch.from_numpy(logits)[None, None]))

@@ -1,4 +1,4 @@
-"""The result of an explanation: attributions, and what can be made of them."""
+"""The result of an explanation: attributions, and their export as JSON, charts and pages."""
 
 from __future__ import annotations
 
@@ -21,36 +21,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation(Attributions):
-    """Attributions of the scores of m labels to the nnz features of one document.
+    """Attributions of the scores of m labels to the nnz features of a document.
 
     Attributes:
-        features: Ids [nnz], ascending: all in which the document or the baseline is not zero.
+        features: Numbers of the features at which the document or the baseline is not zero, ascending [nnz].
         feature_names: Their names [nnz].
-        values, baselines: What the document and the baseline have there [nnz], float32.
-        labels: Ids [m].
+        values, baselines: Values of the document and the baseline at these features [nnz], float32.
+        labels: Numbers of the labels [m].
         label_names: Their names [m].
-        scores, baseline_scores: What is explained, of document and baseline, by the model's forward pass [m].
-        attributions: [m, nnz] float64.
-        delta: Sum of attributions - (scores - baseline_scores), [m]: how much is unexplained.
+        scores, baseline_scores: The explained scores of the document and the baseline [m]. They come from the
+            model's forward pass.
+        attributions: Attributions [m, nnz], float64.
+        delta: Sum of the attributions - (scores - baseline_scores) [m]. It measures what is not explained.
         score: "logit" or "model", as in `MACH.label_scores`.
-        scale: What `scores` are: "mean_logit", or with score "model" the model's own merge.
-        model_scores: Scores by the model's own merge, those of `MACH.predict` [m].
-        model_scale: What these are: that merge.
+        scale: What `scores` are: "mean_logit", or the model's own merge if `score` is "model".
+        model_scores: Scores of the model's own merge, as in `MACH.predict` [m].
+        model_scale: The model's own merge.
         method: "exact" or "gausslegendre".
-        n_steps: Steps taken; 0 for the exact method.
-        rival: Of a contrast, the label whose score was subtracted.
-        text: The raw text, if given.
+        n_steps: Number of steps. 0: the exact method.
+        rival: The label whose score was subtracted, in a contrast.
+        text: The raw text, if it was given.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> result = mach_ext.explain.integrated_gradients(model, X[1], [1, 4])
+        >>> result.scores.round(2).tolist(), result.attributions.round(2).tolist()
+        ([2.46, -0.2], [[2.8], [0.58]])
     """
 
     @memory_errors("ask for fewer labels")
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Returns all attributes, ready for JSON.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> content = mach_ext.explain.integrated_gradients(model, X[1], [1, 4]).as_dict()
+            >>> content["labels"], content["method"]
+            ([1, 4], 'exact')
+        """
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}
 
     @memory_errors("ask for fewer labels")
     def to_json(self, file: str | Path | None = None) -> str:
-        """The explanation as JSON text; also written to `file`, if given."""
+        """Returns the explanation as JSON text.
+
+        Args:
+            file: A file that the text is also written to. None: no file.
+
+        Example:
+            >>> import json
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> result = mach_ext.explain.integrated_gradients(model, X[1], [1, 4])
+            >>> json.loads(result.to_json("explanation.json"))["labels"]
+            [1, 4]
+        """
         text = json_line(self.as_dict())
         if file is not None:
             Path(file).write_text(text + "\n", encoding="utf-8")
@@ -58,16 +95,50 @@ class Explanation(Attributions):
 
     @memory_errors("ask for fewer labels")
     def plot(self, n: int = 15, label: int | None = None) -> Figure:
-        """Bar chart of the n largest attributions (matplotlib)."""
+        """Draws a bar chart of the n largest attributions with matplotlib.
+
+        Args:
+            n: The number of features.
+            label: Number of the label. None: the first label.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ValueError: The label was not explained.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> figure = mach_ext.explain.integrated_gradients(model, X[1], 1).plot()
+            >>> figure.axes[0].get_title()
+            '1: score 2.461'
+        """
         return plot_attributions(self, n, label)
 
     @renamed_argument("removals", "leave_one_out")
     @memory_errors("ask for fewer labels")
     def to_html(self, file: str | Path | None = None, **options: Any) -> str:
-        """One self-contained page, also written to `file`, if given.
+        """Returns the explanation as a self-contained HTML page.
 
-        Options as in `mach_ext.report.explanation_page`: votes, collisions, leave_one_out, and the vectoriser
-        that finds the words in `text`.
+        Args:
+            file: A file that the page is also written to. None: no file.
+            **options: Arguments of `mach_ext.report.explanation_page`: votes, collisions, leave_one_out and
+                others. The vectorizer among them finds the words in `text`.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> result = mach_ext.explain.integrated_gradients(model, X[1], 1)
+            >>> page = result.to_html("explanation.html", title="Why label 1?")
+            >>> "<title>Why label 1?</title>" in page
+            True
         """
         page = explanation_page(self, **options)
         if file is not None:

@@ -19,23 +19,37 @@ from mach_ext.nn import MACH
 
 @dataclass(frozen=True)
 class Votes:
-    """How each repetition voted for some labels of one document.
+    """The votes of each repetition for labels of a document.
+
+    `agreement` is the chance that a label would rank before its rival if infinitely many hash functions voted
+    instead of R. Student's t estimates it from the differences of the two labels' votes, in repetitions where
+    their buckets differ. It does not say whether the label is right, because a model can be wrong with every
+    hash function.
 
     Attributes:
-        labels, label_names: Ids and names [m].
+        labels, label_names: Numbers and names of the labels [m].
         logits: The R bucket logits of each label [m, R].
         scores: Their mean [m].
-        spread: Standard deviation of the R logits [m]; NaN for R = 1.
-        standard_error: spread / sqrt(R): of their mean, over draws of the label hash [m].
-        rivals: The label on the other side of the edge of the top k [m]: for a label in the top k the best
-            one outside it, for the others the k-th; -1: all labels are in it.
-        agreement: How far the hash functions agree that the label belongs in the top k [m]: the chance that
-            it would rank before its rival if all hash functions voted, not R of them. It is estimated by
-            Student's t from the differences of the two labels' votes, in repetitions where their buckets
-            differ. It says nothing about whether the label is right: a model can be wrong with every hash
-            function. NaN with fewer than two of those repetitions, without a rival, and for merges that are
-            no mean.
-        k: Of the top k that is meant.
+        spread: Standard deviation of the R logits [m]. NaN: R is 1.
+        standard_error: spread / sqrt(R), the standard error of the mean over random label hashes [m].
+        rivals: The label on the other side of the border of the top k [m]. A label in the top k has the best
+            label outside as its rival, and any other label has the k-th. -1: all labels are in the top k.
+        agreement: Estimated chance that the label ranks before its rival [m]. NaN: there are fewer than two
+            such repetitions, there is no rival, or the merge is not a mean.
+        k: Size of the top k.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> result = mach_ext.explain.votes(model, x, [1, 2], k=2)
+        >>> result.logits.round(1).tolist()[0]
+        [1.3, 3.7, 1.2, 1.3, 3.8, 1.2, 1.3, 1.1]
+        >>> result.agreement.round(2).tolist()
+        [1.0, 0.78]
     """
 
     labels: NDArray[np.int64]
@@ -50,7 +64,17 @@ class Votes:
 
     @property
     def certainty(self) -> NDArray[np.float64]:
-        """The former name of `agreement`."""
+        """The former name of `agreement`.
+
+        Example:
+            >>> from scipy import sparse
+            >>> import mach_ext
+            >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> mach_ext.explain.votes(model, X[1], [1], k=2).certainty.round(2).tolist()
+            [1.0]
+        """
         return self.agreement
 
 
@@ -58,15 +82,36 @@ class Votes:
 def votes(
     model: MACH, X: Any, labels: Labels | None = None, *, k: int | None = None, label_names: Names = None
 ) -> Votes:
-    """The R votes (bucket logits) for each label, their spread, and whether other hash functions would agree.
+    """Returns the R votes (bucket logits) for each label, their spread, and the agreement of the votes.
 
-    Ranks are by the model's own merge.
+    Ranks are those of the model's own merge.
 
     Args:
-        X: The document, a SciPy sparse matrix [1, D].
-        labels: Ids or names; None: the top k.
-        k: Of `Votes.rivals` and `Votes.agreement`; 1 ... L; None: 5, or L where there are fewer labels.
-        label_names: As in `integrated_gradients`.
+        model: The model.
+        X: The document [1, D], SciPy sparse.
+        labels: Labels by number or name. None: the top k.
+        k: Size of the top k in `Votes.rivals` and `Votes.agreement`, 1 ... L. None: 5, or L if there are
+            fewer labels.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A shape is wrong, a label is unknown, or the document has no feature.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])
+        >>> words = ["meow", "bark", "hoot", "moo", "oink", "cluck"]
+        >>> names = ["cat", "dog", "owl", "cow", "pig", "hen"]
+        >>> result = mach_ext.explain.votes(model, x, k=2, label_names=names)
+        >>> for name, score, error in zip(result.label_names, result.scores, result.standard_error):
+        ...     print(f"{name}: {score:.2f} ± {error:.2f}")
+        dog: 1.86 ± 0.42
+        owl: 0.01 ± 0.82
     """
     op = "votes"
     logits, best, _, k = decode_one(op, model, X, k)
@@ -102,7 +147,7 @@ def votes(
 
 
 def _student(differences: NDArray[np.float64]) -> float:
-    """Chance that the mean is above 0, given a sample."""
+    """Returns the chance that the mean of a distribution is above 0, given a sample."""
     n = len(differences)
     if n < 2:
         return math.nan

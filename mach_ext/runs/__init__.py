@@ -1,9 +1,13 @@
-"""Runs: what `mach-ext` does, from Python. A run folder holds a trained model and what is known of it.
+"""Runs: what the commands of `mach-ext` do, from Python.
 
-* `train` makes a run of a dataset; `Run.open` opens one.
-* `Run.evaluate`, `.predict`, `.explain`, `.attack`, `.compress` do what the commands of these names do.
-* The functions below them take a model of one's own: `attachments` for what later commands need of the data,
-  `load_dataset` and `columns_of` to read further files as the training did, `evaluate` for metrics.
+A run folder holds a trained model and the record of its data and results.
+
+* `train` makes a run from a dataset. `Run.open` opens an existing run.
+* `Run.evaluate`, `Run.predict`, `Run.explain`, `Run.attack` and `Run.compress` do the same as the commands of
+  these names.
+* The other functions serve models that you train yourself. `attachments` keeps what later commands need of
+  the data. `load_dataset` and `columns_of` read further files in the same way as the training. `evaluate`
+  computes metrics.
 """
 
 from mach_ext.runs.adversarial import AttackSettings, RunAttack

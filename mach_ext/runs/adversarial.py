@@ -1,4 +1,4 @@
-"""The adversarial evaluation of a run: metrics clean and under attack, certificates, samples, the page."""
+"""The adversarial evaluation of a run: metrics, certificates, sample documents and the page."""
 
 from __future__ import annotations
 
@@ -22,22 +22,33 @@ GOALS = ("untargeted", "own")
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """What is done to which documents.
+    """What is done to which documents in an adversarial evaluation.
 
     Attributes:
         method: "fgsm", "pgd", "delete" or "insert".
-        epsilons: Sizes asked for, or one. None: 0.01; of delete 1, 2 and 3 words.
-        threat_model: A name or an object of `mach_ext.attack`. None: that of the method, else "support".
-        signed: Values may fall below 0.
+        epsilons: Requested sizes, or a single size. None: 0.01, or 1, 2 and 3 words for "delete".
+        threat_model: A threat model or its name, as in `mach_ext.attack.threat_model`. None: the method's
+            own, else "support".
+        signed: Whether values may fall below 0.
         goal: "untargeted" or "own".
-        targeted: Also how often a right label leaves the top k, and a wrong one enters.
-        k: Of metrics and goals. None: 5, or as many labels as there are.
-        steps: Of pgd.
-        seed: Of random changes.
-        split: Which split is attacked.
-        sample: Only its first documents. None: all.
-        certify: Also the part of P@k that no change of this threat model can take away.
-        propensity: A and B of the propensity model. None: as the run keeps them.
+        targeted: Also measure how often a right label leaves the top k, and how often a wrong label enters.
+        k: Size of the top k in metrics and goals. None: 5, or L if there are fewer labels.
+        steps: Steps of "pgd".
+        seed: Seed of random changes.
+        split: The split that is attacked.
+        sample: Number of documents, from the first on. None: all.
+        certify: Also certify the part of P@k that no change of this threat model can take away.
+        propensity: A and B of the propensity model. None: those that the run keeps.
+
+    Raises:
+        TypeError: An attribute has the wrong type.
+        ValueError: An attribute is out of range.
+
+    Example:
+        >>> from mach_ext.runs import AttackSettings
+        >>> settings = AttackSettings("insert", epsilons=[0.1, 0.2])
+        >>> str(settings.threat), settings.grid
+        ('insert(3)', [0.0, 0.1, 0.2])
     """
 
     method: str = "fgsm"
@@ -55,6 +66,7 @@ class AttackSettings:
     propensity: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        """Checks the attributes, and converts numbers to Python's own."""
         for name, value, allowed in (("method", self.method, attack.METHODS), ("goal", self.goal, GOALS)):
             if value not in allowed:
                 raise ValueError(f"attack: {name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -71,20 +83,38 @@ class AttackSettings:
 
     @property
     def threat(self) -> attack.ThreatModel:
-        """The threat model."""
+        """The threat model.
+
+        Example:
+            >>> from mach_ext.runs import AttackSettings
+            >>> AttackSettings("delete").threat
+            Delete(nonnegative=False)
+        """
         default = {"delete": "delete", "insert": "insert(3)"}.get(self.method, "support")
         return attack.threat_model(self.threat_model or default, False if self.signed else None)
 
     @property
     def sizes(self) -> list[float]:
-        """The sizes asked for."""
+        """The requested sizes.
+
+        Example:
+            >>> from mach_ext.runs import AttackSettings
+            >>> AttackSettings(epsilons=0.05).sizes, AttackSettings("delete").sizes
+            ([0.05], [1.0, 2.0, 3.0])
+        """
         if self.epsilons is not None:
             return _checked_sizes(self.epsilons)
         return [1.0, 2.0, 3.0] if self.method == "delete" else [0.01]
 
     @property
     def grid(self) -> list[float]:
-        """The requested sizes and 0. A single size is expanded to a curve of six."""
+        """The requested sizes and 0. A single size is expanded to a curve of six.
+
+        Example:
+            >>> from mach_ext.runs import AttackSettings
+            >>> AttackSettings(epsilons=0.01).grid
+            [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
+        """
         grid = {0.0, *self.sizes}
         if len(self.sizes) == 1 and self.method != "delete":
             grid |= {round(self.sizes[0] * factor, 12) for factor in (0.1, 0.3, 3, 10, 30)}
@@ -92,7 +122,7 @@ class AttackSettings:
 
 
 def _checked_sizes(epsilons: Any) -> list[float]:
-    """Sizes as floats; a number is one size."""
+    """Returns sizes as floats. A number is a single size."""
     given = plain(epsilons)
     sizes = [as_real(each) for each in given] if isinstance(given, (list, tuple)) else [as_real(given)]
     if not sizes or not all(isinstance(size, float) and 0 <= size < math.inf for size in sizes):
@@ -102,14 +132,26 @@ def _checked_sizes(epsilons: Any) -> list[float]:
 
 @dataclass(frozen=True)
 class RunAttack:
-    """Metrics of a run, clean and under attack: what ``mach-ext attack`` shows.
+    r"""Metrics of a run, clean and under attack, as `mach-ext attack` shows them.
 
     Attributes:
         settings: What was done.
-        result: As `mach_ext.attack.evaluate` returns it. Where certified, each size has "certified".
-        model, dataset: What was attacked on what.
+        result: The result of `mach_ext.attack.evaluate`. If it was certified, each size also has "certified".
+        model, dataset: The model and the attacked dataset.
         labels: How often labels occur in training.
-        seconds: By stage.
+        seconds: Time of each stage in seconds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> result = run.attack("delete", epsilons=1, progress=False, save=False)
+        >>> result.title, result.clean["P@1"], result.adversarial[-1]["metrics"]["P@1"]
+        ('pets, test', 1.0, 0.5)
     """
 
     settings: AttackSettings
@@ -121,23 +163,55 @@ class RunAttack:
 
     @property
     def clean(self) -> dict[str, Any]:
-        """Metrics without attack."""
+        """Metrics without an attack, by name.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> run.attack("delete", epsilons=1, progress=False, save=False).clean["P@1"]
+            1.0
+        """
         clean: dict[str, Any] = self.result["clean"]
         return clean
 
     @property
     def adversarial(self) -> list[dict[str, Any]]:
-        """An entry for each size, ascending: "epsilon", "metrics", "random", "size" and more."""
+        """A list with an entry for each size, ascending: "epsilon", "metrics", "random", "size" and more.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> for entry in run.attack("delete", epsilons=[1, 2], progress=False, save=False).adversarial:
+            ...     print(f"{entry['epsilon']:g} words removed: P@1 {entry['metrics']['P@1']}")
+            0 words removed: P@1 1.0
+            1 words removed: P@1 0.5
+            2 words removed: P@1 0.5
+        """
         entries: list[dict[str, Any]] = self.result["adversarial"]
         return entries
 
     @property
     def title(self) -> str:
-        """What is attacked, in words."""
+        """Dataset and split in words.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> run.attack("delete", epsilons=1, progress=False, save=False).title
+            'pets, test'
+        """
         return f"{self.dataset.name}, {self.settings.split}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: the content of ``attack.json``."""
+        """Returns the content of `attack.json`, ready for JSON.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> content = run.attack("delete", epsilons=1, progress=False, save=False).as_dict()
+            >>> content["attack"], content["documents"], content["dataset"]
+            ('delete', 40, 'pets')
+        """
         return {
             **self.result, "split": self.settings.split, "dataset": self.dataset.name,
             "model": self.model.configuration(), "propensity": self.labels.as_dict(),
@@ -145,7 +219,19 @@ class RunAttack:
         }  # fmt: skip
 
     def entry(self, is_own: bool) -> tuple[str, dict[str, Any]]:
-        """Name and content of the entry in ``metrics.json``; `is_own`: of the run's own dataset."""
+        """Returns name and content of the entry in `metrics.json`.
+
+        Args:
+            is_own: Whether the dataset is the run's own.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> result = run.attack("fgsm", epsilons=[0.5], progress=False, save=False)
+            >>> name, content = result.entry(is_own=True)
+            >>> name, content["clean"]["P@1"]
+            ('fgsm support untargeted test', 1.0)
+        """
         settings, result, threat = self.settings, self.result, self.settings.threat
         where = self.dataset.name if is_own else self.dataset.path.absolute()
         whole = "" if is_own and settings.sample is None else f" {where} {result['documents']}"
@@ -157,22 +243,66 @@ class RunAttack:
         return name, {**how, "clean": self.clean, "adversarial": short}
 
     def write_record(self, folder: Path) -> None:
-        """Writes ``attack.json``."""
+        """Writes `attack.json` into a folder.
+
+        Args:
+            folder: The folder. It is created if needed.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> run.attack("delete", epsilons=1, progress=False, save=False).write_record(Path("results"))
+            >>> [file.name for file in Path("results").iterdir()]
+            ['attack.json']
+        """
         write_record(folder / "attack.json", self.as_dict())
 
     def write_chart(self, folder: Path) -> None:
-        """Writes ``attack.png``."""
+        """Writes `attack.png` into a folder.
+
+        Args:
+            folder: The folder. It is created if needed.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> run.attack("delete", epsilons=1, progress=False, save=False).write_chart(Path("charts"))
+            >>> [file.name for file in Path("charts").iterdir()]
+            ['attack.png']
+        """
         picture = io.BytesIO()
         report.plot_attack(self.result, self.settings.sizes).savefig(picture, dpi=150, format="png")
         write(folder / "attack.png", picture.getvalue(), "chart")
 
     def page(self) -> str:
-        """The result as one self-contained HTML page, with documents before and after."""
+        """Returns the result as a self-contained HTML page, with documents before and after.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> page = run.attack("delete", epsilons=1, progress=False, save=False).page()
+            >>> "<h1>pets, test: delete</h1>" in page
+            True
+        """
         sizes, title = self.settings.sizes, f"{self.title}: {self.settings.method}"
         return report.attack_page(self.result, sizes, samples(self), title)
 
     def to_html(self, file: str | os.PathLike[str]) -> None:
-        """Writes the page."""
+        """Writes the page.
+
+        Args:
+            file: The file to write.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunAttack`
+            >>> run.attack("delete", epsilons=1, progress=False, save=False).to_html("attack.html")
+            >>> Path("attack.html").read_text().startswith("<!DOCTYPE html>")
+            True
+        """
         write(Path(file), self.page().encode())
 
 
@@ -185,15 +315,15 @@ def attack_run(
     progress: bool = True,
     load_seconds: float = 0.0,
 ) -> RunAttack:
-    """Attacks a split of a dataset that was read by the model's columns.
+    """Attacks a split of a dataset that was read with the model's columns.
 
     Args:
-        model: What is attacked.
+        model: The attacked model.
         dataset: Documents and their labels.
         settings: What is done.
-        transfer: Another model, which is asked about the changed documents, too.
+        transfer: Another model that also labels the changed documents.
         progress: Show progress bars.
-        load_seconds: What it took to load the model and the dataset, for the record.
+        load_seconds: Time to load the model and the dataset in seconds, for the record.
     """
     split, part = split_of(dataset, settings.split), slice(0, settings.sample)
     X, Y, truth = split.X[part], split.Y[part], split.truth[part]
@@ -234,6 +364,7 @@ def attack_run(
 
 
 def _add_certificate(result: dict[str, Any], certificate: certify.Certificate) -> None:
+    """Adds a certificate to a result."""
     k = result["k"]
     proven = certificate.as_dict([each for each in dict.fromkeys((*metrics.KS, k)) if each <= k])
     result["certified_zero"] = proven["zero"]
@@ -242,7 +373,10 @@ def _add_certificate(result: dict[str, Any], certificate: certify.Certificate) -
 
 
 def samples(run: RunAttack) -> list[dict[str, Any]]:
-    """Some documents before and after: those whose loss rose most among the first 256."""
+    """Returns eight documents before and after the attack.
+
+    They are the documents with the largest rise of the loss among the first 256.
+    """
     settings, model, dataset, k = run.settings, run.model, run.dataset, run.result["k"]
     split = dataset.splits[settings.split]
     first = slice(0, min(256, settings.sample or 256))

@@ -1,4 +1,4 @@
-"""How messages name an argument: as Python does, or as the flag of the command line that stands for it."""
+"""How messages name an argument: as in Python, or as the flag of the command line that stands for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _flags: ContextVar[Mapping[str, str] | None] = ContextVar("flags", default=None)
 
 @contextlib.contextmanager
 def use_flags(flags: Mapping[str, str]) -> Iterator[None]:
-    """Inside, messages of this thread name arguments as flags.
+    """Makes the messages of this thread name arguments as flags inside the block.
 
     Args:
         flags: Arguments whose flag has another name than the argument.
@@ -32,12 +32,12 @@ def use_flags(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def spell(name: str, op: str = "", value: bool | None = None) -> str:
-    """An argument as the caller writes it.
+    """Returns an argument as the caller writes it.
 
     Args:
         name: The argument's name in Python.
-        op: The function it belongs to, which messages of Python's door begin with.
-        value: For an argument that is a switch: which way it is turned.
+        op: The function of the argument. Messages in Python begin with it.
+        value: For an argument that is a switch, its value.
 
     Example:
         >>> from mach_ext.runs.arguments import use_flags, spell
@@ -56,14 +56,14 @@ def spell(name: str, op: str = "", value: bool | None = None) -> str:
 
 
 def spell_training(dataset: str) -> str:
-    """A training as the caller writes it."""
+    """Returns a training as the caller writes it."""
     return f'mach_ext.train("{dataset}")' if _flags.get() is None else f"mach-ext train --dataset {dataset}"
 
 
 def takes_text(columns: data.Columns, what: str) -> None:
-    """Refuses texts for a model of vectors, with what Python's door takes in their place.
+    """Refuses texts for a model of vectors. The message says what Python callers can pass instead.
 
-    The command line has words of its own for it, with its flags.
+    The command line has its own message with its flags.
 
     Raises:
         ValueError: The model has no vectorizer.
@@ -76,10 +76,10 @@ def takes_text(columns: data.Columns, what: str) -> None:
 
 
 def check_device(name: str | torch.device) -> None:
-    """Refuses a device that is neither the CPU nor a GPU which the operators can use.
+    """Refuses a device that is neither the CPU nor a usable GPU.
 
     Raises:
-        ValueError: No such device, or this build or this machine has nothing for it.
+        ValueError: The device does not exist, or this build or machine has no operators for it.
     """
     argument = spell("device")
     try:
@@ -95,12 +95,12 @@ def check_device(name: str | torch.device) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy number or array as Python's own, which is what JSON takes."""
+    """Returns a NumPy number or array as Python's own, for JSON."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def as_real(value: Any) -> Any:
-    """A number as a float, as the command line has it; whatever else comes stays for others to refuse."""
+    """Returns a number as a float, as on the command line. Other values are returned unchanged."""
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool):
         return value
@@ -110,11 +110,11 @@ def as_real(value: Any) -> Any:
 
 
 def as_path(name: str, value: Any, op: str = "") -> Path:
-    """A path that was given.
+    """Returns a checked path.
 
     Raises:
-        TypeError: It is no string and no path.
-        ValueError: It is empty, which would be the folder one is in.
+        TypeError: The value is neither a string nor a path.
+        ValueError: The value is empty, which would mean the current folder.
     """
     argument = spell(name, op)
     if not isinstance(value, (str, os.PathLike)):
@@ -125,10 +125,10 @@ def as_path(name: str, value: Any, op: str = "") -> Path:
 
 
 def as_propensity(value: Any) -> tuple[float, float] | None:
-    """A and B of the propensity model, which are checked where they are used.
+    """Returns A and B of the propensity model. Their values are checked later.
 
     Raises:
-        ValueError: It is not two numbers.
+        ValueError: The value is not two numbers.
     """
     if value is None:
         return None

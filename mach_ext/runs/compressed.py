@@ -1,4 +1,4 @@
-"""A small copy of a run: its model with rounded weights, and what that costs in the metrics."""
+"""A small copy of a run: its model with rounded weights, and the effect on the metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mach_ext.runs.metrics_file import write_metrics
 
 
 def copy_folder(folder: Path, output: Path | None) -> Path:
-    """Where the copy of a run goes: `output`, else a folder beside the run.
+    """Returns the folder of a run's copy: `output`, or a folder beside the run.
 
     Raises:
         ValueError: It is the run's own folder or that of a training.
-        OSError: It can't be written to.
+        OSError: It cannot be written to.
     """
     output = output or folder.resolve().with_name(f"{folder.resolve().name}-small")
     argument = spell("output", "compress")
@@ -32,13 +32,13 @@ def copy_folder(folder: Path, output: Path | None) -> Path:
 
 
 def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite: bool) -> None:
-    """Writes the model with its weights rounded.
+    """Writes the model with rounded weights.
 
     Raises:
         ValueError: The folder holds another run.
     """
     with name_errors(output), training.lock_run(output):
-        if not overwrite:  # another run may have ended here meanwhile
+        if not overwrite:  # another run may have ended in this folder meanwhile
             record.refuse_to_replace(output, model)
         model.save(output, quantization_step)
 
@@ -48,10 +48,10 @@ class Copy:
     """The small copy of a run.
 
     Attributes:
-        folder: Where it is.
+        folder: Its folder.
         model: The model as the folder has it.
-        dataset, split: What it was measured on; None where nothing was measured.
-        before, after: "bytes" and metrics of the run and of the copy.
+        dataset, split: The data that it was measured on. None and "": nothing was measured.
+        before, after: Size in "bytes" and metrics of the run and of the copy.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Copy:
     after: dict[str, Any]
 
     def write_metrics(self) -> None:
-        """Writes ``metrics.json`` of the copy, where it was measured."""
+        """Writes `metrics.json` of the copy, if it was measured."""
         if self.dataset is None:
             return
         results = {self.split: {name: value for name, value in self.after.items() if name != "bytes"}}
@@ -77,7 +77,7 @@ def measure(
     split: str,
     propensity: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """Bytes of a model in a folder and, with a dataset, its metrics."""
+    """Returns the size of a model's files in "bytes" and, with a dataset, its metrics."""
     files = (folder / name for name in {"model.json", *nn.files_of(folder)})
     result = {} if dataset is None else evaluation.evaluate(model, dataset, split, propensity=propensity)
     return {"bytes": sum(file.stat().st_size for file in files), **result}

@@ -1,4 +1,4 @@
-"""The dataset of a run: its own or another one, read by the model's columns, with its dev split held out."""
+"""The dataset of a run, or another one, read with the model's columns. Its dev split is held out again."""
 
 from __future__ import annotations
 
@@ -25,24 +25,41 @@ def load_dataset(
     *,
     svmlight_base: int | None = None,
 ) -> data.Dataset:
-    """The run's own dataset, or another one; either is read by the model's columns.
+    r"""Loads the run's own dataset, or another one, with the model's columns.
+
+    A dev split is held out only if the documents are those of the training, in the same way as then.
 
     Args:
-        model: from the run's folder.
-        folder: how messages call the run.
-        dataset: another one, as `mach_ext.data.load` takes it, or one file of documents with labels.
-        svmlight_base: number of the first feature in svmlight files, where the model does not keep it.
+        model: The model of the run.
+        folder: How messages call the run.
+        dataset: Other data: a name or a folder as in `mach_ext.data.load`, or a file of documents with
+            labels. None: the run's own dataset.
+        svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
 
     Raises:
-        ValueError: the model does not say which dataset it is of; other columns than the model's; a bad file.
+        ValueError: The model does not keep its dataset, the columns differ from the model's, or a file is
+            bad.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.runs import load_dataset
+        >>> data = load_dataset(run.model, run.folder)
+        >>> {name: len(split) for name, split in data.splits.items()}
+        {'train': 36, 'dev': 4, 'test': 40}
     """
     record, argument = record_of(model), spell("dataset")
     if dataset is None and "dataset" not in record:
-        raise ValueError(f"{folder}: the model does not say which dataset it is of; give {argument}")
+        raise ValueError(f"{folder}: the model does not say which dataset it was trained on; give {argument}")
     own = dataset is None or _same_place(record, dataset)
     name: str | os.PathLike[str] = record["dataset"] if dataset is None else dataset
     if dataset is None:
-        if name in data.NAMES:  # whatever stands under this name where the command is run
+        if name in data.NAMES:  # the current folder may have a folder of this name, which does not count
             name = data.fetch(str(name))
         elif not Path(name).is_dir():
             raise ValueError(
@@ -50,7 +67,7 @@ def load_dataset(
             )
     base: Any = svmlight_base
     if own and base is None:
-        base = "auto"  # as in training, for a model of before the base was kept
+        base = "auto"  # as in training, for an old model that does not keep the base
     try:
         loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=base)
     except FileNotFoundError as error:
@@ -61,20 +78,21 @@ def load_dataset(
         ) from None
     if loaded.dev is not None or not len(loaded.train):
         return loaded
-    # A dev split is held out only of the documents of the training, and only as it was held out then: of
-    # others nobody knows whether the model has seen them.
-    if "train" not in record:  # of before checksums were kept
+    # A dev split is held out only if the documents are those of the training, and in the same way as then.
+    # Of other documents nobody knows whether the model has seen them.
+    if "train" not in record:  # an old model without checksums
         return data.hold_out(loaded) if own and record.get("holdout") else loaded
     split = data.hold_out(loaded) if record.get("holdout") else loaded
     if checksums(split.train) == record["train"]:
         return split
     if not own and not _is_training_data(model, loaded):
         return loaded
-    remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out of it"
+    remark = f"{loaded.path}: train is not as it was in training, so no dev split can be held out"
     return replace(loaded, remarks=(*loaded.remarks, remark))
 
 
 def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool:
+    """Returns whether a dataset is the one that a run was trained on."""
     try:
         name = record["dataset"]
         place = data.fetch(name) if name in data.NAMES else name
@@ -84,7 +102,7 @@ def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool
 
 
 def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
-    """Whether its train split has as many documents of each label as the model was trained on."""
+    """Returns whether train has as many documents of each label as the model was trained on."""
     counts, labels = kept.label_counts(model.attachments, model.num_labels), dataset.train.Y
     return (
         counts is not None
@@ -94,7 +112,7 @@ def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
 
 
 def split_of(dataset: data.Dataset, name: str) -> data.Split:
-    """A split by its name.
+    """Returns a split by its name.
 
     Raises:
         ValueError: The dataset has no such split.
@@ -107,7 +125,7 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
 
 
 def log_remarks(dataset: data.Dataset, svmlight_base: int | None) -> None:
-    """Logs what the readers had to say."""
+    """Logs the remarks of the readers."""
     for remark in dataset.remarks:
         log.warning("%s", remark)
     if dataset.svmlight_base is None:
@@ -115,9 +133,9 @@ def log_remarks(dataset: data.Dataset, svmlight_base: int | None) -> None:
 
 
 def log_no_svmlight(svmlight_base: int | None) -> None:
-    """Logs that the number of the first feature, where it was given, has no use."""
+    """Logs that the number of the first feature was given but is not used."""
     if svmlight_base is not None:
-        log.warning("no svmlight file is read; %s is passed over", spell("svmlight_base"))
+        log.warning("no svmlight file is read; %s is ignored", spell("svmlight_base"))
 
 
 def log_without_features(where: str, without: int, count: int, rest: str = "") -> None:
@@ -128,6 +146,6 @@ def log_without_features(where: str, without: int, count: int, rest: str = "") -
 
 
 def sizes(dataset: data.Dataset) -> str:
-    """Counts of documents, features and labels in words."""
+    """Returns counts of documents, features and labels in words."""
     splits = ", ".join(f"{name} {len(split):,}" for name, split in dataset.splits.items())
     return f"{splits} documents; {dataset.num_features:,} features, {dataset.num_labels:,} labels"

@@ -1,4 +1,4 @@
-"""Metrics of a run on a split, overall and by how many training documents a label has."""
+"""Metrics of a run on a split, in all and by how many training documents a label has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mach_ext.neighbors import Neighbors
 from mach_ext.runs.arguments import spell
 from mach_ext.runs.labels import TrainingLabels
 
-CANDIDATES = 200  # labels that neighbours re-rank
+CANDIDATES = 200  # number of labels that neighbours re-rank
 
 
 def evaluate(
@@ -27,22 +27,38 @@ def evaluate(
     ks: Sequence[int] = KS,
     recall_ks: Sequence[int] = RECALL_KS,
 ) -> dict[str, Any]:
-    """Metrics of a split, overall and, under "bands", by how many training documents a label has.
+    r"""Returns metrics of a split, in all and by how many training documents a label has.
 
-    Labels that the model does not know count as misses. Answers that a filter file excludes do not count.
+    Labels that the model does not know count as misses. Labels that a filter file excludes are removed from
+    the answers.
 
     Args:
-        model: the model.
-        dataset: read by the model's columns.
+        model: The model.
+        dataset: The dataset, read with the model's columns.
         split: "train", "dev" or "test".
-        neighbors: re-rank the model's best labels by these.
-        propensity: A and B of the propensity model; None: as the run keeps them.
-        ks: of P, nDCG, PSP, PSnDCG.
-        recall_ks: of R.
+        neighbors: Re-rank the model's best labels with these neighbours.
+        propensity: A and B of the propensity model. None: those that the run keeps.
+        ks: The k of P, nDCG, PSP and PSnDCG.
+        recall_ks: The k of R.
 
     Returns:
-        Metrics by name; under "bands" the same for each band; under "propensity" A, B and how many training
-        documents they were used with.
+        Metrics by name. "bands" holds the same for each frequency band. "propensity" holds A, B and the
+        number of training documents.
+
+    Raises:
+        ValueError: The dataset has no such split, or A and B are out of range.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> result = mach_ext.runs.evaluate(run.model, run.dataset(), "test")
+        >>> result["P@1"], result["nDCG@1"], list(result["bands"])
+        (1.0, 1.0, ['head', 'torso', 'tail'])
     """
     if split not in dataset.splits:
         raise ValueError(f"{dataset.path}: no {split} split; there are: {', '.join(dataset.splits)}")
@@ -50,7 +66,7 @@ def evaluate(
     truth = documents.truth
     frequencies = TrainingLabels.of(model, dataset, propensity)
     unseen = truth.shape[1] - model.num_labels
-    q = frequencies.inverse_propensity(unseen)  # before the work: A and B can be too large
+    q = frequencies.inverse_propensity(unseen)  # before the prediction, because A and B can be too large
     k = max((*ks, *recall_ks), default=0)
     labels = training.answers(model, documents.X, k, documents.filtered, _rerank(model, neighbors))
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
@@ -59,6 +75,7 @@ def evaluate(
 
 
 def _rerank(model: nn.MACH, neighbors: Neighbors | None) -> Any:
+    """Returns a function that predicts labels and re-ranks them. None: nothing is re-ranked."""
     if neighbors is None:
         return None
 
@@ -70,16 +87,16 @@ def _rerank(model: nn.MACH, neighbors: Neighbors | None) -> Any:
 
 
 def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbors:
-    """The documents of train as neighbours of those of a split.
+    """Returns the documents of train as neighbours of the documents of a split.
 
     Raises:
         ValueError: The split is train, the model does not rank by mean logits, or there is no train split.
     """
     argument = spell("neighbors")
     if split == "train":
-        raise ValueError(f"{argument} is for other documents than those of train, which find themselves")
+        raise ValueError(f"{argument} does not work for documents of train, which find themselves")
     if model.merge != "mean_logit":
         raise ValueError(f"{argument} adds to mean logits; this model ranks by {model.merge}")
     if len(dataset.train) == 0:
-        raise ValueError(f"{dataset.path}: has no train split, among which {argument} looks")
+        raise ValueError(f"{dataset.path}: has no train split, which {argument} needs")
     return Neighbors(dataset.train.X, dataset.train.Y)

@@ -1,4 +1,4 @@
-"""The explanation of one document of a run: attributions, votes, collisions, and their page."""
+"""The explanation of a document of a run: attributions, votes, collisions, and their page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mach_ext.runs.files import write
 
 @dataclass(frozen=True)
 class Document:
-    """A document to be explained, with what is known of it.
+    """A document to explain.
 
     Attributes:
-        X: [1, D], SciPy CSR.
-        title: What the page calls it.
+        X: The features [1, D], SciPy CSR.
+        title: Title of the page.
         text: The raw text, or None.
-        true_labels: Ids of its labels, where they are known.
-        feature_names, label_names: Of its dataset, where the model keeps none.
+        true_labels: Numbers of its true labels. None: they are not known.
+        feature_names, label_names: Names of the dataset, if the model keeps none.
     """
 
     X: Any
@@ -39,9 +39,10 @@ class Document:
 
 
 def document_of_text(text: str, columns: data.Columns) -> Document:
-    """A text as the model sees it.
+    """Returns a text as a document.
 
     Raises:
+        TypeError: The text is not a string.
         ValueError: The model takes no texts, or knows none of the words.
     """
     if not isinstance(text, str):
@@ -55,10 +56,10 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
 
 
 def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number: int) -> Document:
-    """A document of a dataset, by its number in a split.
+    """Returns a document of a dataset by its number in a split.
 
     Raises:
-        ValueError: There is no such document, or it has no features.
+        ValueError: The document does not exist or has no features.
     """
     documents, argument = split_of(dataset, split), spell("sample_id")
     if len(documents) == 0:
@@ -81,16 +82,28 @@ def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number:
 
 @dataclass(frozen=True)
 class RunExplanation:
-    """Why a document gets its labels: what ``mach-ext explain`` shows.
+    r"""Why a document gets its labels, as `mach-ext explain` shows it.
 
     Attributes:
         document: The document.
         explanation: Attributions of each label's score.
         votes: How the hash functions voted for these labels.
-        collisions: Whether each label's score is its own or that of labels that share its buckets.
-        k: The top k that ranks refer to.
-        features: How many features of each label the page's last table leaves out in turn.
-        model, columns: Of the run.
+        collisions: Whether each label's score is its own or comes from labels in the same buckets.
+        k: Size of the top k.
+        features: How many features of each label are removed in turn for the page's last table.
+        model, columns: The model of the run and its columns.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> explanation = run.explain("a cat that sleeps", labels=["cat"])
+        >>> explanation.top(1)[0][0], explanation.collisions[0].verdict
+        ('cat', 'signal')
     """
 
     document: Document
@@ -104,7 +117,14 @@ class RunExplanation:
 
     @functools.cached_property
     def leave_one_out(self) -> explain.LeaveOneOut:
-        """What leaving out a feature does to the top k, for the features that count most for some label."""
+        """The effect of removing a feature on the top k, for the features that matter most for a label.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> run.explain("a cat that sleeps", labels=["cat"]).leave_one_out.feature_names
+            ['a', 'cat']
+        """
         effects = np.abs(self.explanation.attributions)
         largest = np.unique(np.argsort(-effects, axis=1)[:, : self.features])
         return explain.leave_one_out(
@@ -118,7 +138,14 @@ class RunExplanation:
 
     @functools.cached_property
     def page(self) -> str:
-        """The explanation as one self-contained HTML page."""
+        """The explanation as a self-contained HTML page.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> "<h1>Explanation of a text</h1>" in run.explain("a cat that sleeps").page
+            True
+        """
         return report.explanation_page(
             self.explanation,
             self.votes,
@@ -130,22 +157,72 @@ class RunExplanation:
         )
 
     def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
-        """The n features of largest absolute attribution to a label; None: the first one."""
+        """Returns the n features of largest absolute attribution, as pairs of a name and an attribution.
+
+        Args:
+            n: The number of features.
+            label: Number of the label. None: the first label.
+
+        Raises:
+            ValueError: The label was not explained.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> [name for name, effect in run.explain("a cat that sleeps", labels=["cat"]).top()]
+            ['cat', 'a']
+        """
         return self.explanation.top(n, label)
 
     def to_html(self, file: str | os.PathLike[str]) -> None:
-        """Writes the page."""
+        """Writes the page.
+
+        Args:
+            file: The file to write.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> run.explain("a cat that sleeps").to_html("cat.html")
+            >>> Path("cat.html").read_text().startswith("<!DOCTYPE html>")
+            True
+        """
         write(Path(file), self.page.encode())
 
     def save_parts(self, folder: Path) -> None:
-        """Writes ``explanation.json`` and its chart ``explanation.png``."""
+        """Writes `explanation.json` and its chart `explanation.png` into a folder.
+
+        Args:
+            folder: The folder. It is created if needed.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> run.explain("a cat that sleeps").save_parts(Path("parts"))
+            >>> sorted(file.name for file in Path("parts").iterdir())
+            ['explanation.json', 'explanation.png']
+        """
         picture = io.BytesIO()
         self.explanation.plot().savefig(picture, dpi=150)
         write(folder / "explanation.json", (self.explanation.to_json() + "\n").encode())
         write(folder / "explanation.png", picture.getvalue())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``explanation.json``, ``explanation.png`` and ``explanation.html`` into a folder."""
+        """Writes `explanation.json`, `explanation.png` and `explanation.html` into a folder.
+
+        Args:
+            folder: The folder. It is created if needed.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> run.explain("a cat that sleeps").save("cat")
+            >>> sorted(file.name for file in Path("cat").iterdir())
+            ['explanation.html', 'explanation.json', 'explanation.png']
+        """
         self.save_parts(Path(folder))
         self.to_html(Path(folder) / "explanation.html")
 
@@ -162,12 +239,13 @@ def explain_document(
     """Explains chosen labels of a document, or its top k.
 
     Args:
-        model, columns: Of the run.
-        document: What is explained.
-        labels: Ids or names; None: the model's top k.
-        k: The top k that ranks refer to.
+        model: The model of the run.
+        columns: The model's columns.
+        document: The document.
+        labels: Labels by number or name. None: the model's top k.
+        k: Size of the top k.
         features: As in `RunExplanation`.
-        options: Of `mach_ext.explain.integrated_gradients`.
+        options: Further arguments of `mach_ext.explain.integrated_gradients`.
     """
     X, names = document.X, document.label_names
     if isinstance(labels, (str, int, np.integer)):

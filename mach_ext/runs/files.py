@@ -1,4 +1,4 @@
-"""Files that a run leaves: whether they can be written, asked before long work, and writing them whole."""
+"""Files that a run writes. Before long work it is checked that they can be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ log = logging.getLogger("mach_ext")
 
 
 def check_folder(what: str, folder: Path) -> None:
-    """Raises where the folder can't be made or written to: before long work, by trying it out."""
+    """Refuses a folder that cannot be created or written to. This is tried out before long work.
+
+    Raises:
+        ValueError: The path is not a folder.
+        OSError: The folder cannot be written to.
+    """
     try:
         is_folder = stat.S_ISDIR(folder.stat().st_mode)
     except FileNotFoundError:
@@ -30,7 +35,7 @@ def check_folder(what: str, folder: Path) -> None:
     except OSError as error:
         raise OSError(f"{what}: {folder} can't be a folder: {error.strerror}") from None
     if not is_folder:
-        raise ValueError(f"{what} must be a folder, but {folder} is none")
+        raise ValueError(f"{what} must be a folder, got the file {folder}")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".mach-ext.", dir=folder))
     except OSError as error:
@@ -38,13 +43,22 @@ def check_folder(what: str, folder: Path) -> None:
 
 
 def check_utf8(what: str, folder: Path) -> None:
-    """Raises where safetensors could not open a file of the folder."""
+    """Refuses a path that safetensors cannot open.
+
+    Raises:
+        ValueError: The path is not UTF-8.
+    """
     if re.search("[\udc80-\udcff]", str(folder)):
         raise ValueError(f"{what}: the path of a model must be UTF-8, got {folder}")
 
 
 def check_file(what: str, file: Path) -> None:
-    """Raises where the file can't be written, or is something else than a file."""
+    """Refuses a file that cannot be written.
+
+    Raises:
+        ValueError: The path is a folder or a device.
+        OSError: The folder of the file cannot be written to.
+    """
     if file.exists() and not file.is_file():
         raise ValueError(f"{what} must be a file, but {file} is a {'folder' if file.is_dir() else 'device'}")
     check_folder(f"the folder of {what}", file.parent)
@@ -52,7 +66,7 @@ def check_file(what: str, file: Path) -> None:
 
 @contextlib.contextmanager
 def name_errors(path: Path) -> Iterator[None]:
-    """Makes an error of writing say what was to be written."""
+    """Makes an error of writing name the path."""
     try:
         yield
     except OSError as error:
@@ -63,7 +77,7 @@ def name_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A temporary name to write to, in a folder that is made where it is missing."""
+    """Gives a temporary name to write to. The folder is created if needed."""
     with name_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
@@ -71,7 +85,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 
 
 def write(file: Path, content: bytes, what: str = "written") -> None:
-    """Writes a file whole or not at all, and logs that it did."""
+    """Writes a file whole or not at all, and logs its name."""
     with atomic_file(file) as temporary:
         temporary.write_bytes(content)
     log.info("%s: %s", what, file)
@@ -86,7 +100,7 @@ def write_record(file: Path, record: Any) -> None:
 
 @contextlib.contextmanager
 def timer(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds what the body takes to the seconds of a stage."""
+    """Adds the time of the block to the seconds of a stage."""
     started = time.monotonic()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started

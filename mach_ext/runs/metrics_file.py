@@ -1,4 +1,4 @@
-"""``metrics.json`` of a run: results by split and by attack, kept as long as they are of the same weights."""
+"""The file `metrics.json` of a run: results by split and by attack, as long as the weights stay the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("mach_ext")
 
 
 def output_folder(output: Path | None, folder: Path) -> Path:
-    """Where results go: `output`, else the run's folder. What another run keeps of itself stays.
+    """Returns the folder of results: `output`, or the run's folder. Files of another run are never replaced.
 
     Raises:
         ValueError: `output` is the folder of another run.
@@ -31,7 +31,7 @@ def output_folder(output: Path | None, folder: Path) -> Path:
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """Metrics that a file keeps. Those of a damaged or missing file are empty: it is written anew."""
+    """Reads metrics from a file. The result is empty if the file is missing or damaged."""
     schema = {"seconds?": {"*": ANY}, "attacks?": {"*": ANY}, "*": ANY}
     with contextlib.suppress(ValueError, FileNotFoundError):
         kept: dict[str, Any] = read_record(file, "metrics", schema)
@@ -48,7 +48,7 @@ def write_metrics(
     seconds: dict[str, float],
     former: dict[str, Any],
 ) -> None:
-    """Writes metrics of the model in a folder: `results` by split, on top of `former` contents."""
+    """Writes metrics of the model in a folder: `results` by split, added to the `former` content."""
     rounded = {stage: round(value, 3) for stage, value in seconds.items()}
     record = {
         **former,
@@ -72,20 +72,21 @@ def add_metrics(
     seconds: dict[str, float],
     is_own: bool,
 ) -> None:
-    """Writes metrics beside those that are kept; those of another dataset go into another file.
+    """Adds metrics to those that the file has. Metrics of another dataset go to another file.
 
     Args:
-        output: The folder written to.
-        folder: The run's.
-        model, dataset: What was measured on what.
+        output: The folder to write to.
+        folder: The run's folder.
+        model: The measured model.
+        dataset: The dataset that it was measured on.
         results: Metrics by split.
-        seconds: By stage.
+        seconds: Time of each stage in seconds.
         is_own: Whether the dataset is the run's own.
     """
     file = output / ("metrics.json" if is_own else f"metrics-{dataset.name}.json")
     former = read_metrics(file)
     path = str(dataset.path.absolute())
-    if not is_own and former.get("path", path) != path:  # another dataset of that name
+    if not is_own and former.get("path", path) != path:  # the file belongs to another dataset of this name
         file = file.with_stem(f"{file.stem}-{zlib.crc32(path.encode()):08x}")
         former = read_metrics(file)
     if not _is_of(former, model, folder):
@@ -94,7 +95,7 @@ def add_metrics(
 
 
 def add_attack(output: Path, folder: Path, model: nn.MACH, name: str, entry: dict[str, Any]) -> None:
-    """Writes an attack beside the metrics that are kept, unless those are of other weights."""
+    """Adds an attack to the metrics of the file, unless these belong to other weights."""
     file = output / "metrics.json"
     former = read_metrics(file)
     if former and not _is_of(former, model, folder):
@@ -105,6 +106,6 @@ def add_attack(output: Path, folder: Path, model: nn.MACH, name: str, entry: dic
 
 
 def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
-    """Whether kept metrics are of these weights; older ones say only of which kind of model they are."""
+    """Returns whether metrics belong to these weights. Old metrics only name the configuration of a model."""
     digest = weights_digest(folder)
     return metrics.get("model") == model.configuration() and metrics.get("weights", digest) == digest

@@ -1,4 +1,4 @@
-"""The best labels of documents by name: of texts, a file, a stream or a split, block by block."""
+"""The best labels of documents by name, block by block, from texts, a file, a stream or a split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ from mach_ext.runs.dataset import log, log_no_svmlight, log_without_features
 
 
 class Prediction(NamedTuple):
-    """One label of a document.
+    r"""A predicted label of a document.
 
     Attributes:
-        label: Its name; its number in digits where the model keeps no names.
-        score: On the scale of the model's merge. NaN for a document without features.
-        id: Its number.
+        label: Name of the label, or its number in digits if the model keeps no names.
+        score: Score on the scale of the model's merge. NaN: the document has no features.
+        id: Number of the label.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> (best,) = run.predict(["a dog in the garden"], k=1)[0]
+        >>> best.label, best.id
+        ('dog', 1)
     """
 
     label: str
@@ -29,11 +41,23 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one document.
+    r"""The model's answer for a document.
 
     Attributes:
-        features: How many of its features the model knows.
-        labels: The best labels, best first. Of a document without features those of an empty document.
+        features: How many features of the document the model knows.
+        labels: The best labels, best first. A document without features gets those of an empty document.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> (block,) = run.iter_predict(texts=["a dog in the garden", "xyz"], k=1)
+        >>> [(answer.features, answer.labels[0].label) for answer in block]
+        [(2, 'dog'), (0, 'cat')]
     """
 
     features: int
@@ -41,10 +65,10 @@ class Answer:
 
 
 def checked_texts(texts: Any, columns: data.Columns) -> Iterator[str]:
-    """Texts one by one; a plain string is one.
+    """Yields texts one by one. A plain string is a single text.
 
     Raises:
-        TypeError: Something else is among them.
+        TypeError: There is something else among them.
         ValueError: The model takes no texts.
     """
     takes_text(columns, "texts")
@@ -56,6 +80,7 @@ def checked_texts(texts: Any, columns: data.Columns) -> Iterator[str]:
 
 
 def _checked_text(text: Any) -> str:
+    """Returns a text, and refuses anything else."""
     if not isinstance(text, str):
         raise TypeError(f"predict: texts must be strings, got {type(text).__name__}")
     return text
@@ -70,15 +95,15 @@ def documents(
     format: str | None = None,
     svmlight_base: int | None = None,
 ) -> Iterator[Any]:
-    """Blocks of documents [n, D] as CSR, from exactly one of texts, a file or a binary stream.
+    """Yields blocks of documents [n, D], CSR, from exactly one source: texts, a file or a binary stream.
 
     Args:
-        columns: What the model's columns mean.
+        columns: The model's columns.
         texts: Documents as texts.
-        file: As `mach_ext.data.iter_documents` reads it.
-        stream: As `mach_ext.data.stream_documents` reads it.
-        format: "text" or "jsonl", of a stream or a file of any name.
-        svmlight_base: Number of the first feature in svmlight files, where the model does not keep it.
+        file: A file that `mach_ext.data.iter_documents` reads.
+        stream: A stream that `mach_ext.data.stream_documents` reads.
+        format: "text" or "jsonl", for a stream or a file of any name.
+        svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
     """
     if file is not None:
         remarks: list[str] = []
@@ -102,12 +127,12 @@ def documents(
 
 
 def rows(X: Any, block: int = 4096) -> Iterator[Any]:
-    """Blocks of the rows of a matrix."""
+    """Yields blocks of the rows of a matrix."""
     return (X[start : start + block] for start in range(0, X.shape[0], block))
 
 
 def answers(model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int) -> Iterator[list[Answer]]:
-    """Answers block by block, as they are computed: memory does not grow with the number of documents."""
+    """Yields answers block by block, as they are computed. Memory does not grow with N."""
     documents = unknown = 0
     for X in blocks:
         scores, labels = model.predict(X, k)

@@ -1,4 +1,4 @@
-"""The default rules of a training: which solver, sizes and settings a dataset gets where none are given."""
+"""The default rules of a training: the solver, sizes and settings that a dataset gets if none are given."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ REALS = tuple(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked of a training. None leaves the choice to the default rules.
+    """The arguments of a training. None leaves a choice to the default rules.
 
     Attributes:
-        num_repetitions, num_buckets, hidden_size, encoder, merge: Of the model, as in `MACH`.
+        num_repetitions, num_buckets, hidden_size, encoder, merge: As in `MACH`.
         feature_dropout, hidden_dropout: As in `MACH`.
-        seed: Of the label hash, the weights and the batches.
-        svm: True: linear MACH, a support vector machine for each bucket. False: gradient training. None: by
-            the number of documents a label has.
-        C: Cost of an error of the support vector machines.
+        seed: Seed of the label hash, the weights and the batches.
+        svm: True: linear MACH with a support vector machine for each bucket. False: gradient training. None:
+            the number of documents of a label decides.
+        C: Misclassification cost of each support vector machine.
         repetitions_at_a_time: As in `fit`.
-        resume: Go on from the last checkpoint.
-        hyperparameters: Of `fit`; those that are None count as not given.
+        resume: Continue from the last checkpoint.
+        hyperparameters: Further arguments of `fit`. Those that are None count as not given.
     """
 
     num_repetitions: int | None = None
@@ -49,6 +49,7 @@ class Recipe:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Checks the arguments, and converts numbers to Python's own."""
         for name in self.hyperparameters:
             if name not in SETTINGS:
                 known = ", ".join(name for name in SETTINGS if name != "seed")
@@ -67,17 +68,17 @@ class Recipe:
             raise ValueError(f"{spell('svm')} takes no {', '.join(map(spell, given))}")
 
     def _for_gradients(self) -> list[str]:
-        """Arguments given that only gradient training has a use for."""
+        """Returns the given arguments that only gradient training can use."""
         names = [name for name in SETTINGS if self.hyperparameters.get(name) is not None]
         names += [name for name in ("encoder", "repetitions_at_a_time") if getattr(self, name) is not None]
         names += [name for name in ("resume", "hidden_dropout", "feature_dropout") if getattr(self, name)]
         return names
 
     def with_solver(self, dataset: data.Dataset, device: str) -> Recipe:
-        """The recipe with its solver chosen for a dataset.
+        """Returns the recipe with a solver chosen for a dataset.
 
         Raises:
-            ValueError: C is given, and the solver has none.
+            ValueError: C is given, but the solver has none.
         """
         recipe = self
         if (
@@ -90,13 +91,16 @@ class Recipe:
             recipe = replace(self, svm=prefer)
             if prefer:
                 other = spell("svm", value=False)
-                log.info("labels have many documents: support vector machines (%s: a hidden layer)", other)
+                log.info(
+                    "labels have many documents, so support vector machines are trained (%s: a hidden layer)",
+                    other,
+                )
         if self.C is not None and not recipe.svm:
-            raise ValueError(f"{spell('C')} is of support vector machines, see {spell('svm')}")
+            raise ValueError(f"{spell('C')} is an option of support vector machines, see {spell('svm')}")
         return recipe
 
     def model(self, dataset: data.Dataset) -> nn.MACH:
-        """A new model of the sizes asked for; default sizes follow from the dataset's."""
+        """Returns a new model of the requested sizes. Default sizes follow from the dataset."""
         sizes, hidden_size = default_sizes(dataset), self.hidden_size
         encoder = _given_or(self.encoder, "shared")
         if isinstance(hidden_size, (int, float)):
@@ -120,20 +124,21 @@ class Recipe:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What was asked of the training, for the record of the run."""
+        """Returns the arguments for the record of the run."""
         given = {"C": self.C} if self.svm else self.fit_arguments()
         return {"svm": bool(self.svm)} | {name: value for name, value in given.items() if value is not None}
 
     def fit_arguments(self) -> dict[str, Any]:
-        """Hyper-parameters of `fit`, in its order."""
+        """Returns the hyper-parameters in the order of `Hyperparameters`."""
         given = {**self.hyperparameters, "seed": self.seed}
         return {name: given.get(name) for name in SETTINGS}
 
 
 def _given_or(value: Any, default: Any) -> Any:
+    """Returns a value, or the default if it is None."""
     return default if value is None else value
 
 
 def default_sizes(dataset: data.Dataset) -> dict[str, Any]:
-    """Sizes and epochs for a dataset, where none are given."""
+    """Returns sizes and epochs for a dataset, used if none are given."""
     return training.default_sizes(len(dataset.train), dataset.num_features, dataset.num_labels)

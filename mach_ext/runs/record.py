@@ -1,8 +1,8 @@
-"""The record of a run: what its model keeps of the data it was made of, so that later commands use the same.
+"""The record of a run: what its model keeps of the training data, so that later commands use the same.
 
-A run's model carries these attachments: ``run.json`` (the dataset, how its files were read, constants of
-metrics), ``labels.json``, ``features.json`` or ``vectorizer.json`` (names), and ``label_counts.npy`` (how
-many training documents each label has).
+A run's model carries these attachments. `run.json` holds the dataset, how its files were read, and constants
+of metrics. `labels.json` holds the names of labels. `features.json` or `vectorizer.json` holds the names of
+features. `label_counts.npy` says how many training documents each label has.
 """
 
 from __future__ import annotations
@@ -33,15 +33,33 @@ def attachments(
     settings: dict[str, Any] | None = None,
     propensity: tuple[float, float] | None = None,
 ) -> dict[str, bytes]:
-    """What later commands need, kept with the model: see the top of this module.
+    r"""Returns what later commands need of the data, for `MACH.attachments`.
+
+    The module `mach_ext.runs.record` describes each file.
 
     Args:
-        dataset: what the model is trained on.
-        settings: of the training, for the record.
-        propensity: A and B of the propensity model; None: the field's for a dataset of this name.
+        dataset: The training data.
+        settings: Settings of the training, for the record.
+        propensity: A and B of the propensity model. None: those of the field for the dataset's name.
+
+    Returns:
+        Contents of files by name.
 
     Raises:
-        ValueError: not as many names as columns.
+        ValueError: The number of names differs from the number of columns.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.data import load
+        >>> from mach_ext.runs import attachments
+        >>> sorted(attachments(load("pets")))
+        ['label_counts.npy', 'labels.json', 'run.json', 'vectorizer.json']
     """
     _check_names(dataset)
     registered = dataset.name == dataset.path.name and data.is_registered(dataset.path)
@@ -74,6 +92,7 @@ def attachments(
 
 
 def _check_names(dataset: data.Dataset) -> None:
+    """Refuses names whose number differs from the number of columns."""
     D, L = dataset.num_features, dataset.num_labels
     for what, names, count in (("label", dataset.label_names, L), ("feature", dataset.feature_names, D)):
         if names is not None:
@@ -81,24 +100,55 @@ def _check_names(dataset: data.Dataset) -> None:
 
 
 def checksums(split: data.Split) -> list[int]:
-    """Of documents and labels; other ones where a row stands in another place."""
+    """Returns checksums of documents and labels. They depend on the order of the rows."""
     return [training.checksum(split.X), training.checksum(split.Y)]
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:
-    """``run.json`` of a model; empty where it has none.
+    r"""Returns the content of a model's `run.json`. The result is empty if the model has none.
+
+    Args:
+        model: The model.
 
     Raises:
-        ValueError: it is no record of a run.
+        ValueError: The attachment is not a record of a run.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.runs import record_of
+        >>> record = record_of(run.model)
+        >>> record["name"], record["train_documents"]
+        ('pets', 40)
     """
     return kept.run_record(model.attachments)
 
 
 def columns_of(model: nn.MACH) -> data.Columns:
-    """What the model's columns mean: every file that is read for it is read by this.
+    r"""Returns the meaning of the model's columns. Every file for the model is read with it.
+
+    Args:
+        model: The model.
 
     Raises:
-        ValueError: an attachment of the model that is damaged, or of another size than the model.
+        ValueError: An attachment is damaged or does not fit the model's sizes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.runs import columns_of
+        >>> columns_of(run.model).label_names
+        ['cat', 'dog']
     """
     D, L = model.num_features, model.num_labels
     reader = record_of(model).get("reader", {})
@@ -114,10 +164,21 @@ def columns_of(model: nn.MACH) -> data.Columns:
 
 
 def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
-    """Raises where a folder holds a run already; a compressed copy of the run of `model` may be replaced.
+    """Refuses a folder that holds a run already.
+
+    A compressed copy of the run of `model` may be replaced.
+
+    Args:
+        folder: The folder.
+        model: The model of a run, or None.
 
     Raises:
-        ValueError: the folder holds a model or a checkpoint; the message says of which data.
+        ValueError: The folder holds a model or a checkpoint. The message names its data.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.runs import refuse_to_replace
+        >>> refuse_to_replace(Path("new"))  # there is nothing to replace
     """
     checkpoint = training.has_checkpoint(folder)
     if not checkpoint and not (folder / "model.json").exists():
@@ -131,13 +192,32 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
     held = "a run that was not finished" if unfinished else "a model"
     if record:
         held = f"a run on {record.get('dataset')}, seed {configuration.get('seed')}"
-    hint = f"; {spell('resume', value=True)} goes on with the same training" if unfinished else ""
+    hint = f"; {spell('resume', value=True)} continues the training" if unfinished else ""
     overwrite, output = spell("overwrite", value=True), spell("output")
     raise ValueError(f"{folder}: holds {held}; {overwrite} replaces it, {output} names another folder{hint}")
 
 
 def kept_propensity(folder: Path) -> tuple[float, float] | None:
-    """A and B that the run in a folder was started with."""
+    r"""Returns A and B of the propensity model that the run in a folder was started with, or None.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ValueError: The record of the run is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.runs import kept_propensity
+        >>> kept_propensity(run.folder)
+        (0.55, 1.5)
+    """
     started = training.checkpoint_record(folder).get("run") or _model_and_run(folder)[1]
     check_record(started, f"{folder}: its run record", kept.RUN)
     propensity = started.get("propensity")
@@ -145,14 +225,30 @@ def kept_propensity(folder: Path) -> tuple[float, float] | None:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """SHA-256 of the weights that a folder's model record names; None where it can't be read."""
+    r"""Returns the SHA-256 of the weights that a folder's model record names. None: it cannot be read.
+
+    Args:
+        folder: The run's folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+        >>> for split in ("train", "test"):
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
+        >>> from mach_ext.runs import weights_digest
+        >>> len(weights_digest(run.folder)), weights_digest(Path("empty"))
+        (64, None)
+    """
     with contextlib.suppress(OSError, ValueError):
         return str(read_model_record(folder)["weights"]["sha256"])
     return None
 
 
 def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constructor arguments and ``run.json`` of the model in a folder; empty where they can't be read."""
+    """Returns the constructor arguments and `run.json` of the model in a folder, or empty dictionaries."""
     with contextlib.suppress(OSError, ValueError):
         record = read_model_record(folder)
         if "run.json" in record["attachments"]:

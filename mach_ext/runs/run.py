@@ -1,4 +1,4 @@
-"""A run: a folder with a trained model and what is known of it, and the questions one can ask it."""
+"""A run: a folder with a trained model, and methods that predict, measure, explain and attack it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from mach_ext import attack, data, explain, nn
 from mach_ext import functional as F
 from mach_ext.runs import compressed, evaluation, record
 from mach_ext.runs.adversarial import AttackSettings, RunAttack, attack_run
-from mach_ext.runs.arguments import as_path, check_device, spell, spell_training
+from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import load_dataset, log_no_svmlight, log_remarks, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
-from mach_ext.runs.files import check_folder, check_utf8, timer
+from mach_ext.runs.files import check_folder, timer
+from mach_ext.runs.folders import RUNS as RUNS
+from mach_ext.runs.folders import load_model, newest_run, working_folder
 from mach_ext.runs.labels import TrainingLabels
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
 from mach_ext.runs.prediction import Answer, Prediction, answers, checked_texts, documents, rows
@@ -25,70 +27,34 @@ from mach_ext.runs.summary import summary
 
 log = logging.getLogger("mach_ext")
 
-RUNS = Path("runs")  # where runs are kept whose folder is not named
 PathLike = str | os.PathLike[str]
 
 
-def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> nn.MACH:
-    """The model of a folder; a message for one that has none says which argument names another."""
-    check_utf8(spell(argument), folder)
-    try:
-        return nn.load(folder, device)
-    except ValueError as error:
-        if (folder / "model.json").exists():
-            raise
-        raise ValueError(f"{error} ({spell(argument)} names the folder of a run)") from None
-
-
-def newest_run() -> Path:
-    """The folder in runs/ whose model was written last; compressed copies don't count.
-
-    Raises:
-        ValueError: There is none.
-    """
-    folders = [file.parent for file in RUNS.glob("*/model.json") if not nn.is_compressed(file.parent)]
-    if not folders:
-        raise ValueError(
-            f"no model in {RUNS.absolute()}: give {spell('folder')}, or train one, as: "
-            f"{spell_training('wordnet')}"
-        )
-    newest = max(folders, key=lambda folder: (folder / "model.json").stat().st_mtime)
-    log.info("using the newest run, %s", newest)
-    return newest
-
-
-def _working_folder() -> Path | None:
-    """None where it was removed meanwhile: absolute paths go without it."""
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        return None
-
-
 class Run:
-    """A trained model in its folder, with the dataset it was trained on. `Run.open` or `train` makes one.
+    r"""A trained model in its folder, with the dataset that it was trained on.
 
-    Every method does what the command of its name does: the same default rules, the same results, the same
-    files in the run's folder. Remarks go to the logger "mach_ext".
+    `Run.open` opens a run, and `mach_ext.train` makes one. Each method does the same as the command of its
+    name. Default rules, results and files in the run's folder are the same. Remarks go to the logger
+    "mach_ext".
 
     Attributes:
-        folder: The run's folder, absolute once the program has gone to another one.
         model: The model, in eval mode.
-        history: Of a run that was trained just now: one entry an epoch.
-        seconds: What loading, training and evaluation have taken so far, by stage.
+        history: An entry for each epoch, if the run was trained just now.
+        seconds: Time of loading, training and evaluation so far, by stage in seconds.
 
     Example:
         >>> from pathlib import Path
         >>> import mach_ext
-        >>> lines = [f'{{"text": "{animal} {i}", "labels": ["{animal}"]}}'
-        ...          for i in range(20) for animal in ("cat", "dog", "owl")]
-        >>> Path("pets").mkdir()
+        >>> Path("pets").mkdir(exist_ok=True)
+        >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
         >>> for split in ("train", "test"):
-        ...     _ = Path(f"pets/{split}.jsonl").write_text("\\n".join(lines))
-        >>> _ = mach_ext.train("pets", epochs=20, hidden_size=8, progress=False)
+        ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+        >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
         >>> run = mach_ext.Run.open("runs/pets")
         >>> run.evaluate("test")["P@1"]
         1.0
+        >>> [best.label for best in run.predict("a dog in the garden")[0]]
+        ['dog', 'cat']
         >>> run.explain("a cat that sleeps", labels=["cat"]).top(1)[0][0]
         'cat'
     """
@@ -102,7 +68,16 @@ class Run:
         seconds: dict[str, float] | None = None,
         dataset: data.Dataset | None = None,
     ) -> None:
-        self._folder, self._home = Path(folder), _working_folder()
+        """Makes a run of a model that is in memory already.
+
+        Args:
+            folder: The run's folder.
+            model: The model.
+            history: An entry for each epoch.
+            seconds: Time of each stage in seconds.
+            dataset: The dataset that the model was trained on.
+        """
+        self._folder, self._home = Path(folder), working_folder()
         self.model = model
         self.history = history
         self.seconds = {} if seconds is None else seconds
@@ -111,28 +86,44 @@ class Run:
             self._datasets[None, None, None] = dataset
 
     def __repr__(self) -> str:
+        """Returns the folder."""
         return f"Run({str(self.folder)!r})"
 
     @property
     def folder(self) -> Path:
+        """The run's folder. It is absolute if the program has changed to another folder.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.folder
+            PosixPath('runs/pets')
+        """
         return self._placed(self._folder)
 
     def _placed(self, path: Path) -> Path:
-        """A path of when the run was opened or trained."""
-        if self._home is None or self._home == _working_folder():
+        """Returns a path that was relative when the run was opened or trained."""
+        if self._home is None or self._home == working_folder():
             return path
         return self._home / path
 
     @classmethod
     def open(cls, folder: PathLike | None = None, device: str = "cpu") -> Run:
-        """The run of a folder.
+        """Opens the run in a folder.
 
         Args:
-            folder: None: the newest one in runs/.
+            folder: The run's folder. None: the newest run in runs/.
             device: "cpu", "cuda" or "cuda:N".
 
         Raises:
             ValueError: There is no model, or it is damaged.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> mach_ext.Run.open("runs/pets")
+            Run('runs/pets')
         """
         check_device(device)
         path = newest_run() if folder is None else as_path("folder", folder, "Run.open")
@@ -143,26 +134,57 @@ class Run:
 
     @functools.cached_property
     def columns(self) -> data.Columns:
-        """What the model's features and labels mean: names, and how files are read."""
+        """The meaning of the model's features and labels: names, and how files are read.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.columns.label_names, run.columns.feature_names
+            (['cat', 'dog'], ['a', 'cat', 'dog'])
+        """
         return record.columns_of(self.model)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The content of ``metrics.json``; empty where nothing was measured."""
+        """The content of `metrics.json`. It is empty if nothing was measured.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.metrics["test"]["P@1"]
+            1.0
+        """
         return read_metrics(self.folder / "metrics.json")
 
     def info(self) -> dict[str, Any]:
-        """Shape, parameters, memory, collisions and training record, ready for JSON."""
+        """Returns shape, parameters, memory, collisions and the training record, ready for JSON.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.info()["model"]["num_labels"]
+            2
+        """
         return summary(self.folder, self.model)
 
     def dataset(self, dataset: PathLike | None = None, svmlight_base: int | None = None) -> data.Dataset:
-        """The dataset the run was trained on, or another one, read by the model's columns.
+        """Returns the dataset that the run was trained on, or another one, read with the model's columns.
 
-        It is kept in memory, so that further questions don't read it again.
+        It stays in memory, so that it is read only once.
 
         Args:
             dataset: Other data: a name, a folder, or a file of documents with labels.
-            svmlight_base: Number of the first feature in svmlight files, where the model does not keep it.
+            svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
+
+        Raises:
+            TypeError: `dataset` is not a name or a path.
+            ValueError: The dataset is not there, has other columns than the model, or a file is bad.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> {name: len(split) for name, split in run.dataset().splits.items()}
+            {'train': 36, 'dev': 4, 'test': 40}
         """
         if isinstance(dataset, data.Dataset):
             raise TypeError(
@@ -170,7 +192,7 @@ class Run:
                 "mach_ext.runs.evaluate(run.model, dataset, split)"
             )
         place = None if dataset is None else str(as_path("dataset", dataset))
-        key = (place, svmlight_base, None if place is None else _working_folder())
+        key = (place, svmlight_base, None if place is None else working_folder())
         if key not in self._datasets:
             with timer(self.seconds, "load"):
                 loaded = load_dataset(self.model, self.folder, dataset, svmlight_base=svmlight_base)
@@ -190,23 +212,30 @@ class Run:
         output: PathLike | None = None,
         save: bool = True,
     ) -> dict[str, Any]:
-        """P, nDCG, PSP, PSnDCG and R of a split, overall and, under "bands", by label frequency.
+        """Returns P, nDCG, PSP, PSnDCG and R of a split, in all and, under "bands", by label frequency.
 
         Args:
             split: "train", "dev" or "test".
             dataset: Other data than the run's own.
-            neighbors: Re-rank the best labels by those of the nearest documents of train.
-            propensity: A and B of the propensity model. None: as the run keeps them.
+            neighbors: Re-rank the best labels with the labels of the nearest documents of train.
+            propensity: A and B of the propensity model. None: those that the run keeps.
             svmlight_base: As in `dataset`.
-            output: Folder for the metrics in place of the run's.
-            save: Add the metrics to ``metrics.json``.
+            output: Folder of the metrics. None: the run's folder.
+            save: Add the metrics to `metrics.json`.
 
         Raises:
-            ValueError: No such split; the model can't be re-ranked; a bad file.
+            ValueError: There is no such split, the model cannot be re-ranked, or a file is bad.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> result = run.evaluate("test")
+            >>> result["P@1"], result["nDCG@1"]
+            (1.0, 1.0)
         """
         self._check_output("evaluate", output)
         loaded = self.dataset(dataset, svmlight_base)
-        split_of(loaded, split)  # before any work
+        split_of(loaded, split)  # refuses a missing split before any work
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
         with timer(self.seconds, "evaluate"):
             result = evaluation.evaluate(self.model, loaded, split, neighbors=train, propensity=propensity)
@@ -222,20 +251,44 @@ class Run:
         svmlight_base: int | None = None,
         output: PathLike | None = None,
     ) -> None:
-        """Adds results by split to ``metrics.json``; arguments as in `evaluate`."""
+        """Adds results to `metrics.json`.
+
+        Args:
+            results: Metrics by split.
+            dataset: Other data than the run's own.
+            svmlight_base: As in `dataset`.
+            output: Folder of the metrics. None: the run's folder.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.save_metrics({"mine": {"P@1": 0.75}})
+            >>> run.metrics["mine"]
+            {'P@1': 0.75}
+        """
         folder = self._check_output("evaluate", output)
         loaded = self.dataset(dataset, svmlight_base)
         add_metrics(folder, self.folder, self.model, loaded, results, self.seconds, dataset is None)
 
     def predict(self, texts: Iterable[str] | str | None = None, **source: Any) -> list[list[Prediction]]:
-        """The best labels of documents, best first, by name with scores.
+        """Returns the best labels of documents with their names and scores, best first.
 
         Args:
-            texts: Documents as texts; one alone may be a plain string.
-            **source: Documents from elsewhere, and k, as in `iter_predict`.
+            texts: Documents as texts. A plain string is a single document.
+            **source: Documents from another source, and k, as in `iter_predict`.
 
         Returns:
-            For each document its predictions. Scores of a document without features are NaN.
+            Predictions of each document. Scores of a document without features are NaN.
+
+        Raises:
+            TypeError: As `iter_predict`.
+            ValueError: As `iter_predict`.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> [[best.label for best in labels] for labels in run.predict(["a dog", "my cat"], k=1)]
+            [['dog'], ['cat']]
         """
         return [answer.labels for block in self.iter_predict(texts=texts, **source) for answer in block]
 
@@ -252,21 +305,32 @@ class Run:
         format: str | None = None,
         svmlight_base: int | None = None,
     ) -> Iterator[list[Answer]]:
-        """Answers block by block, as they are computed, from exactly one source of documents.
+        """Yields answers block by block, as they are computed, from exactly one source of documents.
 
         Args:
-            texts: Documents as texts; one alone may be a plain string.
-            X: [N, D], SciPy sparse.
-            file: .jsonl, .txt (XMC), .svm or .npz, also compressed.
+            texts: Documents as texts. A plain string is a single document.
+            X: Documents [N, D], SciPy sparse.
+            file: A file that ends in .jsonl, .txt (XMC), .svm or .npz, also compressed.
             stream: A binary stream of lines.
-            split: Of the run's dataset, or of `dataset`.
+            split: A split of the run's dataset, or of `dataset`.
             dataset: Other data than the run's own.
-            k: Labels of a document. None: 5, or all where there are fewer.
-            format: "text" or "jsonl", of a stream or a file of any name.
+            k: Number of labels of a document. None: 5, or L if there are fewer labels.
+            format: "text" or "jsonl", for a stream or a file of any name.
             svmlight_base: As in `dataset`.
 
+        Yields:
+            A list of answers for each block of documents.
+
         Raises:
-            ValueError: Not exactly one source; k out of range; bad documents.
+            TypeError: The documents have the wrong type.
+            ValueError: There is not exactly one source, k is out of range, or documents are bad.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> for block in run.iter_predict(split="test", k=1):
+            ...     print(len(block), block[0].labels[0].label)
+            40 cat
         """
         given = [each for each in (texts, X, file, stream, split) if each is not None]
         if len(given) != 1:
@@ -305,22 +369,33 @@ class Run:
         output: PathLike | None = None,
         **options: Any,
     ) -> RunExplanation:
-        """Which features give a document its labels, and why.
+        """Explains which features give a document its labels, and why.
 
         Args:
             text: The document as text.
             sample_id: Or its number in a split of the run's dataset.
-            split: Of the sample.
+            split: The split of the sample.
             dataset: Other data than the run's own.
-            labels: Names or numbers; one alone may stand by itself. None: the top k.
-            k: Labels explained, and the top k that ranks refer to. None: 5, or all where there are fewer.
-            features: Features of each label that the page's last table leaves out in turn.
+            labels: Labels by name or number, or a single label. None: the top k.
+            k: Size of the top k. None: 5, or L if there are fewer labels.
+            features: How many features of each label are removed in turn for the page's last table.
             svmlight_base: As in `dataset`.
             output: Folder for explanation.json, .png and .html. None: nothing is written.
-            **options: `method`, `score`, `n_steps` and more of `mach_ext.explain.integrated_gradients`.
+            **options: `method`, `score`, `n_steps` and further arguments of
+                `mach_ext.explain.integrated_gradients`.
 
         Raises:
-            ValueError: Not exactly one of text and sample_id; nothing to explain; an unknown label.
+            TypeError: An argument has the wrong type.
+            ValueError: Not exactly one of text and sample_id is given, a label is unknown, or the document
+                has no features.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> for name, effect in run.explain("a cat that sleeps", labels="cat").top():
+            ...     print(f"{name}: {'for' if effect > 0 else 'against'} the label")
+            cat: for the label
+            a: for the label
         """
         if (text is None) == (sample_id is None):
             raise ValueError("explain: needs either text or sample_id")
@@ -354,23 +429,32 @@ class Run:
         save: bool = True,
         **settings: Any,
     ) -> RunAttack:
-        """P@k and nDCG@k clean and under attack, by size.
+        """Measures P@k and nDCG@k, clean and under attack, for each size of the change.
 
         Args:
-            method: "fgsm" (one step), "pgd" (several), "delete" or "insert" (words).
-            epsilons: Sizes. None: 0.01; of delete 1, 2 and 3 words. One is shown within a curve of six.
-            threat_model: "support", "dense", "insert(3)", "l2", "l1" or "delete". None: by the method.
+            method: "fgsm" (a single step), "pgd" (several steps), "delete" or "insert" (words).
+            epsilons: Sizes. None: 0.01, or 1, 2 and 3 words for "delete". A single size is expanded to a
+                curve of six.
+            threat_model: "support", "dense", "insert(3)", "l2", "l1" or "delete". None: the method decides.
             dataset: Other data than the run's own.
-            transfer: Another run, which is asked about the changed documents, too.
+            transfer: Another run, which also labels the changed documents.
             svmlight_base: As in `dataset`.
-            output: Folder for the files in place of the run's.
+            output: Folder of the files. None: the run's folder.
             progress: Show progress bars.
-            save: Write attack.json and attack.png, and add the result to ``metrics.json``.
+            save: Write attack.json and attack.png, and add the result to `metrics.json`.
             **settings: Other fields of `AttackSettings`: split, sample, goal, targeted, signed, k, steps,
                 seed, certify, propensity.
 
         Raises:
-            ValueError: The threat model does not fit the documents; a bad argument.
+            TypeError: An argument has the wrong type.
+            ValueError: The threat model does not fit the documents, or an argument is out of range.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> result = run.attack("delete", epsilons=1, progress=False)
+            >>> result.clean["P@1"], result.adversarial[-1]["metrics"]["P@1"]  # without "cat" or "dog"
+            (1.0, 0.5)
         """
         folder = self._check_output("attack", output)
         chosen = AttackSettings(method, epsilons, threat_model, **settings)
@@ -391,7 +475,20 @@ class Run:
         return result
 
     def add_attack(self, result: RunAttack, is_own: bool = True, output: PathLike | None = None) -> None:
-        """Adds an attack to ``metrics.json``; `is_own`: it was of the run's own dataset."""
+        """Adds an attack to `metrics.json`.
+
+        Args:
+            result: The attack.
+            is_own: Whether the attacked dataset is the run's own.
+            output: Folder of the metrics. None: the run's folder.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> run.add_attack(run.attack("fgsm", epsilons=[0.5], progress=False, save=False))
+            >>> list(run.metrics["attacks"])
+            ['fgsm support untargeted test']
+        """
         folder = self._check_output("attack", output)
         add_attack(folder, self.folder, self.model, *result.entry(is_own))
 
@@ -406,21 +503,31 @@ class Run:
         svmlight_base: int | None = None,
         overwrite: bool = False,
     ) -> Run:
-        """A copy of the run whose model takes a tenth of the bytes or less, with rounded weights.
+        """Makes a copy of the run whose model takes a tenth of the bytes or less, with rounded weights.
 
         Only the file is small. In memory the copy is as large as the model.
 
         Args:
             output: The copy's folder. None: beside the run, with "-small" behind its name.
             quantization_step: As in `MACH.save`.
-            split: Measured for the copy's ``metrics.json``. None: nothing is measured.
+            split: The split that is measured for the copy's `metrics.json`. None: nothing is measured.
             dataset: Other data than the run's own.
-            propensity: A and B of the propensity model. None: as the run keeps them.
+            propensity: A and B of the propensity model. None: those that the run keeps.
             svmlight_base: As in `dataset`.
-            overwrite: Replace the model that is in the folder.
+            overwrite: Replace a model in the folder.
+
+        Returns:
+            The copy as a run.
 
         Raises:
             ValueError: The folder holds another run.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> copy = run.compress("pets-small", overwrite=True)
+            >>> copy, copy.metrics["test"]["P@1"]
+            (Run('pets-small'), 1.0)
         """
         copy = self.make_copy(
             output, quantization_step, split, dataset=dataset, propensity=propensity,
@@ -441,9 +548,30 @@ class Run:
         overwrite: bool = False,
         compare: bool = True,
     ) -> compressed.Copy:
-        """What `compress` does, without writing the metrics.
+        """Makes the copy of `compress`, without writing its metrics.
 
-        With `compare` the run is measured, too; without, only its bytes are known.
+        Args:
+            output: As in `compress`.
+            quantization_step: As in `compress`.
+            split: As in `compress`.
+            dataset: As in `compress`.
+            propensity: As in `compress`.
+            svmlight_base: As in `compress`.
+            overwrite: As in `compress`.
+            compare: Also measure the run itself. False: only its bytes are known.
+
+        Returns:
+            The copy, with its size in bytes and its metrics before and after.
+
+        Raises:
+            ValueError: The folder holds another run.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
+            >>> copy = run.make_copy("pets-smaller", overwrite=True)
+            >>> copy.after["bytes"] < copy.before["bytes"], copy.before["P@1"], copy.after["P@1"]
+            (True, 1.0, 1.0)
         """
         folder = compressed.copy_folder(
             self.folder, None if output is None else as_path("output", output, "compress")
@@ -453,10 +581,10 @@ class Run:
         loaded = None
         if split is not None and (dataset is not None or "run.json" in self.model.attachments):
             loaded = self.dataset(dataset, svmlight_base)
-            split_of(loaded, split)  # before any work
+            split_of(loaded, split)  # refuses a missing split before any work
         name = split or ""
         if loaded is not None:
-            TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses A and B
+            TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses bad A and B
         before = compressed.measure(self.folder, self.model, loaded if compare else None, name, propensity)
         compressed.save_copy(self.model, folder, quantization_step, overwrite)
         log.info("model: %s", folder)
@@ -465,7 +593,7 @@ class Run:
         return compressed.Copy(folder, model, loaded, name, before, after)
 
     def _check_output(self, op: str, output: PathLike | None) -> Path:
-        """Where results go, once it is known that they can be written there."""
+        """Returns the folder of results, after a check that it can be written to."""
         path = None if output is None else as_path("output", output, op)
         if path is not None:
             check_folder(spell("output", op), path)

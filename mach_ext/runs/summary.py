@@ -1,4 +1,4 @@
-"""What a run is: shape, parameters, memory, collisions and the record of its training."""
+"""A summary of a run: shape, parameters, memory, collisions and the record of its training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mach_ext.data.records import ANY, read_record
 
 
 def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
-    """Everything that ``mach-ext info`` shows, ready for JSON."""
+    """Returns everything that `mach-ext info` shows, ready for JSON."""
     checkpoint, metrics = folder / f"{training.CHECKPOINT}.json", folder / "metrics.json"
     hash = model.hash.diagnostics().as_dict()
     hash.pop("load", None)

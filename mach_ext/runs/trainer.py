@@ -1,4 +1,4 @@
-"""Training a run from a dataset: what ``mach-ext train`` does, as a function."""
+"""Trains a run from a dataset: `mach-ext train` as a function."""
 
 from __future__ import annotations
 
@@ -47,41 +47,44 @@ def train(
     evaluate: bool = True,
     **hyperparameters: Any,
 ) -> Run:
-    """Trains a model on a dataset and keeps everything in a run folder, as ``mach-ext train`` does.
+    r"""Trains a model on a dataset and keeps everything in a run folder, as `mach-ext train` does.
 
-    What is not given follows from the dataset by the rules of `mach_ext.training`. The same arguments give
-    the same bits as the command.
+    Arguments that are not given follow from the dataset by the rules of `mach_ext.training`. The same
+    arguments give the same bits as the command.
 
     Args:
         dataset: A name such as "wordnet", a folder, or a dataset that `mach_ext.data.load` returned.
         output: The run folder. None: runs/ and the dataset's name.
-        num_repetitions: Hash functions R.
-        num_buckets: Buckets B of each.
-        hidden_size: Hidden units; 0: linear MACH; a pair: two layers.
+        num_repetitions: Number of hash functions R.
+        num_buckets: Number of buckets B of each hash function.
+        hidden_size: Number of hidden units. 0: linear MACH. A pair: two layers.
         encoder: "shared" or "independent".
-        merge: How labels are scored, as in `MACH`.
-        feature_dropout, hidden_dropout: Probability of dropping a non-zero, a hidden unit, in training.
-        seed: Of the label hash, the weights and the batches.
-        svm: True: a support vector machine for each bucket in place of gradient training. None: where labels
-            have many documents and no other argument asks for what it has not.
-        C: Cost of an error of the support vector machines. None: 1.
-        repetitions_at_a_time: Linear MACH only, to save memory; see `fit`.
+        merge: How the scores of a label's buckets are merged, as in `MACH`.
+        feature_dropout: Probability that a non-zero feature is dropped in training.
+        hidden_dropout: Probability that a hidden unit is dropped in training.
+        seed: Seed of the label hash, the weights and the batches.
+        svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
+            many documents and no argument is given that needs gradient training.
+        C: Misclassification cost of each support vector machine. None: 1.
+        repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
+            only. See `fit`.
         holdout: Without a dev split, hold a tenth of train out for validation.
-        resume: Go on from the last checkpoint in the folder.
-        overwrite: Replace the model that is in the folder.
-        svmlight_base: Number of the first feature in svmlight files. None: found from the files.
-        propensity: A and B of the propensity model. None: the field's for a dataset of this name.
+        resume: Continue from the last checkpoint in the folder.
+        overwrite: Replace a model in the folder.
+        svmlight_base: Number of the first feature in svmlight files. None: the files decide.
+        propensity: A and B of the propensity model. None: those of the field for the dataset's name.
         device: "cpu", "cuda" or "cuda:N".
         progress: Show progress bars on standard error.
-        evaluate: Measure the dev and the test split in the end, and keep the metrics in the folder.
+        evaluate: Measure the dev and the test split at the end, and keep the metrics in the folder.
         **hyperparameters: Fields of `mach_ext.training.Hyperparameters`.
 
     Returns:
         The run, whose model has the weights of the best epoch.
 
     Raises:
-        TypeError, ValueError: A bad argument or dataset; the folder holds another run.
-        OSError: The folder can't be written to.
+        TypeError: An argument or the dataset has the wrong type.
+        ValueError: An argument or the dataset is bad, or the folder holds another run.
+        OSError: The folder cannot be written to.
         MemoryError: Memory does not suffice.
 
     Example:
@@ -90,7 +93,7 @@ def train(
         >>> lines = [f'{{"text": "{animal} {i}", "labels": ["{animal}"]}}'
         ...          for i in range(20) for animal in ("cat", "dog", "owl")]
         >>> Path("animals").mkdir()
-        >>> _ = Path("animals/train.jsonl").write_text("\\n".join(lines))
+        >>> _ = Path("animals/train.jsonl").write_text("\n".join(lines))
         >>> run = mach_ext.train("animals", epochs=20, hidden_size=8, progress=False)
         >>> [[best.label for best in labels] for labels in run.predict(["an owl at night"], k=1)]
         [['owl']]
@@ -118,13 +121,13 @@ def train(
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
     model.attachments = record.attachments(loaded, settings=recipe.settings(), propensity=propensity)
-    labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses A and B before the work
+    labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses bad A and B before the work
     solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
         state = solve(model, loaded, folder, recipe, overwrite, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
-    seconds |= {"evaluate": 0.0, "fit": state.seconds}  # with what was done before a resume
+    seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume
     run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
     if evaluate:
         write_training_metrics(run, measure(run))
@@ -132,13 +135,13 @@ def train(
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Metrics of a newly trained run on its dev and test splits, where it has them."""
+    """Returns metrics of a newly trained run on its dev and test splits, as far as it has them."""
     splits = run.dataset().splits
     return {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in splits}
 
 
 def write_training_metrics(run: Run, results: dict[str, Any]) -> None:
-    """Writes ``metrics.json`` of a newly trained run, in place of what a former run left there."""
+    """Writes `metrics.json` of a newly trained run. Metrics of an earlier run in the folder are replaced."""
     file, former = run.folder / "metrics.json", {"history": run.history}
     write_metrics(file, run.folder, run.model, run.dataset(), results, run.seconds, former)
 
@@ -149,7 +152,7 @@ def load_dataset(
     holdout: bool = True,
     svmlight_base: int | None = None,
 ) -> data.Dataset:
-    """A dataset by itself, with its readers' remarks logged; a loaded one is taken as it is."""
+    """Loads a dataset with its own columns and logs its readers' remarks. A loaded one is only checked."""
     if isinstance(dataset, data.Dataset):
         _check_dataset(dataset)
     else:
@@ -161,7 +164,7 @@ def load_dataset(
 
 
 def _check_dataset(dataset: data.Dataset) -> None:
-    """Refuses a dataset made by hand that the training or the metrics could not use: before the work."""
+    """Refuses a handmade dataset that training or metrics cannot use, before the work."""
     D, L = dataset.num_features, dataset.num_labels
     for name, split in dataset.splits.items():
         for what, matrix, columns in (("X", split.X, D), ("Y", split.Y, L)):
@@ -173,6 +176,7 @@ def _check_dataset(dataset: data.Dataset) -> None:
 
 
 def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) -> Path:
+    """Returns the run folder, after a check that it can be written to."""
     name = dataset.name
     if output is None and (name in ("", "..") or Path(name).name != name):
         raise ValueError(
@@ -188,6 +192,7 @@ def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) ->
 
 
 def _log_gaps(dataset: data.Dataset) -> None:
+    """Logs if documents have no labels or no features."""
     if dataset.train.Y.nnz == 0:
         log.warning("no document of train has a label")
     for name, split in dataset.splits.items():
@@ -197,12 +202,12 @@ def _log_gaps(dataset: data.Dataset) -> None:
 def _solve(
     model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
 ) -> training.Progress:
-    """Support vector machines: nothing to resume, so the folder changes only at the end."""
+    """Trains support vector machines. They cannot be resumed, so the folder changes only at the end."""
     started = time.monotonic()
     C = 1.0 if recipe.C is None else recipe.C
     svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
     with training.lock_run(folder):
-        if not overwrite:  # another run may have ended here meanwhile
+        if not overwrite:  # another run may have ended in this folder meanwhile
             record.refuse_to_replace(folder)
         training.delete_checkpoint(folder)
         model.save(folder)
@@ -212,9 +217,10 @@ def _solve(
 def _fit(
     model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
 ) -> training.Progress:
+    """Trains by gradients."""
     dev = dataset.dev
     if not overwrite and not (recipe.resume and training.has_checkpoint(folder)):
-        record.refuse_to_replace(folder)  # another run may have ended here meanwhile
+        record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
     settings = recipe.fit_arguments()
     if settings["epochs"] is None:
         settings["epochs"] = default_sizes(dataset)["epochs"]

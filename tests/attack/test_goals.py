@@ -55,7 +55,7 @@ def perturb(**changes):
         (ValueError, r"threat model must be one of dense, support", {"threat_model": "linf"}),
         (ValueError, r"or as insert\(10\), got 'insert\(3'", {"threat_model": "insert(3"}),
         (ValueError, r"or as insert\(10\), got 'insert\(3\)\)'", {"threat_model": "insert(3))"}),
-        (ValueError, r"threat model delete is discrete", {"threat_model": "delete"}),
+        (ValueError, r"threat model delete removes words", {"threat_model": "delete"}),
         (
             ValueError,
             r"number of words, got 0.5",

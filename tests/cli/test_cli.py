@@ -119,7 +119,7 @@ def test_train_with_svms(here, dataset_folder, capsys):
         (["--resume", "--tau", "0.3", "--dropout", "0.1"], "--svm takes no --tau, --resume, --dropout"),
         (["--hidden-size", "8"], "is for linear MACH"),
         (["--encoder", "shared", "--epochs", "0"], "--svm takes no --epochs, --encoder"),
-        (["--no-svm", "--C", "2"], "--C is of support vector machines"),
+        (["--no-svm", "--C", "2"], "--C is an option of support vector machines"),
     ):
         assert run("train", "--dataset", dataset_folder, "--svm", "--overwrite", *few, *given) == 1
         assert message in capsys.readouterr().err
@@ -287,7 +287,7 @@ def test_wrong_usage_exits_2(here, capsys, argv, message):
         (["--text", "a"], "trained on vectors, not on text"),
         (["--input", "x.csv"], "must end in .jsonl"),
         (["--input", "wide.npz"], "wide.npz: must have at most the model's D=80 columns, got shape (1, 81)"),
-        (["--split", "train", "--model-path", "bare"], "does not say which dataset it is of"),
+        (["--split", "train", "--model-path", "bare"], "does not say which dataset it was trained on"),
         (["--input", "x.svm"], "say whether features count from 0 or 1: --svmlight-base"),
     ],
 )
@@ -525,7 +525,7 @@ def test_explain_a_text(here, text_folder, capsys):
             "the model has no label 'label 77'; did you mean 'label 7'",
         ),
         (["--sample-id", "0", "--k", "41"], "--k must be in 1 ... L=40, got 41"),
-        (["--sample-id", "0", "--model-path", "bare"], "does not say which dataset it is of"),
+        (["--sample-id", "0", "--model-path", "bare"], "does not say which dataset it was trained on"),
         (["--text", "w1"], "trained on vectors, not on text"),
     ],
 )

@@ -464,9 +464,9 @@ def here(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--dataset", "nowhere", "--output", "file"], "must be a folder, but file is none"),
+        (["train", "--dataset", "nowhere", "--output", "file"], "must be a folder, got the file file"),
         (["train", "--dataset", "nowhere", "--output", "file/x"], "file/x can't be a folder: Not a dir"),
-        (["train", "--dataset", "nowhere", "--output", "loose"], "must be a folder, but loose is none"),
+        (["train", "--dataset", "nowhere", "--output", "loose"], "must be a folder, got the file loose"),
         (["evaluate", "--output", "x" * 300], "can't be a folder: File name too long"),
         (["explain", "--text", "a", "--output", "/proc/x"], "--output: /proc can't be written to: "),
         (["explain", "--text", "a", "--html", "runs"], "--html must be a file, but runs is a folder"),
@@ -564,7 +564,7 @@ def test_no_home(here, monkeypatch, capsys):
     ):
         assert cli.main(argv) == 1
         said = capsys.readouterr().err
-        assert "the user has no home folder; $MACH_DATA says where it is" in said
+        assert "the user has no home folder; set $MACH_DATA" in said
         assert said.count("\n") == 1
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -573,7 +573,7 @@ def test_no_home(here, monkeypatch, capsys):
         assert cli.main(["data", "fetch", "--dataset", "wordnet"]) == 1
         said = capsys.readouterr().err
         assert "the data folder must be" in said
-        assert "; $MACH_DATA names another" in said
+        assert "; set $MACH_DATA to" in said
 
 
 def test_environments(mach):
@@ -619,7 +619,7 @@ def test_svmlight_base_without_such_a_file(here, capsys):
         ["data", "info", "--dataset", "texts"],
     ):
         assert cli.main([*argv, "--svmlight-base", "1"]) == 0
-        assert "--svmlight-base is passed over" in capsys.readouterr().err
+        assert "--svmlight-base is ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", '{"progress": {}}', '{"progress": 1, "hyperparameters": {}}', "7"])

@@ -71,7 +71,7 @@ def test_names_of_labels_are_checked_for_every_command(tmp_path, capsys, content
             "must have 3 names, got 2",
         ),
         ({"vectorizer_json": vectorizer("[1, 2]")}, "must be of one length, not 0, got 3 and 2"),
-        ({"vectorizer_json": vectorizer(words='["a", "b", "a"]')}, "there once, got one twice"),
+        ({"vectorizer_json": vectorizer(words='["a", "b", "a"]')}, "only once, got a word twice"),
         ({"vectorizer_json": vectorizer(words='["a", "b", 7]')}, r"\[2\] must be a string, got 7"),
         ({"vectorizer_json": vectorizer(words='{"a": 0}')}, "vocabulary must be a list, got"),
         *(
@@ -140,7 +140,7 @@ def test_a_run_record_that_says_nothing(tmp_path):
         "a", Path("a"), data.Split(sparse.eye(4, 3, format="csr"), sparse.eye(4, format="csr"))
     )
     assert runs.TrainingLabels.of(model, dataset).documents == 4
-    with pytest.raises(ValueError, match="the model does not say which dataset it is of; give dataset"):
+    with pytest.raises(ValueError, match="does not say which dataset it was trained on; give dataset"):
         runs.load_dataset(model, tmp_path)
 
 

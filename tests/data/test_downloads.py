@@ -47,7 +47,7 @@ def test_download_part_that_is_complete_or_too_long(server, tmp_path):
 
 def test_download_with_another_checksum(server, tmp_path):
     server.files["/a"] = b"12345"
-    with pytest.raises(ValueError, match=r"/a: the download must have sha256 00, got 5994471abb.*dropped"):
+    with pytest.raises(ValueError, match=r"/a: the download must have sha256 00, got 5994471abb.*deleted"):
         data.download(f"{registry.BASE_URL}/a", tmp_path / "a", sha256="00", progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -65,7 +65,7 @@ class Response(io.BytesIO):
         (200, {"Content-Length": "-5"}, None, ConnectionError, "Content-Length must be a number, got '-5'"),
         (200, {"Content-Length": "\u0665"}, None, ConnectionError, "Content-Length must be a number"),
         (200, {"Content-Length": "99"}, 9, ValueError, "must have at most 9 bytes, got 99"),
-        (200, {}, 9, ValueError, "must have at most 9 bytes, got more; it was dropped"),
+        (200, {}, 9, ValueError, "must have at most 9 bytes, got more; it was deleted"),
         (
             206,
             {"Content-Range": "bytes 0-9/10"},

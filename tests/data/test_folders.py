@@ -109,11 +109,11 @@ def test_folder_errors(tmp_path):
         read_folder(tmp_path)
     (tmp_path / "train.txt").write_text(XMC)
     (tmp_path / "train.txt.gz").write_bytes(gzip.compress(XMC.encode()))
-    with pytest.raises(ValueError, match=r"must have one of these, got train.txt, train.txt.gz"):
+    with pytest.raises(ValueError, match=r"must have only one of these files, got train.txt, train.txt.gz"):
         read_folder(tmp_path)
     (tmp_path / "train.txt.gz").unlink()
     (tmp_path / "train.svm").write_text("1 1:1\n")
-    with pytest.raises(ValueError, match="train must be there in one format, got svmlight, xmc"):
+    with pytest.raises(ValueError, match="all train files must have the same format, got svmlight, xmc"):
         read_folder(tmp_path)
     (tmp_path / "train.svm").unlink()
     (tmp_path / "test.txt").write_text("1 4 4\n 3:1\n")
@@ -151,7 +151,7 @@ def test_two_sources_of_one_split_are_refused_or_said(tmp_path):
     eye = scipy.sparse.eye(2, format="csr")
     write_npz_pair(tmp_path, eye, eye)
     (tmp_path / "trn_X_Y.txt").write_text("2 2\n1:1\n0:1\n")
-    with pytest.raises(ValueError, match=r"must have one of these, got Y.trn.npz, trn_X_Y.txt"):
+    with pytest.raises(ValueError, match=r"must have only one of these files, got Y.trn.npz, trn_X_Y.txt"):
         data.read_folder(tmp_path)
     (tmp_path / "trn_X_Y.txt").unlink()
     (tmp_path / "test.svm").write_text("0 0:1\n")

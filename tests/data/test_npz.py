@@ -107,7 +107,7 @@ MANY = 2**31 - 1
     [
         ({"method": zipfile.ZIP_BZIP2}, "arrays must be stored or deflated, got compression 12"),
         ({"method": zipfile.ZIP_LZMA}, "arrays must be stored or deflated, got compression 14"),
-        ({"twice": "indices"}, "each array must be there once, got one twice"),
+        ({"twice": "indices"}, "each array must occur only once, got an array twice"),
         (
             {"raw": {"data": header((10**12,)) + bytes(8)}},
             r"an array of shape \(10{12},\), float64 must have 80",

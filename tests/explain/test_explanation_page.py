@@ -35,7 +35,7 @@ def test_page():
     assert any("leave the top 2" in text for text in page.texts)
     (agreed, *_) = (text for text in page.texts if "Agreement of the hash functions" in text)
     assert "is in the top 5: " in agreed
-    assert "not that the label is right" in agreed
+    assert "It is not the chance that the label is right." in agreed
     alone = Page(result.to_html(leave_one_out=explain.leave_one_out(model, X, 4)))
     assert any("leave the top 4" in text for text in alone.texts)
     Page(explain.contrast(model, X, 3, 7).to_html())

@@ -1,22 +1,25 @@
-"""Folders of files: which of them make a dataset.
+"""Folders of files that make a dataset.
 
-| format | files of a folder (each also .gz, .xz or .bz2) | says |
+| format | files of a folder (each also .gz, .xz or .bz2) | content |
 |---|---|---|
-| XMC text | ``train.txt`` | ``N D L`` line, then ``l1,l2 idx:value ...`` lines, 0-based |
-| svmlight | ``train.svm`` (``.svmlight``, ``.libsvm``) | the same without header; 0- or 1-based |
-| SciPy npz | ``X.trn.npz`` + ``Y.trn.npz`` (the PECOS layout) | two CSR matrices |
-| deepxml's | ``trn_X_Xf.txt`` + ``trn_X_Y.txt`` | ``N C`` line, then ``column:value ...`` lines, 0-based |
-| text lines | ``X.trn.txt`` or ``trn_X.txt``, with labels as in the two rows above | one text a line |
-| JSON lines | ``train.jsonl`` | ``{"text": "...", "labels": ["name", ...]}`` a line |
+| XMC text | `train.txt` | `N D L` line, then `l1,l2 idx:value ...` lines, 0-based |
+| svmlight | `train.svm` (`.svmlight`, `.libsvm`) | the same without header; 0- or 1-based |
+| SciPy npz | `X.trn.npz` + `Y.trn.npz` (the PECOS layout) | two CSR matrices |
+| deepxml's | `trn_X_Xf.txt` + `trn_X_Y.txt` | `N C` line, then `column:value ...` lines, 0-based |
+| text lines | `X.trn.txt` or `trn_X.txt`, with labels as in the two rows above | a text on each line |
+| JSON lines | `train.jsonl` | `{"text": "...", "labels": ["name", ...]}` on each line |
 
-``dev`` and ``test`` (``dev``/``tst`` in the names with ``trn``) go beside ``train``. Optional: ``labels.txt``
-and ``features.txt``, one name a line in id order (``name`` or ``id TAB name``), or JSON lists of names,
-``labels.json`` and ``features.json``; for matrices also the texts, ``X.trn.txt``; ``vectorizer.json`` (see
-:class:`mach_ext.data.Vectorizer`); ``filter_labels_test.txt``, pairs ``document label`` that a metric must
-not count as answers.
+Files of `dev` and `test` stand beside those of `train`. Names that have `trn` for train have `dev` and `tst`
+for the others. These files are optional.
 
-A file may have fewer columns than train, or than the model it is read for: the others are empty. It may not
-have more features. Labels that a model does not know are kept apart, as misses.
+* `labels.txt` and `features.txt` hold the names of columns. Each line is `name` or `id TAB name`, in the
+  order of ids. `labels.json` and `features.json` hold lists of names instead.
+* `X.trn.txt` beside matrices holds the documents' texts.
+* `vectorizer.json` holds a `mach_ext.data.Vectorizer`.
+* `filter_labels_test.txt` holds pairs `document label` that a metric must not count as answers.
+
+A file may have fewer columns than train or the model. The missing columns are empty. A file with more
+features is refused. Labels that a model does not know are kept apart and count as misses.
 """
 
 from mach_ext.data.folders.columns import fit_features

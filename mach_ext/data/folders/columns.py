@@ -1,4 +1,4 @@
-"""Columns of what was read: as many as train or the model has, and labels that a model does not know."""
+"""Fits data to the columns of train or of a model, and separates labels that a model does not know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mach_ext.data.matrices import Csr, widen
 
 
 def fit_columns(reading: Reading, data: Split, files: SplitFiles, D: int, L: int) -> Split:
-    """The split with D and L columns; what a model does not know of its labels is set apart."""
+    """Returns the split with D and L columns. Labels that a model does not know are kept apart."""
     X, Y, unseen = data.X, data.Y, None
     if reading.documents_only:
         Y = scipy.sparse.csr_matrix((X.shape[0], L))
@@ -37,12 +37,12 @@ def fit_columns(reading: Reading, data: Split, files: SplitFiles, D: int, L: int
     filtered = None
     if files.filtered is not None:
         filtered = read_pairs(files.filtered, (X.shape[0], max(data.Y.shape[1], L)))[:, :L]
-        reading.remarks.append(f"{files.filtered}: metrics leave its pairs out of the answers")
+        reading.remarks.append(f"{files.filtered}: metrics do not count its pairs as answers")
     return Split(X, widen(Y, L), data.texts, unseen, filtered)
 
 
 def _known_and_unseen(Y: Csr, num_labels: int) -> tuple[Csr, Csr]:
-    """Labels that a model knows [N, L], and the others [N, U], U as many as occur."""
+    """Splits labels into those that a model knows [N, L] and the others [N, U]. Only U other labels occur."""
     coo = Y.tocoo()
     known = coo.col < num_labels
     _, others = np.unique(coo.col[~known], return_inverse=True)
@@ -57,10 +57,23 @@ def _known_and_unseen(Y: Csr, num_labels: int) -> tuple[Csr, Csr]:
 
 
 def fit_features(X: Csr, num_features: int, path: PathLike, remarks: list[str]) -> Csr:
-    """The one rule of widths: fewer columns are filled up with empty ones, more are refused.
+    """Returns the features with `num_features` columns. Missing columns are added as empty columns.
+
+    Args:
+        X: Features [N, at most D], CSR.
+        num_features: The number of columns D of the model or of train.
+        path: The file, for messages.
+        remarks: A list that a sentence about missing columns is appended to.
 
     Raises:
-        ValueError: more columns than ``num_features``.
+        ValueError: X has more than D columns.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data.folders import fit_features
+        >>> remarks = []
+        >>> fit_features(sparse.csr_matrix((2, 3)), 5, "test.txt", remarks).shape, remarks
+        ((2, 5), ['test.txt: has 3 of 5 features; the others count as 0'])
     """
     if X.shape[1] > num_features:
         raise ValueError(

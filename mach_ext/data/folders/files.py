@@ -1,4 +1,4 @@
-"""The files of a folder that make a dataset, by their names."""
+"""Finds the files of a folder that make a dataset, by their names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PARTS = {"train": ("trn", "train"), "dev": ("dev", "val"), "test": ("tst", "test
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """The one file of these names, plain or compressed.
+    """Returns the file that has one of these names, plain or compressed. None: there is no such file.
 
     Raises:
-        ValueError: two of them, or one that is no regular file: a pipe, a folder, a link to nothing.
+        ValueError: There are two such files, or the file is a pipe, a folder or a link to nothing.
     """
     paths = [folder / (name + end) for name in names for end in ("", *COMPRESSIONS)]
     paths = [path for path in paths if os.path.lexists(path)]
@@ -28,23 +28,23 @@ def find_file(folder: Path, *names: str) -> Path | None:
         check_regular(path)
     if len(paths) > 1:
         there = ", ".join(str(path.relative_to(folder)) for path in paths)
-        raise ValueError(f"{folder}: must have one of these, got {there}")
+        raise ValueError(f"{folder}: must have only one of these files, got {there}")
     return paths[0] if paths else None
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split; which of them there are is its format."""
+    """The files of a split, and the format `kind` that they follow from."""
 
     kind: str
-    X: Path  # documents: with their labels, as a matrix, or as lines of text
+    X: Path  # the documents, with their labels, as a matrix, or as lines of text
     Y: Path | None = None
     texts: Path | None = None
     filtered: Path | None = None
 
 
 def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
-    """The files of a split, once for each format that is there."""
+    """Returns the files of a split, once for each format that the folder has."""
     parts = PARTS[split]
 
     def find(*patterns: str) -> Path | None:
@@ -75,15 +75,18 @@ def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
 
 
 def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles], list[str]]:
-    """The files of each split, all in one format, and remarks on the files that are left out.
+    """Chooses the files of each split, all in the same format.
 
     Args:
-        folder: where to look.
-        for_model: Whether the data are for a model, which needs no train file.
+        folder: The folder.
+        for_model: Whether the data are read for a model. Then no train file is needed.
+
+    Returns:
+        The files of each split, and remarks on files that are ignored.
 
     Raises:
-        FileNotFoundError: no train file; for a model: no file.
-        ValueError: files of two formats.
+        FileNotFoundError: There is no train file, or no file at all if the data are read for a model.
+        ValueError: There are files of two formats.
     """
     by_format: dict[str, dict[str, SplitFiles]] = {}
     for split in PARTS:
@@ -95,7 +98,9 @@ def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles
         raise FileNotFoundError(_nothing_there(folder, for_model))
     if len(candidates) > 1:
         what = "train" if with_train else "data"
-        raise ValueError(f"{folder}: {what} must be there in one format, got {', '.join(sorted(candidates))}")
+        raise ValueError(
+            f"{folder}: all {what} files must have the same format, got {', '.join(sorted(candidates))}"
+        )
     ((kind, chosen),) = candidates.items()
     remarks = [
         f"{left.X}: is left out, because train is in another format"
@@ -107,6 +112,7 @@ def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles
 
 
 def _nothing_there(folder: Path, for_model: bool) -> str:
+    """Returns the message about a folder without the necessary files."""
     there = sorted(path.name for path in folder.iterdir())[:20]
     if for_model:
         return f"{folder}: must have a train, dev or test file, as train.txt, got {there}"
@@ -117,4 +123,5 @@ def _nothing_there(folder: Path, for_model: bool) -> str:
 
 
 def filter_of(folder: Path, split: str) -> Path | None:
+    """Returns the file of pairs that metrics must not count as answers. None: there is none."""
     return find_file(folder, *(f"filter_labels_{part}.txt" for part in dict.fromkeys((split, *PARTS[split]))))

@@ -1,4 +1,4 @@
-"""Names of columns beside a folder's files: found, counted, and compared with a model's."""
+"""Names of columns in a folder: they are read, counted and compared with a model's names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _TEXTS = ("jsonl", "text lines")  # formats that a vectorizer turns into columns
 
 
 def find_names(reading: Reading) -> None:
+    """Reads the names of labels and features and the vectorizer, as far as the folder has them."""
     for what, choices in (
         ("labels", ("labels.txt", "output-items.txt", "Y.txt", "Yf.txt")),
         ("features", ("features.txt", "Xf.txt")),
@@ -33,6 +34,7 @@ def find_names(reading: Reading) -> None:
 
 
 def check_names(reading: Reading, D: int, L: int) -> None:
+    """Refuses names and vectorizers whose number of entries differs from the number of columns."""
     for names, count in ((reading.labels, L), (reading.features, D)):
         if names is not None:
             names.check_count(count)
@@ -42,7 +44,7 @@ def check_names(reading: Reading, D: int, L: int) -> None:
 
 
 def check_model_names(reading: Reading, columns: Columns, kind: str) -> None:
-    """Columns that have names here and in the model must have the same ones."""
+    """Refuses names of columns that differ from the model's names."""
     if kind != "jsonl":
         _check_same_names("label", reading.labels, columns.label_names)
     if kind in _TEXTS:
@@ -53,10 +55,11 @@ def check_model_names(reading: Reading, columns: Columns, kind: str) -> None:
         return
     if ours.vocabulary != theirs.vocabulary or not np.array_equal(ours.idf, theirs.idf):
         file = reading.folder / "vectorizer.json"
-        raise ValueError(f"{file}: must be the model's, which made its columns, got another vectorizer")
+        raise ValueError(f"{file}: must equal the model's vectorizer, which made its columns")
 
 
 def _check_same_names(what: str, names: Names | None, kept: Sequence[str] | None) -> None:
+    """Refuses a column that has another name in the folder than in the model."""
     if names is None or kept is None:
         return
     for column, (theirs, ours) in enumerate(zip(names.names, kept, strict=False)):

@@ -1,4 +1,4 @@
-"""Datasets read from a folder or from one file."""
+"""Reads datasets from a folder or from a single file."""
 
 from __future__ import annotations
 
@@ -27,23 +27,35 @@ def read_folder(
     svmlight_base: int | Literal["auto"] | None = None,
     num_threads: int = 0,
 ) -> Dataset:
-    """Reads a folder as described at the top of `mach_ext.data.folders`; ``dev`` and ``test`` may be missing.
+    r"""Reads a dataset from a folder. The page of `mach_ext.data.folders` says which files it holds.
 
-    Texts become features through a :class:`Vectorizer` fitted on train; labels by name are those of
-    ``labels.txt``, else all that occur, sorted. For a model, its own columns count instead, and ``train`` may
-    be missing, too.
+    Texts become features through a `Vectorizer` that is fitted on train. Labels that are given by name are
+    those of `labels.txt`. Without this file all labels that occur are sorted. If the data are read for a
+    model, the model's columns are used instead, and train may be missing.
 
     Args:
-        folder: the folder.
-        name: the dataset's name; default: the folder's.
-        columns: of the model that the data are for; None: of these data.
-        svmlight_base: number of the first feature in svmlight files; None: as the model keeps it, else 1
-            where no file has a feature 0. A model that keeps none has to be told; "auto" takes that rule.
-        num_threads: as in :func:`read_xmc`.
+        folder: The folder.
+        name: The dataset's name. None: the folder's name.
+        columns: Columns of the model that the data are read for. None: the data define the columns.
+        svmlight_base: Number of the first feature in svmlight files, 0 or 1. None: the model's number.
+            Without a model "auto" is the default. "auto": 1 if no file has a feature 0, else 0.
+        num_threads: Threads of the text parser. 0: all cores.
 
     Raises:
-        FileNotFoundError: no train file; for a model: no file.
-        ValueError: files of two formats, sizes that disagree, or a bad file.
+        FileNotFoundError: There is no train file, or no file at all if the data are read for a model.
+        ValueError: There are files of two formats, sizes disagree, or a file is bad.
+        ValueError: The data are read for a model, and neither the model nor the data say where features
+            start.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import read_folder
+        >>> Path("pets").mkdir()
+        >>> lines = '{"text": "a big cat", "labels": ["cat"]}\n{"text": "a big dog", "labels": ["dog"]}\n'
+        >>> _ = Path("pets/train.jsonl").write_text(lines)
+        >>> data = read_folder("pets")
+        >>> data.label_names, data.feature_names
+        (['cat', 'dog'], ['a', 'big'])
     """
     folder = Path(folder)
     files, remarks = choose_files(folder, for_model=columns is not None)
@@ -59,16 +71,25 @@ def read_file(
     svmlight_base: int | Literal["auto"] | None = None,
     num_threads: int = 0,
 ) -> Dataset:
-    """Reads one file of documents with their labels for a model, as the test split of a dataset.
+    r"""Reads a file of documents with labels for a model. It becomes the test split of a dataset.
 
     Args:
-        path: JSON lines, XMC text or svmlight, by its suffix.
-        columns: of the model.
-        svmlight_base: as in :func:`read_folder`; where the model keeps one, that is the one.
-        num_threads: as in :func:`read_xmc`.
+        path: JSON lines, XMC text or svmlight, according to its suffix.
+        columns: The model's columns.
+        svmlight_base: Number of the first feature in svmlight files, as in `read_folder`. It must agree with
+            the model's number if the model has one.
+        num_threads: Threads of the text parser. 0: all cores.
 
     Raises:
-        ValueError: another suffix, or a bad file.
+        ValueError: The suffix is unknown, or the file is bad.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import Columns, read_file
+        >>> _ = Path("later.svm").write_text("1 1:0.5\n")
+        >>> test = read_file("later.svm", Columns(num_features=4, num_labels=3, svmlight_base=1)).test
+        >>> test.X.shape, test.Y.toarray()
+        ((1, 4), array([[0., 1., 0.]], dtype=float32))
     """
     path = Path(path)
     kinds = {".jsonl": "jsonl", ".txt": "xmc", **dict.fromkeys(SVMLIGHT, "svmlight")}
@@ -84,12 +105,34 @@ def read_file(
 def read_svmlight_documents(
     path: Path, columns: Columns, *, svmlight_base: int | None = None, num_threads: int = 0
 ) -> Csr:
-    """The documents of one svmlight file, for a model; its labels are not looked at."""
+    r"""Reads the documents of an svmlight file for a model. Its labels are ignored.
+
+    Args:
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+        columns: The model's columns.
+        svmlight_base: Number of the first feature, as in `read_folder`.
+        num_threads: Threads of the text parser. 0: all cores.
+
+    Returns:
+        Features [N, D], CSR float32.
+
+    Raises:
+        ValueError: The file is bad or has more features than the model.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import Columns
+        >>> from mach_ext.data.folders import read_svmlight_documents
+        >>> _ = Path("later.svm").write_text("-1 2:0.5\n")
+        >>> read_svmlight_documents(Path("later.svm"), Columns(3, 2, svmlight_base=1)).toarray()
+        array([[0. , 0.5, 0. ]], dtype=float32)
+    """
     reading = Reading(path.parent, columns, svmlight_base, num_threads, documents_only=True)
     return read_splits(reading, {"test": SplitFiles("svmlight", path)})["test"].X
 
 
 def _dataset(reading: Reading, files: dict[str, SplitFiles], path: Path, name: str) -> Dataset:
+    """Makes a dataset of the files of each split."""
     splits, columns = read_splits(reading, files), reading.columns
     if columns is not None and "train" not in splits:
         D, L = columns.num_features, columns.num_labels

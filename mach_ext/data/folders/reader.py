@@ -1,4 +1,4 @@
-"""The files of a folder as splits, whatever their format."""
+"""Reads the files of a folder into splits, in any format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mach_ext.data.formats.xmc import read_xmc
 
 
 def read_splits(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Split]:
-    """All splits, which are of one format, with D and L columns each."""
+    """Reads all splits, which have the same format, with D and L columns each."""
     (kind,) = {each.kind for each in files.values()}
     if not reading.documents_only:
         find_names(reading)
@@ -32,7 +32,7 @@ def read_splits(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Spl
         by_number = reading.labels is None and kind != "jsonl" and not reading.documents_only
         if by_number and reading.columns.label_names is not None:
             reading.remarks.append(
-                f"{reading.folder}: has no names of labels; label j is the model's label j"
+                f"{reading.folder}: has no label names, so label j is taken as the model's label j"
             )
         D, L = reading.columns.num_features, reading.columns.num_labels
         check_model_names(reading, reading.columns, kind)

@@ -1,4 +1,4 @@
-"""What one reading of a folder is asked for, and what it learns on the way."""
+"""The input of a single reading of a folder, and what is learned while reading."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mach_ext.data.text import Vectorizer
 
 @dataclass
 class Reading:
-    """One reading of the files of a folder.
+    """A single reading of the files of a folder.
 
-    The readers of the formats add names, bases and remarks as they come upon them.
+    The readers of the formats add names, first ids and remarks while they read.
     """
 
     folder: Path
-    columns: Columns | None  # of the model that the data are for; None: these data give the columns
+    columns: Columns | None  # of the model that the data are read for; None: the data define the columns
     given_base: int | Literal["auto"] | None
     num_threads: int
-    documents_only: bool = False  # no labels, and no names beside the documents
+    documents_only: bool = False  # ignore labels and files of names
     svmlight_base: int | None = None
     svmlight_label_base: int | None = None
-    labels: Names | None = None  # from the folder's files
+    labels: Names | None = None  # names from the folder's files
     features: Names | None = None
     vectorizer: Vectorizer | None = None
     remarks: list[str] = field(default_factory=list)

@@ -14,8 +14,8 @@ from mach_ext.data.matrices import Csr, widen
 
 
 def read_svmlight_files(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Split]:
-    """All splits; where ids start is decided for all files at once."""
-    path = next(iter(files.values())).X  # by which messages call all of them
+    """Reads all splits. All files count ids from the same number."""
+    path = next(iter(files.values())).X  # messages name the first file for all
     columns, with_labels = reading.columns, not reading.documents_only
     known = _known_feature_base(reading, path)
     bound = None if columns is None or known is None else columns.num_features + known
@@ -32,30 +32,30 @@ def read_svmlight_files(reading: Reading, files: dict[str, SplitFiles]) -> dict[
         split: shift_svmlight(files[split].X, data, base, label_base, "ids count from 1")
         for split, data in raw.items()
     }
-    # The files do not say how many columns there are: as many as are named, or used.
+    # The files do not state the number of columns. It is the number of names or of used columns, the larger.
     D = max(len(reading.features.names) if reading.features else 0, *(d.X.shape[1] for d in splits.values()))
     L = max(len(reading.labels.names) if reading.labels else 0, *(d.Y.shape[1] for d in splits.values()))
     return {split: Split(widen(data.X, D), widen(data.Y, L)) for split, data in splits.items()}
 
 
 def _known_feature_base(reading: Reading, path: Path) -> int | None:
-    """Where features start, by the model, the caller or the names; None where nothing says so."""
+    """Returns the first feature's number that the model, the caller or the names state, or None."""
     kept = None if reading.columns is None else reading.columns.svmlight_base
     given = None if reading.given_base == "auto" else reading.given_base
     return _agreed_base(path, "features", kept, given, reading.features)
 
 
 def _shown_feature_base(reading: Reading, path: Path, raw: dict[str, Split]) -> int:
-    """Where features start, by what the files show.
+    """Returns the first feature's number according to the ids in the files.
 
     Raises:
-        ValueError: They show nothing, and a model must not guess.
+        ValueError: The ids do not tell, and data that are read for a model must not guess.
     """
     base = first_id([data.X for data in raw.values()], reading.features)
     if base is None:
         if reading.columns is not None and reading.given_base != "auto":
             raise ValueError(
-                f"{path}: has no feature 0; say whether features count from 0 or 1: --svmlight-base"
+                f"{path}: has no feature 0, so say whether features count from 0 or 1: --svmlight-base"
             )
         base = 1
     reading.remarks.append(f"{path}: features are taken to count from {base} (--svmlight-base)")
@@ -63,7 +63,7 @@ def _shown_feature_base(reading: Reading, path: Path, raw: dict[str, Split]) -> 
 
 
 def _label_base(reading: Reading, path: Path, raw: dict[str, Split]) -> int:
-    """Where labels start: by the model or the names, else by what the files show, else at 0."""
+    """Returns the first label's number as the model, the names or the ids show it. Otherwise it is 0."""
     kept = None if reading.columns is None else reading.columns.svmlight_label_base
     base = _agreed_base(path, "labels", kept, None, reading.labels)
     if base is None:
@@ -77,7 +77,11 @@ def _label_base(reading: Reading, path: Path, raw: dict[str, Split]) -> int:
 def _agreed_base(
     path: Path, what: str, kept: int | None, given: int | None, names: Names | None
 ) -> int | None:
-    """Where ids of features or labels start, by all that says so; None where nothing does."""
+    """Returns the first id that all sources state. None: no source states it.
+
+    Raises:
+        ValueError: The sources disagree.
+    """
     numbered = None if names is None else names.first
     said = {
         "the model's svmlight files": kept,
@@ -92,7 +96,24 @@ def _agreed_base(
 
 
 def first_id(matrices: Sequence[Csr], names: Names | None) -> int | None:
-    """Number of the first column of svmlight files by what they show, ids as written; None: nothing."""
+    """Returns the number of the first column that the ids in svmlight files show, or None.
+
+    Args:
+        matrices: Features or labels with ids as they are written.
+        names: Names of the columns. Their number tells whether ids count from 0 or 1. None: there are no
+            names.
+
+    Returns:
+        0 or 1. None: the ids do not tell.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from scipy import sparse
+        >>> from mach_ext.data.folders import first_id
+        >>> from mach_ext.data.formats import Names
+        >>> first_id([sparse.csr_matrix([[0.0, 0.5, 1.0]])], Names(Path("features.txt"), ["a", "b"], None))
+        1
+    """
     if not counts_from_one(matrices):
         return 0
     if names is None:

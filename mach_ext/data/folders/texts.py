@@ -1,4 +1,4 @@
-"""Files of raw text with their labels: JSON lines, or lines beside a label matrix."""
+"""Files of raw text with labels: JSON lines, or lines of text beside a label matrix."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from mach_ext.data.text import Vectorizer
 
 
 def read_text_lines(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Split]:
+    """Reads splits of text lines and label matrices."""
     labels = {split: read_labels(reading, each) for split, each in files.items()}
     texts = {split: read_texts(each.X, labels[split].shape[0]) for split, each in files.items()}
     return _vectorise(reading, texts, labels)
 
 
 def read_json_lines(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Split]:
+    """Reads splits of JSON lines."""
     documents = {split: read_jsonl(each.X) for split, each in files.items()}
-    given: dict[str, str] = {}  # each name in the form that comes first
+    given: dict[str, str] = {}  # each name in the spelling that occurs first
     for name in itertools.chain.from_iterable(row for _, rows in documents.values() for row in rows):
         given.setdefault(name_key(name), name)
     if reading.columns is not None:
         if reading.columns.label_names is None:
-            raise ValueError(f"{reading.folder}: the model has no label names, which JSON lines go by")
+            raise ValueError(f"{reading.folder}: the model has no label names, which JSON lines need")
         names = list(reading.columns.label_names)
         known = {*names, *map(name_key, names)}
         names += sorted(form for key, form in given.items() if key not in known and form not in known)
@@ -41,6 +43,7 @@ def read_json_lines(reading: Reading, files: dict[str, SplitFiles]) -> dict[str,
 
 
 def _vectorise(reading: Reading, texts: dict[str, list[str]], labels: dict[str, Csr]) -> dict[str, Split]:
+    """Turns the texts of all splits into features."""
     if reading.columns is not None:
         if reading.columns.vectorizer is None:
             raise ValueError(f"{reading.folder}: the model was trained on vectors, not on text")

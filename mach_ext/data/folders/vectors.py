@@ -1,4 +1,4 @@
-"""Files of vectors with their labels: npz, or deepxml's text."""
+"""Files of vectors with labels: npz, or deepxml's text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from mach_ext.data.matrices import Csr, check_labels, check_rows
 
 
 def read_matrices(reading: Reading, files: SplitFiles) -> Split:
+    """Reads a split of features and labels, and of texts if there are any."""
     X, Y = read_features(files.X, num_threads=reading.num_threads), read_labels(reading, files)
     check_rows(X, Y, files.X, files.Y or "")
     return Split(X, Y, None if files.texts is None else read_texts(files.texts, X.shape[0]))
 
 
 def read_labels(reading: Reading, files: SplitFiles) -> Csr:
+    """Reads the label matrix of a split."""
     assert files.Y is not None
     stored = (
         load_npz(files.Y) if is_npz(files.Y) else read_sparse_text(files.Y, num_threads=reading.num_threads)
@@ -33,15 +35,35 @@ def read_labels(reading: Reading, files: SplitFiles) -> Csr:
 
 
 def is_npz(path: Path) -> bool:
+    """Returns whether a file's name says that it is npz."""
     return suffix_of(path) == ".npz"
 
 
 def read_features(path: Path, *, num_threads: int = 0) -> Csr:
-    """Documents alone, from an npz file or deepxml's text."""
+    r"""Reads documents without labels from an npz file or from deepxml's text.
+
+    Args:
+        path: The file. A name that ends in .npz says that it is npz.
+        num_threads: Threads of the text parser. 0: all cores.
+
+    Returns:
+        Features [N, D], canonical float32 CSR.
+
+    Raises:
+        ValueError: The file is bad.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data.folders import read_features
+        >>> _ = Path("tst_X_Xf.txt").write_text("1 3\n0:0.5 2:1\n")
+        >>> read_features(Path("tst_X_Xf.txt")).toarray()
+        array([[0.5, 0. , 1. ]], dtype=float32)
+    """
     return read_matrix(path) if is_npz(path) else read_sparse_text(path, num_threads=num_threads)
 
 
 def read_texts(path: Path, rows: int) -> list[str]:
+    """Reads the texts of a split. There must be `rows` lines."""
     texts = read_lines(path)
     if len(texts) != rows:
         raise ValueError(f"{path}: must have {rows} lines, one a document, got {len(texts)}")

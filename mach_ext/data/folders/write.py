@@ -1,4 +1,4 @@
-"""Datasets written as a folder."""
+"""Writes datasets as folders."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mach_ext.data.parsing import check_names
 
 @memory_errors("free memory first, or split the data", "data.write_folder")
 def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", compression: str = "") -> None:
-    """Writes a dataset as a folder that :func:`read_folder` reads; the folder appears whole or not at all.
+    """Writes a dataset as a folder that `read_folder` reads. The folder appears whole or not at all.
 
     Args:
-        folder: the folder to create; it must not exist.
-        dataset: what to write. A ``dev`` that was held out of train is written as a file of its own.
-        format: "npz" (with the texts, each on one line) or "xmc"; both keep every value exactly.
-        compression: for "xmc": "", ".gz", ".xz" or ".bz2".
+        folder: The folder to create. It must not exist.
+        dataset: The dataset. A `dev` that was held out of train is written as a file of its own.
+        format: "npz" or "xmc". Both keep every value exactly. Only "npz" keeps the texts, each on a line.
+        compression: "", ".gz", ".xz" or ".bz2" for "xmc".
 
     Raises:
-        FileExistsError: the folder exists.
-        ValueError: unknown format or compression.
+        FileExistsError: The folder exists.
+        ValueError: The format or the compression is unknown.
 
     Example:
         >>> import tempfile
@@ -76,16 +76,20 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Writes lines of text. Line breaks and other white space inside a line become single spaces."""
     text = "".join(" ".join(line.split()) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # halves of surrogate pairs
+    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # replaces lone surrogates
 
 
 def _write_names(path: Path, names: Sequence[str]) -> None:
-    """Names so that they are read as they are: one a line, else numbered, else as JSON."""
+    """Writes names so that reading gives the same names.
+
+    Plain lines are tried first, then numbered lines, and a JSON list at last.
+    """
     plain = (f"{name}\n" for name in names)
     numbered = (f"{i}\t{name}\n" for i, name in enumerate(names))
     for lines in (plain, numbered):
-        with contextlib.suppress(ValueError):  # UTF-8 can't carry a name, or it is taken for a number
+        with contextlib.suppress(ValueError):  # UTF-8 cannot encode a name, or a name is read as a number
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
             if read_names(path, len(names)) == list(names):
                 return

@@ -1,7 +1,7 @@
-"""Readers and writers of single files: XMC text, svmlight, SciPy npz, JSON lines, lists of names.
+"""Readers and writers of single files: XMC text, svmlight, SciPy npz, JSON lines and lists of names.
 
-Everything is checked here, in full and once: what a reader returns has sorted, unique indices and finite
-values. A file that breaks a rule raises ValueError with its name, the line, the rule and what came.
+A reader checks a file completely. So matrices have sorted, unique indices and finite values. A file that
+breaks a rule raises a ValueError with the file, the line, the rule and what stands there.
 """
 
 from mach_ext.data.formats.jsonl import iter_jsonl, json_document, read_jsonl

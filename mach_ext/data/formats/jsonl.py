@@ -1,4 +1,4 @@
-"""JSON lines: documents as text with the names of their labels, one object a line."""
+"""JSON lines: each line is an object with a document's text and the names of its labels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from mach_ext.data.sources import iter_lines
 
 @memory_errors("free memory first, or split the data", "data.iter_jsonl")
 def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
-    """Reads documents, one JSON object a line: ``{"text": "...", "labels": ["name", ...]}``.
+    r"""Reads documents from a file whose lines are `{"text": "...", "labels": ["name", ...]}`.
+
+    Blank lines and further keys are ignored. Strings are kept as they are. JSON can contain half of a
+    surrogate pair, which UTF-8 cannot encode.
 
     Args:
-        path: the file, plain or .gz, .xz, .bz2. Blank lines and further keys are ignored. Strings are kept as
-            they are, also half of a surrogate pair, which JSON can write and UTF-8 can't.
+        path: The file, plain or compressed as .gz, .xz or .bz2.
 
     Yields:
-        (text, label names); None where a line has no ``labels``.
+        The text and the label names. The names are None if the line has no `labels`.
 
     Raises:
-        ValueError: with file, line, rule and what came.
+        ValueError: A line is bad. The message has the file, the line, the rule and what stands there.
 
     Example:
         >>> from pathlib import Path
         >>> from mach_ext.data import iter_jsonl
-        >>> _ = Path("one.jsonl").write_text('{"text": "a cat", "labels": ["animal"]}\\n')
+        >>> _ = Path("one.jsonl").write_text('{"text": "a cat", "labels": ["animal"]}\n')
         >>> list(iter_jsonl("one.jsonl"))
         [('a cat', ['animal'])]
     """
@@ -38,14 +40,26 @@ def iter_jsonl(path: PathLike) -> Iterator[tuple[str, list[str] | None]]:
 
 
 def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
-    """One line of JSON lines as text and label names; `where` starts messages.
+    """Parses a line of JSON lines into text and label names.
+
+    Args:
+        line: The line.
+        where: The beginning of each error message.
+
+    Returns:
+        The text and the label names. The names are None if the line has no `labels`.
 
     Raises:
-        ValueError: no such document.
+        ValueError: The line does not hold such a document.
+
+    Example:
+        >>> from mach_ext.data.formats import json_document
+        >>> json_document(b'{"text": "a cat"}', "one.jsonl, line 1")
+        ('a cat', None)
     """
     try:
         record = decode_json(line.decode())
-    except ValueError as error:  # also a UnicodeDecodeError
+    except ValueError as error:  # a UnicodeDecodeError is a ValueError, too
         rule = f"a line must be a JSON object in UTF-8 ({error})"
         raise ValueError(f"{where}: {rule}, got {quote(line)}") from None
     if not isinstance(record, dict):
@@ -60,7 +74,24 @@ def json_document(line: bytes, where: str) -> tuple[str, list[str] | None]:
 
 @memory_errors("free memory first, or split the data", "data.read_jsonl")
 def read_jsonl(path: PathLike) -> tuple[list[str], list[list[str]]]:
-    """All documents of a JSON lines file: texts and label names; every line must have ``labels``."""
+    r"""Reads all documents of a JSON lines file. Every line must have `labels`.
+
+    Args:
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+
+    Returns:
+        The texts, and the label names of each document.
+
+    Raises:
+        ValueError: A line is bad, a document has no `labels`, or the file has no document.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import read_jsonl
+        >>> _ = Path("one.jsonl").write_text('{"text": "a cat", "labels": ["animal", "pet"]}\n')
+        >>> read_jsonl("one.jsonl")
+        (['a cat'], [['animal', 'pet']])
+    """
     texts: list[str] = []
     labels: list[list[str]] = []
     for text, names in iter_jsonl(path):

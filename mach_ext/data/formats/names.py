@@ -1,4 +1,4 @@
-"""Lists of names of columns, and labels that are given by their names."""
+"""Lists of column names, and labels that are given by name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,29 @@ from mach_ext.data.parsing import check_names, quote
 
 @memory_errors("free memory first, or split the data", "data.read_names")
 def read_names(path: PathLike, count: int | None = None) -> list[str]:
-    """Names in column order, one a line: ``name`` or ``id TAB name``; or a JSON list of them, in ``.json``.
+    r"""Reads names of columns from lines `name` or `id TAB name`, or from a JSON list.
 
-    Ids that are numbers say where a name belongs. They must be 0 ... n-1 or 1 ... n, each once, in any order.
-    Ids that are not all numbers are somebody else's: the names stay in the order of the lines.
+    A file that ends in `.json` holds a JSON list. If all ids in a text file are numbers, they say which
+    column a name belongs to. They must be 0 ... n-1 or 1 ... n, each once, in any order. Ids that are not all
+    numbers are ignored. Then the names are in the order of the lines.
+
+    Args:
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+        count: The required number of names. None: any.
+
+    Returns:
+        The names in column order.
 
     Raises:
-        ValueError: not ``count`` names, or numbers that are not those of columns; with the line.
+        ValueError: The number of names differs, or ids are not the numbers of columns. The message has the
+            line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import read_names
+        >>> _ = Path("labels.txt").write_text("2\tdog\n1\tcat\n")
+        >>> read_names("labels.txt")
+        ['cat', 'dog']
     """
     numbered = read_numbered_names(path)
     if count is not None:
@@ -36,14 +52,45 @@ def read_names(path: PathLike, count: int | None = None) -> list[str]:
 
 
 class Names(NamedTuple):
-    """Names in column order, from a file."""
+    r"""The names of columns that were read from a file.
+
+    Attributes:
+        path: The file.
+        names: The names in column order.
+        first: The number of the first name, 0 or 1. None: the lines have no numbers.
+        blank: The number of blank lines at the end. They count as empty names only if the number of columns
+            needs them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data.formats import read_numbered_names
+        >>> _ = Path("labels.txt").write_text("1\tcat\n2\tdog\n")
+        >>> read_numbered_names("labels.txt")
+        Names(path=PosixPath('labels.txt'), names=['cat', 'dog'], first=1, blank=0)
+    """
 
     path: Path
     names: list[str]
-    first: int | None  # the number before the first name, 0 or 1; None where the lines have no numbers
-    blank: int = 0  # blank lines at the end, which are names only if there have to be so many
+    first: int | None
+    blank: int = 0
 
     def check_count(self, count: int) -> None:
+        """Checks the number of names. Blank lines at the end count as empty names if they are needed.
+
+        Args:
+            count: The required number of names.
+
+        Raises:
+            ValueError: The number differs.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from mach_ext.data.formats import Names
+            >>> names = Names(Path("labels.txt"), ["cat", "dog"], first=None, blank=1)
+            >>> names.check_count(3)
+            >>> names.names
+            ['cat', 'dog', '']
+        """
         missing = count - len(self.names)
         if 0 < missing <= self.blank:
             self.names.extend([""] * missing)
@@ -53,7 +100,21 @@ class Names(NamedTuple):
 
 
 def read_numbered_names(path: PathLike) -> Names:
-    """What :func:`read_names` reads, with the number of the first name."""
+    r"""Reads the same as `read_names`, and returns also the number of the first name.
+
+    Args:
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+
+    Raises:
+        ValueError: Ids are not the numbers of columns. The message has the line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data.formats import read_numbered_names
+        >>> _ = Path("labels.txt").write_text("0\tcat\n1\tdog\n")
+        >>> read_numbered_names("labels.txt").first
+        0
+    """
     if suffix_of(path) == ".json":
         names = read_json(path, "a JSON list of names")
         check_names(names, path)
@@ -68,7 +129,7 @@ def read_numbered_names(path: PathLike) -> Names:
         raise ValueError(
             f"{path}, line 1: must be a number, a tab and a name, got a name first: {quote(text[0])}"
         )
-    # Where some lines have no number, those of the others are of columns only if all of them could be.
+    # If some lines have no number, the numbers of the other lines name columns only if all of them can.
     if not numbered or (len(numbered) < count and max(numbered) > count):
         return Names(Path(path), names, None, blank)
     first = int(0 not in numbered)
@@ -83,7 +144,7 @@ def read_numbered_names(path: PathLike) -> Names:
 
 
 def _places(numbers: list[int | None]) -> bool:
-    """Whether these are 0 ... n-1 or 1 ... n, each once."""
+    """Returns whether these numbers are 0 ... n-1 or 1 ... n, each once."""
     given = sorted(number for number in numbers if number is not None)
     return bool(given) and len(given) == len(numbers) and given in (
         [*range(len(given))], [*range(1, len(given) + 1)]
@@ -91,18 +152,44 @@ def _places(numbers: list[int | None]) -> bool:
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one name share: Unicode's NFC, where é is one character, not e and an accent."""
+    r"""Returns the key that all Unicode spellings of a name share.
+
+    It is the name in Unicode's form NFC. There "é" is a single character, not "e" and an accent.
+
+    Args:
+        name: A name of a label.
+
+    Example:
+        >>> from mach_ext.data import name_key
+        >>> "cafe\u0301" == "café", name_key("cafe\u0301") == name_key("café")
+        (False, True)
+    """
     return unicodedata.normalize("NFC", name)
 
 
 @memory_errors("free memory first, or split the data", "data.label_matrix")
 def label_matrix(labels: Sequence[Sequence[str]], names: Sequence[str], source: PathLike = "labels") -> Csr:
-    """Label names of each document -> Y [N, L]; a name given twice counts once.
+    """Makes a label matrix Y [N, L] from the label names of each document.
 
-    Names that differ only in how their accents are written are one name, unless ``names`` has both.
+    A name that occurs twice counts once. Names that differ only in how their accents are written are the same
+    name, unless `names` has both.
+
+    Args:
+        labels: The label names of each of the N documents.
+        names: The names of all L labels, in column order.
+        source: How messages call the labels.
+
+    Returns:
+        Y [N, L], CSR float32. An entry is 1 if the document has the label.
 
     Raises:
-        ValueError: a name that is not among ``names``.
+        ValueError: A name is not among `names`, or `names` has a name twice.
+
+    Example:
+        >>> from mach_ext.data import label_matrix
+        >>> label_matrix([["dog"], ["cat", "dog"]], ["cat", "dog", "owl"]).toarray()
+        array([[0., 1., 0.],
+               [1., 1., 0.]], dtype=float32)
     """
     ids = {name: i for i, name in enumerate(names)}
     if len(ids) != len(names):

@@ -1,4 +1,4 @@
-"""Sparse matrices as SciPy's npz files, read without trust in what they say of their sizes."""
+"""Sparse matrices in SciPy's npz files. The sizes that a file states are not trusted."""
 
 from __future__ import annotations
 
@@ -23,22 +23,35 @@ from mach_ext.data.sources import FREE_BYTES, MAX_EXPANSION, check_regular, read
 
 
 def load_npz(path: PathLike) -> Any:
-    """What scipy.sparse.save_npz wrote, in any sparse format; the matrix itself is not checked.
+    """Loads a file that `scipy.sparse.save_npz` wrote, in any sparse format, without checking the matrix.
+
+    Args:
+        path: The file, plain or compressed once more as .gz, .xz or .bz2.
+
+    Returns:
+        A SciPy sparse matrix or array in the format of the file.
 
     Raises:
-        ValueError: not such a file, damaged, or one that expands beyond all bounds.
-        MemoryError: the matrix does not fit.
+        ValueError: The file is of another kind, is damaged, or expands too far.
+        MemoryError: The matrix does not fit in memory.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data.formats import load_npz
+        >>> sparse.save_npz("X.npz", sparse.eye(3, format="csc"))
+        >>> load_npz("X.npz").format
+        'csc'
     """
     check_regular(path)
-    compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end: unpack all of it first
+    compressed = Path(path).suffix in COMPRESSIONS  # a zip file is read from its end, so it is unpacked first
     with shortage_advice(path), io.BytesIO(read_input(path)) if compressed else open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _matrix_of(archive)
         except MemoryError:
             raise
-        except Exception as error:  # SciPy, NumPy and zipfile stumble over damage in many ways
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a disk's error
+        except Exception as error:  # SciPy, NumPy and zipfile raise many kinds of exceptions for damage
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # an error of the disk
                 raise
             if memory_shortage(error) is not None:
                 raise
@@ -47,7 +60,10 @@ def load_npz(path: PathLike) -> Any:
 
 
 def _matrix_of(archive: zipfile.ZipFile) -> Any:
-    """The matrix of the arrays that save_npz writes; SciPy's own reader rounds indices and lacks dtypes."""
+    """Makes a matrix of the arrays that save_npz writes.
+
+    SciPy's own reader is not used, because it rounds indices and lacks some dtypes.
+    """
 
     def indices(name: str) -> NDArray[Any]:
         ids = _array(archive, name)
@@ -61,7 +77,7 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
     kind = _array(archive, "format").item()
     kind = kind.decode() if isinstance(kind, bytes) else kind
     shape = tuple(indices("shape").tolist())
-    if kind != "csr" and shape and 4 * shape[0] > _limit(archive):  # as CSR it takes a number a row
+    if kind != "csr" and shape and 4 * shape[0] > _limit(archive):  # CSR needs at least 4 bytes a row
         raise ValueError(f"a {quote(kind)} matrix so sparse must have fewer rows, got {shape[0]}")
     values = _array(archive, "data")
     if values.dtype.kind not in "fiub":
@@ -81,24 +97,25 @@ def _matrix_of(archive: zipfile.ZipFile) -> Any:
         return scipy.sparse.coo_array((values, tuple(at)), shape=shape)
     if kind == "dia":
         offsets = indices("offsets")
-        if values.ndim != 2:  # SciPy would make a row of a single number
+        if values.ndim != 2:  # SciPy would turn a single number into a row
             raise ValueError(f"data must be diagonals, got shape {values.shape}")
-        if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would wrap them around
+        if (np.abs(offsets.astype(np.float64)) >= 2**31).any():  # SciPy would let them overflow
             raise ValueError("offsets of diagonals must be below 2^31")
         return scipy.sparse.dia_matrix((values, offsets), shape=shape)
     raise ValueError(f"format must be csr, csc, bsr, coo or dia, got {quote(kind)}")
 
 
 def _limit(archive: zipfile.ZipFile) -> int:
-    """Bytes that the arrays of a zip file may have: as for compressed files of other kinds."""
+    """Returns how many bytes the arrays of a zip file may have, by the rule for compressed files."""
     packed = sum(member.compress_size for member in archive.infolist())
     return max(FREE_BYTES, MAX_EXPANSION * packed)
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
+    """Refuses a zip file with repeated names, unusual compression or too large arrays."""
     members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
-        raise ValueError("each array must be there once, got one twice")
+        raise ValueError("each array must occur only once, got an array twice")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"arrays must be stored or deflated, got compression {member.compress_type}")
@@ -109,7 +126,7 @@ def _check_members(archive: zipfile.ZipFile) -> None:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array, its member read to the end: only there the checksum is compared."""
+    """Reads an array. Its member is read to the end, because only there the checksum is compared."""
     with archive.open(f"{name}.npy") as member:
         array = read_array(member, archive.getinfo(f"{name}.npy").file_size)
         while member.read(1 << 20):
@@ -118,10 +135,25 @@ def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def read_array(file: Any, size: int) -> NDArray[Any]:
-    """The array of an npy file that has so many bytes, in native byte order. `file` can be rewound.
+    """Reads an npy file and returns its array in native byte order.
+
+    Args:
+        file: The open file. It must allow seeking.
+        size: The size of the file in bytes.
 
     Raises:
-        ValueError: no such file; a header that promises more bytes; pickled objects.
+        ValueError: The file is of another kind, promises more bytes than it has, or holds pickled objects.
+
+    Example:
+        >>> import io
+        >>> import numpy as np
+        >>> from mach_ext.data.formats import read_array
+        >>> file = io.BytesIO()
+        >>> np.save(file, np.arange(3))
+        >>> size = file.tell()
+        >>> _ = file.seek(0)
+        >>> read_array(file, size)
+        array([0, 1, 2])
     """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -132,7 +164,7 @@ def read_array(file: Any, size: int) -> NDArray[Any]:
         raise ValueError(f"an array must be of npy version 1.0 or 2.0, got {version}")
     shape, _, dtype = readers[version](file)
     promised = file.tell() + math.prod(shape) * dtype.itemsize
-    if promised > size and not dtype.hasobject:  # of which NumPy speaks itself
+    if promised > size and not dtype.hasobject:  # NumPy has its own message for objects
         raise ValueError(f"an array of shape {quote(shape)}, {dtype} must have {promised} bytes, got {size}")
     file.seek(0)
     array = np.lib.format.read_array(file, allow_pickle=False)
@@ -141,17 +173,50 @@ def read_array(file: Any, size: int) -> NDArray[Any]:
 
 @memory_errors("free memory first, or split the data", "data.read_matrix")
 def read_matrix(path: PathLike) -> Csr:
-    """Reads one sparse matrix of real numbers as scipy.sparse.save_npz writes it, checked in full."""
+    """Reads a sparse matrix of real numbers that `scipy.sparse.save_npz` wrote, and checks it completely.
+
+    Args:
+        path: The file, plain or compressed once more as .gz, .xz or .bz2.
+
+    Returns:
+        The matrix as canonical float32 CSR.
+
+    Raises:
+        ValueError: The file is damaged, the structure is broken, or a value is NaN or infinite.
+        MemoryError: The matrix does not fit in memory.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import read_matrix
+        >>> sparse.save_npz("X.npz", sparse.csc_matrix([[0.0, 0.5], [1.0, 0.0]]))
+        >>> read_matrix("X.npz").toarray()
+        array([[0. , 0.5],
+               [1. , 0. ]], dtype=float32)
+    """
     with shortage_advice(path):
         return check_csr(load_npz(path), str(path))
 
 
 @memory_errors("free memory first, or split the data", "data.read_npz")
 def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
-    """Reads a pair of files as scipy.sparse.save_npz writes them.
+    """Reads the features and the labels of documents from two files of `scipy.sparse.save_npz`.
+
+    Args:
+        X_path: The file of the features [N, D].
+        Y_path: The file of the labels [N, L].
 
     Raises:
-        ValueError: damaged file, broken structure, NaN or infinity, different numbers of rows.
+        ValueError: A file is damaged or broken, a value is NaN or infinite, or the numbers of rows differ.
+        MemoryError: A matrix does not fit in memory.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import read_npz, write_npz
+        >>> write_npz("X.trn.npz", sparse.eye(3, 5))
+        >>> write_npz("Y.trn.npz", sparse.eye(3))
+        >>> split = read_npz("X.trn.npz", "Y.trn.npz")
+        >>> split.X.shape, split.Y.shape
+        ((3, 5), (3, 3))
     """
     X = read_matrix(X_path)
     with shortage_advice(Y_path):
@@ -162,6 +227,22 @@ def read_npz(X_path: PathLike, Y_path: PathLike) -> Split:
 
 @memory_errors("free memory first, or split the data", "data.write_npz")
 def write_npz(path: PathLike, matrix: Any) -> None:
-    """Writes one sparse matrix as a compressed npz file, atomically."""
+    """Writes a sparse matrix as a compressed npz file. The file appears whole or not at all.
+
+    Args:
+        path: The file to write.
+        matrix: Real numbers in any form that `check_csr` accepts.
+
+    Raises:
+        TypeError: As `check_csr`.
+        ValueError: As `check_csr`.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import read_matrix, write_npz
+        >>> write_npz("X.npz", sparse.eye(3))
+        >>> read_matrix("X.npz").nnz
+        3
+    """
     with atomic_write(path) as file:
         scipy.sparse.save_npz(file, check_csr(matrix))

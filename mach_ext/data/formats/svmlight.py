@@ -1,4 +1,4 @@
-"""svmlight files: read with their ids as written, then shifted to columns."""
+"""svmlight files. Ids are read as they are written and then shifted to columns."""
 
 from __future__ import annotations
 
@@ -23,18 +23,31 @@ from mach_ext.data.sources import iter_lines, read_input, shortage_advice
 def read_svmlight(
     paths: Sequence[PathLike], *, zero_based: bool | Literal["auto"] = "auto", num_threads: int = 0
 ) -> list[Split]:
-    """Reads svmlight files (``l1,l2 idx:value ...``, ``#`` comments, ``qid:n`` ignored) of one dataset.
+    r"""Reads the svmlight files of a dataset.
 
-    D and L are the largest over the files, plus one. Labels are ids, taken as written.
+    A line reads `l1,l2 idx:value ...`. Comments after `#` and entries `qid:n` are ignored. D is the number of
+    columns that the largest feature id of all files needs. L is the same for the labels. Labels count from 0.
 
     Args:
-        paths: the files, plain or .gz, .xz, .bz2.
-        zero_based: whether the first feature is 0 or 1; "auto" takes 1 where no file has a feature 0, as
-            scikit-learn does.
-        num_threads: as in :func:`read_xmc`.
+        paths: The files, plain or compressed as .gz, .xz or .bz2.
+        zero_based: True: features count from 0. False: from 1. "auto": from 1 if no file has a feature 0, as
+            in scikit-learn.
+        num_threads: Threads of the parser. 0: all cores. The result does not depend on it.
+
+    Returns:
+        A split for each file. All have D and L columns.
 
     Raises:
-        ValueError: with file, line, rule and what came.
+        ValueError: A line is bad. The message has the file, the line, the rule and what stands there.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import read_svmlight
+        >>> _ = Path("train.svm").write_text("0,2 1:0.5 4:2\n1 2:1\n")
+        >>> (split,) = read_svmlight(["train.svm"])
+        >>> split.X.toarray()
+        array([[0.5, 0. , 0. , 2. ],
+               [0. , 1. , 0. , 0. ]], dtype=float32)
     """
     splits = [parse_svmlight(path, num_threads=num_threads) for path in paths]
     base = int(counts_from_one(split.X for split in splits)) if zero_based == "auto" else int(not zero_based)
@@ -47,9 +60,23 @@ def read_svmlight(
 def parse_svmlight(
     path: PathLike, *, num_features: int | None = None, num_threads: int = 0, with_labels: bool = True
 ) -> Split:
-    """One svmlight file with all ids as written; with ``num_features``, features must be below it.
+    r"""Reads an svmlight file with all ids as they are written.
 
-    Without labels whatever stands in their place is passed over, such as -1 and +1.
+    Args:
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+        num_features: An upper limit. All feature ids must be below it. None: no limit.
+        num_threads: Threads of the parser. 0: all cores. The result does not depend on it.
+        with_labels: False: whatever stands in place of labels is ignored, such as -1 and +1.
+
+    Raises:
+        ValueError: A line is bad. The message has the file, the line, the rule and what stands there.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data.formats import parse_svmlight
+        >>> _ = Path("train.svm").write_text("0,2 1:0.5 4:2\n1 2:1\n")
+        >>> parse_svmlight("train.svm").X.indices.tolist()
+        [1, 4, 2]
     """
     bound: dict[str, Any] = {} if num_features is None else {"num_features": num_features}
     with shortage_advice(path):
@@ -59,12 +86,26 @@ def parse_svmlight(
         return split_of(_C.parse_lines(text, svmlight=True, num_threads=num_threads, path=name, **bound))
 
 
-# What stands first in a line and is no feature.
+# The first entry of a line if it is not a feature.
 _SVMLIGHT_LABELS = re.compile(rb"^((?:\xef\xbb\xbf)?)[ \t]*[^\s:#]+(?=[ \t\r#]|$)", re.MULTILINE)
 
 
 def counts_from_one(matrices: Iterable[Csr]) -> bool:
-    """Whether no row of these names the id 0, though some names another."""
+    """Returns whether no matrix has an entry in column 0 although there are entries.
+
+    Then ids of an svmlight file probably count from 1.
+
+    Args:
+        matrices: Features or labels with ids as they are written.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data.formats import counts_from_one
+        >>> counts_from_one([sparse.csr_matrix([[0.0, 0.5, 1.0]])])
+        True
+        >>> counts_from_one([sparse.csr_matrix([[0.5, 0.0, 1.0]])])
+        False
+    """
     lowest = [int(matrix.indices.min()) for matrix in matrices if matrix.nnz]
     return bool(lowest) and min(lowest) > 0
 
@@ -72,10 +113,25 @@ def counts_from_one(matrices: Iterable[Csr]) -> bool:
 def shift_svmlight(
     path: PathLike, split: Split, base: int, label_base: int = 0, reason: str = "zero_based=False"
 ) -> Split:
-    """Ids as written -> columns: the first feature's id is ``base``, the first label's ``label_base``.
+    """Shifts the ids of an svmlight file to columns.
+
+    Args:
+        path: The file, for messages.
+        split: The documents with ids as they are written.
+        base: The id of the first feature, 0 or 1.
+        label_base: The id of the first label, 0 or 1.
+        reason: Says in a message why ids count from 1.
 
     Raises:
-        ValueError: a feature or a label 0 where they count from 1, which is so for this ``reason``.
+        ValueError: There is an id 0 although ids count from 1.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Split
+        >>> from mach_ext.data.formats import shift_svmlight
+        >>> raw = Split(sparse.csr_matrix([[0.0, 0.5, 1.0]]), sparse.csr_matrix([[1.0]]))
+        >>> shift_svmlight("train.svm", raw, base=1).X.toarray()
+        array([[0.5, 1. ]])
     """
     shifted = []
     for what, matrix, first in (("feature", split.X, base), ("label", split.Y, label_base)):
@@ -91,6 +147,6 @@ def shift_svmlight(
 
 
 def _svmlight_line(path: PathLike, row: int) -> int:
-    """The line of a document: blank lines and remarks do not count as documents."""
+    """Returns the line of a document. Blank lines and comments do not count as documents."""
     documents = (number for number, line in iter_lines(path) if line.partition(b"#")[0].strip())
     return next(itertools.islice(documents, row, None))

@@ -1,4 +1,4 @@
-"""The XMC repository's text format: read as a whole or block by block, and written."""
+"""The text format of the XMC repository, read as a whole or block by block, and written."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from mach_ext.data.sources import MAX_LINE, check_line, open_input, read_input, 
 
 @memory_errors("free memory first, or split the data", "data.read_xmc")
 def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
-    """Reads a file in the XMC repository's text format.
+    r"""Reads a file in the text format of the Extreme Classification (XMC) repository.
+
+    The first line is `N D L`, the numbers of documents, features and labels. Each further line is a document
+    `l1,l2 idx:value ...`. Labels and features count from 0.
 
     Args:
-        path: the file, plain or .gz, .xz, .bz2.
-        num_threads: threads of the parser; 0 takes the cores there are. The result does not depend on it.
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+        num_threads: Threads of the parser. 0: all cores. The result does not depend on it.
 
     Raises:
-        ValueError: with file, line, rule and what came.
+        ValueError: A line is bad. The message has the file, the line, the rule and what stands there.
 
     Example:
         >>> from pathlib import Path
         >>> from mach_ext.data import read_xmc
-        >>> _ = Path("two.txt").write_text("2 5 3\\n0,2 1:0.5 4:2\\n 0:1\\n")
+        >>> _ = Path("two.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n 0:1\n")
         >>> split = read_xmc("two.txt")
         >>> split.X.toarray()
         array([[0. , 0.5, 0. , 0. , 2. ],
@@ -52,18 +55,25 @@ def read_xmc(path: PathLike, *, num_threads: int = 0) -> Split:
 
 @memory_errors("free memory first, or split the data", "data.iter_xmc")
 def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0) -> Iterator[Split]:
-    """Reads an XMC text file block by block, in memory that does not grow with the number of documents.
+    r"""Reads an XMC text file block by block. Memory does not grow with the number of documents.
 
     Args:
-        path: the file, plain or .gz, .xz, .bz2.
-        block_bytes: text parsed at a time; every block ends at a line end.
-        num_threads: as in :func:`read_xmc`.
+        path: The file, plain or compressed as .gz, .xz or .bz2.
+        block_bytes: Bytes of text that are parsed at a time. A block ends at the end of a line.
+        num_threads: Threads of the parser. 0: all cores. The result does not depend on it.
 
     Yields:
-        Splits of consecutive documents, each with the header's D and L.
+        Splits of consecutive documents, each with the D and L of the first line.
 
     Raises:
-        ValueError: as :func:`read_xmc`, once the bad line is reached.
+        ValueError: As `read_xmc`, as soon as the bad line is reached.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mach_ext.data import iter_xmc
+        >>> _ = Path("two.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n 0:1\n")
+        >>> [split.X.indices.tolist() for split in iter_xmc("two.txt", block_bytes=8)]
+        [[1, 4], [0]]
     """
     lines = documents = 0
     with open_input(path) as file:
@@ -81,6 +91,7 @@ def iter_xmc(path: PathLike, *, block_bytes: int = 1 << 24, num_threads: int = 0
 
 
 def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
+    """Parses the first line of a file."""
     check_line(path, 1, len(line.removesuffix(b"\n")))
     return _C.parse_header(line, utf8_path(path))
 
@@ -88,23 +99,23 @@ def _xmc_header(path: PathLike, line: bytes) -> tuple[int, int, int]:
 def _xmc_split(
     path: PathLike, header: tuple[int, int, int], block: bytes | memoryview, lines: int, num_threads: int
 ) -> Split:
-    """The lines of a block as documents; before it stand so many lines and the header."""
+    """Parses the lines of a block. `lines` counts the lines between the header and the block."""
     _, D, L = header
     return split_of(_C.parse_lines(block, D, L, lines + 2, False, num_threads, utf8_path(path)))
 
 
 def _documents(split: Split, before: int, promised: int) -> int:
-    """How many documents there are up to this block's end, ``before`` it so many lines.
+    """Returns how many documents there are up to the end of this block. `before` counts the lines before it.
 
-    A blank line is a document without labels and features, but beyond the promised number it is one only
-    where others follow.
+    A blank line is a document without labels and features. Beyond the promised number, blank lines count only
+    if a document that is not empty follows.
     """
     filled = max(int(np.searchsorted(matrix.indptr, matrix.nnz)) for matrix in (split.X, split.Y))
     return max(min(before + len(split), promised), before + filled if filled else 0)
 
 
 def _first_rows(split: Split, rows: int) -> Split:
-    """The split without its last rows, which are empty; memory is shared."""
+    """Returns the split without its last rows, which are empty. Memory is shared."""
     if rows == len(split):
         return split
     parts = []
@@ -116,6 +127,7 @@ def _first_rows(split: Split, rows: int) -> Split:
 
 
 def _check_documents(path: PathLike, promised: int, documents: int) -> None:
+    """Refuses a file whose header promises another number of documents."""
     if documents != promised:
         rule = f"the header's N = {promised} must be the number of documents"
         raise ValueError(f"{path}, line 1: {rule}, got '{documents} documents'")
@@ -123,12 +135,19 @@ def _check_documents(path: PathLike, promised: int, documents: int) -> None:
 
 @memory_errors("free memory first, or split the data", "data.write_xmc")
 def write_xmc(path: PathLike, X: Any, Y: Any) -> None:
-    """Writes the XMC text format: atomic, compressed by suffix, values as the shortest exact float32 text.
+    """Writes a file in the XMC text format. The file appears whole or not at all.
+
+    Values are written as the shortest text that gives the same float32 again. The format has no weights, so
+    each non-zero of Y is a label.
 
     Args:
-        path: the file to write.
-        X: features [N, D], SciPy sparse.
-        Y: labels [N, L], SciPy sparse; the format has no weights, each non-zero is a label.
+        path: The file to write. A name that ends in .gz, .xz or .bz2 is compressed.
+        X: Features [N, D] in any form that `check_csr` accepts.
+        Y: Labels [N, L] in any form that `check_csr` accepts.
+
+    Raises:
+        TypeError: As `check_csr`.
+        ValueError: As `check_csr`, or the numbers of rows differ.
 
     Example:
         >>> from scipy import sparse

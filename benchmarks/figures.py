@@ -137,7 +137,12 @@ def readme(r: Results) -> list[Line]:
     memory, labels_10m = "memory_of_the_dense_pass", "extreme_labels[10000000]"
     shape = dict(item.split("=") for item in r.only("attack", test=memory)["shape"].split())
     return [
-        ("({} documents, {} labels), hashed", f"{demo['documents']:,}", f"{labels:,}"),
+        (
+            "chose from {} labels. It learnt them from {} definitions",
+            f"{labels:,}",
+            f"{demo['documents']:,}",
+        ),
+        ("in {} seconds on one CPU core", r.training("wordnet", "mach_ext")),
         (
             "With twice the buckets, eurlex57k has {} ({} s) and wordnet has {} ({} s).",
             r.precisions("eurlex57k", "mach_ext (SVM, R 8, B 1024)", digits=1),

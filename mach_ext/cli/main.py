@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would take it for the width
     command: Any = typer.main.get_command(app)
     try:
         if COMPLETE in os.environ:

@@ -74,8 +74,8 @@ Format = Annotated[
     str | None,
     choice(
         "--format", choices=FORMATS, metavar="FORMAT", panel="Output",
-        help="The form of the answers: table, tsv or jsonl. A document without known words has scores of nan in "
-        "tsv and of null in jsonl.",
+        help="The form of the answers: table, tsv or jsonl. A document without known words has scores of nan "
+        "in tsv and of null in jsonl.",
     ),
 ]  # fmt: skip
 

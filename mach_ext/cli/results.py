@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mach_ext._terminal import show
+from mach_ext.cli.tables import show_table
 
 
 def show_metrics(split: str, result: dict[str, Any]) -> None:
     """A table: a row a metric, a column all labels and each band."""
     bands = result["bands"]
     columns = {"all": result, **bands}
-    show(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
+    rows = [[split, *columns]]
     for metric in (key for key in result if key not in ("bands", "propensity")):
         cells = (column.get(metric) for column in columns.values())
-        show(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+        rows.append(
+            [metric, *("-" if value is None or value != value else f"{value:.4f}" for value in cells)]
+        )
+    show()
+    show_table(rows, 15, 9)
     if any(metric.startswith("PSP") for metric in result):
         constants = result["propensity"]
         show(

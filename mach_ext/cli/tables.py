@@ -1,4 +1,4 @@
-"""Tables on a terminal. What goes into a pipe or a file is plain text, which the commands write themselves."""
+"""Tables on a terminal. What goes into a pipe or a file is plain text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mach_ext._terminal import one_line
+from mach_ext._terminal import one_line, show
 
 if TYPE_CHECKING:
     from mach_ext import runs
@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 _WIDEST = 60  # columns of a label
 
 
-def is_terminal() -> bool:
-    """Whether results are read on a terminal."""
-    return sys.stdout.isatty()
+def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
+    """Prints a table whose first row is its head and whose first column holds names.
 
-
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column holds names, the others numbers."""
+    Args:
+        rows: The cells.
+        first: The width of the first column where the output is no terminal.
+        width: The width of each other column there.
+    """
+    if not sys.stdout.isatty():
+        for name, *cells in rows:
+            show(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(header):
+    for number, name in enumerate(rows[0]):
         table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*(Text(cell) for cell in row))
     _console().print(table)
 

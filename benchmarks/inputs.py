@@ -16,6 +16,7 @@ from harness import CACHE
 from torch import Tensor
 
 import mach_ext
+from mach_ext.runs.workload import peaky_logits, raise_buckets
 
 # ------------------------------------------------------------------------------------------- bucket scores
 
@@ -28,29 +29,9 @@ def label_hash(L: int, R: int, B: int) -> mach_ext.LabelHash:
         return mach_ext.LabelHash(L, B, R)
 
 
-def _with_labels(logits: Tensor, hash: mach_ext.LabelHash, labels: Tensor, strength: Tensor) -> None:
-    """Raises the R buckets of each document's labels [N, m] to at least strength [N, R, m]."""
-    for r in range(hash.num_repetitions):
-        logits[:, r].scatter_reduce_(1, hash.buckets[r].long()[labels], strength[:, r], "amax")
-
-
 def peaky(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
-    """Like a trained model's on real documents: few high buckets over a low, noisy floor.
-
-    Background logits are N(-9, 1.5). Each document has 5 true labels, the r-th of logit about 4, 3, 2, 1, 0
-    with noise N(0, 1) in each repetition, and 200 related labels, out of a pool of 2,000 shared by all
-    documents, with logits N(-4, 1.5).
-    """
-    R, B, L = hash.num_repetitions, hash.num_buckets, hash.num_labels
-    logits = torch.empty(N, R, B).normal_(-9, 1.5, generator=generator)
-    pool = torch.randint(L, (min(L, 2000),), generator=generator)
-    related = pool[torch.randint(len(pool), (N, min(200, B // 8)), generator=generator)]
-    strength = torch.empty(N, R, related.shape[1]).normal_(-4, 1.5, generator=generator)
-    _with_labels(logits, hash, related, strength)
-    true = pool[torch.randint(len(pool), (N, 5), generator=generator)]
-    strength = torch.empty(N, R, 5).normal_(0, 1, generator=generator) + torch.arange(4.0, -1, -1)
-    _with_labels(logits, hash, true, strength)
-    return logits
+    """Like a trained model's on real documents: few high buckets over a low, noisy floor."""
+    return peaky_logits(N, hash, generator)
 
 
 def soft(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
@@ -58,7 +39,7 @@ def soft(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor
     logits = torch.empty(N, hash.num_repetitions, hash.num_buckets).normal_(-4, 1, generator=generator)
     labels = torch.randint(hash.num_labels, (N, 50), generator=generator)
     strength = torch.empty(N, hash.num_repetitions, 50).normal_(-1, 1, generator=generator)
-    _with_labels(logits, hash, labels, strength)
+    raise_buckets(logits, hash, labels, strength)
     return logits
 
 

@@ -1,4 +1,4 @@
-"""Fixtures and options of the benchmarks; the harness does the rest."""
+"""Fixtures and options of the benchmarks. The harness does the rest."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ A run folder holds a trained model and the record of its data and results.
 * `train` makes a run from a dataset. `Run.open` opens an existing run.
 * `Run.evaluate`, `Run.predict`, `Run.explain`, `Run.attack` and `Run.compress` do the same as the commands of
   these names.
+* `measure_throughput` times each kernel of a model on this machine, as `mach-ext bench` does.
 * The other functions serve models that you train yourself. `attachments` keeps what later commands need of
   the data. `load_dataset` and `columns_of` read further files in the same way as the training. `evaluate`
   computes metrics.
@@ -25,6 +26,7 @@ from mach_ext.runs.record import (
     weights_digest,
 )
 from mach_ext.runs.run import RUNS, Run
+from mach_ext.runs.throughput import Throughput, measure_throughput
 from mach_ext.runs.trainer import train
 
 __all__ = [
@@ -36,12 +38,14 @@ __all__ = [
     "Run",
     "RunAttack",
     "RunExplanation",
+    "Throughput",
     "TrainingLabels",
     "attachments",
     "columns_of",
     "evaluate",
     "kept_propensity",
     "load_dataset",
+    "measure_throughput",
     "record_of",
     "refuse_to_replace",
     "train",

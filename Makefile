@@ -6,8 +6,9 @@
 #   make stress   damaged files through every reader, 20,000 of each format; operations short of memory; processes
 #                 that save into one folder, threads, forks; a part of it: N=1000 FORMATS="xmc npz memory"
 #   make demo     wordnet: build the dataset, train, evaluate, predict in words, explain, attack, all under runs/demo/
-#   make bench    benchmarks, JSON into benchmarks/results/; a part of them: ARGS="-k decode"
-#   make bench-table   the tables of README and docs/, from that JSON
+#   make bench    benchmarks beside other forms, rows into benchmarks/results/*.csv; a part of them: ARGS="-k decode"
+#   make bench-table   the tables, charts and figures of README and docs/, from those rows
+#   make docs     the documentation, into site/: read it with `python3 -m http.server --directory site`
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
 # Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).
@@ -23,7 +24,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* 
 NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: build test lint suite coverage stress bench bench-table demo abi clean broken
+.PHONY: build test lint suite coverage stress bench bench-table docs demo abi clean broken
 build: $(VENV)/built
 
 # Made anew where it was moved or its Python is gone: its scripts name the folder they were made in.
@@ -50,7 +51,7 @@ $(VENV)/tools: $(VENV)/torch pyproject.toml
 	$(PIP) "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=2.12"
 	touch $@
 
-INSTALL := $(PIP) --no-build-isolation --editable ".[dev]"
+INSTALL := $(PIP) --no-build-isolation --editable ".[dev,docs]"
 
 $(VENV)/built: $(VENV)/tools $(NATIVE)
 	$(INSTALL)
@@ -111,6 +112,10 @@ bench: $(VENV)/built
 bench-table: $(VENV)/built
 	$(BIN)/python benchmarks/table.py
 
+# Nothing is fetched: neither by the build nor by the pages.
+docs: $(VENV)/built
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 # From nothing to predictions in words and why: the wordnet dataset, a model, its metrics, an explanation of one
 # prediction, P@k clean and adversarial with its chart, all under runs/demo/.
 demo: $(VENV)/built
@@ -132,6 +137,6 @@ abi: $(VENV)/built
 	  && abi/bin/python ../examples/train_loop.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks \
+	rm -rf $(VENV) build dist site *.egg-info mach_ext/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks \
 	  .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

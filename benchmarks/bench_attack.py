@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from harness import CACHE, Floor, Part, Target, note, peak_megabytes
+from harness import CACHE, Floor, Part, Target, keep_threats, note, peak_megabytes
 from inputs import documents
 
 import mach_ext
@@ -191,10 +191,8 @@ def test_precision_at_extreme_labels(request: Any, L: int) -> None:
     numbers: dict[str, tuple[float, None]] = {"P@1 clean": (evaluation["clean"]["P@1"], None)}
     for entry in evaluation["adversarial"]:
         numbers[f"P@1, eps {entry['epsilon']:g}"] = (entry["metrics"]["P@1"], None)
-    shape = {"L": L, **LABELS}
-    note(
-        request, "attack on extreme labels: precision, 1,000 documents", shape, numbers, evaluation=evaluation
-    )
+    keep_threats(request.config.getoption("--results"), f"planted, L = {L}", evaluation)
+    note(request, "attack on extreme labels: precision, 1,000 documents", {"L": L, **LABELS}, numbers)
 
 
 def extreme_work(L: int) -> Callable[[], Any]:

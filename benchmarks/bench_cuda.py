@@ -1,11 +1,11 @@
 """The CUDA operators on one GPU, beside PyTorch, against the ceilings that ceilings.cu measured on it.
 
-Run by gpu.sh, or `pytest benchmarks/bench_cuda.py -q -s` on a machine with a GPU; results go into cuda.json.
+Run by gpu.sh, or `pytest benchmarks/bench_cuda.py -q -s` on a machine with a GPU; results go into cuda.csv.
 Without a GPU every test skips, and
 
     python benchmarks/bench_cuda.py
 
-writes cuda_predicted.json: for each work the figure that the kernel's arithmetic gives for an H200, and what
+writes cuda_predicted.csv: for each work the figure that the kernel's arithmetic gives for an H200, and what
 PyTorch's forms can't go below, by the bytes that they move. README's table has the measured figures where
 there are any, else the predicted ones, marked as such.
 """
@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from harness import CACHE, circumstances, keep
+from harness import CACHE, RESULTS, circumstances, keep, line, write_rows
 from inputs import bucket_scores, documents, label_hash
 
 import mach_ext
@@ -419,58 +419,39 @@ def test_cuda(request: Any, ceilings: dict[str, float], work: Work) -> None:
         for name, call in providers.items():
             scale = float(name.rpartition(" x")[2]) if " x" in name else 1.0
             samples[name].append(scale * milliseconds(call, repeats[name]) / 1e3)
-    floor, bound = work.floor_seconds(ceilings)
     rows = {}
     for name, times in samples.items():
         q1, median, q3 = np.percentile(times, (25, 50, 75)).tolist()
-        rows[name] = {
-            "median": median,
-            "iqr": q3 - q1,
-            "peak_bytes": peaks[name],
-            "share_of_floor": floor / median,
-        }
-    result = record(work, rows, floor, bound) | {"ceilings": ceilings, "failed": failed}
-    keep(request.config, result, "cuda")
+        rows[name] = {"seconds": median, "iqr": q3 - q1, "peak_bytes": peaks[name]}
+    rows |= {name: {"failed": words} for name, words in failed.items()}
+    folder = request.config.getoption("--results")
+    limits = [{"resource": resource, "per_second": rate} for resource, rate in ceilings.items()]
+    write_rows(folder / "cuda_ceilings.csv", limits, ["resource"])
+    keep(request.config, "cuda", record(work, rows, ceilings))
 
 
-def record(work: Work, rows: dict[str, Any], floor: float, bound: str) -> dict[str, Any]:
-    ours = rows["mach_ext"]["median"]
-    others = {name: row for name, row in rows.items() if not name.startswith("mach_ext")}
-    ratios = [
-        {"ours": "mach_ext", "over": name, "ratio": row["median"] / ours} for name, row in others.items()
+def record(work: Work, rows: dict[str, dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
+    """The rows of a work, one a provider: what was measured or predicted, the floor and the targets."""
+    floor, bound = work.floor_seconds(ceilings)
+    measured = ("seconds", "iqr", "peak_bytes")
+    base = {"test": work.id, "work": work.name, "shape": work.shape, "threads": None}
+    end = {"floor_seconds": floor, "bound": bound}
+    end |= {f"target_{of}": work.targets.get(of) for of in ("share", "ms", "ratio", "memory")}
+    end |= {"device": torch.cuda.get_device_name() if GPU else "H200 (not measured)", "predicted": not GPU}
+    return [
+        base | {"provider": name} | dict.fromkeys(measured) | row | end | {"failed": row.get("failed")}
+        for name, row in rows.items()
     ]
-    if "memory" in work.targets:
-        for ratio in ratios:
-            other = others[ratio["over"]]["peak_bytes"]
-            ratio["memory"] = rows["mach_ext"]["peak_bytes"] / other if other else None
-    return {
-        "name": work.id,
-        "work": work.name,
-        "shape": work.shape,
-        "providers": rows,
-        "ratios": ratios,
-        "floor": {"seconds": floor, "bound": bound},
-        "targets": work.targets,
-        "device": torch.cuda.get_device_name() if GPU else "H200 (not measured)",
-        "predicted": not GPU,
-        **circumstances(),
-    }
 
 
 def main() -> None:
     """Predictions, where there is no GPU."""
-    results = []
+    file = RESULTS / "cuda_predicted.csv"
     for work in WORKS:
-        floor, bound = work.floor_seconds(H200)
-        rows = {
-            name: {"median": seconds, "peak_bytes": peak, "share_of_floor": floor / seconds}
-            for name, (seconds, peak) in work.predicted().items()
-        }
-        results.append(record(work, rows, floor, bound))
-    file = Path(__file__).parent / "results" / "cuda_predicted.json"
-    file.write_text(json.dumps(results, indent=1) + "\n")
-    for result in results:
-        print(f"{result['name']}: {result['providers']['mach_ext']['median'] * 1e3:.3g} ms")
+        predicted = work.predicted().items()
+        rows = record(work, {name: {"seconds": s, "peak_bytes": peak} for name, (s, peak) in predicted}, H200)
+        write_rows(file, [row | circumstances(file.parent) for row in rows], ["test"])
+        print(line(rows))
 
 
 if __name__ == "__main__":

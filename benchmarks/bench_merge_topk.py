@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from harness import Floor, Part, Target, original_mach, seconds
@@ -263,19 +262,17 @@ def compare_paths(compare: Callable[..., None], case: Case, scores: Tensor, hash
 
         return Part(timed, 1 / times, before=warm)
 
-    done = {}
+    details = {}
     answer = decode("direct")
     for path in ("auto", *PATHS):
         trace = torch.empty(N, 3, dtype=torch.int64)
         for ours, direct in zip(decode(path, trace), answer, strict=True):
             assert torch.equal(ours, direct)
         taken, postings, exact = trace.unbind(1)
-        done[path] = {
-            "documents": {name: (taken == i).double().mean().item() for i, name in enumerate(PATHS)},
-            "postings": dict(zip(("median", "p90"), np.percentile(postings, (50, 90)).tolist(), strict=True)),
-            "labels scored exactly": dict(
-                zip(("median", "p90"), np.percentile(exact, (50, 90)).tolist(), strict=True)
-            ),
+        details["mach_ext" if path == "auto" else f"path {path}"] = {
+            "postings": postings.double().median().item(),
+            "labels_scored": exact.double().median().item(),
+            **{f"share_{name}": (taken == i).double().mean().item() for i, name in enumerate(PATHS)},
         }
     compare(
         "decode paths",
@@ -285,7 +282,7 @@ def compare_paths(compare: Callable[..., None], case: Case, scores: Tensor, hash
         targets=[Target("mach_ext", "path", 0.9)],
         budget=0.5,
         rounds=(5, 100),
-        done=done,
+        details=details,
     )
 
 

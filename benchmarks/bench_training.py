@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Floor, Part, Target, circumstances, keep, num_threads
+from harness import Floor, Part, Target, circumstances, note, num_threads, write_rows
 from inputs import DATASETS, dataset, trained
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
@@ -304,34 +304,24 @@ def test_negligible_gradient(request, real_data, name):
             record = mach_ext.fit(model, data.train.X, data.train.Y, *dev, **settings)
             best = record.history[record.best_epoch - 1]
             runs.append(
-                {"seed": seed, "negligible_gradient": negligible, "best_epoch": record.best_epoch}
-                | {"dev": best["dev"], "loss": best["loss"], "cpu_seconds": time.process_time() - start}
-                | {"dev_by_epoch": [epoch["dev"]["P@1"] for epoch in record.history]}
+                {"dataset": name, "seed": seed, "gradient_threshold": negligible}
+                | {"best_epoch": record.best_epoch, **best["dev"], "loss": best["loss"]}
+                | {"training_seconds": time.process_time() - start}
             )
-    points = {
-        k: [
-            100 * (skipped["dev"][k] - exact["dev"][k])
-            for exact, skipped in zip(runs[::2], runs[1::2], strict=True)
-        ]
-        for k in ("P@1", "P@3", "P@5")
-    }
-    mean = sum(points["P@1"]) / len(SEEDS)
-    result = {
-        "name": request.node.name,
-        "work": f"dev P@1, {name}, negligible gradients skipped and not",
-        "shape": {"N": data.train.X.shape[0], "dev": dev[0].shape[0], "R": R, "B": B, "H": 512}
-        | {"epochs": Hyperparameters().epochs, "seeds": len(SEEDS)},
-        "threads": 1,
-        "runs": runs,
-        "points": points,
-        "providers": {},
-        "ratios": [
-            {"ours": "mach_ext, negligible skipped", "over": "points of difference, mean of the seeds"}
-            | {"ratio": abs(mean), "target": 0.1, "at_most": True, "met": abs(mean) <= 0.1}
-        ],
-        **circumstances(),
-    }
-    keep(request.config, result, "training")
+    folder = request.config.getoption("--results")
+    rows = [run | circumstances(folder) for run in runs]
+    write_rows(folder / "gradient_threshold.csv", rows, ["dataset"])
+    exact, skipped = (sum(run["P@1"] for run in runs[first::2]) / len(SEEDS) for first in (0, 1))
+    shape = {"N": data.train.X.shape[0], "dev": dev[0].shape[0], "R": R, "B": B, "H": 512}
+    shape |= {"epochs": Hyperparameters().epochs, "seeds": len(SEEDS)}
+    note(
+        request,
+        f"dev P@1, {name}, negligible gradients skipped and not",
+        shape,
+        {"points of difference, mean of the seeds": (100 * abs(skipped - exact), 0.1)},
+        provider="mach_ext, negligible skipped",
+        threads=1,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- memory
@@ -372,17 +362,6 @@ def test_step_memory(request):
         script = STEP_MEMORY.format(folder=str(Path(__file__).parent), R=R)
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         beyond[R] = int(run.stdout)
-    growth = beyond[64] / beyond[8]
-    result = {
-        "name": request.node.name,
-        "work": "memory of a training step beyond weights and moments",
-        "shape": {"N": 256, "nnz": 100, "D": 2000, "L": 50_000, "H": 128, "B": 8000},
-        "bytes": beyond,
-        "providers": {},
-        "ratios": [
-            {"ours": "mach_ext", "over": "R 64 / R 8", "ratio": growth}
-            | {"target": 1.2, "at_most": True, "met": growth < 1.2}
-        ],
-        **circumstances(),
-    }
-    keep(request.config, result, "training")
+    shape = {"N": 256, "nnz": 100, "D": 2000, "L": 50_000, "H": 128, "B": 8000}
+    work = "memory of a training step beyond weights and moments"
+    note(request, work, shape, {"R 64 / R 8": (beyond[64] / beyond[8], 1.2)})

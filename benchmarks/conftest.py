@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,16 @@ from harness import (
     Floor,
     Part,
     Target,
-    circumstances,
     clock,
     interleave,
     keep,
     matmul_speed,
+    module_name,
     num_threads,
     others_seconds,
+    short_name,
     stream_bandwidth,
+    write_rows,
 )
 
 
@@ -55,6 +56,7 @@ def compare(request: Any, threads: int) -> Callable[..., None]:
         targets: list[Target],
         budget: float = 2.0,  # seconds that the rounds may take, but for the least number of them
         rounds: tuple[int, int] = (5, 200),
+        details: dict[str, dict[str, float]] | None = None,  # more columns, by provider
         **info: Any,
     ) -> None:
         start, before = time.perf_counter(), others_seconds()
@@ -66,55 +68,44 @@ def compare(request: Any, threads: int) -> Callable[..., None]:
             limits["cycles"] = floor.cycles / (clock() * threads)
         if floor.flops:
             limits["flops"] = floor.flops / matmul_speed()
-        bound = max(limits, key=lambda limit: limits[limit])
-        rows = {}
+        seconds = {name: float(np.median(times)) for name, times in samples.items()}
+        base = {"test": short_name(request), "work": work, "shape": shape, "threads": threads}
+        end = {
+            "floor_seconds": max(limits.values()),
+            "bound": max(limits, key=lambda limit: limits[limit]),
+            "stream_gb_per_s": round(stream / 1e9, 1),
+            "others_cores": round(max(others, 0.0), 2),  # more than a few hundredths: not alone
+        }
+        rows = []
         for name, times in samples.items():
-            q1, median, q3 = np.percentile(times, (25, 50, 75)).tolist()
-            rows[name] = {
-                "median": median,
-                "iqr": q3 - q1,
-                "rounds": len(times),
-                "measured": Part.of(providers[name]).what,
-                "gb_per_s": floor.bytes / median / 1e9,
-                "share_of_stream": floor.bytes / median / stream,
-                "share_of_floor": limits[bound] / median,
-            }
-        ratios = []
-        for target in targets:
-            among = [target.over] if target.over in rows else [n for n in rows if n.startswith(target.over)]
-            fastest = min(among, key=lambda name: rows[name]["median"])
-            ratio = rows[fastest]["median"] / rows[target.ours]["median"]
-            ratios.append(
-                {"ours": target.ours, "over": fastest, "among": target.over, "ratio": ratio}
-                | {"target": target.ratio, "met": target.ratio is None or ratio >= target.ratio}
-            )
-        keep(
-            request.config,
-            {
-                "name": request.node.name,
-                "work": work,
-                "shape": shape,
-                "threads": threads,
-                **info,
-                "providers": rows,
-                "ratios": ratios,
-                "floor": {
-                    **asdict(floor),
-                    "seconds": max(limits.values()),
-                    "bound": max(limits, key=limits.get),
-                },
-                "stream_gb_per_s": stream / 1e9,
-                "other_processes_cores": round(max(others, 0.0), 2),  # more than a few hundredths: not alone
-                **circumstances(),
-            },
-            Path(request.node.path).stem.removeprefix("bench_"),
+            q1, q3 = np.percentile(times, (25, 75))
+            row = {"provider": name, "seconds": seconds[name], "iqr": float(f"{q3 - q1:.2g}")}
+            row |= {"rounds": len(times), "part": Part.of(providers[name]).what}
+            ratios = [ratio(target, seconds) for target in targets if target.ours == name]
+            for compared in ratios or [ratio(None, seconds)]:
+                rows.append(base | row | compared | (details or {}).get(name, {}) | end | info)
+        write_rows(
+            request.config.getoption("--results") / "floors.csv",
+            [{"work": work, "floor": floor.how}],
+            ["work"],
         )
+        keep(request.config, module_name(request), rows)
 
     return run
 
 
+def ratio(target: Target | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """The columns of a comparison: with what, how many times as fast, and how much was promised."""
+    if target is None:
+        return dict.fromkeys(("over", "ratio", "at_least", "at_most"))
+    among = [target.over] if target.over in seconds else [n for n in seconds if n.startswith(target.over)]
+    fastest = min(among, key=lambda name: seconds[name])
+    times = seconds[fastest] / seconds[target.ours]
+    return {"over": fastest, "ratio": times, "at_least": target.ratio, "at_most": None}
+
+
 def pytest_addoption(parser: Any) -> None:
-    help = f"where the JSON goes (default: {RESULTS})"
+    help = f"folder of the CSV files (default: {RESULTS})"
     parser.addoption("--results", type=Path, default=RESULTS, help=help)
 
 

@@ -6,14 +6,12 @@ sentence and one line here, then `make bench-table`. What a generated table show
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from prose import ROOT, Line
-
-RESULTS = ROOT / "benchmarks" / "results"
+import pandas as pd
+from frames import KS, RESULTS, percent, points, read
+from prose import Line
 
 BONSAI, PARABEL, PECOS = "omikuji (Bonsai)", "omikuji (Parabel)", "PECOS XR-Linear"
 OWN = "independent encoders of 256"
@@ -28,92 +26,97 @@ class Results:
     """The kept results, and figures of them as they are written."""
 
     def __init__(self, folder: Path = RESULTS) -> None:
-        self.kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+        self.kept = {file.stem: read(file.stem, folder) for file in folder.glob("*.csv")}
+        self.models = points(self.kept["robustness_clean"])
 
-    def only(self, module: str, within: str | None = None, **key: Any) -> Any:
-        """The only result with these values."""
-        results = self.kept[module] if within is None else self.kept[module][within]
-        (result,) = (r for r in results if all(r.get(name) == value for name, value in key.items()))
-        return result
+    def rows(self, name: str, **key: Any) -> pd.DataFrame:
+        """The rows with these values."""
+        rows = self.kept[name]
+        for column, value in key.items():
+            rows = rows[rows[column] == value]
+        return rows
 
-    def peer(self, dataset: str, system: str, split: str = "test") -> Any:
+    def only(self, name: str, **key: Any) -> pd.Series[Any]:
+        """The only row with these values."""
+        (_, row), *others = self.rows(name, **key).iterrows()
+        assert not others, (name, key)
+        return row
+
+    def peer(self, dataset: str, system: str, split: str = "test") -> pd.Series[Any]:
         return self.only("peers", dataset=dataset, system=system, split=split)
 
     def precisions(self, dataset: str, system: str, split: str = "test", digits: int = 2) -> str:
         return precisions(self.peer(dataset, system, split), digits)
 
     def metric(self, dataset: str, system: str, metric: str, split: str = "test") -> str:
-        return percent(self.peer(dataset, system, split)["metrics"][metric])
+        return percent(self.peer(dataset, system, split)[metric])
 
     def training(self, dataset: str, system: str, split: str = "test") -> str:
-        return f"{self.peer(dataset, system, split)['training seconds']:.0f}"
+        return f"{self.peer(dataset, system, split)['training_seconds']:.0f}"
 
     def megabytes(self, dataset: str, system: str) -> str:
         return f"{self.peer(dataset, system)['bytes'] / 1e6:,.0f}"
 
     def gains(self, dataset: str, system: str, other: str) -> list[float]:
         """How much higher P@1, P@3 and P@5 of a system are than another's."""
-        ours, theirs = (self.peer(dataset, name)["metrics"] for name in (system, other))
-        return [ours[f"P@{k}"] - theirs[f"P@{k}"] for k in (1, 3, 5)]
+        ours, theirs = (self.peer(dataset, name) for name in (system, other))
+        return [ours[f"P@{k}"] - theirs[f"P@{k}"] for k in KS]
 
     def lever(self, dataset: str, lever: str) -> str:
         """P@1 / P@3 / P@5, means of the seeds."""
-        runs = [r["metrics"] for r in self.kept["levers"] if (r["dataset"], r["lever"]) == (dataset, lever)]
-        return precisions({"metrics": {f"P@{k}": mean(run[f"P@{k}"] for run in runs) for k in (1, 3, 5)}})
+        return precisions(self.rows("levers", dataset=dataset, lever=lever).mean(numeric_only=True))
 
     def seed(self, dataset: str, lever: str, seed: int) -> str:
-        return percent(self.only("levers", dataset=dataset, lever=lever, seed=seed)["metrics"]["P@1"])
+        return percent(self.only("levers", dataset=dataset, lever=lever, seed=seed)["P@1"])
 
-    def seconds(self, module: str, name: str, provider: str = "mach_ext", digits: int = 1) -> str:
-        return f"{self.only(module, name=name)['providers'][provider]['median']:.{digits}f}"
+    def seconds(
+        self, module: str, test: str, threads: int, provider: str = "mach_ext", digits: int = 1
+    ) -> str:
+        row = self.only(module, test=test, threads=threads, provider=provider)
+        return f"{row['seconds']:.{digits}f}"
 
-    def milliseconds(self, name: str, digits: int = 2) -> list[str]:
+    def milliseconds(self, case: str, digits: int = 2) -> list[str]:
         """Of a document, of the 256 that are decoded, the fewer first."""
-        runs = (self.only("merge_topk", name=f"test_decode[{t}threads-{name}]") for t in (1, 2))
-        return [
-            f"{ms:.{digits}f}" for ms in sorted(r["providers"]["mach_ext"]["median"] / 0.256 for r in runs)
-        ]
+        rows = self.rows("merge_topk", test=f"decode[{case}]", provider="mach_ext")
+        each = sorted(rows.drop_duplicates("threads")["seconds"] / 0.256)
+        return [f"{ms:.{digits}f}" for ms in each]
 
-    def ratio(self, module: str, name: str, over: str) -> float:
-        (ratio,) = (r["ratio"] for r in self.only(module, name=name)["ratios"] if r["over"] == over)
-        return float(ratio)
+    def ratio(self, module: str, test: str, over: str, **key: Any) -> float:
+        return float(self.only(module, test=test, over=over, **key)["ratio"])
 
-    def skipping_p1(self, dataset: str, negligible_gradient: float) -> str:
+    def skipping_p1(self, dataset: str, threshold: float) -> str:
         """Dev P@1 with gradients below the threshold skipped, the mean of the seeds."""
-        runs = self.only("training", name=f"test_negligible_gradient[{dataset}]")["runs"]
-        return percent(mean(r["dev"]["P@1"] for r in runs if r["negligible_gradient"] == negligible_gradient))
+        runs = self.rows("gradient_threshold", dataset=dataset, gradient_threshold=threshold)
+        return percent(runs["P@1"].mean())
 
-    def attack(self, threat_model: str, epsilon: float) -> Any:
+    def attack(self, threat_model: str, epsilon: float) -> pd.Series[Any]:
         """What an attack on wordnet leaves."""
-        sizes = self.only("robustness", "threats", dataset="wordnet", threat_model=threat_model)[
-            "adversarial"
-        ]
-        return next(size for size in sizes if size["epsilon"] == epsilon)
+        return self.only("threats", dataset="wordnet", threat_model=threat_model, epsilon=epsilon)
 
-    def robustness(self, dataset: str, axis: str, value: int) -> Any:
-        return self.only("robustness", "models", dataset=dataset, axis=axis, value=value)
+    def robustness(self, dataset: str, axis: str, value: int, attack: str = "fgsm") -> pd.Series[Any]:
+        """P@1 of a model under an attack, by size."""
+        about = pd.Series({"dataset": dataset, "axis": axis, "value": value})
+        (model,) = self.models[(self.models[list(about.index)] == about).all(axis=1)].to_dict("records")
+        key = {name: model[name] for name in ("dataset", "R", "B", "H", "merge")}
+        return self.only("robustness", **key, attack=attack)
 
     def shares_kept(self, dataset: str, axis: str, value: int, attack: str = "fgsm") -> list[str]:
         """The share of P@1 that is kept at 0.03, and its interval."""
-        at = self.kept["robustness"]["epsilons"].index(0.03)
-        return [f"{share:.2f}" for share in self.robustness(dataset, axis, value)[attack]["P@1 kept"][at]]
+        row = self.robustness(dataset, axis, value, attack)
+        return [f"{row[f'kept 0.03{end}']:.2f}" for end in ("", " low", " high")]
 
-    def gap(self, order: str, kind: str) -> list[float]:
+    def gap(self, order: str, curve: str) -> list[float]:
         """How far integrated gradients are from another order, by dataset and R."""
-        return [abs(r["IG minus"][order][kind][0]) for r in self.kept["faithfulness"]["results"]]
+        return self.rows("faithfulness", order=order, curve=curve)["IG minus"].abs().tolist()
 
     def certificate_seconds(self, model: str) -> str:
         """Seconds of a document and size."""
-        record = self.kept["certified"]["results"][f"support, {model}"]
-        return f"{record['seconds'] / record['documents'] / (len(record['sizes']) - 1):.2f}"
+        rows = self.rows("certified", threat_model="support", model=model)
+        return f"{rows['seconds'].iloc[0] / rows['documents'].iloc[0] / (len(rows) - 1):.2f}"
 
 
-def percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
-def precisions(result: Any, digits: int = 2) -> str:
-    return " / ".join(percent(result["metrics"][f"P@{k}"], digits) for k in (1, 3, 5))
+def precisions(result: pd.Series[Any], digits: int = 2) -> str:
+    return " / ".join(percent(result[f"P@{k}"], digits) for k in KS)
 
 
 def lines(folder: Path = RESULTS) -> list[Line]:
@@ -123,16 +126,16 @@ def lines(folder: Path = RESULTS) -> list[Line]:
 
 def readme(r: Results) -> list[Line]:
     demo = r.peer("wordnet", "mach_ext")
-    labels = r.only("levers", dataset="wordnet", lever="R 8, B 2048")["model"]["num_labels"]
+    labels = r.rows("levers", dataset="wordnet")["labels"].iloc[0]
     whole, small = r.peer("eurlex57k", "mach_ext"), r.peer("eurlex57k", "mach_ext (compressed)")
     lost = max(map(abs, r.gains("eurlex57k", "mach_ext", "mach_ext (compressed)")))
     moved, step = r.attack("support", 0.1), r.attack("dense", 0.01)
-    clean = r.only("robustness", "threats", dataset="wordnet", threat_model="support")["clean"]
+    clean = r.attack("support", 0)
     deletion, insertion = (
         r.gap("gradient x input", kind) + r.gap("ablation", kind) for kind in ("deletion", "insertion")
     )
-    memory, labels_10m = "test_memory_of_the_dense_pass", "test_extreme_labels[2threads-10000000]"
-    shape = r.only("attack", name=memory)["shape"]
+    memory, labels_10m = "memory_of_the_dense_pass", "extreme_labels[10000000]"
+    shape = dict(item.split("=") for item in r.only("attack", test=memory)["shape"].split())
     return [
         ("({} documents, {} labels), hashed", f"{demo['documents']:,}", f"{labels:,}"),
         (
@@ -160,23 +163,23 @@ def readme(r: Results) -> list[Line]:
         ("about {} bits are left of a weight's 32", f"{32 * small['bytes'] / whole['bytes']:.1f}"),
         ("leads the other two by {} to {} in deletion", f"{min(deletion):.3f}", f"{max(deletion):.3f}"),
         ("trails them by {} to {} in insertion", f"{min(insertion):.3f}", f"{max(insertion):.3f}"),
-        ("or by {} in L2", f"{moved['size']['l2']:.2f}"),
-        ("takes P@1 from {} to {}, and", percent(clean["P@1"], 1), percent(moved["metrics"]["P@1"], 1)),
-        ("noise of the same size takes it to {}", percent(moved["random"]["P@1"], 1)),
-        ("adds {} non-zeros of L2 norm {}", f"{step['size']['added']:,.0f}", f"{step['size']['l2']:.2f}"),
-        ("six epsilons take {} s and", r.seconds("attack", "test_a_grid_is_one_pass[2threads]")),
+        ("or by {} in L2", f"{moved['l2']:.2f}"),
+        ("takes P@1 from {} to {}, and", percent(clean["P@1"], 1), percent(moved["P@1"], 1)),
+        ("noise of the same size takes it to {}", percent(moved["noise P@1"], 1)),
+        ("adds {} non-zeros of L2 norm {}", f"{step['added']:,.0f}", f"{step['l2']:.2f}"),
+        ("six epsilons take {} s and", r.seconds("attack", "a_grid_is_one_pass", 2)),
         ("and {} MB more than before", f"{r.ratio('attack', memory, 'MB'):.0f}"),
-        ("N x D is {} GB", f"{4 * shape['N'] * shape['D'] / 1e9:.1f}"),
-        ("the gradient takes {} s, FGSM", r.seconds("attack", labels_10m, digits=2)),
-        ("FGSM at six epsilons {} s", r.seconds("attack", labels_10m, "FGSM, 6 eps")),
-        ("the exact decode {} s", r.seconds("attack", labels_10m, "decode")),
+        ("N x D is {} GB", f"{4 * int(shape['N']) * int(shape['D']) / 1e9:.1f}"),
+        ("the gradient takes {} s, FGSM", r.seconds("attack", labels_10m, 2, digits=2)),
+        ("FGSM at six epsilons {} s", r.seconds("attack", labels_10m, 2, "FGSM, 6 eps")),
+        ("the exact decode {} s", r.seconds("attack", labels_10m, 2, "decode")),
         ("A document and size takes {} s with hidden layers", r.certificate_seconds("hidden 512, R = 16")),
         ("and {} s for linear MACH", r.certificate_seconds("linear, R = 8")),
     ]
 
 
 def accuracy(r: Results) -> list[Line]:
-    systems = [m["system"] for m in r.kept["peers"] if (m["dataset"], m["split"]) == ("eurlex57k", "test")]
+    systems = r.rows("peers", dataset="eurlex57k", split="test")["system"]
     short = max(max(r.gains("eurlex57k", system, "mach_ext (SVM)")) for system in systems)
     wider = " / ".join(map(percent, r.gains("wordnet", "mach_ext (B 4096)", "mach_ext")))
     eps = "Adam's usual eps for the encoder"
@@ -247,8 +250,8 @@ def accuracy(r: Results) -> list[Line]:
         ),
         ("dev have {} and {} with Adam's", r.seed("eurlex57k", eps, 0), r.seed("eurlex57k", eps, 1)),
         ("and {} and {} with this one", r.seed("eurlex57k", "base", 0), r.seed("eurlex57k", "base", 1)),
-        ("means of two seeds, they have {}, and", r.lever("eurlex57k", f"R 4, B 1024, {OWN}")),
-        ("and one encoder of 512 has {} in the same time", r.lever("eurlex57k", "base")),
+        ("means of two seeds, they have {}. One", r.lever("eurlex57k", f"R 4, B 1024, {OWN}")),
+        ("One encoder of 512 has {} in the same time", r.lever("eurlex57k", "base")),
         ("on wordnet dev they have {}, and", r.lever("wordnet", f"R 8, B 2048, {OWN}")),
         ("and one of 512 has {}. They cost", r.lever("wordnet", "R 8, B 2048")),
         ("encoder of 1,024 units has {} on eurlex57k", r.lever("eurlex57k", "hidden 1024")),
@@ -266,8 +269,8 @@ def accuracy(r: Results) -> list[Line]:
             )
             for buckets, system in SVMS.items()
         ),
-        ("wordnet has {} after {} s. 16 buckets", precisions(four), f"{four['training seconds']:.0f}"),
-        ("solved side by side, {} times", f"{r.ratio('training', 'test_svm[1threads]', 'liblinear'):.0f}"),
+        ("wordnet has {} after {} s. 16 buckets", precisions(four), f"{four['training_seconds']:.0f}"),
+        ("solved side by side, {} times", f"{r.ratio('training', 'svm', 'liblinear', threads=1):.0f}"),
         ("SVMs have {} there. One dataset", r.precisions("bibtex", "mach_ext (SVM)")),
         ("the defaults are within {} points of the best found on eurlex57k", percent(short)),
         ("On wordnet B=4,096 is {} better", wider),
@@ -277,7 +280,7 @@ def accuracy(r: Results) -> list[Line]:
 def performance(r: Results) -> list[Line]:
     over = "points of difference, mean of the seeds"
     gain = {
-        name: f"{r.ratio('training', f'test_negligible_gradient[{name}]', over):.2f}"
+        name: f"{r.ratio('training', f'negligible_gradient[{name}]', over):.2f}"
         for name in ("eurlex57k", "wordnet")
     }
     return [
@@ -291,11 +294,8 @@ def performance(r: Results) -> list[Line]:
 
 
 def robustness(r: Results) -> list[Line]:
-    at = r.kept["robustness"]["epsilons"].index(0.1)
-    widest, narrowest = (f"{r.robustness('eurlex57k', 'B', B)['fgsm']['P@1'][at][0]:.3f}" for B in (2048, 64))
-    linear, narrow, wide = (
-        f"{r.robustness('eurlex57k', 'H', H)['fgsm']['P@1 half'][0]:.2f}" for H in (0, 32, 512)
-    )
+    widest, narrowest = (f"{r.robustness('eurlex57k', 'B', B)['P@1 0.1']:.3f}" for B in (2048, 64))
+    linear, narrow, wide = (f"{r.robustness('eurlex57k', 'H', H)['half']:.2f}" for H in (0, 32, 512))
     return [
         (
             "rises from {} to {} on eurlex57k and from {} to {} on wordnet",

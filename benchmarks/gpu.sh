@@ -15,7 +15,7 @@
 #
 # Needs: nvcc, and Python with its headers and the packages that are named below. Wheels of what is missing
 # may lie in wheels/ beside this checkout's files or in $MACH_WHEELS; Captum, for a few tests, may be missing.
-# Writes into OUT: summary.json, a log for each stage, cuda.json, cuda.md.
+# Writes into OUT: summary.json, a log for each stage, cuda.csv, cuda.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${1:?usage: benchmarks/gpu.sh OUT [build|cuda|tests|memcheck|racecheck|bench ...]}")
@@ -101,7 +101,7 @@ stage tests 70 "${test_on_gpu[@]}" tests -k cuda --continue-on-collection-errors
 stage memcheck 40 "${sanitize[@]}" --tool memcheck "${test_on_gpu[@]}" "${small[@]}"
 stage racecheck 30 "${sanitize[@]}" --tool racecheck "${test_on_gpu[@]}" "${small[@]}"
 stage bench 180 "${test_on_gpu[@]}" benchmarks/bench_cuda.py -s --results "$OUT"
-if [ -f "$OUT/cuda.json" ]; then
-  "$PYTHON" benchmarks/table.py --cuda "$OUT/cuda.json" | tee "$OUT/cuda.md"
+if [ -f "$OUT/cuda.csv" ]; then
+  "$PYTHON" benchmarks/table.py --cuda "$OUT/cuda.csv" | tee "$OUT/cuda.md"
 fi
 cat "$OUT/summary.json"

@@ -35,15 +35,15 @@ for work in works:
     for call in providers.values():
         call()
     assert "mach_ext" in providers, work.id
-    floor, bound = work.floor_seconds(b.H200)
+    floor, _ = work.floor_seconds(b.H200)
     for name in work.predicted():
         assert any(provider.startswith(name) for provider in providers), (work.id, name)
     rows = {
-        name: {"median": (i + 1) * floor, "peak_bytes": 10 * (i + 1), "share_of_floor": 1 / (i + 1)}
-        for i, name in enumerate(providers)
+        name: {"seconds": (i + 1) * floor, "peak_bytes": 10 * (i + 1)} for i, name in enumerate(providers)
     }
-    result = b.record(work, rows, floor, bound) | {"device": "a GPU", "predicted": False, "failed": {}}
-    b.keep(Config(), result, "cuda")
+    rows["compiled"] = {"failed": "RuntimeError: no compiler"}
+    rows = [row | {"device": "a GPU", "predicted": False} for row in b.record(work, rows, b.H200)]
+    b.keep(Config(), "cuda", rows)
 """
 
 
@@ -64,7 +64,7 @@ class Config:
         cwd=tmp_path, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    table = [sys.executable, str(ROOT / "benchmarks" / "table.py"), "--cuda", str(tmp_path / "cuda.json")]
+    table = [sys.executable, str(ROOT / "benchmarks" / "table.py"), "--cuda", str(tmp_path / "cuda.csv")]
     lines = subprocess.run(table, check=True, capture_output=True, text=True).stdout.splitlines()
     assert lines[0] == "**CUDA**, a GPU."
     rows = {line.split(":")[0].strip("| "): line.split(" | ")[-2:] for line in lines[4:] if line}
@@ -80,7 +80,7 @@ case "$*" in
   -) exit 0 ;;  # nothing is missing
   *get_device_capability*) echo 9.0 ;;
   *"setup.py"*) echo "building for $TORCH_CUDA_ARCH_LIST" ;;
-  *"bench_cuda.py"*) cp "$RESULTS" "$OUT_FOLDER/cuda.json"; exit 1 ;;
+  *"bench_cuda.py"*) cp "$RESULTS" "$OUT_FOLDER/cuda.csv"; exit 1 ;;
   *"table.py"*) exec "$REAL_PYTHON" "$@" ;;
   *) echo "$*"; exit 1 ;;
 esac
@@ -104,7 +104,7 @@ def gpu_script(tmp_path):
             "PYTHON": str(python),
             "REAL_PYTHON": sys.executable,
             "OUT_FOLDER": str(out),
-            "RESULTS": str(ROOT / "benchmarks" / "results" / "cuda_predicted.json"),
+            "RESULTS": str(ROOT / "benchmarks" / "results" / "cuda_predicted.csv"),
         }
         command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(out), *stages]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -8,8 +8,8 @@ What an author needs to know:
 * A ```pycon block holds `>>>` lines, and its outputs are checked as those of a doctest. `...` stands for any
   text.
 * In a ```console block a line that starts with `$ ` is a command, which must succeed. A trailing backslash
-  goes on in the next line, and all other lines are output that is shown and not checked. `$ mach-ext ...` runs
-  in the process of the test, with what stands before a pipe as its input, and `>` sends its output to a file:
+  goes on in the next line. All other lines are output that is shown and not checked. `$ mach-ext ...` runs in
+  the process of the test, with what stands before a pipe as its input, and `>` sends its output to a file:
   `$ cat texts.txt | mach-ext predict > out.tsv`. Other commands (`$ head -2 out.tsv`) run in a shell.
 * A block of any language with a title is written to the file of that name, and is not run:
   ```json title="animals/train.jsonl".

@@ -50,6 +50,13 @@ def test_coverage_runs_the_suite_and_prints_its_figure():
     assert commands[-1] == ".venv/bin/coverage report"
 
 
+def test_programs_of_the_documentation_come_with_the_docs_extra():
+    (mkdocs,) = recipe("docs")
+    assert ".venv/bin/mkdocs build --strict" in mkdocs
+    assert re.search(r'^docs = \["mkdocs-material[=>]', PROJECT, re.MULTILINE)
+    assert '".[dev,docs]"' in MAKEFILE
+
+
 @pytest.mark.parametrize("program", ["clang-format", "coverage", "mypy", "pre-commit", "pytest", "ruff"])
 def test_programs_come_with_the_dev_extra(program):
     dev = re.search(r"^dev = \[(.*?)^\]", PROJECT, re.MULTILINE | re.DOTALL)[1]
@@ -62,7 +69,7 @@ def test_programs_come_with_the_dev_extra(program):
 def test_workflow_runs_targets_that_exist():
     commands = [step["run"] for step in STEPS if "run" in step]
     assert all(command.startswith("make ") for command in commands)
-    assert {MAKE.match(command)[1] for command in commands} == {"lint", "suite", "coverage", "abi"} <= PHONY
+    assert {MAKE.match(command)[1] for command in commands} == {"lint", "suite", "coverage", "abi", "docs"} <= PHONY
 
 
 def test_workflow_uses_two_actions_and_no_secret():
@@ -180,7 +187,7 @@ def test_contributing_names_targets_that_exist():
         ("mach_ext/data/wordnet.py", ["prepare"]),
         ("mach_ext/cli/main.py", ["COMMANDS", "FLAGS"]),
         ("mach_ext/cli/info.py", ["add_options", "run"]),
-        ("benchmarks/table.py", ["MODULES"]),
+        ("benchmarks/frames.py", ["MODULES"]),
         ("benchmarks/conftest.py", ["compare"]),
         ("tests/conftest.py", ["device"]),
         ("csrc/ops.cpp", ["signs", "label_logits"]),

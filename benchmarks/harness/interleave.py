@@ -20,7 +20,7 @@ class Part:
 
     call: Callable[..., Any]
     scale: float = 1.0
-    what: str = "all"  # such as "32 of 256 documents"
+    what: str = ""  # such as "32 of 256 documents", nothing for all
     before: Callable[[], Any] | None = None  # not timed; `call` gets what it returns
 
     @staticmethod

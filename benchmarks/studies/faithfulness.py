@@ -1,4 +1,4 @@
-"""Are the explanations faithful? A table and a plot.
+"""Are the explanations faithful? A table, and data for a chart.
 
 Run: PYTHONPATH=benchmarks python -m studies.faithfulness
 
@@ -13,13 +13,13 @@ area under its curve is taken: small is good for deletion, large for insertion. 
 *Stability*: Spearman correlation of the Integrated Gradients of the same document and label in two models of
 other hash seed (and initial weights). *Collision check*: precision of the top-5 predictions that
 `explain.collisions` calls a signal, of those that it calls a collision, and of as many signals of the nearest
-scores. Intervals: 95 %, bootstrap over documents. Results: results/faithfulness.json and .png.
+scores. Intervals: 95 %, bootstrap over documents. Results: results/faithfulness.csv and
+results/collisions.csv. `make bench-table` draws the chart.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from harness import RESULTS, ROOT, circumstances
+from harness import RESULTS, ROOT, circumstances, write_rows
 from inputs import dataset, trained
+from tables import TABLES
 from torch import Tensor
 from tqdm import tqdm
 
@@ -110,18 +111,19 @@ def collision_check(model: mach_ext.MACH, X: Any, Y: Any) -> dict[str, Any]:
             scores.append(check.score)
     verdict, hit, score = np.array(verdicts), np.array(right), np.array(scores)
     signal = verdict == "signal"
-    result: dict[str, Any] = {
-        name: [int((verdict == name).sum()), float(hit[verdict == name].mean()) if name in verdicts else None]
-        for name in ("signal", "collision", "undecided")
-    }
+    result: dict[str, Any] = {}
+    for name in ("signal", "collision", "undecided"):
+        of = verdict == name
+        result |= {name: int(of.sum()), f"{name} right": hit[of].mean() if of.any() else None}
     nearest = [np.abs(score[signal] - s).argsort()[:10] for s in score[verdict == "collision"]]
     alike = [hit[signal][i].mean() for i in nearest]
-    result["signals of those scores"] = float(np.mean(alike)) if alike else None
-    return result
+    return result | {"near signal right": np.mean(alike) if alike else None}
 
 
-def study(name: str, real_data: Path, R: int, documents: int) -> dict[str, Any]:
-    """Everything for one dataset and number of repetitions, both seeds."""
+def study(
+    name: str, real_data: Path, R: int, documents: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """For one dataset and number of repetitions: a row a curve, the mean of both seeds, and a row a seed."""
     rng = np.random.default_rng(R)
     test = dataset(name, real_data).test
     assert test is not None
@@ -140,87 +142,30 @@ def study(name: str, real_data: Path, R: int, documents: int) -> dict[str, Any]:
         stable.append(scipy.stats.spearmanr(*both).statistic if X[n].nnz > 2 else np.nan)
     area = np.stack(document_areas)  # [documents, methods, 2]
     stability = np.array(stable)
-    result: dict[str, Any] = {
-        "dataset": name,
-        "R": R,
-        "documents": len(rows),
-        "P@1": [mach_ext.metrics.evaluate(Y, m.predict(X, 1)[1], ks=(1,))["P@1"] for m in models],
-        "areas": {},
-        "IG minus": {},
-        "stability": interval(stability[np.isfinite(stability)], rng),
-        "curves": dict(zip(METHODS, np.mean(curves, 0).round(5).tolist(), strict=True)),
-        "collision check": [collision_check(model, X[:200], Y[:200]) for model in models],
-    }
+    about = {"dataset": name, "R": R}
+    steady = named("stability", interval(stability[np.isfinite(stability)], rng))
+    checks = []
+    for seed, model in zip(SEEDS, models, strict=True):
+        right = mach_ext.metrics.evaluate(Y, model.predict(X, 1)[1], ks=(1,))["P@1"]
+        checks.append(
+            about | {"seed": seed, "P@1": right} | steady | collision_check(model, X[:200], Y[:200])
+        )
+    rows = []
+    heights = np.mean(curves, 0)  # [methods, 2, STEPS]
     for i, method in enumerate(METHODS):
         for j, curve in enumerate(CURVES):
-            result["areas"].setdefault(method, {})[curve] = interval(area[:, i, j], rng)
-            result["IG minus"].setdefault(method, {})[curve] = interval(area[:, 0, j] - area[:, i, j], rng)
-    return result
+            row = about | {"order": method, "curve": curve, "documents": len(area)}
+            row |= named("area", interval(area[:, i, j], rng))
+            row |= named("IG minus", interval(area[:, 0, j] - area[:, i, j], rng))
+            rows.append(
+                row | {f"{100 * s / (STEPS - 1):g} %": height for s, height in enumerate(heights[i, j])}
+            )
+    return rows, checks
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: areas, a row a dataset, R and method; then stability and collision check."""
-    rows = [("data", "R", "order", "deletion area", "insertion area", "IG - it, deletion"), ("---",) * 6]
-    for r in results:
-        for method in METHODS:
-            cells = [_interval(r["areas"][method][curve]) for curve in CURVES]
-            margin = "" if method == METHODS[0] else _interval(r["IG minus"][method]["deletion"])
-            rows.append((r["dataset"], str(r["R"]), method, *cells, margin))
-    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    head = ("data", "R", "P@1", "stability", "signals right", "collisions right", "signals of those scores")
-    rows = [head, ("---",) * len(head)]
-    for r in results:
-        checks = r["collision check"]
-        shares = [" / ".join(_share(*check[name]) for check in checks) for name in ("signal", "collision")]
-        alike = " / ".join(_share(None, check["signals of those scores"]) for check in checks)
-        right = " / ".join(_share(None, p) for p in r["P@1"])
-        rows.append((r["dataset"], str(r["R"]), right, _interval(r["stability"]), *shares, alike))
-    return text + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _interval(values: list[float]) -> str:
-    mean, low, high = values
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _share(count: int | None, share: float | None) -> str:
-    if share is None:
-        return "-"
-    return f"{share:.1%}" if count is None else f"{share:.1%} of {count}"
-
-
-def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """A row a dataset: deletion and insertion curves at the largest R, areas over R, stability."""
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(r["dataset"] for r in results))
-    figure = Figure(figsize=(12.5, 3.1 * len(names)), layout="constrained")
-    grid = figure.subplots(len(names), 4, squeeze=False)
-    colours = dict(zip(METHODS, ("#2166ac", "#c8571b", "#3f8f5f", "#8a949f"), strict=True))
-    for row, name in zip(grid, names, strict=True):
-        mine = [r for r in results if r["dataset"] == name]
-        R = [str(r["R"]) for r in mine]
-
-        def bars(axes: Any, intervals: list[list[float]], colour: str, at: list[str] = R) -> None:
-            mean, low, high = np.array(intervals).T
-            error = (mean - low, high - mean)
-            axes.errorbar(at, mean, error, color=colour, marker="o", markersize=4, capsize=3)
-
-        for j, (curve, verb) in enumerate(zip(CURVES, ("removed", "inserted"), strict=True)):
-            for method, colour in colours.items():
-                heights = mine[-1]["curves"][method][j]
-                row[j].plot(np.linspace(0, 100, STEPS), heights, color=colour, label=method)
-            row[j].set(title=f"{name}, R={R[-1]}: {curve}", xlabel=f"features {verb}, %")
-        for method, colour in colours.items():
-            bars(row[2], [r["areas"][method]["deletion"] for r in mine], colour)
-        row[2].set(title="deletion area", xlabel="R")
-        bars(row[3], [r["stability"] for r in mine], colours[METHODS[0]])
-        row[3].set(title="IG across hash seeds", xlabel="R", ylim=(0, 1), ylabel="Spearman correlation")
-        row[0].set(ylabel="score, scaled")
-        row[0].legend(frameon=False, fontsize=8)
-        for axes in row:
-            axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)
+def named(name: str, values: list[float]) -> dict[str, float]:
+    """Columns of a value and its interval."""
+    return dict(zip((name, f"{name} low", f"{name} high"), values, strict=True))
 
 
 def main() -> None:
@@ -230,19 +175,15 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=500)
     shared = os.environ.get("MACH_SHARED_DATA", ROOT.parent / "shared" / "data")
     parser.add_argument("--data", type=Path, default=shared, help="folder with eurlex57k")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and plot go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
-    file = args.results / "faithfulness.json"
-    kept = json.loads(file.read_text())["results"] if file.exists() else []
-    by_key = {(r["dataset"], r["R"]): r for r in kept}
     for name in args.datasets:
         for R in args.repetitions:
-            by_key[name, R] = study(name, args.data, R, args.documents)
-            results = [by_key[key] for key in sorted(by_key)]
-            record = {"hidden_size": HIDDEN, "seeds": SEEDS, **circumstances(), "results": results}
-            file.write_text(json.dumps(record, indent=1) + "\n")
-    plot(results, file.with_suffix(".png"))
-    print(table(results))
+            curves, checks = study(name, args.data, R, args.documents)
+            for file, rows in (("faithfulness", curves), ("collisions", checks)):
+                rows = [row | circumstances(args.results) for row in rows]
+                write_rows(args.results / f"{file}.csv", rows, ["dataset", "R"])
+    print(TABLES["faithfulness"](args.results))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Run: PYTHONPATH=benchmarks python -m studies.peers DATASET [SYSTEM ...]
 
 All are trained and asked on the same CSR matrices, the same split and as many threads. Each result goes into
-results/peers.json as soon as it is there, in place of the former one of the same name; `make bench-table`
+results/peers.csv as soon as it is there, in place of the former one of the same name; `make bench-table`
 makes the table of docs/results/accuracy.md from it. Needs the extra [peers].
 
 Settings are chosen on dev: trained on train, asked on dev; where there is no dev, or it is the last word, a
@@ -18,7 +18,6 @@ as the system itself writes it.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import warnings
@@ -31,12 +30,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from harness import RESULTS, circumstances
+from harness import RESULTS, circumstances, write_rows
 
 import mach_ext
 from mach_ext import data, metrics, svm, training
 
-FILE = RESULTS / "peers.json"
 K = 50  # labels asked for
 SINGLE = 200  # documents asked one by one
 
@@ -257,6 +255,7 @@ SYSTEMS = {
     ),
     "mach_ext (compressed)": System("mach_ext", mach, {"step": 0.5}),
     "mach_ext (compressed) and neighbours": System("mach_ext", mach, {"step": 0.5, "candidates": 200}),
+    "mach_ext (rows as given, compressed)": System("mach_ext", mach, {"as_given": True, "step": 0.5}),
     "mach_ext (SVM)": System("mach_ext", svms),
     "mach_ext (SVM, compressed)": System("mach_ext", svms, {"step": 0.8}),
     "mach_ext (SVM, R 8, B 1024)": System("mach_ext", svms, {"num_buckets": 1024}),
@@ -325,23 +324,15 @@ def measure(
                 predict(x)
             single = (time.process_time() - start) / len(documents)
             results[name] = {
-                "metrics": metrics.evaluate(split.Y, labels, (1, 3, 5), (K,), q),
-                "training seconds": seconds,
-                "ms a document": {"single": single * 1e3, "batch": batch * 1e3},
-                "bytes": size,
                 "documents": len(train),
                 "asked": len(split),
+                **metrics.evaluate(split.Y, labels, (1, 3, 5), (K,), q),
+                "training_seconds": seconds,
+                "ms_single": single * 1e3,
+                "ms_batch": batch * 1e3,
+                "bytes": size,
             }
     return results
-
-
-def keep(result: dict[str, Any]) -> None:
-    """Into peers.json, in place of the one of the same name."""
-    kept = json.loads(FILE.read_text()) if FILE.exists() else []
-    name = ("dataset", "split", "system")
-    kept = [r for r in kept if [r[key] for key in name] != [result[key] for key in name]]
-    kept = sorted([*kept, result], key=lambda r: (r["dataset"], r["split"], r["system"]))
-    data.write_json(FILE, kept)
 
 
 def main() -> None:
@@ -360,13 +351,14 @@ def main() -> None:
         system = SYSTEMS[name]
         if system.most_labels is not None and dataset.num_labels > system.most_labels and not args.systems:
             continue
-        about = {"system": name, "settings": system.settings, "threads": args.threads} | circumstances()
-        about["version"] = f"{system.package} {version(system.package)}"
+        about = {"package": f"{system.package} {version(system.package)}", "settings": system.settings}
+        about |= {"threads": args.threads}
         for split, result in measure(system, dataset.train, asked, args.threads).items():
-            keep({"dataset": dataset.name, "split": split} | about | result)
-            shown = " / ".join(f"{100 * result['metrics'][f'P@{k}']:.2f}" for k in (1, 3, 5))
+            key = {"dataset": dataset.name, "split": split, "system": name}
+            write_rows(RESULTS / "peers.csv", [key | about | result | circumstances(RESULTS)], list(key))
+            shown = " / ".join(f"{100 * result[f'P@{k}']:.2f}" for k in (1, 3, 5))
             print(
-                f"{dataset.name}, {split}, {name}: P@1/3/5 {shown}, {result['training seconds']:.1f} s, "
+                f"{dataset.name}, {split}, {name}: P@1/3/5 {shown}, {result['training_seconds']:.1f} s, "
                 f"{result['bytes'] / 1e6:.1f} MB",
                 flush=True,
             )

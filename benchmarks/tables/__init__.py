@@ -1,0 +1,20 @@
+"""The tables of the documents, each made from the kept results: name -> Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tables import accuracy, faithfulness, robustness, speed
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "benchmarks": speed.benchmarks,
+    "certified": robustness.certified,
+    "faithfulness": faithfulness.faithfulness,
+    "half": accuracy.half,
+    "levers": accuracy.levers,
+    "peers": accuracy.peers,
+    "robustness": robustness.robustness,
+    "standing": accuracy.standing,
+    "threats": robustness.threats,
+}

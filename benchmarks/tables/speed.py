@@ -1,0 +1,89 @@
+"""Speed: each work beside the other forms of it, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from frames import markdown, milliseconds, read, timings
+
+from tables.cuda import cuda
+
+HEAD = ("work", "floor, ms", "of it reached", "beside", "ratio", "target", "met")
+SUMMARISED = {  # works with one line: its name, and what stands beside
+    "decode grid": ("decode", "torch"),
+    "decode paths": ("decode, the path chosen by cost", "path forced"),
+}
+
+
+def benchmarks(folder: Path) -> str:
+    """The table in Markdown. What stands with a slash is for 1 and 2 threads."""
+    kept = timings(folder)
+    if kept.empty:
+        return "No results are kept: `make bench`.\n"
+    compared = kept[kept["over"].notna()]
+    compared = compared.assign(turn=compared.groupby(["test", "threads"], dropna=False).cumcount())
+    each = compared[~compared["work"].isin(SUMMARISED)]
+    rows = [
+        line(title if turn == 0 else "same", of.sort_values("threads", kind="stable"))
+        for (title, turn), of in each.groupby(["title", "turn"], sort=False)
+    ]
+    for work in SUMMARISED:
+        if len(grid := compared[compared["work"] == work]):
+            rows.append(summary_line(work, grid))
+    text = markdown(pd.DataFrame(rows, columns=list(HEAD))) + "\n" + footnotes(kept, compared, folder)
+    names = [name for name in ("cuda", "cuda_predicted") if (folder / f"{name}.csv").exists()]
+    return text + ("\n" + cuda(read(names[0], folder)) if names else "")
+
+
+def line(name: str, of: pd.DataFrame) -> tuple[str, ...]:
+    """The line of one ratio, with all numbers of threads."""
+    first = of.iloc[0]
+    if first["provider"] != "mach_ext":
+        name += f" ({first['provider']})"
+    timed = of[of["floor_seconds"].notna()] if first["provider"].startswith("mach_ext") else of[:0]
+    floors = " / ".join(timed["floor_seconds"].map(milliseconds))
+    reached = " / ".join((timed["floor_seconds"] / timed["seconds"]).map("{:.0%}".format))
+    bound = f" ({first['bound']})" if floors else ""
+    ratios = " / ".join(of["ratio"].map("{:.3g}".format))
+    return (name, floors + bound, reached, " / ".join(of["over"].unique()), ratios, *promise(of))
+
+
+def promise(of: pd.DataFrame) -> tuple[str, str]:
+    first = of.iloc[0]
+    for sign, target in (("≥", first["at_least"]), ("<", first["at_most"])):
+        if pd.notna(target):
+            met = "yes" if of["met"].all() else "**not at all threads**" if of["met"].any() else "**no**"
+            return f"{sign} {target:g}", met
+    return "", ""
+
+
+def summary_line(work: str, grid: pd.DataFrame) -> tuple[str, ...]:
+    name, beside = SUMMARISED[work]
+    worst = " / ".join(grid.groupby("threads")["ratio"].min().map("{:.3g}".format))
+    under = (~grid["met"]).sum()
+    met = f"**no**, {under} of {len(grid)} under" if under else "yes"
+    points = f"{name}, {grid['title'].nunique()} shapes and inputs, the least ratio"
+    return points, "", "", beside, worst, f"≥ {grid['at_least'].iloc[0]:g}", met
+
+
+def footnotes(kept: pd.DataFrame, compared: pd.DataFrame, folder: Path) -> str:
+    text = (
+        "Ratio: median of the other / median of mach_ext, in turn in one run. "
+        "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
+        "cache between calls, or is skipped, can go below it):\n\n"
+    )
+    floors = kept[["work"]].drop_duplicates().merge(read("floors", folder), on="work")
+    floors["work"] = floors["work"].str.split(" ").str[0]
+    for how, of in floors.groupby("floor", sort=False):
+        text += f"* {', '.join(of['work'].unique())}: {how}.\n"
+    under = compared[compared["work"].isin(SUMMARISED) & ~compared["met"]]
+    for row in under.sort_values("threads", kind="stable").itertuples():
+        text += f"* Under: {row.title}, {row.threads:.0f} threads: {row.ratio:.2f}.\n"
+    machines = kept[["cpu", "isa", "torch"]].drop_duplicates().sort_values(["cpu", "isa", "torch"])
+    for row in machines.itertuples():
+        text += f"* Machine: {row.cpu}, {row.isa}; torch {row.torch}.\n"
+    stream = kept["stream_gb_per_s"].dropna()
+    if len(stream):
+        text += f"* STREAM triad in these runs: {stream.min():.0f} ... {stream.max():.0f} GB/s.\n"
+    return text

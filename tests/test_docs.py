@@ -83,11 +83,9 @@ def broken(pages, files):
             target = address if not parts.path else target
             if target not in files:
                 target = posixpath.normpath(posixpath.join(target, "index.html"))
-            if target not in files:
+            anchor, page_there = unquote(parts.fragment), pages.get(target)
+            if target not in files or (anchor and page_there and anchor not in page_there.anchors):
                 yield address, link
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors | {"__codelineno"}:
-                    yield address, link
 
 
 def test_every_link_leads_somewhere(site, pages):

@@ -8,7 +8,13 @@ from matplotlib.figure import Figure
 WORDS = ["cats", "Africa", "mane", "tawny", "various"]
 X = np.array([0.5, 0.6, 0.7, 0.4, 0.3])
 ENCODER = np.array(
-    [[1.5, 0.3, -0.8, 0.5], [0.2, 1.2, 0.9, -1.0], [1.1, 0.9, -1.2, 1.4], [0.3, 0.5, 1.5, 0.2], [-0.7, 0.2, 0.4, -0.9]]
+    [
+        [1.5, 0.3, -0.8, 0.5],
+        [0.2, 1.2, 0.9, -1.0],
+        [1.1, 0.9, -1.2, 1.4],
+        [0.3, 0.5, 1.5, 0.2],
+        [-0.7, 0.2, 0.4, -0.9],
+    ]
 )
 BIAS = np.array([-0.55, -1.1, 0.25, -0.2])
 OUTPUT = np.array([1.6, 1.3, -1.1, 0.9])
@@ -21,8 +27,9 @@ def score(a: np.ndarray) -> np.ndarray:
 
 def draw() -> Figure:
     slope = X @ ENCODER
-    kinks = np.sort([-b / s for b, s in zip(BIAS, slope, strict=True) if 0 < -b / s < 1])
-    active = np.array([np.clip(1 + b / s, 0, 1) if s > 0 else np.clip(-b / s, 0, 1) for b, s in zip(BIAS, slope, strict=True)])
+    switch = np.clip(-BIAS / slope, 0, 1)  # where on the path a unit switches
+    kinks = switch[(switch > 0) & (switch < 1)]
+    active = np.where(slope > 0, 1 - switch, switch)  # on which part of the path it is on
     added = X * ((ENCODER * active) @ OUTPUT)  # Integrated Gradients, in closed form
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.4, 5.4), layout="constrained")
     a = np.linspace(0, 1, 400)
@@ -42,10 +49,18 @@ def draw() -> Figure:
     bottom.set_yticks(range(5), [WORDS[i] for i in order])
     bottom.axvline(0, color=GREY, linewidth=1)
     for y, value in enumerate(added[order]):
-        bottom.text(value + (0.06 if value > 0 else -0.06), y, f"{value:+.2f}", va="center", ha="left" if value > 0 else "right")
+        bottom.text(
+            value + (0.06 if value > 0 else -0.06),
+            y,
+            f"{value:+.2f}",
+            va="center",
+            ha="left" if value > 0 else "right",
+        )
     bottom.set_xticks([])
     bottom.spines["bottom"].set_visible(False)
     bottom.margins(x=0.2)
     bottom.tick_params(length=0)
-    bottom.set_title(f"the words' shares add up: {added.sum():.2f} = {end:.2f} - ({start:.2f})", fontsize=12, weight="bold")
+    bottom.set_title(
+        f"the words' shares add up: {added.sum():.2f} = {end:.2f} - ({start:.2f})", fontsize=12, weight="bold"
+    )
     return figure

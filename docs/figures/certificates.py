@@ -5,7 +5,6 @@ import numpy as np
 from _style import BLUE, GREY, ORANGE, RED
 from matplotlib.figure import Figure
 
-
 WEIGHTS, BIAS = np.array([-1.6, 1.8, 1.1, -2.8]), np.array([-0.3, 0.3, -0.8, -0.1])
 OUTPUT = np.array([0.8, -0.5, -0.3, -1.0])
 
@@ -37,14 +36,26 @@ def draw() -> Figure:
     axes.axhline(0, color="#333333", linewidth=1)
     safe = sizes[bound > 0].max()
     axes.axvspan(0, safe, color=BLUE, alpha=0.09, linewidth=0)
-    axes.text(safe / 2, -0.72, "certified:\nno change of\nthis size can\ntake the lead", ha="center", color=BLUE, fontsize=11)
+    axes.text(
+        safe / 2,
+        -0.72,
+        "certified:\nno change of\nthis size can\ntake the lead",
+        ha="center",
+        color=BLUE,
+        fontsize=11,
+    )
     axes.text(0.55, 0.42, "after an attack", color="#9A6700", fontsize=11)
     axes.text(0.99, -0.1, "after the\nworst change", color="#555555", ha="right", va="top", fontsize=10)
     axes.text(0.55, -0.75, "proven\nat least", color=BLUE, ha="left", va="top", fontsize=11)
     broken = sizes[attack > 0].max()
     axes.scatter([broken], [0], color=RED, zorder=4, s=50)
     axes.annotate("the attack\nsucceeds", (broken, 0), (broken, 0.14), fontsize=10, color=RED, ha="center")
-    axes.set(xlim=(0, 1), ylim=(-1.35, 1.05), xlabel="size of the change", ylabel="lead of the label over its rival")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(-1.35, 1.05),
+        xlabel="size of the change",
+        ylabel="lead of the label over its rival",
+    )
     axes.set_xticks([])
     axes.set_yticks([0], ["0"])
     return figure

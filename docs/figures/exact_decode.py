@@ -21,13 +21,33 @@ def draw() -> Figure:
     label = np.arange(len(scores))
     axes.vlines(label[~looked], -5, bounds[~looked], color="#DDDDDD", linewidth=3)
     axes.vlines(label[looked], -5, bounds[looked], color="#BFDDF0", linewidth=3)
-    axes.scatter(label[~looked], bounds[~looked], marker="_", s=60, color=GREY, linewidth=2, label="upper bound only")
-    axes.scatter(label[looked], bounds[looked], marker="_", s=60, color=BLUE, linewidth=2, label="bound reaches the line")
-    axes.scatter(label[looked & ~best], scores[looked & ~best], s=36, color=ORANGE, label="exact score, not in the top 5")
+    axes.scatter(
+        label[~looked], bounds[~looked], marker="_", s=60, color=GREY, linewidth=2, label="upper bound only"
+    )
+    axes.scatter(
+        label[looked],
+        bounds[looked],
+        marker="_",
+        s=60,
+        color=BLUE,
+        linewidth=2,
+        label="bound reaches the line",
+    )
+    axes.scatter(
+        label[looked & ~best],
+        scores[looked & ~best],
+        s=36,
+        color=ORANGE,
+        label="exact score, not in the top 5",
+    )
     axes.scatter(label[best], scores[best], s=60, marker="D", color=RED, label="exact score, in the top 5")
     axes.plot([-1.5, 50], [threshold] * 2, color="#333333", linewidth=1.2, linestyle="--")
     axes.text(50.5, threshold, "5th best\nscore", fontsize=10, va="center")
-    axes.set(xlim=(-1.5, 59), ylim=(-4.2, 4.7), xlabel=f"{len(scores)} labels: {looked.sum()} need their exact score")
+    axes.set(
+        xlim=(-1.5, 59),
+        ylim=(-4.2, 4.7),
+        xlabel=f"{len(scores)} labels: {looked.sum()} need their exact score",
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_ylabel("score")

@@ -1,4 +1,4 @@
-"""Eight labels in three repetitions of four buckets: the buckets' logits, and the scores that they merge to."""
+"""Eight labels in three repetitions of four buckets: the logits, and the scores that they merge to."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +13,9 @@ ASKED = LABELS.index("lion")
 
 
 def draw() -> Figure:
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.4, 6.6), height_ratios=[1.25, 1], layout="constrained")
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(5.4, 6.6), height_ratios=[1.25, 1], layout="constrained"
+    )
     buckets(top)
     scores(bottom)
     return figure
@@ -59,5 +61,7 @@ def scores(axes: plt.Axes) -> None:
     for y, label in enumerate(order):
         value = merged[label]
         side = 0.1 if value > 0 else -0.1
-        axes.text(value + side, y, f"{value:+.1f}", va="center", ha="left" if value > 0 else "right", fontsize=11)
+        axes.text(
+            value + side, y, f"{value:+.1f}", va="center", ha="left" if value > 0 else "right", fontsize=11
+        )
     axes.set_title("each label: the mean of its 3 buckets", fontsize=12, weight="bold", color=INK)

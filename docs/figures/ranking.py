@@ -25,10 +25,10 @@ def draw() -> Figure:
     axes.set_yticks([])
     axes.set(ylim=(0, 1.2))
     axes.set_title("the top 5, and what a right label counts at its rank", fontsize=12, weight="bold")
-    best = discounts[:3].sum()
+    gain, best = (hits * discounts)[:3].sum(), discounts[:3].sum()
     lines = [
         f"P@1 = {hits[0]:.2f}    P@3 = {hits[:3].mean():.2f}    P@5 = {hits.mean():.2f}",
-        f"nDCG@3 = {(hits * discounts)[:3].sum():.2f} / {best:.2f} = {(hits * discounts)[:3].sum() / best:.2f}",
+        f"nDCG@3 = {gain:.2f} / {best:.2f} = {gain / best:.2f}",
         f"R@5 = {hits.sum()} of {len(TRUE)} = {hits.sum() / len(TRUE):.2f}",
     ]
     axes.text(5.45, 1.08, "\n".join(lines), ha="right", va="top", fontsize=11, linespacing=1.5)

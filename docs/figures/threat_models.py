@@ -39,7 +39,9 @@ def draw() -> Figure:
         axes.bar(at[moved] + 0.2, after[moved], width=0.4, color=ORANGE, label="changed")
         axes.bar(at[~moved & OWN] + 0.2, after[~moved & OWN], width=0.4, color=BLUE, label="unchanged")
         vanished = moved & (after == 0)
-        axes.scatter(at[vanished] + 0.2, np.full(vanished.sum(), 0.06), marker="x", color=ORANGE, s=45, linewidth=2.5)
+        axes.scatter(
+            at[vanished] + 0.2, np.full(vanished.sum(), 0.06), marker="x", color=ORANGE, s=45, linewidth=2.5
+        )
         axes.axhline(0, color=GREY, linewidth=1)
         axes.axvline(3.5, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=12, weight="bold")

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def leaves(command: Any, context: Any) -> Iterator[tuple[Any, Any]]:
-    """The commands of a group and of the groups in it, each with its context. Groups themselves are left out."""
+    """The commands of a group and of the groups in it, each with its context."""
     if not hasattr(command, "commands"):
         yield command, context
         return

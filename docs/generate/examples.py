@@ -1,4 +1,4 @@
-"""An extension of griffe: our docstrings head their examples with `Example:`, and griffe knows `Examples:` only."""
+"""An extension of griffe: docstrings head their examples with `Example:`, griffe knows `Examples:` only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pages and figures that are made when the site is built: mkdocs calls these functions.
 
-* The page of each public module: a title, the module's docstring and the entries of its names. Where docs/ has a
+* The page of each public module: a title, the module's docstring and the entries of its names. If docs/ has a
   page for the module, that page comes first in place of the title and docstring.
 * The page of the command line, from its commands.
 * An SVG file of each figure in docs/figures/.
@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -22,10 +21,15 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).parents[1]
 sys.path[:0] = [str(Path(__file__).parent), str(DOCS / "figures")]
 
+import _style  # noqa: E402
 import commands  # noqa: E402
 import reference  # noqa: E402
 
-HIDDEN = re.compile(r"^ *<!-- (?:setup\n.*?|not run: .*?|once: .*?|/once|\w+: written by .*?|/\w+) ?-->\n?", re.DOTALL | re.MULTILINE)
+FIGURES = {file.stem: importlib.import_module(file.stem) for file in sorted(DOCS.glob("figures/[!_]*.py"))}
+
+# Remarks for the tests and the tools that keep figures.
+REMARK = r"setup\n.*?|not run: .*?|once: .*?|/once|\w+: written by .*?|/\w+"
+HIDDEN = re.compile(rf"^ *<!-- (?:{REMARK}) ?-->\n?", re.DOTALL | re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -40,8 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for module in reference.modules():
         if files.get_file_from_path(reference.path(module)) is None:
             files.append(File.generated(config, reference.path(module), content=reference.head(module)))
-    for figure in sorted((DOCS / "figures").glob("[!_]*.py")):
-        files.append(File.generated(config, f"images/{figure.stem}.svg", content=draw(figure.stem)))
+    for name, figure in FIGURES.items():
+        files.append(File.generated(config, f"images/{name}.svg", content=_style.svg(figure.draw)))
     return files
 
 
@@ -65,8 +69,3 @@ def command_line() -> str:
     if not hasattr(main, "app"):
         return ""
     return commands.page(importlib.import_module("typer.main").get_command(main.app))
-
-
-def draw(name: str) -> str:
-    """A figure of docs/figures/ as SVG."""
-    return importlib.import_module("_style").svg(importlib.import_module(name).draw)

@@ -74,7 +74,7 @@ def overview() -> str:
 
 
 def entries(module: str) -> str:
-    """The entries of a module: mkdocstrings makes those of classes and functions. Constants show their values."""
+    """The entries of a module, by mkdocstrings for classes and functions. Constants show their values."""
     loaded = importlib.import_module(module)
     names = public_names(loaded)
     constants = [name for name in names if order(getattr(loaded, name)) == 2]

@@ -2,10 +2,10 @@
 
     make docs
     pip install playwright
-    python docs/check_pages.py [--browser /usr/bin/chromium] [--shots FOLDER]
+    python docs/check_pages.py [--browser FILE] [--shots FOLDER]
 
-It serves site/ on this machine and says which page is wider than the screen, writes an error to the console, or
-asks for anything from elsewhere. With --shots it keeps a picture of each page.
+It serves site/ on this machine. It says which page is wider than the screen, writes an error to the console,
+or asks for anything from elsewhere. With --shots it keeps a picture of each page.
 """
 
 from __future__ import annotations

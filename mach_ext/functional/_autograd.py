@@ -13,7 +13,7 @@ from torch import Tensor
 def first_order(backward: Any) -> Any:
     """Mark a backward pass that is not itself differentiable, so that create_graph=True raises an error.
 
-    PyTorch's `once_differentiable` gives wrong numbers if the incoming gradient is a constant, as that of a
+    PyTorch's `once_differentiable` raises no error if the incoming gradient is a constant, as that of a
     loss is.
     """
 

@@ -190,7 +190,7 @@ class _BucketBCE(torch.autograd.Function):
 
 
 class _LinearBucketBCE(torch.autograd.Function):
-    """The autograd function of `linear_bucket_bce`: `sparse_linear` replaces the product with hidden units."""
+    """The autograd function of `linear_bucket_bce`: `sparse_linear` replaces the product with hidden."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]

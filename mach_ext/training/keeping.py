@@ -53,7 +53,7 @@ class RunFolder:
         self.saved: str | None = None
 
     def write_checkpoint(self, state: Progress) -> None:
-        """Write weights, optimiser state and progress. The former checkpoint stays until the new one is whole."""
+        """Write weights, optimiser state and progress, and then remove the former checkpoint."""
         tensors, scalars = run_tensors(self.model, self.optimizer)
         digest = tensors_digest(tensors)
         # Each tensor file gets a new name. A checkpoint becomes current when the JSON file names it.

@@ -61,8 +61,8 @@ def fit(
         **hyperparameters: Fields of `Hyperparameters`. None means the default for this kind of model.
 
     Returns:
-        The progress of the run. `history` has an entry for each epoch: its number, mean loss over documents and
-        dev metrics.
+        The progress of the run. `history` has an entry for each epoch: its number, mean loss over documents
+        and dev metrics.
 
     Raises:
         TypeError: The data or a hyper-parameter has a wrong type.

@@ -73,5 +73,5 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
 
 def warn_renamed(old: str, new: str) -> None:
     """Warn of a former name at the line that calls the calling function."""
-    message = f"{old} is now called {new}; the old name goes with the next release"
+    message = f"{old} is now called {new}; the next release removes the old name"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

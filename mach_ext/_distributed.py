@@ -68,7 +68,7 @@ def check_wrapper(model: nn.Module, sparse_grad: bool) -> None:
     elif model not in _WARNED:
         _WARNED.add(model)
         warnings.warn(
-            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
+            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call bypasses the "
             "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
             "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
             stacklevel=3,

@@ -152,7 +152,7 @@ def select_ks(
             if not carried(k):
                 raise ValueError(
                     f"{function}: {argument} must be at most K={num_columns}, the columns of predictions, "
-                    f"got {k}; rows of fewer labels than that are filled up with -1"
+                    f"got {k}; fill up rows of fewer labels with -1"
                 )
         return checked
 

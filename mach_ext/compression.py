@@ -2,6 +2,13 @@
 
 If a model is trained with steps as large as the evidence (`encoder_eps`), the rows of rare features are
 small. Most of their weights become 0, which takes almost no space. About 1.7 of a weight's 32 bits are left.
+
+Example:
+    >>> import torch
+    >>> from mach_ext.compression import encode
+    >>> sparse = 0.2 * torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
+    >>> 4 * sparse.numel() > 20 * len(encode(sparse, step=0.5))  # 20 times smaller
+    True
 """
 
 from __future__ import annotations
@@ -106,7 +113,7 @@ def decode(stream: Tensor, shape: Sequence[int], step: float) -> Tensor:
         for chunk in _blocks(_order(classes), rows.shape[1]):
             planes = np.frombuffer(content.read(width * len(chunk) * rows.shape[1]), np.uint8)
             block = np.ascontiguousarray(planes.reshape(width, -1).T).view(f"<u{width}")
-            block = np.take(values.numpy(), block, mode="clip")  # Nothing is out of range.
+            block = np.take(values.numpy(), block, mode="clip")  # Nothing is clipped. This skips a check.
             rows[chunk] = torch.from_numpy(block).view(len(chunk), -1)
         if not content.at_end():
             raise other

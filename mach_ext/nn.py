@@ -44,7 +44,7 @@ from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
 from mach_ext.merges import Merge as Merge
 
-__all__ = ["ENCODERS", "MACH", "MODEL_MERGES", "SCALES", "FirstLayer", "Merge", "first_layer", "load"]
+__all__ = ["ENCODERS", "MACH", "FirstLayer", "first_layer", "load"]
 
 
 class MACH(nn.Module):
@@ -374,7 +374,7 @@ class MACH(nn.Module):
         if tau == 0:
             return torch.zeros_like(self.logit_adjustment)
         if self.merge != "mean_logit":
-            raise ValueError(f"MACH.adjust_logits: is for models that rank by mean_logit, not {self.merge}")
+            raise ValueError(f"MACH.adjust_logits: merge must be mean_logit, got {self.merge}")
         by_label = -tau * np.log1p(counts)
         by_label -= np.average(by_label, weights=counts + 1)  # With this constant, scores change least.
         return torch.from_numpy(self.hash.spread(by_label, np.sqrt(counts + 1))).to(self.logit_adjustment)

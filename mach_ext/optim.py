@@ -296,7 +296,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                 if any(parameter is other for other in group["params"]):
                     return group
         raise ValueError(
-            f"{type(self).__name__}: begin_step() comes first, with this parameter among its own"
+            f"{type(self).__name__}: call begin_step() first, and pass parameters of this optimiser only"
         )
 
     def _state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:

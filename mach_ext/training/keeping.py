@@ -96,7 +96,7 @@ class RunFolder:
         changes = differences(identity_of(record), self.identity)
         if changes:
             raise ValueError(
-                f"{self.file}: resume needs the run's own settings and data; different: {'; '.join(changes)}"
+                f"{self.file}: resume needs the same settings and data; different: {'; '.join(changes)}"
             )
         self.saved = record.get("weights_sha256")
         if record["tensors"] is not None and "sha256" not in record:

@@ -86,7 +86,7 @@ def fit(
     if data.dev is not None and settings.metric not in METRICS:
         raise ValueError(f"fit: metric must be one of {', '.join(METRICS)}, got {settings.metric!r}")
     if resume and output is None:
-        raise ValueError("fit: resume needs the output folder of the run to go on with")
+        raise ValueError("fit: resume needs the output folder of the run to continue")
     together = repetitions_together(model, data.X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
     with lock_run(folder):

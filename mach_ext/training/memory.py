@@ -88,7 +88,7 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: 
         if not 1 <= given <= R:
             raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {given}")
         if given < R and settings.patience is not None:
-            raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
+            raise ValueError("fit: patience needs dev metrics of each epoch; train all repetitions together")
         _check_state_fits(model, settings, given)
         return given
     _check_state_fits(model, settings, R)

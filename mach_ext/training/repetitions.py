@@ -30,7 +30,9 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
                 part.resume()
             part.train(checkpoint_seconds)
         if part.interrupted and last < R:
-            raise TrainingInterrupted(f"training stopped after {last} of {R} repetitions: --resume goes on")
+            raise TrainingInterrupted(
+                f"training stopped after {last} of {R} repetitions: continue with resume=True (--resume)"
+            )
         state.seconds += part.state.seconds
         state.history += [{"repetitions": [first, last], **entry} for entry in part.state.history]
     run.model.set_logit_adjustment(run.offsets)

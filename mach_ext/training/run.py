@@ -233,5 +233,5 @@ class TrainingRun:
         self.checkpoint()
         raise TrainingInterrupted(
             f"training stopped; {self.folder.folder} holds a checkpoint after epoch {self.state.epoch}, "
-            f"step {self.state.batch}: go on with resume (--resume)"
+            f"step {self.state.batch}: continue with resume=True (--resume)"
         )

@@ -139,7 +139,7 @@ def _check_model(model: MACH) -> None:
         or bias.dtype != weight.dtype
     ):
         raise ValueError(
-            "fit_svm: is for linear MACH (hidden_size=0), float32 or float64, on the CPU; got hidden_size="
+            "fit_svm: is for linear MACH (hidden_size=0) in float32 or float64 on the CPU, got hidden_size="
             f"{model.hidden_sizes}, {weight.dtype} (bias {bias.dtype}) on {weight.device}"
         )
 

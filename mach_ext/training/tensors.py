@@ -38,10 +38,10 @@ def load_run_tensors(file: Path, record: dict[str, Any], model: MACH, optimizer:
         owners = {name.rpartition(".")[0] for name in (*kept, *scalars) if name.startswith("optimizer.")}
         kept |= {name for name in expected if name.rpartition(".")[0] in owners}
         if header != {name: expected[name] for name in kept if expected[name] is not None}:
-            raise ValueError(f"{file}: not the tensors of a checkpoint: other names, dtypes or shapes")
+            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong names, dtypes or shapes")
         if scalars.keys() != {name for name in kept if expected[name] is None}:
             names = ", ".join(sorted(scalars)) or "none"
-            raise ValueError(f"{file}: not the tensors of a checkpoint: scalars of others, {names}")
+            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong scalars, got {names}")
 
     digest = record.get("tensors_sha256")
     try:

@@ -99,9 +99,7 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
     shapes_held = {name: shape for name, (_, shape) in header.items()}
     for name, step in steps.items():
         if not (name in shapes and name.endswith("weight") and step > 0):
-            raise ValueError(
-                f"{file}: a step must be above 0 and belong to a weight, got {step} for {name}"
-            )
+            raise ValueError(f"{file}: a step must be above 0 and belong to a weight, got {step} for {name}")
         stream = shapes_held.get(name, ())
         # zlib expands a byte to at most 1,032 bytes, and a weight takes at least a byte.
         if len(stream) == 1 and header[name][0] == "U8" and math.prod(shapes[name]) <= 1032 * stream[0]:

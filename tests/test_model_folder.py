@@ -406,7 +406,7 @@ def test_a_label_hash_suits_what_is_known_of_the_labels(tmp_path, monkeypatch):
     forge(tmp_path, lambda record: record["model"].update(num_labels=2**31 - 2))
     monkeypatch.delattr("mach_ext._model_folder.loading.LabelHash")
     with pytest.raises(
-        ValueError, match=r"model.json: .*: num_labels must be that of labels.json, got L=2,147,483,646"
+        ValueError, match=r"model.json: .*: num_labels must match labels.json, got L=2,147,483,646"
     ):
         mach_ext.load(tmp_path)
     model = build()

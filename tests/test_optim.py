@@ -224,7 +224,7 @@ def test_a_step_in_pieces_is_the_step(generator, name, shape):
 def test_pieces_want_a_step_begun(name):
     parameter = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = make(name, [parameter])
-    with pytest.raises(ValueError, match=r"begin_step\(\) comes first"):
+    with pytest.raises(ValueError, match=r"call begin_step\(\) first"):
         optimizer.step_rows(parameter, 0, torch.ones(3))
     optimizer.begin_step()
     with pytest.raises(ValueError, match="with this parameter among its own"):

@@ -69,7 +69,7 @@ def edit(folder, change, with_digest=True):
 def test_checkpoints_of_former_formats_are_resumed(name, tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(FIXTURES / name, folder)
-    remarks = pytest.warns(UserWarning, match=r"checkpoint.json: is of before checkpoints had digests")
+    remarks = pytest.warns(UserWarning, match=r"checkpoint.json: an older checkpoint without digests")
     with remarks if name == "checkpoint_v0" else pytest.MonkeyPatch.context():
         model, record = resume(folder)
     assert record.epoch == 4

@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "training stopped" in errors
-    assert "go on with resume (--resume)" in errors
+    assert "continue with resume=True (--resume)" in errors
     assert subprocess.run(script(tmp_path), check=False, env=environment).returncode == 0
     model = build()
     mach_ext.fit(model, X, Y, X, Y, **options)

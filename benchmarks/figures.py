@@ -166,7 +166,7 @@ def readme(r: Results) -> list[Line]:
             r.megabytes("eurlex57k", "mach_ext (compressed)"),
         ),
         ("change by at most {} points", percent(lost)),
-        ("about {} bits are left of a weight's 32", f"{32 * small['bytes'] / whole['bytes']:.1f}"),
+        ("About {} of a weight's 32 bits are left", f"{32 * small['bytes'] / whole['bytes']:.1f}"),
         ("leads the other two by {} to {} in deletion", f"{min(deletion):.3f}", f"{max(deletion):.3f}"),
         ("trails them by {} to {} in insertion", f"{min(insertion):.3f}", f"{max(insertion):.3f}"),
         ("or by {} in L2", f"{moved['l2']:.2f}"),

@@ -80,8 +80,10 @@ def peers(folder: Path) -> str:
     text = ""
     for split, about in (("test", "final"), ("dev", "dev")):
         for name, of in kept[kept["split"] == split].groupby("dataset"):
-            counts = f"{of['documents'].iloc[0]:,} documents learnt from, {of['asked'].iloc[0]:,} asked"
-            text += f"**{name}**, {about}: {counts}\n\n" + markdown(table.loc[of.index]) + "\n"
+            counts = (
+                f"{of['documents'].iloc[0]:,} documents for training, {of['asked'].iloc[0]:,} for the figures"
+            )
+            text += f"**{name}**, {about}: {counts}.\n\n" + markdown(table.loc[of.index]) + "\n"
     return text
 
 

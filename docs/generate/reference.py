@@ -26,7 +26,7 @@ def modules() -> list[str]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Its `__all__`; without one, the classes and functions that the module defines."""
+    """Its `__all__`, or the classes and functions that the module defines if it has none."""
     if hasattr(module, "__all__"):
         names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
     else:

@@ -59,7 +59,8 @@ class Config:
     getoption = lambda self, name: Path({str(tmp_path)!r})
     pluginmanager = SimpleNamespace(getplugin=lambda name: capture)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", config + SMALL_WORKS],
         cwd=tmp_path, capture_output=True, text=True, env=environment,

@@ -44,7 +44,7 @@ def _common_options() -> list[Any]:
 
     app = typer.Typer(add_completion=False)
     app.command()(common)
-    return [option for option in typer.main.get_command(app).params if option.name != "help"]
+    return list(typer.main.get_command(app).params)
 
 
 class Command(TyperCommand):
@@ -130,7 +130,7 @@ def _tidy(options: list[Any], panel: str | None = None) -> list[Any]:
     for each in options:
         if getattr(each, "is_flag", False):
             each.metavar = ""
-        if each.name == "help":
+        if "--help" in each.opts:
             each.help, each.rich_help_panel = "Show this page and exit.", panel
     return options
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -53,6 +54,8 @@ class Predictions:
         from mach_ext.report import shortened
 
         console = _console()
+        labels = [cell_len(one_line(best.label)) for answer in block for best in answer.labels]
+        width = max(4, min(max(labels, default=0), _WIDEST, console.width - 18))
         for answer in block:
             text = self._title(self._number)
             heading = f"document {self._number}" if text is None else shortened(text, 2 * console.width - 2)
@@ -61,14 +64,14 @@ class Predictions:
                 what = "features" if text is None else "words"
                 console.print(Text(f"  The model knows none of its {what}.", style="italic"))
             elif answer.labels:
-                console.print(self._labels(answer, console.width))
+                console.print(self._labels(answer, width))
             self._number += 1
 
     @staticmethod
     def _labels(answer: runs.Answer, width: int) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(justify="right", width=4, style="dim")
-        table.add_column(width=max(4, min(_WIDEST, width - 18)), overflow="fold")
+        table.add_column(width=width, overflow="fold")
         table.add_column(justify="right", width=10, no_wrap=True)
         for rank, best in enumerate(answer.labels, 1):
             table.add_row(Text(str(rank)), Text(one_line(best.label)), Text(f"{best.score:.6g}"))

@@ -1,7 +1,8 @@
-"""What the kept results say in the prose of README, docs/ and docstrings; prose.py writes it there.
+"""What the kept results say in the prose of README, docs/ and docstrings.
 
-Each line has a piece of prose, with `{}` for each figure, and the figures. To add a figure, write the
-sentence and one line here, then `make bench-table`. What a generated table shows needs no figure in prose.
+prose.py writes the figures there. Each line has a piece of prose, with `{}` for each figure, and the figures.
+To add a figure, write the sentence and one line here, then `make bench-table`. What a generated table shows
+needs no figure in prose.
 """
 
 from __future__ import annotations

@@ -8,16 +8,20 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from mach_ext import _terminal as _terminal  # first, since Ctrl-C can come during the imports
-
-# isort: split
-from mach_ext import _ops as _ops  # then this, since it says how to get what is not compiled
-from mach_ext import data, functional, metrics, optim
 from mach_ext._version import __version__ as __version__
-from mach_ext.hashing import CollisionWarning, LabelHash
-from mach_ext.neighbors import Neighbors
-from mach_ext.nn import MACH, load
-from mach_ext.svm import fit_svm
-from mach_ext.training import fit
+
+# The command imports what it needs, when it needs it, so that --help and completion answer at once.
+if TYPE_CHECKING or not _terminal.is_command():
+    # isort: split
+    from mach_ext import _ops as _ops  # first, since it says how to get what is not compiled
+
+    # isort: split
+    from mach_ext import data, functional, metrics, optim
+    from mach_ext.hashing import CollisionWarning, LabelHash
+    from mach_ext.neighbors import Neighbors
+    from mach_ext.nn import MACH, load
+    from mach_ext.svm import fit_svm
+    from mach_ext.training import fit
 
 if TYPE_CHECKING:
     from mach_ext import attack, certify, explain, runs
@@ -44,12 +48,26 @@ __all__ = [
 ]
 
 
+_MODULES = ("attack", "certify", "data", "explain", "functional", "metrics", "optim", "runs")
+_PLACES = {
+    "CollisionWarning": "hashing",
+    "LabelHash": "hashing",
+    "MACH": "nn",
+    "Neighbors": "neighbors",
+    "Run": "runs",
+    "fit": "training",
+    "fit_svm": "svm",
+    "load": "nn",
+    "train": "runs",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Modules that few programs use load when they are first asked for: it takes 50 ms."""
-    if name in ("attack", "certify", "explain", "runs"):
+    if name in _MODULES:
         return _import_module(f"mach_ext.{name}")
-    if name in ("Run", "train"):
-        return getattr(_import_module("mach_ext.runs"), name)
+    if name in _PLACES:
+        return getattr(_import_module(f"mach_ext.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'mach_ext' has no attribute {name!r}")
 
 

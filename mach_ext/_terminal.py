@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import re
+import reprlib
 import signal
 import sys
 import threading
@@ -20,6 +21,12 @@ from typing import Any, TextIO
 
 # Controls, line and paragraph separators, overrides of the writing direction, halves of surrogate pairs.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_LENGTH = 60  # characters of a file's contents in a message
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
+_repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
 
 # What stands for signs of ours that an encoding lacks. Other letters are written as \xe9.
 _PLAIN = {"…": "...", "±": "+-", **dict.fromkeys("█▌▐", "#"), **dict(zip("▁▂▃▄▅▆▇", "1234567", strict=True))}
@@ -43,14 +50,36 @@ def one_line(text: str) -> str:
     return escaped(" ".join(text.split()))
 
 
+def quote(value: Any) -> str:
+    """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
+
+    Example:
+        >>> from mach_ext._terminal import quote
+        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
+        'red\\naaaaaa 63
+    """
+    is_text = isinstance(value, (str, bytes, bytearray))
+    text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
+    cut = len(text) > _LENGTH + 2 or (is_text and len(value) > _LENGTH)
+    return f"{text[:_LENGTH]}..." if cut else text
+
+
 def show(text: str = "") -> None:
     """Prints lines of results, `escaped` but for tabs and line ends."""
     print(escaped(text, keep="\t\n"))
 
 
-def say(text: str) -> None:
-    """Prints one line of remarks. They go to standard error: standard output is for results."""
-    print(f"mach-ext: {escaped(text)}", file=sys.stderr)
+def say(text: str, is_error: bool = False) -> None:
+    """Prints one line of remarks. They go to standard error: standard output is for results.
+
+    Args:
+        text: What is said, which is `escaped`.
+        is_error: On a terminal the line begins in red.
+    """
+    name = "mach-ext:"
+    if is_error and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        name = f"\x1b[1;31m{name}\x1b[0m"
+    print(f"{name} {escaped(text)}", file=sys.stderr)
 
 
 def _encode_plainly(error: UnicodeError) -> tuple[str, int]:

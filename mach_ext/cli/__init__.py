@@ -1,5 +1,8 @@
-"""The command `mach-ext`. `main` runs it; the work is done by `mach_ext.runs`."""
+"""The command `mach-ext`. `main` runs it; the work is done by `mach_ext.runs`.
 
-from mach_ext.cli.main import TRACEBACK, build_parser, main
+Nothing here imports PyTorch before a command runs, so that --help and completion answer at once.
+"""
 
-__all__ = ["TRACEBACK", "build_parser", "main"]
+from mach_ext.cli.main import TRACEBACK, app, main
+
+__all__ = ["TRACEBACK", "app", "main"]

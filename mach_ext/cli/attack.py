@@ -2,109 +2,158 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from mach_ext import attack, report, runs
 from mach_ext._terminal import one_line, show
+from mach_ext.cli import values
 from mach_ext.cli.options import (
-    add_model_path,
-    add_propensity,
-    add_reader_options,
-    nonempty,
-    path,
-    positive,
-    sizes_of_changes,
-    threat,
+    NEWEST_RUN,
+    OWN_BASE,
+    OWN_PROPENSITY,
+    Device,
+    ModelPath,
+    OtherDataset,
+    Output,
+    Propensity,
+    Quiet,
+    Seed,
+    Split,
+    SvmlightBase,
+    TopK,
+    choice,
+    option,
+    switch,
 )
-from mach_ext.cli.results import all_done
-from mach_ext.runs.adversarial import GOALS
-from mach_ext.runs.files import check_file, check_folder
-from mach_ext.runs.metrics_file import output_folder
+from mach_ext.cli.values import derived
+
+EXAMPLE = "mach-ext attack --eps 0.01 --attack fgsm --report page.html"
+
+METHODS = ("fgsm", "pgd", "delete", "insert")
+GOALS = ("untargeted", "own")
+
+Attack = Annotated[
+    str,
+    choice(
+        "--attack", choices=METHODS, metavar="METHOD", panel="Attack",
+        help="fgsm takes one step and pgd takes several. delete removes words and insert adds words.",
+    ),
+]  # fmt: skip
+Eps = Annotated[
+    Any,
+    option(
+        "--eps", parse=values.sizes_of_changes, metavar="E[,E2,...]", panel="Attack",
+        help="The sizes of the change. For delete they are numbers of words. A single size is expanded to a "
+        "curve of six.",
+    ),
+]  # fmt: skip
+Threat = Annotated[
+    str | None,
+    option(
+        "--threat", parse=values.threat, metavar="MODEL", panel="Attack",
+        help="What may change. support: a document's own features. dense: all features. insert(M): M new "
+        "features, too. Others are l2, l1 and delete.",
+    ),
+]  # fmt: skip
+Signed = Annotated[bool, switch("--signed", panel="Attack", help="Let values fall below 0.")]
+Goal = Annotated[
+    str,
+    choice(
+        "--goal", choices=GOALS, metavar="GOAL", panel="Attack",
+        help="untargeted raises the loss of the true labels, and own that of the model's own labels.",
+    ),
+]  # fmt: skip
+Targeted = Annotated[
+    bool,
+    switch(
+        "--targeted", panel="Attack",
+        help="Also count how often a right label leaves the top k, and how often a wrong label enters.",
+    ),
+]  # fmt: skip
+Steps = Annotated[
+    int, option("--steps", parse=values.positive, metavar="N", panel="Attack", help="The steps of pgd.")
+]
+Sample = Annotated[
+    int | None,
+    option("--sample", parse=values.positive, metavar="N", help="Attack only the first N documents."),
+]
+Transfer = Annotated[
+    Path | None,
+    option(
+        "--transfer", parse=values.path, metavar="DIR", panel="Attack",
+        help="Another run, which is measured on the same changed documents.",
+    ),
+]  # fmt: skip
+Certify = Annotated[
+    bool,
+    switch(
+        "--certify", panel="Attack",
+        help="Also compute the part of P@k that no change of this threat model can take away.",
+    ),
+]  # fmt: skip
+Report = Annotated[
+    Path | None,
+    option("--report", parse=values.path, metavar="FILE", panel="Output", help="Also write one HTML page."),
+]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_path(parser)
-    parser.add_argument("--dataset", type=nonempty, default=None, help="other data than the run's own")
-    parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
-    parser.add_argument(
-        "--eps", type=sizes_of_changes, default=None, metavar="E[,E2,...]",
-        help="sizes (0.01); of delete: how many words (1,2,3); one size is shown within a curve of six",
-    )  # fmt: skip
-    parser.add_argument(
-        "--attack", choices=attack.METHODS, default="fgsm",
-        help="one step, several steps, words removed, words added (fgsm)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threat", type=threat, default=None, metavar="MODEL",
-        help="what may change: support (a document's own features; the default), dense (all), insert(M) "
-        "(M new features, too), l2, l1, delete",
-    )  # fmt: skip
-    parser.add_argument("--signed", action="store_true", default=False, help="values may fall below 0")
-    parser.add_argument(
-        "--goal", choices=GOALS, default="untargeted",
-        help="the loss of the true labels rises, or of the model's own (untargeted)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--targeted", action="store_true", default=False,
-        help="also: how often a right label leaves the top k, and a wrong one enters",
-    )  # fmt: skip
-    parser.add_argument(
-        "--k", "--top-k", type=positive, default=None,
-        help="of metrics and goals (5; with fewer labels all, or all but one with --targeted)",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=positive, default=10, help="of pgd (10)")
-    parser.add_argument("--sample", type=positive, default=None, metavar="N", help="the first N documents")
-    parser.add_argument("--transfer", type=path, default=None, metavar="DIR", help="another run, asked too")
-    parser.add_argument(
-        "--certify", action="store_true", default=False,
-        help="also: the part of P@k that no change of this threat model can take away",
-    )  # fmt: skip
-    parser.add_argument("--report", type=path, default=None, metavar="FILE", help="one HTML page")
-    add_reader_options(parser)
-    add_propensity(parser)
+def run(
+    model_path: ModelPath = NEWEST_RUN,
+    k: TopK = derived("5, or what the model has"),
+    split: Split = "test",
+    sample: Sample = derived("all"),
+    dataset: OtherDataset = derived("the run's own"),
+    svmlight_base: SvmlightBase = OWN_BASE,
+    propensity: Propensity = OWN_PROPENSITY,
+    method: Attack = "fgsm",
+    eps: Eps = derived("0.01, or 1,2,3 for delete"),
+    threat: Threat = derived("support, or the one of delete or insert"),
+    signed: Signed = False,
+    goal: Goal = "untargeted",
+    targeted: Targeted = False,
+    steps: Steps = 10,
+    transfer: Transfer = None,
+    certify: Certify = False,
+    report: Report = None,
+    output: Output = derived("the run's folder"),
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run under attack: small changes of documents that are chosen to mislead the model.
 
+    The table has P@k and nDCG@k without a change and for each size of the change.
+    """
+    from mach_ext import runs
+    from mach_ext.cli.results import all_done
+    from mach_ext.runs.files import check_file, check_folder
+    from mach_ext.runs.metrics_file import output_folder
 
-def run(args: Any) -> None:
-    """Attacks a split, and shows and writes the metrics."""
-    if args.output is not None:
-        check_folder("--output", args.output)
-    if args.report is not None:
-        check_file("--report", args.report)
-    run = runs.Run.open(args.model_path, args.device)
-    result = run.attack(
-        args.attack,
-        epsilons=args.eps,
-        threat_model=args.threat,
-        dataset=args.dataset,
-        transfer=args.transfer,
-        svmlight_base=args.svmlight_base,
-        output=args.output,
-        progress=not args.quiet,
-        save=False,
-        signed=args.signed,
-        goal=args.goal,
-        targeted=args.targeted,
-        k=args.k,
-        steps=args.steps,
-        seed=args.seed,
-        split=args.split,
-        sample=args.sample,
-        certify=args.certify,
-        propensity=args.propensity,
-    )
-    output = output_folder(args.output, run.folder)
+    if output is not None:
+        check_folder("--output", output)
+    if report is not None:
+        check_file("--report", report)
+    opened = runs.Run.open(model_path, device)
+    result = opened.attack(
+        method, epsilons=eps, threat_model=threat, dataset=dataset, transfer=transfer,
+        svmlight_base=svmlight_base, output=output, progress=not quiet, save=False, signed=signed, goal=goal,
+        targeted=targeted, k=k, steps=steps, seed=seed, split=split, sample=sample, certify=certify,
+        propensity=propensity,
+    )  # fmt: skip
+    folder = output_folder(output, opened.folder)
     with all_done() as then:
         then(_show_attack, result.title, result.result, result.settings.sizes)
-        then(result.write_record, output)
-        then(run.add_attack, result, args.dataset is None, args.output)
-        then(result.write_chart, output)
-        if args.report is not None:
-            then(result.to_html, args.report)
+        then(result.write_record, folder)
+        then(opened.add_attack, result, dataset is None, output)
+        then(result.write_chart, folder)
+        if report is not None:
+            then(result.to_html, report)
 
 
 def _show_attack(title: str, result: dict[str, Any], sizes: Sequence[float]) -> None:
+    from mach_ext import report
+
     show(
         f"{one_line(title)}: {result['attack']}, threat model {result['threat_model']}, "
         f"goal {result['goal']}, {result['documents']:,} documents"

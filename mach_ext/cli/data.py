@@ -2,60 +2,92 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import Any
+from typing import Annotated
 
-from mach_ext import data
+import typer
+
 from mach_ext._terminal import escaped, say, show
-from mach_ext.cli.options import add_reader_options, nonempty
-from mach_ext.runs.dataset import sizes
-from mach_ext.runs.files import check_folder, name_errors
-from mach_ext.runs.trainer import load_dataset
+from mach_ext.cli import values
+from mach_ext.cli.command import Command, Group, require_command
+from mach_ext.cli.options import DATASETS, Output, SvmlightBase, choice, option, words
+from mach_ext.cli.values import derived
+
+FORMATS = ("npz", "xmc")
+COMPRESSIONS = ("gz", "xz", "bz2")
+
+Data = option(
+    "--dataset", parse=values.nonempty, metavar="DATA", complete=words(DATASETS), help="A name or a folder."
+)
+Base = derived("1 if no file has a feature 0")
+Format = Annotated[
+    str, choice("--format", choices=FORMATS, metavar="FORMAT", panel="Output", help="npz or xmc.")
+]
+Compression = Annotated[
+    str,
+    choice(
+        "--compression", choices=("", *COMPRESSIONS), metavar="TYPE", panel="Output",
+        help="Compress the files of the xmc format: gz, xz or bz2.",
+    ),
+]  # fmt: skip
+
+app = typer.Typer(
+    cls=Group,
+    help="Show, fetch or convert datasets.",
+    subcommand_metavar="COMMAND [ARGS]...",
+    invoke_without_command=True,
+)
+app.callback()(require_command)
 
 
-def add_actions(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "show, fetch or convert datasets"
-    parser = commands.add_parser("data", help=text, description=text)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for name, run, text in (
-        ("info", _info, "counts of a dataset; without one, the names that are known"),
-        ("fetch", _fetch, "download or build a dataset into the data folder ($MACH_DATA)"),
-        ("convert", _convert, "write a dataset in another format"),
-    ):
-        action = actions.add_parser(name, help=text, description=text, parents=[common])
-        action.set_defaults(run=run)
-        action.add_argument(
-            "--dataset", type=nonempty, required=name != "info", default=None, help="a name or a folder"
-        )
-        if name != "fetch":
-            add_reader_options(action)
-        if name == "convert":
-            action.add_argument("--format", choices=("npz", "xmc"), default="npz", help="(npz)")
-            action.add_argument(
-                "--compression", choices=("", "gz", "xz", "bz2"), default="", help="of xmc (none)"
-            )
+def _example(text: str) -> str:
+    return f"Example: mach-ext data {text}"
 
 
-def _info(args: Any) -> None:
-    if args.dataset is None:
+@app.command("info", cls=Command, epilog=_example("info --dataset wordnet"))
+def info(
+    dataset: Annotated[str | None, Data] = None,
+    svmlight_base: SvmlightBase = Base,
+) -> None:
+    """Show the counts of a dataset. Without a dataset, show the names that are known."""
+    from mach_ext import data
+    from mach_ext.runs.trainer import load_dataset
+
+    if dataset is None:
         show(f"data folder: {escaped(str(data.data_home()))}  ($MACH_DATA sets another)")
         for name in data.NAMES:
             show(f"  {name:<16}{'there' if (data.data_home() / name).is_dir() else 'not fetched'}")
         return
-    show(json.dumps(load_dataset(args.dataset, svmlight_base=args.svmlight_base).info(), indent=2))
+    show(json.dumps(load_dataset(dataset, svmlight_base=svmlight_base).info(), indent=2))
 
 
-def _fetch(args: Any) -> None:
-    show(escaped(str(data.fetch(data.known_name(args.dataset)))))
+@app.command("fetch", cls=Command, epilog=_example("fetch --dataset wordnet"))
+def fetch(dataset: Annotated[str, Data]) -> None:
+    """Download or build a dataset. It goes into the data folder, which $MACH_DATA names."""
+    from mach_ext import data
+
+    show(escaped(str(data.fetch(data.known_name(dataset)))))
 
 
-def _convert(args: Any) -> None:
-    if args.output is None:
+@app.command("convert", cls=Command, epilog=_example("convert --dataset wordnet --format xmc --output texts"))
+def convert(
+    dataset: Annotated[str, Data],
+    svmlight_base: SvmlightBase = Base,
+    format: Format = "npz",
+    compression: Compression = derived("none"),
+    output: Output = None,
+) -> None:
+    """Write a dataset in another format."""
+    from mach_ext import data
+    from mach_ext.runs.dataset import sizes
+    from mach_ext.runs.files import check_folder, name_errors
+    from mach_ext.runs.trainer import load_dataset
+
+    if output is None:
         raise ValueError("data convert: needs --output DIR, the folder to write")
-    check_folder("--output", args.output)
-    dataset = load_dataset(args.dataset, holdout=False, svmlight_base=args.svmlight_base)
-    compression = f".{args.compression}" if args.compression else ""
-    with name_errors(args.output):
-        data.write_folder(args.output, dataset, format=args.format, compression=compression)
-    say(f"{args.output}: {sizes(dataset)}")
+    check_folder("--output", output)
+    loaded = load_dataset(dataset, holdout=False, svmlight_base=svmlight_base)
+    suffix = f".{compression}" if compression else ""
+    with name_errors(output):
+        data.write_folder(output, loaded, format=format, compression=suffix)
+    say(f"{output}: {sizes(loaded)}")

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from typing import Annotated
 
-from mach_ext import runs
-from mach_ext.cli.options import add_model_path, add_propensity, add_reader_options, nonempty
-from mach_ext.cli.results import all_done, show_metrics
-from mach_ext.runs.arguments import spell
-from mach_ext.runs.files import check_folder
+from mach_ext.cli.options import (
+    NEWEST_RUN,
+    OWN_BASE,
+    OWN_PROPENSITY,
+    Device,
+    ModelPath,
+    OtherDataset,
+    Output,
+    Propensity,
+    Split,
+    SvmlightBase,
+    switch,
+)
+from mach_ext.cli.values import derived
+
+EXAMPLE = "mach-ext evaluate --split test"
+
+Neighbors = Annotated[
+    bool,
+    switch(
+        "--neighbors", panel="Model",
+        help="Rank the best 200 labels again, by the labels of the nearest training documents.",
+    ),
+]  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_path(parser)
-    parser.add_argument("--dataset", type=nonempty, default=None, help="other data than the run's own")
-    parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="(test)")
-    parser.add_argument(
-        "--neighbors", action="store_true", default=False,
-        help=f"re-rank the best {runs.CANDIDATES} labels by those of the nearest documents of train "
-        "(models that rank by mean_logit)",
-    )  # fmt: skip
-    add_reader_options(parser)
-    add_propensity(parser)
+def run(
+    model_path: ModelPath = NEWEST_RUN,
+    neighbors: Neighbors = False,
+    split: Split = "test",
+    dataset: OtherDataset = derived("the run's own"),
+    svmlight_base: SvmlightBase = OWN_BASE,
+    propensity: Propensity = OWN_PROPENSITY,
+    output: Output = derived("the run's folder"),
+    device: Device = "cpu",
+) -> None:
+    """Measure a run: precision, nDCG, recall and their propensity-scored forms.
 
+    Each metric comes for all labels, and for frequent and rare labels by themselves.
+    """
+    from mach_ext import runs
+    from mach_ext.cli.results import all_done, show_metrics
+    from mach_ext.runs.arguments import spell
+    from mach_ext.runs.files import check_folder
 
-def run(args: Any) -> None:
-    """Measures a split, shows the metrics and writes them."""
-    if args.output is not None:
-        check_folder(spell("output"), args.output)
-    run = runs.Run.open(args.model_path, args.device)
-    result = run.evaluate(
-        args.split,
-        dataset=args.dataset,
-        neighbors=args.neighbors,
-        propensity=args.propensity,
-        svmlight_base=args.svmlight_base,
-        output=args.output,
+    if output is not None:
+        check_folder(spell("output"), output)
+    opened = runs.Run.open(model_path, device)
+    result = opened.evaluate(
+        split,
+        dataset=dataset,
+        neighbors=neighbors,
+        propensity=propensity,
+        svmlight_base=svmlight_base,
+        output=output,
         save=False,
     )
-    name = f"{args.split}+neighbors" if args.neighbors else args.split
+    name = f"{split}+neighbors" if neighbors else split
     with all_done() as then:
         then(show_metrics, name, result)
-        then(run.save_metrics, {name: result}, args.dataset, args.svmlight_base, args.output)
+        then(opened.save_metrics, {name: result}, dataset, svmlight_base, output)

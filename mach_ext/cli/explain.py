@@ -2,76 +2,151 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mach_ext import explain, nn, report, runs
+import typer
+
 from mach_ext._terminal import one_line, show
-from mach_ext.cli.options import add_model_path, add_reader_options, natural, nonempty, path, positive, steps
+from mach_ext.cli import values
+from mach_ext.cli.options import (
+    NEWEST_RUN,
+    OWN_BASE,
+    Device,
+    ModelPath,
+    OtherDataset,
+    Output,
+    Split,
+    SvmlightBase,
+    TopK,
+    choice,
+    option,
+)
 from mach_ext.cli.predict import from_shell
-from mach_ext.cli.results import all_done
-from mach_ext.runs.files import check_file, check_folder
+from mach_ext.cli.values import derived
+
+if TYPE_CHECKING:
+    from mach_ext import runs
+
+EXAMPLE = 'mach-ext explain --text "a large cat with a mane" --html page.html'
+
+METHODS = ("exact", "gausslegendre")
+SCORES = ("logit", "model")
+
+SampleId = Annotated[
+    int | None,
+    option(
+        "--sample-id", parse=values.natural, metavar="N",
+        help="The number of a document in the run's dataset.",
+    ),
+]  # fmt: skip
+Text = Annotated[str | None, option("--text", help="The document as text.")]
+Label = Annotated[
+    list[Any] | None,
+    option(
+        "--label", metavar="LABEL", panel="Model",
+        help="A label to explain, by name or number. The option can be repeated.",
+    ),
+]  # fmt: skip
+Method = Annotated[
+    str | None,
+    choice(
+        "--method", choices=METHODS, metavar="METHOD", panel="Model",
+        help="How the path integral is computed: exact or gausslegendre.",
+    ),
+]  # fmt: skip
+Score = Annotated[
+    str,
+    choice(
+        "--score", choices=SCORES, metavar="SCORE", panel="Model",
+        help="The score that is explained. logit is the mean logit of the hash functions, and model is the "
+        "score of predict.",
+    ),
+]  # fmt: skip
+Steps = Annotated[
+    int | None,
+    option(
+        "--n-steps", parse=values.steps, metavar="N", panel="Model",
+        help="The number of steps of gausslegendre.",
+    ),
+]  # fmt: skip
+Show = Annotated[
+    int,
+    option(
+        "--show",
+        parse=values.positive,
+        metavar="N",
+        panel="Output",
+        help="The number of features of a label.",
+    ),
+]
+Html = Annotated[
+    Path | None,
+    option("--html", parse=values.path, metavar="FILE", panel="Output", help="Also write one HTML page."),
+]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_path(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--sample-id", type=natural, metavar="N", help="a document of the run's dataset")
-    source.add_argument("--text", default=None, help="a document as text")
-    parser.add_argument(
-        "--split", choices=("train", "dev", "test"), default="test", help="of the sample (test)"
-    )
-    parser.add_argument("--dataset", type=nonempty, default=None, help="other data than the run's own")
-    parser.add_argument(
-        "--label", action="append", default=None, help="name or number; may be repeated (default: the top k)"
-    )
-    parser.add_argument(
-        "--k", "--top-k", type=positive, default=None,
-        help="labels explained, and the top k that is meant by ranks (5, or all where there are fewer)",
-    )  # fmt: skip
-    parser.add_argument("--method", choices=explain.METHODS, default=None, help="(exact where it holds)")
-    parser.add_argument(
-        "--score", choices=explain.SCORES, default="logit",
-        help="what is explained: logit, the mean of the hash functions' logits, or model, the score that "
-        "predict shows; they differ where the model's --merge is not mean_logit (logit)",
-    )  # fmt: skip
-    parser.add_argument("--n-steps", type=steps, default=None, help="of gausslegendre (as it needs)")
-    parser.add_argument("--show", type=positive, default=10, metavar="N", help="features a label (10)")
-    parser.add_argument("--html", type=path, default=None, metavar="FILE", help="also as one HTML page")
-    add_reader_options(parser)
+def run(
+    ctx: typer.Context,
+    text: Text = None,
+    sample_id: SampleId = None,
+    split: Split = "test",
+    dataset: OtherDataset = derived("the run's own"),
+    svmlight_base: SvmlightBase = OWN_BASE,
+    model_path: ModelPath = NEWEST_RUN,
+    label: Label = None,
+    k: TopK = derived("5, or all labels if there are fewer"),
+    method: Method = derived("exact if it applies"),
+    score: Score = "logit",
+    n_steps: Steps = derived("as many as are needed"),
+    show: Show = 10,
+    html: Html = None,
+    output: Output = None,
+    device: Device = "cpu",
+) -> None:
+    """Explain why a document gets its labels: which words add to each score, and by how much.
 
+    The votes of the hash functions and the labels that share their buckets are shown, too.
+    """
+    from mach_ext import runs
+    from mach_ext.cli.results import all_done
+    from mach_ext.runs.files import check_file, check_folder
 
-def run(args: Any) -> None:
-    """Explains one document, and shows and writes the explanation."""
-    if args.html is not None:
-        check_file("--html", args.html)
-    if args.output is not None:
-        check_folder("--output", args.output)
-    result = runs.Run.open(args.model_path, args.device).explain(
-        None if args.text is None else from_shell(args.text, "--text 1"),
-        sample_id=args.sample_id,
-        split=args.split,
-        dataset=args.dataset,
-        labels=None if args.label is None else [from_shell(label, "--label") for label in args.label],
-        k=args.k,
-        features=args.show,
-        svmlight_base=args.svmlight_base,
-        method=args.method,
-        score=args.score,
-        n_steps=args.n_steps,
+    if text is not None and sample_id is not None:
+        ctx.fail("--sample-id is not allowed with --text")
+    if text is None and sample_id is None:
+        ctx.fail("--text or --sample-id is required")
+    if html is not None:
+        check_file("--html", html)
+    if output is not None:
+        check_folder("--output", output)
+    result = runs.Run.open(model_path, device).explain(
+        None if text is None else from_shell(text, "--text 1"),
+        sample_id=sample_id,
+        split=split,
+        dataset=dataset,
+        labels=[from_shell(name, "--label") for name in label] if label else None,
+        k=k,
+        features=show,
+        svmlight_base=svmlight_base,
+        method=method,
+        score=score,
+        n_steps=n_steps,
     )
     with all_done() as then:
-        then(_show_explanation, result, args.show)
-        if args.output is not None:
-            then(result.save_parts, args.output)
-        if args.html is not None:
-            then(result.to_html, args.html)
-        if args.output is not None:
-            then(result.to_html, args.output / "explanation.html")
+        then(_show_explanation, result, show)
+        if output is not None:
+            then(result.save_parts, output)
+        if html is not None:
+            then(result.to_html, html)
+        if output is not None:
+            then(result.to_html, output / "explanation.html")
 
 
 def _show_explanation(result: runs.RunExplanation, rows: int) -> None:
+    from mach_ext import nn, report
+
     explanation, voted, checks = result.explanation, result.votes, result.collisions
     title, true = result.document.title, result.document.true_labels
     joiners = "\u200c\u200d"  # of letters: not printable, but part of words

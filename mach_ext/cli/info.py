@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from mach_ext import runs
 from mach_ext._terminal import escaped, show
-from mach_ext.cli.options import add_model_path
+from mach_ext.cli.options import NEWEST_RUN, ModelPath, switch
+
+EXAMPLE = "mach-ext info --json"
+
+Json = Annotated[bool, switch("--json", panel="Output", help="Print JSON.")]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_path(parser)
-    parser.add_argument("--json", action="store_true", default=False, help="as JSON")
+def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
+    """Show what a run is: its shape, parameters, memory, label collisions and training record."""
+    from mach_ext import runs
 
-
-def run(args: Any) -> None:
-    """Shows shape, parameters, memory, collisions and the record of the training."""
-    run = runs.Run.open(args.model_path)
-    record, model = run.info(), run.model
-    if args.json:
+    opened = runs.Run.open(model_path)
+    record, model = opened.info(), opened.model
+    if json_only:
         show(json.dumps(record, indent=2))
         return
-    show(f"{escaped(str(run.folder))}\n{model}")
+    show(f"{escaped(str(opened.folder))}\n{model}")
     total = sum(p.numel() for p in model.parameters())
     show(f"\nparameters  {total:,}")
     for name, parameter in model.named_parameters():

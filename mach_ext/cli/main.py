@@ -2,176 +2,116 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
 import os
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import torch
+import typer
 
-from mach_ext import training
-from mach_ext._memory import memory_words
-from mach_ext._terminal import say, signals, standard_streams
+from mach_ext._terminal import say, standard_streams
 from mach_ext._version import __version__
 from mach_ext.cli import attack, compress, data, evaluate, explain, info, predict, train
-from mach_ext.cli.options import Parser, path, seed, threads
-from mach_ext.cli.results import error_words
-from mach_ext.runs.arguments import check_device, use_flags
+from mach_ext.cli.command import Command, Group, require_command
+from mach_ext.cli.results import failure
+from mach_ext.cli.usage import UsageError, fault, usage
 
 TRACEBACK = "MACH_EXT_TRACEBACK"  # environment variable: where errors come from is shown, too
+PROGRAM = "mach-ext"
+COMPLETE = "_MACH_EXT_COMPLETE"  # environment variable: a shell asks for completions
 
-# Arguments of the library whose flag has another name.
-FLAGS = {
-    "num_repetitions": "--hash-functions",
-    "num_buckets": "--buckets",
-    "hidden_dropout": "--dropout",
-    "epsilons": "--eps",
-    "folder": "--model-path",
-    "method": "--attack",
-    "threat_model": "--threat",
-    "quantization_step": "--step",
-}
+# Each module has a function `run`, whose parameters are the options, and an EXAMPLE.
+COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress, info)
 
-COMMANDS: tuple[tuple[Any, str], ...] = (
-    (train, "train a model, evaluate it on the test split, keep everything in a run"),
-    (evaluate, "P, nDCG, PSP, PSnDCG and R of a run, by label frequency"),
-    (predict, "top labels of documents, as names with scores"),
-    (explain, "which features give a document its labels, and why"),
-    (attack, "P@k and nDCG@k of a run, clean and under attack, by size"),
-    (compress, "a copy of a run's model in a tenth of its bytes or less"),
-    (info, "shape, parameters, memory, collisions and training record of a run"),
+app = typer.Typer(
+    cls=Group,
+    help="Train, use, explain and attack models that give documents their labels, also from among millions "
+    "of labels. mach-ext implements MACH, a method that needs little memory.",
+    epilog="Example: mach-ext train --dataset wordnet\n\nThen: mach-ext predict --text 'a small dog'\n\n"
+    f"An error is one line. With {TRACEBACK}=1 in the environment it comes with its traceback.",
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+    subcommand_metavar="COMMAND [ARGS]...",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
 
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Refuses a call without a command."""
+    require_command(ctx)
+
+
+for module in COMMANDS:
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, cls=Command, epilog=f"Example: {module.EXAMPLE}")(module.run)
+app.add_typer(data.app, name="data")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    with standard_streams(), signals():
+    """Runs one command.
+
+    Returns:
+        The exit code. 0 means done, 1 failed and 2 wrong usage.
+    """
+    with standard_streams():
         try:
             try:
-                return _command(argv)
+                return _command(sys.argv[1:] if argv is None else list(argv))
             finally:
                 sys.stdout.flush()
-        except KeyboardInterrupt:
-            return _failed("interrupted")
-        except BrokenPipeError:
+        except KeyboardInterrupt as interrupt:
+            return _failed(str(interrupt) or "interrupted")
+        except BrokenPipeError:  # `mach-ext predict | head`
             return 0
-        except OSError as error:
-            return _failed(error_words(error))
-        except Exception as error:  # a defect of this program
-            text = f"internal error, {type(error).__name__}: {error}"
-            return _failed(f"{text} ({TRACEBACK}=1 shows where; please report it)")
+        except Exception as error:
+            return _failed(failure(error) or _defect(error))
+
+
+def _command(argv: list[str]) -> int:
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would take it for the width
+    command: Any = typer.main.get_command(app)
+    try:
+        if COMPLETE in os.environ:
+            command.main(argv, prog_name=PROGRAM)  # which exits
+        with command.make_context(PROGRAM, argv) as ctx:
+            command.invoke(ctx)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # `mach-ext --help | head`
+            return 0
+        return stop.code if isinstance(stop.code, int) else 0
+    except UsageError as error:
+        print(usage(error), file=sys.stderr)
+        say(fault(error), is_error=True)
+        return 2
+    return 0
+
+
+def _defect(error: Exception) -> str:
+    text = f"internal error, {type(error).__name__}: {error}"
+    return f"{text} ({TRACEBACK}=1 shows where; please report it)"
 
 
 def _failed(text: str) -> int:
     """Shows what went wrong, in one line."""
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
-    say(text)
+    say(text, is_error=True)
     return 1
-
-
-def _command(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(_with_dashes(sys.argv[1:] if argv is None else argv, _flags(parser)))
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("default", ResourceWarning)
-    try:
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        with use_flags(FLAGS), _remarks():
-            check_device(args.device)
-            args.run(args)
-        return 0
-    except training.TrainingInterrupted as interrupt:
-        return _failed(str(interrupt))
-    except BrokenPipeError:  # `mach-ext predict | head`
-        return 0
-    except Exception as error:
-        if (shortage := memory_words(error)) is not None:
-            return _failed(shortage)
-        if isinstance(error, OSError):
-            return _failed(error_words(error))
-        if isinstance(error, (ValueError, TypeError, FloatingPointError, torch.OutOfMemoryError)):
-            return _failed(str(error) or type(error).__name__)
-        raise
-
-
-class _Say(logging.Handler):
-    """Prints remarks of the library."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
-@contextlib.contextmanager
-def _remarks() -> Iterator[None]:
-    """Shows what the library logs."""
-    logger, handler = logging.getLogger("mach_ext"), _Say(logging.INFO)
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)  # which also forgets what was enabled meanwhile
-        logger.propagate = propagate
-
-
-def _with_dashes(argv: Sequence[str], flags: set[str]) -> list[str]:
-    """--hash_functions and --hash-functions are the same flag; what is no flag stays as it is."""
-
-    def spell(argument: str) -> str:
-        name, equals, value = argument.partition("=")
-        dashed = name.replace("_", "-")
-        return dashed + equals + value if dashed in flags else argument
-
-    return [spell(argument) for argument in argv]
-
-
-def _flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Every flag of the parser and its subcommands."""
-    flags = set(parser._option_string_actions)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            flags.update(*(_flags(sub) for sub in action.choices.values()))
-    return flags
-
-
-def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-    say(f"warning: {message}")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="mach-ext",
-        description="Extreme multi-label classification with MACH.",
-        epilog="Start: mach-ext train --dataset wordnet    then: mach-ext predict --text 'a small dog'    "
-        f"An error is one line; with {TRACEBACK}=1 in the environment it comes with its traceback.",
-    )
-    parser.add_argument("--version", action="version", version=f"mach-ext {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    common = Parser(add_help=False)
-    group = common.add_argument_group("common")
-    group.add_argument(
-        "--output", type=path, metavar="DIR", help="folder written to (default: runs/<dataset>)"
-    )
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    group.add_argument("--threads", type=threads, help="CPU threads (default: all cores)")
-    group.add_argument("--seed", type=seed, default=0, help="of hash, weights, batches (default: 0)")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
-
-    for module, text in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
-        sub = commands.add_parser(name, help=text, description=text, parents=[common])
-        sub.set_defaults(run=module.run)
-        module.add_options(sub)
-    data.add_actions(commands, common)
-    return parser

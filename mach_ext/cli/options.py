@@ -1,185 +1,138 @@
-"""Options that commands share, the parser, and the types of its arguments."""
+"""Options that commands share, and how an option is declared."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import math
-import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any
 
-import numpy as np
+import typer
 
-from mach_ext import attack
-from mach_ext._terminal import escaped
-from mach_ext.data.parsing import quote
+from mach_ext.cli import values
 
-
-class Parser(argparse.ArgumentParser):
-    """Errors with the usage of the subcommand that has the fault, and with the nearest right spelling."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            hint = nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {quote(unknown[0])}{hint}")
-        return namespace, unknown
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            hint = nearest(str(value), action.choices or ())
-            raise argparse.ArgumentError(action, error.message + hint) from None
-
-    def error(self, message: str) -> NoReturn:
-        super().error(escaped(message))
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse's own passes over a stream that fails
+SPLITS = ("train", "dev", "test")
+DATASETS = (  # of mach_ext.data.NAMES, which takes the whole library to import
+    "wordnet", "eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "wiki-500k", "amazon-3m",
+)  # fmt: skip
 
 
-def nearest(given: str, known: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(given.replace("_", "-"), map(str, known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+def option(
+    *names: str,
+    help: str,
+    parse: Callable[[str], Any] = str,
+    metavar: str = "TEXT",
+    panel: str = "Data",
+    complete: Callable[[str], list[str]] | None = None,
+    **settings: Any,
+) -> Any:
+    """An option that takes a value.
 
-
-_INT32 = 2**31 - 1
-_FLOAT32 = float(np.finfo(np.float32).max)
-_LARGEST_CHANGE = 1e17  # float32 holds the square of 30 times as much, where the curve ends
-
-
-def positive(text: str) -> int:
-    return integer(text, 1)
-
-
-def natural(text: str) -> int:
-    return integer(text, 0)
-
-
-def threads(text: str) -> int:
-    return integer(text, 1, 4096)
-
-
-def seed(text: str) -> int:
-    return integer(text, 0, 2**63 - 1)
-
-
-def steps(text: str) -> int:
-    return integer(text, 1, 65536)  # the nodes of the quadrature take time that grows with the square
-
-
-def integer(text: str, minimum: int, maximum: int = _INT32) -> int:
-    digits = re.fullmatch(r"([+-]?)0*([0-9]+)", text)
-    value = minimum - 1
-    if digits is not None:
-        value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
-    if value < minimum:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {quote(text)}")
-    if value > maximum:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most {maximum}, got {quote(text)}")
-    return value
-
-
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-
-def number(text: str) -> float:
-    """A number in ASCII digits; NaN for any other text, infinite where float64 is too small for it."""
-    return float(text) if _NUMBER.fullmatch(text) else math.nan
-
-
-def real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
-    """A type of numbers for which `allowed` holds, which the `rule` says in words."""
-
-    def real(text: str) -> float:
-        value = number(text)
-        if not allowed(value):
-            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {quote(text)}")
-        return value
-
-    return real
-
-
-share = real("in [0, 1)", lambda value: 0 <= value < 1)
-rate = real(f"within 0 and {_FLOAT32:.2g}", lambda value: 0 <= value <= _FLOAT32)
-above_0 = real(f"above 0 and at most {_FLOAT32:.2g}", lambda value: 0 < value <= _FLOAT32)
-cost = real("within 1e-06 and 1e+06", lambda value: 1e-6 <= value <= 1e6)
-tau = real("within 0 and 100", lambda value: 0 <= value <= 100)
-
-
-def hidden_sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(natural(part) for part in text.split(","))
-    if len(sizes) > 2 or (len(sizes) == 2 and 0 in sizes):
-        raise argparse.ArgumentTypeError(f"must be 0, a size or two sizes above 0, got {quote(text)}")
-    return sizes
-
-
-def path(text: str) -> Path:
-    return Path(nonempty(text))
-
-
-def nonempty(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
-
-
-def sizes_of_changes(text: str) -> list[float]:
-    sizes = [number(part) for part in text.split(",")]
-    if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
-        rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
-        raise argparse.ArgumentTypeError(f"{rule}, got {quote(text)}")
-    return sizes
-
-
-def threat(text: str) -> str:
-    try:
-        attack.threat_model(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def add_model_path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model-path",
-        type=path,
-        default=None,
-        metavar="DIR",
-        help="run folder (default: the newest in runs/)",
-    )
-
-
-def add_reader_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--svmlight-base", type=natural, choices=(0, 1), default=None,
-        help="number of the first feature in svmlight files (what the model keeps; in training 1 where no "
-        "file has a feature 0)",
+    Args:
+        *names: Its spellings, the first of which messages use.
+        help: What it is for, in full sentences.
+        parse: Turns the text into the value, one of `mach_ext.cli.values`.
+        metavar: What stands for the value in the help.
+        panel: The heading in the help under which it stands.
+        complete: The values a shell offers that begin with a text.
+        **settings: Further arguments of `typer.Option`.
+    """
+    return typer.Option(
+        *names, help=help, parser=values.reader(parse), metavar=metavar, rich_help_panel=panel,
+        autocompletion=complete, **settings,
     )  # fmt: skip
 
 
-def add_propensity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--propensity", type=propensity, default=None, metavar="A,B",
-        help="constants of PSP (by the dataset's name: 0.6,2.6 for Amazon's, 0.5,0.4 for Wikipedia's, else "
-        "0.55,1.5)",
+def choice(*names: str, choices: Sequence[str], help: str, metavar: str, panel: str = "Data") -> Any:
+    """An option whose value is one of some words, which its help names."""
+    return option(
+        *names, help=help, parse=values.one_of(choices), metavar=metavar, panel=panel,
+        complete=words(choices),
     )  # fmt: skip
 
 
-def propensity(text: str) -> tuple[float, float]:
-    parts = [number(part) for part in text.split(",")]
-    A, B = parts if len(parts) == 2 else (math.nan, math.nan)
-    if not (0 <= A < math.inf and 0 < B < math.inf):
-        raise argparse.ArgumentTypeError(f"must be two numbers A,B with A >= 0 and B > 0, got {quote(text)}")
-    return A, B
+def switch(name: str, *, help: str, panel: str) -> Any:
+    """An option that is given or not."""
+    return typer.Option(name, help=help, rich_help_panel=panel)
 
 
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--overwrite", action="store_true", default=False, help="replace the model that is in the folder"
-    )
+def words(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """A completer that offers some words."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in choices if word.startswith(incomplete)]
+
+    return complete
+
+
+def _run_folders(incomplete: str) -> list[str]:
+    """Folders of runs, for a shell."""
+    folders = sorted(str(file.parent) for file in Path("runs").glob("*/model.json"))
+    return [folder for folder in folders if folder.startswith(incomplete)]
+
+
+ModelPath = Annotated[
+    Path | None,
+    option(
+        "--model-path", parse=values.path, metavar="DIR", complete=_run_folders, panel="Model",
+        help="The folder of the run.",
+    ),
+]  # fmt: skip
+OtherDataset = Annotated[
+    str | None,
+    option(
+        "--dataset", parse=values.nonempty, metavar="DATA", complete=words(DATASETS),
+        help="Other data than the run's own: a name or a folder.",
+    ),
+]  # fmt: skip
+Split = Annotated[
+    str,
+    choice("--split", choices=SPLITS, metavar="SPLIT", help="The split to measure: train, dev or test."),
+]
+SvmlightBase = Annotated[
+    int | None,
+    option(
+        "--svmlight-base", parse=values.base, metavar="0|1", complete=words(("0", "1")),
+        help="The number of the first feature in svmlight files.",
+    ),
+]  # fmt: skip
+Propensity = Annotated[
+    Any,
+    option(
+        "--propensity", parse=values.propensity, metavar="A,B",
+        help="The constants A and B of the propensity-scored metrics, PSP and PSnDCG.",
+    ),
+]  # fmt: skip
+TopK = Annotated[
+    int | None,
+    option("--k", "--top-k", parse=values.positive, metavar="K", help="The number of labels.", panel="Model"),
+]
+Output = Annotated[
+    Path | None,
+    option("--output", parse=values.path, metavar="DIR", panel="Output", help="The folder to write to."),
+]
+Overwrite = Annotated[
+    bool, switch("--overwrite", panel="Output", help="Replace the model that is in the folder.")
+]
+Device = Annotated[
+    str,
+    option(
+        "--device", metavar="DEVICE", panel="Common", complete=words(("cpu", "cuda")),
+        help="Where to compute: cpu, cuda or cuda:1.",
+    ),
+]  # fmt: skip
+Threads = Annotated[
+    int | None,
+    option("--threads", parse=values.threads, metavar="N", panel="Common", help="The number of CPU threads."),
+]
+Seed = Annotated[
+    int,
+    option(
+        "--seed", parse=values.seed, metavar="N", panel="Common",
+        help="The seed of everything that is random. The same seed gives the same result.",
+    ),
+]  # fmt: skip
+Quiet = Annotated[bool, switch("--quiet", panel="Common", help="Show no progress bars.")]
+
+NEWEST_RUN = values.derived("the newest in runs/")
+OWN_PROPENSITY = values.derived("as the run keeps them")
+OWN_BASE = values.derived("as the model keeps it")

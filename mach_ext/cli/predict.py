@@ -2,103 +2,208 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import json
 import math
 import os
 import re
 import sys
-from typing import Any, BinaryIO, TextIO
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO
 
-from mach_ext import data, nn, runs
-from mach_ext._progress import tqdm
+import typer
+
 from mach_ext._terminal import one_line, say
-from mach_ext.cli.options import add_model_path, add_reader_options, natural, nonempty, path
-from mach_ext.cli.results import remarks_afterwards
-from mach_ext.runs.files import atomic_file, check_file, check_folder
+from mach_ext.cli import values
+from mach_ext.cli.options import (
+    NEWEST_RUN,
+    OWN_BASE,
+    SPLITS,
+    Device,
+    ModelPath,
+    OtherDataset,
+    Output,
+    Quiet,
+    SvmlightBase,
+    choice,
+    option,
+)
+from mach_ext.cli.values import derived
 
+if TYPE_CHECKING:
+    from mach_ext import runs
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_path(parser)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--text", action="append", default=None, help="a document; may be repeated")
-    source.add_argument(
-        "--input", type=path, default=None, metavar="FILE",
-        help="Documents: .jsonl, .txt (XMC), .svm or .npz, also compressed. -, and no source at all, is "
+EXAMPLE = 'mach-ext predict --text "a small dog kept as a pet" --k 5'
+
+TEXT_FORMATS = ("text", "jsonl")
+FORMATS = ("table", "tsv", "jsonl")
+
+Text = Annotated[list[Any] | None, option("--text", help="A document as text. The option can be repeated.")]
+Input = Annotated[
+    Path | None,
+    option(
+        "--input", parse=values.path, metavar="FILE",
+        help="A file of documents: .jsonl, .txt in XMC format, .svm or .npz, also compressed. A dash means "
         "standard input.",
-    )  # fmt: skip
-    source.add_argument(
-        "--split", choices=("train", "dev", "test"), default=None, help="of the run's dataset"
-    )
-    parser.add_argument(
-        "--dataset", type=nonempty, default=None, help="with --split: other data than the run's own"
-    )
-    parser.add_argument(
-        "--input-format", choices=data.TEXT_FORMATS, default=None,
-        help="What standard input, or a file of any name, holds: text, a document a line, or jsonl, an "
-        'object with "text" a line. A blank line is an empty document in text and is passed over in jsonl. '
-        "[default for standard input: jsonl where its first line is such an object, else text]",
-    )  # fmt: skip
-    add_reader_options(parser)
-    parser.add_argument(
-        "--k", "--top-k", type=natural, default=None,
-        help="labels a document (5, or all where there are fewer)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--format", choices=("tsv", "jsonl"), default="tsv",
-        help="A document without features that the model knows gets the labels of an empty document. Its "
-        'scores are nan in tsv. In jsonl they are null, and "features" is 0. jsonl also names the scale of '
-        "the scores: the model's --merge. [default: tsv]",
-    )  # fmt: skip
+    ),
+]  # fmt: skip
+Split = Annotated[
+    str | None,
+    choice(
+        "--split", choices=SPLITS, metavar="SPLIT",
+        help="The documents of a split of the run's dataset: train, dev or test.",
+    ),
+]  # fmt: skip
+InputFormat = Annotated[
+    str | None,
+    choice(
+        "--input-format", choices=TEXT_FORMATS, metavar="FORMAT",
+        help="What a line of the input holds. text means a document, and a blank line is an empty document. "
+        "jsonl means an object with a text, and blank lines are skipped.",
+    ),
+]  # fmt: skip
+TopK = Annotated[
+    int | None,
+    option(
+        "--k", "--top-k", parse=values.natural, metavar="K", panel="Model",
+        help="The number of labels for a document.",
+    ),
+]  # fmt: skip
+Format = Annotated[
+    str | None,
+    choice(
+        "--format", choices=FORMATS, metavar="FORMAT", panel="Output",
+        help="The form of the answers: table, tsv or jsonl. A document without known words has scores of nan "
+        "in tsv and of null in jsonl.",
+    ),
+]  # fmt: skip
 
 
-def run(args: Any) -> None:
-    """Predicts, and prints or writes the answers."""
-    if args.dataset is not None and args.split is None:
-        raise ValueError("--dataset needs --split")
-    if args.input_format is not None and (args.split is not None or args.text is not None):
-        raise ValueError("--input-format is for --input and standard input")
-    if args.output is not None:
-        file = args.output / f"predictions.{args.format}"
-        check_folder("--output", args.output)
-        check_file("--output", file)
-        if args.input is not None and file.exists() and args.input.exists() and file.samefile(args.input):
-            raise ValueError(f"--output must not be where --input is read from, got {args.input}")
-    run = runs.Run.open(args.model_path, args.device)
-    args.k = nn.checked_k("predict", args.k, run.model.num_labels, least=0, name="--k")
-    if args.format == "tsv" and run.model.merge != "mean_logit":
-        say(f"scores are on the scale of the model's merge: {nn.SCALES[run.model.merge]}")
-    if args.output is None:
-        _predict_to(sys.stdout, args, run)
+def run(
+    ctx: typer.Context,
+    text: Text = None,
+    input: Input = derived("standard input"),
+    split: Split = None,
+    dataset: OtherDataset = derived("the run's own"),
+    input_format: InputFormat = derived("by the file's name or the first line of standard input"),
+    svmlight_base: SvmlightBase = OWN_BASE,
+    model_path: ModelPath = NEWEST_RUN,
+    k: TopK = derived("5, or all labels if there are fewer"),
+    format: Format = derived("table on a terminal, else tsv"),
+    output: Output = derived("standard output"),
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Predict the best labels of documents, by name, with their scores.
+
+    The documents come from --text, --input, --split or standard input.
+    """
+    from mach_ext import nn, runs
+
+    _check_source(ctx)
+    if format is None:
+        format = "table" if output is None and sys.stdout.isatty() else "tsv"
+    file = None if output is None else _output_file(output, format, input)
+    opened = runs.Run.open(model_path, device)
+    k = nn.checked_k("predict", k, opened.model.num_labels, least=0, name="--k")
+    merge = opened.model.merge
+    if format != "jsonl" and merge != "mean_logit":
+        say(f"scores are on the scale of the model's merge: {nn.SCALES[merge]}")
+    source = {"svmlight_base": svmlight_base, **_source(text, input, split, dataset, input_format)}
+    blocks = opened.iter_predict(k=k, **source)
+    if file is not None:
+        _write_file(file, format, merge, blocks, quiet)
         return
+    write: Callable[[list[runs.Answer]], None]
+    if format == "table":
+        from mach_ext.cli.tables import Predictions
+
+        write = Predictions(_titles(opened, source)).show
+    else:
+        write = _writer(sys.stdout, format, merge)
+    _predict(blocks, write, sys.stdout, quiet=True)
+
+
+def _check_source(ctx: typer.Context) -> None:
+    """Refuses more than one source of documents, and options that the source has no use for."""
+    given = [f"--{name}" for name in ("text", "input", "split") if ctx.params[name]]
+    if len(given) > 1:
+        ctx.fail(f"{given[1]} is not allowed with {given[0]}")
+    if ctx.params["dataset"] is not None and ctx.params["split"] is None:
+        raise ValueError("--dataset needs --split")
+    if ctx.params["input_format"] is not None and given not in ([], ["--input"]):
+        raise ValueError("--input-format is for --input and standard input")
+
+
+def _output_file(folder: Path, format: str, source: Path | None) -> Path:
+    """The file to write, once it is known that it can be written."""
+    from mach_ext.runs.files import check_file, check_folder
+
+    if format == "table":
+        raise ValueError("--format table is for the screen; with --output it must be tsv or jsonl")
+    file = folder / f"predictions.{format}"
+    check_folder("--output", folder)
+    check_file("--output", file)
+    if source is not None and file.exists() and source.exists() and file.samefile(source):
+        raise ValueError(f"--output must not be where --input is read from, got {source}")
+    return file
+
+
+def _write_file(
+    file: Path, format: str, scale: str, blocks: Iterator[list[runs.Answer]], quiet: bool
+) -> None:
+    from mach_ext.runs.files import atomic_file
+
     with (
         atomic_file(file) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace") as out,
     ):
-        _predict_to(out, args, run)
+        _predict(blocks, _writer(out, format, scale), out, quiet)
     say(f"predictions: {file}")
 
 
-def _predict_to(out: TextIO, args: Any, run: runs.Run) -> None:
-    """A line a document, written as it is computed."""
-    write = json.dumps if _lacks_letters(out) else data.json_line
-    number = 0
-    blocks = run.iter_predict(k=args.k, **_source(args))
-    with (
-        remarks_afterwards(),
-        tqdm(unit="doc", disable=args.quiet or out is sys.stdout, dynamic_ncols=True) as bar,
-    ):
+def _predict(
+    blocks: Iterator[list[runs.Answer]], write: Callable[[list[runs.Answer]], None], out: TextIO, quiet: bool
+) -> None:
+    """Writes answers as they are computed."""
+    from mach_ext._progress import tqdm
+    from mach_ext.cli.results import remarks_afterwards
+
+    with remarks_afterwards(), tqdm(unit="doc", disable=quiet, dynamic_ncols=True) as bar:
         for block in blocks:
-            for answer in block:
-                if args.format == "tsv":
-                    cells = (f"{one_line(best.label)}\t{best.score:.6g}" for best in answer.labels)
-                    out.write("\t".join(cells) + "\n")
-                else:
-                    out.write(write(_record(number, answer, run.model.merge)) + "\n")
-                number += 1
+            write(block)
             out.flush()  # whoever sent these documents can be waiting for the answers
             bar.update(len(block))
+
+
+def _writer(out: TextIO, format: str, scale: str) -> Callable[[list[runs.Answer]], None]:
+    """What writes a line a document."""
+    from mach_ext import data
+
+    dump = json.dumps if _lacks_letters(out) else data.json_line
+    number = 0
+
+    def write(block: list[runs.Answer]) -> None:
+        nonlocal number
+        for answer in block:
+            if format == "tsv":
+                cells = (f"{one_line(best.label)}\t{best.score:.6g}" for best in answer.labels)
+                out.write("\t".join(cells) + "\n")
+            else:
+                out.write(dump(_record(number, answer, scale)) + "\n")
+            number += 1
+
+    return write
+
+
+def _titles(opened: runs.Run, source: dict[str, Any]) -> Callable[[int], str | None]:
+    """The text of a document by its number; None where the text is not at hand."""
+    texts: Any = source.get("texts")
+    if texts is None and "split" in source:
+        loaded = opened.dataset(source["dataset"], source["svmlight_base"])
+        texts = loaded.splits[source["split"]].texts if source["split"] in loaded.splits else None
+    return lambda number: None if texts is None else texts[number]
 
 
 def _record(number: int, answer: runs.Answer, scale: str) -> dict[str, Any]:
@@ -110,17 +215,17 @@ def _record(number: int, answer: runs.Answer, scale: str) -> dict[str, Any]:
     return {"document": number, "features": answer.features, "scale": scale, "labels": best}
 
 
-def _source(args: Any) -> dict[str, Any]:
-    """Where the documents come from."""
-    source: dict[str, Any] = {"svmlight_base": args.svmlight_base}
-    if args.split is not None:
-        return {**source, "split": args.split, "dataset": args.dataset}
-    if args.text is not None:
-        return {**source, "texts": [from_shell(text, f"--text {n}") for n, text in enumerate(args.text, 1)]}
-    source["format"] = args.input_format
-    if args.input is None or str(args.input) == "-":
-        return {**source, "stream": _standard_input(args)}
-    return {**source, "file": args.input}
+def _source(
+    text: list[str] | None, file: Path | None, split: str | None, dataset: str | None, format: str | None
+) -> dict[str, Any]:
+    """Where the documents come from, as `Run.iter_predict` takes it."""
+    if split is not None:
+        return {"split": split, "dataset": dataset}
+    if text:
+        return {"texts": [from_shell(each, f"--text {n}") for n, each in enumerate(text, 1)]}
+    if file is None or str(file) == "-":
+        return {"format": format, "stream": _standard_input(file)}
+    return {"format": format, "file": file}
 
 
 def _lacks_letters(out: TextIO) -> bool:
@@ -128,16 +233,18 @@ def _lacks_letters(out: TextIO) -> bool:
     return codecs.lookup(out.encoding or "utf-8").name != "utf-8"
 
 
-def _standard_input(args: Any) -> BinaryIO:
+def _standard_input(file: Path | None) -> BinaryIO:
     if sys.stdin is None:
         raise ValueError("standard input is closed; give --text, --input or --split")
-    if args.input is None and sys.stdin.isatty():
+    if file is None and sys.stdin.isatty():
         raise ValueError("predict needs --text, --input or --split, or text on standard input (--input -)")
     return sys.stdin.buffer
 
 
 def from_shell(text: str, flag: str) -> str:
     """An argument as text: bytes that the locale's encoding has no letters for are read as UTF-8."""
+    from mach_ext import data
+
     if re.search("[\udc80-\udcff]", text) is None:
         return text
     return data.decode_line(os.fsencode(text), flag)

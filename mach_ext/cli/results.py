@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mach_ext._terminal import show
+from mach_ext.cli.tables import show_table
 
 
 def show_metrics(split: str, result: dict[str, Any]) -> None:
     """A table: a row a metric, a column all labels and each band."""
     bands = result["bands"]
     columns = {"all": result, **bands}
-    show(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
+    rows = [[split, *columns]]
     for metric in (key for key in result if key not in ("bands", "propensity")):
         cells = (column.get(metric) for column in columns.values())
-        show(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+        rows.append(
+            [metric, *("-" if value is None or value != value else f"{value:.4f}" for value in cells)]
+        )
+    show()
+    show_table(rows, 15, 9)
     if any(metric.startswith("PSP") for metric in result):
         constants = result["propensity"]
         show(
@@ -63,6 +68,22 @@ def remarks_afterwards() -> Iterator[None]:
         logger.removeFilter(keep)
         for record in kept:
             logger.handle(record)
+
+
+def failure(error: Exception) -> str | None:
+    """What an error says in one line, or None for a defect of this program."""
+    if isinstance(error, ImportError):  # of torch itself, or of what is compiled, which says what to run
+        return str(error)
+    import torch
+
+    from mach_ext._memory import memory_words
+
+    if (shortage := memory_words(error)) is not None:
+        return shortage
+    if isinstance(error, OSError):
+        return error_words(error)
+    expected = (ValueError, TypeError, FloatingPointError, torch.OutOfMemoryError)
+    return (str(error) or type(error).__name__) if isinstance(error, expected) else None
 
 
 def error_words(error: OSError) -> str:

@@ -2,142 +2,262 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from typing import Annotated, Any
 
-from mach_ext import nn, runs, training
+import typer
+
+from mach_ext._terminal import say
+from mach_ext.cli import values
 from mach_ext.cli.options import (
-    add_overwrite,
-    add_propensity,
-    add_reader_options,
-    cost,
-    hidden_sizes,
-    natural,
-    nonempty,
-    positive,
-    rate,
-    share,
-    tau,
+    DATASETS,
+    Device,
+    Output,
+    Overwrite,
+    Propensity,
+    Quiet,
+    Seed,
+    SvmlightBase,
+    choice,
+    option,
+    switch,
+    words,
 )
-from mach_ext.cli.results import all_done, show_metrics
-from mach_ext.runs.trainer import measure, write_training_metrics
+from mach_ext.cli.values import derived
+
+EXAMPLE = "mach-ext train --dataset wordnet"
+
+ENCODERS = ("shared", "independent")
+MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")
+OPTIMIZERS = ("adam", "adagrad")
+SCHEDULES = ("linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
+METRICS = ("P@1", "P@3", "P@5", "nDCG@1", "nDCG@3", "nDCG@5")
+
+Dataset = Annotated[
+    str,
+    option(
+        "--dataset", parse=values.nonempty, metavar="DATA",
+        complete=words(DATASETS),
+        help="The dataset: a name, such as wordnet, or a folder with your own files.",
+    ),
+]  # fmt: skip
+NoHoldout = Annotated[
+    bool,
+    switch(
+        "--no-holdout", panel="Data",
+        help="Train on all of train. Otherwise a tenth is held out for validation if there is no dev split.",
+    ),
+]  # fmt: skip
+Resume = Annotated[
+    bool, switch("--resume", panel="Output", help="Continue from the last checkpoint in the folder.")
+]
+HashFunctions = Annotated[
+    int | None,
+    option(
+        "--hash-functions", parse=values.positive, metavar="R", panel="Model",
+        help="The number of hash functions, each with a classifier of its own.",
+    ),
+]  # fmt: skip
+Buckets = Annotated[
+    int | None,
+    option(
+        "--buckets", parse=values.positive, metavar="B", panel="Model",
+        help="The number of buckets into which a hash function puts the labels.",
+    ),
+]  # fmt: skip
+HiddenSize = Annotated[
+    Any,
+    option(
+        "--hidden-size", parse=values.hidden_sizes, metavar="H[,H2]", panel="Model",
+        help="The number of hidden units. Two numbers give two layers, and 0 gives a linear model.",
+    ),
+]  # fmt: skip
+Encoder = Annotated[
+    str | None,
+    choice(
+        "--encoder", choices=ENCODERS, metavar="ENCODER", panel="Model",
+        help="Whether the hash functions have a shared encoder or independent ones.",
+    ),
+]  # fmt: skip
+Merge = Annotated[
+    str | None,
+    choice(
+        "--merge", choices=MERGES, metavar="MERGE", panel="Model",
+        help="How the hash functions' answers become a score: mean_logit, mean_prob, mean_logprob, min_prob "
+        "or median_prob.",
+    ),
+]  # fmt: skip
+Dropout = Annotated[
+    float,
+    option(
+        "--dropout", parse=values.share, metavar="P", panel="Model",
+        help="The probability that a hidden unit is dropped in a training step.",
+    ),
+]  # fmt: skip
+FeatureDropout = Annotated[
+    float,
+    option(
+        "--feature-dropout", parse=values.share, metavar="P", panel="Model",
+        help="The probability that a feature of a document is dropped in a training step.",
+    ),
+]  # fmt: skip
+Svm = Annotated[
+    bool | None,
+    typer.Option(
+        "--svm/--no-svm", rich_help_panel="Solver", show_default="--svm if labels have many documents",
+        help="Train a support vector machine for each bucket, without learning rates or epochs.",
+    ),
+]  # fmt: skip
+Cost = Annotated[
+    float | None,
+    option(
+        "--C", parse=values.cost, metavar="C", panel="Solver",
+        help="The misclassification cost of each support vector machine.",
+    ),
+]  # fmt: skip
+Epochs = Annotated[
+    int | None,
+    option(
+        "--epochs", parse=values.natural, metavar="N", panel="Training", help="Passes over the documents."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    option("--batch-size", parse=values.positive, metavar="N", panel="Training", help="Documents in a step."),
+]
+Optimizer = Annotated[
+    str | None,
+    choice(
+        "--optimizer", choices=OPTIMIZERS, metavar="NAME", panel="Training",
+        help="The optimizer: adam or adagrad.",
+    ),
+]  # fmt: skip
+LearningRate = Annotated[
+    float | None,
+    option("--learning-rate", parse=values.rate, metavar="RATE", panel="Training", help="The learning rate."),
+]
+EncoderLearningRate = Annotated[
+    float | None,
+    option(
+        "--encoder-learning-rate", parse=values.rate, metavar="RATE", panel="Training",
+        help="The learning rate of the encoder's weights.",
+    ),
+]  # fmt: skip
+EncoderEps = Annotated[
+    float | None,
+    option(
+        "--encoder-eps", parse=values.rate, metavar="EPS", panel="Training",
+        help="The eps of Adam for the encoder's weights.",
+    ),
+]  # fmt: skip
+Schedule = Annotated[
+    str | None,
+    choice(
+        "--schedule", choices=SCHEDULES, metavar="NAME", panel="Training",
+        help="How the learning rate changes: linear, which falls to 0, or constant.",
+    ),
+]  # fmt: skip
+GradientThreshold = Annotated[
+    float | None,
+    option(
+        "--gradient-threshold", parse=values.share, metavar="P", panel="Training",
+        help="Combine the gradients of buckets whose probability is below this number, which saves time.",
+    ),
+]  # fmt: skip
+NegligibleGradient = Annotated[
+    float | None,
+    option(
+        "--negligible-gradient", parse=values.share, metavar="P", panel="Training", hidden=True,
+        help="The former name of --gradient-threshold.",
+    ),
+]  # fmt: skip
+Precision = Annotated[
+    str | None,
+    choice(
+        "--precision", choices=PRECISIONS, metavar="TYPE", panel="Training",
+        help="The number type of the matrix products: float32 or bfloat16.",
+    ),
+]  # fmt: skip
+Patience = Annotated[
+    int | None,
+    option(
+        "--patience", parse=values.positive, metavar="N", panel="Training",
+        help="Stop after this many epochs without a better result on dev.",
+    ),
+]  # fmt: skip
+RepetitionsAtATime = Annotated[
+    int | None,
+    option(
+        "--repetitions-at-a-time", parse=values.positive, metavar="R", panel="Training",
+        help="Train this many classifiers of a linear model at a time. Fewer need less memory.",
+    ),
+]  # fmt: skip
+Tau = Annotated[
+    float | None,
+    option(
+        "--tau", parse=values.tau, metavar="TAU", panel="Training",
+        help="How far frequent labels are ranked down. 0 leaves the ranking as it is.",
+    ),
+]  # fmt: skip
+Metric = Annotated[
+    str | None,
+    choice(
+        "--metric", choices=METRICS, metavar="METRIC", panel="Training",
+        help="The metric on dev that picks the best epoch: P or nDCG, at 1, 3 or 5. Ties go by the loss.",
+    ),
+]  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset", type=nonempty, required=True, help="a name (wordnet, wiki10, ...) or a folder"
-    )
-    parser.add_argument(
-        "--no-holdout",
-        action="store_true",
-        default=False,
-        help="without a dev split, train on all of train instead of holding a tenth out for validation",
-    )
-    parser.add_argument("--resume", action="store_true", default=False, help="go on from the last checkpoint")
-    add_overwrite(parser)
-    add_reader_options(parser)
-    add_propensity(parser)
-    _add_model_options(parser.add_argument_group("model"))
-    _add_solver_options(parser.add_argument_group("a solver in place of the training below"))
-    _add_fit_options(parser.add_argument_group("training"))
+def run(
+    ctx: typer.Context,
+    dataset: Dataset,
+    no_holdout: NoHoldout = False,
+    svmlight_base: SvmlightBase = derived("1 if no file has a feature 0"),
+    propensity: Propensity = derived("by the dataset's name"),
+    num_repetitions: HashFunctions = derived("8, 16 or 32, by the data's size"),
+    num_buckets: Buckets = derived("the power of two next to half the labels, 16 to 2048"),
+    hidden_size: HiddenSize = derived("256, 128 or 512, by the data's size"),
+    encoder: Encoder = derived("independent, or shared with --hidden-size"),
+    merge: Merge = derived("mean_logit, or mean_logprob with --svm"),
+    hidden_dropout: Dropout = 0.0,
+    feature_dropout: FeatureDropout = 0.0,
+    svm: Svm = None,
+    C: Cost = derived("1"),
+    epochs: Epochs = derived("5 to 10, fewer for more documents"),
+    batch_size: BatchSize = derived("256"),
+    optimizer: Optimizer = derived("adam, or adagrad for linear models"),
+    learning_rate: LearningRate = derived("0.002, or 0.5 for linear models"),
+    encoder_learning_rate: EncoderLearningRate = derived("0.3"),
+    encoder_eps: EncoderEps = derived("0.0001"),
+    schedule: Schedule = derived("linear"),
+    gradient_threshold: GradientThreshold = derived("0, which is exact"),
+    negligible_gradient: NegligibleGradient = None,
+    precision: Precision = derived("float32"),
+    patience: Patience = derived("never"),
+    repetitions_at_a_time: RepetitionsAtATime = derived("all"),
+    tau: Tau = derived("1 / the root of the documents a label has, at most 0.5"),
+    metric: Metric = derived("P@1"),
+    output: Output = derived("runs/<dataset>"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model on a dataset, measure it, and keep everything in a run folder."""
+    from mach_ext import runs
+    from mach_ext.cli.results import all_done, show_metrics
+    from mach_ext.runs.trainer import measure, write_training_metrics
 
-
-def _add_model_options(model: Any) -> None:
-    model.add_argument("--hash-functions", type=positive, default=None, metavar="R", help="repetitions (8)")
-    model.add_argument(
-        "--buckets", type=positive, default=None, metavar="B",
-        help="per repetition (the power of two next to L/2, within 16 ... 2048)",
-    )  # fmt: skip
-    model.add_argument(
-        "--hidden-size", type=hidden_sizes, default=None, metavar="H[,H2]",
-        help="hidden units; 0: linear MACH; two numbers: two layers (256, with independent encoders)",
-    )  # fmt: skip
-    model.add_argument(
-        "--encoder", choices=nn.ENCODERS, default=None,
-        help="(independent; where --hidden-size is given, shared)",
-    )  # fmt: skip
-    model.add_argument(
-        "--merge", choices=tuple(nn.MODEL_MERGES), default=None, help="(mean_logit; with --svm mean_logprob)"
-    )
-    model.add_argument("--dropout", type=share, default=0.0, metavar="P", help="of hidden units (0)")
-    model.add_argument("--feature-dropout", type=share, default=0.0, metavar="P", help="of non-zeros (0)")
-
-
-def _add_solver_options(solver: Any) -> None:
-    solver.add_argument(
-        "--svm", action=argparse.BooleanOptionalAction, default=None,
-        help="linear MACH, a support vector machine for each bucket: no rates, no epochs (where a label has "
-        "32 documents or more on average, of 10,000 or more, and no other flag asks for what it has not)",
-    )  # fmt: skip
-    solver.add_argument("--C", type=cost, default=None, help="of the SVMs: cost of an error (1)")
-
-
-def _add_fit_options(fit: Any) -> None:
-    fit.add_argument("--epochs", type=natural, default=None, help="(225,000 documents, within 5 ... 10)")
-    fit.add_argument("--batch-size", type=positive, default=None, help="documents a step (256)")
-    fit.add_argument("--optimizer", choices=training.OPTIMIZERS, default=None, help="(adam; linear: adagrad)")
-    fit.add_argument("--learning-rate", type=rate, default=None, help="(0.002; linear: 0.5)")
-    fit.add_argument("--encoder-learning-rate", type=rate, default=None, help="of the encoder's rows (0.3)")
-    fit.add_argument("--encoder-eps", type=rate, default=None, help="Adam's eps for these rows (1e-4)")
-    fit.add_argument("--schedule", choices=training.SCHEDULES, default=None, help="(linear)")
-    fit.add_argument(
-        "--gradient-threshold",
-        "--negligible-gradient",
-        type=share,
-        default=None,
-        help="see mach_ext.training (0: exact)",
-    )
-    fit.add_argument(
-        "--precision", choices=training.PRECISIONS, default=None, help="of the products (float32)"
-    )
-    fit.add_argument("--patience", type=positive, default=None, help="epochs without gain before stopping")
-    fit.add_argument(
-        "--repetitions-at-a-time",
-        type=positive,
-        default=None,
-        metavar="R",
-        help="linear MACH: to save memory",
-    )
-    fit.add_argument(
-        "--tau", type=tau, default=None,
-        help="how far frequent labels are ranked down (1 / root of the documents a label has, at most 0.5)",
-    )  # fmt: skip
-    fit.add_argument(
-        "--metric",
-        choices=training.METRICS,
-        default=None,
-        help="dev metric that picks the best epoch, ties by loss (P@1)",
-    )
-
-
-def run(args: Any) -> None:
-    """Trains, shows the metrics and writes them."""
-    settings = {name: getattr(args, name) for name in training.Hyperparameters.__dataclass_fields__}
-    run = runs.train(
-        args.dataset,
-        output=args.output,
-        num_repetitions=args.hash_functions,
-        num_buckets=args.buckets,
-        hidden_size=args.hidden_size,
-        encoder=args.encoder,
-        merge=args.merge,
-        feature_dropout=args.feature_dropout,
-        hidden_dropout=args.dropout,
-        svm=args.svm,
-        C=args.C,
-        repetitions_at_a_time=args.repetitions_at_a_time,
-        holdout=not args.no_holdout,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        svmlight_base=args.svmlight_base,
-        propensity=args.propensity,
-        device=args.device,
-        progress=not args.quiet,
-        evaluate=False,
-        **settings,
-    )
-    results = measure(run)
+    given = dict(ctx.params)  # by the names that runs.train gives them, but for these four
+    options: dict[str, Any] = {"holdout": not given.pop("no_holdout"), "progress": not given.pop("quiet")}
+    if (former := given.pop("negligible_gradient")) is not None:
+        say("warning: --negligible-gradient is now called --gradient-threshold")
+        if given["gradient_threshold"] is None:
+            given["gradient_threshold"] = former
+    trained = runs.train(given.pop("dataset"), evaluate=False, **options, **given)
+    results = measure(trained)
     with all_done() as then:
         for name, result in results.items():
             then(show_metrics, name, result)
-        then(write_training_metrics, run, results)
+        then(write_training_metrics, trained, results)

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from mach_ext._deprecation import renamed_names
+from mach_ext._terminal import quote as quote
 from mach_ext.data.files import PathLike
-
-_LENGTH = 60  # characters of a file's contents in a message
-
-_repr = reprlib.Repr()
-_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
-_repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
-
-
-def quote(value: Any) -> str:
-    """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
-
-    Example:
-        >>> from mach_ext.data.parsing import quote
-        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
-        'red\\naaaaaa 63
-    """
-    is_text = isinstance(value, (str, bytes, bytearray))
-    text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
-    cut = len(text) > _LENGTH + 2 or (is_text and len(value) > _LENGTH)
-    return f"{text[:_LENGTH]}..." if cut else text
 
 
 def check_names(names: Any, source: PathLike, count: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 * `train` makes a run of a dataset; `Run.open` opens one.
 * `Run.evaluate`, `.predict`, `.explain`, `.attack`, `.compress` do what the commands of these names do.
+* `measure_throughput` times each kernel of a model on this machine, as `mach-ext bench` does.
 * The functions below them take a model of one's own: `attachments` for what later commands need of the data,
   `load_dataset` and `columns_of` to read further files as the training did, `evaluate` for metrics.
 """
@@ -21,6 +22,7 @@ from mach_ext.runs.record import (
     weights_digest,
 )
 from mach_ext.runs.run import RUNS, Run
+from mach_ext.runs.throughput import Throughput, measure_throughput
 from mach_ext.runs.trainer import train
 
 __all__ = [
@@ -32,12 +34,14 @@ __all__ = [
     "Run",
     "RunAttack",
     "RunExplanation",
+    "Throughput",
     "TrainingLabels",
     "attachments",
     "columns_of",
     "evaluate",
     "kept_propensity",
     "load_dataset",
+    "measure_throughput",
     "record_of",
     "refuse_to_replace",
     "train",

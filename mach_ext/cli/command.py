@@ -1,0 +1,162 @@
+"""What all commands have in common: how they read options, and what stands around their work."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mach_ext._terminal import quote, say, signals
+from mach_ext.cli.options import Device, Output, Quiet, Seed, Threads
+from mach_ext.cli.usage import UsageError, nearest
+from mach_ext.cli.values import derived
+
+# Arguments of the library whose flag has another name.
+FLAGS = {
+    "num_repetitions": "--hash-functions",
+    "num_buckets": "--buckets",
+    "hidden_dropout": "--dropout",
+    "epsilons": "--eps",
+    "folder": "--model-path",
+    "method": "--attack",
+    "threat_model": "--threat",
+    "quantization_step": "--step",
+}
+
+
+def _common_options() -> list[Any]:
+    """The options that every command takes, whether or not it has a use for them."""
+
+    def common(
+        output: Output = None,
+        device: Device = "cpu",
+        seed: Seed = 0,
+        quiet: Quiet = False,
+        threads: Threads = derived("all cores"),
+    ) -> None:
+        pass
+
+    app = typer.Typer(add_completion=False)
+    app.command()(common)
+    return [option for option in typer.main.get_command(app).params if option.name != "help"]
+
+
+class Command(TyperCommand):
+    """A command. It takes the common options, and hides those that its function has no parameter for."""
+
+    allow_extra_args = True  # refused below, in words of ours
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **kwargs: Any) -> None:
+        own = list(params or ())
+        self._extra = []
+        for option in map(copy.copy, _common_options()):
+            if option.name not in {each.name for each in own}:
+                option.hidden = option.name != "threads"
+                self._extra.append(option)
+        super().__init__(*args, params=[*own, *self._extra], **kwargs)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _told_where(ctx):
+            rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail(f"unknown argument {quote(ctx.args[0])}")
+        return rest
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        required = [f"{option.opts[0]} {option.metavar}" for option in self.params if option.required]
+        return [*required, *super().collect_usage_pieces(ctx)]
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _tidy(super().get_params(ctx), "Common")
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command's function with its threads, device, messages and signals in place."""
+        import torch  # before `signals`: Ctrl-C during these imports ends the command at once
+
+        from mach_ext.runs.arguments import check_device, use_flags
+
+        given = {option.name: ctx.params.pop(option.name) for option in self._extra}
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("default", ResourceWarning)
+        with signals(), use_flags(FLAGS), _remarks():
+            if given["threads"] is not None:
+                torch.set_num_threads(given["threads"])
+            check_device({**ctx.params, **given}["device"])
+            return super().invoke(ctx)
+
+
+class Group(TyperGroup):
+    """A group of commands. It names the command that was meant by a misspelled one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _told_where(ctx):
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not ctx.resilient_parsing:
+            ctx.fail(f"unknown command {quote(args[0])}{nearest(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _tidy(super().get_params(ctx))
+
+
+def require_command(ctx: typer.Context) -> None:
+    """Refuses a group without a command."""
+    if ctx.invoked_subcommand is None and not ctx.resilient_parsing:
+        commands: Any = ctx.command
+        ctx.fail(f"a command is required: {', '.join(commands.list_commands(ctx))}")
+
+
+@contextlib.contextmanager
+def _told_where(ctx: Any) -> Iterator[None]:
+    """Usage errors know their command. Without this, one of an option that lacks its value does not."""
+    try:
+        yield
+    except UsageError as error:
+        error.ctx = error.ctx or ctx
+        raise
+
+
+def _tidy(options: list[Any], panel: str | None = None) -> list[Any]:
+    """Options as the help shows them: flags without a type, and --help in words of ours, under a heading."""
+    for each in options:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+        if each.name == "help":
+            each.help, each.rich_help_panel = "Show this page and exit.", panel
+    return options
+
+
+class _Say(logging.Handler):
+    """Prints remarks of the library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _remarks() -> Iterator[None]:
+    """Shows what the library logs."""
+    logger, handler = logging.getLogger("mach_ext"), _Say(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)  # which also forgets what was enabled meanwhile
+        logger.propagate = propagate
+
+
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    say(f"warning: {message}")

@@ -1,4 +1,9 @@
-"""Providers timed in turn within one run, so that all meet the same machine."""
+"""Providers timed in turn within one run, so that all meet the same machine.
+
+`torch.utils.benchmark.Timer` times one provider after the other. It also makes two calls before each
+measurement. Those would take most of the time where a call takes seconds, and they would use up what a `Part`
+prepared.
+"""
 
 from __future__ import annotations
 

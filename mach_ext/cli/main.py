@@ -12,7 +12,7 @@ import typer
 
 from mach_ext._terminal import say, standard_streams
 from mach_ext._version import __version__
-from mach_ext.cli import attack, compress, data, evaluate, explain, info, predict, train
+from mach_ext.cli import attack, bench, compress, data, evaluate, explain, info, predict, train
 from mach_ext.cli.command import Command, Group, require_command
 from mach_ext.cli.results import failure
 from mach_ext.cli.usage import UsageError, fault, usage
@@ -22,7 +22,7 @@ PROGRAM = "mach-ext"
 COMPLETE = "_MACH_EXT_COMPLETE"  # environment variable: a shell asks for completions
 
 # Each module has a function `run`, whose parameters are the options, and an EXAMPLE.
-COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress, info)
+COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress, info, bench)
 
 app = typer.Typer(
     cls=Group,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
 
+from mach_ext._progress import tqdm
+from mach_ext.data import atomic_path
 from mach_ext.nn import MACH
 from mach_ext.runs.workload import Work, Workload, random_documents
 
@@ -57,7 +61,7 @@ def measure_throughput(
     nonzeros: int = 75,
     seconds: float = 0.5,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: bool = False,
 ) -> list[Throughput]:
     """Times each kernel and each path of a model, on random documents, with the threads that torch has.
 
@@ -72,7 +76,7 @@ def measure_throughput(
         nonzeros: Words of a document.
         seconds: How long each work is timed.
         seed: Of the documents.
-        progress: Is called with the name of each work before it is timed.
+        progress: Show a progress bar.
 
     Returns:
         One entry a work.
@@ -97,9 +101,8 @@ def measure_throughput(
     documents = random_documents(batch_size, model.num_features, model.num_labels, nonzeros, seed=seed)
     workload = Workload(model.eval(), *documents, k)
     results = []
-    for name in workload.names():
-        if progress is not None:
-            progress(name)
+    for name in (bar := tqdm(workload.names(), leave=False, disable=not progress)):
+        bar.set_postfix_str(name)
         results.append(time_work(workload.work(name), seconds))
     model.eval()
     return results
@@ -111,3 +114,23 @@ def time_work(work: Work, seconds: float) -> Throughput:
     timer = Timer("call()", globals={"call": work.call}, num_threads=torch.get_num_threads())
     times = timer.blocked_autorange(min_run_time=seconds)
     return Throughput(work.name, times.median, times.iqr, work.documents, work.labels, work.bytes / 1e9)
+
+
+def write_throughput(results: Sequence[Throughput], file: Path) -> None:
+    """Writes a CSV file with a row a work. A former file is replaced in one step.
+
+    Example:
+        >>> import mach_ext, tempfile, pathlib
+        >>> from mach_ext.runs.throughput import Throughput, write_throughput
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "bench.csv")
+        ...     write_throughput([Throughput("predict", 0.5, 0.01, 256, 1280, 0.25)], file)
+        ...     print(file.read_text().splitlines()[1])
+        predict,0.5,0.01,256,1280,0.25,512.0,2560.0,0.5
+    """
+    rows = [result.as_dict() for result in results]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as part, open(part, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -121,7 +121,7 @@ class Workload:
         return model.num_buckets if model.is_linear else int(model.encoder_weight.shape[1])
 
     def moved(self, times: int) -> float:
-        """Bytes of a product with the documents: non-zeros, outputs, and so many times the rows that occur."""
+        """Bytes of a product with the documents: non-zeros, outputs, and some times the rows that occur."""
         return 8.0 * int(self.X.nnz) + 4.0 * self.width * (times * len(self.rows) + self.N)
 
     @property

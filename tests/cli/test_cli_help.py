@@ -44,7 +44,7 @@ def visible(command):
 
 
 def test_every_command_is_there():
-    names = ["train", "evaluate", "predict", "explain", "attack", "compress", "info"]
+    names = ["train", "evaluate", "predict", "explain", "attack", "compress", "info", "bench"]
     data_names = ["data info", "data fetch", "data convert"]
     assert {*COMMANDS} >= {f"mach-ext {name}" for name in (*names, *data_names)}
     assert typer.main.get_command(cli.app).commands["data"].commands.keys() == {"info", "fetch", "convert"}

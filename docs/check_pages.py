@@ -39,7 +39,7 @@ def faults(browser: Browser, root: str, address: str, size: str, shots: Path | N
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda r: None if r.url.startswith((root, "data:")) else errors.append(r.url))
-    page.goto(root + address, wait_until="networkidle")
+    page.goto(root + address, wait_until="load")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     if wide > 0:
         errors.append(f"{wide} pixels wider than the screen")

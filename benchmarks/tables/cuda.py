@@ -14,9 +14,10 @@ def cuda(kept: pd.DataFrame) -> str:
     text = f"**CUDA**, {devices}."
     if predicted:
         text += (
-            " No GPU has run this version yet. These times are **predictions** from the bytes and sums of "
-            "each kernel. PyTorch's forms get the least time that their bytes allow, so each ratio is a lower "
-            "bound. A ratio below its target shows neither that the target is met nor that it is missed."
+            " No GPU has run this version yet. These times are **predictions** from the bytes and sums "
+            "of each kernel. PyTorch's forms get the least time that their bytes allow, so each ratio "
+            "is a lower bound. A ratio below its target shows neither that the target is met nor "
+            "that it is missed."
         )
     measured = kept[kept["seconds"].notna()]
     rows = [work(of, predicted) for _, of in measured.groupby("test", sort=False)]

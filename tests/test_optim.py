@@ -227,7 +227,7 @@ def test_pieces_want_a_step_begun(name):
     with pytest.raises(ValueError, match=r"call begin_step\(\) first"):
         optimizer.step_rows(parameter, 0, torch.ones(3))
     optimizer.begin_step()
-    with pytest.raises(ValueError, match="with this parameter among its own"):
+    with pytest.raises(ValueError, match="pass parameters of this optimiser only"):
         optimizer.step_rows(torch.nn.Parameter(torch.ones(2, 3)), 0, torch.ones(3))
     with pytest.raises(TypeError, match=r"got torch\.float32 and torch\.float64"):
         optimizer.step_rows(parameter, 0, torch.ones(3).double())

@@ -23,6 +23,7 @@ MEAN = 15
 SEMICOLONS = 2  # in 1,000 words
 
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2[^\n]*$", re.DOTALL | re.MULTILINE)
+TABLE = re.compile(r"<!-- (\w+): written by .*?<!-- /\1 -->", re.DOTALL)  # generated, with its captions and notes
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 MATH = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]", re.DOTALL)
@@ -74,7 +75,7 @@ def _blank(text: str, *what: re.Pattern[str]) -> str:
 
 def of_markdown(place: str, text: str) -> list[Sentence]:
     """The sentences of a Markdown page."""
-    text = _blank(text, FRONT_MATTER, COMMENT, FENCE, MATH, LINES)
+    text = _blank(text, FRONT_MATTER, TABLE, COMMENT, FENCE, MATH, LINES)
     text = re.sub(r"^( *)(?:[-*+]|\d+\.) ", r"\1", text, flags=re.MULTILINE)
     return list(_sentences(place, LINK.sub(r"\1", text)))
 

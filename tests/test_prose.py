@@ -2,14 +2,19 @@
 
 import pytest
 from command_cases import help_texts
-from sentences import LONGEST, MEAN, SEMICOLONS, mean_words, of_help, semicolons, summary
+from helpers import ROOT
+from sentences import LONGEST, MEAN, SEMICOLONS, mean_words, of_files, of_help, semicolons, summary
 
 
 def _help():
     return [sentence for place, text in help_texts() for sentence in of_help(place, text)]
 
 
-GROUPS = {"help": _help}
+def _docs():
+    return of_files(sorted((ROOT / "docs").rglob("*.md")))
+
+
+GROUPS = {"help": _help, "docs": _docs}
 
 
 @pytest.mark.parametrize("group", GROUPS)

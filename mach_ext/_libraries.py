@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,13 @@ def _load_cpu() -> None:
     """Load the libraries that mach_ext needs, or raise an error that says how to build them."""
     library = _FOLDER / "_cpu.so"
     if not library.exists():
-        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {_REBUILD}")
+        advice = _REBUILD
+        if installed := _compiled_elsewhere():
+            advice = (
+                f"A compiled mach_ext is installed in {installed}, but Python found this folder first. "
+                f"Start Python in another folder than {_FOLDER.parent}"
+            )
+        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {advice}")
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -35,6 +42,12 @@ def _load_cpu() -> None:
         raise ImportError(
             f"mach_ext: the compiled parser (_C) does not load with Python {python}: {error}. {_REBUILD}"
         ) from None
+
+
+def _compiled_elsewhere() -> Path | None:
+    """Return the folder of another mach_ext on Python's path that is compiled, if there is one."""
+    folders = (Path(entry or ".") / _FOLDER.name for entry in sys.path)
+    return next((folder for folder in folders if (folder / "_cpu.so").exists()), None)
 
 
 def _load_cuda() -> str:

@@ -201,7 +201,8 @@ def _log_gaps(dataset: data.Dataset) -> None:
         log_without_features(f"{name}: ", split.without_features, len(split))
     if dataset.dev_rule == data.HOLDOUT_RULE and len(dataset.dev) < FEW_DOCUMENTS:
         log.info(
-            "only %d documents of train are held out to choose the best epoch, which may be chance; %s trains on all",
+            "only %d documents of train are held out to choose the best epoch, which may be chance; "
+            "%s trains on all documents",
             len(dataset.dev), spell("holdout", value=False),
         )  # fmt: skip
 

@@ -130,7 +130,7 @@ def test_the_default_solver_and_folder(here, texts, monkeypatch, caplog):
     assert run.folder.resolve() == here / "runs" / "texts"
     assert content(run.folder) == first
     assert run.model.is_linear
-    assert "support vector machines (svm=False: a hidden layer)" in caplog.text
+    assert "support vector machines are trained (svm=False: a hidden layer)" in caplog.text
 
 
 def test_a_loaded_dataset_and_resume(here, texts):
@@ -258,7 +258,7 @@ REFUSALS = [
         ("--svm", "--dropout", 0.5), {"svm": True, "hidden_dropout": 0.5},
         "--svm takes no --dropout", "svm takes no hidden_dropout",
     ),
-    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is of", "C is of .*, see svm"),
+    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is an option of", "C is an option of .*, see svm"),
     (("--device", "tpu"), {"device": "tpu"}, "--device must be cpu", "device must be cpu, cuda or cuda:N"),
     (("--output", "file"), {"output": "file"}, "--output must be a", "train: output must be a folder"),
 ]  # fmt: skip

@@ -130,7 +130,7 @@ def test_svms_where_they_are_worth_it(here, dataset_folder, capsys, monkeypatch)
     few = ["train", "--dataset", dataset_folder, "--hash-functions", "8", "--buckets", "16"]
     folder = here / "runs" / "tiny"
     assert run(*few) == 0
-    assert "support vector machines (--no-svm" in capsys.readouterr().err
+    assert "support vector machines are trained (--no-svm" in capsys.readouterr().err
     assert mach_ext.load(folder).is_linear
     for flags in (["--epochs", "1"], ["--no-svm"], ["--hidden-size", "8"]):
         assert run(*few, "--overwrite", *flags) == 0

@@ -1,4 +1,4 @@
-"""The command `mach-ext`. `main` runs it; the work is done by `mach_ext.runs`.
+"""The command `mach-ext`. `main` runs it. The work is done by `mach_ext.runs`.
 
 Nothing here imports PyTorch before a command runs, so that --help and completion answer at once.
 """

@@ -198,7 +198,7 @@ def _writer(out: TextIO, format: str, scale: str) -> Callable[[list[runs.Answer]
 
 
 def _titles(opened: runs.Run, source: dict[str, Any]) -> Callable[[int], str | None]:
-    """The text of a document by its number; None where the text is not at hand."""
+    """The text of a document by its number, or None if the text is not at hand."""
     texts: Any = source.get("texts")
     if texts is None and "split" in source:
         loaded = opened.dataset(source["dataset"], source["svmlight_base"])

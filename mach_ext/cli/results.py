@@ -72,17 +72,17 @@ def remarks_afterwards() -> Iterator[None]:
 
 def failure(error: Exception) -> str | None:
     """What an error says in one line, or None for a defect of this program."""
-    if isinstance(error, ImportError):  # of torch itself, or of what is compiled, which says what to run
+    try:
+        import torch
+
+        from mach_ext._memory import memory_words
+    except ImportError:  # which the error is about, too
         return str(error)
-    import torch
-
-    from mach_ext._memory import memory_words
-
     if (shortage := memory_words(error)) is not None:
         return shortage
     if isinstance(error, OSError):
         return error_words(error)
-    expected = (ValueError, TypeError, FloatingPointError, torch.OutOfMemoryError)
+    expected = (ValueError, TypeError, FloatingPointError, ImportError, torch.OutOfMemoryError)
     return (str(error) or type(error).__name__) if isinstance(error, expected) else None
 
 

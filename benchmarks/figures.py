@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from frames import KS, RESULTS, percent, points, read
 from prose import Line
+from tables.accuracy import COMPRESSED, DEFAULTS
 
 BONSAI, PARABEL, PECOS = "omikuji (Bonsai)", "omikuji (Parabel)", "PECOS XR-Linear"
 OWN = "independent encoders of 256"
@@ -62,6 +63,17 @@ class Results:
         """How much higher P@1, P@3 and P@5 of a system are than another's."""
         ours, theirs = (self.peer(dataset, name) for name in (system, other))
         return [ours[f"P@{k}"] - theirs[f"P@{k}"] for k in KS]
+
+    def compression(self) -> list[str]:
+        """How many times smaller the compressed defaults are, the least and the most of the datasets."""
+        pairs = ((name, DEFAULTS[name][1], system) for name, system in COMPRESSED.items())
+        times = [self.peer(of, ours)["bytes"] / self.peer(of, small)["bytes"] for of, ours, small in pairs]
+        return [f"{min(times):.0f}", f"{max(times):.0f}"]
+
+    def default_seconds(self) -> list[str]:
+        """The seconds of training with the defaults, the least and the most of the datasets."""
+        seconds = [self.peer(name, of[1])["training_seconds"] for name, of in DEFAULTS.items()]
+        return [f"{min(seconds):.0f}", f"{max(seconds):.0f}"]
 
     def lever(self, dataset: str, lever: str) -> str:
         """P@1 / P@3 / P@5, means of the seeds."""
@@ -144,6 +156,8 @@ def readme(r: Results) -> list[Line]:
             f"{demo['documents']:,}",
         ),
         ("in {} seconds on one CPU core", r.training("wordnet", "mach_ext")),
+        ("makes them {} to {} times smaller", *r.compression()),
+        ("mach_ext took {} to {} seconds", *r.default_seconds()),
         (
             "With twice the buckets, eurlex57k has {} ({} s) and wordnet has {} ({} s).",
             r.precisions("eurlex57k", "mach_ext (SVM, R 8, B 1024)", digits=1),

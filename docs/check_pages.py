@@ -52,6 +52,7 @@ def faults(browser: Browser, root: str, address: str, size: str, shots: Path | N
 
 
 def main() -> None:
+    """Serves the site, opens each page at each size, and prints the faults. Faults give the exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     parser.add_argument("--site", type=Path, default=SITE)

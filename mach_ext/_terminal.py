@@ -56,14 +56,14 @@ def one_line(text: str) -> str:
 
 
 def quote(value: Any) -> str:
-    """Quote a value from a file for a message.
+    r"""Quote a value from a file for a message.
 
     The result is short and stands on one line. It contains nothing that controls a terminal.
 
     Example:
         >>> from mach_ext._terminal import quote
-        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
-        'red\\naaaaaa 63
+        >>> print(quote("red\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
+        'red\naaaaaa 63
     """
     is_text = isinstance(value, (str, bytes, bytearray))
     text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)

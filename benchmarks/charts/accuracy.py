@@ -9,7 +9,7 @@ import pandas as pd
 from frames import read
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from tables.accuracy import DEFAULTS
+from tables.accuracy import COMPRESSED, DEFAULTS
 
 from charts.style import BLUE, BLUES, GREEN, GREY, ORANGE, PINK, RED, SKY, legend_above, new_figure
 
@@ -18,12 +18,6 @@ PEERS = {  # name in the chart -> the system of studies/peers.py, its colour and
     "omikuji (Parabel)": ("omikuji (Parabel)", ORANGE, "D"),
     "PECOS": ("PECOS XR-Linear", GREEN, "^"),
     "napkinXC": ("napkinXC PLT", PINK, "v"),
-}
-COMPRESSED = {
-    "wordnet": "mach_ext (compressed)",
-    "eurlex57k": "mach_ext (SVM, compressed)",
-    "tibkat": "mach_ext (compressed)",
-    "bibtex": "mach_ext (rows as given, compressed)",
 }
 PLACES = {2: (16, -10), 4: (0, -14), 8: (0, 6)}  # of names, in points from the end of the line of this R
 SIZE, SECONDS = "bytes", "training_seconds"

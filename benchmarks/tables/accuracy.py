@@ -16,6 +16,12 @@ DEFAULTS = {
     "tibkat": (41_218, "mach_ext", "mach_ext and neighbours"),
     "bibtex": (159, "mach_ext (rows as given)", "mach_ext (rows as given) and neighbours"),
 }
+COMPRESSED = {  # their compressed models
+    "wordnet": "mach_ext (compressed)",
+    "eurlex57k": "mach_ext (SVM, compressed)",
+    "tibkat": "mach_ext (compressed)",
+    "bibtex": "mach_ext (rows as given, compressed)",
+}
 HALF = (  # systems of studies/peers.py with R x B at most L / 2
     ("eurlex57k", "mach_ext (SVM, R 8, B 256)", "8, 256, SVMs"),
     ("eurlex57k", "mach_ext (R 8, B 256)", "8, 256"),

@@ -1,4 +1,4 @@
-"""`mach-ext bench`: how fast this machine runs each kernel and each path."""
+"""`mach-ext bench`: the speed of each kernel and path on this machine."""
 
 from __future__ import annotations
 

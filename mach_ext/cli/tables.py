@@ -1,4 +1,4 @@
-"""Tables on a terminal. What goes into a pipe or a file is plain text."""
+"""Tables on a terminal. In a pipe or a file they are plain text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mach_ext._terminal import one_line, show
 if TYPE_CHECKING:
     from mach_ext import runs
 
-_WIDEST = 60  # columns of a label
+_WIDEST = 60  # the largest width of the column of labels
 
 
 def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
@@ -24,8 +24,8 @@ def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
 
     Args:
         rows: The cells.
-        first: The width of the first column where the output is no terminal.
-        width: The width of each other column there.
+        first: The width of the first column, if the output is not a terminal.
+        width: The width of each other column, if the output is not a terminal.
     """
     if not sys.stdout.isatty():
         for name, *cells in rows:
@@ -40,10 +40,10 @@ def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
 
 
 class Predictions:
-    """Prints the labels of documents, best first, a label a line.
+    """Prints the labels of documents, best first, with a line for each label.
 
     Args:
-        title: The text of a document by its number. None: the text is not at hand.
+        title: Returns the text of a document by its number, or None if the text is not known.
     """
 
     def __init__(self, title: Callable[[int], str | None]) -> None:
@@ -79,5 +79,5 @@ class Predictions:
 
 
 def _console() -> Console:
-    """Nothing in a text is taken for markup, an emoji or a number to be coloured."""
+    """Returns a console that prints texts as they are, without markup, emoji codes or colours."""
     return Console(markup=False, emoji=False, highlight=False)

@@ -249,7 +249,7 @@ def run(
     from mach_ext.cli.results import all_done, show_metrics
     from mach_ext.runs.trainer import measure, write_training_metrics
 
-    given = dict(ctx.params)  # by the names that runs.train gives them, but for these four
+    given = dict(ctx.params)  # three of them have other names in runs.train
     options: dict[str, Any] = {"holdout": not given.pop("no_holdout"), "progress": not given.pop("quiet")}
     if (former := given.pop("negligible_gradient")) is not None:
         say("warning: --negligible-gradient is now called --gradient-threshold")

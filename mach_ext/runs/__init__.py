@@ -1,4 +1,4 @@
-"""Runs: what the commands of `mach-ext` do, from Python.
+r"""Runs: what the commands of `mach-ext` do, from Python.
 
 A run folder holds a trained model and the record of its data and results.
 
@@ -9,6 +9,23 @@ A run folder holds a trained model and the record of its data and results.
 * The other functions serve models that you train yourself. `attachments` keeps what later commands need of
   the data. `load_dataset` and `columns_of` read further files in the same way as the training. `evaluate`
   computes metrics.
+
+Example:
+    >>> from pathlib import Path
+    >>> from mach_ext import runs
+    >>> Path("pets").mkdir()
+    >>> lines = '{"text": "a cat", "labels": ["cat"]}\n{"text": "a dog", "labels": ["dog"]}\n'
+    >>> for split in ("train", "test"):
+    ...     _ = Path(f"pets/{split}.jsonl").write_text(20 * lines)
+    >>> run = runs.train("pets", svm=True, merge="mean_logit", progress=False)
+    >>> run.folder == runs.RUNS / "pets"  # the default folder
+    True
+    >>> run.predict("a dog in the garden")[0][0].label
+    'dog'
+    >>> runs.CANDIDATES  # this many labels of each document are ranked again by neighbors=True
+    200
+    >>> run.evaluate("test", neighbors=True)["P@1"]
+    1.0
 """
 
 from mach_ext.runs.adversarial import AttackSettings, RunAttack

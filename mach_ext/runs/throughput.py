@@ -1,4 +1,4 @@
-"""How fast this machine runs each kernel and each path: documents, labels and gigabytes a second."""
+"""Measures each kernel and path on this machine, in documents, labels and gigabytes per second."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ from mach_ext.runs.workload import Work, Workload, random_documents
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast one work ran.
+    """The measured speed of a kernel or path.
 
     Attributes:
         work: The name of the kernel or path.
-        seconds: Median of a call.
-        iqr: Interquartile range of the seconds.
-        documents, labels, gigabytes: What a call goes through, as `Work` counts it.
+        seconds: The median time of a call.
+        iqr: The interquartile range of the times.
+        documents: The documents of a call.
+        labels: The labels of a call. They are counted as in `mach_ext.runs.workload.Work`.
+        gigabytes: The least data that a call must move between memory and processor.
+
+    Example:
+        >>> from mach_ext.runs import Throughput
+        >>> Throughput("predict", seconds=0.5, iqr=0.01, documents=256, labels=1280, gigabytes=0.25).work
+        'predict'
     """
 
     work: str
@@ -37,18 +44,49 @@ class Throughput:
 
     @property
     def documents_per_second(self) -> float:
+        """Documents per second, at the median time.
+
+        Example:
+            >>> from mach_ext.runs import Throughput
+            >>> result = Throughput("predict", 0.5, 0.01, documents=256, labels=1280, gigabytes=0.25)
+            >>> result.documents_per_second
+            512.0
+        """
         return self.documents / self.seconds
 
     @property
     def labels_per_second(self) -> float:
+        """Labels per second, at the median time.
+
+        Example:
+            >>> from mach_ext.runs import Throughput
+            >>> result = Throughput("predict", 0.5, 0.01, documents=256, labels=1280, gigabytes=0.25)
+            >>> result.labels_per_second
+            2560.0
+        """
         return self.labels / self.seconds
 
     @property
     def gigabytes_per_second(self) -> float:
+        """Gigabytes per second, at the median time.
+
+        Example:
+            >>> from mach_ext.runs import Throughput
+            >>> result = Throughput("predict", 0.5, 0.01, documents=256, labels=1280, gigabytes=0.25)
+            >>> result.gigabytes_per_second
+            0.5
+        """
         return self.gigabytes / self.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers, ready for JSON or for a row of CSV."""
+        """Returns all numbers, ready for JSON or for a row of CSV.
+
+        Example:
+            >>> from mach_ext.runs import Throughput
+            >>> content = Throughput("predict", 0.5, 0.01, 256, 1280, 0.25).as_dict()
+            >>> content["work"], content["documents_per_second"]
+            ('predict', 512.0)
+        """
         rates = ("documents_per_second", "labels_per_second", "gigabytes_per_second")
         return asdict(self) | {name: getattr(self, name) for name in rates}
 
@@ -63,26 +101,26 @@ def measure_throughput(
     seed: int = 0,
     progress: bool = False,
 ) -> list[Throughput]:
-    """Times each kernel and each path of a model, on random documents, with the threads that torch has.
+    """Times each kernel and path of a model on random documents, with torch's number of threads.
 
-    The decode alone gets scores like a trained model's. `predict` gets the scores of this model, and those of
-    random weights are nearly flat, which is the slowest case. The training step is the last, since it changes
-    the weights of the model.
+    `merge_topk` alone gets logits like those of a trained model. `predict` uses the model's own logits.
+    Random weights make logits nearly flat, which is the slowest case. The training step runs last, because it
+    changes the weights of the model.
 
     Args:
-        model: On the device to measure. `MACH.__init__` makes one of any size.
-        batch_size: Documents of a call.
-        k: Labels that are asked for.
-        nonzeros: Words of a document.
-        seconds: How long each work is timed.
-        seed: Of the documents.
+        model: The model, on the device to measure. A new `mach_ext.MACH` can have any size.
+        batch_size: The number of documents in a call.
+        k: The number of labels that `predict` and `merge_topk` return for a document.
+        nonzeros: The number of words that are drawn for a document.
+        seconds: How long each kernel or path is timed.
+        seed: The seed of the documents.
         progress: Show a progress bar.
 
     Returns:
-        One entry a work.
+        A result for each kernel and path.
 
     Raises:
-        ValueError: `seconds` is not above 0, or a size is below 1.
+        ValueError: `seconds` is not above 0, a size is below 1, or `k` is above the number of labels.
 
     Example:
         >>> import mach_ext
@@ -109,7 +147,7 @@ def measure_throughput(
 
 
 def time_work(work: Work, seconds: float) -> Throughput:
-    """Times one work, after a call that warms up."""
+    """Times a kernel or path, after a first call that is not timed."""
     work.call()
     timer = Timer("call()", globals={"call": work.call}, num_threads=torch.get_num_threads())
     times = timer.blocked_autorange(min_run_time=seconds)
@@ -117,7 +155,7 @@ def time_work(work: Work, seconds: float) -> Throughput:
 
 
 def write_throughput(results: Sequence[Throughput], file: Path) -> None:
-    """Writes a CSV file with a row a work. A former file is replaced in one step.
+    """Writes a CSV file with a row for each result. It replaces an existing file in one step.
 
     Example:
         >>> import mach_ext, tempfile, pathlib

@@ -1,4 +1,4 @@
-"""What throughput is measured on: a batch of documents, and one call for each kernel and path."""
+"""The work that throughput is measured on: a batch of documents, and a call for each kernel and path."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from mach_ext.training import Hyperparameters
 from mach_ext.training.documents import TrainingData
 from mach_ext.training.run import TrainingRun
 
-LABELS_ASKED = 5  # of a document, where a work is about labels that are given
-SAMPLE = 32  # documents of an attribution, which takes them one by one
+LABELS_ASKED = 5  # labels of a document, for works that take labels as an argument
+SAMPLE = 32  # documents that attributions explain in turn, a document in each call
 
 
 @dataclass(frozen=True)
 class Work:
-    """One kernel or path on one batch.
+    """A kernel or path with its inputs.
 
     Attributes:
-        name: As in `WORKS`.
-        call: Runs it once.
-        documents: Documents of a call.
-        labels: Labels of a call, those of all documents added up. Decode goes over all L labels of each
-            document. Training and attacks count the true labels. Attributions count the explained labels.
-        bytes: The least that a call must move between memory and processor. Each needed weight counts once,
-            and so does what is read and written of the batch. What can stay in the cache counts nothing.
+        name: The name in `WORKS`.
+        call: Runs the work once.
+        documents: The documents of a call.
+        labels: The labels of a call, summed over its documents. `predict` and `merge_topk` count all L
+            labels of each document. Training and attacks count the true labels. Attributions count the
+            explained labels.
+        bytes: The least data that a call must move between memory and processor. Each needed weight counts
+            once for each time it is read or written. Inputs and outputs of the batch count, too. Data that
+            can stay in the cache does not count.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Work:
 
 @dataclass
 class Workload:
-    """A model and the documents [N, D] and labels [N, L] that its works are measured on.
+    """A model with the documents [N, D] and labels [N, L] on which its works are measured.
 
     Example:
         >>> import mach_ext
@@ -68,83 +70,86 @@ class Workload:
     k: int = 5
 
     def names(self) -> list[str]:
-        """The works that this kind of model has on its device."""
+        """Returns the names of the works that this model has on its device."""
         missing = set(_OF_HIDDEN) if self.model.is_linear else set()
         if self.device.type != "cpu":
             missing.update(_PATHS)
         return [name for name in WORKS if name not in missing]
 
     def work(self, name: str) -> Work:
-        """Prepares a work. Its inputs are made here, so its call does nothing else."""
+        """Prepares a work. Its inputs are made here, so that its call makes none."""
         return Work(name, *WORKS[name](self))
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.model.bucket_bias.device
 
     @cached_property
     def batch(self) -> data.Batch:
+        """All documents and labels as a mini-batch on the device."""
         (batch,) = data.iter_batches(self.X, self.Y, self.X.shape[0])
         moved = {name: t.to(self.device) for name, t in batch._asdict().items() if name != "rows"}
         return batch._replace(**moved)
 
     @cached_property
     def documents(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, features and row starts of the batch."""
+        """The values, features and row starts of the batch."""
         return self.batch.values, self.batch.indices, self.batch.indptr
 
     @cached_property
     def rows(self) -> Tensor:
-        """The features that occur."""
+        """The features that occur in the batch, which are the needed rows of the first layer."""
         rows: Tensor = self.batch.indices.unique().long()
         return rows
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Hidden units of the batch."""
+        """The hidden units of the batch."""
         with torch.no_grad():
             return self.model.encode(*self.documents).contiguous()
 
     @cached_property
     def logits(self) -> Tensor:
-        """Bucket logits [N, R, B] as trained models have them."""
+        """Bucket logits [N, R, B] like those of a trained model."""
         return peaky_logits(self.N, self.model.hash, 0).to(self.device)
 
     @property
     def N(self) -> int:
+        """The number of documents."""
         return int(self.X.shape[0])
 
     @property
     def width(self) -> int:
-        """Outputs of the layer that takes the documents, of one repetition where the model is linear."""
+        """The outputs of the first layer. For linear models they are those of a single repetition."""
         model = self.model
         return model.num_buckets if model.is_linear else int(model.encoder_weight.shape[1])
 
     def moved(self, times: int) -> float:
-        """Bytes of a product with the documents: non-zeros, outputs, and some times the rows that occur."""
+        """Returns the bytes of a product with the documents that moves each occurring row `times` times."""
         return 8.0 * int(self.X.nnz) + 4.0 * self.width * (times * len(self.rows) + self.N)
 
     @property
     def upper_bytes(self) -> float:
-        """Of all weights but those of the layer that takes the documents."""
+        """The bytes of all weights above the first layer."""
         model = self.model
         first = model.bucket_weight if model.is_linear else model.encoder_weight
         return 4.0 * (sum(p.numel() for p in model.parameters()) - int(first.numel()))
 
     @property
     def first_bytes(self) -> float:
-        """Of the rows that occur, in all of the layer that takes the documents."""
+        """The bytes of the first layer's rows that occur, in all repetitions."""
         repetitions = self.model.num_repetitions if self.model.is_linear else 1
         return 4.0 * len(self.rows) * self.width * repetitions
 
     def first_weight(self) -> Tensor:
-        """Like that of the layer that takes the documents. Rows that do not occur stay untouched memory."""
+        """Returns a random weight of the first layer's shape. Rows that do not occur are never written."""
         weight = torch.zeros(self.model.num_features, self.width, device=self.device)
         weight[self.rows] = torch.randn(len(self.rows), self.width, device=self.device)
         return weight
 
 
-Parts = tuple[Callable[[], Any], int, int, float]  # of a Work, but for its name
+Parts = tuple[Callable[[], Any], int, int, float]  # the fields of a Work after its name
 
 
 def _sparse_linear(w: Workload) -> Parts:
@@ -153,7 +158,7 @@ def _sparse_linear(w: Workload) -> Parts:
 
 
 def _sparse_linear_backward(w: Workload) -> Parts:
-    """The gradient of the weight, in the rows that occur."""
+    """The gradient of the weight in the rows that occur."""
     weight = w.first_weight().requires_grad_()
     out = F.sparse_linear(*w.documents, weight, sparse_grad=True, validate=False)
     gradient = torch.randn_like(out)
@@ -162,7 +167,7 @@ def _sparse_linear_backward(w: Workload) -> Parts:
 
 
 def _sparse_linear_step(w: Workload) -> Parts:
-    """The gradient and Adam's step of the rows that occur: weight and two moments are read and written."""
+    """The gradient and Adam's step of the rows that occur. It reads and writes weight and two moments."""
     weight = torch.nn.Parameter(w.first_weight())
     optimizer = optim.SparseAdam([weight], lr=1e-6)
     gradient = torch.randn(w.N, 1, w.width, device=w.device)
@@ -176,7 +181,7 @@ def _sparse_linear_step(w: Workload) -> Parts:
 
 
 def _bucket_bce(w: Workload) -> Parts:
-    """The loss of all buckets with the gradients of hidden units, weight and bias."""
+    """The loss of all buckets, and the gradients of hidden units, weight and bias."""
     model = w.model
     hidden = w.hidden.clone().requires_grad_()
     labels = w.batch.label_indices, w.batch.label_indptr
@@ -190,7 +195,7 @@ def _bucket_bce(w: Workload) -> Parts:
 
 
 def _merge_topk(w: Workload, path: str) -> Parts:
-    """Scores, two bytes a label and repetition for its bucket, and twelve an answer."""
+    """The best k labels. A bucket number takes two bytes, and a returned label takes twelve."""
     hash, logits = w.model.hash, w.logits
     index = hash.label_index()
     bytes_moved = 4.0 * logits.numel() + 2.0 * hash.buckets.numel() + 12.0 * w.N * w.k
@@ -199,7 +204,7 @@ def _merge_topk(w: Workload, path: str) -> Parts:
 
 
 def _label_logits(w: Workload) -> Parts:
-    """Hidden units, the columns of the buckets that are asked for, and the answers."""
+    """The logits of given labels. It reads hidden units and the columns of the labels' buckets."""
     model, R = w.model, w.model.num_repetitions
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(model.num_labels, (w.N, LABELS_ASKED), generator=generator).to(w.device)
@@ -210,14 +215,14 @@ def _label_logits(w: Workload) -> Parts:
 
 
 def _predict(w: Workload) -> Parts:
-    """From SciPy's matrix to the best labels: weights once, two bytes a label and repetition, the answers."""
+    """From SciPy's matrix to the best labels. It reads each needed weight and bucket number once."""
     codes = 2.0 * w.model.hash.buckets.numel()
     bytes_moved = 8 * w.X.nnz + w.first_bytes + w.upper_bytes + codes + 12.0 * w.N * w.k
     return partial(w.model.predict, w.X, w.k), w.N, w.N * w.model.num_labels, bytes_moved
 
 
 def _attributions(w: Workload) -> Parts:
-    """Exact Integrated Gradients of five labels: rows of the document, columns of the labels' buckets."""
+    """Exact Integrated Gradients of five labels. It reads the document's rows and the buckets' columns."""
     model, sample = w.model, w.X[:SAMPLE]
     documents = [sample[n] for n in range(sample.shape[0]) if sample[n].nnz]
     labels = np.random.default_rng(0).integers(0, model.num_labels, (len(documents), LABELS_ASKED))
@@ -234,14 +239,14 @@ def _attributions(w: Workload) -> Parts:
 
 
 def _attack(w: Workload) -> Parts:
-    """FGSM of one size: a pass forward and one backward, each with all of the weights that are needed."""
+    """FGSM of a single size. Its forward and backward pass each read all needed weights."""
     fgsm = attack.FGSM(w.model)
     bytes_moved = 16 * w.X.nnz + 2 * (w.first_bytes + w.upper_bytes)
     return partial(fgsm.perturb, w.X, w.Y, 0.01), w.N, w.Y.nnz, bytes_moved
 
 
 def _training_step(w: Workload) -> Parts:
-    """A step of `fit`: weights and moments, two of Adam or one of linear MACH's Adagrad, read and written."""
+    """A step of `fit`. It reads and writes weights and moments. Adam has two moments, and Adagrad has one."""
     settings = Hyperparameters.of(w.model, batch_size=w.N)
     run = TrainingRun(w.model.train(), settings, TrainingData(w.X, w.Y))
     times = 4 if w.model.is_linear else 6
@@ -252,7 +257,7 @@ def _training_step(w: Workload) -> Parts:
 _PATHS = {f"merge_topk, {path}": partial(_merge_topk, path=path) for path in ("direct", "scan", "lists")}
 _OF_HIDDEN = {"bucket_bce": _bucket_bce, "label_logits": _label_logits}
 
-# The training step is the last, since it changes the weights of the model.
+# The training step runs last, because it changes the weights of the model.
 WORKS: dict[str, Callable[[Workload], Parts]] = {
     "sparse_linear": _sparse_linear,
     "sparse_linear, backward": _sparse_linear_backward,
@@ -270,15 +275,15 @@ WORKS: dict[str, Callable[[Workload], Parts]] = {
 def random_documents(
     num_documents: int, num_features: int, num_labels: int, nonzeros: int = 75, labels: int = 5, seed: int = 0
 ) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
-    """Documents [N, D] whose features follow Zipf's law, as words do, and labels [N, L].
+    """Returns documents [N, D] and labels [N, L]. Features follow Zipf's law, as words do.
 
     Args:
-        num_documents: N.
-        num_features: D.
-        num_labels: L.
-        nonzeros: Words of a document. A word that is drawn twice counts once.
-        labels: Labels of a document.
-        seed: Of the random numbers.
+        num_documents: The number of documents, N.
+        num_features: The number of features, D.
+        num_labels: The number of labels, L.
+        nonzeros: The number of words that are drawn for a document. A word that is drawn twice counts once.
+        labels: The number of labels that are drawn for a document.
+        seed: The seed of the random numbers.
 
     Example:
         >>> from mach_ext.runs.workload import random_documents
@@ -295,7 +300,7 @@ def random_documents(
 
 
 def _matrix(columns: Any, width: int, rng: np.random.Generator | None = None) -> scipy.sparse.csr_matrix:
-    """Rows with ones, or with random values and length 1, in these columns."""
+    """Returns rows with values in these columns: ones, or random values that give each row length 1."""
     rows = np.repeat(np.arange(len(columns)), columns.shape[1])
     ones = np.ones(columns.size, np.float32)
     matrix = scipy.sparse.csr_matrix((ones, (rows, columns.ravel())), (len(columns), width))
@@ -307,11 +312,11 @@ def _matrix(columns: Any, width: int, rng: np.random.Generator | None = None) ->
 
 
 def peaky_logits(num_documents: int, hash: LabelHash, seed: int | torch.Generator) -> Tensor:
-    """Bucket logits [N, R, B] like a trained model's: few high buckets over a low, noisy floor.
+    """Returns logits [N, R, B] like those of a trained model: few buckets are high, and most are low.
 
-    Background logits are N(-9, 1.5). Each document has 5 true labels, of logits about 4, 3, 2, 1 and 0 with
-    noise N(0, 1) in each repetition. It also has 200 related labels of logits N(-4, 1.5), out of a pool of
-    2,000 that all documents share.
+    Most logits are drawn from N(-9, 1.5). Each document has 5 true labels, whose logits are about 4, 3, 2, 1
+    and 0. Noise from N(0, 1) is added in each repetition. Each document also has up to 200 related labels,
+    with logits from N(-4, 1.5). All of these labels come from a pool of up to 2,000 that all documents share.
     """
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     N, R, B, L = num_documents, hash.num_repetitions, hash.num_buckets, hash.num_labels

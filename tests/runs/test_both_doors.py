@@ -258,7 +258,7 @@ REFUSALS = [
         ("--svm", "--dropout", 0.5), {"svm": True, "hidden_dropout": 0.5},
         "--svm takes no --dropout", "svm takes no hidden_dropout",
     ),
-    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is an option of", "C is an option of .*, see svm"),
+    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is an option", "C is an option .*, see svm"),
     (("--device", "tpu"), {"device": "tpu"}, "--device must be cpu", "device must be cpu, cuda or cuda:N"),
     (("--output", "file"), {"output": "file"}, "--output must be a", "train: output must be a folder"),
 ]  # fmt: skip

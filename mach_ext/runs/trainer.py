@@ -199,11 +199,12 @@ def _log_gaps(dataset: data.Dataset) -> None:
         log.warning("no document of train has a label")
     for name, split in dataset.splits.items():
         log_without_features(f"{name}: ", split.without_features, len(split))
-    if dataset.dev_rule == data.HOLDOUT_RULE and len(dataset.dev) < FEW_DOCUMENTS:
+    held_out = dataset.dev if dataset.dev_rule == data.HOLDOUT_RULE else None
+    if held_out is not None and len(held_out) < FEW_DOCUMENTS:
         log.info(
             "only %d documents of train are held out to choose the best epoch, which may be chance; "
             "%s trains on all documents",
-            len(dataset.dev), spell("holdout", value=False),
+            len(held_out), spell("holdout", value=False),
         )  # fmt: skip
 
 

@@ -108,9 +108,10 @@ stress: $(VENV)/built
 	PYTHONPATH=tests $(BIN)/python -m stress.writers
 	PYTHONPATH=tests $(BIN)/python -m stress.threads
 
-# Each result goes into benchmarks/results/ as soon as it is there; what needs the real datasets skips without.
+# Beside other forms: each result goes into benchmarks/results/ as soon as it is there. What needs the real datasets
+# skips without. Throughput alone: .venv/bin/pytest benchmarks --benchmark-only.
 bench: $(VENV)/built
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-skip $(ARGS)
 
 bench-table: $(VENV)/built
 	$(BIN)/python benchmarks/table.py

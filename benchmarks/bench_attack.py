@@ -1,4 +1,4 @@
-"""Attacks: the step on all features beside N x D written out; extreme numbers of labels, by stage."""
+"""Attacks: the step on all features beside N x D written out, and each stage at extreme numbers of labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wide(D: int = DENSE["D"]) -> tuple[attack.FGSM, Any, Any]:
 
 
 def test_dense_pass(compare: Any) -> None:
-    """What the step does to the hidden layer; materialised: sign(G W') W with N x D numbers in between."""
+    """What the step does to the hidden layer. Beside it, sign(G W') W is written out with N x D numbers."""
     fgsm, X, _ = wide()
     layer = fgsm._layer
     gradient = torch.randn(DENSE["N"], DENSE["H"], generator=torch.Generator().manual_seed(0))
@@ -141,7 +141,7 @@ def planted(L: int) -> mach_ext.MACH:
 
 
 def stages(L: int) -> dict[str, Callable[[], Any]]:
-    """Of 1,000 documents: gradient to their values; FGSM at six sizes; the exact decode of 200 of them."""
+    """Stages on 1,000 documents: the gradient, FGSM at six sizes, and the exact decode of 200 documents."""
     model = planted(L)
     X, Y = planted_documents(L, 1000, seed=1)
     fgsm = attack.FGSM(model)
@@ -164,7 +164,7 @@ def stages(L: int) -> dict[str, Callable[[], Any]]:
 
 @pytest.mark.parametrize("L", [1_000_000, 10_000_000])
 def test_extreme_labels(compare: Any, L: int) -> None:
-    """The time of each stage; the gradient beside that of a model of L = 10,000."""
+    """The time of each stage. The gradient of a model with L = 10,000 stands beside."""
     small, large = stages(FEW)["gradient"], stages(L)
     floor = 6 * 1000 * LABELS["R"] * LABELS["B"] * LABELS["H"]
     compare(

@@ -1,13 +1,13 @@
 """The CUDA operators on one GPU, beside PyTorch, against the ceilings that ceilings.cu measured on it.
 
-Run by gpu.sh, or `pytest benchmarks/bench_cuda.py -q -s` on a machine with a GPU; results go into cuda.csv.
-Without a GPU every test skips, and
+gpu.sh runs this file, as `pytest benchmarks/bench_cuda.py -q -s` does on a machine with a GPU. Results go
+into cuda.csv. Without a GPU every test skips.
 
     python benchmarks/bench_cuda.py
 
-writes cuda_predicted.csv: for each work the figure that the kernel's arithmetic gives for an H200, and what
-PyTorch's forms can't go below, by the bytes that they move. README's table has the measured figures where
-there are any, else the predicted ones, marked as such.
+This command writes cuda_predicted.csv. For each work it has the figure that the kernel's arithmetic gives for
+an H200. It also has what PyTorch's forms can't go below, by the bytes that they move. The table of the
+documents has the measured figures where there are any, else the predicted ones, marked as such.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Work:
     Attributes:
         floor: Amount of each resource (a key of H200) that the work cannot do without.
         predicted: By provider: seconds and, where memory is promised, peak bytes. The least of PyTorch's.
-        targets: What is promised: a share of the floor's speed ("share"), milliseconds ("ms"), at least this
-            ratio over each other provider ("ratio"), at most this share of its memory ("memory").
+        targets: What is promised. "share" is a share of the floor's speed, and "ms" is milliseconds. "ratio"
+            is the least ratio over each other provider, and "memory" is the largest share of its memory.
         prepare: Providers by name, "mach_ext" among them, made when the work is run.
     """
 
@@ -201,9 +201,9 @@ def decode_work(
         return providers
 
     def predicted() -> dict[str, tuple[float, float | None]]:
-        """PyTorch: eager reads an index of 8 bytes for each sum's part, out of L2 where it fits there, writes
-        the part and reads it again, 4 bytes each; topk reads the means four times. The compiler leaves out
-        what is written in between."""
+        """PyTorch's eager form reads an index of 8 bytes for each part of a sum, out of L2 where it fits.
+        It writes the part and reads it again, 4 bytes each. Then topk reads the means four times. The
+        compiler leaves out what is written in between."""
         where = "l2_gather" if 8 * R * L < 40e6 else "hbm_copy"
         index, parts = 8 * N * R * L / H200[where], 8 * N * R * L / H200["hbm_copy"]
         means = 5 * 4 * N * L / H200["hbm_copy"]
@@ -261,10 +261,12 @@ def training_work(
     floor = {"bf16_gemm" if half else "fp32_gemm": 3 * 2 * N * R * H * B, "hbm_copy": R * H * B * 4 * 6}
 
     def predicted() -> dict[str, tuple[float, float | None]]:
-        """The three products at their ceiling, and bytes: of each logit, those of the operators that go over
-        [N, R, B] (of ours, in chunks that stay in L2); of each weight, the step and the cast; of the encoder,
-        its row for each non-zero, forward and backward, and the step of its rows. Ours can't be faster than
-        Python queues some 13 operators a repetition."""
+        """The three products at their ceiling, and the bytes that are moved.
+
+        Operators go over the logits [N, R, B], ours in chunks that stay in L2. Each weight has its step and
+        its cast. The encoder has a row for each non-zero, forward and backward, and the step of its rows.
+        Ours can't be faster than Python queues some 13 operators a repetition.
+        """
         products = max(amount / H200[resource] for resource, amount in floor.items())
         logits, weights = N * R * B, R * H * B
         gathered, stepped = N * nnz * H * 4, occurring(N, nnz, D) * H * 4

@@ -1,4 +1,4 @@
-"""Explanations: many labels at once beside Captum; cost and memory at any D and L; completeness."""
+"""Explanations: many labels at once beside Captum, cost and memory at any D and L, and completeness."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def floor(nnz: int, m: int, model: mach_ext.MACH) -> Floor:
 
 
 def test_many_labels(compare: Any, real_data: Path) -> None:
-    """100 labels of one document; Captum: a call a label, 50 steps, of which 10 are timed."""
+    """100 labels of one document. Captum takes a call a label, with 50 steps, and 10 labels are timed."""
     model, test = trained("eurlex57k", real_data), dataset("eurlex57k", real_data).test
     assert test is not None
     lengths = np.diff(test.X.indptr)
@@ -82,7 +82,7 @@ def explaining(D: int, L: int, m: int = 5) -> tuple[mach_ext.MACH, Callable[[], 
 
 @pytest.mark.parametrize(("D", "L"), [(10_000, 10_000_000), (1_000_000, 10_000_000)])
 def test_size_of_the_model_costs_nothing(compare: Any, D: int, L: int) -> None:
-    """Beside a model of D = L = 10,000 and the same R, B, H; a new document in every call."""
+    """Beside a model of D = L = 10,000 and the same R, B, H. Every call has a new document."""
     model, large = explaining(D, L)
     _, small = explaining(10_000, 10_000)
     compare(

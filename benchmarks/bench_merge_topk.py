@@ -1,8 +1,8 @@
 """Decode (merge + exact top-k): ours beside two forms in PyTorch and the scheme of the original MACH.
 
-`test_decode` is the list of promises, `test_real` the scores of trained models, `test_paths` the choice
-between our own ways, `test_grid` some sixty shapes and score distributions between them. Before anything is
-timed, all providers must agree.
+`test_decode` is the list of promises, and `test_real` has the scores of trained models. The tests
+`test_paths` compare our own ways. `test_grid` has some sixty shapes and score distributions. Before anything
+is timed, all providers must agree.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def gather_topk(scores: Tensor, buckets: Tensor, k: int, documents: int) -> TopK
 def embedding_bag_topk(scores: Tensor, codes: Tensor, k: int, documents: int, labels: int) -> TopK:
     """PyTorch, embedding_bag over the transposed scores: a label is a bag of R rows of [R * B, documents].
 
-    codes [L, R]: bucket + r * B. So many documents at a time, so that their scores stay in the cache, and so
-    many labels, so that the sums do; the k best of each piece meet in a last topk.
+    codes [L, R]: bucket + r * B. Documents are taken a few at a time, so that their scores stay in the cache.
+    Labels are taken so many at a time that the sums stay there. The k best of each piece meet in a last topk.
     """
     _, R, B = scores.shape
     blocks = []
@@ -63,7 +63,7 @@ def embedding_bag_topk(scores: Tensor, codes: Tensor, k: int, documents: int, la
 
 
 def original_topk(scores: Tensor, buckets: Tensor, k: int, buffer: Tensor) -> TopK:
-    """The original scheme in C++ (original_mach.cpp); buffer [N, L], allocated once."""
+    """The original scheme in C++ (original_mach.cpp). Its buffer [N, L] is allocated once."""
     N, R, B = scores.shape
     values, labels = torch.empty(N, k), torch.empty(N, k, dtype=torch.int64)
     original_mach().original_mach(
@@ -74,7 +74,7 @@ def original_topk(scores: Tensor, buckets: Tensor, k: int, buffer: Tensor) -> To
 
 
 def agree(ours: TopK, theirs: TopK) -> None:
-    """Same values; same labels wherever the value is apart from its neighbours (and not the last)."""
+    """Values are the same. So are labels where the value is apart from its neighbours (and not the last)."""
     value, other = ours[0][: len(theirs[0])], theirs[0]
     torch.testing.assert_close(value, other, rtol=2e-5, atol=2e-5)
     apart = (other[:, :-1] - other[:, 1:]).abs() > 1e-4 * (1 + other[:, 1:].abs())
@@ -134,7 +134,7 @@ class Case(NamedTuple):
 
 
 def floor(case: Case) -> Floor:
-    """Of a scan; what skips labels altogether can go below it, but not below the reading of the scores."""
+    """The floor of a scan. What skips labels altogether can go below it, but must read the scores."""
     L, R, B, N, k = case[:5]
     return Floor(
         "of a scan: scores (4 B), codes (2 B) and answers once; for each 64 documents L x R table rows of "
@@ -290,7 +290,7 @@ def compare_paths(compare: Callable[..., None], case: Case, scores: Tensor, hash
 
 
 def grid() -> list[Case]:
-    """Sixty points: every L with every k, kind and N; R, B and the rest in turn, with strides prime to them.
+    """Sixty points: every L with every k, kind and N. R, B and the rest take turns, at prime strides.
 
     Bucket scores stay within 1 GB, N <= 16 at 10M, codes within 200M, and N * L * R within 3e9: seconds.
     """

@@ -1,4 +1,4 @@
-"""sparse_linear: forward, gradient to the values, backward with the optimiser's step; PyTorch and SciPy."""
+"""sparse_linear beside PyTorch and SciPy: forward, gradient to the values, backward with a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mach_ext import functional as F
 
 
 def weight_of(indices: Tensor, D: int, M: int) -> Tensor:
-    """Weight [D, M], random in the rows that occur; the others are never read and need no memory."""
+    """Weight [D, M], random in the rows that occur. The others are never read and need no memory."""
     weight = torch.zeros(D, M)
     rows = indices.unique().long()
     for block in rows.split(1 << 12):
@@ -188,7 +188,7 @@ BACKWARD = {(256, 75, 100_000, 512): 8.0, (256, 75, 136_000, 2048): 4.0, (256, 7
 
 @pytest.mark.parametrize("shape", BACKWARD, ids=lambda s: "x".join(map(str, s)))
 def test_backward_and_step(compare, shape):
-    """Gradient of the output -> the weight after a SparseAdam step; the forward is not timed.
+    """From the gradient of the output to the weight after a SparseAdam step. The forward is not timed.
 
     "mach_ext fused" is what `fit` does: each row is stepped when its gradient is known. The order of the
     batch by feature, which the forward has at hand in `fit`, is computed in the timed part.

@@ -1,8 +1,9 @@
-"""Training steps as `fit` runs them, beside the same model written in plain PyTorch; memory of a step; what
-skipping negligible gradients does to dev P@k.
+"""Training steps as `fit` runs them, beside the same model written in plain PyTorch.
+
+Two more subjects are the memory of a step, and what skipping negligible gradients does to dev P@k.
 
 A share of an epoch is timed (`STEPS` steps of each provider in turn, again and again) and scaled to the
-epoch. Data order, batches and mathematics are the same; that the losses are is checked first.
+epoch. Data order, batches and mathematics are the same. A check comes first that the losses are.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class PlainHidden(Plain):
 class PlainLinear(Plain):
     """One EmbeddingBag(sparse) [D, B] a repetition, sparse Adagrad: the R classifiers share nothing.
 
-    Only the first `repetitions` of them are held and trained; the others cost the same.
+    Only the first `repetitions` of them are held and trained. The others cost the same.
     """
 
     def __init__(self, model: mach_ext.MACH, X: Any, Y: Any, repetitions: int) -> None:
@@ -210,7 +211,7 @@ def test_linear_epoch(compare, real_data):
 
 
 def test_svm(compare, real_data):
-    """Buckets solved to the same tolerance; both stop within it, at other passes."""
+    """Buckets solved to the same tolerance. Both solvers stop within it, at different passes."""
     train = dataset("eurlex57k", real_data).train
     Y, B, M, few = train.Y, 512, 32, 4
     X = mach_ext.data.check_csr(train.X)
@@ -287,9 +288,10 @@ SEEDS = (0, 1)
 
 @pytest.mark.parametrize("name", ["eurlex57k", "wordnet"])
 def test_negligible_gradient(request, real_data, name):
-    """Dev P@k of whole trainings by `fit`'s defaults, with NEGLIGIBLE and without; the test split isn't read.
+    """Dev P@k of whole trainings by `fit`'s defaults, with NEGLIGIBLE and without.
 
-    One thread; seconds are the processor's, so other work on the machine adds little to them. The same seeds
+    The test split isn't read. There is one thread, and seconds are the processor's, so that other work on the
+    machine adds little to them. The same seeds
     (label hash, first weights, order of the documents) with both.
     """
     data = dataset(name, real_data)

@@ -1,4 +1,4 @@
-"""Fixtures and options of the benchmarks; the harness does the rest."""
+"""Fixtures and options of the benchmarks. The harness does the rest."""
 
 from __future__ import annotations
 
@@ -116,3 +116,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real datasets at {folder}; set MACH_SHARED_DATA")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """What the tables of pytest-benchmark leave out: documents, labels and gigabytes a second."""
+    done = getattr(getattr(config, "_benchmarksession", None), "benchmarks", [])
+    if rates := {bench.name: bench.extra_info for bench in done if bench.extra_info}:
+        terminalreporter.section("throughput")
+        names = list(next(iter(rates.values())))
+        terminalreporter.write_line(f"{'':<52}" + "".join(f"{name:>18}" for name in names))
+        for name, values in rates.items():
+            numbers = "".join(f"{values[rate]:>18,.{2 if rate == 'GB/s' else 0}f}" for rate in names)
+            terminalreporter.write_line(f"{name.removeprefix('test_throughput'):<52}{numbers}")

@@ -1,7 +1,8 @@
-"""What the kept results say in the prose of README, docs/ and docstrings; prose.py writes it there.
+"""What the kept results say in the prose of README, docs/ and docstrings.
 
-Each line has a piece of prose, with `{}` for each figure, and the figures. To add a figure, write the
-sentence and one line here, then `make bench-table`. What a generated table shows needs no figure in prose.
+prose.py writes the figures there. Each line has a piece of prose, with `{}` for each figure, and the figures.
+To add a figure, write the sentence and one line here, then `make bench-table`. What a generated table shows
+needs no figure in prose.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 from frames import KS, RESULTS, percent, points, read
 from prose import Line
+from tables.accuracy import COMPRESSED, DEFAULTS
 
 BONSAI, PARABEL, PECOS = "omikuji (Bonsai)", "omikuji (Parabel)", "PECOS XR-Linear"
 OWN = "independent encoders of 256"
@@ -61,6 +63,17 @@ class Results:
         """How much higher P@1, P@3 and P@5 of a system are than another's."""
         ours, theirs = (self.peer(dataset, name) for name in (system, other))
         return [ours[f"P@{k}"] - theirs[f"P@{k}"] for k in KS]
+
+    def compression(self) -> list[str]:
+        """How many times smaller the compressed defaults are, the least and the most of the datasets."""
+        pairs = ((name, DEFAULTS[name][1], system) for name, system in COMPRESSED.items())
+        times = [self.peer(of, ours)["bytes"] / self.peer(of, small)["bytes"] for of, ours, small in pairs]
+        return [f"{min(times):.0f}", f"{max(times):.0f}"]
+
+    def default_seconds(self) -> list[str]:
+        """The seconds of training with the defaults, the least and the most of the datasets."""
+        seconds = [self.peer(name, of[1])["training_seconds"] for name, of in DEFAULTS.items()]
+        return [f"{min(seconds):.0f}", f"{max(seconds):.0f}"]
 
     def lever(self, dataset: str, lever: str) -> str:
         """P@1 / P@3 / P@5, means of the seeds."""
@@ -143,6 +156,8 @@ def readme(r: Results) -> list[Line]:
             f"{demo['documents']:,}",
         ),
         ("in {} seconds on one CPU core", r.training("wordnet", "mach_ext")),
+        ("makes them {} to {} times smaller", *r.compression()),
+        ("mach_ext took {} to {} seconds", *r.default_seconds()),
         (
             "With twice the buckets, eurlex57k has {} ({} s) and wordnet has {} ({} s).",
             r.precisions("eurlex57k", "mach_ext (SVM, R 8, B 1024)", digits=1),
@@ -157,6 +172,11 @@ def readme(r: Results) -> list[Line]:
             r.megabytes("tibkat", BONSAI),
             r.megabytes("tibkat", PARABEL),
         ),
+        (
+            "too large there: P@1 falls from {} to {}",
+            r.metric("bibtex", "mach_ext (rows as given)", "P@1"),
+            r.metric("bibtex", "mach_ext (rows as given, compressed)", "P@1"),
+        ),
         ("is {} and {} on eurlex57k", r.skipping_p1("eurlex57k", 0.0), r.skipping_p1("eurlex57k", 0.01)),
         ("on eurlex57k, {} and {} on wordnet", r.skipping_p1("wordnet", 0.0), r.skipping_p1("wordnet", 0.01)),
         (
@@ -165,7 +185,7 @@ def readme(r: Results) -> list[Line]:
             r.megabytes("eurlex57k", "mach_ext (compressed)"),
         ),
         ("change by at most {} points", percent(lost)),
-        ("about {} bits are left of a weight's 32", f"{32 * small['bytes'] / whole['bytes']:.1f}"),
+        ("About {} of a weight's 32 bits are left", f"{32 * small['bytes'] / whole['bytes']:.1f}"),
         ("leads the other two by {} to {} in deletion", f"{min(deletion):.3f}", f"{max(deletion):.3f}"),
         ("trails them by {} to {} in insertion", f"{min(insertion):.3f}", f"{max(insertion):.3f}"),
         ("or by {} in L2", f"{moved['l2']:.2f}"),

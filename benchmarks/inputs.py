@@ -16,41 +16,22 @@ from harness import CACHE
 from torch import Tensor
 
 import mach_ext
+from mach_ext.runs.workload import peaky_logits, raise_buckets
 
 # ------------------------------------------------------------------------------------------- bucket scores
 
 
 @functools.lru_cache(maxsize=1)
 def label_hash(L: int, R: int, B: int) -> mach_ext.LabelHash:
-    """The seeded hash; labels that collide in all repetitions (small B and R) do not matter to a clock."""
+    """The seeded hash. Labels that collide in all repetitions (small B and R) do not matter to a clock."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         return mach_ext.LabelHash(L, B, R)
 
 
-def _with_labels(logits: Tensor, hash: mach_ext.LabelHash, labels: Tensor, strength: Tensor) -> None:
-    """Raises the R buckets of each document's labels [N, m] to at least strength [N, R, m]."""
-    for r in range(hash.num_repetitions):
-        logits[:, r].scatter_reduce_(1, hash.buckets[r].long()[labels], strength[:, r], "amax")
-
-
 def peaky(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
-    """Like a trained model's on real documents: few high buckets over a low, noisy floor.
-
-    Background logits are N(-9, 1.5). Each document has 5 true labels, the r-th of logit about 4, 3, 2, 1, 0
-    with noise N(0, 1) in each repetition, and 200 related labels, out of a pool of 2,000 shared by all
-    documents, with logits N(-4, 1.5).
-    """
-    R, B, L = hash.num_repetitions, hash.num_buckets, hash.num_labels
-    logits = torch.empty(N, R, B).normal_(-9, 1.5, generator=generator)
-    pool = torch.randint(L, (min(L, 2000),), generator=generator)
-    related = pool[torch.randint(len(pool), (N, min(200, B // 8)), generator=generator)]
-    strength = torch.empty(N, R, related.shape[1]).normal_(-4, 1.5, generator=generator)
-    _with_labels(logits, hash, related, strength)
-    true = pool[torch.randint(len(pool), (N, 5), generator=generator)]
-    strength = torch.empty(N, R, 5).normal_(0, 1, generator=generator) + torch.arange(4.0, -1, -1)
-    _with_labels(logits, hash, true, strength)
-    return logits
+    """Like a trained model's on real documents: few high buckets over a low, noisy floor."""
+    return peaky_logits(N, hash, generator)
 
 
 def soft(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
@@ -58,12 +39,12 @@ def soft(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor
     logits = torch.empty(N, hash.num_repetitions, hash.num_buckets).normal_(-4, 1, generator=generator)
     labels = torch.randint(hash.num_labels, (N, 50), generator=generator)
     strength = torch.empty(N, hash.num_repetitions, 50).normal_(-1, 1, generator=generator)
-    _with_labels(logits, hash, labels, strength)
+    raise_buckets(logits, hash, labels, strength)
     return logits
 
 
 def flat(N: int, hash: mach_ext.LabelHash, generator: torch.Generator) -> Tensor:
-    """Adversarial to pruning: nothing but independent noise, N(0, 1); as probabilities, uniform on [0, 1)."""
+    """Adversarial to pruning: independent noise alone, N(0, 1), or uniform on [0, 1) as probabilities."""
     return torch.empty(N, hash.num_repetitions, hash.num_buckets).normal_(generator=generator)
 
 
@@ -100,7 +81,7 @@ DATASETS = {"wordnet": (16, 1000), "eurlex57k": (16, 512)}  # R, B
 
 @functools.lru_cache(maxsize=1)
 def dataset(name: str, real_data: Path) -> mach_ext.data.Dataset:
-    """wordnet or eurlex57k; skips, with the reason, where it is not to be had."""
+    """wordnet or eurlex57k. The test skips, with the reason, where the dataset is not to be had."""
     try:
         return mach_ext.data.load("wordnet" if name == "wordnet" else real_data / name)
     except (ConnectionError, ValueError) as error:
@@ -120,7 +101,7 @@ def trained(
     seed: int = 0,
     num_buckets: int | None = None,
 ) -> mach_ext.MACH:
-    """A model trained once (a minute or two) and kept in the user's cache; settings are those of `fit`, but
+    """A model trained once (a minute or two) and kept in the user's cache. Settings are those of `fit`, but
     for RATES."""
     R, B = DATASETS[name]
     R, B = num_repetitions or R, num_buckets or B
@@ -153,11 +134,11 @@ def real_scores(name: str, real_data: Path, N: int) -> tuple[Tensor, mach_ext.La
 
 @functools.lru_cache(maxsize=4)
 def documents(N: int, nnz: int, D: int, exponent: float = 0.8) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR documents: values, indices (int32), indptr; `nnz` distinct features each.
+    """CSR documents: values, indices (int32) and indptr, with `nnz` distinct features each.
 
-    Feature d has probability proportional to (d + 1)^-exponent (Zipf; 0: uniform). Distinct features by the
-    Gumbel trick: the nnz largest of log p_d + Gumbel noise are draws without replacement. Features are
-    numbered at random, as vocabularies are, and ascend within a document.
+    Feature d has probability proportional to (d + 1)^-exponent, which is Zipf's law (uniform for 0). Distinct
+    features by the Gumbel trick: the nnz largest of log p_d + Gumbel noise are draws without replacement.
+    Features are numbered at random, as vocabularies are, and ascend within a document.
     """
     rng = np.random.default_rng(0)
     log_p = -exponent * np.log(np.arange(1, D + 1, dtype=np.float32))

@@ -61,7 +61,7 @@ def documents() -> list[Path]:
 
 
 def sources() -> list[Path]:
-    """The files whose figures are written; of those that are no documents nothing else is checked."""
+    """The files whose figures are written. Of those that are no documents nothing else is checked."""
     return [*documents(), *sorted((ROOT / "mach_ext").rglob("*.py"))]
 
 
@@ -88,7 +88,7 @@ def write_figures(text: str, lines: list[Line]) -> str:
 
 
 def blank(text: str, what: re.Pattern[str] = re.compile(".+")) -> str:
-    """The text with spaces in place of what is found; its lines stay."""
+    """The text with spaces in place of what is found. Its lines stay."""
     return what.sub(lambda match: re.sub(r"\S", " ", match[0]), text)
 
 

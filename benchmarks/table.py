@@ -9,6 +9,7 @@ prose, which the module figures names. `--check` writes nothing. It prints what 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -27,7 +28,12 @@ TABLE = re.compile(r"(<!-- (\w+): written by `make bench-table` -->\n)(.*?)(?=<!
 
 def rewrite(text: str, lines: list[prose.Line]) -> str:
     """A file's text with the tables and figures of the results."""
-    return TABLE.sub(lambda match: match[1] + TABLES[match[2]](RESULTS), prose.write_figures(text, lines))
+    return TABLE.sub(lambda match: match[1] + table(match[2]), prose.write_figures(text, lines))
+
+
+@functools.cache
+def table(name: str) -> str:
+    return TABLES[name](RESULTS)
 
 
 def faults(texts: dict[str, str], lines: list[prose.Line]) -> Iterator[str]:

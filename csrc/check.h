@@ -1,6 +1,6 @@
-// Checks of tensors and dtype dispatch shared by the CPU and the CUDA bindings (arguments.h: by operator).
-// These guard invariants of the raw operators; messages for users come from mach_ext/functional/, which
-// checks first.
+// Checks of tensors, and dispatch by dtype, shared by the CPU and the CUDA bindings. (arguments.h has the
+// checks of each operator.) These checks guard invariants of the raw operators. Users see the messages of
+// mach_ext/functional/, which checks first.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,7 +16,8 @@
 
 #include "cpu/memory.h"
 
-// The headers of torch 2.11 and 2.12 lack it. From 2.14 on, its error also says what PyTorch said.
+// The headers of torch 2.11 and 2.12 lack this macro. From 2.14 on, its error also contains PyTorch's
+// message.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
@@ -39,8 +40,8 @@ template <class... Parts>
   throw std::runtime_error(text.str());
 }
 
-// torch::stable::contiguous looks the operator up by name and goes through the dispatcher: half a
-// microsecond, where a small batch takes two in all.
+// torch::stable::contiguous looks the operator up by name and goes through the dispatcher. This takes half a
+// microsecond, while a small batch takes only two in all.
 inline Tensor as_contiguous(const Tensor& t) {
   if (t.is_contiguous()) return t;
   if (t.is_cuda()) return torch::stable::contiguous(t);

@@ -39,13 +39,15 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
       "bool gradient) -> Tensor");
-  // gradients of one repetition, negligible entries of its logits' gradient as one rank-one matrix -> how
-  // many entries were kept; more than `most`: nothing is done. CPU only: a GPU's dense products are faster
+  // Gradients of a repetition, where a rank-one matrix replaces the negligible entries of its logits'
+  // gradient -> the number of kept entries. If there are more than `most`, nothing is done. CPU only, because
+  // the dense products of a GPU are faster.
   m.def(
       "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
       "grad_hidden, Tensor(b!) grad_weight) -> Tensor");
-  // L2-regularised squared-hinge SVMs of buckets [first, first + M) of one repetition, solved -> passes of
-  // each 16 of them, max_passes + 1: not converged. CPU only: one document after the other
+  // Solves the L2-regularised squared-hinge SVMs of buckets [first, first + M) of a repetition -> passes of
+  // each 16 buckets, or max_passes + 1 if they did not converge. CPU only, because documents come one after
+  // the other.
   m.def(
       "bucket_svm(Tensor values, Tensor indices, Tensor indptr, Tensor buckets, Tensor label_indices, Tensor "
       "label_indptr, int first, float C, float tolerance, int max_passes, Tensor(a!) weight, Tensor(b!) "
@@ -55,8 +57,8 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
   // its gradient to the bucket scores -> [N, R, B]
   m.def("merge_scores_grad(Tensor grad, Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
-  // what merge_topk wants to know of a label hash -> codes [L, R] uint16, list_starts [R, B + 1], list_labels
-  // [R, L] int32
+  // The index of a label hash for merge_topk -> codes [L, R] uint16, list_starts [R, B + 1], list_labels [R,
+  // L] int32.
   m.def("label_index(Tensor buckets, int num_buckets) -> (Tensor, Tensor, Tensor)");
   // exact top-k over all labels -> values [N, k], labels [N, k] int64; codes ... from label_index or None;
   // path: auto, or what to prefer where possible (direct, scan, lists); trace [N, 3] int64: what was done

@@ -2,10 +2,10 @@
 
     make docs
     pip install playwright
-    python docs/check_pages.py [--browser /usr/bin/chromium] [--shots FOLDER]
+    python docs/check_pages.py [--browser FILE] [--shots FOLDER]
 
-It serves site/ on this machine and says which page is wider than the screen, writes an error to the console, or
-asks for anything from elsewhere. With --shots it keeps a picture of each page.
+It serves site/ on this machine. It says which page is wider than the screen, writes an error to the console,
+or asks for anything from elsewhere. With --shots it keeps a picture of each page.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def faults(browser: Browser, root: str, address: str, size: str, shots: Path | N
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda r: None if r.url.startswith((root, "data:")) else errors.append(r.url))
-    page.goto(root + address, wait_until="networkidle")
+    page.goto(root + address, wait_until="load")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     if wide > 0:
         errors.append(f"{wide} pixels wider than the screen")
@@ -52,6 +52,7 @@ def faults(browser: Browser, root: str, address: str, size: str, shots: Path | N
 
 
 def main() -> None:
+    """Serves the site, opens each page at each size, and prints the faults. Faults give the exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     parser.add_argument("--site", type=Path, default=SITE)

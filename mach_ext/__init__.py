@@ -1,19 +1,28 @@
-"""Extreme multi-label classification with MACH: operators, hashing, models, metrics.
+"""Extreme multi-label classification with MACH: operators, hashing, models and metrics.
 
-Start with `mach_ext.train` and `mach_ext.Run`, which do what the command does. Your own training loop takes
-`mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`. README.md has the tour.
+Start with `mach_ext.train` and `mach_ext.Run`, which do what the command `mach-ext` does. A training loop of
+your own uses `mach_ext.LabelHash`, `mach_ext.MACH` and `mach_ext.functional`. README.md gives an overview.
+
+Example:
+    >>> import numpy as np, scipy.sparse, mach_ext
+    >>> X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))  # 4 documents; document n has label n
+    >>> model = mach_ext.MACH(4, 4, 8, 4, hidden_size=0, merge="mean_logprob")
+    >>> mach_ext.fit_svm(model, X, X, progress=False)
+    >>> scores, labels = model.predict(X, k=1)
+    >>> mach_ext.metrics.precision_at_k(X, labels, k=1)
+    1.0
 """
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-from mach_ext import _terminal as _terminal  # first, since Ctrl-C can come during the imports
+from mach_ext import _terminal as _terminal  # first, because Ctrl-C can come during the imports
 from mach_ext._version import __version__ as __version__
 
 # The command imports what it needs, when it needs it, so that --help and completion answer at once.
 if TYPE_CHECKING or not _terminal.is_command():
     # isort: split
-    from mach_ext import _ops as _ops  # first, since it says how to get what is not compiled
+    from mach_ext import _ops as _ops  # first, because its error says how to build missing libraries
 
     # isort: split
     from mach_ext import data, functional, metrics, optim
@@ -63,7 +72,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Modules that few programs use load when they are first asked for: it takes 50 ms."""
+    """Import on first use the modules that few programs need, which saves 50 ms."""
     if name in _MODULES:
         return _import_module(f"mach_ext.{name}")
     if name in _PLACES:

@@ -1,4 +1,4 @@
-"""Former names, which work for one release with a DeprecationWarning."""
+"""Former names, which work for one more release with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
-    """`__getattr__` of a module whose former names, the keys, are now `"module.name"`, the values.
+    """Return the `__getattr__` of a module with former names, such as `old="module.new"`.
+
+    Args:
+        module: The name of the module.
+        **names: The new name, with its module, for each former name.
 
     Example:
         >>> from mach_ext._deprecation import renamed_names
@@ -31,7 +35,11 @@ def renamed_names(module: str, **names: str) -> Callable[[str], Any]:
 
 
 def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
-    """Decorates a function whose keyword argument `old` is now called `new`.
+    """Decorate a function whose keyword argument `old` is now called `new`.
+
+    Args:
+        old: The former name.
+        new: The new name.
 
     Raises:
         TypeError: A call passes both.
@@ -56,7 +64,7 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        # doctest tells by its globals in which module a function was written.
+        # doctest uses the globals of a function to decide which module it belongs to.
         here = types.FunctionType(call.__code__, function.__globals__, None, None, call.__closure__)
         return functools.wraps(function)(here)  # type: ignore[return-value]
 
@@ -64,6 +72,6 @@ def renamed_argument(old: str, new: str) -> Callable[[_Function], _Function]:
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Warns of a former name where the caller of the calling function stands."""
-    message = f"{old} is now called {new}; the old name goes with the next release"
+    """Warn of a former name at the line that calls the calling function."""
+    message = f"{old} is now called {new}; the next release removes the old name"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Models under DistributedDataParallel: one label hash on all ranks, and losses that go through it."""
+"""Models under DistributedDataParallel: a single label hash on all ranks, and losses through the wrapper."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mach_ext.hashing import LabelHash
 
-# The wrappers of this process, and the models that have said that a loss went past theirs.
+# The wrappers of this process, and the models for which the warning was already given.
 _WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def is_distributed() -> bool:
+    """Return whether torch.distributed is in use."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _note_wrapper(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    """A wrapped module knows nothing of its wrapper, so wrappers are noted when they are made."""
+    """Remember a wrapper when it is made, because a wrapped module does not know its wrapper."""
     if isinstance(module, DistributedDataParallel) and submodule is not None:
         _WRAPPERS.add(module)
         _check_hashes_of_ranks(submodule, module.process_group)
 
 
 def _check_hashes_of_ranks(module: nn.Module, group: Any) -> None:
-    """Refuses label hashes that differ between ranks: all ranks get the weights of rank 0.
+    """Refuse label hashes that differ between ranks, because all ranks get the weights of rank 0.
 
-    Every rank wraps its module, so all of them are here, and all of them raise.
+    Every rank wraps its module. So all ranks call this function, and all of them raise.
     """
     fingerprints = [part.fingerprint() for part in module.modules() if isinstance(part, LabelHash)]
     if not fingerprints:
@@ -55,7 +56,7 @@ register_module_module_registration_hook(_note_wrapper)
 
 
 def check_wrapper(model: nn.Module, sparse_grad: bool) -> None:
-    """Says, once, that a loss goes past the wrapper that would average its gradients."""
+    """Warn, once, of a loss that bypasses the wrapper, which would average its gradients."""
     if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters())):
         return
     wrappers = [wrapper for wrapper in _WRAPPERS if any(model is part for part in wrapper.modules())]
@@ -67,7 +68,7 @@ def check_wrapper(model: nn.Module, sparse_grad: bool) -> None:
     elif model not in _WARNED:
         _WARNED.add(model)
         warnings.warn(
-            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call goes past the "
+            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call bypasses the "
             "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
             "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
             stacklevel=3,

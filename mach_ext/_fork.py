@@ -1,9 +1,9 @@
-"""Processes that fork: each gets a pool of threads of its own. Private.
+"""Processes that fork: each gets its own pool of threads. Private.
 
-fork copies the calling thread alone. The OpenMP library that PyTorch's operators run on keeps its list of
-worker threads in the child, where none of them runs, and its next parallel region would wait for them for
-ever. So the pool of the forking thread is ended before each fork. Parent and child start another one at their
-next parallel region. Pools of other threads stay in the parent with the threads they belong to.
+fork copies only the calling thread. The OpenMP library, which runs PyTorch's operators, keeps its list of
+worker threads in the child. None of them runs there, and the next parallel region would wait for them
+forever. So the pool of the forking thread is ended before each fork. Parent and child start a new pool at
+their next parallel region. Pools of other threads stay in the parent with the threads that own them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PAUSE_HARD = 2  # omp_pause_hard of OpenMP 5.0
 
 
 def end_pools_before_forks() -> None:
-    """Registers what happens at every fork of this process; to be called once.
+    """Register what happens at every fork of this process. Call it once.
 
-    Where the OpenMP library cannot end its pool, a child process uses one thread.
+    If the OpenMP library cannot end its pool, a child process uses a single thread.
     """
     pause = _pause_function()
     if pause is None:
@@ -37,19 +37,19 @@ def _use_one_thread() -> None:
 
 
 def _start_first_thread() -> None:
-    """Lets PyTorch find out in peace that this is a child.
+    """Let PyTorch notice, without other threads around, that this is a child.
 
-    Once `torch.set_num_threads` was called, the first thread that a child starts replaces another pool, which
-    PyTorch has for mobile operators. Two first threads at once would find it half replaced, and fail.
+    After a call of `torch.set_num_threads`, the first thread of a child replaces another pool, which PyTorch
+    has for mobile operators. Two first threads at once would see it half replaced, and fail.
     """
-    with contextlib.suppress(RuntimeError):  # no thread to be had
+    with contextlib.suppress(RuntimeError):  # The system may refuse a new thread.
         first = threading.Thread(target=torch.get_num_threads)
         first.start()
         first.join()
 
 
 def _pause_function() -> Callable[[int], int] | None:
-    """`omp_pause_resource_all` of the OpenMP library that PyTorch uses."""
+    """Return `omp_pause_resource_all` of the OpenMP library that PyTorch uses, or None."""
     for path in _libraries():
         try:
             # A lookup by handle searches the library and those that it was linked with.
@@ -60,7 +60,7 @@ def _pause_function() -> Callable[[int], int] | None:
 
 
 def _libraries() -> Iterator[str]:
-    """PyTorch's CPU library; where it has another name, the OpenMP libraries that are loaded."""
+    """Yield PyTorch's CPU library, and then the loaded OpenMP libraries in case it has another name."""
     yield str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")

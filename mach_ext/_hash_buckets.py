@@ -1,4 +1,4 @@
-"""A table of bucket codes as a module: where it lies, which one it is, and whether it was written to."""
+"""A table of bucket codes as a module: its device, its fingerprint, and whether it was written to."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _Hash = TypeVar("_Hash", bound="BucketTable")
 
 
 class BucketTable(nn.Module):
-    """What `LabelHash` is besides a hash: a table [R, L] of buckets in [0, B) that moves between devices.
+    """The base of `LabelHash`: a table [R, L] of buckets in [0, B) that moves between devices.
 
-    It refuses a table that was changed in place, and state that belongs to another one.
+    It refuses a table that was changed in place, and a state that belongs to another table.
     """
 
     buckets: torch.Tensor
@@ -44,11 +44,27 @@ class BucketTable(nn.Module):
 
     @memory_errors("make a hash of fewer labels or repetitions", "LabelHash.to")
     def to(self: _Hash, *args: Any, **kwargs: Any) -> _Hash:
-        """Returns this hash with its buckets on `device`; itself when they already lie there.
+        """Return this hash with its buckets on a device, or itself if they already lie there.
 
-        Takes what `to` of other modules takes: a device, a tensor that lies there, `non_blocking`. A dtype
-        changes nothing. Unlike `to` of other modules, it leaves this hash where it is: other modules may
-        share it.
+        The arguments are those of `to` of other modules: a device, a tensor that lies there, `non_blocking`.
+        A dtype changes nothing. Unlike `to` of other modules, this method leaves the hash where it is,
+        because other modules may share it.
+
+        Args:
+            *args: As in `torch.nn.Module.to`.
+            **kwargs: As in `torch.nn.Module.to`.
+
+        Returns:
+            The hash on the device.
+
+        Raises:
+            ValueError: `buckets` was changed in place.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6)
+            >>> hash.to("cpu") is hash
+            True
         """
         self.check_buckets()
         device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
@@ -60,10 +76,20 @@ class BucketTable(nn.Module):
         return moved
 
     def check_buckets(self) -> None:
-        """Refuses buckets that were written to, as far as PyTorch counts writes: NumPy's it does not.
+        """Refuse buckets that were changed in place, as far as PyTorch counts writes.
+
+        PyTorch does not count writes through NumPy. `check_contents` looks at the buckets themselves.
 
         Raises:
             ValueError: `buckets` was changed in place.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash = LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]])
+            >>> _ = hash.buckets.zero_()
+            >>> hash.check_buckets()  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ValueError: LabelHash: buckets was changed in place; ...
         """
         if _version(self.buckets) != self._known_version:
             raise ValueError(
@@ -71,7 +97,7 @@ class BucketTable(nn.Module):
             )
 
     def check_contents(self) -> None:
-        """Refuses buckets outside [0, B), as writes through NumPy leave them. Looks at all R L of them.
+        """Refuse buckets outside [0, B), as writes through NumPy leave them. All R * L of them are compared.
 
         Raises:
             ValueError: `buckets` holds a bucket outside [0, B).
@@ -98,7 +124,13 @@ class BucketTable(nn.Module):
         )
 
     def buckets_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """The buckets [R, m] int32 of labels [m], checked to be in [0, B) as `check_contents` does.
+        """Return the buckets of chosen labels, checked to be in [0, B) as `check_contents` does.
+
+        Args:
+            labels: [m] integers.
+
+        Returns:
+            [R, m] int32.
 
         Raises:
             ValueError: A label is outside [0, L), or `buckets` was changed in place.
@@ -122,7 +154,16 @@ class BucketTable(nn.Module):
 
     @memory_errors("make a hash of fewer labels or repetitions", "LabelHash.fingerprint")
     def fingerprint(self) -> str:
-        """Names the R functions: equal for equal sizes and seed, or for equal given tables (by SHA-256)."""
+        """Return a name of the R functions.
+
+        Two hashes of equal sizes have the same name if their seeds are equal. Given tables are named by their
+        SHA-256.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6, seed=1).fingerprint()
+            'L=1000 B=50 R=6 seed=1'
+        """
         sizes = f"L={self.num_labels} B={self.num_buckets} R={self.num_repetitions}"
         if self.seed is not None:
             return f"{sizes} seed={self.seed}"
@@ -145,17 +186,17 @@ class BucketTable(nn.Module):
         return hash(self._sizes())
 
     def _place(self, buckets: torch.Tensor) -> None:
-        """Takes a table that is known to be in range."""
+        """Take a table that is known to be in range."""
         self.buckets = buckets
         self._known_version = _version(buckets)
         self._index = {}
 
     def _apply(self: _Hash, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> _Hash:
-        """Follows the module it belongs to onto a device.
+        """Follow the module that owns this hash onto a device.
 
-        `fn` may also change dtypes or leave memory undefined (`to_empty`), so it never sees the table, which
-        is no buffer either: DistributedDataParallel would send all of it before every step. The meta device
-        would lose the table, so it is not moved there.
+        `fn` may also change dtypes or leave memory undefined (`to_empty`), so it is only called with an empty
+        tensor. The table is no buffer either, because DistributedDataParallel would send all of it before
+        every step. The meta device would lose the table, so the table is not moved there.
         """
         device = fn(torch.empty(0, dtype=torch.int32, device=self.buckets.device)).device
         if device != self.buckets.device and device.type != "meta":
@@ -170,7 +211,7 @@ class BucketTable(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Compares fingerprints. State of before hashes had any is taken as it is."""
+        """Compare fingerprints. Older states have no fingerprint and are taken as they are."""
         key = f"{prefix}fingerprint"
         if strict:
             unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name != key]
@@ -178,11 +219,21 @@ class BucketTable(nn.Module):
             error_msgs.append(f"{key}: {fault}")
 
     def fingerprint_fault(self, kept: object) -> str:
-        """Why weights whose state has this fingerprint are not for this hash; empty where they are."""
+        """Return why weights with this fingerprint are not for this hash, or an empty string if they are.
+
+        Args:
+            kept: The fingerprint in a `state_dict`, as a uint8 tensor.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> hash, other = (LabelHash(1000, 50, 6, seed=seed) for seed in (0, 1))
+            >>> hash.fingerprint_fault(other.state_dict()["fingerprint"])
+            'the weights are of label hash L=1000 B=50 R=6 seed=1, this model has L=1000 B=50 R=6 seed=0'
+        """
         ours = self.fingerprint()
         theirs = repr(kept)
         if isinstance(kept, torch.Tensor):
-            if kept.is_meta:  # it has no contents
+            if kept.is_meta:  # A tensor on the meta device has no contents.
                 return ""
             theirs = bytes(kept.flatten().to("cpu", torch.uint8).tolist()).decode(errors="replace")
         if theirs == ours:
@@ -190,12 +241,13 @@ class BucketTable(nn.Module):
         return f"the weights are of label hash {theirs}, this model has {ours}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": {}}  # built again where it is wanted
+        return {**self.__dict__, "_index": {}}  # The copy builds its own index when it is needed.
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__init__(self)  # pickles of before it was a module lack what one has
+        # Older pickles were written when this class was no module. They lack a module's attributes, and they
+        # have a `_version` in place of `_known_version`. Modules use the name `_version` for something else.
+        nn.Module.__init__(self)
         self.__dict__.update(state)
-        # They called `_known_version` `_version`, for which modules have another use.
         self.__dict__.pop("_version", None)
         if bool((self.buckets < 0).any()) or bool((self.buckets >= self.num_buckets).any()):
             raise ValueError("LabelHash: the copied buckets are out of range: they were changed in place")
@@ -212,7 +264,7 @@ class BucketTable(nn.Module):
 def copy_table(
     op: str, table: torch.Tensor | ArrayLike, num_buckets: int | None
 ) -> tuple[NDArray[np.int32], int]:
-    """Checks any table [R, L] of integers, and returns an int32 copy of it with its number of buckets."""
+    """Check a table [R, L] of integers, and return an int32 copy of it with its number of buckets."""
     if isinstance(table, torch.Tensor):
         if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
             raise TypeError(f"{op}: table must hold integers, got {table.dtype}")
@@ -239,7 +291,7 @@ def copy_table(
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Checks that `value` is an integer (Python's or NumPy's, no bool) from `low` to `high`."""
+    """Check that `value` is an integer from `low` to `high`: Python's or NumPy's, no bool."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
     if value < low or (high is not None and value > high):
@@ -251,15 +303,16 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
 def check_hash_memory(
     op: str, what: str, needed: int, num_labels: int, num_buckets: int, num_repetitions: int
 ) -> None:
-    """`check_memory` for a label hash: the error names its three sizes."""
+    """Call `check_memory` for a label hash, so that the error names its three sizes."""
     sizes = {"num_labels": num_labels, "num_buckets": num_buckets, "num_repetitions": num_repetitions}
     check_memory(f"{op}: {what}", needed, "lower num_labels, num_buckets or num_repetitions", **sizes)
 
 
-def _as_tensor(fingerprint: str) -> torch.Tensor:  # uint8, which every way to keep a state_dict takes
+def _as_tensor(fingerprint: str) -> torch.Tensor:
+    """Return a string as uint8, which every format for a `state_dict` can hold."""
     return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
 
 
 def _version(t: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors keep no count."""
+    """Return how often a tensor was written to. Inference tensors keep no count, so they give 0."""
     return 0 if t.is_inference() else t._version

@@ -1,4 +1,4 @@
-"""Labels that share all their buckets: how many are expected, which they are, and the warning of them."""
+"""Labels that share all their buckets: how many are expected, which they are, and the warning."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ from numpy.typing import NDArray
 from mach_ext._hash_functions import MAX_BUCKETS
 
 _KEY_RANGE = 2**62  # bucket codes of several repetitions are packed into int64 keys below this
-_PLAUSIBLE = 100  # collisions are plausible from 1/100 expected pairs on
+_PLAUSIBLE = 100  # Collisions are plausible if at least 1/100 pair is expected.
 _EXAMPLES = 10
-GROUPING_BYTES = 40  # a label, of the int64 keys by which labels are grouped
+GROUPING_BYTES = 40  # Grouping the labels takes so many bytes for each label (int64 keys and copies).
 
 
 class CollisionWarning(UserWarning):
-    """Some labels share their bucket in every repetition: no model on this hash can tell them apart."""
+    """Some labels share their bucket in every repetition, so no model on this hash can tell them apart.
+
+    Example:
+        >>> import warnings
+        >>> from mach_ext.hashing import CollisionWarning, LabelHash
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", CollisionWarning)
+        ...     LabelHash.from_buckets([[0, 0, 1], [1, 1, 0]])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        mach_ext._hash_collisions.CollisionWarning: 1 label pair shares its bucket in all 2 repetitions ...
+    """
 
 
-# Of this thread and context, where the filters of the warnings module are the whole process's.
+# A context variable belongs to one thread. The filters of the warnings module belong to the whole process.
 collisions_are_known = contextvars.ContextVar("collisions_are_known", default=False)
 
 
 @contextlib.contextmanager
 def collisions_known() -> Iterator[None]:
-    """No `CollisionWarning` within, for hashes that are copies or parts of one that has warned."""
+    """Give no `CollisionWarning` within the block, for copies or parts of a hash that has already warned."""
     token = collisions_are_known.set(True)
     try:
         yield
@@ -40,7 +50,21 @@ def collisions_known() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class BucketLoad:
-    """How many labels the B buckets of one repetition hold: `min`, `mean`, `max`, `std` and `empty` ones."""
+    """How many labels the B buckets of one repetition hold.
+
+    Attributes:
+        min: The smallest number of labels in a bucket.
+        mean: L / B.
+        max: The largest number of labels in a bucket.
+        std: The standard deviation over the buckets.
+        empty: The number of buckets without labels.
+
+    Example:
+        >>> from mach_ext.hashing import LabelHash
+        >>> load = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6).diagnostics().load[0]
+        >>> load.min, load.mean, load.max
+        (10, 20.0, 34)
+    """
 
     min: int
     mean: float
@@ -51,21 +75,27 @@ class BucketLoad:
 
 @dataclass(frozen=True)
 class HashDiagnostics:
-    """What `LabelHash.diagnostics` found. `str()` gives a readable summary.
+    """The figures that `LabelHash.diagnostics` measures. `str()` gives a readable summary.
 
     Attributes:
         num_labels: L.
         num_buckets: B.
         num_repetitions: R.
         seed: The seed, or None for a hash made by `LabelHash.from_buckets`.
-        load: The bucket load of each repetition, R of them.
-        expected_colliding_pairs: L(L-1)/2 / B^R, the label pairs that random buckets are expected to put
-            into the same bucket in all R repetitions. For a hash made by `LabelHash.from_buckets` the same
-            formula: what random buckets of these sizes would do, to compare the table with.
-        colliding_pairs: The pairs that do so here, counted exactly.
-        colliding_groups: Examples: the 10 largest groups of labels that share all their buckets, at most, and
-            of each the 10 lowest labels, at most.
-        bytes: Memory of each tensor that the hash holds, by name, and their sum as "everything".
+        load: The bucket load of each of the R repetitions.
+        expected_colliding_pairs: L(L-1)/2 / B^R. Random buckets are expected to put so many label pairs into
+            the same bucket in all R repetitions. For a hash made by `LabelHash.from_buckets` the formula is
+            the same, so that the table can be compared with random buckets.
+        colliding_pairs: The exact number of pairs that share their bucket in all R repetitions.
+        colliding_groups: Examples of labels that share all their buckets. At most the 10 largest groups are
+            given, and at most the 10 lowest labels of each.
+        bytes: Memory of each tensor that the hash holds, by name, and the sum as "everything".
+
+    Example:
+        >>> from mach_ext.hashing import LabelHash
+        >>> figures = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6).diagnostics()
+        >>> figures.colliding_pairs, figures.bytes
+        (0, {'buckets': 24000, 'everything': 24000})
     """
 
     num_labels: int
@@ -79,7 +109,14 @@ class HashDiagnostics:
     bytes: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the fields as a dict that `json.dumps` takes."""
+        """Return the fields as a dict that `json.dumps` takes.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> figures = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6).diagnostics()
+            >>> figures.as_dict()["colliding_pairs"]
+            0
+        """
         return asdict(self)
 
     def __str__(self) -> str:
@@ -102,13 +139,13 @@ class HashDiagnostics:
 
 
 def collisions_plausible(num_labels: int, num_buckets: int, num_repetitions: int) -> bool:
-    """Whether random buckets are expected to collide in all repetitions for at least 0.01 label pairs."""
-    # 100 pairs of each two labels are below 2^68.
+    """Return whether random buckets are expected to make at least 0.01 label pairs collide everywhere."""
+    # 100 times the number of label pairs is below 2^68, so larger exponents change nothing.
     return bool(_PLAUSIBLE * math.comb(num_labels, 2) >= num_buckets ** min(num_repetitions, 68))
 
 
 def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions: int) -> tuple[int, int]:
-    """The smallest R at this B, and the smallest B at this R, where collisions are not plausible."""
+    """Return the smallest R at this B and the smallest B at this R where collisions are not plausible."""
     repetitions = 1
     while collisions_plausible(num_labels, num_buckets, repetitions):
         repetitions += 1
@@ -125,18 +162,18 @@ def _sizes_without_collisions(num_labels: int, num_buckets: int, num_repetitions
 def _colliding_labels(
     table: NDArray[np.int32], num_buckets: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Finds the labels that share their bucket with another label in every repetition.
+    """Find the labels that share their bucket with another label in every repetition.
 
-    Packs the codes of as many repetitions as fit into one int64 key, keeps the labels whose key is not
-    unique, and goes on with those and the next repetitions.
+    The codes of as many repetitions as fit are packed into one int64 key. Labels whose key is unique are
+    dropped. The others go on with the next repetitions.
 
     Args:
         table: [R, L] int32 bucket codes below `num_buckets`.
         num_buckets: B.
 
     Returns:
-        The labels [n], ascending, and the group of each [n], 0, 1, ...: two labels collide if and only if
-        they have the same group.
+        The labels [n] in ascending order, and the group of each, [n]. Two labels collide if and only if they
+        have the same group.
     """
     num_repetitions, num_labels = table.shape
     labels = np.arange(num_labels, dtype=np.int64)
@@ -158,7 +195,7 @@ def _colliding_labels(
 
 
 def colliding_groups(table: NDArray[np.int32], num_buckets: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
-    """The number of fully colliding label pairs and example groups."""
+    """Return the number of label pairs that collide in all repetitions, and example groups."""
     labels, group = _colliding_labels(table, num_buckets)
     sizes = np.bincount(group)
     largest = np.argsort(-sizes, kind="stable")[:_EXAMPLES]
@@ -167,13 +204,13 @@ def colliding_groups(table: NDArray[np.int32], num_buckets: int) -> tuple[int, t
 
 
 def expected_pairs(num_labels: int, num_buckets: int, num_repetitions: int) -> float:
-    """The label pairs that random buckets are expected to put into the same bucket in all repetitions."""
-    # From 2^1200 on the quotient is 0 in float64.
+    """Return how many label pairs random buckets are expected to put together in all repetitions."""
+    # If the divisor is 2^1200 or more, the quotient is 0 in float64.
     return float(math.comb(num_labels, 2) / num_buckets ** min(num_repetitions, 1200))
 
 
 def collision_message(pairs: int, num_labels: int, num_buckets: int, num_repetitions: int) -> str:
-    """What a `CollisionWarning` says of so many colliding pairs."""
+    """Return the text of a `CollisionWarning` for a number of colliding pairs."""
     who = "1 label pair shares its bucket" if pairs == 1 else f"{pairs:,} label pairs share their bucket"
     times = "the only repetition" if num_repetitions == 1 else f"all {num_repetitions} repetitions"
     repetitions, buckets = _sizes_without_collisions(num_labels, num_buckets, num_repetitions)
@@ -189,7 +226,7 @@ def collision_message(pairs: int, num_labels: int, num_buckets: int, num_repetit
 
 
 def bucket_load(codes: NDArray[np.int32], num_buckets: int) -> BucketLoad:
-    """The bucket load of one repetition, in memory for L labels however large B is."""
+    """Measure the bucket load of one repetition, in memory for L labels however large B is."""
     if num_buckets <= len(codes):
         counts = np.bincount(codes)
         counts = counts[counts > 0]

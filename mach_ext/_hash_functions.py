@@ -14,13 +14,16 @@ _CHUNK = 2**15  # labels hashed at a time, so that temporaries stay in the cache
 
 
 def _coefficients(seed: int, repetition: int) -> list[int]:
-    """The four coefficients mod p, highest power first: 64 bits each, so uniform but for 2^-33."""
+    """Return the four coefficients mod p, highest power first.
+
+    Each comes from 64 bits, so it is uniform up to 2^-33.
+    """
     digest = hashlib.sha256(f"mach_ext.LabelHash/{seed}/{repetition}".encode()).digest()
     return [int.from_bytes(digest[i : i + 8], "little") % PRIME for i in range(0, 32, 8)]
 
 
 def hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: int) -> NDArray[np.int32]:
-    """The table [R, L] of the seeded family; besides it, memory for a few chunks of labels only."""
+    """Return the table [R, L] of the seeded family. Besides it, only a few chunks of labels take memory."""
     polynomials = [_coefficients(seed, r) for r in range(num_repetitions)]
     table = np.empty((num_repetitions, num_labels), dtype=np.int32)
     for start in range(0, num_labels, _CHUNK):
@@ -30,7 +33,7 @@ def hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: i
             for coefficient in others:  # Horner; code <= p and label < p, so all stays below 2^62
                 code *= label
                 code += coefficient
-                for _ in range(2):  # 2^31 = 1 mod p: fold the high bits onto the low; twice gives [0, p]
+                for _ in range(2):  # 2^31 = 1 mod p, so high bits fold onto low ones. Two folds give [0, p].
                     high = code >> 31
                     code &= PRIME
                     code += high

@@ -1,4 +1,4 @@
-"""Values of labels as values of buckets, by least squares."""
+"""Spread of label values over bucket values, by least squares."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach_ext._hash_buckets import check_hash_memory
 
-_SPREAD_STEPS = 50  # within 8 % of the root mean square that 400 leave, on heavy-tailed weights
+# On heavy-tailed weights, 50 steps leave a root mean square error within 8 % of that of 400 steps.
+_SPREAD_STEPS = 50
 
 
 def spread_values(
     table: NDArray[np.int32], num_buckets: int, values: ArrayLike, weights: ArrayLike
 ) -> NDArray[np.float64]:
-    """`LabelHash.spread` of a table [R, L] of buckets below `num_buckets`."""
+    """Implement `LabelHash.spread` for a table [R, L] of buckets below `num_buckets`."""
     R, L = table.shape
     B = num_buckets
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
@@ -27,7 +28,7 @@ def spread_values(
         raise ValueError(f"LabelHash.spread: weights must not be negative, got {weights.min()}")
     check_hash_memory("LabelHash.spread", "sums over labels and buckets", 32 * L + 40 * R * B, L, B, R)
     root = np.sqrt(weights)
-    # Unknowns are scaled so that each bucket counts the same: many fewer steps.
+    # The unknowns are scaled so that each bucket counts the same. Far fewer steps suffice then.
     scale = np.stack([np.bincount(table[r], weights, B) for r in range(R)])
     scale = np.divide(1, np.sqrt(scale), where=scale > 0, out=np.zeros_like(scale))
 
@@ -43,7 +44,7 @@ def spread_values(
         rows: NDArray[np.float64] = np.stack([np.bincount(table[r], labels, B) for r in range(R)])
         return rows * scale
 
-    def square(x: NDArray[np.float64]) -> float:  # not by BLAS, whose bits depend on its threads
+    def square(x: NDArray[np.float64]) -> float:  # without BLAS, because its bits depend on its threads
         return float((x * x).sum())
 
     solution = np.zeros((R, B))

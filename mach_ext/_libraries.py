@@ -1,9 +1,10 @@
-"""The compiled libraries: loads the operators, and knows why there are none for CUDA."""
+"""The compiled libraries: loads the operators, and records why there are none for CUDA."""
 
 from __future__ import annotations
 
 import importlib
 import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -17,10 +18,16 @@ _REBUILD = "Run: pip install --no-build-isolation . (in a checkout: make build)"
 
 
 def _load_cpu() -> None:
-    """Loads what mach_ext can't do without, or says how to get it."""
+    """Load the libraries that mach_ext needs, or raise an error that says how to build them."""
     library = _FOLDER / "_cpu.so"
     if not library.exists():
-        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {_REBUILD}")
+        advice = _REBUILD
+        if installed := _compiled_elsewhere():
+            advice = (
+                f"A compiled mach_ext is installed in {installed}, but Python found this folder first. "
+                f"Start Python in another folder than {_FOLDER.parent}"
+            )
+        raise ImportError(f"mach_ext: the compiled operators (_cpu.so) are not in {_FOLDER}. {advice}")
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -37,8 +44,14 @@ def _load_cpu() -> None:
         ) from None
 
 
+def _compiled_elsewhere() -> Path | None:
+    """Return the folder of another mach_ext on Python's path that is compiled, if there is one."""
+    folders = (Path(entry or ".") / _FOLDER.name for entry in sys.path)
+    return next((folder for folder in folders if (folder / "_cpu.so").exists()), None)
+
+
 def _load_cuda() -> str:
-    """Loads the CUDA operators. Returns an empty string, or why there are none."""
+    """Load the CUDA operators. Return an empty string, or the reason why there are none."""
     library = _FOLDER / "_cuda.so"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
@@ -54,7 +67,7 @@ def _load_cuda() -> str:
 
 
 def refuse_cuda(names: Iterable[str]) -> None:
-    """Makes the operators among these names say, for CUDA tensors, why there are none for CUDA."""
+    """Make the operators among these names raise an error for CUDA tensors, with the reason."""
     for name in names:
         if isinstance(getattr(torch.ops.mach_ext, name, None), torch._ops.OpOverloadPacket):
             _refusals.impl(name, _refuse, "CUDA")
@@ -67,4 +80,4 @@ def _refuse(*args: object) -> NoReturn:
 _load_cpu()
 end_pools_before_forks()
 CUDA_FAULT = _load_cuda()
-_refusals = torch.library.Library("mach_ext", "IMPL")  # whose kernels go with it
+_refusals = torch.library.Library("mach_ext", "IMPL")  # Its kernels live as long as it does.

@@ -1,4 +1,4 @@
-"""Checks of what the metrics are given. Each returns its argument in the one form that metrics work with."""
+"""Checks of the metrics' arguments. Each check returns its argument in the form that metrics work with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from mach_ext.data.matrices import check_structure, from_torch
 
-KS = (1, 3, 5)  # the customary k of P, nDCG, PSP and PSnDCG
+KS = (1, 3, 5)  # the usual k of P, nDCG, PSP and PSnDCG
 RECALL_KS = (10, 50)
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -20,13 +20,16 @@ Floats = npt.NDArray[np.float64]
 
 
 def check_truth(function: str, argument: str, Y: Any) -> Any:
-    """CSR of booleans, sorted, without duplicates and explicit zeros; shares memory with Y where it can."""
+    """Return a CSR of booleans, sorted, without duplicates and explicit zeros.
+
+    It shares memory with Y if possible.
+    """
     stored = _stored_entries(function, argument, Y)
     valid = stored.data >= 0
     if not valid.all():
         value = stored.data[np.argmin(valid)]
         raise ValueError(f"{function}: {argument} must not have negative or NaN entries, got {value}")
-    # Booleans before duplicates meet: a sum of numbers could leave their dtype and come out as 0.
+    # Duplicates are summed as booleans, because a sum of numbers could overflow its dtype and become 0.
     true = stored.data != 0
     if stored.format == "csr":
         truth = scipy.sparse.csr_array((true, stored.indices, stored.indptr), shape=stored.shape)
@@ -40,7 +43,7 @@ def check_truth(function: str, argument: str, Y: Any) -> Any:
 
 
 def _stored_entries(function: str, argument: str, Y: Any) -> Any:
-    """A matrix as CSR or COO [N, L] of its entries as they are stored: duplicates are not summed."""
+    """Return a matrix [N, L] as CSR or COO of its entries as they are stored. Duplicates are not summed."""
     if isinstance(Y, torch.Tensor):
         Y = from_torch(Y, f"{function}: {argument}")
     if not (scipy.sparse.issparse(Y) or isinstance(Y, np.ndarray)):
@@ -67,6 +70,7 @@ def _stored_entries(function: str, argument: str, Y: Any) -> Any:
 
 
 def check_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[int, int]) -> Ints:
+    """Check label ids [N, K], and return them as an array."""
     ids = _array(function, "predictions", predictions)
     if ids.dtype.kind not in "iu":
         came = f"{type(predictions).__name__} of dtype {ids.dtype}"
@@ -87,6 +91,7 @@ def check_predictions(function: str, predictions: npt.ArrayLike, shape: tuple[in
 
 
 def check_distinct(function: str, block: Ints, first_row: int) -> None:
+    """Refuse rows that repeat a label."""
     ordered = np.sort(block, axis=1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != -1)
     if repeated.any():
@@ -98,6 +103,7 @@ def check_distinct(function: str, block: Ints, first_row: int) -> None:
 
 
 def check_inverse_propensity(function: str, values: npt.ArrayLike, num_labels: int) -> Floats:
+    """Check inverse propensities, and return them as float64 [L]."""
     q = _array(function, "inverse_propensity", values)
     if q.dtype.kind not in "fiu":
         raise TypeError(f"{function}: inverse_propensity must be numbers [L], got dtype {q.dtype}")
@@ -114,6 +120,7 @@ def check_inverse_propensity(function: str, values: npt.ArrayLike, num_labels: i
 
 
 def check_band(function: str, name: str, mask: npt.ArrayLike, num_labels: int) -> npt.NDArray[np.bool_]:
+    """Check the mask of a band, and return it as booleans [L]."""
     band = _array(function, f"band {name!r}", mask)
     if band.dtype.kind != "b":
         raise TypeError(f"{function}: band {name!r} must be booleans [L], got dtype {band.dtype}")
@@ -129,7 +136,10 @@ def select_ks(
     num_columns: int,
     num_labels: int,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The k to report: those asked for, or of the usual ones what the columns of predictions carry."""
+    """Return the k to report.
+
+    These are the requested k, or those of the usual k for which the predictions have columns.
+    """
 
     def carried(k: int) -> bool:
         return num_columns >= min(k, num_labels)
@@ -142,7 +152,7 @@ def select_ks(
             if not carried(k):
                 raise ValueError(
                     f"{function}: {argument} must be at most K={num_columns}, the columns of predictions, "
-                    f"got {k}; rows of fewer labels than that are filled up with -1"
+                    f"got {k}; fill up rows of fewer labels with -1"
                 )
         return checked
 
@@ -156,6 +166,7 @@ def _check_ks(function: str, argument: str, ks: Iterable[int]) -> tuple[int, ...
 
 
 def check_k(function: str, argument: str, k: int, least: int = 1) -> int:
+    """Check that k is an integer of at least `least`."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise TypeError(f"{function}: {argument} must be an integer, got {k!r}")
     if k < least:

@@ -1,4 +1,4 @@
-"""Checks of a model's configuration, of its parameters, and of what is asked of it."""
+"""Checks of a model's configuration, of its parameters, and of arguments of its methods."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mach_ext import functional as F
 from mach_ext._memory import check_memory
 from mach_ext.merges import MODEL_MERGES
 
-USUAL_K = 5  # labels of a document where nothing else is asked for
+USUAL_K = 5  # the default number of labels for a document
 ENCODERS = ("shared", "independent")
 
 
 def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:
-    """A checked k of the top k; None: the usual 5, or all L labels where there are fewer."""
+    """Return a checked k. None means the usual 5, or L if there are fewer labels."""
     if k is None:
         return min(USUAL_K, num_labels)
     k = F.as_int(op, "k", k)
@@ -28,16 +28,16 @@ def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str
 
 
 def check_scores(op: str, model: nn.Module, scores: Tensor) -> None:
-    """Refuses scores that parameters which are NaN or infinite have made NaN or infinite.
+    """Refuse scores that are NaN or infinite because the parameters are.
 
-    Parameters are looked at only where scores tell that it may be so: finite ones can overflow.
+    The parameters are checked only if the scores suggest it, because finite parameters can also overflow.
     """
     if not bool((scores < math.inf).all()):
         check_finite(op, model)
 
 
 def check_finite(op: str, model: nn.Module) -> None:
-    """Refuses parameters that are NaN or infinite."""
+    """Refuse parameters that are NaN or infinite."""
     for name, parameter in model.named_parameters():
         low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
         if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
@@ -48,7 +48,7 @@ def check_finite(op: str, model: nn.Module) -> None:
 
 
 def check_parameters(op: str, model: nn.Module) -> None:
-    """Refuses parameters of dtypes that the operators don't take."""
+    """Refuse parameters of dtypes that the operators do not take."""
     narrow = (torch.bfloat16, torch.float16) if next(model.parameters()).is_cuda else (torch.bfloat16,)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float64} and not dtypes <= {torch.float32, *narrow}:
@@ -65,6 +65,7 @@ def check_configuration(
     feature_dropout: float,
     hidden_dropout: float,
 ) -> None:
+    """Refuse sizes, names and probabilities that are not valid."""
     if num_features < 1:
         raise ValueError(f"MACH: num_features must be at least 1, got {num_features}")
     if len(sizes) not in (1, 2) or any(size < (len(sizes) == 2) for size in sizes):
@@ -81,7 +82,7 @@ def check_configuration(
 
 
 def check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], copies: int) -> None:
-    """Of a model's parameters and buffers, where they are to be made in this process's memory."""
+    """Refuse a model whose parameters and buffers do not fit in memory, if they are to be made in memory."""
     probe = torch.empty(0)
     if not probe.is_cpu or type(probe) is not Tensor:
         return
@@ -101,6 +102,6 @@ def check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], cop
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients, and products in the model's precision, autocast or not; in this thread alone."""
+    """Switch off gradients and autocast in this thread, so that products run in the model's precision."""
     with torch.no_grad(), F.own_precision(next(model.parameters()).device):
         yield

@@ -1,14 +1,14 @@
 """The raw operators: typed callers and fake (meta) kernels, side by side. Private.
 
 Shapes use the project's letters: N documents, D features, R repetitions, B buckets, H hidden units, M output
-columns, L labels, m labels asked for, U features that occur. Nothing here is differentiable or checks for
-users: `mach_ext.functional` does both. Each op's definition in plain PyTorch has the same name in
-`mach_ext._reference`; its schema is in csrc/ops.cpp.
+columns, L labels. m is the number of chosen labels, and U the number of features that occur. Nothing here is
+differentiable or checks arguments for users. `mach_ext.functional` does both. `mach_ext._reference` defines
+each operator in plain PyTorch under the same name. csrc/ops.cpp holds the schemas.
 
-On CUDA an operator only queues its work; the exceptions, whose sizes depend on the data, are `feature_order`
-and `sparse_linear_grad_rows` without an `order`. A given `order` is checked in full on the CPU; CUDA kernels
-pass over what is out of range in it. `bucket_backward`, `bucket_svm` and `check_csr` are for the CPU
-alone.
+On CUDA an operator only queues its work. There are two exceptions, because their sizes depend on the data:
+`feature_order`, and `sparse_linear_grad_rows` without an `order`. The CPU checks a given `order` in full.
+CUDA kernels skip entries of an `order` that are out of range. `bucket_backward`, `bucket_svm` and `check_csr`
+run on the CPU only.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _fake = torch.library.register_fake
 
 
 class FeatureOrder(NamedTuple):
-    """The non-zeros of a batch grouped by feature, for the ops that take an `order`."""
+    """The non-zeros of a batch grouped by feature, for the operators that take an `order`."""
 
-    features: Tensor  # [U] int64, those that occur, ascending
-    offsets: Tensor  # [U + 1] entries of feature u: offsets[u] ... offsets[u + 1]
+    features: Tensor  # [U] int64, the features that occur, ascending
+    offsets: Tensor  # [U + 1] The entries of feature u are offsets[u] ... offsets[u + 1] - 1.
     positions: Tensor  # [E] index into values / indices, ascending within a feature
-    documents: Tensor  # [E]
+    documents: Tensor  # [E] document of each entry
 
 
 def feature_order(
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
     num_features: int,
-) -> FeatureOrder:  # E = nnz, less the entries that are out of range
+) -> FeatureOrder:  # E is nnz without the entries that are out of range.
     return FeatureOrder(*_raw.feature_order(indices, indptr, num_features))
 
 
@@ -56,14 +56,14 @@ def sparse_linear(
     weight: Tensor,  # [R, D, M] or [D, M]
     bias: Tensor | None,  # [R, M] or [M]
     relu: bool,
-    order: FeatureOrder | None = None,  # of this batch, where known; the result does not depend on it
-    check: bool = False,  # on CPU, RuntimeError for what check_csr finds fault with
+    order: FeatureOrder | None = None,  # of this batch, if known. The result does not depend on it.
+    check: bool = False,  # On the CPU, raise RuntimeError for documents that check_csr refuses.
 ) -> Tensor:  # [N, R, M] or [N, M]
     out: Tensor = _raw.sparse_linear.default(values, indices, indptr, weight, bias, relu, order, check)
     return out
 
 
-# The same outside graphs: what the operator's __call__, a function in Python, passes its arguments on to.
+# The same operator for calls outside graphs. It skips the operator's __call__, which is a Python function.
 sparse_linear_now: Callable[..., Tensor] = getattr(
     _raw.sparse_linear.default, "_op", _raw.sparse_linear.default
 )
@@ -116,7 +116,7 @@ def sparse_linear_grad_rows(
     indptr: Tensor,  # [N + 1]
     num_features: int,
     order: FeatureOrder | None = None,
-) -> tuple[Tensor, Tensor]:  # features that occur, ascending [U]; their gradients [R, U, M]
+) -> tuple[Tensor, Tensor]:  # features that occur, ascending [U], and their gradients [R, U, M]
     rows, grads = _raw.sparse_linear_grad_rows(grad, values, indices, indptr, num_features, order)
     return rows, grads
 
@@ -177,8 +177,8 @@ def _(grad, hidden, weight, buckets, labels):  # type: ignore[no-untyped-def]
 
 
 def bucket_bce(
-    logits: Tensor,  # [N, B] one repetition's; overwritten by scale * its gradient where `gradient`
-    buckets: Tensor,  # [L] int32, that repetition's
+    logits: Tensor,  # [N, B] of one repetition. With `gradient`, overwritten by scale * the gradient.
+    buckets: Tensor,  # [L] int32, of the same repetition
     label_indices: Tensor,  # [label nnz] int64
     label_indptr: Tensor,  # [N + 1]
     scale: float,
@@ -194,40 +194,41 @@ def _(logits, buckets, label_indices, label_indptr, scale, gradient):  # type: i
 
 
 def bucket_backward(
-    gradient: Tensor,  # [N, B] to one repetition's logits
+    gradient: Tensor,  # [N, B] to the logits of one repetition
     hidden: Tensor,  # [N, H]
-    weight: Tensor,  # [H, B], that repetition's
-    negligible: float,  # entries 0 <= gradient < negligible are replaced by a rank-one matrix, all together
-    most: int,  # nothing is done where more than so many entries are to be kept
+    weight: Tensor,  # [H, B], of the same repetition
+    negligible: float,  # A rank-one matrix replaces all entries 0 <= gradient < negligible together.
+    max_kept: int,  # If more entries than this are to be kept, nothing is done. (`most` in the schema.)
     grad_hidden: Tensor,  # [N, H], added to
     grad_weight: Tensor,  # [H, B], overwritten
 ) -> Tensor:  # [] int64: how many entries are kept
-    kept: Tensor = _raw.bucket_backward(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight)
+    outputs = (grad_hidden, grad_weight)
+    kept: Tensor = _raw.bucket_backward(gradient, hidden, weight, negligible, max_kept, *outputs)
     return kept
 
 
 @_fake("mach_ext::bucket_backward")
-def _(gradient, hidden, weight, negligible, most, grad_hidden, grad_weight):  # type: ignore[no-untyped-def]
+def _(gradient, hidden, weight, negligible, max_kept, grad_hidden, grad_weight):  # type: ignore[no-untyped-def]
     return gradient.new_empty((), dtype=torch.int64)
 
 
-SVM_TILE = 16  # buckets that bucket_svm solves side by side: kSvmTile of csrc/cpu/bucket_svm.h
+SVM_TILE = 16  # bucket_svm solves so many buckets side by side (kSvmTile in csrc/cpu/bucket_svm.h).
 
 
 def bucket_svm(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz] int32, distinct in a document
     indptr: Tensor,  # [N + 1]
-    buckets: Tensor,  # [L] int32, one repetition's
+    buckets: Tensor,  # [L] int32, of one repetition
     label_indices: Tensor,  # [label nnz] int64
     label_indptr: Tensor,  # [N + 1]
-    first: int,  # the SVMs are of buckets first ... first + M - 1
+    first: int,  # The SVMs belong to buckets first ... first + M - 1.
     C: float,
     tolerance: float,
     max_passes: int,
     weight: Tensor,  # [D, M], overwritten
     bias: Tensor,  # [M], overwritten
-) -> Tensor:  # [ceil(M / 16)] int64 passes of each 16 buckets, max_passes + 1: not converged
+) -> Tensor:  # [ceil(M / 16)] int64, passes of each 16 buckets. max_passes + 1 means not converged.
     data = (values, indices, indptr, buckets, label_indices, label_indptr)
     out: Tensor = _raw.bucket_svm(*data, first, C, tolerance, max_passes, weight, bias)
     return out
@@ -273,7 +274,8 @@ def label_index(
     buckets: Tensor,  # [R, L] int32 in [0, B)
     num_buckets: int,  # B, at most 65,536
 ) -> tuple[Tensor, Tensor, Tensor]:  # codes [L, R] uint16, list_starts [R, B + 1], list_labels [R, L] int32
-    # On CUDA it waits for the device, and codes lie repetition by repetition: strides (1, L rounded up to 8).
+    # On CUDA it waits for the device. The codes of a repetition are contiguous there: strides (1, L rounded
+    # up to 8).
     codes, list_starts, list_labels = _raw.label_index(buckets, num_buckets)
     return codes, list_starts, list_labels
 
@@ -292,11 +294,11 @@ def _(buckets, num_buckets):  # type: ignore[no-untyped-def]
 def merge_topk(
     scores: Tensor,  # [N, R, B]
     buckets: Tensor,  # [R, L] int32
-    index: tuple[Tensor, Tensor, Tensor] | None,  # label_index(buckets, B); None: slower
+    index: tuple[Tensor, Tensor, Tensor] | None,  # label_index(buckets, B). None is slower.
     k: int,
     merge: str,
-    path: str = "auto",  # or the path to take where it is possible: direct, scan, lists
-    trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, labels scored exactly
+    path: str = "auto",  # direct, scan or lists forces this path where it is possible
+    trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, exactly scored labels
 ) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
     codes, list_starts, list_labels = (None, None, None) if index is None else index
     values, labels = _raw.merge_topk(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace)
@@ -382,9 +384,9 @@ def _(weight, sum, grad, values, order, lr, eps):  # type: ignore[no-untyped-def
 
 
 def signs(
-    gradient: Tensor,  # [N, T], rows contiguous; overwritten by its signs, 0 for NaN
-    nonnegative: bool,  # -1 becomes 0
-) -> Tensor:  # [N] int64: how many are not 0
+    gradient: Tensor,  # [N, T], rows contiguous. Overwritten by its signs, 0 for NaN.
+    nonnegative: bool,  # -1 becomes 0.
+) -> Tensor:  # [N] int64: how many signs are not 0
     counts: Tensor = _raw.signs(gradient, nonnegative)
     return counts
 
@@ -399,15 +401,15 @@ def check_csr(
     indices: Tensor,  # [nnz]
     indptr: Tensor,  # [N + 1]
     num_columns: int,
-) -> tuple[int, int, int]:  # fault (csrc/cpu/check_csr.h; 0 none), row, position
+) -> tuple[int, int, int]:  # fault (0 for none, numbers in csrc/cpu/check_csr.h), row, position
     fault, row, position = _raw.check_csr(values, indices, indptr, num_columns)
     return fault, row, position
 
 
 def cpu_isa() -> str:
-    """Instruction set the CPU kernels use: "scalar", "avx2" or "avx512"."""
+    """Return the instruction set of the CPU kernels: "scalar", "avx2" or "avx512"."""
     return ("scalar", "avx2", "avx512")[_raw.cpu_isa()]
 
 
 if CUDA_FAULT:
-    refuse_cuda(list(globals()))  # among which each operator has its caller
+    refuse_cuda(list(globals()))  # Each operator has a caller of the same name here.

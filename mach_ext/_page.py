@@ -1,4 +1,4 @@
-"""What the pages of explanations and attacks share: colours, numbers in words, letters, the templates."""
+"""What pages of explanations and attacks share: colours, numbers in words, letters and templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ NO_GLYPH = "\ufffd"
 
 
 def percent(share: float) -> str:
-    """A share of things counted, so that 0 and 100 % mean none and all, never a number rounded to that.
+    """Write a share of counted things in percent.
+
+    0 and 100 % always mean none and all. A number that would be rounded to them is written as < 0.1 % or >
+    99.9 %.
+
+    Args:
+        share: From 0 to 1.
 
     Example:
         >>> from mach_ext.report import percent
@@ -30,7 +36,10 @@ def percent(share: float) -> str:
 
 
 def chance(probability: float) -> str:
-    """A probability in percent: an estimate is never 0 or 1, whatever it was rounded to.
+    """Write a probability in percent. An estimate is never written as 0 or 100 %.
+
+    Args:
+        probability: From 0 to 1.
 
     Example:
         >>> from mach_ext.report import chance
@@ -41,7 +50,17 @@ def chance(probability: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text on one line of a terminal, cut to so many columns, never between a letter and its marks."""
+    """Cut a text to a number of terminal columns, on one line, and never between a letter and its marks.
+
+    Args:
+        text: Any text.
+        width: The largest number of columns.
+
+    Example:
+        >>> from mach_ext.report import shortened
+        >>> shortened("a rather long title", 8)
+        'a rathe…'
+    """
     text = one_line(text)
     columns = end = 0
     for i, c in enumerate(text):
@@ -54,7 +73,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def text_width(text: str) -> int:
-    """Columns that a terminal gives a text: two for a wide letter, none for a mark."""
+    """Return the columns that a text takes in a terminal: two for a wide letter, none for a mark."""
     return sum(
         0 if unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf")
         else 2 if unicodedata.east_asian_width(c) in "WF"
@@ -64,7 +83,10 @@ def text_width(text: str) -> int:
 
 
 def match_fonts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts, and the fonts that have their letters. A letter that no font here has becomes U+FFFD."""
+    """Return the texts and fonts that have their letters.
+
+    A letter that is in none of the fonts becomes U+FFFD.
+    """
     from matplotlib import font_manager, rcParams
 
     files: dict[str, Any] = {
@@ -88,7 +110,10 @@ def match_fonts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def render(package: str, template: str, **content: Any) -> str:
-    """The page. U+FFFD stands for controls, overrides of the writing direction and what UTF-8 can't carry."""
+    """Return the page.
+
+    U+FFFD stands for controls, overrides of the writing direction, and characters that UTF-8 can't encode.
+    """
     page: str = _template(package, template).render(FOR=FOR, AGAINST=AGAINST, **content)
     return UNSAFE.sub(lambda match: match[0] if match[0] in "\t\n\r" else "\ufffd", page)
 

@@ -1,4 +1,4 @@
-"""The loop of `MACH.predict`: batches of documents, the memory they take, a check of their scores."""
+"""The loop of `MACH.predict`: batches of documents, their memory, and a check of their scores."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mach_ext._model_checks import check_scores, checked_k
 from mach_ext.data import check_columns, iter_on_device
 from mach_ext.merges import MODEL_MERGES
 
-_SCORES_IN_MEMORY = 1 << 26  # bucket scores that predict holds at a time: 256 MiB of float32
+_SCORES_IN_MEMORY = 1 << 26  # predict holds at most so many bucket scores: 256 MiB of float32.
 
 
 def predict_batch(num_repetitions: int, num_buckets: int) -> int:
-    """Documents that `predict` takes at a time by default: at most 256, bucket scores within 256 MiB."""
+    """Return the default batch size of `predict`: at most 256, with bucket scores within 256 MiB."""
     return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
 
 
 def predict(
     model: Any, X: Any, k: int | None, batch_size: int | None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """What `MACH.predict` returns; arguments and errors as there."""
+    """Implement `MACH.predict`."""
     X = check_columns(X, "MACH.predict: X", model.num_features)
     k = checked_k("MACH.predict", k, model.num_labels, least=0)
     if batch_size is None:
@@ -55,7 +55,7 @@ def predict(
 
 
 def _batch_bytes(model: Any, documents: int) -> int:
-    """What `predict` holds of so many documents: bucket scores, what they become, hidden units."""
+    """Return the bytes that `predict` holds for so many documents: bucket scores and hidden units."""
     scores = MODEL_MERGES[model.merge].num_arrays
     encoders = model.num_repetitions if model.encoder == "independent" else 1
     hidden = encoders * model.hidden_sizes[-1] if model.hidden_sizes else 0
@@ -65,7 +65,7 @@ def _batch_bytes(model: Any, documents: int) -> int:
 
 
 def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Consecutive documents of a canonical CSR matrix, the first one's number before them; its own memory."""
+    """Yield consecutive documents of a canonical CSR matrix, as copies, with the number of the first."""
     for start in range(0, X.shape[0], batch_size):
         indptr = X.indptr[start : start + batch_size + 1]
         at = slice(indptr[0], indptr[-1])

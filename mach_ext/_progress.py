@@ -1,8 +1,8 @@
 """Progress bars. Private.
 
-tqdm's own lock is a semaphore that a process shares with all it forks. A child that is killed while it draws
-a bar leaves it locked, and then the parent and every other child wait for ever. These bars are locked among
-the threads of one process only.
+tqdm's own lock is a semaphore that a process shares with all processes that it forks. A child that is killed
+while it draws a bar leaves the lock closed. The parent and every other child then wait forever. The lock of
+these bars is shared only by the threads of a process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tqdm.std import tqdm as _tqdm
 
 
 class tqdm(_tqdm):  # type: ignore[misc]
-    """`tqdm.tqdm` with a lock of this process's own, and without its thread.
+    """`tqdm.tqdm` with a lock for this process alone, and without its thread.
 
-    That thread redraws stale bars. Where memory is short, it ends with a traceback on the screen.
+    That thread redraws stale bars. If memory is short, it ends with a traceback on the screen.
     """
 
     monitor_interval = 0
@@ -27,4 +27,4 @@ def _own_lock() -> None:
 
 
 _own_lock()
-os.register_at_fork(after_in_child=_own_lock)  # another thread may have held it
+os.register_at_fork(after_in_child=_own_lock)  # Another thread may have held the lock at the fork.

@@ -1,7 +1,8 @@
-"""A plain-PyTorch twin of every raw operator: the definitions, written to be read.
+"""A twin of every raw operator in plain PyTorch. These are the definitions, written to be read.
 
-Same names, arguments and results as `mach_ext._ops`. Differentiable by PyTorch's autograd where the op has a
-gradient, so the `_grad` ops are checked against these as well. Dense and slow on purpose.
+Names, arguments and results are those of `mach_ext._ops`. If an operator has a gradient, autograd can
+differentiate its twin. The `_grad` operators are checked in this way as well. The twins are dense and slow on
+purpose.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mach_ext._ops import FeatureOrder
 
 
 def documents(indptr: Tensor) -> Tensor:
-    """Document of each non-zero: [nnz]."""
+    """Return the document of each non-zero: [nnz]."""
     lengths = indptr[1:].long() - indptr[:-1].long()
     return torch.repeat_interleave(torch.arange(lengths.numel(), device=indptr.device), lengths)
 
@@ -26,7 +27,7 @@ def feature_order(indices: Tensor, indptr: Tensor, num_features: int) -> Feature
     return FeatureOrder(features, offsets, positions, documents(indptr)[positions])
 
 
-# Where an operator takes an `order` or `check`, its result does not depend on it: the twins go without.
+# Some operators take an `order` or `check`. Their results do not depend on it, so the twins do not take it.
 
 
 def sparse_linear(
@@ -62,7 +63,7 @@ def sparse_linear_grad_rows(
     return rows, sparse_linear_grad_weight(grad, values, indices, indptr, num_features)[:, rows]
 
 
-# A label outside [0, L), and a bucket outside [0, B), is read as 0; what needed it becomes NaN.
+# A label outside [0, L) and a bucket outside [0, B) are read as 0. The results that need them become NaN.
 
 
 def _buckets_of(buckets: Tensor, labels: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,10 @@ def label_logits(
 
 
 def positives(buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, num_buckets: int) -> Tensor:
-    """Targets of one repetition as 0 and 1: [N, B]. Two labels of a document in one bucket count once."""
+    """Return the targets of one repetition as 0 and 1: [N, B].
+
+    Two labels of a document in the same bucket count once.
+    """
     targets = torch.zeros(label_indptr.numel() - 1, num_buckets, dtype=torch.float64)
     asked, known = (t[0] for t in _buckets_of(buckets[None], label_indices, num_buckets))
     targets[documents(label_indptr)[known], asked[known]] = 1
@@ -108,9 +112,9 @@ def bucket_bce(
 
 
 def without_negligible(gradient: Tensor, negligible: float) -> Tensor:
-    """[N, B] with the entries 0 <= gradient < negligible replaced, all together, by a rank-one matrix.
+    """Replace the entries 0 <= gradient < negligible of [N, B], all together, by a rank-one matrix.
 
-    Their sums by document and by bucket, multiplied, over their total sum.
+    The matrix is the product of their sums by document and their sums by bucket, over their total sum.
     """
     small = (gradient >= 0) & (gradient < negligible)
     left_out = gradient.where(small, 0)
@@ -124,12 +128,12 @@ def bucket_backward(
     hidden: Tensor,
     weight: Tensor,
     negligible: float,
-    most: int,
+    max_kept: int,
     grad_hidden: Tensor,
     grad_weight: Tensor,
 ) -> Tensor:
     kept = (~((gradient >= 0) & (gradient < negligible))).sum()
-    if kept <= most:
+    if kept <= max_kept:
         replaced = without_negligible(gradient, negligible)
         grad_hidden += replaced @ weight.T
         grad_weight.copy_(hidden.T @ replaced)
@@ -150,7 +154,7 @@ def bucket_svm(
     weight: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """The same optimum, of each bucket by itself and without shrinking."""
+    """Solve for the same optimum, with each bucket by itself and without shrinking."""
     (D, M), N = weight.shape, indptr.numel() - 1
     X = torch.zeros(N, D + 1, dtype=values.dtype)
     X[torch.arange(N).repeat_interleave(indptr.diff()), indices.long()] = values
@@ -189,10 +193,10 @@ def _merge_repetitions(by_repetition: list[Tensor], merge: str) -> Tensor:
         total = by_repetition[0]
         for s in by_repetition[1:]:
             total = total + s
-        # R by a tensor: PyTorch turns a division by a Python number into another rounding on some paths.
+        # R is a tensor, because a division by a Python number rounds differently on some paths of PyTorch.
         return total / torch.full_like(total, R)
     stacked = torch.stack(by_repetition, dim=2)  # [N, m, R]
-    # A stable sort puts the lowest r first among equals, and NaN last.
+    # A stable sort puts the lowest r first among equals. NaN comes last.
     ordered = stacked.sort(dim=2, stable=True).values
     if merge == "min":
         key = ordered[..., 0]
@@ -220,10 +224,10 @@ def merge_topk(
     path: str = "auto",
     trace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Brute force over all L labels, whatever the path. Order: key descending, label ascending, NaN last."""
+    """Search all L labels, whatever the path. Order: key descending, label ascending, NaN last."""
     N, L = scores.shape[0], buckets.shape[1]
     keys = merge_scores(scores, buckets, torch.arange(L).expand(N, L), merge)
-    by_key = keys.sort(dim=1, descending=True, stable=True).indices  # equal keys keep ascending labels
+    by_key = keys.sort(dim=1, descending=True, stable=True).indices  # Labels of equal keys stay ascending.
     nan_last = keys.gather(1, by_key).isnan().int().sort(dim=1, stable=True).indices
     labels = by_key.gather(1, nan_last)[:, :k]
     return keys.gather(1, labels), labels
@@ -255,7 +259,7 @@ def sparse_adagrad(
 
 
 def _gradient_of(weight: Tensor, grad: Tensor, values: Tensor, order: FeatureOrder) -> tuple[Tensor, Tensor]:
-    """Rows of weight [R, D, M] as [R * D, M] that occur, and their gradients."""
+    """Return the rows of weight [R, D, M], as [R * D, M], that occur, and their gradients."""
     R, D, M = weight.shape
     feature = torch.repeat_interleave(order.features, order.offsets.diff())
     gradient = grad.new_zeros(D, R, M)

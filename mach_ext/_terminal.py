@@ -1,7 +1,8 @@
 """The standard streams of the command line, and text that is safe on them.
 
-A name of a label can hold anything, an escape sequence of a terminal among it. A stream can be closed, on a
-full device, or of an encoding that lacks most letters. The signals that end a program come at any moment.
+The name of a label can hold anything, even escape sequences that steer a terminal. A stream can be closed, be
+on a full device, or have an encoding that lacks most letters. The signals that end a program can come at any
+moment.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 4, 4, 4
 _repr.maxother, _repr.maxlong = _LENGTH, _LENGTH
 
-# What stands for signs of ours that an encoding lacks. Other letters are written as \xe9.
+# Replacements for our own signs, if the encoding lacks them. Other letters are written as \xe9.
 _PLAIN = {"…": "...", "±": "+-", **dict.fromkeys("█▌▐", "#"), **dict(zip("▁▂▃▄▅▆▇", "1234567", strict=True))}
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""The text, with what could steer a terminal written as Python writes it: ``\x1b``, ``\n``, ``\u202e``.
+    r"""Write characters that could steer a terminal as Python writes them: `\x1b`, `\n`, `\u202e`.
+
+    Args:
+        text: Any text.
+        keep: Characters to leave as they are.
 
     Example:
         >>> from mach_ext._terminal import escaped
@@ -46,17 +51,19 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """A name or a text for a cell or a line: white space becomes single spaces, the rest is `escaped`."""
+    """Make a text fit on a line or in a cell: white space becomes single spaces, the rest is `escaped`."""
     return escaped(" ".join(text.split()))
 
 
 def quote(value: Any) -> str:
-    """A value from a file as messages quote it: short, on one line, nothing in it that a terminal obeys.
+    r"""Quote a value from a file for a message.
+
+    The result is short and stands on one line. It contains nothing that controls a terminal.
 
     Example:
         >>> from mach_ext._terminal import quote
-        >>> print(quote("red\\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
-        'red\\naaaaaa 63
+        >>> print(quote("red\n" + "a" * 1000)[:12], len(quote("a" * 1000)))
+        'red\naaaaaa 63
     """
     is_text = isinstance(value, (str, bytes, bytearray))
     text = repr(value[:_LENGTH]) if is_text else _repr.repr(value)
@@ -65,16 +72,16 @@ def quote(value: Any) -> str:
 
 
 def show(text: str = "") -> None:
-    """Prints lines of results, `escaped` but for tabs and line ends."""
+    """Print lines of results, `escaped` except for tabs and line ends."""
     print(escaped(text, keep="\t\n"))
 
 
 def say(text: str, is_error: bool = False) -> None:
-    """Prints one line of remarks. They go to standard error: standard output is for results.
+    """Print a line of remarks to standard error, because standard output is for results.
 
     Args:
-        text: What is said, which is `escaped`.
-        is_error: On a terminal the line begins in red.
+        text: The remark. It is `escaped`.
+        is_error: Whether the line begins in red on a terminal.
     """
     name = "mach-ext:"
     if is_error and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
@@ -93,9 +100,10 @@ codecs.register_error("mach_ext.plain", _encode_plainly)
 
 
 class _Descriptor(io.FileIO):
-    """Where a standard stream writes to. After its first failure it takes everything and writes nothing.
+    """The target of a standard stream. After its first failure it accepts everything and writes nothing.
 
-    Remarks that can't be written are no reason to end a training, so only results fail, and once.
+    A training should not end because a remark cannot be written. Therefore only results raise an error, and
+    only once.
     """
 
     def __init__(self, descriptor: int, failure: str | None) -> None:
@@ -126,12 +134,12 @@ def _stream(former: TextIO | None, descriptor: int, failure: str | None) -> Text
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Makes `sys.stdout` and `sys.stderr` such that every text can be written and every failure has words.
+    """Make `sys.stdout` and `sys.stderr` accept every text, and report every failure in words.
 
-    What the caller has put in their place stays, as in a test or a notebook.
+    If the caller has replaced a stream, as in a test or a notebook, it stays.
     """
     former = sys.stdout, sys.stderr
-    # A closed descriptor would go to the next file that is opened, and take what is printed.
+    # The next file that is opened would get the number of a closed descriptor, and then receive the output.
     taken = [os.open(os.devnull, os.O_RDONLY) if s is None else -1 for s in (sys.stdin, *former)]
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         sys.stdout = _stream(former[0], 1 if taken[1] < 0 else taken[1], "standard output")
@@ -149,26 +157,26 @@ def standard_streams() -> Iterator[None]:
 
 
 def is_command() -> bool:
-    """Whether this process is the command `mach-ext`, and no other program that imports the package."""
+    """Return whether this process is the command `mach-ext`, and not a program that imports the package."""
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     return name == "mach-ext" or (name == "-m" and "mach_ext" in sys.orig_argv)
 
 
-# The imports take a second or two. Ctrl-C during them ends the command, without a traceback from their midst.
+# The imports take a second or two. Ctrl-C during the imports ends the command without a traceback.
 if is_command() and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP do what Ctrl-C does at that moment. What `nohup` ignores stays ignored."""
+    """Make SIGTERM and SIGHUP do what Ctrl-C does. Signals that `nohup` ignores stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: Any) -> None:
         handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):  # as of a job in the background of a shell
+        if not callable(handler):  # A shell ignores SIGINT for jobs in the background.
             raise KeyboardInterrupt
         handler(number, frame)
 

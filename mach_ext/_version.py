@@ -1,1 +1,3 @@
-__version__ = "0.1.0"  # pyproject.toml reads it here, without an import.
+"""The version of the package. pyproject.toml reads it here without an import."""
+
+__version__ = "0.1.0"

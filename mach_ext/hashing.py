@@ -1,8 +1,14 @@
 """The label hash: R functions that send L labels to B buckets each.
 
-MACH predicts R x B bucket scores instead of L label scores; this module says which buckets are a label's.
-Two labels that share their bucket in all R repetitions get the same score for every document, so the hash
+MACH predicts R x B bucket scores in place of L label scores. This module says which buckets belong to a
+label. Two labels that share their bucket in all R repetitions get the same score for every document. The hash
 counts such pairs (`LabelHash.diagnostics`) and warns of them (`CollisionWarning`).
+
+Example:
+    >>> from mach_ext.hashing import LabelHash
+    >>> hash = LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6)
+    >>> hash.buckets[:, 7].tolist()  # the buckets of label 7
+    [19, 42, 33, 38, 18, 37]
 """
 
 from __future__ import annotations
@@ -35,56 +41,64 @@ from mach_ext._memory import memory_errors
 
 __all__ = ["BucketLoad", "CollisionWarning", "HashDiagnostics", "LabelHash"]
 
-_MAX_INDEXED = 2**16  # buckets that a uint16 code tells apart
-_COEFFICIENTS_BYTES = 224  # of a repetition's polynomial
+_MAX_INDEXED = 2**16  # A uint16 code can tell so many buckets apart.
+_COEFFICIENTS_BYTES = 224  # the polynomial of a repetition, as Python integers
 
 
 class LabelHash(BucketTable):
     """R hash functions from L labels to B buckets, as a table of bucket codes.
 
-    Repetition r is a random polynomial of degree 3 over the integers mod p = 2^31 - 1, taken mod B: the
-    4-wise independent family of Wegman and Carter, hence 2-universal. Two labels share a bucket with
-    probability 1/B (up to a factor 1 + (B/p)^2). Pairwise independence would give the same expected number of
-    label pairs that collide in all repetitions; but with a*x + b all pairs at the same distance collide
-    together, and the number comes in lumps. Only when any two *pairs* are independent, 4-wise, is its
-    variance that of truly random buckets.
+    Repetition r is a random polynomial of degree 3 over the integers mod p = 2^31 - 1, taken mod B. This is
+    the 4-wise independent family of Wegman and Carter, so it is also 2-universal. Two labels share a bucket
+    with probability 1/B, up to a factor 1 + (B/p)^2.
 
-    The four coefficients come from SHA-256 of the seed and r, and all arithmetic is on integers: the function
-    is the same for ever, on every platform and version. A label's bucket in repetition r depends on the
-    label, r, B and the seed alone, so more labels or more repetitions extend the table and change nothing in
+    Pairwise independence would give the same expected number of label pairs that collide in all repetitions.
+    But with a*x + b, all pairs at the same distance collide together, so the number comes in lumps. With
+    4-wise independence any two *pairs* are independent. Only then is the variance of the number that of truly
+    random buckets.
+
+    The four coefficients come from SHA-256 of the seed and r, and all arithmetic is on integers. The function
+    is therefore the same on every platform and in every version. A label's bucket in repetition r depends on
+    the label, r, B and the seed alone. More labels or more repetitions extend the table and change nothing in
     it.
 
-    When labels collide in all repetitions a `CollisionWarning` is given, once for each hash: by the
-    constructor if at least 0.01 such pairs are expected (below that it does not look for them), by
-    `from_buckets` and `diagnostics` always. Attributes are to be read, not set. Hashes are equal when they
-    are the same functions, wherever they lie and however they were made.
+    A `CollisionWarning` is given if labels collide in all repetitions, once for each hash. `from_buckets` and
+    `diagnostics` always look for collisions. The constructor looks only if at least 0.01 such pairs are
+    expected.
+
+    Attributes are to be read, not set. Hashes are equal if they are the same functions, wherever they lie and
+    however they were made.
 
     A hash is a `torch.nn.Module` without parameters. As an attribute of your own module it moves between
-    devices with that module. The module's `state_dict` then holds the hash's fingerprint, and
-    `load_state_dict` refuses weights that were trained with another hash. PyTorch moves equal modules once,
-    so a module that needs one hash in two places should hold the same object in both.
-
-    Sources: Carter and Wegman, "Universal classes of hash functions", JCSS 18 (1979); Wegman and Carter, "New
-    hash functions and their use in authentication and set equality", JCSS 22 (1981); the use of it: Medini et
-    al., "Extreme classification in log memory using count-min sketch", NeurIPS 2019.
+    devices with that module. The module's `state_dict` then holds the hash's fingerprint. `load_state_dict`
+    refuses weights that were trained with another hash. PyTorch moves equal modules only once. If your module
+    needs one hash in two places, let both hold the same object.
 
     Args:
         num_labels: L, from 1 to 2^31 - 2.
         num_buckets: B, from 2 to 2^31 - 1.
         num_repetitions: R, at least 1.
-        seed: Any integer from 0 on.
+        seed: An integer from 0 on.
 
     Attributes:
-        buckets: [R, L] int32, contiguous: the bucket of each label in each repetition. On the CPU until `to`.
+        buckets: [R, L] int32, contiguous: the bucket of each label in each repetition. It lies on the CPU
+            until `to`.
         num_labels: L.
         num_buckets: B.
         num_repetitions: R.
-        seed: The seed; None for a hash made by `from_buckets`.
+        seed: The seed, or None for a hash made by `from_buckets`.
 
     Raises:
         TypeError: An argument is not an integer.
         ValueError: An argument is out of range.
         MemoryError: The table of buckets needs more memory than there is.
+
+    References:
+        Carter and Wegman, "Universal classes of hash functions", JCSS 18 (1979).
+        Wegman and Carter, "New hash functions and their use in authentication and set equality", JCSS 22
+        (1981).
+        Medini et al., "Extreme classification in log memory using count-min sketch", NeurIPS 2019, for their
+        use.
 
     Example:
         >>> from mach_ext.hashing import LabelHash
@@ -120,12 +134,13 @@ class LabelHash(BucketTable):
     @classmethod
     @memory_errors("pass a table of fewer labels or repetitions")
     def from_buckets(cls, table: torch.Tensor | ArrayLike, num_buckets: int | None = None) -> LabelHash:
-        """Makes a hash of any table: learned, load-balanced or hand-made buckets.
+        """Make a hash from any table, such as learned, load-balanced or hand-made buckets.
 
         Args:
-            table: [R, L] integers of any width (torch, on any device; NumPy; nested lists), the bucket of
-                each label in each repetition. Copied, so later changes of it do not reach the hash.
-            num_buckets: B; None for the largest bucket + 1, at least 2.
+            table: [R, L] integers of any width: the bucket of each label in each repetition. It may be a
+                torch tensor on any device, a NumPy array or nested lists. The table is copied, so later
+                changes do not reach the hash.
+            num_buckets: B. None takes the largest bucket + 1, and at least 2.
 
         Returns:
             The hash, on the CPU, with `seed` None.
@@ -147,14 +162,20 @@ class LabelHash(BucketTable):
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """What `merge_topk` reads besides `buckets`; built by the first call and kept.
+        """Return the index of the labels that `merge_topk` reads besides `buckets`.
 
-        Takes `label_index_bytes`: 6 a label and repetition. On CUDA the first call waits for the device, so
-        it can't be part of a graph that is captured.
+        The first call builds the index, and the hash keeps it. It takes `label_index_bytes`, which is 6 bytes
+        for each label and repetition. On CUDA the first call waits for the device, so it can't be part of a
+        graph that is captured.
 
         Returns:
-            codes [L, R] uint16, the buckets of a label side by side; list_starts [R, B + 1] and list_labels
-            [R, L] int32, the labels of each bucket, ascending. None where B is above 65,536.
+            `codes` [L, R] uint16, the buckets of a label side by side. Then `list_starts` [R, B + 1] and
+            `list_labels` [R, L] int32, the labels of each bucket in ascending order. None if B is above
+            65,536.
+
+        Raises:
+            ValueError: `buckets` was changed in place.
+            MemoryError: The index needs more memory than there is.
 
         Example:
             >>> from mach_ext.hashing import LabelHash
@@ -179,7 +200,21 @@ class LabelHash(BucketTable):
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def labels_in(self, repetition: int, bucket: int) -> torch.Tensor:
-        """The labels of one bucket, ascending: from the index where it is built, else by one look at all L.
+        """Return the labels of one bucket in ascending order.
+
+        If the index is built, the labels come from it. Otherwise all L buckets of the repetition are
+        compared.
+
+        Args:
+            repetition: r, from 0 to R - 1.
+            bucket: From 0 to B - 1.
+
+        Returns:
+            The labels, int64.
+
+        Raises:
+            TypeError: An argument is not an integer.
+            ValueError: An argument is out of range.
 
         Example:
             >>> from mach_ext.hashing import LabelHash
@@ -195,23 +230,26 @@ class LabelHash(BucketTable):
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def spread(self, values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
-        """Bucket values whose mean over a label's R buckets is nearest to the label's own value.
+        """Return bucket values whose mean over a label's R buckets is nearest to the label's own value.
 
-        Least squares over the labels, each with its weight, by conjugate gradients (CGLS, Bjorck, Numerical
-        Methods for Least Squares Problems, 1996, section 7.4), at most 50 steps. With R B well above L every
-        label gets its value to three digits or more; below, those of large weight come closest. Of several
-        best answers it is about the one whose buckets, each weighted by its labels, are smallest. O(L R) a
-        step, 1 million labels in 16 repetitions take some seconds; about 50 bytes a label of memory.
+        This is weighted least squares over the labels by conjugate gradients, with at most 50 steps. The
+        method is CGLS (Björck, Numerical Methods for Least Squares Problems, 1996, section 7.4). If R * B is
+        well above L, every label gets its value to three digits or more. Otherwise the labels of large weight
+        come closest.
+
+        If several solutions are equally good, the result is about the solution with the smallest buckets,
+        where each bucket is weighted by its labels. A step costs O(L R). 1 million labels in 16 repetitions
+        take some seconds. The memory is about 50 bytes for each label.
 
         Args:
             values: [L], finite.
             weights: [L], finite, not negative.
 
         Returns:
-            [R, B] float64; the same bits on every run, whatever the number of threads.
+            [R, B] float64. The bits are the same in every run, whatever the number of threads.
 
         Raises:
-            ValueError: values or weights are not [L], not finite, or a weight is negative.
+            ValueError: `values` or `weights` are not [L] or not finite, or a weight is negative.
 
         Example:
             >>> from mach_ext.hashing import LabelHash
@@ -224,19 +262,33 @@ class LabelHash(BucketTable):
         return spread_values(self._table(), self.num_buckets, values, weights)
 
     def label_index_bytes(self) -> int:
-        """Memory that `label_index` takes, built or not; 0 where there is none."""
+        """Return the bytes that the index of labels takes, built or not. 0 means that there is none.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6).label_index_bytes()
+            37224
+        """
         if self.num_buckets > _MAX_INDEXED:
             return 0
         return self.num_repetitions * (6 * self.num_labels + 4 * (self.num_buckets + 1))
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def diagnostics(self) -> HashDiagnostics:
-        """Measures bucket load and label collisions; cached, so only the first call takes time.
+        """Measure bucket load and label collisions.
 
-        Labels are grouped by sorting, never compared pair by pair: about one sort of L int64 keys.
+        The result is cached, so only the first call takes time. Labels are grouped by sorting and never
+        compared pair by pair. This takes about one sort of L int64 keys.
 
         Returns:
-            The figures. Their `str()` is a readable summary, `as_dict()` goes into JSON.
+            The figures. Their `str()` is a readable summary, and `as_dict()` goes into JSON.
+
+        Raises:
+            ValueError: `buckets` holds a bucket outside [0, B), because it was changed in place.
+
+        Warns:
+            CollisionWarning: Labels share their bucket in every repetition. The warning is given once for
+                each hash.
 
         Example:
             >>> from mach_ext.hashing import LabelHash
@@ -283,13 +335,16 @@ class LabelHash(BucketTable):
         self._warned = False
 
     def _collisions(self) -> tuple[int, tuple[tuple[int, ...], ...]]:
-        """The number of fully colliding label pairs and example groups, cached."""
+        """Return the number of label pairs that collide in all repetitions, and example groups. Cached."""
         if self._groups is None:
             self._groups = colliding_groups(self._table(), self.num_buckets)
         return self._groups
 
     def _warn_of_collisions(self) -> None:
-        """Warns, once, if there are collisions. Public, decorated methods call it directly (stacklevel)."""
+        """Warn, once, if there are collisions.
+
+        Public, decorated methods must call this method directly, because its stack level counts on that.
+        """
         if collisions_are_known.get():
             return
         pairs, _ = self._collisions()

@@ -1,4 +1,12 @@
-"""How a model ranks labels: a transform of the bucket logits, then a merge over the R repetitions."""
+"""How a model ranks labels: a transform of the bucket logits, then a merge over the R repetitions.
+
+Example:
+    >>> from mach_ext.merges import MODEL_MERGES, SCALES
+    >>> list(MODEL_MERGES)
+    ['mean_logit', 'mean_prob', 'mean_logprob', 'min_prob', 'median_prob']
+    >>> SCALES["min_prob"]
+    'lowest probability'
+"""
 
 from __future__ import annotations
 
@@ -11,9 +19,15 @@ from torch import Tensor, nn
 from mach_ext import functional as F
 from mach_ext.hashing import LabelHash
 
+__all__ = ["MODEL_MERGES", "SCALES", "Merge"]
+
 
 class Merge(NamedTuple):
-    """A transform of the bucket logits, or None, and the reduction over the repetitions: one of `F.MERGES`.
+    """A transform of the bucket logits, and a reduction over the repetitions.
+
+    Attributes:
+        transform: A function of a tensor, such as `torch.sigmoid`, or None for the logits themselves.
+        reduction: "mean", "min" or "median", as in `mach_ext.functional.MERGES`.
 
     Example:
         >>> import torch, mach_ext
@@ -27,19 +41,70 @@ class Merge(NamedTuple):
 
     @property
     def num_arrays(self) -> int:
-        """Arrays of the logits' size that a ranking holds: the logits and, with a transform, its result."""
+        """The number of arrays of the logits' size that a ranking holds.
+
+        There is one array for the logits. A transform needs a second array for its result.
+
+        Example:
+            >>> from mach_ext.merges import MODEL_MERGES
+            >>> MODEL_MERGES["mean_logit"].num_arrays, MODEL_MERGES["mean_prob"].num_arrays
+            (1, 2)
+        """
         return 1 if self.transform is None else 2
 
     def transformed(self, logits: Tensor) -> Tensor:
-        """The transform of logits of any shape; without a transform, the logits themselves."""
+        """Apply the transform to logits of any shape. Without a transform, return the logits themselves.
+
+        Args:
+            logits: Bucket logits.
+
+        Returns:
+            A tensor of the same shape.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.merges import MODEL_MERGES
+            >>> MODEL_MERGES["mean_prob"].transformed(torch.tensor([0.0, 100.0]))
+            tensor([0.5000, 1.0000])
+        """
         return logits if self.transform is None else self.transform(logits)
 
     def label_scores(self, logits: Tensor) -> Tensor:  # [N, m, R] -> [N, m]
-        """Scores of labels, of which each has its R logits."""
+        """Return scores of labels from the R logits of each label.
+
+        Args:
+            logits: [N, m, R], the logits of m labels in each repetition.
+
+        Returns:
+            [N, m].
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.merges import MODEL_MERGES
+            >>> MODEL_MERGES["mean_logit"].label_scores(torch.tensor([[[1.0, 2.0], [0.0, 5.0]]]))
+            tensor([[1.5000, 2.5000]])
+        """
         return F.merge_repetitions(self.transformed(logits), self.reduction)
 
     def topk(self, logits: Tensor, hash: LabelHash, k: int) -> tuple[Tensor, Tensor]:
-        """The k best labels of each document of bucket logits [N, R, B]: scores [N, k], labels [N, k]."""
+        """Return the k best labels of each document.
+
+        Args:
+            logits: Bucket logits, [N, R, B].
+            hash: Label hash with R repetitions and B buckets.
+            k: The number of labels, from 0 to L.
+
+        Returns:
+            Scores [N, k] and labels [N, k], best first.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> from mach_ext.merges import MODEL_MERGES
+            >>> hash = mach_ext.LabelHash.from_buckets([[0, 1, 1], [1, 0, 1]])
+            >>> logits = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
+            >>> MODEL_MERGES["mean_logit"].topk(logits, hash, k=2)
+            (tensor([[2.5000, 2.0000]]), tensor([[2, 0]]))
+        """
         return F.merge_topk(self.transformed(logits), hash, k, self.reduction)
 
 
@@ -50,7 +115,7 @@ MODEL_MERGES: dict[str, Merge] = {
     "min_prob": Merge(torch.sigmoid, "min"),
     "median_prob": Merge(torch.sigmoid, "median"),
 }
-# The same in words, for screens and pages.
+# The merges in words, for screens and pages.
 SCALES = {
     "mean_logit": "mean logit",
     "mean_prob": "mean probability",

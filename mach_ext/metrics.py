@@ -1,22 +1,31 @@
 """Ranking metrics of extreme multi-label classification: P@k, nDCG@k, PSP@k, PSnDCG@k, R@k.
 
-Every function takes the same two things:
+Every function takes the same two arguments:
 
-* ``Y_true``: a matrix [N, L]: SciPy sparse of any format, a NumPy array, or a torch tensor in host memory,
-  dense or sparse. One dimension [L] is one document. A non-zero entry (n, l) says that label l is true for
-  document n; how large it is does not matter, but it must not be negative or NaN. Dense integers must be 0
-  or 1, so that rows of label ids are not taken for a matrix.
-* ``predictions``: integer array [N, K] (NumPy, nested lists, or a torch tensor in host memory): label ids,
-  best first, each at most once in a row. -1 stands for "no prediction": a miss that keeps its place.
+* `Y_true` is a matrix [N, L]. It may be SciPy sparse of any format, a NumPy array, or a torch tensor in host
+  memory, dense or sparse. One dimension [L] is a single document. A non-zero entry (n, l) says that label l
+  is true for document n. Its size does not matter, but it must not be negative or NaN. Dense integers must be
+  0 or 1, so that rows of label ids are not taken for a matrix.
+* `predictions` is an integer array [N, K]: NumPy, nested lists, or a torch tensor in host memory. It holds
+  label ids, best first, each at most once in a row. -1 stands for "no prediction". This is a miss that keeps
+  its place.
 
-Notation: y_n is the set of true labels of document n, r_ni the label predicted at rank i = 1..K,
-hit_ni = 1 if r_ni is in y_n, else 0 (also for i > K: fewer than k predictions count as misses),
-d_i = 1 / log2(i + 1), and q_l >= 1 the inverse propensity of label l.
+The formulas use this notation. y_n is the set of true labels of document n. r_ni is the label predicted at
+rank i = 1..K. hit_ni is 1 if r_ni is in y_n, else 0. It is also 0 for i > K, so missing predictions count as
+misses. d_i = 1 / log2(i + 1). q_l >= 1 is the inverse propensity of label l.
 
-Results are Python floats, fractions of 1. What averages over nothing (no document at all; for R, PSP and
-PSnDCG, no document that has a label) is NaN rather than a 0 that would look like a failure.
+Results are Python floats, fractions of 1. A mean over nothing is NaN and not 0, which would look like a
+failure. For P and nDCG this happens if there are no documents. For R, PSP and PSnDCG it happens if no
+document has a label.
 
 Memory is O(nnz(Y_true) + N * K), never O(N * L). Arguments are not modified.
+
+Example:
+    >>> import scipy.sparse as sp
+    >>> from mach_ext import metrics
+    >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
+    >>> metrics.evaluate(Y_true, [[0, 3], [1, 2]], ks=(1, 2), recall_ks=(2,))["R@2"]
+    0.75
 """
 
 from __future__ import annotations
@@ -69,27 +78,31 @@ __all__ = [
 
 @memory_errors("pass fewer documents at a time")
 def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
-    """Precision at k: which part of the first k predictions is right.
+    """Return precision at k: the part of the first k predictions that is right.
 
+    ```text
     P@k = 1/N sum_n 1/k sum_{i<=k} hit_ni
+    ```
 
-    The mean is over all N documents; one without labels counts 0. The divisor is k, also where a document has
-    fewer labels or fewer predictions.
+    The mean is over all N documents. A document without labels counts 0. The divisor is k, even if a document
+    has fewer labels or fewer predictions.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        k: How many of the first predictions count, at least 1. If k exceeds K, the missing predictions are
+            misses.
 
     Returns:
-        P@k in [0, 1]; NaN if N = 0.
+        P@k in [0, 1], or NaN if N = 0.
 
     Raises:
-        TypeError: Y_true is no matrix, predictions are not integers, k is not an integer.
-        ValueError: shapes differ, a label id is not in [-1, L), a row repeats a label, k < 1.
+        TypeError: `Y_true` is no matrix, `predictions` are not integers, or `k` is not an integer.
+        ValueError: Shapes differ, a label id is not in [-1, L), a row repeats a label, or k < 1.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import precision_at_k
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> precision_at_k(Y_true, [[0, 3], [1, 2]], k=2)
         0.5
@@ -101,25 +114,30 @@ def precision_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
 
 @memory_errors("pass fewer documents at a time")
 def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
-    """Normalised discounted cumulative gain at k: precision that values early ranks.
+    """Return normalised discounted cumulative gain at k: precision that values early ranks.
 
+    ```text
     nDCG@k = 1/N sum_n (sum_{i<=k} hit_ni d_i) / (sum_{i<=min(k, |y_n|)} d_i)
+    ```
 
-    The mean is over all N documents; one without labels counts 0.
+    The mean is over all N documents. A document without labels counts 0.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        k: How many of the first predictions count, at least 1. If k exceeds K, the missing predictions are
+            misses.
 
     Returns:
-        nDCG@k in [0, 1]; NaN if N = 0.
+        nDCG@k in [0, 1], or NaN if N = 0.
 
     Raises:
-        TypeError, ValueError: as for `precision_at_k`.
+        TypeError: As for `precision_at_k`.
+        ValueError: As for `precision_at_k`.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import ndcg_at_k
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> round(ndcg_at_k(Y_true, [[0, 3], [1, 2]], k=2), 4)  # (1 / 1.6309 + 0.6309 / 1) / 2
         0.622
@@ -131,25 +149,30 @@ def ndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
 
 @memory_errors("pass fewer documents at a time")
 def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
-    """Recall at k: which part of a document's labels is among the first k predictions.
+    """Return recall at k: the part of a document's labels that is among the first k predictions.
 
+    ```text
     R@k = mean over documents with |y_n| > 0 of 1/|y_n| sum_{i<=k} hit_ni
+    ```
 
-    Unlike P@k and nDCG@k, the mean leaves out documents without labels: their recall is not defined.
+    Unlike P@k and nDCG@k, the mean leaves out documents without labels. Their recall is not defined.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        k: How many of the first predictions count, at least 1. If k exceeds K, the missing predictions are
+            misses.
 
     Returns:
-        R@k in [0, 1]; NaN if no document has a label.
+        R@k in [0, 1], or NaN if no document has a label.
 
     Raises:
-        TypeError, ValueError: as for `precision_at_k`.
+        TypeError: As for `precision_at_k`.
+        ValueError: As for `precision_at_k`.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import recall_at_k
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
         >>> recall_at_k(Y_true, [[0, 3], [1, 2], [0, 1]], k=2)  # (1/2 + 1/1) / 2
         0.75
@@ -161,29 +184,34 @@ def recall_at_k(Y_true: Any, predictions: npt.ArrayLike, k: int) -> float:
 
 @memory_errors("pass fewer documents at a time")
 def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.ArrayLike, k: int) -> float:
-    """Propensity-scored precision at k: precision that values rare labels, over the best possible.
+    """Return propensity-scored precision at k: precision that values rare labels, over the best possible.
 
+    ```text
     PSP@k = (sum_n sum_{i<=k} hit_ni q(r_ni)) / (sum_n the k largest q_l, l in y_n)
+    ```
 
-    A ratio of two sums over all documents, not a mean of ratios. Source: Jain, Prabhu, Varma, Extreme
-    Multi-label Loss Functions (KDD 2016), normalised as pyxclib and napkinXC do.
+    This is a ratio of two sums over all documents, not a mean of ratios. The source is Jain, Prabhu and
+    Varma, Extreme Multi-label Loss Functions (KDD 2016). The normalisation is that of pyxclib and napkinXC.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels.
-        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        inverse_propensity: q_l >= 1 for each label, floats [L], from `inverse_propensity` of the **training**
+            labels.
+        k: How many of the first predictions count, at least 1. If k exceeds K, the missing predictions are
+            misses.
 
     Returns:
-        PSP@k in [0, 1]; NaN if no document has a label.
+        PSP@k in [0, 1], or NaN if no document has a label.
 
     Raises:
-        TypeError: as for `precision_at_k`; inverse_propensity is not numeric.
-        ValueError: as for `precision_at_k`; inverse_propensity is not [L], or has a value that is not a
-            finite number >= 1 (such as a propensity in place of its inverse).
+        TypeError: As for `precision_at_k`, or `inverse_propensity` is not numeric.
+        ValueError: As for `precision_at_k`, or `inverse_propensity` is not [L]. Each value must be a finite
+            number >= 1, so propensities in place of their inverses are refused.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import psp_at_k
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> psp_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=1)  # (2 + 0) / (4 + 2)
         0.3333333333333333
@@ -196,28 +224,35 @@ def psp_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.Ar
 
 @memory_errors("pass fewer documents at a time")
 def psndcg_at_k(Y_true: Any, predictions: npt.ArrayLike, inverse_propensity: npt.ArrayLike, k: int) -> float:
-    """Propensity-scored nDCG at k: nDCG that values rare labels, over the best possible.
+    """Return propensity-scored nDCG at k: nDCG that values rare labels, over the best possible.
 
+    ```text
     PSnDCG@k = (sum_n 1/Z_n sum_{i<=k} hit_ni d_i q(r_ni)) / (sum_n 1/Z_n sum_{i<=k} d_i q(b_ni))
+    ```
 
-    with Z_n = sum_{i<=min(k, |y_n|)} d_i as in nDCG@k, and b_n the labels y_n by descending q (none beyond
-    rank |y_n|; documents without labels add nothing). A ratio of two sums over all documents, not a mean of
-    ratios. Source: Jain et al. (KDD 2016), with the Z_n of each document as in pyxclib and napkinXC.
+    Z_n = sum_{i<=min(k, |y_n|)} d_i as in nDCG@k. b_n are the labels y_n by descending q, with none beyond
+    rank |y_n|. Documents without labels add nothing. This is a ratio of two sums over all documents, not a
+    mean of ratios. The source is Jain et al. (KDD 2016), with the Z_n of each document as in pyxclib and
+    napkinXC.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels.
-        k: how many of the first predictions count, >= 1. Where it exceeds K, what is not there is a miss.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        inverse_propensity: q_l >= 1 for each label, floats [L], from `inverse_propensity` of the **training**
+            labels.
+        k: How many of the first predictions count, at least 1. If k exceeds K, the missing predictions are
+            misses.
 
     Returns:
-        PSnDCG@k in [0, 1]; NaN if no document has a label.
+        PSnDCG@k in [0, 1], or NaN if no document has a label.
 
     Raises:
-        TypeError, ValueError: as for `psp_at_k`.
+        TypeError: As for `psp_at_k`.
+        ValueError: As for `psp_at_k`.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import psndcg_at_k
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> round(psndcg_at_k(Y_true, [[0, 3], [1, 2]], [2.0, 4.0, 2.0, 1.0], k=2), 4)
         0.4761
@@ -236,30 +271,32 @@ def evaluate(
     recall_ks: Iterable[int] | None = None,
     inverse_propensity: npt.ArrayLike | None = None,
 ) -> dict[str, float]:
-    """All metrics at once; the same numbers as the single functions, in one pass over the predictions.
+    """Return all metrics at once, computed in one pass over the predictions.
 
-    Only what the predictions carry is measured: a metric at k needs K >= k columns, or K = L, where nothing
-    is left to predict. Rows of fewer predictions are filled up with -1, which counts as a miss. R@k is wanted
-    at larger k than P@k, since P@k saturates at a few hash repetitions and R@50 keeps rising.
+    The numbers are those of the single functions. A metric at k needs K >= k columns of predictions, or K =
+    L, where no other label is left to predict. Rows of fewer predictions are filled up with -1, which counts
+    as a miss. R@k is more useful at larger k than P@k. P@k saturates at a few hash repetitions, while R@50
+    keeps rising.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        ks: the k of P@k and nDCG@k, and of PSP@k and PSnDCG@k. None: of 1, 3, 5 those that the predictions
-            carry.
-        recall_ks: the k of R@k. None: of 10, 50 those that the predictions carry.
-        inverse_propensity: floats [L], q_l >= 1, from `inverse_propensity` of the **training** labels; None
-            leaves PSP@k and PSnDCG@k out.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        ks: The k of P@k, nDCG@k, PSP@k and PSnDCG@k. None takes those of 1, 3, 5 for which there are columns.
+        recall_ks: The k of R@k. None takes those of 10, 50 for which there are columns.
+        inverse_propensity: q_l >= 1 for each label, floats [L], from `inverse_propensity` of the **training**
+            labels. None leaves PSP@k and PSnDCG@k out.
 
     Returns:
-        ``{"P@1": ..., "nDCG@1": ..., "PSP@1": ..., "PSnDCG@1": ..., "R@10": ...}``, fractions of 1.
+        `{"P@1": ..., "nDCG@1": ..., "PSP@1": ..., "PSnDCG@1": ..., "R@10": ...}`, fractions of 1.
 
     Raises:
-        TypeError, ValueError: as for `precision_at_k` and `psp_at_k`; the predictions do not carry a k that
-            was asked for.
+        TypeError: As for `precision_at_k` and `psp_at_k`.
+        ValueError: As for `precision_at_k` and `psp_at_k`. The predictions have too few columns for a
+            requested k.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import evaluate
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> evaluate(Y_true, [[0, 3], [1, 2]], recall_ks=(2,))
         {'P@1': 0.5, 'nDCG@1': 0.5, 'R@2': 0.75}
@@ -281,36 +318,41 @@ def evaluate_by_band(
     recall_ks: Iterable[int] | None = None,
     inverse_propensity: npt.ArrayLike | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`evaluate`, once for each band of labels: only the band's labels count as true.
+    """Return `evaluate` once for each band of labels, where only the band's labels count as true.
 
     The metrics of band S are those of `evaluate` with y_n replaced by y_n & S. The predictions and their
-    ranks stay as they are: no user sees a ranking of the tail alone. Hence:
+    ranks stay as they are, because no user sees a ranking of the tail alone. The metrics then mean the
+    following:
 
-    * P@k(S) = 1/(N k) sum_n sum_{i<=k} [r_ni in y_n & S]: which part of the k shown labels is right **and**
-      in the band. Over bands that partition the labels these contributions sum to the overall P@k.
-    * R@k(S) = mean over documents with a label in S of |{r_n1 ... r_nk} & y_n & S| / |y_n & S|: which part
-      of the band's true labels is found. It compares bands on one scale; P@k does not, as bands differ in
-      how many true labels they hold.
-    * nDCG@k(S), PSP@k(S), PSnDCG@k(S) normalise by the best ranking for y_n & S, labels of S first. A perfect
-      overall ranking has to place the other bands too, so it need not reach 1 in every band.
+    * P@k(S) = 1/(N k) sum_n sum_{i<=k} [r_ni in y_n & S]. This is the part of the k shown labels that is
+      right **and** in the band. If the bands partition the labels, these parts sum to the overall P@k.
+    * R@k(S) is the mean of |{r_n1 ... r_nk} & y_n & S| / |y_n & S| over documents with a label in S. This is
+      the part of the band's true labels that the predictions contain. It compares bands on one scale. P@k
+      does not, because bands differ in how many true labels they hold.
+    * nDCG@k(S), PSP@k(S) and PSnDCG@k(S) are normalised by the best ranking for y_n & S, which puts labels of
+      S first. A perfect overall ranking also has to place the other bands. So it need not reach 1 in every
+      band.
 
     Args:
-        Y_true: matrix [N, L], the true labels.
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        bands: name -> booleans [L], such as `label_frequency_bands` gives; any other grouping works, also
-            one that overlaps.
-        ks, recall_ks, inverse_propensity: as for `evaluate`.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        bands: A mapping of names to booleans [L], such as `label_frequency_bands` returns. Any other grouping
+            works, even if its groups overlap.
+        ks: As for `evaluate`.
+        recall_ks: As for `evaluate`.
+        inverse_propensity: As for `evaluate`.
 
     Returns:
-        For each band, in the order given, the dictionary of `evaluate`. A band without a true label in Y_true
-        has P@k = nDCG@k = 0 and NaN for the rest.
+        The dictionary of `evaluate` for each band, in the given order. A band without a true label in
+        `Y_true` has P@k = nDCG@k = 0 and NaN for the other metrics.
 
     Raises:
-        TypeError: as for `evaluate`; bands is not a mapping, or a band is not boolean.
-        ValueError: as for `evaluate`; a band is not [L].
+        TypeError: As for `evaluate`, `bands` is not a mapping, or a band is not boolean.
+        ValueError: As for `evaluate`, or a band is not [L].
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import evaluate_by_band
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> bands = {"head": [True, True, False, False], "tail": [False, False, True, True]}
         >>> by_band = evaluate_by_band(Y_true, [[0, 3], [1, 2]], bands, ks=(2,), recall_ks=(2,))
@@ -334,23 +376,26 @@ def evaluate_by_band(
 
 @memory_errors("pass fewer documents at a time")
 def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> Ints:
-    """Predictions without the labels that must not be answered; later ones move up, -1 fills the end.
+    """Remove from the predictions the labels that must not be answered.
 
-    Datasets whose documents are labels, too (the LF sets), list pairs that would be too easy, such as a
-    document and itself. The field removes them from the answers before it computes metrics.
+    Later labels move up, and -1 fills the end. In some datasets (the LF sets) documents are also labels. They
+    list pairs that would be too easy, such as a document and itself. The field removes these pairs from the
+    answers before it computes metrics.
 
     Args:
-        predictions: integers [N, K], label ids in rank order, -1 for none.
-        filtered: sparse [N, L], non-zero where a label must not be answered.
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        filtered: Sparse [N, L], non-zero where a label must not be answered.
 
     Returns:
-        integers [N, K].
+        Integers [N, K].
 
     Raises:
-        TypeError, ValueError: as for `precision_at_k`.
+        TypeError: As for `precision_at_k`.
+        ValueError: As for `precision_at_k`.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import without_filtered
         >>> without_filtered([[2, 0, 1]], sp.csr_array([[0, 0, 1]]))
         array([[ 0,  1, -1]])
     """
@@ -363,9 +408,23 @@ def without_filtered(predictions: npt.ArrayLike, filtered: Any) -> Ints:
 
 
 class ByDocument(NamedTuple):
-    """Metrics of each document, [N, len(ks)] each: a column for each k.
+    """Metrics of each document, as arrays [N, len(ks)] with a column for each k.
 
-    PSP@k of a set of documents is a ratio of two sums, so its two parts are kept apart.
+    PSP@k of a set of documents is a ratio of two sums. Its two parts are therefore kept apart.
+
+    Attributes:
+        ks: The k of each column.
+        precision: P@k of each document.
+        ndcg: nDCG@k of each document.
+        gain: Propensity-scored hits of PSP@k, or None without inverse propensities.
+        best_gain: The largest gain that k predictions can reach, or None without inverse propensities.
+
+    Example:
+        >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import by_document
+        >>> result = by_document(sp.csr_array([[1, 1, 0], [0, 0, 1]]), [[0, 2], [1, 2]], ks=(1, 2))
+        >>> result.ks, result.precision.mean(axis=0)
+        ((1, 2), array([0.5, 0.5]))
     """
 
     ks: tuple[int, ...]
@@ -376,7 +435,18 @@ class ByDocument(NamedTuple):
 
     @property
     def psp(self) -> Floats | None:
-        """PSP@k of each document alone: NaN where it has no label."""
+        """PSP@k of each document alone, or None without inverse propensities.
+
+        It is NaN for documents without a label.
+
+        Example:
+            >>> import scipy.sparse as sp
+            >>> from mach_ext.metrics import by_document
+            >>> Y_true = sp.csr_array([[1, 1, 0], [0, 0, 1]])
+            >>> by_document(Y_true, [[0, 2], [1, 2]], ks=(1, 2), inverse_propensity=[1.0, 3.0, 2.0]).psp
+            array([[0.33333333, 0.25      ],
+                   [0.        , 1.        ]])
+        """
         if self.gain is None or self.best_gain is None:
             return None
         with np.errstate(invalid="ignore"):
@@ -390,19 +460,27 @@ def by_document(
     ks: Iterable[int] | None = None,
     inverse_propensity: npt.ArrayLike | None = None,
 ) -> ByDocument:
-    """P@k, nDCG@k and the parts of PSP@k of each document, in one pass over the predictions.
+    """Return P@k, nDCG@k and the parts of PSP@k of each document, in one pass over the predictions.
 
-    The means of `ndcg` over the documents are `evaluate`'s to the bit. Those of `precision`, and the ratio of
-    the sums of `gain` and `best_gain`, equal `evaluate`'s up to rounding.
+    The means of `ndcg` over the documents equal those of `evaluate` to the bit. The means of `precision`
+    equal them up to rounding. The same holds for the ratio of the sums of `gain` and `best_gain`.
 
     Args:
-        Y_true, predictions, ks, inverse_propensity: as for `evaluate`.
+        Y_true: The true labels, a matrix [N, L].
+        predictions: Label ids in rank order, integers [N, K], -1 for none.
+        ks: As for `evaluate`.
+        inverse_propensity: As for `evaluate`.
+
+    Returns:
+        The metrics, with a row for each document and a column for each k.
 
     Raises:
-        TypeError, ValueError: as for `evaluate`.
+        TypeError: As for `evaluate`.
+        ValueError: As for `evaluate`.
 
     Example:
         >>> import scipy.sparse as sp
+        >>> from mach_ext.metrics import by_document
         >>> Y_true = sp.csr_array([[1, 1, 0, 0], [0, 0, 1, 0]])
         >>> by_document(Y_true, [[0, 3], [1, 2]], ks=(1, 2)).precision
         array([[1. , 0.5],

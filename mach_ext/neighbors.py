@@ -1,10 +1,18 @@
-"""Re-ranking by nearest training documents: what a classifier of buckets does not know.
+"""Re-ranking by the nearest training documents.
 
-MACH adds up evidence feature by feature; a near copy of a training document, or the few documents of a rare
-label, say more than their features do one by one. `Neighbors` keeps the training documents and adds to MACH's
-score of a candidate label the share of the nearest documents that have it. A document asked costs a sparse
-product with all of them: milliseconds for 10^5, a tenth of a second for 10^6. docs/results/accuracy.md has what it is
-worth.
+MACH adds up evidence feature by feature. A near copy of a training document says more than its features do
+one by one. So do the few documents of a rare label. `Neighbors` keeps the training documents. To MACH's score
+of a candidate label it adds the share of the nearest documents that have the label.
+
+Each document costs a sparse product with all training documents. This takes milliseconds for 10^5 training
+documents and a tenth of a second for 10^6. docs/results/accuracy.md shows what re-ranking gains.
+
+Example:
+    >>> import numpy as np, scipy.sparse
+    >>> from mach_ext.neighbors import Neighbors
+    >>> X = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 1], [0, 1]], np.float32))
+    >>> Neighbors(X, scipy.sparse.eye(3), n=1).nearest(X[:1]).indices  # itself
+    array([0], dtype=int32)
 """
 
 from __future__ import annotations
@@ -20,21 +28,28 @@ from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import check_columns, check_csr, check_labels, row_lengths
 from mach_ext.functional import as_int
 
-_COSINES = 1 << 24  # entries of a piece's matrix of cosines at most, [documents, N]: 192 MB
+__all__ = ["Neighbors"]
+
+_COSINES = 1 << 24  # A matrix of cosines [documents, N] has at most so many entries: 192 MB.
 
 
 class Neighbors:
-    """The training documents, asked for those nearest to a document by cosine.
+    """The training documents, which `nearest` searches for the documents nearest to another by cosine.
 
-    Keeps a transposed copy of X with rows of unit length, and Y: 8 bytes a non-zero of each.
+    The object keeps Y and a transposed copy of X with rows of unit length. This takes 8 bytes for each
+    non-zero of each.
 
     Args:
-        X, Y: Training documents [N, D] and their labels [N, L], SciPy sparse.
+        X: Training documents [N, D], SciPy sparse.
+        Y: Their labels [N, L], SciPy sparse.
         n: How many neighbours count.
-        power: A neighbour counts as its cosine to this power, so the larger, the more the nearest ones do.
+        power: The weight of a neighbour is its cosine to this power. A larger power favours the nearest
+            neighbours.
 
     Raises:
-        TypeError, ValueError: Bad matrices, or not as many rows; n below 1; power negative or not finite.
+        TypeError: A matrix or a number has a wrong type.
+        ValueError: A matrix is not valid, X and Y differ in their rows, `n` is below 1, or `power` is
+            negative or not finite.
 
     Example:
         >>> import numpy as np, scipy.sparse, mach_ext
@@ -55,14 +70,35 @@ class Neighbors:
         self.n, self.power = as_int("Neighbors", "n", n), _not_negative("Neighbors: power", power)
         if self.n < 1:
             raise ValueError(f"Neighbors: n must be at least 1, got {n}")
-        needed, (N, D) = 16 * X.nnz + 4 * X.shape[1] + 4 * Y.nnz, X.shape  # rows and lengths as float64
+        # While the copy of X is made, its rows and their lengths are held as float64.
+        needed, (N, D) = 16 * X.nnz + 4 * X.shape[1] + 4 * Y.nnz, X.shape
         check_memory("Neighbors: copies of X and Y", needed, "pass fewer documents", N=N, D=D)
-        self._documents = _unit_rows(X).T.tocsr()  # [D, N]: a row for each feature that a query has
+        self._documents = _unit_rows(X).T.tocsr()  # [D, N], so that a document needs only its features' rows
         self._labels = Y.astype(np.float32)
 
     @memory_errors("pass fewer documents at a time")
     def nearest(self, X: Any) -> scipy.sparse.csr_matrix:
-        """[documents, N]: the cosines above 0 of the n nearest; of equal ones, the earlier document's."""
+        """Return the cosines of the n nearest training documents.
+
+        Only cosines above 0 count. Of equal cosines, that of the earlier training document is taken.
+
+        Args:
+            X: Documents [documents, D], SciPy sparse.
+
+        Returns:
+            A CSR matrix [documents, N].
+
+        Raises:
+            TypeError: `X` is not sparse.
+            ValueError: `X` is not valid or does not have D columns.
+
+        Example:
+            >>> import numpy as np, scipy.sparse, mach_ext
+            >>> X = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 1], [0, 1]], np.float32))
+            >>> near = mach_ext.Neighbors(X, X, n=2).nearest(X[:1])
+            >>> near.toarray().round(4)
+            array([[1.    , 0.7071, 0.    ]], dtype=float32)
+        """
         D, N = self._documents.shape
         X = check_columns(X, "Neighbors.nearest: X", D)
         pieces = [self._nearest(X[piece]) for piece in self._pieces(X.shape[0])]
@@ -92,12 +128,28 @@ class Neighbors:
 
     @memory_errors("pass fewer documents at a time")
     def shares(self, X: Any, labels: Any) -> NDArray[np.float32]:
-        """What part of the neighbours' weight has each of `labels` [documents, k]: the same shape, in [0, 1].
+        """Return the share of the neighbours' weight that each of the given labels has.
 
-        0 for labels out of range (such as -1 for "none"), and for a document without neighbours.
+        The share is 0 for labels out of range, such as -1 for "none". It is also 0 for documents without
+        neighbours.
+
+        Args:
+            X: Documents [documents, D], SciPy sparse.
+            labels: [documents, k] integers.
+
+        Returns:
+            [documents, k], each in [0, 1].
 
         Raises:
-            TypeError, ValueError: Bad X; labels that are not integers [documents, k].
+            TypeError: `X` is not sparse, or the labels are not integers.
+            ValueError: `X` is not valid, or the labels are not [documents, k].
+
+        Example:
+            >>> import numpy as np, scipy.sparse, mach_ext
+            >>> X = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 1], [0, 1]], np.float32))
+            >>> Y = scipy.sparse.csr_matrix(np.eye(3))
+            >>> mach_ext.Neighbors(X, Y, n=2, power=2).shares(X[:1], [[0, 1, 2]]).round(4)
+            array([[0.6667, 0.3333, 0.    ]], dtype=float32)
         """
         X = check_columns(X, "Neighbors.shares: X", self._documents.shape[0])
         labels = np.asarray(labels)
@@ -115,15 +167,16 @@ class Neighbors:
         counts = np.diff(weights.indptr)
         starts = weights.indptr[:-1][counts > 0]
         largest = np.maximum.reduceat(weights.data, starts) if weights.nnz else np.zeros(0)
-        # Against the largest one first: then the sum is at least 1, whatever the power makes of small ones.
+        # Cosines are divided by the largest of their document first. Their powers then sum to at least 1,
+        # even if the power turns small cosines into 0.
         weights.data = (weights.data / np.repeat(largest, counts[counts > 0])) ** self.power
         weights.data /= np.repeat(np.asarray(weights.sum(1)).ravel(), counts)
         held = (weights @ self._labels).tocsr()
         held.sort_indices()
-        # A label of a document as one number, ascending in `held`, so that one search finds them all.
+        # A label of a document becomes a single number, ascending in `held`, so that one search finds all.
         L = held.shape[1]
         rows = np.repeat(np.arange(held.shape[0], dtype=np.int64), np.diff(held.indptr))
-        known = np.append(rows * L + held.indices, -1)  # the last: what a search beyond the end finds
+        known = np.append(rows * L + held.indices, -1)  # A search beyond the end finds the last entry, -1.
         valid = (labels >= 0) & (labels < L)
         asked = np.where(valid, labels, 0) + np.arange(len(labels), dtype=np.int64)[:, None] * L
         place = np.searchsorted(known[:-1], asked)
@@ -138,21 +191,33 @@ class Neighbors:
         labels: Any,
         weight: float = 4.0,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Candidates in the order of score + weight * share.
+        """Sort candidates by score + weight * share.
 
-        Ask MACH for more candidates than are needed (200, say), re-rank, and cut.
+        Let MACH predict more candidates than you need, such as 200. Re-rank them, and take the first ones.
 
         Args:
             X: [N, D], the documents.
-            scores, labels: [N, k], as `MACH.predict` gives them.
-            weight: In units of the scores; 0 leaves the order as it is. The default is for mean logits;
-                for a merge of probabilities, which are within [0, 1], it is far too large.
+            scores: [N, k], as `MACH.predict` returns them.
+            labels: [N, k], as `MACH.predict` returns them.
+            weight: In units of the scores. 0 leaves the order as it is. The default is for mean logits. For a
+                merge of probabilities, which are within [0, 1], it is far too large.
 
         Returns:
-            scores [N, k] float32 and labels [N, k] int64, best first, ties by the smaller label.
+            Scores [N, k] float32 and labels [N, k] int64, best first. Of equal scores, the smaller label
+            comes first.
 
         Raises:
-            TypeError, ValueError: Bad X; shapes that do not fit; a weight that is negative or not finite.
+            TypeError: `X` is not sparse, or an argument has a wrong type.
+            ValueError: `X` is not valid, shapes do not fit, or the weight is negative or not finite.
+
+        Example:
+            >>> import numpy as np, scipy.sparse, mach_ext
+            >>> X = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 1], [0, 1]], np.float32))
+            >>> Y = scipy.sparse.csr_matrix(np.eye(3))
+            >>> neighbors = mach_ext.Neighbors(X, Y, n=2, power=2)
+            >>> scores, labels = neighbors.rerank(X[:1], [[2.0, 1.0, 0.0]], [[2, 1, 0]], weight=9.0)
+            >>> scores.round(4), labels
+            (array([[6., 4., 2.]], dtype=float32), array([[0, 1, 2]]))
         """
         scores, labels = np.asarray(scores), np.asarray(labels)
         if scores.shape != labels.shape:
@@ -169,7 +234,7 @@ class Neighbors:
 
 
 def _unit_rows(X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-    """Rows [., D] of length 1; those without features stay so."""
+    """Scale rows [., D] to length 1. Rows without features stay empty."""
     lengths = row_lengths(X)
     lengths[lengths == 0] = 1
     data = X.data / np.repeat(lengths, np.diff(X.indptr))
@@ -177,7 +242,7 @@ def _unit_rows(X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
 
 
 def _not_negative(name: str, value: Any) -> float:
-    """A number of 0 ... the largest float32."""
+    """Check a number from 0 to the largest float32."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 <= value <= float(np.finfo(np.float32).max):

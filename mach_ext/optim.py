@@ -1,8 +1,20 @@
 """Optimisers whose steps touch only the rows that occurred in the batch.
 
-Both take parameters with sparse gradients (`sparse_grad=True`) and with dense ones in one optimiser: dense
-means that every row occurred. Rows that did not occur keep their value and their moments, bit for bit, and
-cost nothing.
+Each takes parameters with sparse gradients (`sparse_grad=True`) and with dense gradients in one optimiser. A
+dense gradient means that every row occurred. Rows that did not occur keep their value and their moments, bit
+for bit, and cost nothing.
+
+Example:
+    >>> import torch, mach_ext
+    >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+    >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])
+    >>> Y = torch.tensor([7]), torch.tensor([0, 1])
+    >>> optimizer = mach_ext.optim.SparseAdam(model.parameters(), lr=0.01)
+    >>> before = model.loss(*X, *Y).item()
+    >>> model.loss(*X, *Y, sparse_grad=True).backward()
+    >>> optimizer.step()
+    >>> model.loss(*X, *Y).item() < before
+    True
 """
 
 from __future__ import annotations
@@ -28,24 +40,26 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Scales gradients so that their norm is at most `max_norm`: PyTorch's function, for sparse ones, too.
+    """Scale gradients so that their norm is at most `max_norm`. Sparse gradients are allowed.
 
-    The norm is that of all gradients together, as if each were dense and they were one vector. Rows that a
-    sparse gradient has more than once are summed first.
+    This is `torch.nn.utils.clip_grad_norm_`, which takes only dense gradients. The norm is that of all
+    gradients together, as if each were dense and they were a single vector. Rows that a sparse gradient has
+    more than once are summed first.
 
     Args:
-        parameters: One or several, whose gradients are scaled in place. Those without one are passed over.
+        parameters: A parameter or several. Their gradients are scaled in place. Parameters without a gradient
+            are skipped.
         max_norm: The largest norm.
         norm_type: p of the p-norm, from 0 to infinity.
         error_if_nonfinite: Refuse a norm that is NaN or infinite.
-        foreach: As in PyTorch's function: how the norms are computed.
+        foreach: How the norms are computed, as in PyTorch's function.
 
     Returns:
-        The norm before, a scalar.
+        The norm before scaling, a scalar.
 
     Raises:
-        ValueError: norm_type is negative or NaN. RuntimeError: the norm is not finite and
-            `error_if_nonfinite`.
+        ValueError: `norm_type` is negative or NaN.
+        RuntimeError: The norm is not finite and `error_if_nonfinite` is true.
 
     Example:
         >>> import torch, mach_ext
@@ -72,7 +86,7 @@ def clip_grad_norm_(
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    values = [each for each in values if each.numel()]  # PyTorch knows no largest number of none
+    values = [each for each in values if each.numel()]  # PyTorch refuses the largest number of no numbers.
     norm: Tensor = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for each in values:
@@ -81,18 +95,22 @@ def clip_grad_norm_(
 
 
 class _RowOptimizer(torch.optim.Optimizer):
-    """Steps of rows. Subclasses say which moments there are, which ops update them, with which numbers.
+    """The base of optimisers that step rows.
 
-    Beside `step`, which takes the gradients that autograd left, a training loop may hand them over piece by
-    piece, so that no whole gradient ever exists (`mach_ext.fit` does):
+    Subclasses name their moments, the operators that update them, and the numbers that these operators take.
 
-        optimizer.begin_step()
-        optimizer.step_sparse_linear(encoder_weight, None, grad_hidden, values, order)
-        for r in range(R):
-            optimizer.step_rows(bucket_weight, r, gradient_of_r)
+    `step` takes the gradients that autograd computed. A training loop may also hand over gradients in pieces,
+    so that no whole gradient ever exists. `mach_ext.fit` does this:
 
-    Each piece of a parameter once between two `begin_step`, and no `step` beside them; the result is that of
-    `step` with the whole gradient, to the bit.
+    ```python
+    optimizer.begin_step()
+    optimizer.step_sparse_linear(encoder_weight, None, grad_hidden, values, order)
+    for r in range(R):
+        optimizer.step_rows(bucket_weight, r, gradient_of_r)
+    ```
+
+    Each piece of a parameter comes once between two calls of `begin_step`, and `step` is not called beside
+    them. The result is that of `step` with the whole gradient, to the bit.
     """
 
     _moments: tuple[str, ...]  # names in the state, tensors like the parameter
@@ -100,12 +118,31 @@ class _RowOptimizer(torch.optim.Optimizer):
     _sparse_linear_op: Any  # (weight [R, D, M], *moments, grad, values, order, *numbers)
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        check_import("torch._dynamo")  # which PyTorch's optimisers load
+        check_import("torch._dynamo")  # PyTorch's optimisers import it.
         super().__init__(params, defaults)
 
     @memory_errors("make a smaller model")
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One optimisation step. `closure`, if given, recomputes the loss, which is returned."""
+        """Make an optimisation step with the gradients that autograd computed.
+
+        Args:
+            closure: A function that recomputes the loss, or None.
+
+        Returns:
+            The loss that the closure returns, or None.
+
+        Raises:
+            ValueError: A parameter is not contiguous.
+            TypeError: A parameter or a gradient is neither float32 nor float64.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> weight.grad = torch.tensor([1.0, 0.0])
+            >>> mach_ext.optim.SparseAdagrad([weight], lr=0.5).step()
+            >>> weight.data
+            tensor([0.5000, 1.0000])
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -120,7 +157,16 @@ class _RowOptimizer(torch.optim.Optimizer):
     @memory_errors("make a smaller model")
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Begins a step in pieces: counts it for every parameter that requires a gradient."""
+        """Begin a step in pieces. This counts the step for every parameter that requires a gradient.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+            >>> optimizer = mach_ext.optim.SparseAdam([weight])
+            >>> optimizer.begin_step()
+            >>> optimizer.state[weight]["step"]
+            1
+        """
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter.numel():
@@ -129,12 +175,31 @@ class _RowOptimizer(torch.optim.Optimizer):
     @memory_errors("make a smaller model")
     @torch.no_grad()
     def step_rows(self, parameter: Tensor, at: int | slice, gradient: Tensor) -> None:
-        """A piece of the step: `parameter[at]`, along the first dimension, by its dense gradient."""
+        """Make the part of a step that updates `parameter[at]` by its dense gradient.
+
+        Args:
+            parameter: A parameter of this optimiser.
+            at: An index or a slice of its first dimension.
+            gradient: The gradient to `parameter[at]`.
+
+        Raises:
+            ValueError: `begin_step` was not called, or the parameter is not among those of this optimiser.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+            >>> optimizer = mach_ext.optim.SparseAdagrad([weight], lr=0.5)
+            >>> optimizer.begin_step()
+            >>> optimizer.step_rows(weight, 1, torch.tensor([[1.0, 0.0]]))
+            >>> weight.data
+            tensor([[1.0000, 1.0000],
+                    [0.5000, 1.0000]])
+        """
         self._check(parameter, gradient)
         at = slice(at, at + 1) if isinstance(at, int) else at
 
         def rows(t: Tensor) -> Tensor:
-            return t[at].reshape(-1, t.shape[-1])  # a view: t is contiguous
+            return t[at].reshape(-1, t.shape[-1])  # This is a view, because t is contiguous.
 
         self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
 
@@ -148,14 +213,31 @@ class _RowOptimizer(torch.optim.Optimizer):
         values: Tensor,  # [nnz]
         order: _ops.FeatureOrder,
     ) -> None:
-        """A piece of the step: the weight of a `sparse_linear`, in the rows that occur, one row at a time.
+        """Make the part of a step that updates the weight of a `sparse_linear`, one row at a time.
+
+        Only the rows of features that occur are updated.
 
         Args:
             parameter: The weight.
-            r: The only repetition to update, or None: all.
-            grad: Gradient of the loss to the result of `sparse_linear` (before its activation).
+            r: The only repetition to update, or None for all.
+            grad: Gradient of the loss to the result of `sparse_linear`, before its activation.
             values: Non-zeros of the batch.
             order: `feature_order` of the batch.
+
+        Raises:
+            ValueError: `begin_step` was not called, or the parameter is not among those of this optimiser.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> from mach_ext._ops import feature_order
+            >>> weight = torch.nn.Parameter(torch.zeros(3, 2))
+            >>> values, indices, indptr = torch.tensor([1.0]), torch.tensor([1]), torch.tensor([0, 1])
+            >>> optimizer = mach_ext.optim.SparseAdagrad([weight], lr=0.5)
+            >>> optimizer.begin_step()
+            >>> order = feature_order(indices, indptr, num_features=3)
+            >>> optimizer.step_sparse_linear(weight, None, torch.ones(1, 1, 2), values, order)
+            >>> weight.data[1]
+            tensor([-0.5000, -0.5000])
         """
         self._check(parameter, grad)
         group, state = self._group(parameter), self.state[parameter]
@@ -192,7 +274,8 @@ class _RowOptimizer(torch.optim.Optimizer):
         state = self.state[parameter]
         moments = (view(state[name]) for name in self._moments)
         self._row_op(view(parameter), rows, gradient, *moments, *self._numbers(group, state))
-        # The raw op wrote behind autograd's back: a backward pass through older values must fail, not lie.
+        # Autograd does not see what the raw op writes. With a new version, a backward pass through the older
+        # values fails, in place of using wrong numbers.
         torch.autograd.graph.increment_version(parameter)
 
     def _check(self, parameter: Tensor, gradient: Tensor) -> None:
@@ -207,17 +290,17 @@ class _RowOptimizer(torch.optim.Optimizer):
             )
 
     def _group(self, parameter: Tensor) -> dict[str, Any]:
-        """The group of a parameter whose step has begun."""
+        """Return the group of a parameter whose step has begun."""
         if parameter in self.state:
             for group in self.param_groups:
                 if any(parameter is other for other in group["params"]):
                     return group
         raise ValueError(
-            f"{type(self).__name__}: begin_step() comes first, with this parameter among its own"
+            f"{type(self).__name__}: call begin_step() first, and pass parameters of this optimiser only"
         )
 
     def _state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of a parameter, made at its first step."""
+        """Return the state of a parameter, which is made at its first step."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             state.update(self._first_state(parameter, group))
@@ -227,14 +310,14 @@ class _RowOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _count(self, state: dict[str, Any]) -> None:
-        """One more step of a parameter."""
+        """Count a step of a parameter."""
 
     def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[float, ...]:
         raise NotImplementedError
 
 
 def _row_length(parameter: Tensor, row_dims: int) -> int:
-    """Elements behind the first `row_dims` dimensions."""
+    """Return the number of elements behind the first `row_dims` dimensions."""
     length = 1
     for extent in parameter.shape[row_dims:]:
         length *= extent
@@ -242,10 +325,11 @@ def _row_length(parameter: Tensor, row_dims: int) -> int:
 
 
 def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending rows [U] and their gradients [U, M] of a sparse COO gradient.
+    """Return the ascending rows [U] and their gradients [U, M] of a sparse COO gradient.
 
-    Ours arrive so. Several backward passes before a step, or a weight used twice, leave repeated rows, which
-    are summed here; without this check they would be applied one after another.
+    Gradients of this package come in this form. Several backward passes before a step repeat rows, and so
+    does a weight that is used twice. Such rows are summed here. Otherwise they would be applied one after
+    another.
     """
     gradient = _with_unique_rows(gradient)
     rows = _row_numbers(gradient)
@@ -253,7 +337,7 @@ def _unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_unique_rows(gradient: Tensor) -> Tensor:
-    """A sparse COO gradient whose rows ascend: itself, if they do."""
+    """Return a sparse COO gradient whose rows ascend: the gradient itself, if its rows do."""
     rows = _row_numbers(gradient)
     return gradient if bool((rows[1:] > rows[:-1]).all()) else gradient.coalesce()
 
@@ -273,16 +357,19 @@ def _check_options(optimizer: str, **bounds: tuple[float, float, float]) -> None
 
 
 class SparseAdam(_RowOptimizer):
-    """Adam on the rows that occurred, as `torch.optim.SparseAdam`; dense gradients are welcome, too.
+    """Adam on the rows that occurred, as `torch.optim.SparseAdam`. Dense gradients are allowed as well.
 
-    Moments of a row decay only when it occurs; bias correction counts the parameter's steps.
-    Source: Kingma & Ba, ICLR 2015 ("lazy" variant).
+    The moments of a row decay only when the row occurs. Bias correction counts the parameter's steps. The
+    source is Kingma and Ba, ICLR 2015, in the "lazy" variant.
 
     Args:
         params: Parameters or parameter groups, float32 or float64, contiguous.
         lr: Learning rate.
-        betas: Decay of the first and second moment.
+        betas: Decay of the first and the second moment.
         eps: Added to the root of the second moment.
+
+    Raises:
+        ValueError: An option is out of range.
 
     Example:
         >>> import torch, mach_ext
@@ -331,16 +418,19 @@ class SparseAdam(_RowOptimizer):
 
 
 class SparseAdagrad(_RowOptimizer):
-    """Adagrad on the rows that occurred, as `torch.optim.Adagrad`; sparse and dense gradients.
+    """Adagrad on the rows that occurred, as `torch.optim.Adagrad`, for sparse and dense gradients.
 
-    A feature that occurs rarely keeps a large learning rate: what sparse documents want.
-    Source: Duchi et al., JMLR 2011.
+    A feature that occurs rarely keeps a large learning rate, which suits sparse documents. The source is
+    Duchi et al., JMLR 2011.
 
     Args:
         params: Parameters or parameter groups, float32 or float64, contiguous.
         lr: Learning rate.
         initial_accumulator_value: Start of the sum of squares.
         eps: Added to the root of the sum of squares.
+
+    Raises:
+        ValueError: An option is out of range.
 
     Example:
         >>> import torch, mach_ext

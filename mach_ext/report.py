@@ -1,8 +1,14 @@
-"""Plots and HTML: what explanations and attacks look like.
+"""Plots and HTML pages of explanations and attacks.
 
-A page is one self-contained file, without scripts from elsewhere: the document with its words shaded by what
-they add to (blue) or take from (orange) a label's score, a switch between labels, the votes of the
-repetitions, the collision check, the delta. Colours are a pair that colour-blind readers can tell apart.
+A page is a single self-contained file without scripts from elsewhere. It shows the document with its words
+shaded. Blue words add to a label's score, and orange words take from it. It also shows a switch between
+labels, the votes of the repetitions, the collision check and the delta. Colour-blind readers can tell the two
+colours apart.
+
+Example:
+    >>> from mach_ext.report import AGAINST, FOR
+    >>> FOR, AGAINST
+    ('#2166ac', '#c8571b')
 """
 
 from mach_ext._page import AGAINST, FOR, chance, percent, shortened

@@ -1,4 +1,10 @@
-"""Linear MACH by a solver: `fit_svm`, whose code is in `mach_ext.training.svm`."""
+"""Linear MACH trained by a solver: `fit_svm`, whose code is in `mach_ext.training.svm`.
+
+Example:
+    >>> from mach_ext.svm import SLOPE
+    >>> SLOPE  # the logit of a margin of 1
+    4.0
+"""
 
 from mach_ext._deprecation import renamed_names
 from mach_ext.training.defaults import default_svm_sizes, prefer_svm

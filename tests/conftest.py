@@ -26,8 +26,7 @@ settings.load_profile("mach_ext")
 
 @pytest.fixture(params=["cpu", "shim", "cuda"], scope="session")
 def device(request):
-    """Every test that takes it runs with the CPU operators, with the CUDA operators on the CPU (shim), and
-    with them on a GPU where there is one."""
+    """Run a test with the CPU operators, with the CUDA operators on the CPU (shim), and on a GPU."""
     if request.param == "cuda" and not (CUDA_KERNELS and torch.cuda.is_available()):
         pytest.skip(NO_GPU)
     if request.param == "shim" and not SHIM.exists():

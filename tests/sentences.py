@@ -1,8 +1,8 @@
 """Sentences of our documents, docstrings and help texts: how long they are, where they stand.
 
-A sentence ends at a full stop, a question mark or an exclamation mark, and nowhere else: not at a colon, not at
-the end of a list item. Code, tables, headings, comments and pictures are no prose. A piece of code within a
-sentence counts as the words that it is written in.
+A sentence ends at a full stop, a question mark or an exclamation mark, and nowhere else: not at a colon, not
+at the end of a list item. Code, tables, headings, comments and pictures are no prose. A piece of code within
+a sentence counts as the words that it is written in.
 
 To see the long sentences of the repository: `python tests/sentences.py [FILE ...]`.
 """
@@ -31,7 +31,7 @@ LINES = re.compile(  # tables, headings, pictures, directives, rulers, HTML
     re.MULTILINE,
 )
 LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)\s]*(?: \"[^\"]*\")?\)|\[[^\]]*\])")
-END = re.compile(r"[.?!][)\]\"'*_`»”’]*(?=\s|$)")
+END = re.compile(r"[.?!][)\]\"'*_`»”\u2019]*(?=\s|$)")
 WORD = re.compile(r"\S*\w\S*")
 DOCTEST = re.compile(r"^ *>>> .*(?:\n *\S.*)*", re.MULTILINE)  # the output ends at an empty line
 SECTION = re.compile(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from harness import record
 from helpers import ROOT
 
 
@@ -58,7 +59,8 @@ class Config:
     getoption = lambda self, name: Path({str(tmp_path)!r})
     pluginmanager = SimpleNamespace(getplugin=lambda name: capture)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", config + SMALL_WORKS],
         cwd=tmp_path, capture_output=True, text=True, env=environment,
@@ -137,3 +139,75 @@ def test_gpu_script_says_what_is_missing(gpu_script):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"gpu.sh: {summary['error']}"
     assert summary["error"].startswith(("no CUDA GPU", "missing: "))
+
+
+def write(file, *rows):
+    record.write_rows(
+        file, [dict(zip(("test", "threads", "seconds"), row, strict=True)) for row in rows], KEY
+    )
+
+
+KEY = ["test", "threads"]
+
+
+def test_rows_replace_those_of_the_same_key(tmp_path):
+    """Others stay where they are, to the byte, and no other file is left."""
+    file = tmp_path / "results.csv"
+    write(file, ("a", 1, 0.1 + 0.2), ("a", 1, 5), ("b", 1, None), ("a", 2, 1e-9))
+    write(file, ("b", 1, 2 / 3), ("c", 1, float("inf")))
+    assert file.read_text() == "test,threads,seconds\na,1,0.3\na,1,5\nb,1,0.666667\na,2,1e-09\nc,1,\n"
+    write(file, ("a", 1, 7))
+    assert file.read_text() == "test,threads,seconds\na,1,7\nb,1,0.666667\na,2,1e-09\nc,1,\n"
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_run_cut_short_loses_no_rows(tmp_path, monkeypatch):
+    file = tmp_path / "results.csv"
+    write(file, ("a", 1, 3))
+    before = file.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(file, ("a", 1, 4))
+    assert file.read_text() == before
+
+
+def test_circumstances_are_kept_once(tmp_path):
+    numbers = [record.circumstances(tmp_path)["circumstances"] for _ in range(2)]
+    assert [str(number) for number in numbers] == ["1", "1"]
+    (row,) = record.read_rows(tmp_path / "circumstances.csv")
+    assert row["torch"] == torch.__version__
+
+
+def test_kept_results_are_small():
+    files = [*(ROOT / "benchmarks" / "results").iterdir()]
+    assert {file.suffix for file in files} == {".csv"}
+    texts = [file.read_text() for file in files]
+    assert sum(text.count("\n") for text in texts) <= 3000
+    assert sum(map(len, texts)) <= 400_000
+
+
+def test_throughput_is_measured_kept_and_compared(tmp_path):
+    """`--benchmark-only` runs no other benchmark. The second run stands beside the first."""
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:cacheprovider"]
+    command += [
+        "-k",
+        "hidden-label_logits or completeness",
+        "--benchmark-max-time=0.01",
+        "--benchmark-min-rounds=1",
+    ]
+    command += ["--benchmark-autosave", f"--benchmark-storage={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for options in ([], ["--benchmark-compare"]):
+        run = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "1 passed, 2 skipped" in run.stdout
+    assert "(0001_" in run.stdout
+    assert "labels/s" in run.stdout
+    first, _ = sorted(tmp_path.rglob("*.json"))
+    (bench,) = json.loads(first.read_text())["benchmarks"]
+    assert bench["extra_info"].keys() == {"documents/s", "labels/s", "GB/s"}
+    assert bench["extra_info"]["documents/s"] == pytest.approx(128 / bench["stats"]["median"])

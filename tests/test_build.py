@@ -114,11 +114,29 @@ def test_import_without_the_compiled_part_says_what_to_run(tmp_path):
     copy = tmp_path / "mach_ext" / "_libraries.py"
     copy.write_bytes((ROOT / "mach_ext" / "_libraries.py").read_bytes())
     run = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import _libraries"],
+        [sys.executable, "-E", "-c", "import sys; sys.path.insert(0, '.'); import _libraries"],
         cwd=tmp_path / "mach_ext", capture_output=True, text=True,
     )  # fmt: skip
     assert "ImportError: mach_ext: the compiled operators (_cpu.so) are not in" in run.stderr
     assert "pip install --no-build-isolation ." in run.stderr
+
+
+def test_import_in_the_checkout_beside_an_installed_package_says_to_leave_it(tmp_path):
+    """Python takes the sources in the current folder before the package that was just installed."""
+    for place in ("checkout/mach_ext", "site/mach_ext"):
+        (tmp_path / place).mkdir(parents=True)
+    copy = tmp_path / "checkout" / "mach_ext" / "_libraries.py"
+    copy.write_bytes((ROOT / "mach_ext" / "_libraries.py").read_bytes())
+    (tmp_path / "site" / "mach_ext" / "_cpu.so").touch()
+    run = subprocess.run(
+        [sys.executable, "-E", "-c", "import sys; sys.path[:0] = ['.', '../../site']; import _libraries"],
+        cwd=tmp_path / "checkout" / "mach_ext", capture_output=True, text=True,
+    )  # fmt: skip
+    last = run.stderr.splitlines()[-1]
+    assert (
+        "A compiled mach_ext is installed in ../../site/mach_ext, but Python found this folder first." in last
+    )
+    assert last.endswith(f"Start Python in another folder than {tmp_path / 'checkout'}")
 
 
 OLDEST_TORCH = re.search(r"^OLDEST_TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]

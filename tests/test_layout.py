@@ -26,6 +26,7 @@ PUBLIC = {
     "_reference.sparse_adam",
     "attack.evaluate",
     "certify.certify",
+    "cli.run",  # the commands, whose parameters are their options
     "explain.integrated_gradients",
     "functional._LinearBucketBCE.forward",
     "functional.bucket_forward",

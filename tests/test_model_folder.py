@@ -397,7 +397,7 @@ def test_nothing_is_allocated_for_sizes_that_the_weights_have_not(tmp_path, monk
     forge(tmp_path, lambda record: record["model"].update({size: value}))
     for allocating in (("LabelHash",), ("compression", "decode")):
         monkeypatch.delattr(".".join(("mach_ext._model_folder.loading", *allocating)))
-    with pytest.raises(ValueError, match=r"weights-.*: weights must have shapes|weights-.*: steps must be"):
+    with pytest.raises(ValueError, match=r"weights-.*: weights must have shapes|weights-.*: a step must be"):
         mach_ext.load(tmp_path)
 
 
@@ -406,7 +406,7 @@ def test_a_label_hash_suits_what_is_known_of_the_labels(tmp_path, monkeypatch):
     forge(tmp_path, lambda record: record["model"].update(num_labels=2**31 - 2))
     monkeypatch.delattr("mach_ext._model_folder.loading.LabelHash")
     with pytest.raises(
-        ValueError, match=r"model.json: .*: num_labels must be that of labels.json, got L=2,147,483,646"
+        ValueError, match=r"model.json: .*: num_labels must match labels.json, got L=2,147,483,646"
     ):
         mach_ext.load(tmp_path)
     model = build()
@@ -501,11 +501,11 @@ def test_steps_of_a_forged_record(tmp_path, step):
     build().save(tmp_path, 0.01)
     forge(tmp_path, lambda record: record["weights"]["steps"].update(encoder_weight=step))
     with pytest.raises(
-        ValueError, match=r"weights-.*: (steps must be above 0|encoder_weight: must be finite)"
+        ValueError, match=r"weights-.*: (a step must be above 0|encoder_weight: must be finite)"
     ):
         mach_ext.load(tmp_path)
     forge(tmp_path, lambda record: record["weights"]["steps"].update(encoder_bias=1.0))
-    with pytest.raises(ValueError, match=r"weights-.*: steps must be above 0"):
+    with pytest.raises(ValueError, match=r"weights-.*: a step must be above 0"):
         mach_ext.load(tmp_path)
 
 

@@ -349,7 +349,7 @@ def test_adjust_logits_refuses(counts, tau, message):
     with pytest.raises(ValueError, match=f"MACH.adjust_logits: .*{message}"):
         small_model().adjust_logits(counts, tau)
     other = small_model(merge="min_prob")
-    with pytest.raises(ValueError, match="is for models that rank by mean_logit, not min_prob"):
+    with pytest.raises(ValueError, match="merge must be mean_logit, got min_prob"):
         other.adjust_logits(COUNTS, 1.0)
     other.adjust_logits(COUNTS, 0)
 

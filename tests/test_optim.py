@@ -224,10 +224,10 @@ def test_a_step_in_pieces_is_the_step(generator, name, shape):
 def test_pieces_want_a_step_begun(name):
     parameter = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = make(name, [parameter])
-    with pytest.raises(ValueError, match=r"begin_step\(\) comes first"):
+    with pytest.raises(ValueError, match=r"call begin_step\(\) first"):
         optimizer.step_rows(parameter, 0, torch.ones(3))
     optimizer.begin_step()
-    with pytest.raises(ValueError, match="with this parameter among its own"):
+    with pytest.raises(ValueError, match="pass parameters of this optimiser only"):
         optimizer.step_rows(torch.nn.Parameter(torch.ones(2, 3)), 0, torch.ones(3))
     with pytest.raises(TypeError, match=r"got torch\.float32 and torch\.float64"):
         optimizer.step_rows(parameter, 0, torch.ones(3).double())

@@ -106,8 +106,8 @@ def test_the_sizes_of_a_report(function):
     assert caught[0].filename == __file__
     if function == "attack_page":
         assert former == report.attack_page(result, sizes=[0.1], **rest)
-        assert '<tr class="wanted"><td>0.1</td>' in former
-        assert '<tr class="wanted"><td>0</td>' not in former
+        assert '<tr class="requested"><td>0.1</td>' in former
+        assert '<tr class="requested"><td>0</td>' not in former
 
 
 def test_the_former_field_of_hyperparameters_can_be_read():

@@ -1,4 +1,9 @@
-"""Providers timed in turn within one run, so that all meet the same machine."""
+"""Providers timed in turn within one run, so that all meet the same machine.
+
+`torch.utils.benchmark.Timer` times one provider after the other. It also makes two calls before each
+measurement. Those would take most of the time where a call takes seconds, and they would use up what a `Part`
+prepared.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +60,9 @@ class Target:
 def interleave(
     providers: dict[str, Callable[[], Any] | Part], budget: float, min_rounds: int, max_rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds a call in each round; every round runs each provider in turn, so all meet the same machine.
+    """Seconds a call in each round. Every round runs each provider in turn, so all meet the same machine.
 
-    Each is called once before (warm-up); what takes under a millisecond is repeated within a round.
+    Each is called once before, to warm up. What takes under a millisecond is repeated within a round.
     """
     parts = {name: Part.of(provider) for name, provider in providers.items()}
     repeats = {}

@@ -29,19 +29,19 @@ def others_seconds() -> float:
 
 
 def stream_bandwidth() -> float:
-    """Bytes/s of STREAM's triad a = b + s * c on 3 x 256 MB, at the current number of threads; best of 4."""
+    """Bytes/s of STREAM's triad a = b + s * c on 3 x 256 MB, with the current threads, the best of 4."""
     a, b, c = (torch.ones(1 << 26) for _ in range(3))
     return 3 * 4 * len(a) / min(seconds(lambda: torch.add(b, c, alpha=2.0, out=a)) for _ in range(4))
 
 
 def matmul_speed() -> float:
-    """Flop/s of a float32 matrix product of 1,536 squared at the current number of threads; best of 5."""
+    """Flop/s of a float32 matrix product of 1,536 squared at the current number of threads, the best of 5."""
     a = torch.ones(1536, 1536)
     return 2 * 1536**3 / min(seconds(lambda: a @ a) for _ in range(5))
 
 
 def clock() -> float:
-    """Cycles/s of one core: a chain of dependent additions, one cycle each; best of 5."""
+    """Cycles/s of one core: a chain of dependent additions, one cycle each, the best of 5."""
     return max(original_mach().cycles_per_second() for _ in range(5))
 
 

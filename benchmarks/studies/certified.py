@@ -1,10 +1,11 @@
 """How much of P@1 is certified, and how much attacks leave?
 
-Run: PYTHONPATH=benchmarks python -m studies.certified
+Run it by `PYTHONPATH=benchmarks python -m studies.certified`.
 
-500 dev documents of wordnet, evenly spread, and two models: a hidden layer of 512, R = 16, and linear MACH,
-R = 8, trained as they are needed (2 epochs, the defaults of `fit`) and kept in the user's cache. Attacks are
-PGD (10 steps, goals untargeted and positive), for delete greedy deletion. Results: results/certified.csv.
+The documents are 500 dev documents of wordnet, evenly spread. One model has a hidden layer of 512 and R = 16,
+the other is linear MACH with R = 8. They are trained as they are needed (2 epochs, the defaults of `fit`) and
+kept in the user's cache. Attacks are PGD (10 steps, goals untargeted and positive), for delete greedy
+deletion. The results are in results/certified.csv.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """Are the explanations faithful? A table, and data for a chart.
 
-Run: PYTHONPATH=benchmarks python -m studies.faithfulness
+Run it by `PYTHONPATH=benchmarks python -m studies.faithfulness`.
 
 Models are trained as they are needed and kept in the user's cache.
 
 For the first predicted label of each of 500 test documents, features are ordered by an attribution, highest
-first. *Deletion* removes them in that order, *insertion* puts them in that order into an empty document; the
-score (mean logit), scaled to 1 for the document and 0 for the empty one, is followed over 21 steps, and the
-area under its curve is taken: small is good for deletion, large for insertion. Orders: Integrated Gradients
-(exact), gradient x input, feature ablation (the fall of the score without one feature), and random.
+first. *Deletion* removes them in that order. *Insertion* puts them in that order into an empty document. The
+score (mean logit) is scaled to 1 for the document and 0 for the empty one. It is followed over 21 steps, and
+the area under its curve is taken. Small is good for deletion, large for insertion. Orders: Integrated
+Gradients (exact), gradient x input, feature ablation (the fall of the score without one feature), and random.
 
 *Stability*: Spearman correlation of the Integrated Gradients of the same document and label in two models of
 other hash seed (and initial weights). *Collision check*: precision of the top-5 predictions that
-`explain.collisions` calls a signal, of those that it calls a collision, and of as many signals of the nearest
-scores. Intervals: 95 %, bootstrap over documents. Results: results/faithfulness.csv and
-results/collisions.csv. `make bench-table` draws the chart.
+`explain.collisions` calls a signal, and of those that it calls a collision. Beside these stands the precision
+of as many signals of the nearest scores. Intervals: 95 %, bootstrap over documents. Results:
+results/faithfulness.csv and results/collisions.csv. `make bench-table` draws the chart.
 """
 
 from __future__ import annotations

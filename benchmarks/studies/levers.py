@@ -1,6 +1,6 @@
 """What pays on dev: each lever is trained with each seed.
 
-Run: PYTHONPATH=benchmarks python -m studies.levers DATASET [LEVER ...]
+Run it by `PYTHONPATH=benchmarks python -m studies.levers DATASET [LEVER ...]`.
 
 Each result goes into results/levers.csv as soon as it is there, in place of the former one of the same name.
 `make bench-table` makes the table and the chart of docs/results/accuracy.md from it. Splits and times are as

@@ -1,16 +1,16 @@
 """Other XMC systems and simple baselines beside mach_ext.
 
-Run: PYTHONPATH=benchmarks python -m studies.peers DATASET [SYSTEM ...]
+Run it by `PYTHONPATH=benchmarks python -m studies.peers DATASET [SYSTEM ...]`.
 
 All are trained and asked on the same CSR matrices, the same split and as many threads. Each result goes into
-results/peers.csv as soon as it is there, in place of the former one of the same name; `make bench-table`
+results/peers.csv as soon as it is there, in place of the former one of the same name. `make bench-table`
 makes the table of docs/results/accuracy.md from it. Needs the extra [peers].
 
-Settings are chosen on dev: trained on train, asked on dev; where there is no dev, or it is the last word, a
-tenth of train is held out. `--final` is the last word: trained on all of train, asked on test (on dev where
-there is no test), and on dev, too, where both are there and so one model serves.
+Settings are chosen on dev: systems learn from train and are asked on dev. Where there is no dev, or dev has
+the last word, a tenth of train is held out. `--final` is for the last word. Systems learn from all of train
+and are asked on test, or on dev where there is no test. Where both are there, one model serves both.
 
-Times are CPU seconds of the process, so that other jobs on the machine count little; with more than one
+Times are CPU seconds of the process, so that other jobs on the machine count little. With more than one
 thread they are the sum over threads. `ms a document` is of asking for the top 50. Bytes: the model's folder
 as the system itself writes it.
 """
@@ -79,7 +79,7 @@ def best(scores: sp.csr_matrix) -> np.ndarray[Any, Any]:
 
 
 def omikuji(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
-    """Partitioned label trees; refuses documents without features, which teach a linear model nothing."""
+    """Partitioned label trees. They refuse documents without features, which teach a linear model nothing."""
     import omikuji
 
     hyper_param = omikuji.Model.default_hyper_param()
@@ -188,7 +188,7 @@ def mach(
     as_given: bool = False,
     **settings: Any,
 ) -> Predict:
-    """mach_ext with `training.default_sizes`, but for what is given; small gradients skipped to save time.
+    """mach_ext with `training.default_sizes`, but for what is given. Small gradients are skipped.
 
     The model in the folder, compressed where there is a step, is the one that answers. With `candidates`, so
     many are re-ranked by the nearest training documents, which then are part of the model. `as_given` leaves
@@ -304,7 +304,7 @@ def load(name: str, final: bool) -> tuple[data.Dataset, dict[str, data.Split]]:
 def measure(
     system: System, train: data.Split, asked: dict[str, data.Split], threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Trains a system and asks it; a result for each split."""
+    """Trains a system and asks it. There is a result for each split."""
     results = {}
     q = metrics.inverse_propensity(train.Y)
     with tempfile.TemporaryDirectory() as home:

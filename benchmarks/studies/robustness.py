@@ -1,20 +1,20 @@
 """What makes MACH robust? With `make bench-table` it makes docs/results/robustness.md.
 
-Run: PYTHONPATH=benchmarks python -m studies.robustness
+Run it by `PYTHONPATH=benchmarks python -m studies.robustness`.
 
-Models are trained as they are needed and kept in the user's cache; results that are there are not made again.
+Models are trained as they are needed and kept in the user's cache. Results that are there are not made again.
 
 *Threats*: a model of 512 hidden units, trained for 5 epochs, under each threat model at six sizes, on test
 documents.
 
-*Models*: around one base (R = 16, B of the dataset, H = 128, merge mean_logit, 2 epochs), R, B, H and the
-merge are changed one at a time, on a fixed sample of dev documents. Attacks on a document's own features:
-FGSM and PGD (10 steps) of the bucket loss, which do not know the merge; and FGSM of the *margin* of the first
-label, where it is right, over the second (goal "positive", k = 1). P@1 clean, adversarial and under noise of
-the same size; where there are two models of other hash seeds, each also answers the documents that PGD made
-for the other (transfer), and figures are means of both. *Kept* is P@1 adversarial over P@1 clean, *half* the
-epsilon at which half is kept, on a logarithmic line between the sizes. Intervals: 95 %, bootstrap over
-documents; they don't hold what another training run would change.
+*Models*: the base has R = 16, B of the dataset, H = 128, the merge mean_logit, and 2 epochs. R, B, H and the
+merge are changed one at a time, on a fixed sample of dev documents. Attacks change a document's own features.
+FGSM and PGD (10 steps) follow the bucket loss and do not know the merge. FGSM of the *margin* follows the
+first label, where it is right, over the second (goal "positive", k = 1). P@1 is clean, adversarial, and under
+noise of the same size. Where there are two models of other hash seeds, each also answers the documents that
+PGD made for the other (transfer). Figures are then means of both. *Kept* is P@1 adversarial over P@1 clean,
+*half* the epsilon at which half is kept, on a logarithmic line between the sizes. Intervals: 95 %, bootstrap
+over documents. They don't hold what another training run would change.
 
 The results are robustness.csv (attacks), robustness_clean.csv and threats.csv in results/. `make bench-table`
 draws the chart.
@@ -145,7 +145,7 @@ def interval(name: str, values: Array) -> Row:
 
 
 def half(kept: Array) -> Array:
-    """The epsilon at which curves [n, sizes] fall through 0.5; inf where they don't."""
+    """The epsilon at which curves [n, sizes] fall through 0.5, infinity where they don't."""
     at = np.log(GRID)
     below = kept < 0.5
     j = below.argmax(1)
@@ -157,7 +157,7 @@ def half(kept: Array) -> Array:
 
 
 def study(name: str, real_data: Path, axis: str, documents: int, results: Path) -> None:
-    """The points of an axis; the base is on each of them and attacked once."""
+    """The points of an axis. The base is on each axis and is attacked once."""
     data = dataset(name, real_data)
     X, Y = sample(data.dev, documents)
     base = {"R": DATASETS[name][0], "B": DATASETS[name][1], "H": HIDDEN}

@@ -16,6 +16,12 @@ DEFAULTS = {
     "tibkat": (41_218, "mach_ext", "mach_ext and neighbours"),
     "bibtex": (159, "mach_ext (rows as given)", "mach_ext (rows as given) and neighbours"),
 }
+COMPRESSED = {  # their compressed models
+    "wordnet": "mach_ext (compressed)",
+    "eurlex57k": "mach_ext (SVM, compressed)",
+    "tibkat": "mach_ext (compressed)",
+    "bibtex": "mach_ext (rows as given, compressed)",
+}
 HALF = (  # systems of studies/peers.py with R x B at most L / 2
     ("eurlex57k", "mach_ext (SVM, R 8, B 256)", "8, 256, SVMs"),
     ("eurlex57k", "mach_ext (R 8, B 256)", "8, 256"),
@@ -80,8 +86,10 @@ def peers(folder: Path) -> str:
     text = ""
     for split, about in (("test", "final"), ("dev", "dev")):
         for name, of in kept[kept["split"] == split].groupby("dataset"):
-            counts = f"{of['documents'].iloc[0]:,} documents learnt from, {of['asked'].iloc[0]:,} asked"
-            text += f"**{name}**, {about}: {counts}\n\n" + markdown(table.loc[of.index]) + "\n"
+            counts = (
+                f"{of['documents'].iloc[0]:,} documents for training, {of['asked'].iloc[0]:,} for the figures"
+            )
+            text += f"**{name}**, {about}: {counts}.\n\n" + markdown(table.loc[of.index]) + "\n"
     return text
 
 

@@ -10,16 +10,18 @@ HEAD = ("work", "floor, ms", "mach_ext, ms", "of the floor", "beside", "ratio", 
 
 def cuda(kept: pd.DataFrame) -> str:
     predicted = bool(kept["predicted"].iloc[0])
-    text = f"**CUDA**, {', '.join(sorted(kept['device'].unique()))}"
+    devices = ", ".join(sorted(kept["device"].unique()))
+    text = f"**CUDA**, {devices}."
     if predicted:
         text += (
-            ": **predictions**, from the bytes and sums of each kernel; no GPU has run this version yet. "
-            "PyTorch's forms are taken at the least that their bytes allow, so ratios are lower bounds: one "
-            "below its target is not shown to be missed, nor met"
+            " No GPU has run this version yet. These times are **predictions** from the bytes and sums "
+            "of each kernel. PyTorch's forms get the least time that their bytes allow, so each ratio "
+            "is a lower bound. A ratio below its target shows neither that the target is met nor "
+            "that it is missed."
         )
     measured = kept[kept["seconds"].notna()]
     rows = [work(of, predicted) for _, of in measured.groupby("test", sort=False)]
-    return f"{text}.\n\n" + markdown(pd.DataFrame(rows, columns=list(HEAD)))
+    return f"{text}\n\n" + markdown(pd.DataFrame(rows, columns=list(HEAD)))
 
 
 def work(of: pd.DataFrame, predicted: bool) -> tuple[str, ...]:

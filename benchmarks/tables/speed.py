@@ -69,21 +69,34 @@ def summary_line(work: str, grid: pd.DataFrame) -> tuple[str, ...]:
 
 def footnotes(kept: pd.DataFrame, compared: pd.DataFrame, folder: Path) -> str:
     text = (
-        "Ratio: median of the other / median of mach_ext, in turn in one run. "
-        "Floor, the longer of moving the bytes at STREAM's speed and doing the sums (what stays in the "
-        "cache between calls, or is skipped, can go below it):\n\n"
+        "A ratio is the median time of the other form over that of mach_ext, both timed in turn in one run. "
+        "The floor is the longer of two times: to move the bytes at STREAM's speed, and to do the sums. "
+        "Work that the cache keeps, or that is skipped, can go below it. The floor counts this:\n\n"
     )
     floors = kept[["work"]].drop_duplicates().merge(read("floors", folder), on="work")
-    floors["work"] = floors["work"].str.split(" ").str[0]
-    for how, of in floors.groupby("floor", sort=False):
-        text += f"* {', '.join(of['work'].unique())}: {how}.\n"
-    under = compared[compared["work"].isin(SUMMARISED) & ~compared["met"]]
-    for row in under.sort_values("threads", kind="stable").itertuples():
-        text += f"* Under: {row.title}, {row.threads:.0f} threads: {row.ratio:.2f}.\n"
-    machines = kept[["cpu", "isa", "torch"]].drop_duplicates().sort_values(["cpu", "isa", "torch"])
-    for row in machines.itertuples():
-        text += f"* Machine: {row.cpu}, {row.isa}; torch {row.torch}.\n"
+    floors["work"] = floors["work"].str.split(" ").str[0].str.strip(",")
+    works = floors.groupby("floor", sort=False)["work"].agg(lambda works: ", ".join(works.unique()))
+    text += markdown(works.reset_index()[["work", "floor"]]) + "\n"
+    under = compared[compared["work"].isin(SUMMARISED) & ~compared["met"]].sort_values(
+        "threads", kind="stable"
+    )
+    if len(under):
+        text += "These shapes missed the target of a table's line:\n\n"
+        text += markdown(
+            pd.DataFrame(
+                {
+                    "work": under["title"],
+                    "threads": under["threads"].map("{:.0f}".format),
+                    "ratio": under["ratio"].map("{:.2f}".format),
+                }
+            )
+        )
+        text += "\n"
+    for row in (
+        kept[["cpu", "isa", "torch"]].drop_duplicates().sort_values(["cpu", "isa", "torch"]).itertuples()
+    ):
+        text += f"The machine has an {row.cpu} with {row.isa}, and torch {row.torch}.\n"
     stream = kept["stream_gb_per_s"].dropna()
     if len(stream):
-        text += f"* STREAM triad in these runs: {stream.min():.0f} ... {stream.max():.0f} GB/s.\n"
+        text += f"STREAM's triad moved {stream.min():.0f} to {stream.max():.0f} GB/s in these runs.\n"
     return text

@@ -1,14 +1,17 @@
-// bucket_backward: the two products of one repetition's backward pass, for a gradient G [N, B] to the logits
-// of which most is negligible:  grad_hidden += G' W^T,  grad_weight = hidden^T G'.
+// bucket_backward: the two products of a repetition's backward pass, for a gradient G [N, B] to the logits of
+// which most entries are negligible:
 //
-// G' is G, but for its negligible entries, 0 <= G < negligible: those are replaced, all together, by the
-// rank-one matrix  row column^T / total  of their own sums by document, by bucket and over all. So no
-// gradient is lost, it is only shared out among the negligible entries of a document in proportion to the
-// bucket's; leaving them out would cut the buckets off from most of what keeps their logits low. G' is then
-// that rank-one matrix over all of [N, B], two vectors' work, plus a sparse matrix at the E kept entries.
+//   grad_hidden += G' W^T,  grad_weight = hidden^T G'.
 //
-// Both products go over tiles of kTile<Isa> hidden units, in which the weight is transposed, so that vectors
-// run over hidden units. A thread owns its tiles: no sum depends on the number of threads.
+// G' equals G except for the negligible entries, 0 <= G < negligible. A rank-one matrix replaces all of them
+// together: row column^T / total. Here row are their sums by document, column their sums by bucket, and total
+// the sum of all. So no part of the gradient is lost. It is only redistributed among the negligible entries
+// of a document, in proportion to the bucket's sum. If these entries were dropped, the buckets would lose
+// most of the gradient that keeps their logits low. G' is therefore that rank-one matrix over all of [N, B],
+// which costs as much as two vectors, plus a sparse matrix at the E kept entries.
+//
+// Both products go over tiles of kTile<Isa> hidden units. The weight is transposed within a tile, so that
+// vectors run over hidden units. Each thread owns its tiles, so no sum depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +20,8 @@
 
 namespace mach {
 
-// Hidden units of a tile: one register of float. Units are summed each for itself, so the bits are the same.
+// Hidden units of a tile: a register of floats. Each unit has its own sum, so the bits do not depend on the
+// size.
 template <class Isa>
 constexpr int64_t kTile = std::is_same_v<Isa, Avx512> ? 16
                           : std::is_same_v<Isa, Avx2> ? 8

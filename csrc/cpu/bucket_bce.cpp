@@ -24,7 +24,7 @@ inline void negatives_block(T* __restrict z, T scale, double* __restrict lane) {
 }
 
 // Buckets [0, B): returns sum softplus(z). Lane i sums the buckets i, i + 16, ..., then the lanes are summed
-// in order: a sum of one lane would wait for its own additions.
+// in order. With a single lane, each addition would wait for the one before.
 template <class Isa, bool kGradient, class T>
 double negatives(T* z, int64_t B, T scale) {
   alignas(64) double lane[kLanes] = {};

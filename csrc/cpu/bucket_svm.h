@@ -1,12 +1,14 @@
-// bucket_svm: linear support vector machines of a tile of kSvmTile buckets of one repetition, solved side
-// by side. For bucket b, with y[n] = 1 where document n has a label in it, else -1, and the bias as the
-// weight of a feature that is 1 in every document:
+// bucket_svm: linear support vector machines for a tile of kSvmTile buckets of a repetition, solved side by
+// side. For bucket b, y[n] is 1 if document n has a label in it, else -1. The bias is the weight of a feature
+// that is 1 in every document. Each machine solves this problem:
+//
 //   minimise  |w|^2 / 2 + C sum_n max(0, 1 - y[n] w x[n])^2
-// by coordinate descent on the dual (Hsieh et al., A dual coordinate descent method for large-scale linear
-// SVM, ICML 2008): document after document, in an order that is shuffled for each pass, its kSvmTile
-// multipliers alpha >= 0 move to their best value and w = sum_n alpha[n] y[n] x[n] follows. A document whose
-// multipliers are all 0, and likely to stay so, is left out of the next passes (shrinking); the end is only
-// ever declared after a pass over all of them.
+//
+// The method is coordinate descent on the dual (Hsieh et al., A dual coordinate descent method for
+// large-scale linear SVM, ICML 2008). A pass visits the documents in a new random order. At each document its
+// kSvmTile multipliers alpha >= 0 move to their best value, and w = sum_n alpha[n] y[n] x[n] follows. If all
+// multipliers of a document are 0 and likely to stay 0, the next passes skip it (shrinking). The solver only
+// ever stops after a pass over all documents.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +30,9 @@ struct BucketSvm {
   int64_t max_passes;
 };
 
-// Scratch of the calling thread. On entry w and alpha are 0 and positives holds the tile's labels: bit j of
-// positives[n] is set where document n is positive for bucket j. used: the buckets that exist and have a
-// positive; the others are passed over (their w stays 0).
+// Scratch of the calling thread. On entry w and alpha are 0, and positives holds the tile's labels: bit j of
+// positives[n] is set if document n is positive for bucket j. `used` marks the buckets that exist and have a
+// positive document. The other buckets are skipped, so their w stays 0.
 template <class T>
 struct SvmScratch {
   T* w;                       // [D + 1, kSvmTile], rows aligned to their size; the last is the bias
@@ -40,7 +42,7 @@ struct SvmScratch {
   uint32_t used;
 };
 
-// -> passes; max_passes + 1 where the tolerance was not reached.
+// Returns the number of passes, or max_passes + 1 if the tolerance was not reached.
 template <class Isa, class T>
 int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s);
 

@@ -5,9 +5,9 @@
 
 namespace mach {
 
-// About how many different features indices [begin, end) name: of a hash table without chains, how many
-// places are taken, and how many collisions that many make likely (linear counting). A few percent off at
-// most, and far cheaper than the sort that it decides about.
+// Estimates how many different features indices [begin, end) name. It marks the features in a hash table
+// without chains, counts the marked places, and corrects for the likely number of collisions (linear
+// counting). The error is a few percent at most, and it is far cheaper than the sort about which it decides.
 template <class I>
 double count_features(const I* indices, int64_t begin, int64_t end);
 

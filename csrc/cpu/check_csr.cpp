@@ -11,8 +11,8 @@ namespace mach {
 
 namespace {
 
-// Whether a row is ascending, in range and finite, as nearly all rows are: without branches, and faults are
-// gathered in numbers as wide as what is compared, so that the compiler takes several at a time.
+// Returns whether a row is ascending, in range and finite, as nearly all rows are. There are no branches.
+// Faults are collected in numbers as wide as the compared ones, so that the compiler can vectorise the loops.
 template <class T, class I>
 bool is_plain_row(const T* values, const I* indices, int64_t begin, int64_t end, int64_t num_columns) {
   if (begin == end) return true;

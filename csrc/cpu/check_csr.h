@@ -5,7 +5,8 @@
 
 namespace mach {
 
-// What check_csr found first; 0 is "nothing wrong". mach_ext/functional/_checks.py turns these into messages.
+// The first fault that check_csr found. 0 means no fault. mach_ext/functional/_checks.py makes messages of
+// these.
 enum class CsrFault : int64_t {
   none = 0,
   indptr_start = 1,       // indptr[0] != 0

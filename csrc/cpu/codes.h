@@ -1,4 +1,4 @@
-// A label's codes, which can hold anything (merge.h).
+// Checks of a label's codes. Users can write to the codes, so they can hold anything (merge_scores.h).
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 
 namespace mach {
 
-// Whether all codes up to `last`. Apart from the loops that ask, which have no registers to spare.
+// Returns whether all codes are at most `last`. It is never inlined, because its callers have no free
+// registers.
 template <class Isa>
 __attribute__((noinline)) bool codes_up_to(const uint16_t* codes, int64_t R, uint16_t last) {
   int64_t r = 0;

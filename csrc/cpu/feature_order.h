@@ -9,9 +9,9 @@
 
 namespace mach {
 
-// Sorts a batch by feature. Radix sort of feature << shift | position: the cost follows the non-zeros, not
-// num_features, which can be millions. Entries with a feature out of range are left out. The work is cut into
-// `parts` tasks; the result does not depend on them.
+// Sorts a batch by feature. This is a radix sort of feature << shift | position, so its cost depends on the
+// number of non-zeros and not on num_features, which can be millions. Entries with a feature out of range are
+// dropped. The work is cut into `parts` tasks, and the result does not depend on their number.
 class FeatureSort {
  public:
   template <class I>
@@ -33,9 +33,9 @@ class FeatureSort {
   const Tasks& run_;
 };
 
-// Whether an order that came as an argument fits a batch of N documents, nnz entries and D features. Checked
-// in full, since kernels follow it without looking: a pass over its entries, next to nothing beside the rows
-// of M values that each of them stands for.
+// Returns whether an order that came as an argument fits a batch of N documents, nnz entries and D features.
+// The order is checked in full, because kernels follow it without checks. This is a pass over its entries,
+// which costs little: each entry stands for rows of M values.
 bool is_order_of(const FeatureOrder& order, int64_t nnz, int64_t N, int64_t D);
 
 }  // namespace mach

@@ -1,4 +1,4 @@
-// What merge_topk wants to know of a label hash, built once: the buckets of each label side by side, and the
+// The index of a label hash for merge_topk, built once: the buckets of each label side by side, and the
 // labels of each bucket. Plain code, compiled once.
 #pragma once
 
@@ -9,9 +9,9 @@
 
 namespace mach {
 
-// These and the table of buckets are tensors that users can write to, without any notice. So whatever reads
-// them checks them where it does: a code from B on and a label outside [0, L) stand for nothing, a list lies
-// within its repetition's labels.
+// The index and the table of buckets are tensors that users can write to without notice. Every reader
+// therefore checks each value where it uses it. A code that is not below B and a label outside [0, L) are
+// ignored. The bounds of a list are clamped to its repetition's labels.
 struct LabelIndex {
   const uint16_t* codes;       // [L, R]: buckets[r, l] at l * R + r
   const int32_t* list_starts;  // [R, B + 1]
@@ -19,7 +19,8 @@ struct LabelIndex {
                                // list_starts[r, b] on
 };
 
-// From buckets [R, L], B <= kMaxCodes. False where a bucket is not in [0, B): then nothing is of use.
+// Builds the index from buckets [R, L], B <= kMaxCodes. Returns false if a bucket is outside [0, B). The
+// outputs are then useless.
 bool label_index(const int32_t* buckets, int64_t R, int64_t B, int64_t L, uint16_t* codes,
                  int32_t* list_starts, int32_t* list_labels, const Tasks& run_tasks);
 

@@ -13,9 +13,10 @@ namespace mach {
 
 constexpr int64_t kGroup = 8;  // documents that share a block's codes while they are in the cache
 
-// ns on one core (Zen 4, AVX-512); only their ratios matter, and only for speed. Fitted to the forced paths'
-// times (bench_merge_topk.py, test_paths): the scores of models trained on wordnet and eurlex57k, logits and
-// probabilities, and peaky, soft and flat ones of 4K to 3M labels, N = 1 ... 256, k = 5 and 100.
+// Costs are in ns on a core (Zen 4, AVX-512). Only their ratios matter, and only for speed. They were fitted
+// to the times of each path (bench_merge_topk.py, test_paths). The scores came from models trained on wordnet
+// and eurlex57k, as logits and as probabilities. Others were peaky, soft and flat, for 4K to 3M labels, N = 1
+// ... 256, k = 5 and 100.
 constexpr double kDirectCost = 0.35;      // a score of a label, path direct
 constexpr double kBucketsFar = 0.3;       // the same, more where the buckets come from memory
 constexpr double kPairCost = 1.5;         // a score of a label, where labels are far apart
@@ -62,7 +63,7 @@ class MergeCosts {
   double key_cost() const {  // an exact key's arithmetic beside its loads
     return m_.merge == Merge::mean ? 1 : m_.merge == Merge::min ? 2 : 4 + m_.R / 8.0;
   }
-  // Labels that come to be among the first k, of random order.
+  // How often a label enters the first k while labels come in random order.
   double firsts() const { return p_.k * std::log2(static_cast<double>(m_.L) / sample_); }
   double alone_cost(int64_t documents) const {
     const double far = 4 * m_.L * m_.R > kFarBuckets ? kBucketsFar / std::min(kGroup, documents) : 0;
@@ -90,7 +91,8 @@ class MergeCosts {
            kSurvivors * firsts() * pair_cost();
   }
 
-  // Beside a path of this cost; many of few labels don't stand out by their best buckets.
+  // Whether the lists path may be cheaper than a path of this cost. If k is large beside L, the first k
+  // labels do not stand out by their best buckets.
   bool lists_may_pay(double cost) const {
     return cost > (together <= kFew ? kListsFrom : kListsFromMany) &&
            p_.k <= std::max(m_.L / 4096, std::min(kRaiseUpTo, m_.L / 256));

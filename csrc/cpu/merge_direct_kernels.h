@@ -15,14 +15,14 @@ constexpr int kSumLanes = 16;
 template <class Isa>
 void interleave_scores(const float* const* scores, int64_t B, float* rows);
 
-// Labels of [begin, end) with a sum s_0 + s_1 + ... + s_{R-1}, added in this order, above some document's
-// `above`: the label, the documents (a bit each) and all 16 sums, with room for one more than there are
-// labels. Returns how many.
+// Searches labels [begin, end). A label is kept if its sum s_0 + s_1 + ... + s_{R-1}, added in this order, is
+// above `above` of a document. Writes the label, its documents (a bit each) and all 16 sums. The arrays have
+// room for a label more than there are. Returns how many labels were kept.
 template <class Isa>
 int64_t sum_labels(const float* table, const uint16_t* codes, int64_t R, int64_t B, int64_t begin,
                    int64_t end, const float* above, int32_t* labels, uint32_t* documents, float* sums);
 
-// documents[i] = 0 where a code of labels[i] is not below B, i < count: their sums are of no score.
+// Sets documents[i] = 0 if a code of labels[i] is not below B, for i < count. Such a sum belongs to no score.
 template <class Isa>
 void drop_unknown(const uint16_t* codes, int64_t R, int64_t B, const int32_t* labels, int64_t count,
                   uint32_t* documents);

@@ -47,25 +47,25 @@ struct Document {
 
   double theta() const { return key_of<float>(top.threshold()); }
 
-  // Slack: a label whose fp32 key reaches theta has a sum of scores, in exact arithmetic, of at least
-  // R theta - slack(theta). With u = 2^-24 the fp32 sum errs by at most (R - 1) u / (1 - ...) times the sum
-  // of the magnitudes, the division by one more rounding. For a sum s of scores that are at most `high` the
-  // magnitudes add up to 2 * (sum of the positive ones) - s. The factor 4 is more than enough for
-  // second-order terms, the last term for results below the least normal number.
+  // Slack: if the fp32 key of a label reaches theta, its sum of scores in exact arithmetic is at least R
+  // theta - slack(theta). With u = 2^-24, the fp32 sum errs by at most (R - 1) u / (1 - ...) times the sum of
+  // the magnitudes. The division adds one more rounding. For a sum s of scores that are at most `high`, the
+  // magnitudes add up to 2 * (sum of the positive scores) - s. The factor 4 is more than enough for
+  // second-order terms. The last term covers results below the least normal number.
   double slack(int64_t R, double theta) const {
     return (R + 4) * 0x1p-22 * (2 * slack_high + R * std::abs(theta)) + R * 1e-44;
   }
-  // Sum of scores that a label needs at least for a key of theta.
+  // The sum of scores that a label must have for a key of theta.
   double wanted(int64_t R, double theta) const { return R * theta - slack(R, theta); }
   double wanted(int64_t R) const { return wanted(R, theta()); }
 };
 
-// A document, by its place among some, and a label of it.
+// A label of a document, where `slot` is the document's number in a block.
 struct Pair {
   int32_t slot, label;
 };
 
-// Of one thread, from document to document.
+// Scratch memory of a thread, reused from document to document.
 struct Scratch {
   explicit Scratch(const MergeScores<float>& p)
       : keys(block_labels(p)), sorted(p.R), positions(block_labels(p)) {}

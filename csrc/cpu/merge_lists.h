@@ -10,8 +10,8 @@ namespace mach {
 // Sets d.tau, d.gap and d.lists_cost where the path is possible for the document.
 void plan_lists(const MergeRun& run, Document& d);
 
-// Runs the path for documents that plan_lists found it possible for. A document that the scan would serve
-// better gets path scan and no result.
+// Runs the path for documents for which plan_lists found it possible. If the scan turns out to be cheaper for
+// a document, the document gets path scan and no result.
 void merge_lists(const MergeRun& run, const Array<Document*>& documents);
 
 }  // namespace mach

@@ -7,8 +7,8 @@
 
 namespace mach {
 
-// sums[label - first] += amount, saturating at 255, for the leading ones of the ascending labels that are
-// within [first, stop); returns how many those are.
+// Does sums[label - first] += amount, saturating at 255, for ascending labels within [first, stop). It stops
+// at the first label beyond stop, and returns how many labels were within.
 template <class Isa>
 int64_t add_saturating(const int32_t* labels, int64_t count, int64_t first, int64_t stop, uint8_t* sums,
                        int amount);

@@ -17,8 +17,8 @@ namespace mach {
 constexpr int64_t kBlock = 2048;  // labels whose exact keys are computed together
 constexpr int64_t kPairs = 1024;  // exact keys computed together
 
-// The same where a document's scores don't fit the second-level cache: then each repetition's scores should
-// serve many labels before those of the next one take their place.
+// The same for documents whose scores do not fit into the second-level cache. The scores of a repetition then
+// serve many labels before those of the next repetition replace them in the cache.
 constexpr int64_t kLongBlock = 1 << 15;
 template <class T>
 int64_t block_labels(const MergeScores<T>& p) {

@@ -1,5 +1,5 @@
-// merge_topk's scan: upper bounds on the keys, in bytes, of blocks of up to 64 documents with one addition;
-// the few labels whose bound reaches the k-th best key so far get their exact key.
+// merge_topk's scan: upper bounds on the keys, in bytes, for blocks of up to 64 documents with one addition.
+// The few labels whose bound reaches the k-th best key so far get their exact key.
 #pragma once
 
 #include <cstdint>

@@ -12,11 +12,13 @@ namespace mach {
 constexpr int64_t kWidth = 64;             // documents in a scan
 constexpr int64_t kTableBytes = 12 << 20;  // of byte tables, for scans that go through the codes together
 
-// Rows to have memory for behind a table's first row, where it has `rows`, B a repetition.
+// The number of rows to allocate for a table of `rows` rows, B for each repetition, so that any code stays
+// inside.
 constexpr int64_t table_rows(int64_t rows, int64_t B) { return rows + (B < kMaxCodes ? kMaxCodes - B : 0); }
 
-// Memory that is read all over: on huge pages where the system has them, so that addresses are cheap to find;
-// kept from use to use, so that they are made once. What is never touched (table_rows()) takes no memory.
+// Memory that is read at random places. It lies on huge pages if the system has them, so that address
+// translation is cheap. It is kept for the next use, so that the pages are made once. Rows that are never
+// touched (table_rows()) take no physical memory.
 class Table {
  public:
   uint8_t* of(int64_t bytes);
@@ -27,7 +29,7 @@ class Table {
   int64_t size_ = 0;
 };
 
-// The calling thread's, kept from call to call unless it is large.
+// The table of the calling thread. It is kept from call to call unless it is large.
 Table& own_table();
 
 }  // namespace mach

@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kChunk = 256;  // documents planned together, at most; fewer where their scores are large
 constexpr int64_t kChunkBytes = 12 << 20;  // of scores planned together: exact keys find them in the cache
 
-// How many labels are scored exactly before anything else, for a first threshold.
-// Fewer of few labels where a path is asked for, so that it has something to do.
+// How many labels are scored exactly first, to get a threshold. If a path is forced and there are few labels,
+// the number is smaller, so that the path has something to do.
 int64_t sample_size(const MergeTopK<float>& p) {
   const int64_t L = p.merge.L, usual = std::max<int64_t>(128, 4 * p.k);
   return p.path == Path::automatic ? std::min(L, usual)

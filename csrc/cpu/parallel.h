@@ -19,8 +19,8 @@ inline int64_t num_threads_for(int64_t work) {
   return work < kSerialWork ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
 }
 
-// Runs task(0) ... task(count - 1), each once, on the threads of PyTorch's pool. What a task throws is thrown
-// here once all have ended: out of parallel_for it would come without its message.
+// Runs task(0) ... task(count - 1), each once, on the threads of PyTorch's pool. An exception of a task is
+// thrown here after all tasks have ended, because parallel_for would lose its message.
 template <class F>
 void run_tasks(int64_t count, const F& task) {
   if (count == 1) return task(0);

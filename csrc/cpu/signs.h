@@ -1,6 +1,6 @@
-// signs: the step that a gradient of bounded components takes, as used over all features (FGSM): G [N, T] is
-// overwritten by its signs, +1, -1, or 0 (also where it is NaN); with `nonnegative`, for features that may
-// not fall, -1 becomes 0. A tile of T features at a time is all that a dense step holds, whatever D is.
+// signs: turns gradients into steps of components that are bounded each (FGSM over all features). G [N, T] is
+// overwritten by its signs: +1, -1, or 0, which also stands for NaN. With `nonnegative`, for features that
+// must not fall, -1 becomes 0. A dense step holds only a tile of T features at a time, whatever D is.
 #pragma once
 
 #include <cstdint>

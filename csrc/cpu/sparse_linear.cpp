@@ -9,8 +9,9 @@ namespace {
 
 // ---------------------------------------------------------------------------------------- column tiles
 //
-// All loops here hold a tile of columns, K registers, while they run along the non-zeros: an output is loaded
-// and stored once, not once a product. A vector's elements never meet, so its width changes no bit.
+// All loops here hold a tile of columns in K registers while they run along the non-zeros. Each output is
+// thus loaded and stored once, and not once for each product. The elements of a vector are never added to
+// each other, so the width of the vectors changes no bit.
 
 template <class Isa>
 struct Registers {

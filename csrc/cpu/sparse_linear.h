@@ -41,11 +41,11 @@ template <class Isa, class T, class W, class I>
 void sparse_linear(const SparseLinear<T, W, I>& p, T* out, int64_t row_begin, int64_t row_end,
                    int64_t column_begin, int64_t column_end);
 
-// The same, all documents, feature after feature: a weight row is read once, the outputs stay in the cache.
-// For batches whose features repeat, whose features are all in range and ascend within each row: then the
-// sums have the order of the row, and the results the bits of sparse_linear. Scratch of the calling thread:
-// [N, width]; so many columns are done at a time. (In `out` itself, threads would prefetch each other's
-// columns.)
+// The same result for all documents, computed feature by feature. A weight row is read once, and the outputs
+// stay in the cache. This suits batches whose features repeat. All features must be in range and ascend
+// within each row. The sums then have the order of the row, so the bits are those of sparse_linear. The
+// calling thread has scratch [N, width] for `width` columns at a time. If threads wrote to `out` itself, they
+// would prefetch each other's columns.
 template <class Isa, class T, class W, class I>
 void sparse_linear_by_feature(const SparseLinear<T, W, I>& p, const FeatureOrder& order, T* out, int64_t N,
                               int64_t column_begin, int64_t column_end, T* scratch, int64_t width);

@@ -18,9 +18,9 @@ int64_t by_feature_width(int64_t N) {
   return std::max<int64_t>(64, kOutputs / static_cast<int64_t>(sizeof(T)) / N / 64 * 64);
 }
 
-// Whether sparse_linear_by_feature may be used (it needs rows sorted, features in range), and is faster: rows
-// of the weight are not in the cache anyway, are wanted again and again, and the outputs fit in it.
-// known_features is the number of features of the batch, where its order has been made.
+// Returns whether sparse_linear_by_feature is possible and faster. It is possible if rows are sorted and
+// features are in range. It is faster if the weight's rows are not in the cache, are needed repeatedly, and
+// the outputs fit into the cache. known_features is the number of features of the batch if its order exists.
 template <class T, class W, class I>
 bool by_feature_pays(const SparseLinear<T, W, I>& p, int64_t N, int64_t threads,
                      std::optional<int64_t> known_features);

@@ -54,8 +54,8 @@ struct Candidate {
   }
 };
 
-// Keeps the first k >= 1 of what it is offered. Holds at most 2k + kSlack candidates; each compaction halves
-// them, so an offer costs O(1) amortised. Labels must be offered in ascending order.
+// Keeps the first k >= 1 of the offered pairs. It holds at most 2k + kSlack candidates. Each compaction
+// halves them, so an offer costs O(1) amortised. Labels must be offered in ascending order.
 template <class T>
 class TopK {
  public:

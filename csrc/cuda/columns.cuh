@@ -1,9 +1,10 @@
 // Tiles of 32 * kWidth columns of a row-major matrix, kWidth a lane: how the sparse kernels read rows of a
 // weight or of a gradient.
 //
-// kAligned: rows are multiples of 16 bytes and start at one, so a lane takes kWidth neighbours, 16 bytes a
-// load, and a warp 512 bytes. Else: elements 32 apart, so that each load of a warp is still one piece of
-// memory. Columns past the end of the row are neither read nor written.
+// kAligned: rows start at a multiple of 16 bytes and have a length of such a multiple. A lane then takes
+// kWidth neighbours, 16 bytes in a load, and a warp takes 512 bytes. Otherwise the elements of a lane are 32
+// apart, so that each load of a warp is still contiguous. Columns past the end of the row are neither read
+// nor written.
 #pragma once
 
 #include <cuda_fp16.h>

@@ -1,8 +1,8 @@
 // Sparse index structure on the GPU: what every kernel over CSR documents reads, and the pieces of
 // feature_order.
-//
-// Nothing is checked on the host, which would wait for the device. So kernels take an index array for what
-// it is: bounds are clamped as they are read, indices compared with the range before they become addresses.
+// A check on the host would wait for the device, so nothing is checked there. Kernels therefore do not trust
+// an index array. They clamp bounds when they read them, and compare indices with the range before they use
+// them as addresses.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -47,8 +47,9 @@ struct Rows {
   __device__ int64_t clamp(int64_t x, int64_t least) const { return x < least ? least : x < nnz ? x : nnz; }
 };
 
-// Entries by feature, as FeatureOrder of cpu/sparse_linear.h. `counts` null: U and E are the sizes. Else they
-// are at counts[0], counts[1] on the device, and the arrays as long as these could have been.
+// Entries by feature, as FeatureOrder of cpu/sparse_linear.h. If `counts` is null, U and E are the sizes.
+// Otherwise the sizes are counts[0] and counts[1] on the device, and the arrays have the largest possible
+// length.
 struct FeatureGroups {
   const int64_t* features;   // [U]
   const int64_t* offsets;    // [U + 1]
@@ -58,10 +59,10 @@ struct FeatureGroups {
   const int64_t* counts;
 };
 
-// Grouping takes four steps, the second and the third by PyTorch: a key for each entry, `none` for those to
-// be left out, which is larger than any other key; a stable sort of the keys; heads, 1 where a key differs
-// from the one before, and their running sum; from these the groups. `Key` is int32_t where it suffices: half
-// the passes of a radix sort.
+// Grouping takes four steps, the second and a part of the third by PyTorch. First each entry gets a key.
+// Entries to be dropped get the key `none`, which is larger than any other. Then the keys are sorted, stably.
+// Then `heads` are 1 where a key differs from the key before, and they are summed up. The groups follow from
+// these sums. `Key` is int32_t if it suffices, which halves the passes of a radix sort.
 
 // keys, documents [nnz]: the feature and the row of each position, `none` where either is out of range.
 template <class Key>

@@ -1,6 +1,7 @@
-// What kernels share. Compiled by nvcc, and by g++ with MACH_SHIM for the tests that run kernels without a
-// GPU (tests/cuda_shim): all shared memory is dynamic, launches go through MACH_LAUNCH, and what only nvcc
-// knows (PTX, cp.async, CUB) stands in `#ifndef MACH_SHIM` beside a plain way.
+// What kernels share. nvcc compiles this file, and g++ compiles it with MACH_SHIM for the tests that run
+// kernels without a GPU (tests/cuda_shim). For their sake all shared memory is dynamic, and launches go
+// through MACH_LAUNCH. Features of nvcc alone (PTX, cp.async, CUB) stand in `#ifndef MACH_SHIM` beside a
+// plain version.
 #pragma once
 
 #include <cuda_runtime.h>

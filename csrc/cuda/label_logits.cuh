@@ -2,9 +2,9 @@
 // labels[n, j]]. Sums have an order fixed by the shapes; no atomics. A label outside [0, L) reads nothing:
 // its logits are NaN, its gradients zero.
 //
-// The gradient to the weight is that of a sparse_linear: its "documents" are the rows of hidden, its features
-// the R * B columns of the weight, an entry for each (n, j, r), its value the gradient of that logit. So it
-// is grouped by column (csr.cuh) and summed by launch_feature_rows.
+// The gradient to the weight is that of a sparse_linear. Its "documents" are the rows of hidden, and its
+// features are the R * B columns of the weight. Each (n, j, r) is an entry, whose value is the gradient of
+// that logit. The entries are grouped by column (csr.cuh), and launch_feature_rows sums them.
 #pragma once
 
 #include <cuda_runtime.h>

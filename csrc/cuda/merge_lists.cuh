@@ -1,23 +1,26 @@
-// CUDA twin of the CPU's lists path (cpu/merge_topk.h): the inverted index, clipped, for documents of which
-// few buckets stand out. With any clip levels tau_r, in exact arithmetic
+// CUDA twin of the CPU's lists path (cpu/merge_topk.h): a search through the inverted index, for documents
+// with few buckets that stand out. Let tau_r be any levels. In exact arithmetic, the bound of the Threshold
+// Algorithm holds:
 //
 //   sum_r score_r(label)  <=  sum_r tau_r  +  sum over r of max(0, score_r(label) - tau_r)
 //
-// (the Threshold Algorithm's bound), so labels that are in no bucket above its clip level need not be looked
-// at, and of the others, most of those that are in few. One block a document:
+// A label that is in no bucket above its level need not be visited. Most labels in few such buckets need not
+// be visited either. A block works on a document, in these steps:
 //
-//   levels   as low as the budget of lists and postings allows, the same share of the way from low to high in
-//            all repetitions. How many buckets are above a level is known from the greatest scores of groups
-//            of 64, which the extremes kernel left; only groups above it are read again.
-//   sums     the excesses over tau, in steps rounded up, of a label's lists, in shared memory. A sum stands
-//            for all labels that are equal modulo `slots`: so it is a bound still, and one pass over the
-//            postings does for any number of labels.
-//   labels   those of the greatest sums get their exact keys; the k-th best of them is the threshold.
-//   proof    where every label whose key can reach the threshold has a sum that was great enough, the labels
-//            found are the first k for certain. Else once more from the sum that the threshold asks for, and
-//            where that is too many, the document is left to the scan, which gets the threshold.
+//   levels   The levels are as low as the budget of lists and postings allows. They are the same share of
+//            the way from low to high in all repetitions. The extremes kernel left the greatest scores of
+//            groups of 64 buckets. These tell how many buckets are above a level, and only such groups are
+//            read again.
+//   sums     The excesses over tau, in steps rounded up, are added for the lists of each label, in shared
+//            memory. Labels that are equal modulo `slots` share a sum. The sum is still a bound for each, and
+//            one pass over the postings suffices for any number of labels.
+//   labels   The labels of the greatest sums get their exact keys. The k-th best key is the threshold.
+//   proof    If every label whose key can reach the threshold was among them, these labels contain the
+//            first k for certain. Otherwise the step is repeated from the sum that the threshold requires. If
+//            that gives too many labels, the document goes to the scan, which gets the threshold.
 //
-// Choice: a document whose levels would lie too high has no few buckets that stand out; it is left at once.
+// If the levels of a document would be too high, it does not have a few buckets that stand out. It goes to
+// the scan at once.
 #pragma once
 
 #include "merge_scores.cuh"

@@ -1,21 +1,22 @@
-// CUDA twin of the CPU's scan (cpu/merge_topk.h): for fp32 scores, upper bounds on the keys of all labels, 16
-// documents with one load of 16 bytes; what is left of a document's labels gets its exact key in
-// launch_merge_topk. Six kernels:
+// CUDA twin of the CPU's scan (cpu/merge_topk.h), for fp32 scores. It computes upper bounds on the keys of
+// all labels, for 16 documents with one load of 16 bytes. The labels that are left get their exact keys in
+// launch_merge_topk. There are six kernels:
 //
-//   extremes   of each document and repetition: the greatest score and its bucket, a low score.
-//   lists      documents that don't need the scan (merge_lists.cuh). The others get places in it, so that it
-//              costs what they cost.
-//   sample     exact keys of some labels, those of the best buckets and a run of others.
-//   plan       the k-th best of them is the threshold. From it the step, in which scores are counted, and the
-//              bound.
-//   table      how far each score lies under its repetition's greatest, in steps, rounded down: a byte. Where
-//              the merge is min or median: 1 for a score below the threshold, else 0.
-//   scan       for each label the sum of R bytes, for 16 documents in 8 registers; sums up to the bound are
-//              candidates. Where nobody wants a label any more after some repetitions, it gets no others.
+//   extremes   finds the greatest score, its bucket and a low score, for each document and repetition.
+//   lists      handles documents that do not need the scan (merge_lists.cuh). The others get consecutive
+//              places in the scan, so that the scan costs only what they need.
+//   sample     computes the exact keys of a sample: the labels of the best buckets and a run of other labels.
+//   plan       takes the k-th best of them as the threshold. From it follow the bound and the step, which
+//              is the unit of the bytes.
+//   table      computes a byte for each score: how far it lies under its repetition's greatest, in steps,
+//              rounded down. If the merge is min or median, it is 1 for a score below the threshold, else 0.
+//   scan       adds the R bytes of each label, for 16 documents in 8 registers. Labels with sums up to the
+//              bound are candidates. A label that is no candidate of any document any more is dropped early.
 //
-// A label whose fp32 key reaches the threshold has a sum up to the bound: see `slack` in merge_scan.cu. A
-// document for which that can't be said (NaN, +inf, nothing to tell labels apart), and one with too many
-// candidates, is left to launch_merge_topk as a whole.
+// If the fp32 key of a label reaches the threshold, its sum is at most the bound (see `slack` in
+// merge_scan.cu). For some documents this does not hold: those with NaN or +inf, and those whose labels
+// cannot be told apart. launch_merge_topk searches all labels of these, and of documents with too many
+// candidates.
 #pragma once
 
 #include "merge_lists.cuh"

@@ -1,9 +1,9 @@
 // CUDA twin of cpu/merge_topk.h: the exact k best labels of each document over all L.
 //
-// One block goes over the exact keys of a document's labels, several times (select.cuh), each time computing
-// them anew: nothing of size N x L is ever held. Where a scan (merge_scan.cuh) has left few labels of a
-// document, only over those. Where there are fewer documents than the GPU has room for, several blocks share
-// a document, one launch a pass.
+// A block goes over the exact keys of a document's labels several times (select.cuh) and computes them anew
+// each time. Nothing of size N x L is ever held. If a scan (merge_scan.cuh) has left few labels of a
+// document, the block goes over these only. If there are fewer documents than the GPU has room for, several
+// blocks share a document, with a launch for each pass.
 #pragma once
 
 #include "merge_scores.cuh"

@@ -1,5 +1,5 @@
-// What the bindings want of CUDA and of torch on CUDA: stream, device, errors, the library to register in.
-// With MACH_SHIM (tests/cuda_shim) the tensors are on the CPU.
+// What the bindings need of CUDA and of torch on CUDA: stream, device, errors, and the library to register
+// in. With MACH_SHIM (tests/cuda_shim) the tensors are on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,8 +1,8 @@
-// Selecting the first k of many pairs (rank, label) in one block, by their digits from the top: rank
-// descending, then label ascending. A pass counts the pairs by one digit of 11 bits, which says in which bin
-// the k-th lies; it ends as soon as a bin is wanted as a whole. So ties and any distribution of keys cost no
-// more than a few passes, nothing is moved, and the counts are integers: the result does not depend on the
-// order in which threads come by.
+// Selection of the first k of many pairs (rank, label) in a block: rank descending, then label ascending. It
+// works digit by digit, from the most significant. A pass counts the pairs by a digit of 11 bits. The counts
+// tell which bin contains the k-th pair. The selection ends as soon as all pairs of a bin are needed. Ties
+// and any distribution of keys therefore cost no more than a few passes. Nothing is moved. The counts are
+// integers, so the result does not depend on the order of the threads.
 #pragma once
 
 #include "merge_key.cuh"

@@ -5,9 +5,9 @@
 //   grad_values    the same reads; the gradient's rows come from L1 or L2.
 //   feature_rows   4 R M U written, or 24 R M U for a step of Adam, 16 for Adagrad; 4 N R M read once. The
 //                  4 R M E of gathered gradient rows come out of L2: 8 MB of them at N = 256, M = 8192.
-// All three are gathers of rows by warps of 512 bytes a load. Nothing but the number of loads under way hides
-// the latency of memory: a lane issues kRows of them before it uses the first, and the next 32 indices are
-// asked for before the present ones are used.
+// All three are gathers of rows by warps, with 512 bytes in a load. Only the number of pending loads hides
+// the latency of memory. A lane therefore issues kRows loads before it uses the first. It also loads the next
+// 32 indices before it uses the present ones.
 #include <type_traits>
 
 #include "columns.cuh"

@@ -26,6 +26,7 @@ def score(a: np.ndarray) -> np.ndarray:
 
 
 def draw() -> Figure:
+    """Draws the score along the path above the bars of the words."""
     slope = X @ ENCODER
     switch = np.clip(-BIAS / slope, 0, 1)  # where on the path a unit switches
     kinks = switch[(switch > 0) & (switch < 1)]

@@ -24,6 +24,7 @@ def proven(size: float) -> float:
 
 
 def draw() -> Figure:
+    """Draws the lead after an attack, after the worst change, and its proven lower bound."""
     sizes = np.linspace(0, 1, 401)
     change = np.linspace(-1, 1, 801)
     worst = np.array([lead(change)[np.abs(change) <= size + 1e-9].min() for size in sizes])

@@ -9,6 +9,7 @@ K = 5
 
 
 def draw() -> Figure:
+    """Draws the bounds of random scores, and marks the labels whose bound reaches the top 5."""
     rng = np.random.default_rng(4)
     scores = np.sort(np.concatenate([rng.normal(-2.2, 0.7, 42), rng.normal(0.8, 0.7, 8)]))[::-1]
     bounds = scores + rng.uniform(0.05, 0.75, len(scores))

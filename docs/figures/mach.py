@@ -13,6 +13,7 @@ ASKED = LABELS.index("lion")
 
 
 def draw() -> Figure:
+    """Draws the buckets of the repetitions above the scores of the labels."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(5.4, 6.6), height_ratios=[1.25, 1], layout="constrained"
     )
@@ -22,6 +23,7 @@ def draw() -> Figure:
 
 
 def buckets(axes: plt.Axes) -> None:
+    """Draws a row of buckets for each repetition, with their labels and logits."""
     axes.set(xlim=(0, 4), ylim=(-0.1, 3.75))
     axes.axis("off")
     axes.text(2, 3.55, "one document in, one logit a bucket out", ha="center", va="center", weight="bold")
@@ -47,6 +49,7 @@ def buckets(axes: plt.Axes) -> None:
 
 
 def scores(axes: plt.Axes) -> None:
+    """Draws the score of each label, which is the mean of the logits of its buckets."""
     votes = np.take_along_axis(LOGITS, BUCKETS, 1)  # [R, L]
     merged = votes.mean(0)
     order = np.argsort(merged)

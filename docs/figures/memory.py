@@ -10,6 +10,7 @@ HIDDEN, R, B = 512, 16, 2048
 
 
 def draw() -> Figure:
+    """Draws the bytes of both output layers by the number of labels."""
     labels = np.geomspace(1e3, 1e8, 200)
     each = 4 * HIDDEN * labels
     hashed = 4 * R * HIDDEN * B + 10 * R * labels  # weights, then table and index of the hash

@@ -10,6 +10,7 @@ TRUE = {"lion", "mammal", "predator"}
 
 
 def draw() -> Figure:
+    """Draws the weight of each rank, and writes the metrics of the ranking beside the bars."""
     ranks = np.arange(1, 6)
     hits = np.array([name in TRUE for name in PREDICTED])
     discounts = 1 / np.log2(ranks + 1)

@@ -31,6 +31,7 @@ def changed() -> dict[str, np.ndarray]:
 
 
 def draw() -> Figure:
+    """Draws a panel for each threat model, with the document before and after its step."""
     figure, grid = plt.subplots(3, 2, figsize=(5.4, 5.6), sharex=True, sharey=True, layout="constrained")
     at = np.arange(8)
     for axes, (name, after) in zip(grid.flat, changed().items(), strict=True):

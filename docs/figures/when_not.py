@@ -14,6 +14,7 @@ QUESTIONS = [
 
 
 def draw() -> Figure:
+    """Draws the questions from top to bottom, each with the advice for the answer no."""
     figure, axes = plt.subplots(figsize=(5.4, 5.2), layout="constrained")
     axes.set(xlim=(-0.15, 10.1), ylim=(-0.95, 7.95))
     axes.axis("off")

@@ -29,6 +29,8 @@ FIGURES = {file.stem: importlib.import_module(file.stem) for file in sorted(DOCS
 
 # Remarks for the tests and the tools that keep figures.
 REMARK = r"setup\n.*?|not run: .*?|once: .*?|/once|\w+: written by .*?|/\w+"
+NO_LETTER = r"(?:[^<a-zA-Z]|</?strong>)*"
+NUMBERS = re.compile(rf"<td( style=[^>]*)?>(?={NO_LETTER}\d{NO_LETTER}</td>)")
 HIDDEN = re.compile(rf"^ *<!-- (?:{REMARK}) ?-->\n?", re.DOTALL | re.MULTILINE)
 
 
@@ -61,6 +63,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         if path == reference.path(module):
             return markdown + "\n" + reference.entries(module)
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Marks the cells of tables that hold numbers alone, which must not break at the end of a line."""
+    return NUMBERS.sub(r'<td class="number"\1>', html)
 
 
 def command_line() -> str:

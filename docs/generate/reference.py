@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import textwrap
 from types import ModuleType
 
 import mach_ext
+
+EXAMPLE = re.compile(
+    r"^Example:\n((?: {4}.*\n?|\n)+)", re.MULTILINE
+)  # of a docstring, with the code below it
 
 # The command line has a page of its own, from its commands.
 OTHERWISE = {"cli"}
@@ -21,7 +26,7 @@ def modules() -> list[str]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Its `__all__`; without one, the classes and functions that the module defines."""
+    """Its `__all__`, or the classes and functions that the module defines if it has none."""
     if hasattr(module, "__all__"):
         names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
     else:
@@ -88,4 +93,8 @@ def entries(module: str) -> str:
 def head(module: str) -> str:
     """The title of a module's page and what its docstring says."""
     text = inspect.getdoc(importlib.import_module(module)) or ""
-    return f"# {module}\n\n{text}\n"
+    return f"# {module}\n\n{EXAMPLE.sub(_fenced, text)}\n"
+
+
+def _fenced(match: re.Match[str]) -> str:
+    return f"```pycon\n{textwrap.dedent(match[1]).strip()}\n```\n"

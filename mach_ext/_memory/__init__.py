@@ -1,10 +1,11 @@
-"""What memory can be had, and errors in words where it does not suffice.
+"""What memory is available, and readable errors if it does not suffice.
 
-`check_memory` comes before an allocation whose size a user's number decides. Linux grants memory that it
-does not have, and ends the process when the pages are touched. So the sizes are compared with what can be
-had before anything is allocated. `memory_advice` is for what fails all the same: PyTorch, NumPy, Python and
-the operators of this package each report it in their own way, and all of them become a `MemoryError` of one
-form.
+`check_memory` comes before an allocation whose size a user's number decides. Linux grants memory that it does
+not have, and ends the process when the pages are touched. The sizes are therefore compared with the available
+memory before anything is allocated.
+
+`memory_advice` handles failures that still happen. PyTorch, NumPy, Python and the operators of this package
+each report them in their own way. All of them become a `MemoryError` of a single form.
 """
 
 from mach_ext._memory.available import available_memory

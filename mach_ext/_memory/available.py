@@ -1,4 +1,4 @@
-"""What memory this process can have: what the machine, its limits and its control groups leave."""
+"""The memory that is available to this process, given the machine, its limits and its control groups."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-UNKNOWN = 2**62  # counts as plenty
+UNKNOWN = 2**62  # stands for unknown, so that it counts as enough
 
 
 def available_memory(device: torch.device | str = "cpu", swap: bool = False) -> int:
-    """Bytes that this process can have now, beyond what it has; unknown counts as plenty.
+    """Return the bytes that this process can get now, beyond what it has. If unknown, the number is huge.
 
-    On the CPU the least of what the machine has left, what the process's limits leave (RLIMIT_AS and
-    RLIMIT_DATA) and what its control groups leave. Page cache counts as left, as the kernel gives it up.
+    On the CPU this is the least of what the machine, the process's limits (RLIMIT_AS and RLIMIT_DATA) and its
+    control groups leave. Page cache counts as available, because
+    the kernel gives it up.
 
     Args:
-        device: "cpu", or a CUDA device that is there.
+        device: "cpu", or a CUDA device that exists.
         swap: Also count what swapping would free.
 
     Example:
@@ -53,7 +54,10 @@ def _left_by_limits() -> list[int]:
 
 
 def _left_by_group(folder: Path, swap_free: int) -> list[int]:
-    """Of a group of cgroup v2: its limit less what it uses, page cache left out; none without a limit."""
+    """Return what a group of cgroup v2 leaves: its limit minus its usage without page cache.
+
+    The list is empty if there is no limit.
+    """
     limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
     if limit is None or used is None:
         return []
@@ -66,7 +70,7 @@ def _left_by_group(folder: Path, swap_free: int) -> list[int]:
 
 
 def _left_by_old_group(folder: Path, swap_free: int) -> list[int]:
-    """The same of cgroup v1, whose second limit counts memory and swap together."""
+    """Return what a group of cgroup v1 leaves. Its second limit counts memory and swap together."""
     kept = _numbers(folder / "memory.stat")
     cache = kept.get("total_inactive_file", 0) + kept.get("total_active_file", 0)
     left = []
@@ -78,7 +82,7 @@ def _left_by_old_group(folder: Path, swap_free: int) -> list[int]:
 
 
 def _groups(kind: str, process: Path = Path("/proc/self")) -> list[Path]:
-    """Folders of a process's group and of those that it is part of, of one version of cgroup."""
+    """Return the folders of a process's group and of the groups above it, for a version of cgroup."""
     controllers = {"cgroup": "memory", "cgroup2": ""}
     try:
         mounts = (process / "mountinfo").read_text(encoding="utf-8").splitlines()
@@ -93,14 +97,14 @@ def _groups(kind: str, process: Path = Path("/proc/self")) -> list[Path]:
             continue
         root, folder = fields.split(" ")[3], Path(fields.split(" ")[4])
         for path in paths:
-            # In a container, the mount shows a part of the tree only.
+            # In a container, the mount shows only a part of the tree.
             inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path()
             return [folder / part for part in (inside, *inside.parents)]
     return []
 
 
 def _number(file: Path) -> int | None:
-    """The number that a file consists of; None where it says "max" or is not there."""
+    """Return the number that a file consists of, or None if it says "max" or does not exist."""
     try:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -108,7 +112,7 @@ def _number(file: Path) -> int | None:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Names and numbers, one pair a line: "MemFree: 123 kB"; none where the file is not there."""
+    """Return names and numbers, a pair in a line: "MemFree: 123 kB". Without the file there are none."""
     try:
         lines = [line.replace(":", " ").split() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
@@ -124,7 +128,10 @@ class _Mallinfo(ctypes.Structure):
 
 
 def free_in_heap() -> int:
-    """Bytes that the C library has from the kernel and nobody uses: an allocation may come from there."""
+    """Return the bytes that the C library got from the kernel and nobody uses.
+
+    An allocation may take them.
+    """
     with contextlib.suppress(OSError, AttributeError):
         mallinfo2 = ctypes.CDLL(None).mallinfo2
         mallinfo2.restype = _Mallinfo

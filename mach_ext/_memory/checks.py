@@ -1,4 +1,4 @@
-"""Checks that come before an allocation, where what would fail could also end the process."""
+"""Checks before an allocation whose failure could end the process."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import warnings
 from mach_ext._memory import available
 from mach_ext._memory.shortage import WORTH_A_LOOK, keep_reserve, not_enough, size_in_words
 
-_BUFFERS = 1 << 22  # safetensors wants a megabyte, and aborts where it can't have it
-# MiB of address space that loading takes at least, on top of `import mach_ext`.
+_BUFFERS = 1 << 22  # safetensors needs a megabyte, and aborts the process if it cannot get it.
+# The import of each library takes at least so many MiB of address space, on top of `import mach_ext`.
 _IMPORTS = {"scipy.special": 60, "sklearn": 128, "matplotlib.figure": 30, "torch._dynamo": 64}
 
 
 def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
-    """Refuses an allocation that cannot succeed, before it is tried.
+    """Refuse an allocation that cannot succeed, before it is tried.
 
-    Memory that is mapped from a file is no allocation, and page cache counts as memory that can be had. Where
-    only swapping would do, a `ResourceWarning` says so.
+    Memory that is mapped from a file is not allocated, so do not count it. Page cache counts as available
+    memory. If only swapping would provide the memory, a `ResourceWarning` is given.
 
     Args:
         what: The function and what it is about to allocate: "MACH: the weights".
@@ -26,7 +26,10 @@ def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
         **sizes: The numbers that decide, by the names that users know.
 
     Raises:
-        MemoryError: `needed` is above all that can be had, swap included.
+        MemoryError: `needed` exceeds all available memory, swap included.
+
+    Warns:
+        ResourceWarning: `needed` exceeds the memory that is available without swapping.
 
     Example:
         >>> from mach_ext._memory import check_memory
@@ -42,18 +45,19 @@ def check_memory(what: str, needed: int, advice: str, **sizes: object) -> None:
         raise not_enough(op, shortage, advice, is_final=True)
     free = size_in_words(available.available_memory())
     message = f"{op}: memory is short: {shortage}, {free} can be had without swapping; {advice}"
-    warnings.warn(message, ResourceWarning, stacklevel=4)  # behind `memory_errors`
+    warnings.warn(message, ResourceWarning, stacklevel=4)  # above `memory_errors`
 
 
 def check_room() -> None:
-    """Raises MemoryError where not even buffers can be had, for libraries that end the process then."""
+    """Raise MemoryError if there is no memory for buffers, because some libraries end the process then."""
     bytearray(_BUFFERS)
 
 
 def check_import(name: str) -> None:
-    """Raises MemoryError where a library, about to be loaded, would find too little room.
+    """Raise MemoryError if there is too little memory to import a library.
 
-    Half-loaded, some crash. The OpenBLAS of scipy.special waits for ever where its own 32 MiB cannot be had.
+    Some libraries crash if they are loaded in part. The OpenBLAS of scipy.special waits forever if it cannot
+    get its own 32 MiB.
     """
     if name not in sys.modules:
         bytearray(_IMPORTS[name] << 20)

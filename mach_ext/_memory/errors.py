@@ -1,4 +1,4 @@
-"""Blocks and functions whose shortage of memory becomes one error in words."""
+"""Blocks and functions that turn a shortage of memory into a readable error."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mach_ext._memory.shortage import NotEnoughMemory, memory_shortage, not_enou
 
 
 class memory_advice:
-    """A block whose shortage of memory becomes one error in words, which says what would help.
+    """A block that turns a shortage of memory into an error that says what would help.
 
-    On the CPU that is a `MemoryError`. On a GPU it is torch.OutOfMemoryError: where one of mach_ext's
-    operators asked PyTorch for the memory, all that comes back is which call failed.
+    On the CPU the error is a `MemoryError`. On a GPU it is `torch.OutOfMemoryError`. If an operator of this
+    package asked PyTorch for memory there, the original error only says which call failed.
 
     Args:
-        op: The function that the user has called.
-        advice: "lower batch_size".
-        model: Its device tells whose memory is short; None: the CPU's.
-        is_final: Whether `op` and `advice` stand, whatever function the block is called by.
+        op: The function that the user called.
+        advice: What would help: "lower batch_size".
+        model: Its device tells whose memory is short. None is the CPU.
+        is_final: Keep `op` and `advice`, whatever function calls the block.
     """
 
     def __init__(self, op: str, advice: str, model: Any = None, is_final: bool = False) -> None:
@@ -65,18 +65,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def memory_errors(advice: str, op: str | None = None) -> Callable[[_Function], _Function]:
-    """A decorator: what `memory_advice` does for a block, for a whole function.
+    """Decorate a function so that it does what `memory_advice` does for a block.
 
     Args:
-        advice: "lower batch_size".
-        op: What the user calls the function; None: its own name.
+        advice: What would help: "lower batch_size".
+        op: What the user calls the function. None is its own name.
     """
 
     def decorate(function: _Function) -> _Function:
         is_compiling, translate = torch.compiler.is_compiling, _on_cpu
         qualified = op or function.__qualname__.removesuffix(".__init__")
 
-        def called(arguments: tuple[Any, ...]) -> str:  # a private class goes by the name of the one in use
+        def called(arguments: tuple[Any, ...]) -> str:  # A private base class gets the name of its subclass.
             if not qualified.startswith("_"):
                 return qualified
             return f"{type(arguments[0]).__name__}.{function.__name__}"
@@ -100,7 +100,7 @@ def memory_errors(advice: str, op: str | None = None) -> Callable[[_Function], _
                 raise translated from None
 
         wrapper: Any = generate if inspect.isgeneratorfunction(function) else call
-        # doctest tells by its globals in which module a function was written.
+        # doctest uses the globals of a function to decide which module it belongs to.
         here = types.FunctionType(wrapper.__code__, function.__globals__, None, None, wrapper.__closure__)
         return functools.wraps(function)(here)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""How others say that memory is short, and the one error that this package makes of it."""
+"""How libraries report a shortage of memory, and the single error that this package makes of the reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 
 from mach_ext._memory import available
 
-# Smaller needs are not compared with anything: a look takes a fifth of a millisecond.
+# Smaller needs are not compared with anything, because a comparison takes a fifth of a millisecond.
 WORTH_A_LOOK = 1 << 26
 _RESERVE = 1 << 20
 
 
-# How others say that memory is short, and how much they wanted.
+# How libraries report that memory is short, and how much they asked for.
 _BYTES = re.compile(
     r"tried to allocate (?P<torch>\d+) bytes"
     r"|(not enough|out of) memory: (each thread takes )?(?P<operator>\d+) bytes(?P<what> for [^\n]*)?"
@@ -35,33 +35,34 @@ _SAYINGS = (
     "Storage size calculation overflowed",
     "out of memory",
 )
-# What Python 3.11 (no room for a frame), oneDNN and FreeType say. It can be something else.
+# Reports of Python 3.11 (no memory for a frame), of oneDNN and of FreeType. They can have other causes.
 _VAGUE = ("without setting an exception", "without exception set", "could not create a", "ft2font")
 _TOO_BIG = ("array is too big", "Maximum allowed dimension exceeded")  # how NumPy refuses absurd shapes
 
 
 class NotEnoughMemory(MemoryError):
-    """A shortage in the words of this module.
+    """A shortage of memory in the words of this module.
 
     Attributes:
-        shortage: What could not be had: "2.0 GiB for the weights"; empty where nobody said how much it was.
-        is_final: Whether the advice stands, whatever function was on the way: it names the sizes that decide.
+        shortage: The missing memory, such as "2.0 GiB for the weights". It is empty if the size is unknown.
+        is_final: Whether the advice names the sizes that decide. It is then kept in every calling function.
     """
 
     shortage = ""
     is_final = False
 
 
-_reserve: list[bytearray] = []  # what finding the words takes, where nothing is left
+_reserve: list[bytearray] = []  # memory for the work on the message, when nothing else is left
 
 
 def keep_reserve() -> None:
-    """Sets aside what finding the words takes, until a shortage is reported."""
+    """Set memory aside for the work on the message, until a shortage is reported."""
     if not _reserve:
         _reserve.append(bytearray(_RESERVE))
 
 
 def not_enough(op: str, shortage: str, advice: str, is_final: bool = False) -> NotEnoughMemory:
+    """Return the error for a shortage."""
     _reserve.clear()
     parts, free = [shortage] if shortage else [], available.available_memory(swap=True)
     if free < available.UNKNOWN:
@@ -73,7 +74,7 @@ def not_enough(op: str, shortage: str, advice: str, is_final: bool = False) -> N
 
 
 def size_in_words(count: float) -> str:
-    """Bytes with a unit: "2.0 GiB".
+    """Write bytes with a unit: "2.0 GiB".
 
     Example:
         >>> from mach_ext._memory import size_in_words
@@ -87,10 +88,11 @@ def size_in_words(count: float) -> str:
 
 
 def memory_shortage(error: BaseException) -> str | None:
-    """What memory an error is about: "2.0 GiB for the weights", or "" where it does not say how much.
+    """Return the missing memory that an error reports: "2.0 GiB for the weights".
 
     Returns:
-        None where the error is of another kind, or about the memory of a GPU.
+        The words, or "" if the error does not say how much is missing. None if the error is of another kind,
+        or about the memory of a GPU.
 
     Example:
         >>> from mach_ext._memory import memory_shortage
@@ -115,11 +117,11 @@ def memory_shortage(error: BaseException) -> str | None:
         is_short = text.startswith(_TOO_BIG)
     else:
         is_short = isinstance(error, MemoryError)
-    return _wanted_bytes(text) if is_short else None
+    return _requested_bytes(text) if is_short else None
 
 
 def _says_so(text: str) -> bool:
-    # An operator of before torch 2.14 only says which call failed. On a GPU that can be anything.
+    # Before torch 2.14, an operator only says which call failed. On a GPU the cause can be anything.
     if any(words in text for words in _VAGUE):
         return available.available_memory() < WORTH_A_LOOK
     failed_call = re.search(r"(aten::|torch_parallel_for|aoti_torch_).*API call failed", text, re.DOTALL)
@@ -128,7 +130,7 @@ def _says_so(text: str) -> bool:
     return any(words in text for words in _SAYINGS) and "CUDA" not in text
 
 
-def _wanted_bytes(text: str) -> str:
+def _requested_bytes(text: str) -> str:
     if match := _NUMPY.search(text):
         return match[1]
     if match := _BYTES.search(text):
@@ -138,7 +140,10 @@ def _wanted_bytes(text: str) -> str:
 
 
 def memory_words(error: BaseException) -> str | None:
-    """A shortage of memory on one line, whoever reports it; None: the error is of another kind."""
+    """Describe a shortage of memory on a single line, whoever reports it.
+
+    The result is None if the error is of another kind.
+    """
     if isinstance(error, NotEnoughMemory):
         return str(error)
     shortage = memory_shortage(error)

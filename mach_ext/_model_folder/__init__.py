@@ -1,8 +1,9 @@
-"""The model folder: its record, digests and tensor files; how a model is saved and loaded.
+"""The model folder: its record, its digests, its tensor files, and how a model is saved and loaded.
 
-`model.json` names the files of the model. Their names carry digests of their contents, so a new model never
-writes over the files of the former one. `model.json` is replaced in one step. A lock on the folder lets one
-writer in at a time. Readers take no lock. They begin again where `model.json` was replaced meanwhile.
+`model.json` names the files of the model. Their names carry digests of their contents. A new model therefore
+never overwrites the files of the former model. `model.json` is replaced in one step. A lock on the folder
+admits one writer at a time. Readers take no lock. They start again if `model.json` was replaced while they
+read.
 """
 
 from mach_ext._model_folder.journal import delete, lock

@@ -1,4 +1,4 @@
-"""Writers of a model folder: one at a time, and what dead ones left is cleared."""
+"""Writers of a model folder: one at a time, with the files of dead writers cleared."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from mach_ext.data.json_text import write_json
 from mach_ext.data.locks import lock_folder
 from mach_ext.data.records import digest_of, read_record, seal
 
-# While a save goes on, a record of the former files and the new ones. A kill leaves it to the next save.
+# During a save, the journal lists the former and the new files. After a kill, the next save reads it.
 _JOURNAL = re.compile(r"\.mach_ext-[0-9a-f]{16}\.journal")
 
 
 def delete(folder: Path) -> None:
-    """Removes the model of a folder, if it has one; other files stay."""
+    """Remove the model of a folder, if there is one. Other files stay."""
     with lock(folder, "delete"), replacing(folder, set()):
         (folder / "model.json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def lock(folder: Path, op: str, is_run: bool = False) -> Iterator[None]:
-    """One writer at a time in the folder of a model or a run; what dead ones left is cleared.
+    """Admit one writer at a time to the folder of a model or a run, and clear what dead writers left.
 
-    The thread of a run also saves into its folder. Runs exclude each other.
+    The thread of a run may also save into its folder. Runs exclude each other.
 
     Raises:
-        ValueError: A run is training in the folder. A save is waited for.
+        ValueError: A run is training in the folder. If another save holds the lock, the function waits.
     """
     with lock_folder(folder, op, lambda: any(_journals(folder)), is_run) as locked:
         if locked:
@@ -48,7 +48,10 @@ def _journals(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(folder: Path, files: set[str]) -> Iterator[None]:
-    """Leaves the former model's files or these, as `model.json` says in the end; also after a kill."""
+    """Leave either the former model's files or these files, whichever `model.json` names in the end.
+
+    This also holds after a kill.
+    """
     journal = folder / f".mach_ext-{secrets.token_hex(8)}.journal"
     record = {"files": sorted(files_of(folder) | files)}
     write_json(journal, seal(record))
@@ -59,8 +62,8 @@ def replacing(folder: Path, files: set[str]) -> Iterator[None]:
 
 
 def _settle(folder: Path, journal: Path) -> None:
-    """Removes the files that a journal names and `model.json` does not, then the journal."""
-    with contextlib.suppress(ValueError):  # a damaged journal says nothing
+    """Remove the files that a journal names and `model.json` does not name, then the journal."""
+    with contextlib.suppress(ValueError):  # A damaged journal is removed without any of its files.
         record = read_record(journal, "a journal", {"files": [OWN_FILE], "sha256": SHA256})
         if record["sha256"] == digest_of(record):
             text = _record_text(folder)
@@ -71,7 +74,10 @@ def _settle(folder: Path, journal: Path) -> None:
 
 
 def _record_text(folder: Path) -> bytes:
-    """`model.json` as it is: what a damaged one names, or one of a later format, stays as well."""
+    """Return the bytes of `model.json`.
+
+    Even a damaged record, or a record of a later format, protects the files that it names.
+    """
     try:
         with open_file(folder / "model.json") as file:
             return file.read()

@@ -23,12 +23,12 @@ from mach_ext.hashing import LabelHash
 
 _Model = TypeVar("_Model")
 
-# From so many bytes on, the table of a label hash must suit what else is known of the labels.
+# A label hash with a table of so many bytes must agree with the other files about the labels.
 _LARGE = 1 << 26
 
 
 def load(make: Callable[..., _Model], folder: Path, device: torch.device | str) -> _Model:
-    """`mach_ext.load`, by the constructor `make`."""
+    """Implement `mach_ext.load`, where `make` is the constructor of the model."""
     while True:
         stamp = _stamp(folder)
         try:
@@ -43,7 +43,7 @@ def load(make: Callable[..., _Model], folder: Path, device: torch.device | str) 
 
 
 def _stamp(folder: Path) -> tuple[int, int, int] | None:
-    """Another one after each save, even of the same model."""
+    """Return a stamp of `model.json` that differs after each save, even of the same model."""
     try:
         status = (folder / "model.json").stat()
     except OSError:
@@ -88,7 +88,7 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: dict[str, Shape]) -> None:
-    """Holds what a tensor file says of itself against what the record claims."""
+    """Compare the header of a tensor file with the claims of the record."""
     steps = record["weights"].get("steps", {})
     R, B = shapes["bucket_bias"]
     expected = dict(shapes)
@@ -99,9 +99,9 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
     shapes_held = {name: shape for name, (_, shape) in header.items()}
     for name, step in steps.items():
         if not (name in shapes and name.endswith("weight") and step > 0):
-            raise ValueError(f"{file}: steps must be above 0 and of weights, got {step} of {name}")
+            raise ValueError(f"{file}: a step must be above 0 and belong to a weight, got {step} for {name}")
         stream = shapes_held.get(name, ())
-        # zlib makes at most 1,032 bytes of one, and a weight takes at least a byte.
+        # zlib expands a byte to at most 1,032 bytes, and a weight takes at least a byte.
         if len(stream) == 1 and header[name][0] == "U8" and math.prod(shapes[name]) <= 1032 * stream[0]:
             shapes_held[name] = shapes[name]
     if expected != shapes_held:
@@ -127,13 +127,14 @@ def _label_hash(
 
 
 def _check_plausible(num_labels: int, attached: dict[str, bytes]) -> None:
-    """Names and counts of the labels, where they are kept, must be long enough for so many labels."""
+    """Refuse a number of labels that is too large for the kept names and counts of the labels."""
+    # A label takes at least so many bytes: an empty string with a comma, or a count.
     for name, least in (
         ("labels.json", 3),
         ("label_counts.npy", 1),
-    ):  # bytes a label: at least "", or a count
+    ):
         if name in attached and len(attached[name]) < least * num_labels:
-            raise ValueError(f"num_labels must be that of {name}, got L={num_labels:,}")
+            raise ValueError(f"num_labels must match {name}, got L={num_labels:,}")
 
 
 def _read_attachment(file: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""The record of a model folder, `model.json`: what it must hold, and the files that it names."""
+"""The record of a model folder, `model.json`: its schema, and the files that it names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 
 from mach_ext.data.records import ANY, check_record, digest_of, read_record
 
-# Of the model folder. 1 has the weights as they are, 2 has them compressed. 3, which `save` writes, has
-# either, and its attachments also say how documents become rows.
+# The formats of a model folder. Format 1 has uncompressed weights, and format 2 has compressed weights.
+# Format 3, which `save` writes, has either. Its attachments also say how documents become rows.
 FORMATS = (1, 2, 3)
 ATTACHMENT = re.compile(r"[\w-]+\.\w+")
-# Files that `save` writes beside model.json. It deletes no others, and these only where a record names them.
+# The names of files that `save` writes beside model.json. Only such files are ever deleted, and only if a
+# record names them.
 OWN_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.\w+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -43,10 +44,10 @@ _SCHEMA = {
 
 
 def read_model_record(folder: Path) -> dict[str, Any]:
-    """`model.json` of a folder: its types, its digest, and that it names files of its own.
+    """Read `model.json` of a folder, and check its types, its digest and the names of its files.
 
     Raises:
-        ValueError: It is missing, damaged, edited or of another format.
+        ValueError: The record is missing, damaged, edited or of another format.
     """
     file = folder / "model.json"
     try:
@@ -74,13 +75,13 @@ def read_model_record(folder: Path) -> dict[str, Any]:
 
 
 def own_name(name: str, digest: str) -> str:
-    """The file for contents of this digest: weights.safetensors -> weights-0123456789ab.safetensors."""
+    """Add a digest to a name: weights.safetensors -> weights-0123456789ab.safetensors."""
     stem, dot, suffix = name.partition(".")
     return f"{stem}-{digest[:12]}{dot}{suffix}"
 
 
 def is_compressed(folder: Path) -> bool:
-    """Whether the model in a folder was saved with a step."""
+    """Return whether the model in a folder was saved with a quantization step."""
     try:
         return "steps" in read_model_record(folder)["weights"]
     except (OSError, ValueError):
@@ -88,7 +89,10 @@ def is_compressed(folder: Path) -> bool:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Names of the files that the model record in a folder owns; none where there is no valid record."""
+    """Return the names of the files that the model record in a folder owns.
+
+    Without a valid record there are none.
+    """
     try:
         record = read_model_record(folder)
     except ValueError:
@@ -97,7 +101,10 @@ def files_of(folder: Path) -> set[str]:
 
 
 def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
-    """Of a model with this configuration, without making one: a damaged record may claim any size."""
+    """Return the shapes of the parameters of a model with this configuration.
+
+    No model is made for this, because a damaged record may claim any size.
+    """
     D, R, B = (configuration[f"num_{name}"] for name in ("features", "repetitions", "buckets"))
     sizes = configuration["hidden_size"] or []
     copies = R if configuration["encoder"] == "independent" else 1

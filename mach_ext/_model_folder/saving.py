@@ -21,12 +21,12 @@ from mach_ext.data.records import seal
 
 # A good step for `save`: within 0.07 points of P@1, 3, 5 on dev of two datasets (docs/results/accuracy.md).
 STEP = 0.5
-_FINER = 64  # Weights that take hidden units, few beside the encoder's, get a step so much finer.
+_FINER = 64  # Weights that take hidden units are few, so their step is so many times finer.
 ADVICE = "free memory first, or make a smaller model"
 
 
 def save(model: SavableModel, folder: Path, step: float | None) -> None:
-    """`MACH.save`."""
+    """Implement `MACH.save`."""
     attached = {}
     for name, content in model.attachments.items():
         if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):
@@ -52,7 +52,7 @@ def save(model: SavableModel, folder: Path, step: float | None) -> None:
 
 
 def _tensors_of(model: SavableModel, steps: dict[str, float]) -> dict[str, Tensor]:
-    """What is written of a model, by name; weights that have a step as streams of bytes."""
+    """Return the tensors of a model to write, by name. Weights with a step become streams of bytes."""
     moved = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cpu)
     check_memory("MACH.save: a copy of the weights on the CPU", moved, ADVICE)
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -74,7 +74,7 @@ def _tensors_of(model: SavableModel, steps: dict[str, float]) -> dict[str, Tenso
 
 
 def _steps(model: SavableModel, step: float) -> dict[str, float]:
-    """What each weight, but for biases, is rounded to multiples of."""
+    """Return the quantization step of each weight. Biases have none."""
     rule = "MACH.save: quantization_step must be None or"
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
         raise TypeError(f"{rule} a number, got {type(step).__name__}")

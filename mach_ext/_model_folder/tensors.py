@@ -1,4 +1,4 @@
-"""Tensor files: safetensors, written whole or not at all, and read without an allocation."""
+"""Tensor files: safetensors, written completely or not at all, and read without an allocation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mach_ext._model_folder.record import Shape
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.files import open_file
 
-# What tensor files hold, in their words, in the order in which safetensors puts tensors.
+# The dtypes in tensor files by their names there, in the order in which safetensors sorts tensors.
 _DTYPES = {
     torch.uint8: "U8",
     torch.float16: "F16",
@@ -31,17 +31,23 @@ _DTYPES = {
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-Header: TypeAlias = dict[str, tuple[str, Shape]]  # of a tensor file: dtype and shape by name
+Header: TypeAlias = dict[str, tuple[str, Shape]]  # dtype and shape of each tensor of a file, by name
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes safetensors, whole or not at all. (The library's own writer leaves its halves after a kill.)"""
+    """Write a safetensors file completely or not at all.
+
+    The library's own writer leaves half-written files after a kill.
+    """
     with atomic_write(path) as file:
         _write_tensors(file, tensors)
 
 
 def _write_tensors(file: BinaryIO, tensors: dict[str, Tensor]) -> None:
-    """The format: a length of 8 bytes, a JSON header of this length, the contents; large items first."""
+    """Write the format: a length of 8 bytes, a JSON header of this length, then the contents.
+
+    Tensors with large items come first.
+    """
     ranks = list(_DTYPES)
     order = sorted(tensors, key=lambda name: (-ranks.index(tensors[name].dtype), name))
     header, end = {}, 0
@@ -58,7 +64,7 @@ def _write_tensors(file: BinaryIO, tensors: dict[str, Tensor]) -> None:
 
 
 def safetensors_dtype(tensor: Tensor) -> str:
-    """The dtype of a tensor in the words of tensor files: "F32"."""
+    """Return the dtype of a tensor as tensor files name it, such as "F32"."""
     return _DTYPES[tensor.dtype]
 
 
@@ -67,7 +73,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and contents."""
+    """Return the SHA-256 of names, dtypes, shapes and contents."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -78,20 +84,20 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def read_tensors(
     file: Path, what: str, check: Callable[[Header], None], digest: str | None
 ) -> dict[str, Tensor]:
-    """Tensors of a file, on the CPU, mapped: nothing is allocated for them.
+    """Read the tensors of a file, mapped on the CPU, so that nothing is allocated for them.
 
     Args:
         file: The file.
-        what: What to say of a file that is damaged: "truncated or edited".
-        check: Raises where the header is not as it must be; nothing was read by then.
-        digest: `tensors_digest` of its contents; None: not known.
+        what: How the message describes a damaged file: "truncated or edited".
+        check: A function that raises if the header is not valid. Nothing has been read by then.
+        digest: `tensors_digest` of the contents, or None if it is not known.
 
     Raises:
-        ValueError: It is damaged, or holds something else; names the file.
-        FileNotFoundError: It is not there.
+        ValueError: The file is damaged or holds something else. The message names the file.
+        FileNotFoundError: The file does not exist.
     """
-    open_file(file).close()  # the library would wait for a pipe
-    check_room()  # without which it would end the process
+    open_file(file).close()  # This refuses a pipe, for which the library would wait.
+    check_room()  # Without memory for its buffers, the library would end the process.
     try:
         with safe_open(file, "pt") as content:
             entries = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
@@ -102,7 +108,7 @@ def read_tensors(
         if memory_shortage(error) is not None:
             raise
         raise ValueError(f"{file}: {what}: {error}") from None
-    except RuntimeError as error:  # The library opens the file twice. It may be gone in between.
+    except RuntimeError as error:  # The library opens the file twice. The file may vanish in between.
         if memory_shortage(error) is not None:
             raise
         if "No such file or directory" in str(error):
@@ -114,7 +120,7 @@ def read_tensors(
 
 
 def check_dtypes(what: str, dtypes: Mapping[str, Any]) -> None:
-    """Parameters must be floating-point numbers of one dtype."""
+    """Refuse parameters that are not floating-point numbers of a single dtype."""
     allowed = {*_WEIGHT_DTYPES, *(_DTYPES[dtype] for dtype in _WEIGHT_DTYPES)}
     for name, dtype in dtypes.items():
         if dtype not in allowed:
@@ -126,7 +132,8 @@ def check_dtypes(what: str, dtypes: Mapping[str, Any]) -> None:
 
 
 def check_finite(what: str, tensors: Mapping[str, Tensor], rest: str = "") -> None:
+    """Refuse tensors with NaN or infinities."""
     for name, tensor in tensors.items():
-        # One pass in a sixth of the time that the digest takes; NaN is its own minimum.
+        # aminmax takes a single pass, in a sixth of the digest's time. If there is a NaN, it returns NaN.
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise ValueError(f"{what}: {name}: must be finite{rest}")

@@ -26,6 +26,25 @@ asks for them.
 
 Notation: N documents, D features, L labels, R repetitions, B buckets, k the size of the top k. The first
 layer has C blocks of M units. It is the encoder (C = 1) or, for linear MACH, the R bucket classifiers.
+
+Example:
+    >>> from scipy import sparse
+    >>> import mach_ext
+    >>> from mach_ext.attack import GOALS, METHODS, create
+    >>> Y = sparse.eye(6, format="csr")  # document i has label i
+    >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+    >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+    >>> mach_ext.fit_svm(model, X, Y, progress=False)
+    >>> METHODS  # the names that `create` accepts
+    ('fgsm', 'pgd', 'delete', 'insert')
+    >>> for goal in GOALS:
+    ...     fgsm = create("fgsm", model, "support", goal, k=1)
+    ...     scores, labels = fgsm.perturb(X, Y, 0.5).predict(1)
+    ...     print(f"{goal}: P@1 {mach_ext.metrics.precision_at_k(Y, labels, 1):.2f}")
+    untargeted: P@1 0.17
+    own: P@1 0.17
+    positive: P@1 0.50
+    negative: P@1 0.50
 """
 
 from mach_ext._deprecation import renamed_names

@@ -20,6 +20,19 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
     """Draws the result of `mach_ext.attack.evaluate`.
 
     One chart shows clean and adversarial P@k and nDCG@k at a size. The other shows P@k along the sizes.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> result = mach_ext.attack.evaluate(model, X, Y, epsilons=[0.25, 0.5], k=1, resamples=0)
+        >>> figure = mach_ext.report.plot_attack(result, sizes=[0.5])
+        >>> figure.savefig("attack.png")
+        >>> [axes.get_title() for axes in figure.axes]
+        ['fgsm, support, eps = 0.5', 'P@k by size; dotted: noise']
     """
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure
@@ -68,7 +81,20 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
 def attack_page(
     result: dict[str, Any], sizes: Sequence[float], samples: Sequence[dict[str, Any]], title: str
 ) -> str:
-    """Returns the page of a result of `mach_ext.attack.evaluate`, with documents before and after."""
+    """Returns the page of a result of `mach_ext.attack.evaluate`, with documents before and after.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> Y = sparse.eye(6, format="csr")  # document i has label i
+        >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> result = mach_ext.attack.evaluate(model, X, Y, epsilons=[0.25, 0.5], k=1, resamples=0)
+        >>> page = mach_ext.report.attack_page(result, sizes=[0.5], samples=[], title="Six documents")
+        >>> "<title>Six documents</title>" in page
+        True
+    """
     image = io.BytesIO()
     plot_attack(result, sizes).savefig(image, dpi=130, format="png")
     names = [name for name in result["clean"] if not name.endswith("interval")]

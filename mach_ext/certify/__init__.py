@@ -32,6 +32,21 @@ If sums might leave the range of float32, nothing is certified. Matrix products 
 not covered. These are TF32 and bfloat16, see `torch.set_float32_matmul_precision`.
 
 Notation: as in `mach_ext.attack`. n is a document's own features, and M is the units of a layer.
+
+Example:
+    >>> from scipy import sparse
+    >>> import mach_ext
+    >>> Y = sparse.eye(6, format="csr")  # document i has label i
+    >>> X = Y + 0.4 * sparse.eye(6, k=1, format="csr")  # feature i, and a little of feature i + 1
+    >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+    >>> mach_ext.fit_svm(model, X, Y, progress=False)
+    >>> sizes = [0.3, 0.5]
+    >>> attacked = mach_ext.attack.evaluate(model, X, Y, epsilons=sizes, k=1, resamples=0)["adversarial"]
+    >>> certified = mach_ext.certify.certify(model, X, Y, sizes, k=1, zero=False).precision(1)
+    >>> for size, low, entry in zip(sizes, certified, attacked, strict=True):
+    ...     print(f"eps {size}: {low:.2f} <= robust P@1 <= {entry['metrics']['P@1']:.2f}")
+    eps 0.3: 1.00 <= robust P@1 <= 1.00
+    eps 0.5: 0.17 <= robust P@1 <= 0.17
 """
 
 from mach_ext.certify.certificate import certify, check, margin_bounds

@@ -1,4 +1,4 @@
-"""What all commands have in common: how they read options, and what stands around their work."""
+"""What all commands share: how they read options, and how they show messages and warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mach_ext.cli.options import Device, Output, Quiet, Seed, Threads
 from mach_ext.cli.usage import UsageError, nearest
 from mach_ext.cli.values import derived
 
-# Arguments of the library whose flag has another name.
+# Flags whose name differs from that of the library's argument.
 FLAGS = {
     "num_repetitions": "--hash-functions",
     "num_buckets": "--buckets",
@@ -31,7 +31,7 @@ FLAGS = {
 
 
 def _common_options() -> list[Any]:
-    """The options that every command takes, whether or not it has a use for them."""
+    """Returns the options that every command accepts, even if its function does not use them."""
 
     def common(
         output: Output = None,
@@ -44,13 +44,13 @@ def _common_options() -> list[Any]:
 
     app = typer.Typer(add_completion=False)
     app.command()(common)
-    return [option for option in typer.main.get_command(app).params if option.name != "help"]
+    return list(typer.main.get_command(app).params)
 
 
 class Command(TyperCommand):
-    """A command. It takes the common options, and hides those that its function has no parameter for."""
+    """A command that accepts the common options. The help hides options that its function does not use."""
 
-    allow_extra_args = True  # refused below, in words of ours
+    allow_extra_args = True  # `parse_args` refuses them with a message of its own
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **kwargs: Any) -> None:
         own = list(params or ())
@@ -62,6 +62,7 @@ class Command(TyperCommand):
         super().__init__(*args, params=[*own, *self._extra], **kwargs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments. An argument that belongs to no option is a usage error."""
         with _told_where(ctx):
             rest = super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
@@ -69,10 +70,12 @@ class Command(TyperCommand):
         return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns the parts of the usage line, with the required options first."""
         required = [f"{option.opts[0]} {option.metavar}" for option in self.params if option.required]
         return [*required, *super().collect_usage_pieces(ctx)]
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """Returns the options. The help shows --help under the heading of the common options."""
         return _tidy(super().get_params(ctx), "Common")
 
     def invoke(self, ctx: Any) -> Any:
@@ -92,19 +95,22 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands. It names the command that was meant by a misspelled one."""
+    """A group of commands. For a misspelled name it suggests the nearest command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments before the command's name."""
         with _told_where(ctx):
             return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command that the first argument names. An unknown name is a usage error."""
         known = self.list_commands(ctx)
         if args[0] not in known and not ctx.resilient_parsing:
             ctx.fail(f"unknown command {quote(args[0])}{nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """Returns the options, as the help shows them."""
         return _tidy(super().get_params(ctx))
 
 
@@ -117,7 +123,7 @@ def require_command(ctx: typer.Context) -> None:
 
 @contextlib.contextmanager
 def _told_where(ctx: Any) -> Iterator[None]:
-    """Usage errors know their command. Without this, one of an option that lacks its value does not."""
+    """Sets the context of usage errors that lack it, such as those of an option without a value."""
     try:
         yield
     except UsageError as error:
@@ -126,19 +132,20 @@ def _told_where(ctx: Any) -> Iterator[None]:
 
 
 def _tidy(options: list[Any], panel: str | None = None) -> list[Any]:
-    """Options as the help shows them: flags without a type, and --help in words of ours, under a heading."""
+    """Prepares options for the help: flags show no type, and --help gets our text and a heading."""
     for each in options:
         if getattr(each, "is_flag", False):
             each.metavar = ""
-        if each.name == "help":
+        if "--help" in each.opts:
             each.help, each.rich_help_panel = "Show this page and exit.", panel
     return options
 
 
 class _Say(logging.Handler):
-    """Prints remarks of the library."""
+    """Prints messages that the library logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Prints a message to standard error."""
         say(record.getMessage())
 
 
@@ -154,7 +161,7 @@ def _remarks() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)  # which also forgets what was enabled meanwhile
+        logger.setLevel(level)  # this also clears the logger's cache of enabled levels
         logger.propagate = propagate
 
 

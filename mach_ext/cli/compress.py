@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from mach_ext._terminal import one_line, show
+from mach_ext._terminal import one_line
 from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
@@ -22,6 +22,7 @@ from mach_ext.cli.options import (
     choice,
     option,
 )
+from mach_ext.cli.tables import show_table
 from mach_ext.cli.values import derived
 
 EXAMPLE = "mach-ext compress --step 0.5"
@@ -84,7 +85,8 @@ def run(
 def _show_sizes(
     split: str, folder: Path, before: dict[str, Any], output: Path, after: dict[str, Any]
 ) -> None:
-    show(f"{split:<10}{one_line(folder.name):>20}{one_line(output.name):>20}")
-    show(f"{'bytes':<10}{before['bytes']:>20,}{after['bytes']:>20,}")
+    rows = [[split, one_line(folder.name), one_line(output.name)]]
+    rows.append(["bytes", f"{before['bytes']:,}", f"{after['bytes']:,}"])
     for name in (name for name in before if name not in ("bands", "propensity", "bytes")):
-        show(f"{name:<10}{before[name]:>20.4f}{after[name]:>20.4f}")
+        rows.append([name, f"{before[name]:.4f}", f"{after[name]:.4f}"])
+    show_table(rows, 10, 20)

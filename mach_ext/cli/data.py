@@ -34,6 +34,7 @@ Compression = Annotated[
 app = typer.Typer(
     cls=Group,
     help="Show, fetch or convert datasets.",
+    epilog="Example: mach-ext data info",
     subcommand_metavar="COMMAND [ARGS]...",
     invoke_without_command=True,
 )

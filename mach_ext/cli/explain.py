@@ -149,7 +149,7 @@ def _show_explanation(result: runs.RunExplanation, rows: int) -> None:
 
     explanation, voted, checks = result.explanation, result.votes, result.collisions
     title, true = result.document.title, result.document.true_labels
-    joiners = "\u200c\u200d"  # of letters: not printable, but part of words
+    joiners = "\u200c\u200d"  # not printable, but part of words
     text = "".join(c if c.isprintable() or c in joiners else " " for c in explanation.text or "")
     show(f"{one_line(title)}: {report.shortened(text, 300) or f'{len(explanation.features)} features'}")
     low, high = float(voted.logits.min()), float(voted.logits.max())

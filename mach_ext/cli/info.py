@@ -1,4 +1,4 @@
-"""`mach-ext info`: what a run is."""
+"""`mach-ext info`: the shape, memory and training of a run."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
 
 
 def _training_lines(record: dict[str, Any]) -> list[str]:
-    """What the record of a checkpoint, as `read_checkpoint` gives it, says of the training."""
+    """Returns lines about the training, from the record that `read_checkpoint` returns."""
     state, settings = record["progress"], record["hyperparameters"]
     lines = [
         f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
         "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),
     ]
     for entry in state["history"]:
-        if "loss" in entry:  # not so in the last word of repetitions trained in turn
+        if "loss" in entry:  # the last entry of repetitions that are trained in turn has no loss
             scores = entry.get("dev", {}).items()
             dev = "  ".join(f"{k} {math.nan if v is None else v:.4f}" for k, v in scores if k[0] == "P")
             lines.append(f"  epoch {entry['epoch']}: loss {entry['loss']:.4f}  {dev}")

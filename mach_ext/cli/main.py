@@ -1,4 +1,4 @@
-"""The command `mach-ext`: it parses and prints. The work is done by `mach_ext.runs`."""
+"""The command `mach-ext`. It parses options and prints results, and `mach_ext.runs` does the work."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import typer
 
 from mach_ext._terminal import say, standard_streams
 from mach_ext._version import __version__
-from mach_ext.cli import attack, compress, data, evaluate, explain, info, predict, train
+from mach_ext.cli import attack, bench, compress, data, evaluate, explain, info, predict, train
 from mach_ext.cli.command import Command, Group, require_command
 from mach_ext.cli.results import failure
 from mach_ext.cli.usage import UsageError, fault, usage
 
-TRACEBACK = "MACH_EXT_TRACEBACK"  # environment variable: where errors come from is shown, too
+TRACEBACK = "MACH_EXT_TRACEBACK"  # environment variable: if it is set, errors come with a traceback
 PROGRAM = "mach-ext"
-COMPLETE = "_MACH_EXT_COMPLETE"  # environment variable: a shell asks for completions
+COMPLETE = "_MACH_EXT_COMPLETE"  # environment variable: a shell sets it to ask for completions
 
-# Each module has a function `run`, whose parameters are the options, and an EXAMPLE.
-COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress, info)
+# Each module has an EXAMPLE and a function `run`. The parameters of `run` are the command's options.
+COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress, info, bench)
 
 app = typer.Typer(
     cls=Group,
@@ -63,10 +63,18 @@ app.add_typer(data.app, name="data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs a command.
+
+    Args:
+        argv: The arguments after the name of the program. None: those of this process.
 
     Returns:
-        The exit code. 0 means done, 1 failed and 2 wrong usage.
+        The exit code. 0 means done, 1 means failed, and 2 means wrong usage.
+
+    Example:
+        >>> from mach_ext.cli import main
+        >>> main(["predict", "--txt", "a small dog"])  # also prints that the option is called --text
+        2
     """
     with standard_streams():
         try:
@@ -83,10 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would use 0 as the width of the terminal
     command: Any = typer.main.get_command(app)
     try:
         if COMPLETE in os.environ:
-            command.main(argv, prog_name=PROGRAM)  # which exits
+            command.main(argv, prog_name=PROGRAM)  # raises SystemExit
         with command.make_context(PROGRAM, argv) as ctx:
             command.invoke(ctx)
     except typer.Exit as stop:

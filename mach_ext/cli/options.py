@@ -11,7 +11,7 @@ import typer
 from mach_ext.cli import values
 
 SPLITS = ("train", "dev", "test")
-DATASETS = (  # of mach_ext.data.NAMES, which takes the whole library to import
+DATASETS = (  # a copy of mach_ext.data.NAMES, whose import would load the whole library
     "wordnet", "eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "wiki-500k", "amazon-3m",
 )  # fmt: skip
 
@@ -25,15 +25,15 @@ def option(
     complete: Callable[[str], list[str]] | None = None,
     **settings: Any,
 ) -> Any:
-    """An option that takes a value.
+    """Declares an option that takes a value.
 
     Args:
-        *names: Its spellings, the first of which messages use.
-        help: What it is for, in full sentences.
-        parse: Turns the text into the value, one of `mach_ext.cli.values`.
-        metavar: What stands for the value in the help.
-        panel: The heading in the help under which it stands.
-        complete: The values a shell offers that begin with a text.
+        *names: The spellings of the option. Messages use the first.
+        help: The purpose of the option, in full sentences.
+        parse: A parser of `mach_ext.cli.values`, which turns the text into the value.
+        metavar: The placeholder of the value in the help.
+        panel: The heading of the option in the help.
+        complete: Returns the values that begin with a text, for a shell's completion.
         **settings: Further arguments of `typer.Option`.
     """
     return typer.Option(
@@ -43,7 +43,7 @@ def option(
 
 
 def choice(*names: str, choices: Sequence[str], help: str, metavar: str, panel: str = "Data") -> Any:
-    """An option whose value is one of some words, which its help names."""
+    """Declares an option that accepts only these words. Its help must name them."""
     return option(
         *names, help=help, parse=values.one_of(choices), metavar=metavar, panel=panel,
         complete=words(choices),
@@ -51,12 +51,12 @@ def choice(*names: str, choices: Sequence[str], help: str, metavar: str, panel: 
 
 
 def switch(name: str, *, help: str, panel: str) -> Any:
-    """An option that is given or not."""
+    """Declares a flag, which takes no value."""
     return typer.Option(name, help=help, rich_help_panel=panel)
 
 
 def words(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """A completer that offers some words."""
+    """Returns a function that completes the beginning of a word to these words."""
 
     def complete(incomplete: str) -> list[str]:
         return [word for word in choices if word.startswith(incomplete)]
@@ -65,7 +65,7 @@ def words(choices: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def _run_folders(incomplete: str) -> list[str]:
-    """Folders of runs, for a shell."""
+    """Returns the folders of runs that begin with a text, for a shell's completion."""
     folders = sorted(str(file.parent) for file in Path("runs").glob("*/model.json"))
     return [folder for folder in folders if folder.startswith(incomplete)]
 

@@ -1,4 +1,4 @@
-"""`mach-ext predict`: the best labels of documents, a line a document."""
+"""`mach-ext predict`: the best labels of documents."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ Format = Annotated[
     str | None,
     choice(
         "--format", choices=FORMATS, metavar="FORMAT", panel="Output",
-        help="The form of the answers: table, tsv or jsonl. A document without known words has scores of nan in "
-        "tsv and of null in jsonl.",
+        help="The form of the answers: table, tsv or jsonl. A document without known words has scores of nan "
+        "in tsv and of null in jsonl.",
     ),
 ]  # fmt: skip
 
@@ -126,7 +126,7 @@ def run(
 
 
 def _check_source(ctx: typer.Context) -> None:
-    """Refuses more than one source of documents, and options that the source has no use for."""
+    """Refuses more than one source of documents, and options that do not apply to the source."""
     given = [f"--{name}" for name in ("text", "input", "split") if ctx.params[name]]
     if len(given) > 1:
         ctx.fail(f"{given[1]} is not allowed with {given[0]}")
@@ -137,7 +137,7 @@ def _check_source(ctx: typer.Context) -> None:
 
 
 def _output_file(folder: Path, format: str, source: Path | None) -> Path:
-    """The file to write, once it is known that it can be written."""
+    """Returns the file to write, after a check that it can be written."""
     from mach_ext.runs.files import check_file, check_folder
 
     if format == "table":
@@ -173,12 +173,12 @@ def _predict(
     with remarks_afterwards(), tqdm(unit="doc", disable=quiet, dynamic_ncols=True) as bar:
         for block in blocks:
             write(block)
-            out.flush()  # whoever sent these documents can be waiting for the answers
+            out.flush()  # the sender of these documents may be waiting for the answers
             bar.update(len(block))
 
 
 def _writer(out: TextIO, format: str, scale: str) -> Callable[[list[runs.Answer]], None]:
-    """What writes a line a document."""
+    """Returns a function that writes a line for each document."""
     from mach_ext import data
 
     dump = json.dumps if _lacks_letters(out) else data.json_line
@@ -198,7 +198,7 @@ def _writer(out: TextIO, format: str, scale: str) -> Callable[[list[runs.Answer]
 
 
 def _titles(opened: runs.Run, source: dict[str, Any]) -> Callable[[int], str | None]:
-    """The text of a document by its number; None where the text is not at hand."""
+    """Returns a function that maps a document's number to its text. None: the text is not known."""
     texts: Any = source.get("texts")
     if texts is None and "split" in source:
         loaded = opened.dataset(source["dataset"], source["svmlight_base"])
@@ -207,7 +207,7 @@ def _titles(opened: runs.Run, source: dict[str, Any]) -> Callable[[int], str | N
 
 
 def _record(number: int, answer: runs.Answer, scale: str) -> dict[str, Any]:
-    """An answer, ready for JSON, which has no NaN."""
+    """Returns an answer ready for JSON. NaN becomes None, because JSON has no NaN."""
     best = [
         {"label": each.label, "score": None if math.isnan(each.score) else each.score}
         for each in answer.labels
@@ -218,7 +218,7 @@ def _record(number: int, answer: runs.Answer, scale: str) -> dict[str, Any]:
 def _source(
     text: list[str] | None, file: Path | None, split: str | None, dataset: str | None, format: str | None
 ) -> dict[str, Any]:
-    """Where the documents come from, as `Run.iter_predict` takes it."""
+    """Returns the arguments of `Run.iter_predict` that say where the documents come from."""
     if split is not None:
         return {"split": split, "dataset": dataset}
     if text:
@@ -229,7 +229,7 @@ def _source(
 
 
 def _lacks_letters(out: TextIO) -> bool:
-    """Whether JSON has to go without other letters than ASCII's to arrive as it is."""
+    """Returns whether JSON must be escaped to ASCII, because the output is not in UTF-8."""
     return codecs.lookup(out.encoding or "utf-8").name != "utf-8"
 
 
@@ -242,7 +242,7 @@ def _standard_input(file: Path | None) -> BinaryIO:
 
 
 def from_shell(text: str, flag: str) -> str:
-    """An argument as text: bytes that the locale's encoding has no letters for are read as UTF-8."""
+    """Returns an argument as text. Bytes that the locale's encoding cannot decode are read as UTF-8."""
     from mach_ext import data
 
     if re.search("[\udc80-\udcff]", text) is None:

@@ -1,4 +1,4 @@
-"""Tables of metrics on the screen, and steps of which each is taken whatever became of the others."""
+"""Shows metrics and errors, and takes every step of showing and writing results even if another fails."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mach_ext._terminal import show
+from mach_ext.cli.tables import show_table
 
 
 def show_metrics(split: str, result: dict[str, Any]) -> None:
-    """A table: a row a metric, a column all labels and each band."""
+    """Prints a table with a row for each metric, and columns for all labels and for each band."""
     bands = result["bands"]
     columns = {"all": result, **bands}
-    show(f"\n{split:<15}" + "".join(f"{name:>9}" for name in columns))
+    rows = [[split, *columns]]
     for metric in (key for key in result if key not in ("bands", "propensity")):
         cells = (column.get(metric) for column in columns.values())
-        show(f"{metric:<15}" + "".join(f"{'-':>9}" if v is None or v != v else f"{v:>9.4f}" for v in cells))
+        rows.append(
+            [metric, *("-" if value is None or value != value else f"{value:.4f}" for value in cells)]
+        )
+    show()
+    show_table(rows, 15, 9)
     if any(metric.startswith("PSP") for metric in result):
         constants = result["propensity"]
         show(
@@ -29,7 +34,10 @@ def show_metrics(split: str, result: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def all_done() -> Iterator[Callable[..., None]]:
-    """Takes steps that show and write results. Each is taken, whatever became of the others."""
+    """Yields a function that takes a step of showing or writing results.
+
+    Each step is taken even if another fails. The errors of all steps are raised at the end.
+    """
     problems: list[OSError] = []
 
     def then(step: Callable[..., None], *args: Any) -> None:
@@ -49,7 +57,7 @@ def all_done() -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def remarks_afterwards() -> Iterator[None]:
-    """Keeps what the library logs until the body is done: in its midst it would land in the progress bar."""
+    """Holds back log messages until the body is done, because they would break the progress bar."""
     logger, kept = logging.getLogger("mach_ext"), list[logging.LogRecord]()
 
     def keep(record: logging.LogRecord) -> bool:
@@ -66,23 +74,23 @@ def remarks_afterwards() -> Iterator[None]:
 
 
 def failure(error: Exception) -> str | None:
-    """What an error says in one line, or None for a defect of this program."""
-    if isinstance(error, ImportError):  # of torch itself, or of what is compiled, which says what to run
+    """Returns the message of an error in one line. None: the error is a defect of this program."""
+    try:
+        import torch
+
+        from mach_ext._memory import memory_words
+    except ImportError:  # then the error is about that, too
         return str(error)
-    import torch
-
-    from mach_ext._memory import memory_words
-
     if (shortage := memory_words(error)) is not None:
         return shortage
     if isinstance(error, OSError):
         return error_words(error)
-    expected = (ValueError, TypeError, FloatingPointError, torch.OutOfMemoryError)
+    expected = (ValueError, TypeError, FloatingPointError, ImportError, torch.OutOfMemoryError)
     return (str(error) or type(error).__name__) if isinstance(error, expected) else None
 
 
 def error_words(error: OSError) -> str:
-    """What an error of the operating system says, without its number."""
+    """Returns the message of an operating system's error, without its number."""
     if error.strerror is None:
         return str(error) or type(error).__name__
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

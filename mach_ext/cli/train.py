@@ -27,7 +27,7 @@ from mach_ext.cli.values import derived
 EXAMPLE = "mach-ext train --dataset wordnet"
 
 ENCODERS = ("shared", "independent")
-MERGES = ("mean_logit", "mean_prob", "mean_logprob")
+MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
@@ -45,7 +45,7 @@ NoHoldout = Annotated[
     bool,
     switch(
         "--no-holdout", panel="Data",
-        help="Train on all of train. Without this flag, data without a dev split has a tenth held out for it.",
+        help="Train on all of train. Otherwise a tenth is held out for validation if there is no dev split.",
     ),
 ]  # fmt: skip
 Resume = Annotated[
@@ -83,7 +83,8 @@ Merge = Annotated[
     str | None,
     choice(
         "--merge", choices=MERGES, metavar="MERGE", panel="Model",
-        help="How the hash functions' answers become a score: mean_logit, mean_prob or mean_logprob.",
+        help="How the hash functions' answers become a score: mean_logit, mean_prob, mean_logprob, min_prob "
+        "or median_prob.",
     ),
 ]  # fmt: skip
 Dropout = Annotated[
@@ -160,7 +161,7 @@ GradientThreshold = Annotated[
     float | None,
     option(
         "--gradient-threshold", parse=values.share, metavar="P", panel="Training",
-        help="Combine the gradients of buckets with a probability below this number. It saves time on the CPU.",
+        help="Combine the gradients of buckets whose probability is below this number, which saves time.",
     ),
 ]  # fmt: skip
 NegligibleGradient = Annotated[
@@ -248,7 +249,7 @@ def run(
     from mach_ext.cli.results import all_done, show_metrics
     from mach_ext.runs.trainer import measure, write_training_metrics
 
-    given = dict(ctx.params)  # by the names that runs.train gives them, but for these four
+    given = dict(ctx.params)  # three of them have other names in runs.train
     options: dict[str, Any] = {"holdout": not given.pop("no_holdout"), "progress": not given.pop("quiet")}
     if (former := given.pop("negligible_gradient")) is not None:
         say("warning: --negligible-gradient is now called --gradient-threshold")

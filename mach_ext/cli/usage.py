@@ -1,4 +1,4 @@
-"""Usage errors in words: what is wrong, and the nearest right spelling."""
+"""Messages of usage errors: what is wrong, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 from mach_ext._terminal import quote
 
-# The base of usage errors. Older releases of Typer take it from click, newer ones carry a copy of click.
+# The base class of usage errors. Old releases of Typer import it from click. New releases contain click.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is nearest to a given one, or nothing.
+    """Returns a hint at the known name that is nearest to the given name, or an empty string.
 
     Example:
         >>> from mach_ext.cli.usage import nearest
@@ -29,8 +29,8 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 
 def fault(error: Any) -> str:
-    """What is wrong with the arguments: the option, the rule and what came."""
-    if hasattr(error, "possibilities"):  # there is no such option
+    """Returns what is wrong with the arguments: the option, the rule and the given value."""
+    if hasattr(error, "possibilities"):  # the option is unknown
         known = [
             name
             for option in error.ctx.command.get_params(error.ctx)
@@ -46,7 +46,7 @@ def fault(error: Any) -> str:
 
 
 def usage(error: Any) -> str:
-    """The usage of the command that has the fault, and how to see its help."""
+    """Returns the usage of the command with the error, and how to see the help of this command."""
     lines = [] if error.ctx is None else [error.ctx.get_usage()]
     if error.ctx is not None:
         lines.append(f"Try '{error.ctx.command_path} --help' for help.")

@@ -1,4 +1,4 @@
-"""Values of options: each parser takes a text and returns a value, or says the rule and what came instead."""
+"""Parsers of option values. For a wrong text the usage error states the rule and the text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mach_ext.cli.usage import nearest
 
 _INT32 = 2**31 - 1
 _FLOAT32 = 3.4028234663852886e38
-_LARGEST_CHANGE = 1e17  # float32 holds the square of 30 times as much, where the curve ends
+_LARGEST_CHANGE = 1e17  # a curve of sizes ends at 30 times this size, whose square still fits into float32
 
 
 def integer(minimum: int, maximum: int = _INT32) -> Callable[[str], int]:
-    """A parser of whole numbers within two bounds, in ASCII digits.
+    """Returns a parser of whole numbers within two bounds, in ASCII digits.
 
     Example:
         >>> from mach_ext.cli.values import integer
@@ -31,7 +31,7 @@ def integer(minimum: int, maximum: int = _INT32) -> Callable[[str], int]:
         digits = re.fullmatch(r"([+-]?)0*([0-9]+)", text)
         value = minimum - 1
         if digits is not None:
-            value = int(digits[1] + digits[2][:30])  # no number of 30 digits is allowed, whatever follows
+            value = int(digits[1] + digits[2][:30])  # 30 digits are too many, whatever digits follow
         if value < minimum:
             raise typer.BadParameter(f"must be a whole number of at least {minimum}, got {quote(text)}")
         if value > maximum:
@@ -45,13 +45,13 @@ positive = integer(1)
 natural = integer(0)
 threads = integer(1, 4096)
 seed = integer(0, 2**63 - 1)
-steps = integer(1, 65536)  # the nodes of the quadrature take time that grows with the square
+steps = integer(1, 65536)  # the time to compute the quadrature grows with the square of the steps
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def number(text: str) -> float:
-    """A number in ASCII digits.
+    """Returns a number that is written in ASCII digits.
 
     Any other text gives NaN. A number that is too large for float64 is infinite.
     """
@@ -59,7 +59,7 @@ def number(text: str) -> float:
 
 
 def real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
-    """A parser of numbers for which `allowed` holds, which the `rule` says in words."""
+    """Returns a parser of numbers for which `allowed` is true. `rule` says the same in words."""
 
     def parse(text: str) -> float:
         value = number(text)
@@ -78,7 +78,7 @@ tau = real("within 0 and 100", lambda value: 0 <= value <= 100)
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A parser that takes one of some words."""
+    """Returns a parser that accepts only these words."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -90,7 +90,7 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def hidden_sizes(text: str) -> tuple[int, ...]:
-    """Hidden units of one layer or two: `"256"`, `"512,256"`, or `"0"` for none."""
+    """Parses the hidden units of one or two layers: `"256"`, `"512,256"`, or `"0"` for none."""
     sizes = tuple(natural(part) for part in text.split(","))
     if len(sizes) > 2 or (len(sizes) == 2 and 0 in sizes):
         raise typer.BadParameter(f"must be 0, a size or two sizes above 0, got {quote(text)}")
@@ -98,26 +98,26 @@ def hidden_sizes(text: str) -> tuple[int, ...]:
 
 
 def base(text: str) -> int:
-    """The number of the first feature, 0 or 1."""
+    """Parses the number of the first feature, 0 or 1."""
     if (value := natural(text)) > 1:
         raise typer.BadParameter(f"must be 0 or 1, got {quote(text)}")
     return value
 
 
 def path(text: str) -> Path:
-    """A path that is not empty."""
+    """Parses a path that is not empty."""
     return Path(nonempty(text))
 
 
 def nonempty(text: str) -> str:
-    """A text that is not empty."""
+    """Returns the text. An empty text is a usage error."""
     if not text:
         raise typer.BadParameter("must not be empty")
     return text
 
 
 def sizes_of_changes(text: str) -> list[float]:
-    """Numbers with commas between them."""
+    """Parses sizes of changes, with commas between them."""
     sizes = [number(part) for part in text.split(",")]
     if not all(0 <= size <= _LARGEST_CHANGE for size in sizes):
         rule = f"must be numbers >= 0 and at most {_LARGEST_CHANGE:g}, with commas between"
@@ -126,7 +126,7 @@ def sizes_of_changes(text: str) -> list[float]:
 
 
 def threat(text: str) -> str:
-    """The name of a threat model."""
+    """Returns the name of a threat model. An unknown name is a usage error."""
     from mach_ext import attack
 
     try:
@@ -137,7 +137,7 @@ def threat(text: str) -> str:
 
 
 def propensity(text: str) -> tuple[float, float]:
-    """The constants A and B of the propensity model."""
+    """Parses the constants A and B of the propensity model."""
     parts = [number(part) for part in text.split(",")]
     A, B = parts if len(parts) == 2 else (math.nan, math.nan)
     if not (0 <= A < math.inf and 0 < B < math.inf):
@@ -146,7 +146,7 @@ def propensity(text: str) -> tuple[float, float]:
 
 
 class Derived:
-    """The default of an option that a rule decides later. It says the rule in --help and is None when read.
+    """A default that a rule decides later. --help shows the rule, and the command gets None.
 
     Example:
         >>> from mach_ext.cli.values import Derived, natural, reader
@@ -162,12 +162,12 @@ class Derived:
 
 
 def derived(rule: str) -> Any:
-    """A `Derived` default, which a signature takes for a value of any type."""
+    """Returns a `Derived` default. Its static type is Any, so that an option of any type accepts it."""
     return Derived(rule)
 
 
 def reader(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """A parser that also takes defaults: Typer hands them to the parser, too."""
+    """Returns a parser that also accepts defaults, because Typer passes them to the parser, too."""
 
     def read(value: Any) -> Any:
         if isinstance(value, Derived):

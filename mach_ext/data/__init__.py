@@ -10,6 +10,16 @@ Example:
     >>> data = load("tiny")
     >>> data.num_labels, data.num_features, len(data.train)
     (3, 5, 2)
+
+Constants state which names and formats the functions accept, and which documents are held out.
+
+    >>> from mach_ext.data import HOLDOUT_RULE, NAMES, TEXT_FORMATS, hold_out
+    >>> NAMES[:3], TEXT_FORMATS  # names of datasets, and formats with a text on each line
+    (('wordnet', 'eurlex-4k', 'wiki10-31k'), ('text', 'jsonl'))
+    >>> _ = Path("tiny/train.txt").write_text("20 5 3\n" + 20 * "0,2 1:0.5 4:2\n")
+    >>> data = hold_out(load("tiny"))
+    >>> len(data.dev), data.dev_rule == HOLDOUT_RULE
+    (2, True)
 """
 
 from mach_ext._deprecation import renamed_names

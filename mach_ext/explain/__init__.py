@@ -24,6 +24,23 @@ The path through the encoder is computed in float64. The scores F come from the 
 small delta also confirms that the model and this module agree.
 
 Notation: N documents, D features, L labels, m explained labels, R repetitions, B buckets, H hidden units.
+
+Example:
+    >>> from scipy import sparse
+    >>> import mach_ext
+    >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+    >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+    >>> mach_ext.fit_svm(model, X, Y, progress=False)
+    >>> names = {
+    ...     "feature_names": ["meow", "bark", "hoot", "moo", "oink", "cluck"],
+    ...     "label_names": ["cat", "dog", "owl", "cow", "pig", "hen"],
+    ... }
+    >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])  # barks, and hoots a little
+    >>> (result,) = mach_ext.explain.explain_topk(model, x, k=2, **names)
+    >>> for label, name in zip(result.labels, result.label_names, strict=True):
+    ...     print(name, [(word, round(effect, 2)) for word, effect in result.top(2, label)])
+    dog [('bark', 2.8), ('hoot', -0.6)]
+    owl [('hoot', 1.76), ('bark', -0.42)]
 """
 
 from mach_ext._deprecation import renamed_names

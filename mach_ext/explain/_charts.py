@@ -21,7 +21,25 @@ _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 
 
 def attribution_lines(explanation: Attributions, label: int, n: int = 10, width: int = 24) -> list[str]:
-    """Returns the n features of largest effect as lines of text with bars. Positive bars go to the right."""
+    """Returns the n features of largest effect as lines of text with bars. Positive bars go to the right.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> names = {
+        ...     "feature_names": ["meow", "bark", "hoot", "moo", "oink", "cluck"],
+        ...     "label_names": ["cat", "dog", "owl", "cow", "pig", "hen"],
+        ... }
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])  # barks, and hoots a little
+        >>> result = mach_ext.explain.integrated_gradients(model, x, ["dog", "owl"], **names)
+        >>> for line in mach_ext.report.attribution_lines(result, label=1, width=10):
+        ...     print(line)
+          bark       +2.796           |██████████
+          hoot       -0.598         ██|
+    """
     top = explanation.top(n, label)
     max_effect = max((abs(effect) for _, effect in top), default=0.0) or 1.0
     others = len(explanation.features) - len(top)
@@ -41,14 +59,38 @@ def attribution_lines(explanation: Attributions, label: int, n: int = 10, width:
 
 
 def sparkline(votes: Sequence[float], low: float, high: float) -> str:
-    """Returns a block character for each vote, from low to high."""
+    """Returns a block character for each vote, from low to high.
+
+    Example:
+        >>> from mach_ext.report import sparkline
+        >>> sparkline([-1.5, 0.2, 3.8, 4.0], low=-2, high=4)
+        '▂▄██'
+    """
     levels = "▁▂▃▄▅▆▇█"
     scale = (len(levels) - 1) / ((high - low) or 1.0)
     return "".join(levels[round((min(max(vote, low), high) - low) * scale)] for vote in votes)
 
 
 def plot_attributions(explanation: Attributions, n: int = 15, label: int | None = None) -> Figure:
-    """Draws bars of the n largest attributions, with the largest on top."""
+    """Draws bars of the n largest attributions, with the largest on top.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> names = {
+        ...     "feature_names": ["meow", "bark", "hoot", "moo", "oink", "cluck"],
+        ...     "label_names": ["cat", "dog", "owl", "cow", "pig", "hen"],
+        ... }
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])  # barks, and hoots a little
+        >>> result = mach_ext.explain.integrated_gradients(model, x, ["dog", "owl"], **names)
+        >>> figure = mach_ext.report.plot_attributions(result)
+        >>> figure.savefig("dog.png")
+        >>> figure.axes[0].get_title()
+        'dog: score 1.863'
+    """
     check_import("matplotlib.figure")
     from matplotlib.figure import Figure
 

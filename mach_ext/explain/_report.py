@@ -60,6 +60,23 @@ def explanation_page(
         vectorizer: Finds the features in `explanation.text`. None: features are shown by name.
         title: The title of the page.
         true_labels: Numbers of the right labels, which get a mark. None: they are not known.
+
+    Example:
+        >>> from scipy import sparse
+        >>> import mach_ext
+        >>> X = Y = sparse.eye(6, format="csr")  # document i has feature i and label i
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> names = {
+        ...     "feature_names": ["meow", "bark", "hoot", "moo", "oink", "cluck"],
+        ...     "label_names": ["cat", "dog", "owl", "cow", "pig", "hen"],
+        ... }
+        >>> x = sparse.csr_matrix([[0, 1.0, 0.5, 0, 0, 0]])  # barks, and hoots a little
+        >>> result = mach_ext.explain.integrated_gradients(model, x, ["dog", "owl"], **names)
+        >>> votes = mach_ext.explain.votes(model, x, result.labels)
+        >>> page = mach_ext.report.explanation_page(result, votes, title="A document that barks")
+        >>> "<title>A document that barks</title>" in page
+        True
     """
     in_text = explanation.text is not None and vectorizer is not None
     checked = {check.label: check for check in collisions}

@@ -1,22 +1,34 @@
-"""Differentiable functions on flat CSR documents: what a training loop of your own calls.
+"""Differentiable functions on flat CSR documents, for a training loop of your own.
 
-A batch of N documents is `values [nnz]` (float32 or float64), `indices [nnz]` and `indptr [N + 1]` (int32 or
-int64, also mixed), as in SciPy's CSR; labels are `label_indices`, `label_indptr` likewise. On CPU every call
-checks its input in full, one pass over the non-zeros: structure, range, duplicates, NaN. `validate=False`
-leaves that out, as do CUDA tensors and `torch.compile`; kernels stay inside their arrays all the same, and
-an out-of-range index gives NaN, not a plausible number.
+A batch of N documents is `values` [nnz] (float32 or float64), `indices` [nnz] and `indptr` [N + 1], as in
+SciPy's CSR. The index tensors are int32 or int64 and may be mixed. Labels are `label_indices` and
+`label_indptr` in the same form.
 
-Autocast changes nothing here: products are in the dtype of the weights, in the forward and in the backward
-pass. Hidden units and bucket scores in bfloat16 or float16, as a layer under autocast gives them, are
-widened. Their gradients come back in their own dtype.
+On the CPU, every call checks its whole input in one pass over the non-zeros: structure, range, duplicates and
+NaN. `validate=False` skips this check. CUDA tensors and `torch.compile` skip it as well. Kernels stay inside
+their arrays in any case. An index out of range gives NaN and not a plausible number.
 
-The tensors of a `LabelHash` can be written to, so kernels check what they read in them, too. What needs a
-bucket outside [0, B) is NaN and passes no gradient on: a label's score or logit, a document's loss. In
-`merge_topk` such a label comes after every number. On CPU, with `validate`, a NaN in the result makes a
-function look at the hash, and it refuses one with such a bucket: ValueError, with the label. So does
-`LabelHash.label_index` when it builds the index.
+Autocast changes nothing here. Products are in the dtype of the weights, in the forward and in the backward
+pass. A layer under autocast may return hidden units and bucket scores in bfloat16 or float16. These are
+widened, and their gradients come back in their own dtype.
 
-Notation: N documents, D features, L labels, R repetitions, B buckets, H hidden units, k top-k.
+Code can write to the tensors of a `LabelHash`, so kernels also check what they read there. A bucket outside
+[0, B) gives NaN and passes no gradient on. This holds for a label's score or logit and for a document's loss.
+`merge_topk` puts such labels after every number. On the CPU, with `validate`, a NaN in the result makes a
+function check the hash. If a bucket is out of range, it raises a ValueError that names the label.
+`LabelHash.label_index` does the same when it builds the index.
+
+Shapes use these letters: N documents, D features, L labels, R repetitions, B buckets, H hidden units, k best
+labels.
+
+Example:
+    >>> import torch
+    >>> from mach_ext import functional as F
+    >>> F.MERGES
+    ('mean', 'min', 'median')
+    >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])  # a document of 2 features
+    >>> F.sparse_linear(*X, torch.ones(3, 4))
+    tensor([[3., 3., 3., 3.]])
 """
 
 from mach_ext.functional._autograd import own_precision

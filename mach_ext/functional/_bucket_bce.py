@@ -36,29 +36,38 @@ def bucket_bce(
     *,
     validate: bool = True,
 ) -> Tensor:  # scalar
-    """MACH's loss: binary cross-entropy of all buckets, summed over B, averaged over N and R.
+    """Return MACH's loss: binary cross-entropy of all buckets, summed over B, averaged over N and R.
 
-        loss = 1 / (N R) * sum_{n, r} ( sum_b softplus(z[n, r, b]) - sum_{b in P(n, r)} z[n, r, b] )
+    ```text
+    loss = 1 / (N R) * sum_{n, r} ( sum_b softplus(z[n, r, b]) - sum_{b in P(n, r)} z[n, r, b] )
+    ```
 
-    with z = `bucket_logits(hidden, weight, bias)` and P(n, r) the *set* of buckets of document n's labels in
-    repetition r: two labels in one bucket count once. One repetition at a time: [N, B] is held, never
-    [N, R, B]; gradients are computed in the same pass.
+    z is `bucket_logits(hidden, weight, bias)`. P(n, r) is the *set* of buckets of document n's labels in
+    repetition r, so two labels in a bucket count once. The repetitions are computed in turn. [N, B] is held,
+    and never [N, R, B]. Gradients are computed in the same pass.
 
     Args:
-        hidden, weight, bias: As in `bucket_logits`; weight and bias float32 or float64.
-        label_indices, label_indptr: Labels of each document in CSR form, int32 or int64.
+        hidden: As in `bucket_logits`.
+        weight: As in `bucket_logits`, but float32 or float64.
+        bias: As in `bucket_logits`, but float32 or float64.
+        label_indices: Labels of the documents in CSR form, [label nnz], int32 or int64.
+        label_indptr: Start of the labels of each document, [N + 1], int32 or int64.
         hash: Label hash with R repetitions and B buckets.
         validate: False skips the check of the labels.
 
     Returns:
-        Scalar, the dtype of `weight`.
+        A scalar in the dtype of `weight`.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: Shapes, devices or labels are not valid.
 
     Example:
         >>> import torch, mach_ext
         >>> hash = mach_ext.LabelHash(num_labels=100, num_buckets=50, num_repetitions=4)
         >>> hidden, weight = torch.zeros(1, 3), torch.zeros(4, 3, 50)
         >>> Y = torch.tensor([7]), torch.tensor([0, 1])
-        >>> mach_ext.functional.bucket_bce(hidden, weight, None, *Y, hash)
+        >>> mach_ext.functional.bucket_bce(hidden, weight, None, *Y, hash)  # 50 log 2
         tensor(34.6574)
     """
     op = "bucket_bce"
@@ -87,26 +96,36 @@ def linear_bucket_bce(
     *,
     validate: bool = True,
 ) -> Tensor:  # scalar
-    """The loss of `bucket_bce` for linear MACH, straight from the sparse documents.
+    """Return the loss of `bucket_bce` for linear MACH, computed from the sparse documents.
 
-    One repetition at a time; with z[n, r] = X[n] @ weight[r] + bias[r].
+    The logits are z[n, r] = X[n] @ weight[r] + bias[r]. The repetitions are computed in turn.
 
     Args:
-        values, indices, indptr: Documents, as in `sparse_linear`.
-        weight: [R, D, B]. bias: [R, B] or None. The dtype of `values`.
-        label_indices, label_indptr, hash, validate: As in `bucket_bce`.
-        sparse_grad: True: the weight's gradient is a sparse COO tensor over (r, feature) of the features that
-            occur, unique and ascending.
+        values: Non-zeros of the documents, as in `sparse_linear`.
+        indices: As in `sparse_linear`.
+        indptr: As in `sparse_linear`.
+        weight: [R, D, B] in the dtype of `values`.
+        bias: [R, B] in the dtype of `values`, or None.
+        label_indices: As in `bucket_bce`.
+        label_indptr: As in `bucket_bce`.
+        hash: As in `bucket_bce`.
+        sparse_grad: If true, the weight's gradient is a sparse COO tensor over (r, feature) of the features
+            that occur. These are unique and ascending.
+        validate: False skips the check of the documents and the labels.
 
     Returns:
-        Scalar, the dtype of `values`.
+        A scalar in the dtype of `values`.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: Shapes, devices or contents are not valid.
 
     Example:
         >>> import torch, mach_ext
         >>> hash = mach_ext.LabelHash(num_labels=100, num_buckets=50, num_repetitions=4)
         >>> X = torch.tensor([1.0]), torch.tensor([0]), torch.tensor([0, 1])
         >>> Y = torch.tensor([7]), torch.tensor([0, 1])
-        >>> mach_ext.functional.linear_bucket_bce(*X, torch.zeros(4, 3, 50), None, *Y, hash)
+        >>> mach_ext.functional.linear_bucket_bce(*X, torch.zeros(4, 3, 50), None, *Y, hash)  # 50 log 2
         tensor(34.6574)
     """
     op = "linear_bucket_bce"
@@ -128,7 +147,10 @@ def linear_bucket_bce(
 
 
 class _BucketBCE(torch.autograd.Function):
-    """Computes the gradients beside the loss, so that no logits outlive their repetition."""
+    """The autograd function of `bucket_bce`.
+
+    The gradients are computed beside the loss, so that no logits outlive their repetition.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, label_indices, label_indptr, buckets):  # type: ignore[no-untyped-def]
@@ -144,7 +166,8 @@ class _BucketBCE(torch.autograd.Function):
             return h @ w if bias is None else torch.addmm(bias[r], h, w)
 
         loss = hidden.new_zeros((), dtype=torch.float64)
-        # 1 / R, not 1 / (N R): a number made of N would be a new graph for every N under torch.compile.
+        # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a
+        # new graph for every N.
         args = (buckets, label_indices, label_indptr, 1 / R, any(needs))
         with own_precision(hidden.device):
             for r, z, losses in bucket_bce_by_repetition(logits, *args):
@@ -167,7 +190,7 @@ class _BucketBCE(torch.autograd.Function):
 
 
 class _LinearBucketBCE(torch.autograd.Function):
-    """As _BucketBCE, with sparse_linear in place of the product with hidden."""
+    """The autograd function of `linear_bucket_bce`: `sparse_linear` replaces the product with hidden."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
@@ -187,7 +210,7 @@ class _LinearBucketBCE(torch.autograd.Function):
             return _ops.sparse_linear(*X, weight[r : r + 1], b, False, order)[:, 0]
 
         loss = values.new_zeros((), dtype=torch.float64)
-        # 1 / R: as in _BucketBCE.
+        # The scale is 1 / R for the reason given in _BucketBCE.
         args = (buckets, label_indices, label_indptr, 1 / R, needs_values or needs_weight or needs_bias)
         for r, z, losses in bucket_bce_by_repetition(logits, *args):
             loss += losses.sum()

@@ -1,4 +1,4 @@
-"""Logits of all buckets, from hidden units or straight from sparse documents."""
+"""Logits of all buckets, from hidden units or from sparse documents."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ def bucket_logits(
     weight: Tensor,  # [R, H, B]
     bias: Tensor | None,  # [R, B]
 ) -> Tensor:  # [N, R, B]
-    """Bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
+    """Return the bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
 
     Args:
-        hidden: [N, H], shared by the repetitions, or [N, R, H], one encoder each. bfloat16 and float16 are
-            widened to the dtype of `weight`, or to float32 where that is narrow, too.
-        weight: [R, H, B], the dtype of `hidden`, or bfloat16, on CUDA also float16 (then it is widened one
-            repetition at a time, and has no gradient).
+        hidden: [N, H], shared by the repetitions, or [N, R, H] of independent encoders. bfloat16 and float16
+            are widened to the dtype of `weight`. If that is narrow as well, they are widened to float32.
+        weight: [R, H, B] in the dtype of `hidden`, or in bfloat16. On CUDA float16 is also allowed. A narrow
+            weight is widened one repetition at a time, and has no gradient.
         bias: [R, B] or None.
 
     Returns:
-        [N, R, B], the dtype of `hidden` once widened. In memory repetition-major: a view of [R, N, B].
+        [N, R, B] in the dtype of `hidden` after widening. In memory the repetitions come first: it is a view
+        of [R, N, B].
 
     Raises:
-        TypeError: Wrong dtype. ValueError: wrong shape or device.
+        TypeError: A dtype is wrong.
+        ValueError: A shape or a device is wrong.
 
     Example:
         >>> import torch, mach_ext
-        >>> mach_ext.functional.bucket_logits(torch.ones(2, 3), torch.ones(4, 3, 5), torch.zeros(4, 5)).shape
-        torch.Size([2, 4, 5])
+        >>> hidden, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> mach_ext.functional.bucket_logits(hidden, weight, torch.tensor([[0.5, -0.5]]))
+        tensor([[[1.5000, 1.5000]]])
     """
     op = "bucket_logits"
     hidden = widen(hidden, weight)
@@ -78,20 +81,27 @@ def bucket_forward(
     *,
     validate: bool = True,
 ) -> Tensor:  # [N, R, B]
-    """Sparse documents to bucket logits: `sparse_linear` with relu, then `bucket_logits`.
+    """Return bucket logits of sparse documents: `sparse_linear` with relu, then `bucket_logits`.
 
     Args:
-        values, indices, indptr: Documents, as in `sparse_linear`.
-        encoder_weight: [D, H] for a shared encoder; [D, R * H] for independent ones (unit h of repetition r
-            is column r * H + h); None for linear MACH, whose `bucket_weight` [R, D, B] takes the documents.
+        values: Non-zeros of the documents, as in `sparse_linear`.
+        indices: As in `sparse_linear`.
+        indptr: As in `sparse_linear`.
+        encoder_weight: [D, H] for a shared encoder, or [D, R * H] for independent encoders. Unit h of
+            repetition r is then column r * H + h. None is linear MACH, where `bucket_weight` takes the
+            documents.
         encoder_bias: [H], [R * H] or None.
-        bucket_weight: [R, H, B], or [R, D, B] without an encoder.
+        bucket_weight: [R, H, B]. Without an encoder, [R, D, B].
         bucket_bias: [R, B] or None.
         sparse_grad: As in `sparse_linear`, for the weight that takes the documents.
         validate: As in `sparse_linear`.
 
     Returns:
         [N, R, B].
+
+    Raises:
+        TypeError: As in `sparse_linear`.
+        ValueError: As in `sparse_linear`.
 
     Example:
         >>> import torch, mach_ext
@@ -131,10 +141,10 @@ def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 class _BucketLogits(torch.autograd.Function):
-    """hidden [R, N, H] times weight [R, H, B], plus bias [R, B] or None -> [R, N, B].
+    """The product of hidden [R, N, H] and weight [R, H, B], plus bias [R, B] or None: [R, N, B].
 
-    What autograd makes of the products, second derivatives included. But autocast leaves the backward pass
-    alone, too.
+    Its derivatives are those that autograd would compute, second derivatives included. But autocast has no
+    effect on the backward pass either.
     """
 
     @staticmethod
@@ -155,7 +165,10 @@ class _BucketLogits(torch.autograd.Function):
 
 
 class _WideningLogits(torch.autograd.Function):
-    """hidden [R, N, H] times narrower weight [R, H, B], widened one repetition at a time -> [R, N, B]."""
+    """The product of hidden [R, N, H] and a narrower weight [R, H, B]: [R, N, B].
+
+    The weight is widened one repetition at a time.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight):  # type: ignore[no-untyped-def]

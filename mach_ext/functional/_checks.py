@@ -1,4 +1,4 @@
-"""Checks of arguments: each message names the function, the argument, the rule and what came."""
+"""Checks of arguments. Each message names the function, the argument, the rule and the given value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,28 @@ _INTS = (torch.int32, torch.int64)
 
 
 def as_int(op: str, name: str, value: Any) -> int:
-    """A Python or NumPy integer as int; bool and float are refused."""
+    """Return a Python or NumPy integer as int. bool and float are refused.
+
+    Args:
+        op: The function that the message names.
+        name: The argument that the message names.
+        value: The value.
+
+    Returns:
+        The integer.
+
+    Raises:
+        TypeError: The value is not an integer.
+
+    Example:
+        >>> import numpy as np
+        >>> from mach_ext.functional import as_int
+        >>> as_int("predict", "k", np.int64(5))
+        5
+        >>> as_int("predict", "k", 5.0)
+        Traceback (most recent call last):
+        TypeError: predict: k must be an int, got float
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -33,6 +54,7 @@ def _name(kind: torch.dtype | torch.layout) -> str:
 
 
 def check_kind(op: str, name: str, t: Any, dim: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Check that an argument is a dense tensor with so many dimensions and a dtype among `dtypes`."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
     if t.layout != torch.strided:
@@ -44,7 +66,10 @@ def check_kind(op: str, name: str, t: Any, dim: int, dtypes: tuple[torch.dtype, 
 
 
 def widen(t: Any, weight: Any = None) -> Any:
-    """What comes in half precision, in the weight's, which is at least float32; all else as it is."""
+    """Return a half-precision tensor in the dtype of the weight, which is at least float32.
+
+    Anything else is returned as it is.
+    """
     if not isinstance(t, Tensor) or t.dtype not in _HALVES:
         return t
     return t.to(weight.dtype if isinstance(weight, Tensor) and weight.dtype in FLOATS else torch.float32)
@@ -56,13 +81,18 @@ def _check_device(op: str, name: str, t: Tensor, device: torch.device) -> None:
 
 
 def check_tensor(op: str, name: str, t: Any, dim: int, like: Tensor) -> None:
-    """A weight or bias: the dtype and device of `like`, or bfloat16, on CUDA also float16, beside float32."""
+    """Check a weight or bias: its dtype, its device and its number of dimensions.
+
+    The dtype and the device are those of `like`. If `like` is float32, bfloat16 is also allowed, and on CUDA
+    float16.
+    """
     narrow = _HALVES if like.is_cuda else (torch.bfloat16,)
     check_kind(op, name, t, dim, (like.dtype, *(narrow if like.dtype == torch.float32 else ())))
     _check_device(op, name, t, like.device)
 
 
 def check_float32_or_64(op: str, name: str, t: Tensor) -> None:
+    """Refuse weights in half precision, which cannot be trained."""
     if t.dtype not in FLOATS:
         raise TypeError(
             f"{op}: {name} must be float32 or float64 to be trained (keep float32 master weights), "
@@ -78,12 +108,14 @@ def _check_shape(op: str, name: str, t: Tensor, shape: tuple[int, ...]) -> None:
 def check_bias(
     op: str, bias: Tensor | None, shape: tuple[int, ...], like: Tensor, name: str = "bias"
 ) -> None:
+    """Check a bias, unless it is None."""
     if bias is not None:
         check_tensor(op, name, bias, len(shape), like)
         _check_shape(op, name, bias, shape)
 
 
 def check_activation(op: str, activation: str | None) -> None:
+    """Refuse unknown activations."""
     if activation not in (None, "relu"):
         raise ValueError(f'{op}: activation must be None or "relu", got {activation!r}')
 
@@ -96,6 +128,7 @@ def _check_index_pair(op: str, indices: Any, indptr: Any, prefix: str = "") -> N
 
 
 def check_documents(op: str, values: Any, indices: Any, indptr: Any) -> None:
+    """Check types, lengths and devices of documents in CSR form, but not their contents."""
     check_kind(op, "values", values, 1, FLOATS)
     _check_index_pair(op, indices, indptr)
     if values.shape[0] != indices.shape[0]:
@@ -116,7 +149,10 @@ def check_contents(
     validate: bool,
     prefix: str = "",
 ) -> None:
-    """One pass over the non-zeros on CPU. `prefix` is "label_" for labels."""
+    """Check the contents of a CSR matrix in one pass over the non-zeros, on the CPU only.
+
+    `prefix` is "label_" for labels.
+    """
     if not validate or indices.device.type != "cpu" or torch.compiler.is_compiling():
         return
     fault, row, position = _ops.check_csr(
@@ -143,7 +179,7 @@ def check_contents(
 
 
 def check_buckets_weight(op: str, hidden: Any, weight: Any, bias: Tensor | None) -> None:
-    """hidden [N, H] or [N, R, H], weight [R, H, B], bias [R, B]."""
+    """Check hidden [N, H] or [N, R, H], weight [R, H, B] and bias [R, B] together."""
     check_kind(op, "hidden", hidden, 3 if isinstance(hidden, Tensor) and hidden.dim() == 3 else 2, FLOATS)
     check_tensor(op, "weight", weight, 3, hidden)
     R, H, B = weight.shape
@@ -157,6 +193,7 @@ def check_buckets_weight(op: str, hidden: Any, weight: Any, bias: Tensor | None)
 
 
 def check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) -> None:
+    """Check a label hash: its type, its sizes, its device, and that its buckets were not written to."""
     if not isinstance(hash, LabelHash):
         raise TypeError(f"{op}: hash must be a mach_ext.LabelHash, got {type(hash).__name__}")
     if (hash.num_repetitions, hash.num_buckets) != (R, B):
@@ -173,13 +210,17 @@ def check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) -
 
 
 def check_answer(out: Tensor, hash: LabelHash, validate: bool) -> Tensor:
-    """The result; NaN in it may come of buckets that were written to, which is then said."""
+    """Return the result of an operator.
+
+    If it contains NaN, buckets that were written to may be the cause. This is checked, and raises an error.
+    """
     if validate and out.is_cpu and not torch.compiler.is_compiling() and math.isnan(out.detach().sum()):
         hash.check_contents()
     return out
 
 
 def check_scores(op: str, scores: Any, hash: LabelHash, merge: str) -> None:
+    """Check scores [N, R, B], their label hash and the name of a merge."""
     check_kind(op, "scores", scores, 3, FLOATS)
     check_hash(op, hash, scores.shape[1], scores.shape[2], scores.device)
     if merge not in MERGES:
@@ -187,7 +228,7 @@ def check_scores(op: str, scores: Any, hash: LabelHash, merge: str) -> None:
 
 
 def labels_by_document(op: str, labels: Any, N: int, hash: LabelHash, validate: bool) -> Tensor:
-    """labels [m] or [N, m] -> [N, m] int64."""
+    """Check labels [m] or [N, m], and return them as [N, m] int64."""
     check_kind(op, "labels", labels, 2 if isinstance(labels, Tensor) and labels.dim() == 2 else 1, _INTS)
     _check_device(op, "labels", labels, hash.buckets.device)
     if labels.dim() == 1:
@@ -212,6 +253,7 @@ def check_label_csr(
     hash: LabelHash,
     validate: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Check the labels of N documents in CSR form, and return the label ids as int64."""
     _check_index_pair(op, label_indices, label_indptr, "label_")
     _check_device(op, "label_indices", label_indices, device)
     _check_device(op, "label_indptr", label_indptr, device)

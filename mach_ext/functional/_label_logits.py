@@ -1,4 +1,4 @@
-"""Logits of the buckets of chosen labels, and of no other bucket."""
+"""Logits of the buckets of chosen labels, without computing any other bucket."""
 
 from __future__ import annotations
 
@@ -32,25 +32,31 @@ def label_logits(
     *,
     validate: bool = True,
 ) -> Tensor:  # [N, m, R]
-    """Logits of the R buckets of the labels asked for, and of no other bucket.
+    """Return the logits of the R buckets of chosen labels, without computing any other bucket.
 
-    The cost is N * m * R * H, whatever L and B are. Equals `bucket_logits` gathered at the labels' buckets.
+    The cost is N * m * R * H, whatever L and B are. The result equals `bucket_logits` gathered at the labels'
+    buckets.
 
     Args:
-        hidden, weight, bias: As in `bucket_logits`.
+        hidden: As in `bucket_logits`.
+        weight: As in `bucket_logits`.
+        bias: As in `bucket_logits`.
         hash: Label hash with R repetitions and B buckets.
-        labels: [m], the same for every document, or [N, m]; int32 or int64.
+        labels: [m], the same for every document, or [N, m]. int32 or int64.
         validate: False skips the check that labels are in [0, L).
 
     Returns:
-        [N, m, R]. Its mean over R is the labels' score by mean logit.
+        [N, m, R]. The mean over R is the labels' score by mean logit.
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: A shape, a device or a label is not valid.
 
     Example:
         >>> import torch, mach_ext
         >>> hash = mach_ext.LabelHash(num_labels=100, num_buckets=50, num_repetitions=4)
-        >>> mach_ext.functional.label_logits(
-        ...     torch.ones(2, 3), torch.ones(4, 3, 50), None, hash, torch.tensor([7, 9])
-        ... ).shape
+        >>> hidden, weight, labels = torch.ones(2, 3), torch.ones(4, 3, 50), torch.tensor([7, 9])
+        >>> mach_ext.functional.label_logits(hidden, weight, None, hash, labels).shape
         torch.Size([2, 2, 4])
     """
     op = "label_logits"
@@ -76,15 +82,26 @@ def linear_label_logits(
     *,
     validate: bool = True,
 ) -> Tensor:  # [N, m, R]
-    """`label_logits` of linear MACH: straight from the sparse documents, only the R * m buckets asked for.
+    """Return `label_logits` of linear MACH, computed from the sparse documents.
+
+    Only the R * m buckets of the labels are computed. For the time of the call, nnz * m * R weights are held.
 
     Args:
-        values, indices, indptr: Documents, as in `sparse_linear`.
-        weight, bias: [R, D, B], [R, B] or None, the dtype of `values`.
-        hash, labels, validate: As in `label_logits`; `validate` covers the documents, too.
+        values: Non-zeros of the documents, as in `sparse_linear`.
+        indices: As in `sparse_linear`.
+        indptr: As in `sparse_linear`.
+        weight: [R, D, B] in the dtype of `values`.
+        bias: [R, B] in the dtype of `values`, or None.
+        hash: As in `label_logits`.
+        labels: As in `label_logits`.
+        validate: False skips the check of the documents and the labels.
 
     Returns:
-        [N, m, R]. Holds nnz * m * R weights for the time of the call.
+        [N, m, R].
+
+    Raises:
+        TypeError: As in `label_logits`.
+        ValueError: As in `label_logits`, or the documents are not valid.
 
     Example:
         >>> import torch, mach_ext
@@ -103,7 +120,8 @@ def linear_label_logits(
     check_hash(op, hash, R, B, values.device)
     N = indptr.shape[0] - 1
     labels = labels_by_document(op, labels, N, hash, validate)
-    # Not validated, anything may come: what is out of range reads entry 0, counts 0, and ends as NaN.
+    # Without validation, any index may come. An index out of range reads entry 0 and adds 0. Its result is
+    # replaced by NaN at the end.
     features = indices.long()
     known_label, known = (labels >= 0) & (labels < hash.num_labels), (features >= 0) & (features < D)
     position = torch.arange(len(values), device=values.device)

@@ -1,4 +1,4 @@
-"""Labels' scores, merged from their bucket scores: of chosen labels, and of the k best."""
+"""Label scores merged from bucket scores: those of chosen labels, and the k best."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ def merge_scores(
     *,
     validate: bool = True,
 ) -> Tensor:  # [N, m]
-    """Scores of the labels asked for, merged from their R bucket scores.
+    """Return the scores of chosen labels, merged from their R bucket scores.
 
-    mean = (s_0 + ... + s_{R-1}) / R, added in this order in the scores' own dtype, one IEEE division; min;
-    median (even R: mean of the middle two). NaN in any repetition gives NaN. The gradient of min and median
-    goes to the chosen repetition(s), the lowest r among equals.
+    * "mean" is (s_0 + ... + s_{R-1}) / R. The sum is added in this order in the scores' own dtype, and
+      followed by one IEEE division.
+    * "min" is the smallest score.
+    * "median" is the middle score. For even R it is the mean of the middle two.
+
+    NaN in any repetition gives NaN. The gradient of "min" and "median" goes to the chosen repetitions, to the
+    lowest r among equals.
 
     Args:
-        scores: Bucket scores of any kind (logits, probabilities), [N, R, B], float32 or float64; bfloat16
-            and float16 are widened to float32.
+        scores: Bucket scores [N, R, B] of any kind, such as logits or probabilities. float32 or float64.
+            bfloat16 and float16 are widened to float32.
         hash: Label hash with R repetitions and B buckets.
-        labels: [m], the same for every document, or [N, m]; int32 or int64.
+        labels: [m], the same for every document, or [N, m]. int32 or int64.
         merge: "mean", "min" or "median".
         validate: False skips the check that labels are in [0, L).
 
     Returns:
         [N, m].
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: A shape, a device, a label or the merge is not valid.
 
     Example:
         >>> import torch, mach_ext
@@ -67,20 +75,25 @@ def merge_topk(
     k: int,
     merge: str = "mean",
 ) -> tuple[Tensor, Tensor]:  # [N, k], [N, k]
-    """The k best labels of each document over all L, exactly, without ever holding [N, L].
+    """Return the k best labels of each document over all L, exactly, without ever holding [N, L].
 
-    Ids and values equal, bit for bit, a brute force over all labels by the definition in `merge_scores`.
-    Order: value descending, then label ascending; -0 equals +0; NaN after every number. The result does not
-    depend on threads, batch size or device. Values are differentiable.
+    Labels and values equal, bit for bit, a brute-force search over all labels by the definition in
+    `merge_scores`. Larger values come first. Of equal values, the smaller label comes first. -0 equals +0,
+    and NaN comes after every number. The result does not depend on threads, batch size or device. The values
+    are differentiable.
 
     Args:
-        scores: [N, R, B], float32 or float64; bfloat16 and float16 are widened to float32.
+        scores: [N, R, B], float32 or float64. bfloat16 and float16 are widened to float32.
         hash: Label hash with R repetitions and B buckets.
-        k: 0 ... L.
+        k: The number of labels, from 0 to L.
         merge: "mean", "min" or "median".
 
     Returns:
-        values [N, k] and labels [N, k] (int64).
+        Values [N, k] and labels [N, k] (int64).
+
+    Raises:
+        TypeError: An argument has a wrong type or dtype.
+        ValueError: A shape, a device, `k` or the merge is not valid.
 
     Example:
         >>> import torch, mach_ext
@@ -106,8 +119,8 @@ def _label_index(hash: LabelHash) -> tuple[Tensor, Tensor, Tensor] | None:
     return hash.label_index()
 
 
-# What torch.compiler.assume_constant_result does. That function imports torch._dynamo first, which takes a
-# second and fails where no folder for temporary files can be written to.
+# This is the effect of torch.compiler.assume_constant_result. That function first imports torch._dynamo,
+# which takes a second, and fails if there is no writable folder for temporary files.
 _label_index._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -119,7 +132,25 @@ def _merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -
 
 @memory_errors("pass fewer documents at a time or fewer labels")
 def merge_repetitions(logits: Tensor, merge: str) -> Tensor:
-    """The merge alone: [N, m, R] scores of labels by repetition -> [N, m], as `merge_scores` to the bit."""
+    """Merge label scores over the repetitions, as `merge_scores` does, to the bit.
+
+    Args:
+        logits: [N, m, R], the scores of m labels in each repetition.
+        merge: "mean", "min" or "median".
+
+    Returns:
+        [N, m].
+
+    Raises:
+        TypeError: `logits` has a wrong type or dtype.
+        ValueError: `logits` has a wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from mach_ext.functional import merge_repetitions
+        >>> merge_repetitions(torch.tensor([[[1.0, 4.0, 2.0]]]), "median")
+        tensor([[2.]])
+    """
     logits = widen(logits)
     check_kind("merge_repetitions", "logits", logits, 3, FLOATS)
     N, m, R = logits.shape

@@ -17,10 +17,22 @@ def bucket_bce_by_repetition(
     scale: float,
     gradient: bool,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:  # r, z [N, B], each document's loss [N] float64
-    """For each repetition its number, its logits z, and the losses, summed over the buckets and not scaled.
+    """Yield the number, the logits and the losses of each repetition.
 
-    With `gradient`, z holds `scale` times the gradient of the loss to the logits, in place of the logits. The
-    caller forms its products with z before it asks for the next repetition: `logits` may reuse the memory.
+    With `gradient`, the logits are replaced by `scale` times the gradient of the loss to them. Form the
+    products with this gradient before you ask for the next repetition, because `logits` may reuse the memory.
+
+    Args:
+        logits: A function of r that returns [N, B]. The result is written to.
+        buckets: [R, L] int32, the buckets of a label hash.
+        label_indices: Labels of the documents in CSR form, [label nnz] int64.
+        label_indptr: Start of the labels of each document, [N + 1].
+        scale: Factor of the gradient. The losses are not scaled.
+        gradient: Whether to compute the gradient.
+
+    Yields:
+        r, then the logits or their gradient [N, B], then each document's loss [N] float64, summed over the
+        buckets.
 
     Example:
         >>> import torch
@@ -37,5 +49,16 @@ def bucket_bce_by_repetition(
 
 
 def of_repetition(hidden: Tensor, r: int) -> Tensor:
-    """[N, H] of hidden units [N, H], which all repetitions share, or [N, R, H]."""
+    """Return the hidden units [N, H] of one repetition.
+
+    Args:
+        hidden: [N, H], shared by all repetitions, or [N, R, H].
+        r: The repetition.
+
+    Example:
+        >>> import torch
+        >>> from mach_ext.functional import of_repetition
+        >>> of_repetition(torch.tensor([[[1.0], [2.0]]]), 1)
+        tensor([[2.]])
+    """
     return hidden if hidden.dim() == 2 else hidden[:, r]

@@ -1,4 +1,4 @@
-"""Sparse documents times a dense weight."""
+"""Products of sparse documents and a dense weight."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ def sparse_linear(
     *,
     validate: bool = True,
 ) -> Tensor:  # [N, M]
-    """Sparse documents times a dense weight: `act(X @ weight + bias)`, X the CSR matrix [N, D].
+    """Multiply sparse documents by a dense weight: `act(X @ weight + bias)` for the CSR matrix X [N, D].
 
-    Gradients to `values`, `weight` and `bias`. Sums run over a row's non-zeros in their order, so the result
+    `values`, `weight` and `bias` get gradients. Sums run over a row's non-zeros in their order, so the result
     does not depend on the number of threads.
 
     Args:
         values: Non-zeros, float32 or float64, [nnz].
-        indices: Features, [nnz], unique within a row.
-        indptr: Row starts, [N + 1].
-        weight: [D, M], the dtype of `values`, or bfloat16, on CUDA also float16, with float32 values (then
-            without a gradient).
+        indices: Feature of each non-zero, [nnz], unique within a row.
+        indptr: Start of each row, [N + 1].
+        weight: [D, M] in the dtype of `values`. With float32 values it may also be bfloat16, and on CUDA
+            float16. It then has no gradient.
         bias: [M] or None.
         activation: None or "relu".
-        sparse_grad: True: the weight's gradient is a sparse COO tensor of the rows that occur, unique and
-            ascending (for `mach_ext.optim`). False: dense.
+        sparse_grad: If true, the weight's gradient is a sparse COO tensor of the rows that occur, unique and
+            ascending. `mach_ext.optim` takes it. If false, the gradient is dense.
         validate: False skips the check of the contents.
 
     Returns:
-        [N, M], the dtype of `values`.
+        [N, M] in the dtype of `values`.
 
     Raises:
-        TypeError: Wrong dtype. ValueError: wrong shape, device or contents, unknown activation.
+        TypeError: A dtype is wrong.
+        ValueError: A shape, a device or the contents are wrong, or the activation is unknown.
 
     Example:
         >>> import torch, mach_ext
@@ -63,8 +64,8 @@ def sparse_linear(
     op = "sparse_linear"
     relu = activation == "relu"
     refused = None
-    # To check a single document takes as long as the product. On CPU the operator does it, in the same call;
-    # only what it refuses is looked at again, for the words.
+    # A separate check of a single document would take as long as the product. On the CPU the operator checks
+    # in the same call. Python validates again only after a failure, to produce a helpful message.
     try:
         known = (relu or activation is None) and (bias is None or bias.dtype is values.dtype)
         if known and values.is_cpu and weight.dim() == 2 and not torch.compiler.is_compiling():
@@ -93,6 +94,10 @@ def run_sparse_linear(
     sparse_grad: bool,
     check: bool = False,  # documents, on CPU
 ) -> Tensor:  # [N, R, M] or [N, M]
+    """Run `sparse_linear` on checked arguments, by autograd if a gradient is needed.
+
+    `check` makes the operator check the documents, on the CPU.
+    """
     if bias is not None:
         bias = bias.to(values.dtype)
     if not needs_grad(values, weight, bias):
@@ -124,7 +129,7 @@ def row_sparse_tensor(
     grads: Tensor,  # [R, U, M]
     shape: torch.Size,
 ) -> Tensor:
-    """COO tensor of `shape` ([R, D, M] or [D, M]) with the given rows in every repetition."""
+    """Return a COO tensor of `shape` ([R, D, M] or [D, M]) with the given rows in every repetition."""
     R, U, M = grads.shape
     at = rows.repeat(R).unsqueeze(0)
     if len(shape) == 3:
@@ -135,8 +140,11 @@ def row_sparse_tensor(
 
 
 def feature_order(indices: Tensor, indptr: Tensor, weight: Tensor) -> _ops.FeatureOrder | None:
-    """The order that forward, backward and repetitions share. Its sizes depend on the data: no compiling,
-    and on CUDA a wait for the device."""
+    """Return the order that the forward pass, the backward pass and all repetitions share.
+
+    Its sizes depend on the data. It is therefore None under `torch.compile`, and on CUDA it waits for the
+    device.
+    """
     if torch.compiler.is_compiling():
         return None
     return _ops.feature_order(indices, indptr, weight.shape[-2])
@@ -147,7 +155,8 @@ class _SparseLinear(torch.autograd.Function):
     def forward(  # type: ignore[no-untyped-def]
         ctx, values, indices, indptr, weight, bias, relu, sparse_grad, check
     ):
-        # On CUDA only the backward pass has a use for it, and a dense gradient no need to wait for its size.
+        # On CUDA only the backward pass uses the order. A dense gradient needs no order, and so no wait for
+        # its size.
         needs_order = ctx.needs_input_grad[3] and not indices.is_cuda
         order = feature_order(indices, indptr, weight) if needs_order else None
         out = _ops.sparse_linear(values, indices, indptr, weight, bias, relu, order, check)

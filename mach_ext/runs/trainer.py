@@ -21,6 +21,8 @@ from mach_ext.runs.run import RUNS, Run
 
 log = logging.getLogger("mach_ext")
 
+FEW_DOCUMENTS = 50  # held out of train: with fewer, the best epoch is mostly chance, which a remark says
+
 
 def train(
     dataset: str | os.PathLike[str] | data.Dataset,
@@ -197,6 +199,13 @@ def _log_gaps(dataset: data.Dataset) -> None:
         log.warning("no document of train has a label")
     for name, split in dataset.splits.items():
         log_without_features(f"{name}: ", split.without_features, len(split))
+    held_out = dataset.dev if dataset.dev_rule == data.HOLDOUT_RULE else None
+    if held_out is not None and len(held_out) < FEW_DOCUMENTS:
+        log.info(
+            "only %d documents of train are held out to choose the best epoch, which may be chance; "
+            "%s trains on all documents",
+            len(held_out), spell("holdout", value=False),
+        )  # fmt: skip
 
 
 def _solve(

@@ -1,7 +1,17 @@
-"""The training loop: `fit`, with validation, the best epoch kept, checkpoints that a kill can't spoil.
+"""The training loop: `fit`, with validation, the best epoch kept, and checkpoints that survive a kill.
 
-A run is a function of (data, hyper-parameters, thread count): batches and dropout of step t follow from the
-seed and t alone, so a run that was killed and resumed ends with the same bits as one that was not.
+A run is a function of the data, the hyper-parameters and the thread count. Batches and dropout of step t
+depend on the seed and t alone. A run that was killed and resumed therefore ends with the same bits as an
+uninterrupted run.
+
+Example:
+    >>> from mach_ext import training
+    >>> training.OPTIMIZERS, training.SCHEDULES, training.PRECISIONS
+    (('adam', 'adagrad'), ('linear', 'constant'), ('float32', 'bfloat16'))
+    >>> training.METRICS  # what may pick the best epoch
+    ('P@1', 'P@3', 'P@5', 'nDCG@1', 'nDCG@3', 'nDCG@5')
+    >>> training.CHECKPOINT, training.CHECKPOINT_FORMAT  # the name of the files, and the number in them
+    ('checkpoint', 2)
 """
 
 from mach_ext._deprecation import renamed_names

@@ -1,4 +1,4 @@
-"""The record of a checkpoint: what it may hold, how it is read, and whether it is of this run."""
+"""The record of a checkpoint: what it may hold, how it is read, and whether it belongs to a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
-# Before it had a number, it had no digests. Up to 1 a hyper-parameter had another name.
+# The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name.
 CHECKPOINT_FORMAT = 2
 _FORMER_HYPERPARAMETERS = {"negligible_gradient": "gradient_threshold"}
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
 _TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
 _SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
-_count = range(2**53)  # as floats count
+_count = range(2**53)  # Floats hold integers exactly up to here.
 _CHECKPOINT_SCHEMA = {
     "format?": {1, CHECKPOINT_FORMAT},
     "hyperparameters": {"epochs": _count, "*": ANY},
@@ -47,13 +47,32 @@ _CHECKPOINT_SCHEMA = {
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The record of the checkpoint in a folder, checked by itself.
+    """Read the record of the checkpoint in a folder, and check it by itself.
 
-    Hyper-parameters that former versions wrote under another name have their new one.
+    Hyper-parameters that older versions wrote under another name get their new name.
+
+    Args:
+        folder: The folder of a run.
+
+    Returns:
+        The record, as a dict.
 
     Raises:
-        ValueError: It is damaged or no checkpoint. Older ones have no digest, and less is told of them.
-        OSError: It is not there, or can't be read.
+        ValueError: The record is damaged or is no checkpoint. Older checkpoints have no digest, so less
+            damage is noticed.
+        OSError: The record does not exist or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> from mach_ext.training import read_checkpoint
+        >>> X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))
+        >>> model = mach_ext.MACH(4, 4, num_repetitions=8, num_buckets=4, hidden_size=8)
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = mach_ext.fit(model, X, X, epochs=2, output=folder, progress=False)
+        >>> read_checkpoint(folder)["progress"]["epoch"]
+        2
     """
     file = folder / f"{CHECKPOINT}.json"
     record: dict[str, Any] = read_record(file, "a checkpoint", _CHECKPOINT_SCHEMA)
@@ -69,7 +88,21 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_record(folder: Path) -> dict[str, Any]:
-    """What the checkpoint in a folder says of its run; empty where there is none that can be read."""
+    """Read the record of the checkpoint in a folder, or return an empty dict if there is no readable record.
+
+    Args:
+        folder: The folder of a run.
+
+    Returns:
+        The record, as a dict.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mach_ext.training import checkpoint_record
+        >>> checkpoint_record(Path(tempfile.mkdtemp()))
+        {}
+    """
     try:
         return read_checkpoint(folder)
     except (OSError, ValueError):
@@ -77,11 +110,11 @@ def checkpoint_record(folder: Path) -> dict[str, Any]:
 
 
 def identity_of(record: dict[str, Any]) -> dict[str, Any]:
-    """What makes the run of a checkpoint this run, with what former versions did not write."""
+    """Return what identifies the run of a checkpoint, with defaults for what older versions did not write."""
     identity = {key: record[key] for key in ("hyperparameters", "model", "hash", "data")}
-    identity["length"] = record.get("length", 1.0)  # before there was one, rates did not depend on it
-    # A run of before there was a hyper-parameter had its default; before encoder_eps, Adam's own;
-    # before tau, none.
+    # Older checkpoints lack the length, and their rates did not depend on it. They also lack newer
+    # hyper-parameters, which had their default then: Adam's own for encoder_eps, and no adjustment for tau.
+    identity["length"] = record.get("length", 1.0)
     defaults = {each.name: each.default for each in fields(Hyperparameters)}
     defaults |= {"encoder_eps": 1e-8, "tau": 0.0}
     identity["hyperparameters"] = {**defaults, **identity["hyperparameters"]}
@@ -89,6 +122,7 @@ def identity_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the differences of two records in words."""
     changes = []
     for key in sorted(then.keys() | now.keys()):
         a, b = then.get(key), now.get(key)
@@ -102,7 +136,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
 def check_progress(
     file: Path, state: Progress, settings: Hyperparameters, steps_an_epoch: int, has_dev: bool
 ) -> None:
-    """Refuses what no run can have written: older checkpoints have no digest."""
+    """Refuse progress that no run can have written. Older checkpoints have no digest to rely on."""
     epochs = [entry["epoch"] for entry in state.history]
     keys = {"epoch", "loss"} | ({"dev"} if has_dev else set())
     if (

@@ -13,13 +13,25 @@ from mach_ext.nn import MACH
 
 
 def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
-    """Sizes and epochs for N training documents, D features and L labels, where nothing else is known.
+    """Return sizes and epochs for N training documents, D features and L labels.
 
-    R is 8; 16 with more than 16,384 labels, which share buckets most; 32 with fewer than 10,000 documents,
-    where models differ most. B is the power of two next to L / 2, within 16 ... 2,048. Each repetition has an
-    encoder of its own, of 256 units or, where all of them would take more than 3 x 10^8 floats (1.2 GB), of
-    128; where those would, too (D above 146,000 with R = 16), they share one of 512. Epochs are as many as
-    show about 225,000 documents, within 5 ... 10. Measured on four datasets: docs/results/accuracy.md.
+    R is 8. With more than 16,384 labels, which share buckets most, R is 16. With fewer than 10,000 documents,
+    where models differ most, R is 32. B is the power of two next to L / 2, within 16 and 2,048.
+
+    Each repetition has an encoder of 256 units. If all encoders would take more than 3 x 10^8 floats (1.2
+    GB), they have 128 units each. If those would also take more (D above 146,000 with R = 16), the
+    repetitions share an encoder of 512 units.
+
+    The epochs show about 225,000 documents, within 5 and 10 epochs. The rules were measured on four datasets,
+    shown in docs/results/accuracy.md.
+
+    Args:
+        num_documents: N, the number of training documents.
+        num_features: D, the number of features.
+        num_labels: L, the number of labels.
+
+    Returns:
+        `num_repetitions`, `num_buckets`, `hidden_size`, `encoder` and `epochs`.
 
     Example:
         >>> from mach_ext.training import default_sizes
@@ -39,11 +51,23 @@ def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dic
 
 
 def prefer_svm(Y: Any, num_features: int) -> bool:
-    """Whether `mach-ext train` takes SVMs for labels Y [N, L] where nothing else is asked for.
+    """Return whether `mach-ext train` trains SVMs by default for these labels.
 
-    It does where labels have many documents: N is at least 10,000, a label that occurs has 32 documents on
-    average, and the weights at `default_svm_sizes` are at most 3 x 10^8 floats (1.2 GB). Elsewhere hidden
-    units, that labels share, were better, on each of the datasets of docs/results/accuracy.md.
+    SVMs are the default if labels have many documents. N must be at least 10,000. A label that occurs must
+    have 32 documents on average. The weights at `default_svm_sizes` must be at most 3 x 10^8 floats (1.2 GB).
+    Elsewhere hidden units, which labels share, were better on each of the datasets in
+    docs/results/accuracy.md.
+
+    Args:
+        Y: Labels [N, L], SciPy sparse.
+        num_features: D, the number of features.
+
+    Example:
+        >>> import numpy as np, scipy.sparse
+        >>> from mach_ext.svm import prefer_svm
+        >>> Y = scipy.sparse.csr_matrix(np.eye(10)[np.arange(20_000) % 10])  # 2,000 documents a label
+        >>> prefer_svm(Y, num_features=5000)
+        True
     """
     Y = check_labels(Y, "prefer_svm: Y")
     sizes = default_svm_sizes(Y.shape[1])
@@ -53,9 +77,15 @@ def prefer_svm(Y: Any, num_features: int) -> bool:
 
 
 def default_svm_sizes(num_labels: int) -> dict[str, int]:
-    """R and B for `fit_svm`, where nothing else is known: docs/results/accuracy.md.
+    """Return R and B for `fit_svm`, as measured in docs/results/accuracy.md.
 
-    R is 8, B the power of two next to L / 8, within 64 ... 2,048.
+    R is 8. B is the power of two next to L / 8, within 64 and 2,048.
+
+    Args:
+        num_labels: L, the number of labels.
+
+    Returns:
+        `num_repetitions` and `num_buckets`.
 
     Example:
         >>> from mach_ext.svm import default_svm_sizes
@@ -67,7 +97,7 @@ def default_svm_sizes(num_labels: int) -> dict[str, int]:
 
 
 def default_tau(model: MACH, counts: np.ndarray[Any, Any]) -> float:
-    """tau of the logit adjustment, for labels that have so many documents each [L]."""
+    """Return tau of the logit adjustment for labels with so many documents each, [L]."""
     if model.merge != "mean_logit" or not counts.any():
         return 0.0
     return min(0.5, 1 / math.sqrt(counts[counts > 0].mean()))

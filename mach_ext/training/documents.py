@@ -1,4 +1,4 @@
-"""The data of a run: documents and labels in checked form, checksums, the typical length."""
+"""The data of a run: checked documents and labels, checksums and the typical length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from mach_ext.nn import MACH
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Documents and labels of a run, in canonical CSR form."""
+    """Documents and labels of a run, in canonical CSR form.
+
+    Attributes:
+        X: Documents [N, D].
+        Y: Labels [N, L].
+        dev: Documents and labels for validation, or None.
+        filtered_dev: [N_dev, L], non-zero where a label must not be answered, or None.
+    """
 
     X: Any  # [N, D]
     Y: Any  # [N, L]
@@ -26,15 +33,16 @@ class TrainingData:
 
     @property
     def num_documents(self) -> int:
+        """N, the number of training documents."""
         return int(self.X.shape[0])
 
     @functools.cached_property
     def label_counts(self) -> np.ndarray[Any, Any]:
-        """How many documents have each label [L]."""
+        """The number of documents of each label, [L]."""
         return metrics.label_counts(self.Y)
 
     def fingerprint(self) -> dict[str, list[int]]:
-        """Shape, non-zeros and checksum of each matrix, by which a checkpoint knows its data again."""
+        """Return shape, non-zeros and checksum of each matrix. A checkpoint recognises its data by these."""
         matrices = zip(("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False)
         return {name: [*matrix.shape, int(matrix.nnz), checksum(matrix)] for name, matrix in matrices}
 
@@ -42,7 +50,7 @@ class TrainingData:
 def check_training_data(
     model: MACH, X: Any, Y: Any, X_dev: Any = None, Y_dev: Any = None, filtered_dev: Any = None
 ) -> TrainingData:
-    """The data of `fit`, checked in full."""
+    """Check the whole data of `fit`."""
     X, Y = check_documents("fit", "X", "Y", X, Y, model)
     dev = None
     if X_dev is not None or Y_dev is not None:
@@ -59,7 +67,7 @@ def check_training_data(
 
 
 def check_documents(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
-    """Documents and labels in canonical CSR form, of the model's sizes."""
+    """Check documents and labels of the model's sizes, and return them in canonical CSR form."""
     X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}", allow_weights=False)
     if X.shape[0] != Y.shape[0]:
         raise ValueError(
@@ -74,10 +82,19 @@ def check_documents(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MA
 
 
 def typical_length(X: Any) -> float:
-    """Median length of the rows that have any; 1 where none has.
+    """Return the median length of the rows that are not empty, or 1 if all are empty.
 
-    To 20 bits: rows of unit length up to rounding count as of length 1, and X times a power of two as so
-    many times as long.
+    The result is rounded to 20 bits. Rows of unit length up to rounding therefore have length 1. If X is
+    multiplied by a power of two, the result is multiplied by exactly the same number.
+
+    Args:
+        X: Documents [N, D], SciPy CSR.
+
+    Example:
+        >>> import scipy.sparse
+        >>> from mach_ext.training import typical_length
+        >>> typical_length(scipy.sparse.csr_matrix([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [6.0, 8.0]]))
+        5.0
     """
     lengths = row_lengths(X)
     if not lengths.any():
@@ -87,7 +104,17 @@ def typical_length(X: Any) -> float:
 
 
 def checksum(matrix: Any) -> int:
-    """CRC-32 of a CSR matrix."""
+    """Return the CRC-32 of a CSR matrix.
+
+    Args:
+        matrix: SciPy CSR.
+
+    Example:
+        >>> import scipy.sparse
+        >>> from mach_ext.training import checksum
+        >>> checksum(scipy.sparse.eye(3, format="csr")) == checksum(scipy.sparse.eye(4, format="csr"))
+        False
+    """
     crc = 0
     for array in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)

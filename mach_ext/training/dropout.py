@@ -1,4 +1,4 @@
-"""Dropout of a run: that of a step depends on the seed and the step alone."""
+"""Dropout of a run. The masks of a step depend on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from mach_ext.nn import Dropout
 
 
 def step_dropout(device: torch.device, seed: int, step: int) -> Dropout:
-    """The dropout of a step, as the methods of `MACH` take it.
+    """Return the dropout of a step, as the methods of `MACH` take it.
 
-    On the CPU dropout has a generator of its own, so that threads that draw meanwhile change nothing.
-    On a GPU PyTorch's own dropout, faster and leaner, is for the global generators alone.
+    On the CPU dropout has a generator of its own. Threads that draw numbers meanwhile therefore change
+    nothing. On a GPU PyTorch's own dropout is faster and needs less memory, but it only draws from the global
+    generators.
     """
     drawn = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
     if device.type == "cuda":
@@ -25,7 +26,7 @@ def step_dropout(device: torch.device, seed: int, step: int) -> Dropout:
 
 
 def keep_generators(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Brings back the state of the global generators, where a run draws from them."""
+    """Restore the state of the global generators afterwards, if the run draws from them."""
     if device.type == "cuda":
         return torch.random.fork_rng(devices=[device])
     return contextlib.nullcontext()

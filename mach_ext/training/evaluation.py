@@ -22,9 +22,32 @@ def evaluate_model(
     inverse_propensity: Any = None,
     filtered: Any = None,
 ) -> dict[str, float]:
-    """Metrics of the model's exact top-k on documents X with labels Y; see `mach_ext.metrics.evaluate`.
+    """Return metrics of the model's exact top-k on documents, as `mach_ext.metrics.evaluate` does.
 
-    `filtered`: [N, L], non-zero where a label is no answer (`metrics.without_filtered`).
+    Args:
+        model: The model.
+        X: Documents [N, D], SciPy CSR.
+        Y: Labels [N, L], SciPy sparse.
+        ks: The k of P@k and nDCG@k, and of PSP@k and PSnDCG@k.
+        recall_ks: The k of R@k.
+        inverse_propensity: As in `mach_ext.metrics.evaluate`.
+        filtered: [N, L], SciPy CSR, non-zero where a label must not be answered. None allows all labels.
+
+    Returns:
+        The metrics by name, fractions of 1.
+
+    Raises:
+        TypeError: As in `mach_ext.metrics.evaluate` and `MACH.predict`.
+        ValueError: As in `mach_ext.metrics.evaluate` and `MACH.predict`.
+
+    Example:
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> from mach_ext.training import evaluate_model
+        >>> X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))
+        >>> model = mach_ext.MACH(4, 4, 8, 4, hidden_size=0, merge="mean_logprob")
+        >>> mach_ext.fit_svm(model, X, X, progress=False)
+        >>> evaluate_model(model, X, X, ks=(1,))
+        {'P@1': 1.0, 'nDCG@1': 1.0}
     """
     labels = answers(model, X, max((*ks, *recall_ks), default=0), filtered)
     return metrics.evaluate(Y, labels, ks, recall_ks, inverse_propensity)
@@ -34,24 +57,34 @@ def evaluate_model(
 def answers(
     model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The k best labels of each document, without those that are no answers.
+    """Return the k best labels of each document, without labels that must not be answered.
 
     Args:
         model: The model.
         X: Documents [N, D], SciPy CSR.
-        k: How many.
-        filtered: [N, L], SciPy CSR, non-zero where a label is no answer; None: all are.
-        rerank: (X, k) -> labels [N, k] in place of the model's `predict`.
+        k: The number of labels.
+        filtered: [N, L], SciPy CSR, non-zero where a label must not be answered. None allows all labels.
+        rerank: A function of (X, k) that returns labels [N, k], used in place of the model's `predict`.
 
     Returns:
-        [N, k] label ids, filled up with -1 where the model has no more labels.
+        [N, k] label ids. -1 fills the end if the model has no more labels.
+
+    Example:
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> from mach_ext.training import answers
+        >>> X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))
+        >>> model = mach_ext.MACH(4, 4, 8, 4, hidden_size=0, merge="mean_logprob")
+        >>> mach_ext.fit_svm(model, X, X, progress=False)
+        >>> answers(model, X, k=1)[:, 0]
+        array([0, 1, 2, 3])
     """
     ask = rerank or (lambda documents, count: model.predict(documents, count)[1])
     excluded = np.zeros(X.shape[0], np.int64) if filtered is None else np.diff(filtered.indptr)
     N = X.shape[0]
     check_memory("answers: labels", 8 * N * k, "pass fewer documents or lower k", N=N, k=k)
     labels = np.full((N, k), -1, np.int64)
-    # Few documents have many labels excluded: those of a size are asked for as many more labels.
+    # The number of excluded labels differs between documents. Documents are grouped by its power of two. The
+    # model predicts so many more labels for a group as its largest number.
     sizes = np.ceil(np.log2(excluded + 1)).astype(int)
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, the files of its checkpoint, the folders of repetitions trained in turn."""
+"""The folder of a run: its lock, its checkpoint files, and folders of repetitions trained in turn."""
 
 from __future__ import annotations
 
@@ -19,18 +19,33 @@ _HALF_WRITTEN = (
 
 @contextlib.contextmanager
 def lock_run(folder: Path | None) -> Iterator[None]:
-    """One run a folder: locks it (the lock goes with the process) and clears what a kill left half-written.
+    """Lock a folder for one run, and clear the files that a kill left half-written.
 
-    The thread that holds the lock may save into the folder; others can't.
+    The lock ends with the process. The thread that holds the lock may save into the folder, and others
+    cannot.
+
+    Args:
+        folder: The folder of a run. None locks nothing.
 
     Raises:
         ValueError: Another run is training in the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import mach_ext
+        >>> from mach_ext.training import lock_run
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with lock_run(folder):
+        ...     mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4).save(folder)
+        >>> (folder / "model.json").exists()
+        True
     """
     if folder is None:
         yield
         return
     with _model_folder.lock(folder, "fit", is_run=True):
-        for left in folder.iterdir():  # by versions that had the number of the process in the name
+        for left in folder.iterdir():  # Older versions wrote the process id into the names of such files.
             written = re.fullmatch(_HALF_WRITTEN, left.name)
             if written and not Path(f"/proc/{written[2]}").exists():
                 delete_file(left)
@@ -38,9 +53,10 @@ def lock_run(folder: Path | None) -> Iterator[None]:
 
 
 def tensor_files(folder: Path) -> set[str]:
-    """The tensor files of checkpoints in a folder: those of a name that only a checkpoint can have.
+    """Return the tensor files of checkpoints in a folder. Only a checkpoint can have such a name.
 
-    Names of before there were digests could be a user's, and count where the record has them.
+    Older checkpoints have no digest in the name, so their files could be a user's. They count if the record
+    names them.
     """
     names = {file.name for file in folder.iterdir() if _TENSORS_WITH_DIGEST.fullmatch(file.name)}
     with contextlib.suppress(OSError, ValueError):
@@ -49,7 +65,22 @@ def tensor_files(folder: Path) -> set[str]:
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Removes the checkpoint of a former run: nothing is left to resume."""
+    """Remove the checkpoint of a former run, so that nothing is left to resume.
+
+    Args:
+        folder: The folder of a run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mach_ext.training import delete_checkpoint, has_checkpoint
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "checkpoint.json").write_text("{}")
+        2
+        >>> delete_checkpoint(folder)
+        >>> has_checkpoint(folder)
+        False
+    """
     tensors = tensor_files(folder)
     (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
     for name in tensors:
@@ -59,12 +90,23 @@ def delete_checkpoint(folder: Path) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run in the folder can be gone on with, or was cut off, or has ended."""
+    """Return whether a folder has the checkpoint of a run, which may be unfinished or finished.
+
+    Args:
+        folder: The folder of a run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mach_ext.training import has_checkpoint
+        >>> has_checkpoint(Path(tempfile.mkdtemp()))
+        False
+    """
     return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *part_folders(folder)))
 
 
 def part_folders(folder: Path) -> list[Path]:
-    """Folders of repetitions trained in turn, also those that a kill left half deleted."""
+    """Return the folders of repetitions trained in turn, including those that a kill left half deleted."""
     parts = (part for part in folder.glob("repetitions-*") if re.fullmatch(r"repetitions-\d+", part.name))
     return [part for part in parts if part.is_dir() and not part.is_symlink() and _is_part(part)]
 
@@ -75,7 +117,7 @@ def _is_part(folder: Path) -> bool:
 
 
 def delete_part(part: Path) -> None:
-    """Removes what a run has written into the folder of its repetitions, and the folder if that was all."""
+    """Remove what a run wrote into the folder of its repetitions, and the folder if nothing else is left."""
     with lock_run(part):
         _model_folder.delete(part)
         delete_checkpoint(part)

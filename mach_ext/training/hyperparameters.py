@@ -19,44 +19,51 @@ METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What decides the result of a run. `--resume` insists that they are the same.
+    """What decides the result of a run. A resumed run must have the same hyper-parameters.
 
     Attributes:
         epochs: Passes over the documents.
-        batch_size: Documents a step.
-        optimizer: "adam" or "adagrad", with row-sparse steps for the weight that takes the documents.
-        learning_rate: Of everything but the encoder's rows.
-        encoder_learning_rate: Of the weight that takes the documents, if there is a hidden layer.
-            The rate of that weight, with a hidden layer or without, is for documents of length 1: `fit`
-            divides it by the median of their lengths and multiplies eps by it, so that 8 X and a first
-            weight of an eighth take the steps of X and the weight.
-        encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8 the row of a rare feature moves as far
-            as that of a frequent one, and so learns its few documents by heart. With an eps far above the
-            root of its second moment the steps are those of SGD with momentum, as large as the evidence;
-            docs/results/accuracy.md has what that is worth. Gradients are of the mean over documents: eps and rate
-            are for a batch of 256. Independent encoders get 1 / R of it, as of the loss.
-        schedule: "linear": rates fall to 0 over the run; "constant".
-        seed: Of the order of the documents and of dropout.
-        patience: Stop after so many epochs without a better dev metric; None: never. A lower loss at the same
-            metric is no gain.
-        metric: Which dev metric picks the best epoch. Of epochs with equal metrics the one of the lowest
-            training loss is kept, of these the earliest.
-        gradient_threshold: Hidden layers only. A negative bucket of probability p = sigmoid(z) has the
-            gradient p / (N R), and most p are tiny. Those below this number go into the products of the
-            backward pass all together, as one rank-one matrix with their sums over buckets and over
-            documents, which costs next to nothing. 0, the default, computes each. The loss and the bucket
-            biases' gradient stay exact; with p this number, entries of the gradient to a document's hidden
-            units are off by at most 2 p B max |bucket_weight| / (N R), of bucket_weight's by 2 p max |hidden|
-            / R. 0.01 keeps 3 to 5 % of the entries on wordnet (R=16, B=1000). On the CPU only: a GPU
-            multiplies dense matrices faster than it could leave entries out.
-        precision: Of what goes into the products of a step. "bfloat16" rounds weights, hidden units and the
-            logits' gradient for them; the sums are float32 (on CPU the result of a dense product is bfloat16,
-            too). Weights and moments stay float32, so that small steps are not lost; the weight that takes
-            the documents has a bfloat16 copy beside it.
-        tau: Of the logit adjustment that the model gets in the end, and for its dev metrics
-            (`MACH.adjust_logits`); training goes without. 0: none. None: 1 / sqrt(n), at most 0.5, n being
-            the mean number of documents of the labels that have any; 0 for models that don't rank by
-            mean_logit.
+        batch_size: Documents in a step.
+        optimizer: "adam" or "adagrad". Steps are row-sparse for the weight that takes the documents.
+        learning_rate: Learning rate of everything but the encoder's rows.
+        encoder_learning_rate: Learning rate of the weight that takes the documents, if there is a hidden
+            layer. The rate of that weight is for documents of length 1, with a hidden layer or without. `fit`
+            divides the rate by the median length of the documents and multiplies eps by it. So 8 X with an
+            eighth of the first weight takes the same steps as X with the weight itself.
+        encoder_eps: Adam's eps for that weight. With Adam's usual 1e-8, the row of a rare feature moves as
+            far as that of a frequent feature. It then learns its few documents by heart. If eps is far above
+            the root of the second moment, the steps are those of SGD with momentum, as large as the evidence.
+            docs/results/accuracy.md shows what this gains. Gradients are means over the documents, so eps and
+            rate are for a batch of 256. Independent encoders get 1 / R of it, as they get 1 / R of the loss.
+        schedule: "linear" lowers the rates to 0 over the run. "constant" keeps them.
+        seed: Seed of the order of the documents and of dropout.
+        patience: Stop after so many epochs without a better dev metric. None never stops early. A lower loss
+            at the same metric does not count as better.
+        metric: The dev metric that picks the best epoch. Of epochs with equal metrics the epoch of the lowest
+            training loss is kept, and of these the earliest.
+        gradient_threshold: For hidden layers, on the CPU only. A negative bucket of probability p =
+            sigmoid(z) has the gradient p / (N R), and most p are tiny. Gradients with p below this number
+            enter the backward pass together, as a rank-one matrix. It has their sums over buckets and over
+            documents, and costs almost nothing. 0, the default, computes each gradient. The loss and the
+            gradient of the bucket biases stay exact. For this number p, entries of the gradient to a
+            document's hidden units are off by at most 2 p B max |bucket_weight| / (N R). Those of
+            bucket_weight's gradient are off by at most 2 p max |hidden| / R. 0.01 keeps 3 to 5 % of the
+            entries on wordnet (R=16, B=1000). A GPU multiplies dense matrices faster than it could leave
+            entries out.
+        precision: The precision of the products of a step. "bfloat16" rounds weights, hidden units and the
+            logits' gradient for the products. The sums are float32, but on the CPU the result of a dense
+            product is bfloat16 as well. Weights and moments stay float32, so that small steps are not lost.
+            The weight that takes the documents has a bfloat16 copy beside it.
+        tau: Strength of the logit adjustment (`MACH.adjust_logits`). The model gets the adjustment at the end
+            and for its dev metrics. Training runs without it. 0 means no adjustment. None takes 1 / sqrt(n),
+            at most 0.5, where n is the mean number of documents of the labels that occur. Models that do not
+            rank by mean_logit take 0.
+
+    Example:
+        >>> from mach_ext.training import Hyperparameters
+        >>> settings = Hyperparameters(epochs=10, patience=2)
+        >>> settings.epochs, settings.optimizer, settings.learning_rate
+        (10, 'adam', 0.002)
     """
 
     epochs: int = 5
@@ -76,7 +83,28 @@ class Hyperparameters:
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")
     def of(cls, model: MACH, **given: Any) -> Hyperparameters:
-        """Defaults for this kind of model (linear: Adagrad); what is given and not None replaces them."""
+        """Return the defaults for a kind of model, with the given values in place of defaults.
+
+        Linear models use Adagrad by default.
+
+        Args:
+            model: The model.
+            **given: Fields of `Hyperparameters`. None means the default.
+
+        Returns:
+            The hyper-parameters.
+
+        Raises:
+            TypeError: A name is unknown, or the model's parameters have a wrong dtype.
+            ValueError: A value is out of range or does not suit the model.
+
+        Example:
+            >>> import mach_ext
+            >>> from mach_ext.training import Hyperparameters
+            >>> linear = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=0)
+            >>> Hyperparameters.of(linear, epochs=3).optimizer
+            'adagrad'
+        """
         defaults: dict[str, Any] = {}
         if model.is_linear:
             defaults = {"optimizer": "adagrad", "learning_rate": 0.5}
@@ -121,12 +149,21 @@ class Hyperparameters:
 
     @property
     def negligible_gradient(self) -> float:
-        """The former name of `gradient_threshold`, which works for one release."""
+        """The former name of `gradient_threshold`, which works for one more release.
+
+        Example:
+            >>> import warnings
+            >>> from mach_ext.training import Hyperparameters
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore", DeprecationWarning)
+            ...     Hyperparameters(gradient_threshold=0.01).negligible_gradient
+            0.01
+        """
         warn_renamed("Hyperparameters.negligible_gradient", "gradient_threshold")
         return self.gradient_threshold
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Pickles of former releases have `gradient_threshold` under its former name."""
+        """Rename `gradient_threshold`, which pickles of former releases hold under its former name."""
         former = {"negligible_gradient": "gradient_threshold"}
         self.__dict__.update({former.get(name, name): value for name, value in state.items()})
 

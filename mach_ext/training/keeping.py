@@ -1,4 +1,4 @@
-"""Where a run keeps its best epoch: in memory, or in a folder that also has its checkpoints."""
+"""Where a run keeps its best epoch: in memory, or in a folder with its checkpoints."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ class RunFolder:
     """The checkpoints of a run and the model of its best epoch, in a folder.
 
     Attributes:
-        identity: What makes this run this run: a checkpoint of another one is refused.
-        saved: Digest of the weights in the folder, where this run has saved any.
+        folder: The folder.
+        model: The model in training.
+        optimizer: Its optimiser.
+        identity: What identifies this run. A checkpoint of another run is refused.
+        file: The record of the checkpoint.
+        saved: Digest of the weights in the folder, or None if this run has not saved any.
     """
 
     def __init__(
@@ -49,16 +53,16 @@ class RunFolder:
         self.saved: str | None = None
 
     def write_checkpoint(self, state: Progress) -> None:
-        """Writes weights, optimiser state and progress; until that is whole, the former one stands."""
+        """Write weights, optimiser state and progress, and then remove the former checkpoint."""
         tensors, scalars = run_tensors(self.model, self.optimizer)
         digest = tensors_digest(tensors)
-        # A new name each time: the JSON that names it is what makes a checkpoint current.
+        # Each tensor file gets a new name. A checkpoint becomes current when the JSON file names it.
         name = f"{CHECKPOINT}-{state.epoch}-{state.batch}-{digest[:12]}.safetensors"
         save_tensors(self.folder / name, tensors)
         self._make_current(state, name, scalars, digest)
 
     def write_end(self, state: Progress) -> None:
-        """Shrinks the checkpoint to the record of a run that has ended."""
+        """Shrink the checkpoint to the record of a run that has ended."""
         self._make_current(state, None, {}, None)
 
     def _make_current(
@@ -68,7 +72,8 @@ class RunFolder:
             "format": CHECKPOINT_FORMAT, **self.identity, "progress": asdict(state), "scalars": scalars,
             "tensors": name, "tensors_sha256": digest, "weights_sha256": self.saved,
         }  # fmt: skip
-        if "run.json" in self.model.attachments:  # which the model itself keeps only from its first epoch on
+        # The model in the folder has this attachment only after the first epoch, so the checkpoint holds it.
+        if "run.json" in self.model.attachments:
             run = self.model.attachments["run.json"]
             record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
         former = tensor_files(self.folder)
@@ -77,37 +82,44 @@ class RunFolder:
             delete_file(self.folder / old)
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of the checkpoint in the folder, which must be of this run; None where there is none."""
+        """Return the record of the checkpoint in the folder, which must belong to this run.
+
+        Returns:
+            The record, or None if there is no checkpoint.
+
+        Raises:
+            ValueError: The checkpoint is damaged or belongs to another run.
+        """
         if not os.path.lexists(self.file):
             return None
         record = read_checkpoint(self.folder)
         changes = differences(identity_of(record), self.identity)
         if changes:
             raise ValueError(
-                f"{self.file}: resume needs the run's own settings and data; different: {'; '.join(changes)}"
+                f"{self.file}: resume needs the same settings and data; different: {'; '.join(changes)}"
             )
         self.saved = record.get("weights_sha256")
         if record["tensors"] is not None and "sha256" not in record:
             warnings.warn(
-                f"{self.file}: is of before checkpoints had digests: damage can't be told from contents",
-                stacklevel=6,  # behind `TrainingRun.resume`, `fit` and its two decorators
+                f"{self.file}: an older checkpoint without digests: damage to it cannot be detected",
+                stacklevel=6,  # above `TrainingRun.resume`, `fit` and its two decorators
             )
         return record
 
     def load_tensors(self, record: dict[str, Any]) -> None:
-        """Weights and optimiser state of the checkpoint of this record."""
+        """Load the weights and the optimiser state of the checkpoint with this record."""
         load_run_tensors(self.folder / record["tensors"], record, self.model, self.optimizer)
 
     def keep_model(self) -> None:
-        """Saves the model as that of the best epoch."""
+        """Save the model as that of the best epoch."""
         self.model.save(self.folder)
         self.saved = read_model_record(self.folder)["weights"]["sha256"]
 
     def load_model(self) -> None:
-        """The best epoch's weights into the model.
+        """Load the best epoch's weights into the model.
 
         Raises:
-            ValueError: The model in the folder came there from elsewhere.
+            ValueError: This run did not write the model in the folder.
         """
         digest = read_model_record(self.folder)["weights"]["sha256"]
         if self.saved is not None and self.saved != digest:
@@ -115,11 +127,11 @@ class RunFolder:
                 f"{self.folder / 'model.json'}: must be the model of this run's best epoch, "
                 f"with weights of SHA-256 {self.saved}, got {digest}"
             )
-        with collisions_known():  # said when the model was made
+        with collisions_known():  # The warning was given when the model was made.
             self.model.load_state_dict(load(self.folder).state_dict())
 
     def delete_parts(self) -> None:
-        """Removes the folders of repetitions trained in turn."""
+        """Remove the folders of repetitions trained in turn."""
         for part in part_folders(self.folder):
             delete_part(part)
 
@@ -132,10 +144,10 @@ class BestInMemory:
         self.weights: dict[str, Tensor] | None = None
 
     def keep_model(self) -> None:
-        """Copies the weights of the model, its logit adjustment among them."""
+        """Copy the weights of the model and its logit adjustment."""
         self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def load_model(self) -> None:
-        """The best epoch's weights into the model."""
+        """Load the best epoch's weights into the model."""
         assert self.weights is not None
         self.model.load_state_dict(self.weights)

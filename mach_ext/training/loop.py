@@ -1,4 +1,4 @@
-"""`fit`: checks what it is given, then trains all repetitions together or some at a time."""
+"""`fit` checks its arguments, then trains all repetitions together or a few at a time."""
 
 from __future__ import annotations
 
@@ -34,34 +34,42 @@ def fit(
     progress: bool = True,
     **hyperparameters: Any,
 ) -> Progress:
-    """Trains a model in place; with dev data it ends with the weights of its best epoch, in eval mode.
+    """Train a model in place.
+
+    The model ends in eval mode. With validation data it has the weights of its best epoch.
 
     Args:
-        model: Linear or hidden-layer MACH, float32 or float64.
-        X, Y: Documents [N, D] and labels [N, L], SciPy sparse. Checked in full, once.
-        X_dev, Y_dev: Validation data; both or neither.
-        filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label is no answer of a validation document.
-        output: Folder for checkpoints and the best model, in place of what a former run left there. None
+        model: MACH, linear or with hidden layers, float32 or float64.
+        X: Documents [N, D], SciPy sparse. The whole matrix is checked once.
+        Y: Labels [N, L], SciPy sparse. The whole matrix is checked once.
+        X_dev: Documents for validation. Give both `X_dev` and `Y_dev` or neither.
+        Y_dev: Labels for validation.
+        filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label must not be answered for a validation
+            document.
+        output: Folder for checkpoints and the best model. What a former run left there is replaced. None
             keeps everything in memory.
-        resume: Go on from the checkpoint in `output`; without one there, start. The hyper-parameters, the
-            model's shape and the sizes of the data must be those of the checkpoint.
-        checkpoint_minutes: A checkpoint at least so often, besides the one after each epoch.
-        repetitions_at_a_time: Linear MACH only, whose repetitions share nothing: train so many through all
-            epochs, then the next ones, which keeps optimiser state for that many; dev data is
-            then asked once, at the end. None: all together (with a warning where memory looks too short).
-            Up to rounding the same weights as together; the same bits if R / repetitions_at_a_time is a
-            power of two.
-        progress: Progress bars on standard error.
-        **hyperparameters: Fields of `Hyperparameters`; None means its default for this kind of model.
+        resume: Continue from the checkpoint in `output`, or start if there is none. The hyper-parameters, the
+            model's shape and the data must be those of the checkpoint.
+        checkpoint_minutes: Maximum minutes between checkpoints. A checkpoint is also written after every
+            epoch.
+        repetitions_at_a_time: For linear MACH, whose repetitions are independent. So many repetitions are
+            trained through all epochs, then the next ones. Optimiser state is kept for that many only.
+            Validation data is then used once, at the end. None trains all together, and warns if memory looks
+            too short. The weights are the same up to rounding. The bits are the same if R /
+            repetitions_at_a_time is a power of two.
+        progress: Whether to show progress bars on standard error.
+        **hyperparameters: Fields of `Hyperparameters`. None means the default for this kind of model.
 
     Returns:
-        `Progress`, whose `history` has one entry an epoch: loss (mean over documents), seconds, dev metrics.
+        The progress of the run. `history` has an entry for each epoch: its number, mean loss over documents
+        and dev metrics.
 
     Raises:
-        ValueError, TypeError: Bad data or hyper-parameters; a checkpoint of another run.
+        TypeError: The data or a hyper-parameter has a wrong type.
+        ValueError: The data or a hyper-parameter is not valid, or the checkpoint belongs to another run.
         FloatingPointError: The loss became NaN or infinite.
-        MemoryError: Memory does not suffice; on a GPU torch.OutOfMemoryError.
-        TrainingInterrupted: Ctrl-C; the state is saved in `output`.
+        MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.
+        TrainingInterrupted: Ctrl-C was pressed. The state is saved in `output`.
 
     Example:
         >>> import numpy as np, scipy.sparse, mach_ext
@@ -78,7 +86,7 @@ def fit(
     if data.dev is not None and settings.metric not in METRICS:
         raise ValueError(f"fit: metric must be one of {', '.join(METRICS)}, got {settings.metric!r}")
     if resume and output is None:
-        raise ValueError("fit: resume needs the output folder of the run to go on with")
+        raise ValueError("fit: resume needs the output folder of the run to continue")
     together = repetitions_together(model, data.X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
     with lock_run(folder):

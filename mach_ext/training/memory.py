@@ -1,4 +1,4 @@
-"""The memory that a model takes in training and in use, and whether there is enough of it."""
+"""The memory that a model takes in training and in use, and a check that there is enough."""
 
 from __future__ import annotations
 
@@ -19,11 +19,28 @@ def expected_memory(
     device: str = "cpu",
     precision: str = "float32",
 ) -> dict[str, int]:
-    """Bytes that a model takes, beyond the data and PyTorch itself: at rest, in training, in predicting.
+    """Return the bytes that a model takes, beyond the data and PyTorch itself.
 
-    Counted from the shapes, for `nonzeros` features a document; a batch names at most batch_size * nonzeros
-    rows of the weight that takes the documents. `device`: "cpu" or "cuda", of the model in use; it need not
-    be there. `precision`: of training, as in `Hyperparameters`.
+    The figures are counted from the shapes. A batch is assumed to name at most batch_size * nonzeros rows of
+    the weight that takes the documents.
+
+    Args:
+        model: The model.
+        batch_size: Documents in a batch of training.
+        nonzeros: Features of a document.
+        device: "cpu" or "cuda", the device of the model in use. It need not exist on this machine.
+        precision: The precision of training, as in `Hyperparameters`.
+
+    Returns:
+        Bytes of "weights", "label hash", "predicting, peak" and "training, peak".
+
+    Example:
+        >>> import mach_ext
+        >>> from mach_ext.training import expected_memory
+        >>> model = mach_ext.MACH(1000, 5000, num_repetitions=8, num_buckets=64, hidden_size=32)
+        >>> bytes = expected_memory(model)
+        >>> bytes["weights"], bytes["label hash"]
+        (195712, 160000)
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = (1 if model.is_linear else 2) * 4 * sum(p.numel() for p in model.parameters())
@@ -31,14 +48,17 @@ def expected_memory(
     hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
     table = model.hash.buckets.numel() * model.hash.buckets.element_size()
     index = model.hash.label_index_bytes()
-    # A step holds one repetition's logits, which become their gradient, a second table of that size to find
-    # its negligible entries, and the batch's features in order; with hidden layers also one repetition's
-    # weight gradient, the hidden units, their gradient, and what autograd keeps of a second layer.
+    # A step holds the logits of a repetition, which become their gradient. It holds a second table of that
+    # size to find negligible entries, and the batch's features in order. With hidden layers it also holds
+    # the weight gradient of a repetition, the hidden units and their gradient, and autograd's tensors for a
+    # second layer.
     step = 8 * batch_size * B + 32 * nonzeros * batch_size
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
-    if precision == "bfloat16":  # the copy of that weight, the rows rounded after a step, factors, products
+    # bfloat16 adds the copy of the weight that takes the documents, the rows that are rounded after a step,
+    # and the factors and products of a step.
+    if precision == "bfloat16":
         rows = model.bucket_weight if model.is_linear else model.encoder_weight
         copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
         step += 2 * rows.numel() + 6 * min(copied, ROUNDED_TOGETHER)
@@ -47,9 +67,10 @@ def expected_memory(
             step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
     decode = 4 * documents * R * B * MODEL_MERGES[model.merge].num_arrays
-    if device == "cuda":  # what merge_topk's scan takes: scores as bytes, candidates of the default k
+    if device == "cuda":
+        # The scan of merge_topk holds scores as bytes, and the candidates for the default k.
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
-        step += 32 * nonzeros * batch_size  # the library's sort, the next batch
+        step += 32 * nonzeros * batch_size  # buffers of the library's sort, and the next batch
     return {
         "weights": weights,
         "label hash": table,
@@ -59,7 +80,7 @@ def expected_memory(
 
 
 def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: int | None) -> int:
-    """How many repetitions to train at a time; warns where all of them would not fit in memory."""
+    """Return how many repetitions to train at a time, and warn if all of them would not fit in memory."""
     R = model.num_repetitions
     if given is not None:
         if not model.is_linear:
@@ -67,7 +88,7 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: 
         if not 1 <= given <= R:
             raise ValueError(f"fit: repetitions_at_a_time must be in 1 ... R={R}, got {given}")
         if given < R and settings.patience is not None:
-            raise ValueError("fit: patience needs dev scores by epoch, so all repetitions at a time")
+            raise ValueError("fit: patience needs dev metrics of each epoch; train all repetitions together")
         _check_state_fits(model, settings, given)
         return given
     _check_state_fits(model, settings, R)
@@ -85,13 +106,13 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: 
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
             f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
-            stacklevel=5,  # behind `fit`, `memory_errors` and `renamed_argument`
+            stacklevel=5,  # above `fit`, `memory_errors` and `renamed_argument`
         )
     return R
 
 
 def _check_state_fits(model: MACH, settings: Hyperparameters, together: int) -> None:
-    """What the optimiser keeps of so many repetitions, without which no step can be made."""
+    """Refuse a run whose optimiser state does not fit in memory, because no step could be made."""
     if not model.bucket_bias.is_cpu:
         return
     moments = 2 if settings.optimizer == "adam" else 1

@@ -12,12 +12,13 @@ RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
 
 
 def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
-    """The optimiser of all parameters, for documents of this length."""
+    """Return the optimiser of all parameters, for documents of this length."""
     named = dict(model.named_parameters())
     linear, adam = model.is_linear, settings.optimizer == "adam"
     rows = named.pop("bucket_weight" if linear else "encoder_weight")
     rate = settings.learning_rate if linear else settings.encoder_learning_rate
-    # Each repetition's loss counts 1 / R, and so does the gradient of an encoder of its own.
+    # Each repetition's loss counts 1 / R. The gradient of a repetition's own encoder counts 1 / R as well, so
+    # eps is divided by R.
     copies = model.num_repetitions if model.encoder == "independent" else 1
     eps = {"eps": settings.encoder_eps / copies} if adam and not linear else {}
     groups = [
@@ -25,7 +26,7 @@ def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> Row
         {"params": [rows], "lr": rate / length, **eps},
     ]
     make = optim.SparseAdam if adam else optim.SparseAdagrad
-    optimizer = make(groups[::-1] if linear else groups)  # as checkpoints number their states
+    optimizer = make(groups[::-1] if linear else groups)  # Checkpoints number the states in this order.
     optimizer.param_groups[0 if linear else 1]["eps"] *= length
     return optimizer
 
@@ -39,7 +40,7 @@ class Schedule:
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def set_rates(self, step: int) -> None:
-        """Gives the optimiser the rates of step `step` of `steps`."""
+        """Give the optimiser the rates of a step, counted from 0."""
         if self.falls:
             left = 1 - step / self.steps
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

@@ -1,4 +1,4 @@
-"""The precision of a step: products in it, and the copy of the weight that takes the documents."""
+"""The precision of a step: the dtype of its products, and the copy of the weight that takes the documents."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor
 from mach_ext import _ops
 from mach_ext._memory import check_room
 
-# Elements of a weight that are rounded to its copy at a time: what lies in between takes little memory.
+# So many elements of a weight are rounded to its copy at a time. Their temporaries take little memory.
 ROUNDED_TOGETHER = 1 << 22
 
 
 def product_dtype(master: torch.dtype, precision: str) -> torch.dtype:
-    """Of what goes into the products of a step, for weights of the dtype `master`."""
+    """Return the dtype of the products of a step, for weights of the dtype `master`."""
     return master if precision == "float32" else torch.bfloat16
 
 
 class RowsCopy:
-    """The weight that takes the documents, in the precision of the products: itself, or its copy."""
+    """The weight that takes the documents in the precision of the products: itself, or a copy."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.copy: Tensor | None = None
 
     def of(self, weight: Tensor) -> Tensor:
-        """The weight for the products of a step; it has no gradient."""
+        """Return the weight for the products of a step, without a gradient."""
         if weight.dtype == self.dtype:
             return weight.detach()
         if self.copy is None:
@@ -34,23 +34,23 @@ class RowsCopy:
 
 
 def round_rows(weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
-    """The rows [., M] of the copy that a step has changed."""
+    """Update the rows [., M] of the copy that a step has changed."""
     if rounded.dtype != weight.dtype:
         for rows in order.features.split(max(1, ROUNDED_TOGETHER // weight.shape[-1])):
             rounded[rows] = weight.detach()[rows].to(rounded.dtype)
 
 
 def add_product(term: Tensor | None, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """term + a b -> out, float32 (or float64); a and b are of the run's precision."""
+    """Write term + a b to `out`, in float32 or float64. a and b are in the run's precision."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
         return
     if not a.is_cuda:
-        check_room()  # without, oneDNN crashes
+        check_room()  # oneDNN crashes without memory for its buffers.
         product = torch.mm(a, b)
     elif term is out:
         product = torch.mm(a, b, out_dtype=out.dtype)
-    else:  # in place. (What addmm takes with another out_dtype has changed between releases.)
+    else:  # addmm would do, but releases of PyTorch differ in what it takes with another out_dtype.
         product = torch.mm(a, b, out_dtype=out.dtype, out=out)
     if term is not None:
         torch.add(term, product, out=out)

@@ -1,4 +1,4 @@
-"""Where a run stands, its progress bar, and how Ctrl-C ends it."""
+"""The progress of a run, its progress bar, and how Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,83 @@ from mach_ext._progress import tqdm
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C in `fit`. The step in progress was finished; the message says what was saved."""
+    """Ctrl-C was pressed in `fit`. The current step was finished, and the message says what was saved.
+
+    Example:
+        >>> from mach_ext.training import TrainingInterrupted
+        >>> issubclass(TrainingInterrupted, KeyboardInterrupt)
+        True
+    """
 
 
 @dataclass
 class Progress:
-    """Where a run stands; the part of a checkpoint that is not tensors."""
+    """The progress of a run, which is the part of a checkpoint without tensors.
 
-    epoch: int = 0  # epochs finished
-    batch: int = 0  # batches of the current epoch finished
-    loss_sum: float = 0.0  # over the documents of the current epoch so far
+    Attributes:
+        epoch: The number of finished epochs.
+        batch: The number of finished batches of the current epoch.
+        loss_sum: Sum of the losses of the documents of the current epoch so far.
+        documents: The number of documents of the current epoch so far.
+        seconds: Time of training so far.
+        best_epoch: The best epoch, counted from 1, or None before the first.
+        best: The dev metric of the best epoch. Without dev data, the number of the epoch.
+        history: An entry for each epoch.
+
+    Example:
+        >>> from mach_ext.training import Progress
+        >>> state = Progress()
+        >>> state.add_step(loss=2.0, documents=256)
+        >>> state.loss_sum, state.batch
+        (512.0, 1)
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
     documents: int = 0
     seconds: float = 0.0
     best_epoch: int | None = None
     best: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def add_step(self, loss: float, documents: int) -> None:
-        """Counts a step with the mean loss of its documents."""
+        """Count a step with the mean loss of its documents.
+
+        Args:
+            loss: Mean loss of the documents.
+            documents: The number of documents.
+
+        Example:
+            >>> from mach_ext.training import Progress
+            >>> state = Progress()
+            >>> state.add_step(loss=2.0, documents=256)
+            >>> state.documents
+            256
+        """
         self.batch += 1
         self.loss_sum += loss * documents
         self.documents += documents
 
     def end_epoch(self, entry: dict[str, Any]) -> None:
-        """Counts an epoch, and keeps its entry of the history."""
+        """Count an epoch, and keep its entry of the history.
+
+        Args:
+            entry: The entry.
+
+        Example:
+            >>> from mach_ext.training import Progress
+            >>> state = Progress(epoch=1, batch=10)
+            >>> state.end_epoch({"epoch": 2, "loss": 0.5})
+            >>> state.epoch, state.batch
+            (2, 0)
+        """
         self.epoch, self.batch, self.loss_sum, self.documents = self.epoch + 1, 0, 0.0, 0
         self.history.append(entry)
 
 
 def epoch_bar(state: Progress, epochs: int, num_documents: int, shown: bool) -> Any:
-    """The progress bar of the current epoch, from where the run stands in it."""
+    """Return the progress bar of the current epoch, from where the run is in it."""
     return tqdm(
         total=num_documents,
         initial=state.documents,
@@ -55,7 +102,7 @@ def epoch_bar(state: Progress, epochs: int, num_documents: int, shown: bool) -> 
 
 
 def write_epoch(state: Progress) -> None:
-    """Loss and dev metrics of the last epoch, in a line above the bar."""
+    """Print loss and dev metrics of the last epoch on a line above the bar."""
     entry = state.history[-1]
     scores = "  ".join(f"{k} {v:.4f}" for k, v in entry.get("dev", {}).items() if k[0] == "P")
     tqdm.write(f"epoch {state.epoch}: loss {entry['loss']:.4f}  {scores}".rstrip())
@@ -63,7 +110,7 @@ def write_epoch(state: Progress) -> None:
 
 @contextlib.contextmanager
 def finish_step_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of tearing a step apart; a second one interrupts at once."""
+    """Make Ctrl-C set the event, so that the step can be finished. A second Ctrl-C interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,4 +1,4 @@
-"""Linear MACH by a few repetitions at a time: runs of their own, which keep optimiser state for that many."""
+"""Linear MACH trained a few repetitions at a time, as separate runs that need less optimiser state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mach_ext.training.run import TrainingRun
 
 
 def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) -> None:
-    """Linear MACH, `together` repetitions at a time: runs of their own, in folders of their own."""
+    """Train linear MACH, `together` repetitions at a time, as separate runs in separate folders."""
     R, state = run.model.num_repetitions, run.state
     run.model.set_logit_adjustment(0)
     if run.folder is not None and not run.resuming:
@@ -24,13 +24,15 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
         last = min(first + together, R)
         if run.show_progress:
             tqdm.write(f"repetitions {first + 1} to {last} of {R}")
-        with collisions_known():  # a few repetitions alone do collide
+        with collisions_known():  # A few repetitions alone always have collisions.
             part = _part_of(run, first, last)
             if run.resuming:
                 part.resume()
             part.train(checkpoint_seconds)
         if part.interrupted and last < R:
-            raise TrainingInterrupted(f"training stopped after {last} of {R} repetitions: --resume goes on")
+            raise TrainingInterrupted(
+                f"training stopped after {last} of {R} repetitions: continue with resume=True (--resume)"
+            )
         state.seconds += part.state.seconds
         state.history += [{"repetitions": [first, last], **entry} for entry in part.state.history]
     run.model.set_logit_adjustment(run.offsets)
@@ -45,10 +47,10 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
 
 
 def _part_of(run: TrainingRun, first: int, last: int) -> TrainingRun:
-    """The run of repetitions [first, last)."""
+    """Return the run of repetitions [first, last)."""
     return TrainingRun(
         select_repetitions(run.model, first, last),
-        replace(run.settings, tau=0.0),  # all of them are adjusted together
+        replace(run.settings, tau=0.0),  # The whole model is adjusted at the end.
         replace(run.data, dev=None, filtered_dev=None),
         None if run.folder is None else run.folder.folder / f"repetitions-{first}",
         resuming=run.resuming,
@@ -58,7 +60,7 @@ def _part_of(run: TrainingRun, first: int, last: int) -> TrainingRun:
 
 
 def select_repetitions(model: MACH, first: int, last: int) -> MACH:
-    """Repetitions [first, last) of a linear model as a model of their own, on the same memory."""
+    """Return repetitions [first, last) of a linear model as a separate model on the same memory."""
     hash = LabelHash.from_buckets(model.hash.buckets[first:last], model.num_buckets)
     hash = hash.to(model.hash.buckets.device)
     configuration = {**model.configuration(), "num_repetitions": last - first}

@@ -1,4 +1,4 @@
-"""One run of training: its steps, its epochs, and the best of them at the end."""
+"""A run of training: its steps, its epochs, and the best epoch at the end."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ from mach_ext.training.validation import Validation
 
 
 class TrainingRun:
-    """Trains a model on its data: step after step, with what each of its parts is for.
+    """The training of a model on its data, step after step.
 
     Attributes:
-        state: Where the run stands. `resume` puts that of the checkpoint in its place.
-        optimizer, schedule: Who steps the weights, and at which rates.
+        state: The progress of the run. `resume` replaces it by that of the checkpoint.
+        optimizer: The optimiser of the weights.
+        schedule: The learning rates of each step.
         do_step: The step of this kind of model.
-        validation: Dev metrics, and the order of epochs.
-        folder, memory: Where the best epoch is kept: in a folder, beside the checkpoints, or in memory.
-        interrupted: Ctrl-C came too late to stop this run; it is for one that comes after it.
+        validation: The dev metrics and the order of the epochs.
+        folder: Keeps the best epoch and the checkpoints, if the run has a folder.
+        memory: Keeps the best epoch of a run without a folder.
+        interrupted: Whether Ctrl-C came too late to stop this run. It then stops the next run.
     """
 
     def __init__(
@@ -58,7 +60,11 @@ class TrainingRun:
         show_progress: bool = False,
         share: float = 1.0,
     ) -> None:
-        """`share` is the part of all repetitions that a linear model has: the loss averages over all."""
+        """Prepare a run.
+
+        `share` is the part of all repetitions that a linear model has. The loss averages over all
+        repetitions.
+        """
         if settings.tau is None:
             settings = replace(settings, tau=default_tau(model, data.label_counts))
         self.model, self.settings, self.data = model, settings, data
@@ -93,11 +99,11 @@ class TrainingRun:
                 self.folder.delete_parts()
 
     def train(self, checkpoint_seconds: float) -> None:
-        """Trains to the end, from where the run stands."""
+        """Train from the current progress to the end."""
         state, epochs = self.state, self.settings.epochs
         if state.epoch < epochs:
             self.model.set_logit_adjustment(0)
-        if not self.resuming:  # from now on the folder's checkpoint is of this run, not of a former one
+        if not self.resuming:  # This replaces the checkpoint of a former run in the folder.
             self.checkpoint()
         advice = "lower batch_size, num_buckets or hidden_size"
         if self.model.is_linear:
@@ -127,11 +133,11 @@ class TrainingRun:
                 last_checkpoint = time.monotonic()
                 if interrupted.is_set() and state.epoch < epochs:
                     self._stop()
-            self.interrupted = interrupted.is_set()  # too late to stop this run, not one that comes after it
+            self.interrupted = interrupted.is_set()  # The run is over, but a following run has to stop.
         self.finish()
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of the current epoch that are still to come."""
+        """Yield the remaining batches of the current epoch."""
         batches = iter_batches(
             self.data.X,
             self.data.Y,
@@ -143,7 +149,7 @@ class TrainingRun:
         return iter_on_device(batches, self.device)
 
     def step(self, batch: Batch) -> None:
-        """A step on the next batch."""
+        """Make a step on the next batch."""
         state = self.state
         step = state.epoch * self.steps_an_epoch + state.batch
         self.schedule.set_rates(step)
@@ -157,7 +163,7 @@ class TrainingRun:
         state.add_step(loss, len(batch.rows))
 
     def finish_epoch(self) -> None:
-        """Adds the epoch to the history; the model is kept where it is the best so far."""
+        """Add the epoch to the history, and keep the model if it is the best so far."""
         state, dev = self.state, self.data.dev
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
         with self._adjusted() if dev is not None or self.folder is not None else contextlib.nullcontext():
@@ -174,7 +180,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def _adjusted(self) -> Iterator[None]:
-        """The model with its logit adjustment. Training goes on without it, to the bit."""
+        """Give the model its logit adjustment for a block. Training then continues with the same bits."""
         trained = self.model.bucket_bias.detach().clone()
         self.model.set_logit_adjustment(self.offsets)
         yield
@@ -183,9 +189,9 @@ class TrainingRun:
             self.model.logit_adjustment.zero_()
 
     def finish(self) -> None:
-        """The best epoch's weights into the model; the checkpoint shrinks to the record of the run."""
+        """Load the best epoch's weights into the model, and shrink the checkpoint to the run's record."""
         if self.folder is not None:
-            if self.state.best_epoch is None:  # no epoch at all: the model as it came
+            if self.state.best_epoch is None:  # There was no epoch, so the model is kept as it came.
                 self.folder.keep_model()
             self.folder.load_model()
             self.folder.write_end(self.state)
@@ -197,17 +203,17 @@ class TrainingRun:
 
     @functools.cached_property
     def offsets(self) -> Tensor:
-        """The logit adjustment; the same after each epoch."""
+        """The logit adjustment, which is the same after each epoch."""
         assert self.settings.tau is not None
         return self.model.logit_offsets(self.data.label_counts, self.settings.tau)
 
     def checkpoint(self) -> None:
-        """Writes a checkpoint, where there is a folder."""
+        """Write a checkpoint if there is a folder."""
         if self.folder is not None:
             self.folder.write_checkpoint(self.state)
 
     def resume(self) -> None:
-        """Takes up the checkpoint in the folder, if there is one."""
+        """Continue from the checkpoint in the folder if there is one."""
         assert self.folder is not None
         record = self.folder.read_record()
         if record is None:
@@ -217,7 +223,7 @@ class TrainingRun:
             has_dev = self.data.dev is not None
             check_progress(self.folder.file, state, self.settings, self.steps_an_epoch, has_dev)
             self.folder.load_tensors(record)
-        else:  # The run had ended; train() loads the best epoch. A kill may have left repetitions in turn.
+        else:  # The run had ended, and train() loads the best epoch. A kill may have left folders of parts.
             self.folder.delete_parts()
         self.state = state
 
@@ -227,5 +233,5 @@ class TrainingRun:
         self.checkpoint()
         raise TrainingInterrupted(
             f"training stopped; {self.folder.folder} holds a checkpoint after epoch {self.state.epoch}, "
-            f"step {self.state.batch}: go on with resume (--resume)"
+            f"step {self.state.batch}: continue with resume=True (--resume)"
         )

@@ -1,4 +1,4 @@
-"""A step of training: of linear MACH, and of MACH with hidden layers."""
+"""A step of training, for linear MACH and for MACH with hidden layers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.optimizer import RowOptimizer
 from mach_ext.training.precision import RowsCopy, add_product, product_dtype, round_rows
 
-# bucket_backward is faster than the dense products where at most so many of the entries are kept (measured
-# break-even at N=256, H=512, B=1000: 0.4 with AVX-512, 0.25 with AVX2).
+# bucket_backward is faster than the dense products if at most this share of the entries is kept. The measured
+# break-even at N=256, H=512, B=1000 is 0.4 with AVX-512 and 0.25 with AVX2.
 WORTH_SKIPPING = 0.25
 
 
 class LossNotFinite(ArithmeticError):
-    """The loss of a step is NaN or infinite. `TrainingRun` says in which step."""
+    """The loss of a step is NaN or infinite. `TrainingRun` adds the number of the step."""
 
     def __init__(self, loss: float) -> None:
         super().__init__(f"the loss became {loss}")
@@ -31,20 +31,21 @@ class LossNotFinite(ArithmeticError):
 
 
 class Step(Protocol):
-    """A step on a batch; returns the mean loss of its documents."""
+    """A step on a batch, which returns the mean loss of its documents."""
 
-    def __call__(self, batch: Batch, dropout: Dropout) -> float: ...
+    def __call__(self, batch: Batch, dropout: Dropout) -> float:
+        """Make the step."""
 
 
 class LinearStep:
     """A step of linear MACH, one repetition at a time.
 
-    The logits [N, B] become their own gradient, and each row of the weight that occurs is stepped as soon
-    as its gradient is known: no gradient of the weight is ever held. Up to rounding what
-    `loss.backward(); optimizer.step()` does.
+    The logits [N, B] are replaced by their own gradient. Each row of the weight that occurs is stepped as
+    soon as its gradient is known. The gradient of the whole weight is therefore never held. Up to rounding,
+    the result is that of `loss.backward()` and `optimizer.step()`.
 
     Attributes:
-        share: Of all repetitions, that the model has: the loss averages over all of them.
+        share: The part of all repetitions that the model has. The loss averages over all repetitions.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LinearStep:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
+        """Make the step, and return the mean loss of the documents."""
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(batch.indptr) - 1, model.num_repetitions
@@ -87,13 +89,13 @@ class LinearStep:
 class HiddenStep:
     """A step of MACH with hidden layers.
 
-    Autograd is asked only for what lies between the encoder's rows and the bucket classifiers (dropout, a
-    second layer). A classifier's logits [N, B] become their own gradient, and its weight is stepped as
-    soon as its gradient is known, in memory [H, B] that all R share. Up to rounding what
-    `loss.backward(); optimizer.step()` does.
+    Autograd is used only between the encoder's rows and the bucket classifiers, for dropout and a second
+    layer. The logits [N, B] of a classifier are replaced by their own gradient. Its weight is stepped as soon
+    as its gradient is known, in memory [H, B] that all R share. Up to rounding, the result is that of
+    `loss.backward()` and `optimizer.step()`.
 
     Attributes:
-        max_documents: In a batch.
+        max_documents: The largest number of documents in a batch.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class HiddenStep:
         self.product_dtype = product_dtype(model.bucket_bias.dtype, settings.precision)
         self.rows = RowsCopy(self.product_dtype)
 
-    # One repetition's [N, B] and [H, B], kept from step to step: fresh memory would cost page faults.
+    # The arrays [N, B] and [H, B] of a repetition are kept from step to step. New memory would cause page
+    # faults in every step.
 
     @functools.cached_property
     def _logits(self) -> Tensor:
@@ -120,6 +123,7 @@ class HiddenStep:
         return self.model.bucket_weight.new_empty(self.model.bucket_weight.shape[1:])
 
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
+        """Make the step, and return the mean loss of the documents."""
         model, optimizer = self.model, self.optimizer
         values, order = _documents(model, batch, dropout)
         with torch.no_grad():
@@ -144,7 +148,7 @@ class HiddenStep:
         hidden: Tensor,  # [N, H] or [N, R, H]
         labels: tuple[Tensor, Tensor],
     ) -> tuple[float | Tensor, Tensor]:
-        """Steps the bucket classifiers; returns the sum of the losses and the gradient to `hidden`."""
+        """Step the bucket classifiers. Return the sum of the losses and the gradient to `hidden`."""
         model, optimizer = self.model, self.optimizer
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(hidden), model.num_repetitions
@@ -171,7 +175,7 @@ class HiddenStep:
     def _step_encoder(
         self, grad_first: Tensor, values: Tensor, order: _ops.FeatureOrder, rounded: Tensor
     ) -> None:
-        """Steps the encoder by the gradient to its pre-activations, and a second layer by its own."""
+        """Step the encoder by the gradient to its pre-activations, and a second layer by its own gradient."""
         model, optimizer = self.model, self.optimizer
         if model.encoder_weight.requires_grad:
             optimizer.step_sparse_linear(model.encoder_weight, None, grad_first.unsqueeze(1), values, order)
@@ -190,7 +194,7 @@ class HiddenStep:
         grad_hidden: Tensor,  # [N, H], added to
         grad_weight: Tensor,  # [H, B], overwritten
     ) -> None:
-        """One repetition's gradients, by BLAS or without the negligible entries, whichever is faster."""
+        """Compute a repetition's gradients, by BLAS or without negligible entries, whichever is faster."""
         N, B = gradient.shape
         if self.gradient_threshold > 0:
             negligible = self.gradient_threshold / self.model.num_repetitions / N
@@ -205,7 +209,7 @@ class HiddenStep:
 
 
 def _documents(model: MACH, batch: Batch, dropout: Dropout) -> tuple[Tensor, _ops.FeatureOrder]:
-    """The values of a batch after dropout, in the dtype of the weights, and the order of its features."""
+    """Return the values of a batch after dropout, in the dtype of the weights, and its feature order."""
     values = batch.values.to(model.bucket_bias.dtype)  # documents are float32
     order = _ops.feature_order(batch.indices, batch.indptr, model.num_features)
     return model.drop_features(values, dropout=dropout), order
@@ -216,10 +220,10 @@ def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _add_loss(total: float | Tensor, loss: Tensor) -> float | Tensor:
-    """`total` and a repetition's loss [N].
+    """Add a repetition's loss [N] to the total.
 
-    On the CPU it is checked before anything is stepped by it. On a GPU that would be a wait for each
-    repetition, so the total stays there, and is checked when the step is over.
+    On the CPU the loss is checked before anything is stepped by it. On a GPU this check would wait for each
+    repetition. The total therefore stays there, and is checked when the step is over.
     """
     repetition = loss.sum()
     return total + (repetition if repetition.is_cuda else _finite(repetition.item()))

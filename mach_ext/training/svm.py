@@ -1,4 +1,4 @@
-"""Linear MACH by a solver: one support vector machine for each bucket."""
+"""Linear MACH trained by a solver: a support vector machine for each bucket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ SLOPE = 4.0
 
 
 class ConvergenceWarning(UserWarning):
-    """Some SVMs of `fit_svm` are not within the tolerance."""
+    """Some SVMs of `fit_svm` did not reach the tolerance.
+
+    Example:
+        >>> import warnings
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> X = scipy.sparse.csr_matrix(np.eye(4, dtype=np.float32))
+        >>> model = mach_ext.MACH(4, 4, 8, 4, hidden_size=0, merge="mean_logprob")
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", mach_ext.svm.ConvergenceWarning)
+        ...     mach_ext.fit_svm(  # doctest: +ELLIPSIS
+        ...         model, X, X, tolerance=1e-9, max_passes=1, progress=False
+        ...     )
+        Traceback (most recent call last):
+        mach_ext.training.svm.ConvergenceWarning: fit_svm: up to 32 of 32 buckets are not within ...
+    """
 
 
 @memory_errors("pass fewer documents, or lower torch.set_num_threads")
@@ -35,37 +49,46 @@ def fit_svm(
     max_passes: int = 100,
     progress: bool = True,
 ) -> None:
-    """Trains linear MACH to the optimum: an L2-regularised squared-hinge SVM for each bucket.
+    """Train linear MACH to the optimum: an L2-regularised squared-hinge SVM for each bucket.
 
-    For bucket b, y_n = 1 where document n has a label in b, else -1, this finds the w and bias that minimise
+    For bucket b, y_n is 1 if document n has a label in b, else -1. The solver finds the w and the bias that
+    minimise the following sum.
 
-        (|w|^2 + bias^2) / 2 + C sum_n max(0, 1 - y_n (w x_n + bias))^2
+    ```text
+    (|w|^2 + bias^2) / 2 + C sum_n max(0, 1 - y_n (w x_n + bias))^2
+    ```
 
-    by dual coordinate descent (Hsieh et al., A dual coordinate descent method for large-scale linear SVM,
-    ICML 2008), what one-vs-rest systems do for each label. x_n is row n of X over the median length of its
-    rows, so C is for documents of about length 1. bucket_weight and bucket_bias become 4 (w, bias), so that
-    sigmoids of bucket logits are about probabilities: `merge="mean_logprob"` is what ranks best. There is no
-    rate and no epoch to choose; the result does not depend on the model's weights before, on a seed, on the
-    number of threads or on the instruction set.
+    The method is dual coordinate descent (Hsieh et al., A dual coordinate descent method for large-scale
+    linear SVM, ICML 2008). One-vs-rest systems solve the same problem for each label. x_n is row n of X,
+    divided by the median length of the rows. C is therefore for documents of length about 1.
 
-    Time grows with nnz R B. In float32, each thread takes 64 (N + D) bytes beside the model and the data. A
-    bucket that no document wants gets w = 0 and a margin of -1.
+    `bucket_weight` and `bucket_bias` become 4 (w, bias), so that sigmoids of bucket logits are about
+    probabilities. `merge="mean_logprob"` then ranks best. There is no learning rate and no number of epochs
+    to choose. The result depends neither on the model's weights before nor on a seed. The number of threads
+    and the instruction set do not change it either.
+
+    Time grows with nnz * R * B. In float32, each thread takes 64 (N + D) bytes beside the model and the data.
+    A bucket without documents gets w = 0 and a margin of -1.
 
     Args:
-        model: Linear MACH (hidden_size=0), float32 or float64, on the CPU; trained in place, in eval mode
-            afterwards. Ctrl-C leaves it with some of its buckets solved.
-        X, Y: Documents [N, D] and labels [N, L], SciPy sparse.
+        model: Linear MACH (hidden_size=0), float32 or float64, on the CPU. It is trained in place and ends in
+            eval mode. After Ctrl-C, only a part of its buckets is solved.
+        X: Documents [N, D], SciPy sparse.
+        Y: Labels [N, L], SciPy sparse.
         C: Cost of a document on the wrong side.
-        tolerance: How far the largest and the smallest entry of the dual's projected gradient may be apart.
-        max_passes: Passes over the documents after which a tile of 16 buckets counts as done.
-        progress: Show a progress bar.
+        tolerance: The largest allowed distance between the largest and the smallest entry of the dual's
+            projected gradient.
+        max_passes: After so many passes over the documents, a tile of 16 buckets counts as done.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError, TypeError: The model has hidden units or is on another device; bad data; C, tolerance or
-            max_passes out of range.
+        TypeError: The data or a number has a wrong type.
+        ValueError: The model has hidden units or is on another device, the data is not valid, or a number is
+            out of range.
+        MemoryError: Memory does not suffice.
 
     Warns:
-        ConvergenceWarning: Buckets did not reach the tolerance within max_passes.
+        ConvergenceWarning: Buckets did not reach the tolerance within `max_passes`.
 
     Example:
         >>> import numpy as np, scipy.sparse, mach_ext
@@ -103,7 +126,7 @@ def fit_svm(
             f"fit_svm: up to {unfinished} of {total} buckets are not within "
             f"tolerance={tolerance} after max_passes={max_passes}",
             ConvergenceWarning,
-            stacklevel=3,  # behind `memory_errors`
+            stacklevel=3,  # above `memory_errors`
         )
 
 
@@ -116,14 +139,14 @@ def _check_model(model: MACH) -> None:
         or bias.dtype != weight.dtype
     ):
         raise ValueError(
-            "fit_svm: is for linear MACH (hidden_size=0), float32 or float64, on the CPU; got hidden_size="
+            "fit_svm: is for linear MACH (hidden_size=0) in float32 or float64 on the CPU, got hidden_size="
             f"{model.hidden_sizes}, {weight.dtype} (bias {bias.dtype}) on {weight.device}"
         )
 
 
 @torch.no_grad()
 def _solve(model: MACH, X: Any, Y: Any, bar: Any, *, C: float, tolerance: float, max_passes: int) -> int:
-    """Solves each bucket; returns how many may not be within the tolerance."""
+    """Solve each bucket, and return how many may not have reached the tolerance."""
     weight, bias, B = model.bucket_weight, model.bucket_bias, model.num_buckets
     length = typical_length(X)
     values = torch.from_numpy(X.data).to(weight.dtype) / length
@@ -133,7 +156,7 @@ def _solve(model: MACH, X: Any, Y: Any, bar: Any, *, C: float, tolerance: float,
         torch.from_numpy(a.astype(np.int64, copy=False)) for a in (Y.indices, Y.indptr)
     )
     unfinished = 0
-    together = 4 * _ops.SVM_TILE * torch.get_num_threads()  # between two moves of the bar
+    together = 4 * _ops.SVM_TILE * torch.get_num_threads()  # The bar moves after so many buckets.
     model.set_logit_adjustment(0)
     for r in range(model.num_repetitions):
         for first in range(0, B, together):

@@ -15,7 +15,7 @@ from mach_ext.training.optimizer import RowOptimizer
 
 
 def run_tensors(model: MACH, optimizer: RowOptimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and the optimiser's state by name, on the CPU: the tensors, and what is a number."""
+    """Return the weights and the optimiser's state by name, on the CPU: tensors and plain numbers."""
     tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     scalars: dict[str, Any] = {}
     for i, state in optimizer.state_dict()["state"].items():
@@ -29,19 +29,19 @@ def run_tensors(model: MACH, optimizer: RowOptimizer) -> tuple[dict[str, Tensor]
 
 
 def load_run_tensors(file: Path, record: dict[str, Any], model: MACH, optimizer: RowOptimizer) -> None:
-    """Weights and optimiser state of a checkpoint, once its tensors are known to be those of this run."""
+    """Load weights and optimiser state of a checkpoint, after a check that they belong to this run."""
     expected, scalars = _expected_tensors(model, optimizer), record["scalars"]
 
     def check(header: Header) -> None:
         kept = {name for name in expected if name in header or name.startswith("model.")}
-        # The state of a parameter is there whole, or not at all: before its first step.
+        # The state of a parameter is complete, or it is absent because there was no step yet.
         owners = {name.rpartition(".")[0] for name in (*kept, *scalars) if name.startswith("optimizer.")}
         kept |= {name for name in expected if name.rpartition(".")[0] in owners}
         if header != {name: expected[name] for name in kept if expected[name] is not None}:
-            raise ValueError(f"{file}: not the tensors of a checkpoint: other names, dtypes or shapes")
+            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong names, dtypes or shapes")
         if scalars.keys() != {name for name in kept if expected[name] is None}:
             names = ", ".join(sorted(scalars)) or "none"
-            raise ValueError(f"{file}: not the tensors of a checkpoint: scalars of others, {names}")
+            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong scalars, got {names}")
 
     digest = record.get("tensors_sha256")
     try:
@@ -61,7 +61,7 @@ def load_run_tensors(file: Path, record: dict[str, Any], model: MACH, optimizer:
 
 
 def _expected_tensors(model: MACH, optimizer: RowOptimizer) -> dict[str, tuple[str, tuple[int, ...]] | None]:
-    """dtype and shape of all that a checkpoint may hold, by name; None for scalars."""
+    """Return dtype and shape of everything that a checkpoint may hold, by name. Numbers have None."""
     expected: dict[str, tuple[str, tuple[int, ...]] | None] = {}
     for name, parameter in model.named_parameters():
         expected[f"model.{name}"] = (safetensors_dtype(parameter), tuple(parameter.shape))

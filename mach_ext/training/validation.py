@@ -1,4 +1,4 @@
-"""Validation: dev metrics of an epoch, which epoch is the best, and when a run has waited long enough."""
+"""Validation: the dev metrics of an epoch, the best epoch, and when a run stops early."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ class Validation:
         self.metric, self.patience = metric, patience
 
     def metrics(self, model: MACH) -> dict[str, float]:
-        """Metrics of the model on the dev documents."""
+        """Return the metrics of the model on the dev documents."""
         assert self.dev is not None
         if self.filtered is None:
             return evaluate_model(model, *self.dev)
         return evaluate_model(model, *self.dev, filtered=self.filtered)
 
     def rank(self, entry: dict[str, Any]) -> tuple[float, float]:
-        """An epoch's dev metric and, for ties, minus its loss; without dev data the last one ranks first."""
+        """Return an epoch's dev metric and, for ties, minus its loss.
+
+        Without dev data the last epoch ranks first.
+        """
         if self.dev is None:
             return float(entry["epoch"]), 0.0
         return entry["dev"][self.metric], -entry["loss"]
 
     def note_best(self, state: Progress) -> bool:
-        """Whether the last epoch is the best so far; if so, `state` says so from now on."""
+        """Return whether the last epoch is the best so far. If so, record it in `state`."""
         entry, kept = state.history[-1], state.best_epoch
         if kept is not None and not self.rank(entry) > self.rank(state.history[kept - 1]):
             return False
@@ -39,7 +42,11 @@ class Validation:
         return True
 
     def patience_is_out(self, state: Progress) -> bool:
-        """Counted from the first epoch of the best metric: later ones are kept for their loss alone."""
+        """Return whether the run has waited long enough for a better epoch.
+
+        The waiting is counted from the first epoch of the best metric. Later epochs of the same metric are
+        kept for their loss alone.
+        """
         if self.patience is None or not state.history:
             return False
         first = max(state.history, key=lambda entry: self.rank(entry)[0])["epoch"]

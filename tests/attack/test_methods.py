@@ -156,8 +156,12 @@ def test_pgd_goes_beyond_fgsm_on_l1(name):
 
 
 def test_pgd_on_l1_leaves_a_feature_that_is_used_up():
-    """z = relu(1 - 5 x0 + x2 / 2) - 2 relu(0.6 - x1) rises most along -x0, which has 0.1 of room, then along
-    x1, which counts up to 0.6 only; FGSM spends 0.3 on it, the best point 0.1 and the rest on x2."""
+    """The greatest gain has little room, and the next gain ends early.
+
+    z = relu(1 - 5 x0 + x2 / 2) - 2 relu(0.6 - x1) rises most along -x0, which has 0.1 of room. Then it rises
+    along x1, which counts only up to 0.6. FGSM spends 0.3 on x1. The best point spends 0.1 on it and the rest
+    on x2.
+    """
     with pytest.warns(mach_ext.CollisionWarning):
         model = mach_ext.MACH(3, 8, num_repetitions=2, num_buckets=4, hidden_size=2)
     with torch.no_grad():

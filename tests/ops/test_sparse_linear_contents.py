@@ -80,8 +80,10 @@ GARBAGE = [-1, 0, 1, 5, 7, 2**31, -(2**40), 2**62]
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cuda_kernels_stay_inside_whatever_the_indices_say(device, operators, seed):
-    """Documents and orders of garbage: nothing beside the tensors is read (it is NaN) or written. The CPU
-    refuses such an order."""
+    """Documents and orders of garbage: nothing beside the tensors is read (it is NaN) or written.
+
+    The CPU refuses such an order.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def garbage(*shape):

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse
+import typer
 from helpers import ROOT
 
 import mach_ext
@@ -129,7 +130,7 @@ def test_the_default_solver_and_folder(here, texts, monkeypatch, caplog):
     assert run.folder.resolve() == here / "runs" / "texts"
     assert content(run.folder) == first
     assert run.model.is_linear
-    assert "support vector machines (svm=False: a hidden layer)" in caplog.text
+    assert "support vector machines are trained (svm=False: a hidden layer)" in caplog.text
 
 
 def test_a_loaded_dataset_and_resume(here, texts):
@@ -257,7 +258,7 @@ REFUSALS = [
         ("--svm", "--dropout", 0.5), {"svm": True, "hidden_dropout": 0.5},
         "--svm takes no --dropout", "svm takes no hidden_dropout",
     ),
-    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is of", "C is of .*, see svm"),
+    (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is an option", "C is an option .*, see svm"),
     (("--device", "tpu"), {"device": "tpu"}, "--device must be cpu", "device must be cpu, cuda or cuda:N"),
     (("--output", "file"), {"output": "file"}, "--output must be a", "train: output must be a folder"),
 ]  # fmt: skip
@@ -282,14 +283,15 @@ def test_unknown_arguments(texts):
 
 def test_every_flag_has_an_argument():
     """Whoever adds a flag to `train` is reminded of the other door."""
-    named = {"hash_functions": "num_repetitions", "buckets": "num_buckets", "dropout": "hidden_dropout",
-             "no_holdout": "holdout", "quiet": "progress", "threads": None}  # fmt: skip
-    parser = cli.build_parser().parse_args(["train", "--dataset", "x"])
+    named = {"no_holdout": "holdout", "quiet": "progress", "negligible_gradient": "gradient_threshold",
+             "threads": None}  # fmt: skip
+    options = typer.main.get_command(cli.app).commands["train"].params
     known = {*inspect.signature(mach_ext.train).parameters} | {
         *mach_ext.training.Hyperparameters.__dataclass_fields__
     }
-    flags = {named.get(flag, flag) for flag in vars(parser) if flag != "run"} - {None}
+    flags = {named.get(option.name, option.name) for option in options} - {None}
     assert flags <= known
+    assert known - flags == {"evaluate", "hyperparameters"}
 
 
 def test_remarks_are_logged(here, texts, caplog):

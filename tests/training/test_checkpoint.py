@@ -69,7 +69,7 @@ def edit(folder, change, with_digest=True):
 def test_checkpoints_of_former_formats_are_resumed(name, tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(FIXTURES / name, folder)
-    remarks = pytest.warns(UserWarning, match=r"checkpoint.json: is of before checkpoints had digests")
+    remarks = pytest.warns(UserWarning, match=r"checkpoint.json: an older checkpoint without digests")
     with remarks if name == "checkpoint_v0" else pytest.MonkeyPatch.context():
         model, record = resume(folder)
     assert record.epoch == 4
@@ -220,7 +220,7 @@ CHANGES = {
     "progress must be an object": lambda r: r.update(progress=[]),
     "scalars must be an object": lambda r: r.update(scalars=None),
     "scalars.optimizer.0.step must be": lambda r: r["scalars"].update({"optimizer.0.step": [3]}),
-    "scalars of others": lambda r: r.update(scalars={}),
+    "wrong scalars": lambda r: r.update(scalars={}),
     "tensors must be text like": lambda r: r.update(tensors="../x.safetensors"),
     "different: hash was 5, now|hash must be a string": lambda r: r.update(hash=5),
     "different: model.num_buckets was": lambda r: r["model"].update(num_buckets={}),
@@ -255,7 +255,7 @@ def test_tensors_that_no_run_writes(stopped, change):
     change(tensors)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
     edit(stopped, forget_digests, with_digest=False)
-    with pytest.raises(ValueError, match=r"checkpoint-2-3.*: not the tensors of a checkpoint: other names"):
+    with pytest.raises(ValueError, match=r"checkpoint-2-3.*: not the tensors of a checkpoint: wrong names"):
         resume(stopped)
 
 

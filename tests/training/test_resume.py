@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so(tmp_path):
     assert ended(in_a_child(tmp_path, interrupted)) != 0
     errors = (tmp_path / "errors").read_text()
     assert "training stopped" in errors
-    assert "go on with resume (--resume)" in errors
+    assert "continue with resume=True (--resume)" in errors
     assert ended(in_a_child(tmp_path)) == 0
     model = build()
     mach_ext.fit(model, X, Y, X, Y, **options)

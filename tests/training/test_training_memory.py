@@ -40,5 +40,5 @@ def test_short_memory_is_said_beforehand(monkeypatch):
         mach_ext.fit(model, X, Y, repetitions_at_a_time=9, **options)
     with pytest.raises(ValueError, match="repetitions_at_a_time is for linear MACH"):
         mach_ext.fit(build(), X, Y, repetitions_at_a_time=1, **options)
-    with pytest.raises(ValueError, match="patience needs dev scores by epoch"):
+    with pytest.raises(ValueError, match="patience needs dev metrics of each epoch"):
         mach_ext.fit(model, X, Y, X, Y, repetitions_at_a_time=1, patience=1, **options)

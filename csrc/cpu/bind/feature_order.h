@@ -26,8 +26,8 @@ Order sort_by_feature(const char* op, const Tensor& indices, const Tensor& indpt
 // An order that came as an argument, checked in full.
 Order given_order(const char* op, const std::vector<Tensor>& tensors, int64_t nnz, int64_t N, int64_t D);
 
-// f(tag, begin, end) for ranges [begin, end) of features, one range a thread, of
-// about equal work: that of a feature is its entries and, `constant` entries' worth, its own rows.
+// Calls f(tag, begin, end) for ranges [begin, end) of features, one range for each thread, of about equal
+// work. The work of a feature is its number of entries plus `constant` for its own rows.
 template <class T, class F>
 void parallel_features(const FeatureOrder& order, int64_t constant, int64_t R, int64_t M, const F& f) {
   const int64_t parts = std::max<int64_t>(1, std::min(order.U, num_threads_for(order.E * R * M)));

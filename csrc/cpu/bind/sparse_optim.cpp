@@ -11,8 +11,8 @@
 namespace mach {
 namespace {
 
-// f(RowStep<T>, state pointers' offset, begin, end): checks shared by the optimiser steps, the split. `state`
-// are the moments. Without rows every element is as good as the next one: ranges of elements, not of rows.
+// The checks and the split that the optimiser steps share. Calls f(RowStep<T>, state pointers' offset, begin,
+// end). `state` are the moments. Without rows every row is stepped, so the work is split by elements.
 template <class F>
 void dispatch_row_step(const char* op, const Tensor& parameter, const std::optional<Tensor>& rows,
                        const Tensor& gradient, std::initializer_list<Tensor> state, const F& f) {

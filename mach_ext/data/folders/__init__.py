@@ -1,4 +1,4 @@
-"""Folders of files that make a dataset.
+r"""Folders of files that make a dataset.
 
 | format | files of a folder (each also .gz, .xz or .bz2) | content |
 |---|---|---|
@@ -20,6 +20,21 @@ for the others. These files are optional.
 
 A file may have fewer columns than train or the model. The missing columns are empty. A file with more
 features is refused. Labels that a model does not know are kept apart and count as misses.
+
+Example:
+    >>> from pathlib import Path
+    >>> from mach_ext.data.folders import SVMLIGHT, read_folder, write_folder
+    >>> SVMLIGHT  # endings of svmlight files
+    ('.svm', '.svmlight', '.libsvm')
+    >>> Path("tiny").mkdir()
+    >>> for split in ("train", "test"):
+    ...     _ = Path("tiny", split + SVMLIGHT[0]).write_text("0,2 1:0.5 4:2\n1 2:1\n")
+    >>> data = read_folder("tiny")
+    >>> {name: split.X.shape for name, split in data.splits.items()}
+    {'train': (2, 4), 'test': (2, 4)}
+    >>> write_folder("copy", data, format="xmc")
+    >>> sorted(file.name for file in Path("copy").iterdir())
+    ['test.txt', 'train.txt']
 """
 
 from mach_ext.data.folders.columns import fit_features

@@ -1,7 +1,21 @@
-"""Readers and writers of single files: XMC text, svmlight, SciPy npz, JSON lines and lists of names.
+r"""Readers and writers of single files: XMC text, svmlight, SciPy npz, JSON lines and lists of names.
 
 A reader checks a file completely. So matrices have sorted, unique indices and finite values. A file that
 breaks a rule raises a ValueError with the file, the line, the rule and what stands there.
+
+Example:
+    >>> from pathlib import Path
+    >>> from mach_ext.data.formats import read_xmc
+    >>> _ = Path("train.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n1 0:1\n")
+    >>> documents = read_xmc("train.txt")
+    >>> documents.X.shape, documents.Y.shape
+    ((2, 5), (2, 3))
+    >>> _ = Path("broken.txt").write_text("2 5 3\n0,2 1:0.5 4:2\n1 9:1\n")
+    >>> try:
+    ...     read_xmc("broken.txt")
+    ... except ValueError as error:
+    ...     print(error)
+    broken.txt, line 3: a feature must be below D = 5, got '9:1'
 """
 
 from mach_ext.data.formats.jsonl import iter_jsonl, json_document, read_jsonl

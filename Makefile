@@ -11,7 +11,8 @@
 #   make docs     the documentation, into site/: read it with `python3 -m http.server --directory site`
 #   make build    just the editable install in .venv
 #   make clean    removes .venv, build folders and caches
-# Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest).
+# Variables: PYTHON (python3), TORCH (a pip requirement in place of the default), ARGS (for pytest),
+#   WORKERS (how many processes run the tests: a process for each core).
 
 PYTHON ?= python3
 VENV := .venv
@@ -75,8 +76,10 @@ lint: $(VENV)/built
 
 test: $(VENV)/built-cuda lint suite
 
+# A worker a core, each of one thread. A test that is about threads sets their number itself.
+WORKERS ?= auto
 suite: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 # Programs that tests start are not counted (pyproject.toml). A part of the tests: ARGS="tests/data".
 coverage: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)

@@ -2,17 +2,25 @@
 
 import collections
 import ctypes
+import functools
 import os
 
 import pytest
 import torch
 from helpers import CUDA_KERNELS, NO_GPU, NO_SHIM, SHIM, SHIM_SEEDS, bitwise_equal, num_threads
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mach_ext import _ops
 
 # CI draws the same examples in every run; at a desk every run draws new ones.
-settings.register_profile("mach_ext", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+# How long they take to draw is no fault: that depends on what else the machine does.
+settings.register_profile(
+    "mach_ext",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+)
 settings.load_profile("mach_ext")
 
 
@@ -87,6 +95,11 @@ class ShimReport:
         lines = self.library.mach_shim_totals().decode().splitlines()
         return {name: [int(n) for n in numbers] for name, *numbers in map(str.split, lines)}
 
+    def summary(self):
+        """Of each kernel the tests, launches, blocks and threads; the lines of the run under ASan."""
+        kernels = {name: [self.tests[name], *numbers[:3]] for name, numbers in self.launches().items()}
+        return {"kernels": kernels, "sanitized": self.sanitized}
+
     def __enter__(self):
         self.before = self.launches()
 
@@ -121,24 +134,56 @@ def device_of(item):
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items):
-    """opcheck and torch.compile go to torch.ops.mach_ext itself: not with the shim."""
+    """opcheck and torch.compile go to torch.ops.mach_ext itself: not with the shim.
+
+    The run under ASan comes first: it takes minutes, in which another worker does all else.
+    """
+    items.sort(key=lambda item: "under_asan" not in item.name)
     for item in [item for item in items if device_of(item) == "shim"]:
         item.add_marker("shim")
         if "opcheck" in item.name or item.path.name == "test_compile.py":
             items.remove(item)
 
 
+def pytest_sessionfinish(session):
+    """A worker of `pytest -n` hands on what its kernels did."""
+    report = getattr(session.config, "shim_report", None)
+    if report is not None and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["shim"] = report.summary()
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node):
+    if "shim" in getattr(node, "workeroutput", {}):
+        node.config.stash.setdefault(WORKERS, []).append(node.workeroutput["shim"])
+
+
+WORKERS = pytest.StashKey()
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    report = getattr(config, "shim_report", None)
-    if report is None:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    said = [value for report in reports for name, value in report.user_properties if name == "said"]
+    if said:
+        terminalreporter.section("measured")
+    for line in said:
+        terminalreporter.line(line)
+    here = getattr(config, "shim_report", None)
+    parts = config.stash.get(WORKERS, []) + ([here.summary()] if here else [])
+    if not parts:
         return
+    kernels = {}
+    for part in parts:
+        for name, numbers in part["kernels"].items():
+            kernels[name] = [a + b for a, b in zip(numbers, kernels.get(name, [0] * 4), strict=True)]
     terminalreporter.section("CUDA kernels run without a GPU")
-    for name, (launches, blocks, threads, _) in sorted(report.launches().items()):
+    for name, (tests, launches, blocks, threads) in sorted(kernels.items()):
         counts = f"{launches:9} launches {blocks:10} blocks {threads:12} threads"
-        terminalreporter.line(f"{name:40} {report.tests[name]:5} tests {counts}")
-    if report.sanitized:
+        terminalreporter.line(f"{name:40} {tests:5} tests {counts}")
+    sanitized = [line for part in parts for line in part["sanitized"]]
+    if sanitized:
         terminalreporter.section("and under ASan and UBSan")
-    for line in report.sanitized:
+    for line in sanitized:
         terminalreporter.line(line)
 
 
@@ -150,6 +195,12 @@ def pytest_runtest_makereport(item, call):
         if report.skipped and report.longrepr[2] == f"Skipped: {why}":
             report.longrepr = (__file__, None, report.longrepr[2])
     return report
+
+
+@pytest.fixture
+def say(record_property):
+    """say(text): a line at the end of the run. Workers of `pytest -n` have no terminal to print to."""
+    return functools.partial(record_property, "said")
 
 
 @pytest.fixture

@@ -422,7 +422,7 @@ print(json.dumps(ratios))
 """
 
 
-def test_expected_memory_is_what_is_taken(capsys):
+def test_expected_memory_is_what_is_taken(say):
     """Each tensor is a mapping of its own, given back when it is freed: the allocator's habits do not show.
 
     As glibc has it, what it keeps and how that is cut into pieces made a third of a run's peak come and go.
@@ -441,8 +441,7 @@ def test_expected_memory_is_what_is_taken(capsys):
     run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stderr
     ratios = json.loads(run.stdout)
-    with capsys.disabled():
-        print("\nmeasured / expected memory: " + ", ".join(f"{ratio:.2f}" for ratio in ratios.values()))
+    say("measured / expected memory: " + ", ".join(f"{ratio:.2f}" for ratio in ratios.values()))
     assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
 
 

@@ -50,10 +50,9 @@ print("bitwise equal for", N, "documents")
 """
 
 
-def test_merge_topk_of_ten_million_labels(capsys):
+def test_merge_topk_of_ten_million_labels(say):
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=600)
-    with capsys.disabled():
-        print(f"\nmerge_topk L=10M R=16 N=8: {run.stdout.strip()}")
+    say(f"merge_topk L=10M R=16 N=8: {run.stdout.strip()}")
     assert run.returncode == 0, run.stderr
     assert "bitwise equal" in run.stdout
 
@@ -84,12 +83,11 @@ assert memory_mb("VmHWM") < 4000
 """
 
 
-def test_ten_million_label_model_is_saved_loaded_and_asked(tmp_path, capsys):
+def test_ten_million_label_model_is_saved_loaded_and_asked(tmp_path, say):
     run = subprocess.run(
         [sys.executable, "-c", MODEL, str(tmp_path / "model")], capture_output=True, text=True, timeout=900
     )
-    with capsys.disabled():
-        print(f"\nmodel L=10M R=16 B=20,000: {run.stdout.strip()}")
+    say(f"model L=10M R=16 B=20,000: {run.stdout.strip()}")
     assert run.returncode == 0, run.stderr
 
 
@@ -131,7 +129,7 @@ for R in (4, 32):
 
 
 @pytest.mark.parametrize("negligible", ["0", "0.5"])  # 0.5: none but the positives' gradients are kept
-def test_a_training_step_holds_one_repetition(negligible, capsys):
+def test_a_training_step_holds_one_repetition(negligible, say):
     """Beyond weights and moments (gradients of the classifiers it does not even hold), R 4 -> 32.
 
     Each tensor is a mapping of its own, given back when it is freed: else what glibc keeps would count.
@@ -141,8 +139,7 @@ def test_a_training_step_holds_one_repetition(negligible, capsys):
     run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stderr
     few, many = map(float, run.stdout.split())
-    with capsys.disabled():
-        print(f"\ntraining step N=1024 B=2000 H=64, negligible {negligible}, MB beyond weights and moments: "
-              f"{few:.1f} at R=4, {many:.1f} at R=32")  # fmt: skip
+    say(f"training step N=1024 B=2000 H=64, negligible {negligible}, MB beyond weights and moments: "
+        f"{few:.1f} at R=4, {many:.1f} at R=32")  # fmt: skip
     assert few > 1024 * 2000 * 4 / 2**20 * 0.9  # the meter sees the logits [N, B]
     assert many < 1.2 * few

@@ -4,14 +4,13 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-import urllib.error
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -393,28 +392,22 @@ def test_gunicorn_preload(wide, tmp_path):
             """
         )
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "--threads", "2", "-b", address]
+    command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "--threads", "2"]
+    command += ["-b", "127.0.0.1:0", "--timeout", "120", "app:application"]
     with open(tmp_path / "log", "wb") as log, subprocess.Popen(
-        [*command, "--timeout", "60", "app:application"], cwd=tmp_path, stdout=log, stderr=log
+        command, cwd=tmp_path, stdout=log, stderr=log
     ) as server:  # fmt: skip
         try:
+            while not (at := re.search(r"Listening at: (\S+)", (tmp_path / "log").read_text())):
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.1)
             answers = []
-            for _ in range(600):
-                try:
-                    with urllib.request.urlopen(f"http://{address}/", timeout=60) as answer:
-                        answers.append(json.load(answer))
-                except urllib.error.HTTPError:
-                    raise
-                except urllib.error.URLError:  # not up yet
-                    time.sleep(0.1)
-                if len(answers) >= 12:
-                    break
+            for _ in range(12):
+                with urllib.request.urlopen(at[1], timeout=120) as answer:
+                    answers.append(json.load(answer))
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(120)
     labels = wide.predict(WIDE, 5)[1].tolist()
     assert [answer["labels"] == labels for answer in answers] == [True] * 12, (tmp_path / "log").read_text()
 

@@ -2,6 +2,8 @@
 
 import functools
 
+import numpy as np
+import scipy.sparse
 import torch
 
 import mach_ext
@@ -15,21 +17,19 @@ ARCHITECTURES = {
     "independent": {"hidden_size": 8, "encoder": "independent"},
     "two layers": {"hidden_size": (48, 32)},
 }
-# Defines the run of `script` and of the resume tests: small, but several epochs with dropout.
-SETUP = """
-import numpy as np, scipy.sparse, sys, mach_ext
+# A run of several epochs with dropout, small.
 rng = np.random.default_rng(0)
 labels = np.repeat(np.arange(300), 3), rng.integers(0, 60, 900)
 Y = scipy.sparse.csr_matrix((np.ones(900), labels), (300, 60))
 X = scipy.sparse.csr_matrix(Y, dtype=np.float32)
+COUNTS = (Y.toarray() > 0).sum(0)
+options = {
+    "epochs": 6, "batch_size": 16, "learning_rate": 0.01, "progress": False, "checkpoint_minutes": 0.0,
+}  # fmt: skip
+
+
 def build():
     return mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=32, hidden_dropout=0.3)
-options = dict(epochs=6, batch_size=16, learning_rate=0.01, progress=False, checkpoint_minutes=0.0)
-"""
-namespace: dict = {}
-exec(SETUP, namespace)
-X, Y, build, options = (namespace[name] for name in ("X", "Y", "build", "options"))
-COUNTS = (Y.toarray() > 0).sum(0)
 
 
 def weights(model):

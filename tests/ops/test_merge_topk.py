@@ -150,7 +150,7 @@ def test_paths_do_what_they_are_for(generator, device, operators, R, merge, outl
     """Same bits as the brute force; and the bounds are of use: most labels never get an exact key."""
     if operators != "cpu" and merge == "mean" and R > 16:
         pytest.skip("on a GPU the bounds are not good with many repetitions and outliers")
-    L, B, N = 3000, 200, 20
+    L, B, N = (3000, 200, 20) if operators != "shim" else (3000, 200, 5)
     hash = random_hash(generator, L, B, R)
     scores = OUTLIERS[outlier](like_a_model(generator, hash, N))
     for k, path in ((1, "scan"), (5, "scan"), (5, "lists")):

@@ -110,8 +110,12 @@ def test_scores_are_nan_and_pass_no_gradient_on(device, generator, dtype, merge)
 @pytest.mark.parametrize(
     ("documents", "num_labels", "size"), [(1, 2000, 30), (20, 3000, 500), (70, 9000, 40)]
 )
-def test_labels_without_a_bucket_come_last(device, generator, merge, path, documents, num_labels, size):
+def test_labels_without_a_bucket_come_last(
+    device, operators, generator, merge, path, documents, num_labels, size
+):
     """On every path, bit for bit: brute force over labels of which some are NaN."""
+    if operators == "shim":
+        num_labels //= 4
     table = written(generator, num_labels, size)
     index = index_of_written(table, size)
     scores = torch.randn(documents, R, size, generator=generator)

@@ -46,7 +46,9 @@ def test_make_test_is_lint_and_the_suite():
 def test_coverage_runs_the_suite_and_prints_its_figure():
     (suite,) = recipe("suite")
     commands = recipe("coverage")
-    assert suite.replace(".venv/bin/python", ".venv/bin/coverage run") in commands
+    workers = "--numprocesses=$(WORKERS) --dist=worksteal "
+    assert suite == f"OMP_NUM_THREADS=1 .venv/bin/python -m pytest {workers}$(ARGS)"
+    assert ".venv/bin/coverage run -m pytest $(ARGS)" in commands  # in one process: coverage sees them all
     assert commands[-1] == ".venv/bin/coverage report"
 
 

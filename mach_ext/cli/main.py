@@ -30,7 +30,10 @@ app = typer.Typer(
     "of labels. mach-ext implements MACH, a method that needs little memory.",
     epilog="Example: mach-ext train --dataset wordnet\n\nThen: mach-ext predict --text 'a small dog'\n\n"
     f"An error is one line. With {TRACEBACK}=1 in the environment it comes with its traceback.",
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["--help", "-h"],
+    },
     subcommand_metavar="COMMAND [ARGS]...",
     invoke_without_command=True,
     pretty_exceptions_enable=False,

@@ -38,6 +38,8 @@ def fault(error: Any) -> str:
             for name in (*option.opts, *option.secondary_opts)
         ]
         return f"unknown option {quote(error.option_name)}{nearest(error.option_name, known)}"
+    if name := getattr(error, "option_name", None):  # a value is missing, or there is one too many
+        return f"{name} {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
     option = getattr(error, "param", None)
     if option is None:
         return str(error.message)

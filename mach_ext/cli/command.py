@@ -65,21 +65,27 @@ class Command(TyperCommand):
         """Parses the arguments. An argument that belongs to no option is a usage error."""
         with _told_where(ctx):
             if not ctx.resilient_parsing:
-                self._refuse_options_as_values(ctx, args)
+                self._check_places(ctx, args)
             rest = super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
             ctx.fail(f"unknown argument {quote(ctx.args[0])}")
         return rest
 
-    def _refuse_options_as_values(self, ctx: Any, args: list[str]) -> None:
-        """Refuses an option whose value is missing, so that the next option would be taken as its value."""
+    def _check_places(self, ctx: Any, args: list[str]) -> None:
+        """Refuses an argument without an option, and an option that stands in place of another's value."""
         options = {name: each for each in self.get_params(ctx) for name in (*each.opts, *each.secondary_opts)}
         normalize = ctx.token_normalize_func or str
         given = iter(args)
         for argument in given:
             if argument == "--":
                 break
+            if not argument.startswith("-"):
+                usual = next((name for name in ("--text", "--dataset") if name in options), None)
+                hint = f"; did you mean {usual} {quote(argument)}?" if usual else ""
+                ctx.fail(f"unknown argument {quote(argument)}{hint}")
             option = options.get(normalize(argument))
+            if option is None and "=" not in argument:
+                break  # an unknown option, which the parser refuses
             if option is None or option.is_flag:
                 continue
             value = next(given, "")

@@ -22,10 +22,12 @@ def nearest(given: str, known: Iterable[str]) -> str:
         >>> nearest("--learnin-rat", ["--learning-rate", "--tau"])
         '; did you mean --learning-rate?'
     """
-    near = difflib.get_close_matches(given.replace("_", "-"), known, 1)
+    names = {each.strip("-"): each for each in known}  # the dashes would make any two short names alike
+    words = given.strip("-")
+    near = difflib.get_close_matches(words.replace("_", "-"), names, 1)
     if not near:
-        near = difflib.get_close_matches(given, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+        near = difflib.get_close_matches(words, names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def fault(error: Any) -> str:

@@ -277,6 +277,21 @@ def test_a_value_that_is_missing_or_wrong_names_its_option(argv, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "recipes"], "unknown argument 'recipes'; did you mean --dataset 'recipes'?"),
+        (["predict", "a dog"], "unknown argument 'a dog'; did you mean --text 'a dog'?"),
+        (["info", "runs/x"], "unknown argument 'runs/x'"),
+        (["train", "--no-such-option", "3"], "unknown option '--no-such-option'"),
+        (["train", "--k", "3"], "unknown option '--k'\n"),
+    ],
+)
+def test_arguments_without_an_option(argv, said, capsys):
+    assert cli.main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_values_that_look_like_options_can_be_given(tmp_path, monkeypatch, capsys):
     """After an equals sign, or where no option of the command has that name."""
     monkeypatch.chdir(tmp_path)

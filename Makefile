@@ -115,6 +115,7 @@ bench: $(VENV)/built
 
 bench-table: $(VENV)/built
 	$(BIN)/python benchmarks/table.py
+	$(BIN)/python docs/figures
 
 # Nothing is fetched: neither by the build nor by the pages.
 docs: $(VENV)/built

@@ -156,6 +156,11 @@ def readme(r: Results) -> list[Line]:
             f"{demo['documents']:,}",
         ),
         ("in {} seconds on one CPU core", r.training("wordnet", "mach_ext")),
+        (
+            "has a P@1 of {} on bibtex after {} seconds",
+            r.metric("bibtex", "scikit-learn one-vs-rest", "P@1"),
+            r.training("bibtex", "scikit-learn one-vs-rest"),
+        ),
         ("makes them {} to {} times smaller", *r.compression()),
         ("mach_ext took {} to {} seconds", *r.default_seconds()),
         (

@@ -57,7 +57,10 @@ __all__ = [
 ]
 
 
-_MODULES = ("attack", "certify", "data", "explain", "functional", "metrics", "optim", "runs")
+_MODULES = (
+    "attack", "certify", "compression", "data", "explain", "functional", "hashing", "merges", "metrics",
+    "neighbors", "nn", "optim", "runs", "svm", "training",
+)  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",
     "LabelHash": "hashing",

@@ -89,7 +89,7 @@ class Neighbors:
             A CSR matrix [documents, N].
 
         Raises:
-            TypeError: `X` is not sparse.
+            TypeError: `X` is not a matrix.
             ValueError: `X` is not valid or does not have D columns.
 
         Example:
@@ -141,7 +141,7 @@ class Neighbors:
             [documents, k], each in [0, 1].
 
         Raises:
-            TypeError: `X` is not sparse, or the labels are not integers.
+            TypeError: `X` is not a matrix, or the labels are not integers.
             ValueError: `X` is not valid, or the labels are not [documents, k].
 
         Example:
@@ -207,7 +207,7 @@ class Neighbors:
             comes first.
 
         Raises:
-            TypeError: `X` is not sparse, or an argument has a wrong type.
+            TypeError: `X` is not a matrix, or an argument has a wrong type.
             ValueError: `X` is not valid, shapes do not fit, or the weight is negative or not finite.
 
         Example:

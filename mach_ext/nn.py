@@ -732,7 +732,8 @@ class MACH(nn.Module):
         same time, even while another thread trains the model.
 
         Args:
-            X: [N, D], any SciPy sparse matrix. Duplicates are summed. NaN and infinities are refused.
+            X: [N, D], a SciPy sparse matrix, a NumPy array or a torch tensor. [D] is one document. Duplicates
+                are summed. NaN and infinities are refused.
             k: The number of labels, from 0 to L. None means 5, or L if there are fewer labels.
             batch_size: Documents in a batch. None takes at most 256, with bucket scores within 256 MiB.
                 Scores of different batch sizes may differ in their last bits, because BLAS sums in another
@@ -743,7 +744,7 @@ class MACH(nn.Module):
             of the model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
-            TypeError: `X` is not sparse.
+            TypeError: `X` is none of these.
             ValueError: `X` does not have D columns or is not finite. `k` is out of range. NaN or infinite
                 parameters made scores NaN or infinite.
             MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.

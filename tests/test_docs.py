@@ -211,3 +211,15 @@ def test_commands_page_of_a_group_of_typer():
     assert "## mach-ext predict {#mach-ext-predict}" in text
     assert "| Answers | |" in text
     assert re.search(r"\| `--k .*` \| Labels a document\. .*\[default: 5\] \|", text)
+
+
+def test_figures_are_drawn_by_code():
+    """The kept files are those of docs/figures/, where each file draws one."""
+    code = "import _style, importlib, sys; print(_style.svg(importlib.import_module(sys.argv[1]).draw))"
+    figures = ROOT / "docs" / "figures"
+    names = sorted(file.stem for file in figures.glob("[!_]*.py"))
+    assert names == sorted(file.stem for file in (ROOT / "docs" / "images").glob("*.svg"))
+    drawn = subprocess.run(
+        [sys.executable, "-c", code, names[0]], cwd=figures, capture_output=True, text=True
+    )
+    assert drawn.stdout.startswith("<?xml"), drawn.stderr

@@ -44,11 +44,11 @@ def test_make_test_is_lint_and_the_suite():
 
 
 def test_coverage_runs_the_suite_and_prints_its_figure():
-    """In a single process: workers would be programs that tests start, which are not counted."""
     (suite,) = recipe("suite")
     commands = recipe("coverage")
-    alone = re.sub(r"OMP_NUM_THREADS=1 | --(numprocesses|dist)=\S+", "", suite)
-    assert alone.replace(".venv/bin/python", ".venv/bin/coverage run") in commands
+    workers = "--numprocesses=$(WORKERS) --dist=worksteal "
+    assert suite == f"OMP_NUM_THREADS=1 .venv/bin/python -m pytest {workers}$(ARGS)"
+    assert ".venv/bin/coverage run -m pytest $(ARGS)" in commands  # in one process: coverage sees them all
     assert commands[-1] == ".venv/bin/coverage report"
 
 

@@ -114,7 +114,7 @@ def test_a_save_beside_a_training_run_is_refused(tmp_path):
 
 def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
     """However long that takes."""
-    monkeypatch.setattr("mach_ext.data.locks._QUIET_SECONDS", 0.05)
+    monkeypatch.setattr("mach_ext.data.locks._QUIET_SECONDS", 0.4)
     inside, go_on = threading.Event(), threading.Event()
     write = saving.save_tensors
 
@@ -131,7 +131,7 @@ def test_a_save_waits_for_another_save(tmp_path, monkeypatch):
     first.start()
     assert inside.wait(60)
     second.start()
-    second.join(0.5)
+    second.join(1)
     assert second.is_alive()
     go_on.set()
     first.join()

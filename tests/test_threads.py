@@ -246,7 +246,7 @@ def wide():
     return wide_model()
 
 
-def forked(work, seconds=60):
+def forked(work, seconds=300):
     """The exit status of a child that does some work: 0; a child that hangs is killed by its alarm."""
     child = os.fork()
     if child == 0:

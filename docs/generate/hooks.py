@@ -1,9 +1,8 @@
-"""Pages and figures that are made when the site is built: mkdocs calls these functions.
+"""Pages that are made when the site is built: mkdocs calls these functions.
 
 * The page of each public module: a title, the module's docstring and the entries of its names. If docs/ has a
   page for the module, that page comes first in place of the title and docstring.
 * The page of the command line, from its commands.
-* An SVG file of each figure in docs/figures/.
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-DOCS = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(DOCS / "figures")]
+sys.path.insert(0, str(Path(__file__).parent))
 
-import _style  # noqa: E402
-import commands  # noqa: E402
-import reference  # noqa: E402
-
-FIGURES = {file.stem: importlib.import_module(file.stem) for file in sorted(DOCS.glob("figures/[!_]*.py"))}
+import commands
+import reference
 
 # Remarks for the tests and the tools that keep figures.
 REMARK = r"setup\n.*?|not run: .*?|once: .*?|/once|\w+: written by .*?|/\w+"
@@ -42,12 +37,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that docs/ does not have, and the figures."""
+    """Adds the pages that docs/ does not have."""
     for module in reference.modules():
         if files.get_file_from_path(reference.path(module)) is None:
             files.append(File.generated(config, reference.path(module), content=reference.head(module)))
-    for name, figure in FIGURES.items():
-        files.append(File.generated(config, f"images/{name}.svg", content=_style.svg(figure.draw)))
     return files
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from mach_ext._terminal import show
 from mach_ext.cli import values
 from mach_ext.cli.options import Device, ModelPath, Output, Quiet, Seed, option
@@ -35,7 +37,7 @@ HiddenSize = Annotated[
     ),
 ]  # fmt: skip
 BatchSize = Annotated[int, _size("--batch-size", "N", "The number of documents in a call.")]
-TopK = Annotated[int, _size("--k", "K", "The number of labels that are asked for.")]
+TopK = Annotated[Any, _size("--k", "K", "The number of labels that are asked for.")]
 Seconds = Annotated[
     float,
     option(
@@ -46,6 +48,7 @@ Seconds = Annotated[
 
 
 def run(
+    ctx: typer.Context,
     model_path: ModelPath = derived("a new model of the sizes below"),
     num_features: NumFeatures = 50_000,
     num_labels: NumLabels = 100_000,
@@ -53,7 +56,7 @@ def run(
     num_buckets: Buckets = 1024,
     hidden_size: HiddenSize = derived("256"),
     batch_size: BatchSize = 256,
-    k: TopK = 5,
+    k: TopK = derived("5, or all labels if there are fewer"),
     seconds: Seconds = 0.3,
     output: Output = None,
     device: Device = "cpu",
@@ -71,6 +74,8 @@ def run(
     from mach_ext.runs.files import check_folder
     from mach_ext.runs.throughput import write_throughput
 
+    if model_path is not None:
+        _refuse_sizes(ctx)
     if output is not None:
         check_folder(spell("output"), output)
     if model_path is None:
@@ -86,6 +91,16 @@ def run(
         then(_show, model, batch_size, results)
         if output is not None:
             then(write_throughput, results, output / "bench.csv")
+
+
+def _refuse_sizes(ctx: typer.Context) -> None:
+    """Refuses sizes of a new model, where the model of a run is measured."""
+    from mach_ext.runs.arguments import spell
+
+    for name in ("num_features", "num_labels", "num_repetitions", "num_buckets", "hidden_size"):
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"{spell(name)} is for a new model, and --model-path names a run")
 
 
 def _show(model: nn.MACH, batch_size: int, results: Sequence[runs.Throughput]) -> None:

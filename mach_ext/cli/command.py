@@ -64,10 +64,33 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses the arguments. An argument that belongs to no option is a usage error."""
         with _told_where(ctx):
+            if not ctx.resilient_parsing:
+                self._check_places(ctx, args)
             rest = super().parse_args(ctx, args)
         if ctx.args and not ctx.resilient_parsing:
             ctx.fail(f"unknown argument {quote(ctx.args[0])}")
         return rest
+
+    def _check_places(self, ctx: Any, args: list[str]) -> None:
+        """Refuses an argument without an option, and an option that stands in place of another's value."""
+        options = {name: each for each in self.get_params(ctx) for name in (*each.opts, *each.secondary_opts)}
+        normalize = ctx.token_normalize_func or str
+        given = iter(args)
+        for argument in given:
+            if argument == "--":
+                break
+            if not argument.startswith("-"):
+                usual = next((name for name in ("--text", "--dataset") if name in options), None)
+                hint = f"; did you mean {usual} {quote(argument)}?" if usual else ""
+                ctx.fail(f"unknown argument {quote(argument)}{hint}")
+            option = options.get(normalize(argument))
+            if option is None and "=" not in argument:
+                break  # an unknown option, which the parser refuses
+            if option is None or option.is_flag:
+                continue
+            value = next(given, "")
+            if value == "--" or normalize(value.partition("=")[0]) in options:
+                ctx.fail(f"{argument} requires an argument, got the option {quote(value)}")
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Returns the parts of the usage line, with the required options first."""

@@ -27,10 +27,13 @@ COMMANDS: tuple[Any, ...] = (train, evaluate, predict, explain, attack, compress
 app = typer.Typer(
     cls=Group,
     help="Train, use, explain and attack models that give documents their labels, also from among millions "
-    "of labels. mach-ext implements MACH, a method that needs little memory.",
+    "of labels. mach-ext implements MACH, which needs far fewer outputs than there are labels.",
     epilog="Example: mach-ext train --dataset wordnet\n\nThen: mach-ext predict --text 'a small dog'\n\n"
     f"An error is one line. With {TRACEBACK}=1 in the environment it comes with its traceback.",
-    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+    context_settings={
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["--help", "-h"],
+    },
     subcommand_metavar="COMMAND [ARGS]...",
     invoke_without_command=True,
     pretty_exceptions_enable=False,

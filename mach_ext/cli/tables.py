@@ -16,7 +16,8 @@ from mach_ext._terminal import one_line, show
 if TYPE_CHECKING:
     from mach_ext import runs
 
-_WIDEST = 60  # the largest width of the column of labels
+_NARROWEST, _WIDEST = 4, 60  # width of the column of names
+_ROOMY = 40  # on a terminal of so many columns, numbers of different documents stand below each other
 
 
 def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
@@ -32,11 +33,14 @@ def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
             show(f"{name:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(rows[0]):
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    for number, name in enumerate(rows[0]):  # names may fold, numbers may not
+        table.add_column(
+            Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number > 0
+        )
     for row in rows[1:]:
         table.add_row(*(Text(cell) for cell in row))
-    _console().print(table)
+    numbers = sum(2 + max(len(row[number]) for row in rows) for number in range(1, len(rows[0])))
+    _console(_NARROWEST + numbers).print(table)
 
 
 class Predictions:
@@ -53,31 +57,46 @@ class Predictions:
         """Prints the answers for some more documents."""
         from mach_ext.report import shortened
 
-        console = _console()
-        labels = [cell_len(one_line(best.label)) for answer in block for best in answer.labels]
-        width = max(4, min(max(labels, default=0), _WIDEST, console.width - 18))
+        answers = [best for answer in block for best in answer.labels]
+        roomy = _console(0).width >= _ROOMY
+        rank = max(4 if roomy else 0, *(len(str(len(answer.labels))) for answer in block))
+        score = max([10 if roomy else 0, *(len(_score(best)) for best in answers)])
+        console = _console(rank + _NARROWEST + score + 4)
+        labels = max((cell_len(one_line(best.label)) for best in answers), default=0)
+        widths = rank, max(4, min(labels, _WIDEST, console.width - rank - score - 4)), score
         for answer in block:
             text = self._title(self._number)
             heading = f"document {self._number}" if text is None else shortened(text, 2 * console.width - 2)
-            console.print(Text(heading, style="bold"))
+            console.print(Text(heading or "(an empty text)", style="bold"))
             if not answer.features:
                 what = "features" if text is None else "words"
                 console.print(Text(f"  The model knows none of its {what}.", style="italic"))
             elif answer.labels:
-                console.print(self._labels(answer, width))
+                console.print(_labels(answer, *widths))
             self._number += 1
 
-    @staticmethod
-    def _labels(answer: runs.Answer, width: int) -> Table:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(justify="right", width=4, style="dim")
-        table.add_column(width=width, overflow="fold")
-        table.add_column(justify="right", width=10, no_wrap=True)
-        for rank, best in enumerate(answer.labels, 1):
-            table.add_row(Text(str(rank)), Text(one_line(best.label)), Text(f"{best.score:.6g}"))
-        return table
+
+def _labels(answer: runs.Answer, rank: int, label: int, score: int) -> Table:
+    """Returns the labels of a document. The columns have these widths."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", width=rank, style="dim")
+    table.add_column(width=label, overflow="fold")
+    table.add_column(justify="right", width=score, no_wrap=True)
+    for number, best in enumerate(answer.labels, 1):
+        table.add_row(Text(str(number)), Text(one_line(best.label)), Text(_score(best)))
+    return table
 
 
-def _console() -> Console:
-    """Returns a console that prints texts as they are, without markup, emoji codes or colours."""
-    return Console(markup=False, emoji=False, highlight=False)
+def _score(best: runs.Prediction) -> str:
+    return f"{best.score:.6g}"
+
+
+def _console(width: int) -> Console:
+    """Returns a console that prints texts as they are, without markup, emoji codes or colours.
+
+    Args:
+        width: The width that numbers need. A terminal that is narrower wraps the lines itself.
+    """
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(console.width, width)
+    return console

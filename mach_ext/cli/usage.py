@@ -22,10 +22,12 @@ def nearest(given: str, known: Iterable[str]) -> str:
         >>> nearest("--learnin-rat", ["--learning-rate", "--tau"])
         '; did you mean --learning-rate?'
     """
-    near = difflib.get_close_matches(given.replace("_", "-"), known, 1)
+    names = {each.strip("-"): each for each in known}  # the dashes would make any two short names alike
+    words = given.strip("-")
+    near = difflib.get_close_matches(words.replace("_", "-"), names, 1)
     if not near:
-        near = difflib.get_close_matches(given, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+        near = difflib.get_close_matches(words, names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def fault(error: Any) -> str:
@@ -38,6 +40,8 @@ def fault(error: Any) -> str:
             for name in (*option.opts, *option.secondary_opts)
         ]
         return f"unknown option {quote(error.option_name)}{nearest(error.option_name, known)}"
+    if name := getattr(error, "option_name", None):  # a value is missing, or there is one too many
+        return f"{name} {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
     option = getattr(error, "param", None)
     if option is None:
         return str(error.message)

@@ -82,7 +82,7 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in choices:
-            rule = f"must be one of {', '.join(choices)}"
+            rule = f"must be one of {', '.join(filter(None, choices))}"
             raise typer.BadParameter(f"{rule}; got {quote(text)}{nearest(text, choices)}")
         return text
 
@@ -132,7 +132,7 @@ def threat(text: str) -> str:
     try:
         attack.threat_model(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error).removeprefix("threat model ")) from None
     return text
 
 

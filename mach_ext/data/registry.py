@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -193,8 +194,18 @@ def locate(dataset: PathLike) -> tuple[Path, str | None]:
         return fetch(name), name
     raise ValueError(
         f"load: a dataset must be a folder, a name in the data folder {data_home()}, or one of "
-        f"{', '.join(NAMES)}; got {given!r}"
+        f"{', '.join(NAMES)}; got {given!r}{_nearest(given)}"
     )
+
+
+def _nearest(given: str) -> str:
+    """Returns a hint at the dataset or folder whose name is nearest, or an empty string."""
+    if Path(given).is_file():
+        return ", which is a file: give its folder"
+    folder = Path(given).parent
+    beside = [str(Path(entry)) for entry in folder.glob("*") if entry.is_dir()]
+    near = difflib.get_close_matches(str(Path(given)), [*beside, *NAMES], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def fetch(name: str) -> Path:

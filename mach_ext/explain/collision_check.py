@@ -60,9 +60,11 @@ class Collisions:
         claimed_by: The label that claims the vote of each repetition [R]. -1: the vote is the label's own.
             None: no document was given.
         score: The score that the model's own merge gives the votes.
-        own_score: The score that the merge gives the votes that nobody claims. NaN: there are none.
+        own_score: The score that the merge gives the votes that nobody claims. NaN: there are none, or
+            another label shares all its buckets.
         theirs: score - own_score, the part of the score that comes from other labels.
-        threshold: The score that the label must exceed to be in the top k. -inf: all labels are in the top k.
+        threshold: The score of the rival, which the label must exceed to be in the top k. -inf: all labels
+            are in the top k.
         verdict: "signal", "collision", "undecided" or "not predicted". Empty: no document was given.
 
     Example:
@@ -112,7 +114,7 @@ def collisions(
 
     * "signal": the own score keeps the label in the top k.
     * "collision": the label is in the top k, but its own score would not keep it there.
-    * "undecided": no vote is the label's own.
+    * "undecided": no vote is the label's own, or another label shares all its buckets.
     * "not predicted": the label is outside the top k.
 
     Ranks and scores are those of the model's own merge.

@@ -13,7 +13,8 @@ from torch.utils.benchmark import Timer
 
 from mach_ext._progress import tqdm
 from mach_ext.data import atomic_path
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, checked_k
+from mach_ext.runs.arguments import spell
 from mach_ext.runs.workload import Work, Workload, random_documents
 
 
@@ -95,7 +96,7 @@ def measure_throughput(
     model: MACH,
     *,
     batch_size: int = 256,
-    k: int = 5,
+    k: int | None = None,
     nonzeros: int = 75,
     seconds: float = 0.5,
     seed: int = 0,
@@ -110,7 +111,8 @@ def measure_throughput(
     Args:
         model: The model, on the device to measure. A new `mach_ext.MACH` can have any size.
         batch_size: The number of documents in a call.
-        k: The number of labels that `predict` and `merge_topk` return for a document.
+        k: The number of labels that `predict` and `merge_topk` return for a document. None: 5, or all labels
+            if there are fewer.
         nonzeros: The number of words that are drawn for a document.
         seconds: How long each kernel or path is timed.
         seed: The seed of the documents.
@@ -129,11 +131,10 @@ def measure_throughput(
         >>> [result.work for result in results if result.gigabytes_per_second > 0][:2]
         ['sparse_linear', 'sparse_linear, backward']
     """
-    for name, size in (("batch_size", batch_size), ("k", k), ("nonzeros", nonzeros)):
+    for name, size in (("batch_size", batch_size), ("nonzeros", nonzeros)):
         if size < 1:
             raise ValueError(f"measure_throughput: {name} must be at least 1, got {size}")
-    if k > model.num_labels:
-        raise ValueError(f"measure_throughput: k must be at most L={model.num_labels}, got {k}")
+    k = checked_k("measure_throughput", k, model.num_labels, name=spell("k"))
     if not seconds > 0:
         raise ValueError(f"measure_throughput: seconds must be above 0, got {seconds}")
     documents = random_documents(batch_size, model.num_features, model.num_labels, nonzeros, seed=seed)

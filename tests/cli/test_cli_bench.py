@@ -49,11 +49,21 @@ def test_bench_of_a_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "rule"),
     [
-        (("--k", 201), "k must be at most L=200, got 201"),
+        (("--k", 201), "--k must be in 1 ... L=200, got 201"),
+        (("--model-path", "runs/x"), "--num-features is for a new model, and --model-path names a run"),
         (("--device", "tpu"), "--device must be cpu, cuda or cuda:N"),
-        (("--model-path", "nowhere"), "nowhere: not a mach_ext model"),
     ],
 )
 def test_bench_refuses(given, rule, capsys):
     assert run("bench", *SIZES, *given) == 1
     assert rule in capsys.readouterr().err
+
+
+def test_bench_of_a_run_that_is_not_there(capsys):
+    assert run("bench", "--model-path", "nowhere") == 1
+    assert "nowhere: not a mach_ext model" in capsys.readouterr().err
+
+
+def test_bench_of_fewer_labels_than_the_usual_k(capsys):
+    assert run("bench", *SIZES[:-4], "--num-labels", 3, "--seconds", 0.002, "--quiet") == 0
+    assert "num_labels=3" in capsys.readouterr().out

@@ -247,3 +247,59 @@ def test_help_and_completion_do_not_import_torch(tmp_path):
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=ENVIRONMENT
         )
         assert run.stderr.splitlines()[-1] == ("2" if arguments[-1] == "fly" else "0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ("train", "--dataset", "x", "--output", "--overwrite"),
+            "--output requires an argument, got the option '--overwrite'",
+        ),
+        (
+            ("train", "--dataset", "x", "--hash_functions", "--hidden_size=3"),
+            "--hash_functions requires an argument, got the option '--hidden_size=3'",
+        ),
+        (("predict", "--text", "--quiet"), "--text requires an argument, got the option '--quiet'"),
+        (("predict", "--text", "-h"), "--text requires an argument, got the option '-h'"),
+        (("predict", "--text", "--"), "--text requires an argument, got the option '--'"),
+        (("train", "--dataset"), "--dataset requires an argument"),
+        (("train", "--dataset", "x", "--quiet=1"), "--quiet does not take a value"),
+        (("attack", "--threat", "foo"), "--threat must be one of"),
+        (
+            ("data", "convert", "--dataset", "x", "--output", "o", "--compression", "zip"),
+            "--compression must be one of gz, xz, bz2; got 'zip'",
+        ),
+    ],
+)
+def test_a_value_that_is_missing_or_wrong_names_its_option(argv, said, capsys):
+    assert cli.main(list(argv)) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "recipes"], "unknown argument 'recipes'; did you mean --dataset 'recipes'?"),
+        (["predict", "a dog"], "unknown argument 'a dog'; did you mean --text 'a dog'?"),
+        (["info", "runs/x"], "unknown argument 'runs/x'"),
+        (["train", "--no-such-option", "3"], "unknown option '--no-such-option'"),
+        (["train", "--k", "3"], "unknown option '--k'\n"),
+    ],
+)
+def test_arguments_without_an_option(argv, said, capsys):
+    assert cli.main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_values_that_look_like_options_can_be_given(tmp_path, monkeypatch, capsys):
+    """After an equals sign, or where no option of the command has that name."""
+    monkeypatch.chdir(tmp_path)
+    for text in (["--text=--quiet"], ["--text", "-5"], ["--text", "--no-such-option"]):
+        assert cli.main(["predict", *text]) == 1  # there is no run: the text was taken
+        assert "runs" in capsys.readouterr().err
+
+
+def test_short_help(capsys):
+    assert cli.main(["train", "-h"]) == 0
+    assert "--dataset" in capsys.readouterr().out

@@ -167,3 +167,32 @@ def test_errors_are_red_on_a_terminal(on_terminal, trained):
     assert trained[1](trained[0], *argv)[2] == STYLES.sub("", shown).splitlines()
     code, shown = on_terminal("evaluate", "x", stream="stderr")
     assert (code, shown.splitlines()[-1]) == (2, "\x1b[1;31mmach-ext:\x1b[0m unknown argument 'x'")
+
+
+def test_numbers_are_never_cut(capsys, monkeypatch):
+    """Scores of tiny probabilities need twelve columns, and a rank may have five."""
+    from mach_ext.cli import tables
+    from mach_ext.runs import Answer, Prediction
+
+    scores = [-1.23457e-05, 1.35307e-07, 0.000569176] + [0.5] * 10_000
+    answer = Answer(1, tuple(Prediction(f"label {n}", score, n) for n, score in enumerate(scores)))
+    for columns in (10, 20, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        tables.Predictions(lambda number: "").show([answer])
+        shown = capsys.readouterr().out
+        assert "(an empty text)" in shown
+        assert "…" not in shown
+        for score in ("-1.23457e-05", "1.35307e-07", "0.000569176", "10003 "):
+            assert score in shown
+
+
+@pytest.mark.parametrize("columns", [4, 30, 60])
+def test_numbers_of_a_table_are_never_folded(columns, monkeypatch, capsys):
+    from mach_ext.cli import tables
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    tables.show_table([["test", "all", "tail"], ["nDCG@1 of everything", "0.1333", "-12,345.6789"]], 20, 9)
+    shown = capsys.readouterr().out
+    assert "0.1333" in shown
+    assert "-12,345.6789" in shown

@@ -137,3 +137,16 @@ def test_the_users_folder_goes_before_the_registry(here, monkeypatch, capsys):
     (here / "cache" / "eurlex").mkdir(parents=True)
     (here / "cache" / "eurlex" / "train.txt").write_text("1 2 4\n1 1:1\n")
     assert data.load("eurlex").num_labels == 4
+
+
+def test_a_misspelt_dataset_gets_a_hint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "recipes").mkdir(parents=True)
+    (tmp_path / "mine" / "recipes" / "train.jsonl").touch()
+    for given, hint in (
+        ("wordnt", "did you mean 'wordnet'"),
+        ("mine/recipies", "did you mean 'mine/recipes'"),
+        ("mine/recipes/train.jsonl", "which is a file: give its folder"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            data.locate(given)

@@ -81,7 +81,7 @@ def test_model_stays_in_eval_mode():
     ("options", "rule"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"k": L + 1}, f"k must be at most L={L}, got {L + 1}"),
+        ({"k": L + 1}, f"k must be in 1 ... L={L}, got {L + 1}"),
         ({"nonzeros": 0}, "nonzeros must be at least 1, got 0"),
         ({"seconds": 0.0}, "seconds must be above 0, got 0.0"),
     ],

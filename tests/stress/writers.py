@@ -13,7 +13,8 @@ import mach_ext
 
 SAVE = """
 import sys, time
-import mach_ext
+import mach_ext.data.locks
+mach_ext.data.locks._QUIET_SECONDS = 60  # no run is here, however long a process waits for its turn
 seed, folder, seconds = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 model = mach_ext.MACH(50, 40, num_repetitions=4, num_buckets=16, hidden_size=8, seed=seed)
 model.attachments["seed.json"] = b"%d" % seed

@@ -150,6 +150,8 @@ def test_paths_do_what_they_are_for(generator, device, operators, R, merge, outl
     """Same bits as the brute force; and the bounds are of use: most labels never get an exact key."""
     if operators != "cpu" and merge == "mean" and R > 16:
         pytest.skip("on a GPU the bounds are not good with many repetitions and outliers")
+    if operators == "shim" and R > 16 and outlier not in ("none", "a tenth -inf"):
+        pytest.skip("on fibers, of many repetitions only some: minutes")
     L, B, N = (3000, 200, 20) if operators != "shim" else (3000, 200, 5)
     hash = random_hash(generator, L, B, R)
     scores = OUTLIERS[outlier](like_a_model(generator, hash, N))

@@ -50,7 +50,7 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
     if dtypes not in ({torch.float32}, {torch.float64}):
         names = ", ".join(sorted(map(str, dtypes)))
         raise TypeError(
-            f"{op}: parameters must be float32 or float64, got {names}; model.float() converts them"
+            f"{op}: parameters must be float32 or float64, which model.float() makes them, got {names}"
         )
     return threat
 

@@ -40,8 +40,8 @@ class Neighbors:
     non-zero of each.
 
     Args:
-        X: Training documents [N, D], SciPy sparse.
-        Y: Their labels [N, L], SciPy sparse.
+        X: Training documents [N, D], a SciPy, NumPy or torch matrix.
+        Y: Their labels [N, L], a SciPy, NumPy or torch matrix.
         n: How many neighbours count.
         power: The weight of a neighbour is its cosine to this power. A larger power favours the nearest
             neighbours.
@@ -83,7 +83,7 @@ class Neighbors:
         Only cosines above 0 count. Of equal cosines, that of the earlier training document is taken.
 
         Args:
-            X: Documents [documents, D], SciPy sparse.
+            X: Documents [documents, D], a SciPy, NumPy or torch matrix.
 
         Returns:
             A CSR matrix [documents, N].
@@ -134,7 +134,7 @@ class Neighbors:
         neighbours.
 
         Args:
-            X: Documents [documents, D], SciPy sparse.
+            X: Documents [documents, D], a SciPy, NumPy or torch matrix.
             labels: [documents, k] integers.
 
         Returns:

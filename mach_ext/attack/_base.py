@@ -71,8 +71,8 @@ class Attack:
         """Returns adversarial documents of X.
 
         Args:
-            X: Documents [N, D], SciPy sparse.
-            Y: True labels [N, L], SciPy sparse. The goal "own" does not need them.
+            X: Documents [N, D], a SciPy, NumPy or torch matrix.
+            Y: True labels [N, L], a SciPy, NumPy or torch matrix. The goal "own" does not need them.
             epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
             targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the
                 goal "negative" takes targets. None: the best-ranked false label outside the top k.

@@ -68,8 +68,8 @@ def evaluate(
 
     Args:
         model: The model.
-        X: Documents [N, D], SciPy sparse.
-        Y: True labels [N, L], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         method: "fgsm" or "pgd", or "delete" or "insert" for words. "delete" needs the threat model delete,
             and "insert" needs insert(m).
         threat_model: A threat model or its name.

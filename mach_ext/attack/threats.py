@@ -193,8 +193,8 @@ class ThreatModel:
         The numbers of both matrices are compared in float64, up to its rounding.
 
         Args:
-            X: Clean documents [N, D], SciPy sparse.
-            adversarial: Changed documents [N, D], SciPy sparse.
+            X: Clean documents [N, D], a SciPy, NumPy or torch matrix.
+            adversarial: Changed documents [N, D], a SciPy, NumPy or torch matrix.
             epsilon: The size of the change.
 
         Example:

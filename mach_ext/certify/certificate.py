@@ -50,7 +50,7 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
     if dtypes not in ({torch.float32}, {torch.float64}):
         names = ", ".join(sorted(map(str, dtypes)))
         raise TypeError(
-            f"{op}: parameters must be float32 or float64, got {names}; model.float() converts them"
+            f"{op}: parameters must be float32 or float64, which model.float() makes them, got {names}"
         )
     return threat
 
@@ -83,8 +83,8 @@ def certify(
 
     Args:
         model: The model. It is used in eval mode.
-        X: Documents [N, D], SciPy sparse.
-        Y: True labels [N, L], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         epsilons: Sizes of the change. For "delete" they are numbers of words.
         threat_model: A threat model or its name, as in `mach_ext.attack`. "dense" works for linear MACH only.
         k: Number of top labels that are examined. None: 5, or L if there are fewer labels.
@@ -153,7 +153,7 @@ def margin_bounds(
 
     Args:
         model: The model. It is used in eval mode.
-        X: Documents [N, D], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
         pairs: Two labels for each document [N, 2].
         epsilon: The size of the change.
         threat_model: A threat model or its name, as in `mach_ext.attack`.

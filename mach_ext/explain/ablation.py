@@ -69,7 +69,7 @@ def leave_one_out(
 
     Args:
         model: The model.
-        X: The document [1, D], SciPy sparse.
+        X: The document [1, D], a SciPy, NumPy or torch matrix.
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         features: Features to remove, by number or name. None: all features of the document.
         feature_names: Names of all D features. None: those kept with the model, or numbers.

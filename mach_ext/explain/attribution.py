@@ -75,7 +75,7 @@ def integrated_gradients(
 
     Args:
         model: The model. It is used in eval mode.
-        X: The document [1, D], SciPy sparse.
+        X: The document [1, D], a SciPy, NumPy or torch matrix.
         labels: Labels by number or name. None: the model's top 5.
         method: "exact" is a closed form for scores that are a mean of logits. "gausslegendre" works for any
             score. None: exact if possible.
@@ -170,7 +170,7 @@ def explain_topk(
 
     Args:
         model: The model. It is used in eval mode.
-        X: Documents [N, D], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         texts: Raw texts [N], kept for the reports.
         **options: Further arguments of `integrated_gradients`.
@@ -218,7 +218,7 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
 
     Args:
         model: The model. It is used in eval mode.
-        X: The document [1, D], SciPy sparse.
+        X: The document [1, D], a SciPy, NumPy or torch matrix.
         label: A label, by number or name.
         rival: The label that it is compared with.
         **options: Further arguments of `integrated_gradients`.

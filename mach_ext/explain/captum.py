@@ -95,7 +95,7 @@ def captum_inputs(
 
     Args:
         model: The model.
-        X: Documents [N, D], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
         labels: Labels [m] for every document, or numbers [N, m]. Captum's `target` is a position in them.
         score: "logit" or "model", as in `MACH.label_scores`.
         label_names: Names of all L labels. None: those kept with the model, or numbers.

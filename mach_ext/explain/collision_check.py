@@ -121,7 +121,8 @@ def collisions(
 
     Args:
         model: The model.
-        X: The document [1, D], SciPy sparse. None: the result only says which labels share buckets.
+        X: The document [1, D], a SciPy, NumPy or torch matrix. None: the result
+            only says which labels share buckets.
         label: The label, by number or name.
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         show: The largest number of labels in `mates`.

@@ -88,7 +88,7 @@ def votes(
 
     Args:
         model: The model.
-        X: The document [1, D], SciPy sparse.
+        X: The document [1, D], a SciPy, NumPy or torch matrix.
         labels: Labels by number or name. None: the top k.
         k: Size of the top k in `Votes.rivals` and `Votes.agreement`, 1 ... L. None: 5, or L if there are
             fewer labels.

@@ -309,7 +309,7 @@ class Run:
 
         Args:
             texts: Documents as texts. A plain string is a single document.
-            X: Documents [N, D], SciPy sparse.
+            X: Documents [N, D], a SciPy, NumPy or torch matrix.
             file: A file that ends in .jsonl, .txt (XMC), .svm or .npz, also compressed.
             stream: A binary stream of lines.
             split: A split of the run's dataset, or of `dataset`.

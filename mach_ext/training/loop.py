@@ -40,8 +40,8 @@ def fit(
 
     Args:
         model: MACH, linear or with hidden layers, float32 or float64.
-        X: Documents [N, D], SciPy sparse. The whole matrix is checked once.
-        Y: Labels [N, L], SciPy sparse. The whole matrix is checked once.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. It is checked once.
+        Y: Labels [N, L], a SciPy, NumPy or torch matrix. The whole matrix is checked once.
         X_dev: Documents for validation. Give both `X_dev` and `Y_dev` or neither.
         Y_dev: Labels for validation.
         filtered_dev: [N_dev, L], SciPy sparse, non-zero where a label must not be answered for a validation

@@ -73,8 +73,8 @@ def fit_svm(
     Args:
         model: Linear MACH (hidden_size=0), float32 or float64, on the CPU. It is trained in place and ends in
             eval mode. After Ctrl-C, only a part of its buckets is solved.
-        X: Documents [N, D], SciPy sparse.
-        Y: Labels [N, L], SciPy sparse.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        Y: Labels [N, L], a SciPy, NumPy or torch matrix.
         C: Cost of a document on the wrong side.
         tolerance: The largest allowed distance between the largest and the smallest entry of the dual's
             projected gradient.

@@ -133,7 +133,7 @@ def test_nothing_is_shown_where_float32_overflows(name, merge):
         (TypeError, r"certify: model must be a mach_ext.MACH, got NoneType", {"model": None}),
         (
             TypeError,
-            r"float32 or float64, model.float\(\) .* torch.bfloat16",
+            r"float32 or float64, which model.float\(\) makes them, got torch.bfloat16",
             {"model": model_of().bfloat16()},
         ),
     ],

@@ -54,8 +54,7 @@ def test_propensities_are_of_all_of_train_and_the_datasets_own(here, capsys):
     test = json.loads((here / "r/metrics-part.json").read_text())["test"]
     assert test["PSP@1"] == pytest.approx(psp(0.6, 2.6))  # of the run's training, whatever is evaluated
     for wrong in ("1", "a,b", "-1,1", "1,0", "nan,1"):
-        with pytest.raises(SystemExit):
-            run("evaluate", "--propensity", wrong)
+        assert run("evaluate", "--propensity", wrong) == 2
 
 
 def test_two_folders_of_one_name_and_another_seed(here, capsys):

@@ -4,6 +4,7 @@ import collections
 import ctypes
 import functools
 import os
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from helpers import CUDA_KERNELS, NO_GPU, NO_SHIM, SHIM, SHIM_SEEDS, bitwise_equ
 from hypothesis import HealthCheck, settings
 
 from mach_ext import _ops
+
+# A shell ignores SIGINT for jobs in the background, and nohup ignores SIGHUP. Tests send both to programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # CI draws the same examples in every run; at a desk every run draws new ones.
 # How long they take to draw is no fault: that depends on what else the machine does.

@@ -121,4 +121,4 @@ def test_operators_say_how_much_memory_they_lack(threads):
             match = re.fullmatch("RuntimeError: " + TEXT, error)
             assert match, f"{name}: {error}"
             assert match[1] == name.split()[0]
-            assert int(match[2]) >= 4096
+            assert int(match[2]) > 0

@@ -358,7 +358,7 @@ def test_a_propensity_beyond_float64_is_refused_before_the_work(mach, trained, t
         ([*TRAIN, "--learnin-rat", "1"], "Usage: mach-ext train ", "did you mean --learning-rate?"),
         ([*TRAIN, "--hash_function=3"], "Usage: mach-ext train ", "did you mean --hash-functions?"),
         ([*TRAIN, "--epoch", "3"], "Usage: mach-ext train ", "did you mean --epochs?"),
-        ([*TRAIN, "--epochs"], "Usage: mach-ext train ", "'--epochs' requires an argument"),
+        ([*TRAIN, "--epochs"], "Usage: mach-ext train ", "--epochs requires an argument"),
         (["attack", "--epsilon=0.1"], "Usage: mach-ext attack ", "unknown option '--epsilon'; did you mean"),
         (["evaluate", "x"], "Usage: mach-ext evaluate ", "unknown argument 'x'"),
         (["evaluate", "-x"], "Usage: mach-ext evaluate ", "unknown option '-x'"),

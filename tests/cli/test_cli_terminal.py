@@ -165,7 +165,7 @@ def test_errors_are_red_on_a_terminal(on_terminal, trained):
     assert shown.startswith("\x1b[1;31mmach-ext:\x1b[0m nowhere: not a mach_ext model")
     assert on_terminal(*argv, stream="stderr", env={"NO_COLOR": "1"})[1] == STYLES.sub("", shown)
     assert trained[1](trained[0], *argv)[2] == STYLES.sub("", shown).splitlines()
-    code, shown = on_terminal("evaluate", "x", stream="stderr")
+    code, shown = on_terminal("info", "x", stream="stderr")
     assert (code, shown.splitlines()[-1]) == (2, "\x1b[1;31mmach-ext:\x1b[0m unknown argument 'x'")
 
 

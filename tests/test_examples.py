@@ -100,11 +100,10 @@ def test_modules_of_the_top_level_list_their_names():
     assert [name for name in top if name not in public_modules()] == []
 
 
-def test_public_names_have_examples(capsys):
+def test_public_names_have_examples(say):
     names = public_names()
     missing = sorted(name for name, place in names.items() if place not in examples())
-    with capsys.disabled():
-        print(f"\n{len(names)} public names, {len(names) - len(missing)} with an example that runs")
+    say(f"{len(names)} public names, {len(names) - len(missing)} with an example that runs")
     assert missing == []
 
 

@@ -29,10 +29,9 @@ GROUPS = {"README": readme, "docs": docs, "docstrings": docstrings, "--help": he
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_sentences_are_short(name, capsys):
+def test_sentences_are_short(name, say):
     sentences = GROUPS[name]()
-    with capsys.disabled():
-        print(f"\n{summary(name, sentences)}")
+    say(summary(name, sentences))
     too_long = [f"{s.place}: {s.words} words: {s.text}" for s in sentences if s.words > LONGEST]
     assert too_long == []
     assert mean_words(sentences) <= MEAN

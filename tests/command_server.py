@@ -41,11 +41,7 @@ def command(request):
     open_streams(request["streams"])
     if request.get("user") is not None:
         os.setuid(request["user"])
-    try:
-        code = cli.main(request["argv"])
-    except SystemExit as stop:
-        code = stop.code
-    os._exit(code or 0)
+    os._exit(cli.main(request["argv"]))
 
 
 def main():

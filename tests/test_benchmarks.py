@@ -169,7 +169,7 @@ def test_a_run_cut_short_loses_no_rows(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write(file, ("a", 1, 4))
     assert file.read_text() == before

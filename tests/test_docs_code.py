@@ -106,11 +106,9 @@ def run_command(command):
             contextlib.redirect_stderr(errors),
         ):
             code = cli.main(arguments)
-    except SystemExit as stop:
-        code = stop.code
     finally:
         sys.stdin = stdin
-    assert not code, f"{command}: exit code {code}\n{errors.getvalue()}"
+    assert code == 0, f"{command}: exit code {code}\n{errors.getvalue()}"
 
 
 def run_block(block, place, namespace):

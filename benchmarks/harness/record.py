@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext import _ops
+from mach_ext.data import atomic_path
 
 Row = dict[str, Any]
 
@@ -32,12 +32,10 @@ def write_rows(file: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
     kept = [row for block in blocks.values() for row in block]
     columns = dict.fromkeys(name for row in kept for name in row)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with open(part, "w", encoding="utf-8", newline="") as stream:
+    with atomic_path(file) as part, open(part, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
-    os.replace(part, file)
 
 
 def _blocks(rows: list[dict[str, str]], key: Sequence[str]) -> dict[tuple[str, ...], list[dict[str, str]]]:

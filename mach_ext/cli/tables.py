@@ -39,8 +39,8 @@ def show_table(rows: Sequence[Sequence[str]], first: int, width: int) -> None:
         )
     for row in rows[1:]:
         table.add_row(*(Text(cell) for cell in row))
-    numbers = sum(2 + max(len(row[number]) for row in rows) for number in range(1, len(rows[0])))
-    _console(_NARROWEST + numbers).print(table)
+    numbers = sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
+    _widened(_console(), _NARROWEST + numbers).print(table)
 
 
 class Predictions:
@@ -58,10 +58,11 @@ class Predictions:
         from mach_ext.report import shortened
 
         answers = [best for answer in block for best in answer.labels]
-        roomy = _console(0).width >= _ROOMY
+        console = _console()
+        roomy = console.width >= _ROOMY
         rank = max(4 if roomy else 0, *(len(str(len(answer.labels))) for answer in block))
         score = max([10 if roomy else 0, *(len(_score(best)) for best in answers)])
-        console = _console(rank + _NARROWEST + score + 4)
+        console = _widened(console, rank + _NARROWEST + score + 4)
         labels = max((cell_len(one_line(best.label)) for best in answers), default=0)
         widths = rank, max(4, min(labels, _WIDEST, console.width - rank - score - 4)), score
         for answer in block:
@@ -91,12 +92,12 @@ def _score(best: runs.Prediction) -> str:
     return f"{best.score:.6g}"
 
 
-def _console(width: int) -> Console:
-    """Returns a console that prints texts as they are, without markup, emoji codes or colours.
+def _console() -> Console:
+    """Returns a console that prints texts as they are, without markup, emoji codes or colours."""
+    return Console(markup=False, emoji=False, highlight=False)
 
-    Args:
-        width: The width that numbers need. A terminal that is narrower wraps the lines itself.
-    """
-    console = Console(markup=False, emoji=False, highlight=False)
+
+def _widened(console: Console, width: int) -> Console:
+    """Makes a console wide enough for its numbers. A narrower terminal wraps the lines itself."""
     console.width = max(console.width, width)
     return console

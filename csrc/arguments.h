@@ -167,19 +167,58 @@ inline LabelLogitsArguments label_logits_arguments(const char* op, const Tensor&
 
 // ------------------------------------------------------------------------------------------- bucket_bce
 
-// logits [N, B], rows `stride` apart.
-struct BucketBceArguments {
-  Tensor buckets, label_indices;
-  int64_t N, B, stride;
+// A tensor [N, G, B] whose buckets are adjacent in memory. Documents and repetitions may lie in any order.
+struct GroupRows {
+  int64_t document_stride, repetition_stride;
 };
 
-inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& logits, const Tensor& buckets,
-                                               const Tensor& label_indices) {
-  check_rows(op, "logits", logits, "[N, B]");
+inline GroupRows group_rows(const char* op, const char* name, const Tensor& t) {
+  MACH_CHECK(t.dim() == 3 && (t.numel() == 0 || t.size(2) == 1 || t.stride(2) == 1), op, ": ", name,
+             " must be [N, G, B] with adjacent buckets");
+  return {t.stride(0), t.stride(1)};
+}
+
+// logits [N, G, B]; bias and grad_bias [G, B]; buckets [G, L]; out [N, G, B] in bfloat16.
+struct BucketBceArguments {
+  Tensor buckets, label_indices;
+  std::optional<Tensor> bias;
+  int64_t N, G, B, L;
+  GroupRows logits, out;
+};
+
+inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& logits,
+                                               const std::optional<Tensor>& bias, const Tensor& buckets,
+                                               const Tensor& label_indices, bool gradient,
+                                               const std::optional<Tensor>& out,
+                                               const std::optional<Tensor>& grad_bias) {
+  const GroupRows rows = group_rows(op, "logits", logits);
+  const int64_t N = logits.size(0), G = logits.size(1), B = logits.size(2);
+  MACH_CHECK(buckets.dim() == 2 && buckets.size(0) == G, op, ": buckets must be [G, L]");
   check_dtype(op, "buckets", buckets, ScalarType::Int);
   check_dtype(op, "label_indices", label_indices, ScalarType::Long);
-  const int64_t N = logits.size(0), B = logits.size(1);
-  return {as_contiguous(buckets), as_contiguous(label_indices), N, B, N ? logits.stride(0) : B};
+  BucketBceArguments a{as_contiguous(buckets),
+                       as_contiguous(label_indices),
+                       std::nullopt,
+                       N,
+                       G,
+                       B,
+                       buckets.size(1),
+                       rows,
+                       rows};
+  if (bias) a.bias = checked(op, "bias", *bias, {G, B}, logits.scalar_type());
+  MACH_CHECK(gradient || (!out && !grad_bias), op, ": out and grad_bias need gradient=True");
+  if (out) {
+    check_shape(op, "out", *out, {N, G, B});
+    check_dtype(op, "out", *out, ScalarType::BFloat16);
+    check_dtype(op, "logits with out", logits, ScalarType::Float);
+    a.out = group_rows(op, "out", *out);
+  }
+  if (grad_bias) {
+    check_shape(op, "grad_bias", *grad_bias, {G, B});
+    check_dtype(op, "grad_bias", *grad_bias, logits.scalar_type());
+    MACH_CHECK(grad_bias->is_contiguous(), op, ": grad_bias must be contiguous");
+  }
+  return a;
 }
 
 // ------------------------------------------------------------------------------------------------ merge

@@ -35,10 +35,13 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "label_logits_grad_weight(Tensor grad, Tensor hidden, Tensor weight, Tensor buckets, Tensor labels) -> "
       "(Tensor, Tensor)");
-  // one repetition's loss by document -> [N] float64; gradient=True turns logits into scale * their gradient
+  // The loss of a group of G repetitions by document, logits [N, G, B] -> [N] float64, summed over the group.
+  // gradient=True writes scale * the gradient to logits + bias: over the logits, or into `out` in bfloat16.
+  // grad_bias [G, B] takes its sum over the documents.
   m.def(
-      "bucket_bce(Tensor(a!) logits, Tensor buckets, Tensor label_indices, Tensor label_indptr, float scale, "
-      "bool gradient) -> Tensor");
+      "bucket_bce(Tensor(a!) logits, Tensor? bias, Tensor buckets, Tensor label_indices, Tensor "
+      "label_indptr, float scale, bool gradient, Tensor(b!)? out=None, Tensor(c!)? grad_bias=None) -> "
+      "Tensor");
   // Gradients of a repetition, where a rank-one matrix replaces the negligible entries of its logits'
   // gradient -> the number of kept entries. If there are more than `most`, nothing is done. CPU only, because
   // the dense products of a GPU are faster.

@@ -177,30 +177,37 @@ def _(grad, hidden, weight, buckets, labels):  # type: ignore[no-untyped-def]
 
 
 def bucket_bce(
-    logits: Tensor,  # [N, B] of one repetition. With `gradient`, overwritten by scale * the gradient.
-    buckets: Tensor,  # [L] int32, of the same repetition
+    logits: Tensor,  # [N, G, B] of a group of G repetitions, adjacent buckets
+    bias: Tensor
+    | None,  # [G, B], added to the logits. With `gradient` and without `out`, they are overwritten.
+    buckets: Tensor,  # [G, L] int32, of the same repetitions
     label_indices: Tensor,  # [label nnz] int64
     label_indptr: Tensor,  # [N + 1]
     scale: float,
-    gradient: bool,
-) -> Tensor:  # [N] float64: each document's loss, summed over the buckets, not scaled
-    out: Tensor = _raw.bucket_bce(logits, buckets, label_indices, label_indptr, scale, gradient)
-    return out
+    gradient: bool,  # Write scale * the gradient to logits + bias, over the logits or into `out`.
+    out: Tensor | None = None,  # [N, G, B] bfloat16, adjacent buckets. The logits must be float32.
+    grad_bias: Tensor | None = None,  # [G, B], overwritten by the gradient's sum over N, before it is rounded
+) -> Tensor:  # [N] float64: each document's loss, summed over the buckets and the group, not scaled
+    targets = (buckets, label_indices, label_indptr)
+    loss: Tensor = _raw.bucket_bce.default(logits, bias, *targets, scale, gradient, out, grad_bias)
+    return loss
 
 
 @_fake("mach_ext::bucket_bce")
-def _(logits, buckets, label_indices, label_indptr, scale, gradient):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    logits, bias, buckets, label_indices, label_indptr, scale, gradient, out=None, grad_bias=None
+):
     return logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
 def bucket_backward(
     gradient: Tensor,  # [N, B] to the logits of one repetition
     hidden: Tensor,  # [N, H]
-    weight: Tensor,  # [H, B], of the same repetition
+    weight: Tensor,  # [H, B], of the same repetition. It or its transpose is contiguous, or it is copied.
     negligible: float,  # A rank-one matrix replaces all entries 0 <= gradient < negligible together.
     max_kept: int,  # If more entries than this are to be kept, nothing is done. (`most` in the schema.)
     grad_hidden: Tensor,  # [N, H], added to
-    grad_weight: Tensor,  # [H, B], overwritten
+    grad_weight: Tensor,  # [H, B], overwritten. It or its transpose is contiguous.
 ) -> Tensor:  # [] int64: how many entries are kept
     outputs = (grad_hidden, grad_weight)
     kept: Tensor = _raw.bucket_backward(gradient, hidden, weight, negligible, max_kept, *outputs)

@@ -100,14 +100,28 @@ def positives(buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, num_
 
 
 def bucket_bce(
-    logits: Tensor, buckets: Tensor, label_indices: Tensor, label_indptr: Tensor, scale: float, gradient: bool
+    logits: Tensor,
+    bias: Tensor | None,
+    buckets: Tensor,
+    label_indices: Tensor,
+    label_indptr: Tensor,
+    scale: float,
+    gradient: bool,
+    out: Tensor | None = None,
+    grad_bias: Tensor | None = None,
 ) -> Tensor:
-    targets = positives(buckets, label_indices, label_indptr, logits.shape[1])
-    loss = binary_cross_entropy_with_logits(logits.double(), targets, reduction="none").sum(1)
-    known = _buckets_of(buckets[None], label_indices, logits.shape[1])[1][0]
+    N, G, B = logits.shape
+    z = logits.double() if bias is None else (logits + bias).double()
+    tables = [positives(each, label_indices, label_indptr, B) for each in buckets]
+    targets = torch.stack(tables, 1) if tables else z.new_zeros(N, G, B)
+    loss = binary_cross_entropy_with_logits(z, targets, reduction="none").sum((1, 2))
+    known = _buckets_of(buckets, label_indices, B)[1].all(0)
     loss[documents(label_indptr)[~known]] = torch.nan
     if gradient:
-        logits.copy_(scale * (logits.double().sigmoid() - targets))
+        computed = scale * (z.sigmoid() - targets)
+        (logits if out is None else out).copy_(computed)
+        if grad_bias is not None:
+            grad_bias.copy_(computed.sum(0))
     return loss
 
 

@@ -15,7 +15,7 @@
 
 namespace mach {
 
-// bfloat16 in memory, float in arithmetic. Storage only: kernels load it, never write it.
+// bfloat16 in memory, float in arithmetic.
 struct bf16 {
   uint16_t bits;
   operator float() const {
@@ -26,10 +26,23 @@ struct bf16 {
   }
 };
 
+// To the nearest bfloat16, ties to even. NaN stays NaN.
+MACH_EVERYWHERE inline bf16 round_to_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
+  return bf16{static_cast<uint16_t>((x != x ? 0x7FC00000 : rounded) >> 16)};
+}
+
 // float16 in memory, for CUDA kernels only.
 struct fp16 {
   uint16_t bits;
 };
+
+// Column sums of bucket_bce, in an order that depends on the number of rows alone. Blocks of kBceRows rows
+// are summed row by row. Sum i of kBceSums then adds the blocks i, i + kBceSums, ..., and the sums are added
+// in order.
+constexpr int64_t kBceRows = 16, kBceSums = 8;
 
 #ifndef __CUDACC__
 // kWidth neighbours in memory as one value: elementwise arithmetic, in one register or in several.

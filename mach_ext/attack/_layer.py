@@ -8,7 +8,9 @@ from torch import Tensor
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext.attack.goals import Targets
-from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
+from mach_ext.functional import _products
+from mach_ext.functional._products import bce_of_group, group_of
+from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_parameters, first_layer
 
@@ -77,21 +79,22 @@ class Layer:
         to_last = torch.zeros_like(values) if gradient else None
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
 
-        def logits(r: int) -> Tensor:  # [N, B]
+        targets = _products.Targets(self.buckets, *labels, 1.0, gradient)
+        for at in groups(
+            len(bias), group_size(len(values), bias.shape[1], values.element_size(), self.device)
+        ):
             if self.model.is_linear:
-                return values[:, r].clone(memory_format=torch.contiguous_format)
-            return torch.addmm(bias[r].to(self.dtype), of_repetition(values, r), weight[r].to(self.dtype))
-
-        for r, z, losses in bucket_bce_by_repetition(logits, self.buckets, *labels, 1.0, gradient):
-            loss += losses
-            if to_last is None:
+                z = values[:, at].clone(memory_format=torch.contiguous_format)
+                loss += _ops.bucket_bce(z, None, self.buckets[at], *labels, 1.0, gradient)
+                if to_last is not None:
+                    to_last[:, at] = z
                 continue
-            if self.model.is_linear:
-                to_last[:, r] = z
-            elif values.dim() == 2:
-                to_last.addmm_(z, weight[r].to(self.dtype).T)
-            else:
-                to_last[:, r] = z @ weight[r].to(self.dtype).T
+            group = group_of(values, weight, at, self.dtype)
+            z = group.new_logits(self.dtype)
+            z, losses = bce_of_group(group, bias[at].to(self.dtype), targets, at, z)
+            loss += losses
+            if to_last is not None:
+                group.add_grad_hidden(z, of_group(to_last, at))
         return loss, to_last
 
     def _differences(

@@ -1,4 +1,4 @@
-"""The training loss of all buckets, one repetition at a time."""
+"""The training loss of all buckets, a group of repetitions at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from mach_ext.functional._checks import (
     check_tensor,
     widen,
 )
-from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
+from mach_ext.functional._products import Group, Targets, bce_of_group
+from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.functional._sparse_linear import feature_order, row_sparse_tensor
 from mach_ext.hashing import LabelHash
 
@@ -43,8 +44,8 @@ def bucket_bce(
     ```
 
     z is `bucket_logits(hidden, weight, bias)`. P(n, r) is the *set* of buckets of document n's labels in
-    repetition r, so two labels in a bucket count once. The repetitions are computed in turn. [N, B] is held,
-    and never [N, R, B]. Gradients are computed in the same pass.
+    repetition r, so two labels in a bucket count once. The repetitions are computed in turn, on CUDA in
+    groups of at most 64 MiB of logits, so [N, R, B] is never held. Gradients are computed in the same pass.
 
     Args:
         hidden: As in `bucket_logits`.
@@ -98,7 +99,7 @@ def linear_bucket_bce(
 ) -> Tensor:  # scalar
     """Return the loss of `bucket_bce` for linear MACH, computed from the sparse documents.
 
-    The logits are z[n, r] = X[n] @ weight[r] + bias[r]. The repetitions are computed in turn.
+    The logits are z[n, r] = X[n] @ weight[r] + bias[r]. The repetitions are computed as in `bucket_bce`.
 
     Args:
         values: Non-zeros of the documents, as in `sparse_linear`.
@@ -149,35 +150,31 @@ def linear_bucket_bce(
 class _BucketBCE(torch.autograd.Function):
     """The autograd function of `bucket_bce`.
 
-    The gradients are computed beside the loss, so that no logits outlive their repetition.
+    The gradients are computed beside the loss, so that no logits outlive their group.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, label_indices, label_indptr, buckets):  # type: ignore[no-untyped-def]
-        needs = ctx.needs_input_grad[:3]
-        N, R = hidden.shape[0], weight.shape[0]
-        grad_hidden, grad_weight, grad_bias = (
-            torch.zeros_like(t) if need else None
-            for t, need in zip((hidden, weight, bias), needs, strict=True)
-        )
-
-        def logits(r: int) -> Tensor:  # [N, B]
-            h, w = of_repetition(hidden, r), weight[r]
-            return h @ w if bias is None else torch.addmm(bias[r], h, w)
-
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        N, (R, _, B) = hidden.shape[0], weight.shape
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = bias.new_empty(bias.shape) if needs_bias else None
         loss = hidden.new_zeros((), dtype=torch.float64)
         # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a
         # new graph for every N.
-        args = (buckets, label_indices, label_indptr, 1 / R, any(needs))
+        needed = needs_hidden or needs_weight or needs_bias
+        targets = Targets(buckets, label_indices, label_indptr, 1 / R, needed)
         with own_precision(hidden.device):
-            for r, z, losses in bucket_bce_by_repetition(logits, *args):
+            for at in groups(R, group_size(N, B, hidden.element_size(), hidden.device)):
+                group = Group(of_group(hidden, at), weight[at])
+                outputs = (group.new_logits(hidden.dtype), None, _slice(grad_bias, at))
+                gradient, losses = bce_of_group(group, _slice(bias, at), targets, at, *outputs)
                 loss += losses.sum()
                 if grad_hidden is not None:
-                    of_repetition(grad_hidden, r).addmm_(z, weight[r].T)
+                    group.add_grad_hidden(gradient, of_group(grad_hidden, at))
                 if grad_weight is not None:
-                    torch.mm(of_repetition(hidden, r).T, z, out=grad_weight[r])
-                if grad_bias is not None:
-                    torch.sum(z, 0, out=grad_bias[r])
+                    group.write_grad_weight(gradient, grad_weight[at])
         ctx.num_documents = N
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return (loss / (N * R)).to(hidden.dtype)
@@ -201,33 +198,28 @@ class _LinearBucketBCE(torch.autograd.Function):
         X = (values, indices, indptr)
         order = feature_order(indices, indptr, weight)
         grad_values = torch.zeros_like(values) if needs_values else None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        grad_bias = bias.new_empty(bias.shape) if needs_bias else None
         grad_weight: Tensor | None = None
         rows: Tensor | None = None
 
-        def logits(r: int) -> Tensor:  # [N, B]
-            b = None if bias is None else bias[r : r + 1]
-            return _ops.sparse_linear(*X, weight[r : r + 1], b, False, order)[:, 0]
-
         loss = values.new_zeros((), dtype=torch.float64)
         # The scale is 1 / R for the reason given in _BucketBCE.
-        args = (buckets, label_indices, label_indptr, 1 / R, needs_values or needs_weight or needs_bias)
-        for r, z, losses in bucket_bce_by_repetition(logits, *args):
-            loss += losses.sum()
-            grad = z.unsqueeze(1)  # [N, 1, B]
+        scaled = (1 / R, needs_values or needs_weight or needs_bias)
+        for at in groups(R, group_size(N, weight.shape[2], values.element_size(), values.device)):
+            grad = _ops.sparse_linear(*X, weight[at], _slice(bias, at), False, order)  # [N, G, B]
+            labels = (buckets[at], label_indices, label_indptr)
+            loss += _ops.bucket_bce(grad, None, *labels, *scaled, None, _slice(grad_bias, at)).sum()
             if grad_values is not None:
-                grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[r : r + 1])
+                grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[at])
             if needs_weight and sparse_grad:
                 rows, grads = _ops.sparse_linear_grad_rows(grad, *X, weight.shape[1], order)
                 if grad_weight is None:  # as many rows in every repetition
                     grad_weight = grads.new_empty(R, *grads.shape[1:])
-                grad_weight[r] = grads[0]
+                grad_weight[at] = grads
             elif needs_weight:
                 if grad_weight is None:
                     grad_weight = torch.empty_like(weight)
-                grad_weight[r] = _ops.sparse_linear_grad_weight(grad, *X, weight.shape[1], order)[0]
-            if grad_bias is not None:
-                torch.sum(z, 0, out=grad_bias[r])
+                grad_weight[at] = _ops.sparse_linear_grad_weight(grad, *X, weight.shape[1], order)
         ctx.num_documents = N
         ctx.weight_shape = weight.shape
         ctx.save_for_backward(grad_values, grad_weight, rows, grad_bias)
@@ -245,3 +237,7 @@ class _LinearBucketBCE(torch.autograd.Function):
             assert grad_weight is not None
             grad_weight = row_sparse_tensor(rows, grad_weight, ctx.weight_shape)
         return grad_values, None, None, grad_weight, grad_bias, None, None, None, None
+
+
+def _slice(t: Tensor | None, at: slice) -> Tensor | None:
+    return None if t is None else t[at]

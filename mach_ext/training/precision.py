@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
-from mach_ext._memory import check_room
 
 # So many elements of a weight are rounded to its copy at a time. Their temporaries take little memory.
 ROUNDED_TOGETHER = 1 << 22
@@ -34,25 +33,9 @@ class RowsCopy:
 
 
 def round_rows(weight: Tensor, rounded: Tensor, order: _ops.FeatureOrder) -> None:
-    """Update the rows [., M] of the copy that a step has changed."""
+    """Update the rows [..., row, :] of the copy that a step has changed."""
     if rounded.dtype != weight.dtype:
-        for rows in order.features.split(max(1, ROUNDED_TOGETHER // weight.shape[-1])):
-            rounded[rows] = weight.detach()[rows].to(rounded.dtype)
-
-
-def add_product(term: Tensor | None, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write term + a b to `out`, in float32 or float64. a and b are in the run's precision."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out) if term is None else torch.addmm(term, a, b, out=out)
-        return
-    if not a.is_cuda:
-        check_room()  # oneDNN crashes without memory for its buffers.
-        product = torch.mm(a, b)
-    elif term is out:
-        product = torch.mm(a, b, out_dtype=out.dtype)
-    else:  # addmm would do, but releases of PyTorch differ in what it takes with another out_dtype.
-        product = torch.mm(a, b, out_dtype=out.dtype, out=out)
-    if term is not None:
-        torch.add(term, product, out=out)
-    elif product is not out:
-        out.copy_(product)
+        weight = weight.detach()
+        length = weight.shape[-1] * weight.shape[:-2].numel()
+        for rows in order.features.split(max(1, ROUNDED_TOGETHER // length)):
+            rounded[..., rows, :] = weight[..., rows, :].to(rounded.dtype)

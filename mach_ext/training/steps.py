@@ -11,11 +11,12 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext.data import Batch
-from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
+from mach_ext.functional._products import Group, Targets, bce_of_group, group_of
+from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.nn import MACH, Dropout
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.optimizer import RowOptimizer
-from mach_ext.training.precision import RowsCopy, add_product, product_dtype, round_rows
+from mach_ext.training.precision import RowsCopy, product_dtype, round_rows
 
 # bucket_backward is faster than the dense products if at most this share of the entries is kept. The measured
 # break-even at N=256, H=512, B=1000 is 0.4 with AVX-512 and 0.25 with AVX2.
@@ -30,6 +31,32 @@ class LossNotFinite(ArithmeticError):
         self.loss = loss
 
 
+class LossSum:
+    """The sum of the losses of a step, over documents and groups of repetitions.
+
+    On the CPU each group's loss is checked before anything is stepped by it. On a GPU this check would wait
+    for each group. The losses therefore stay there, and their sum is checked when the step is over.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.waiting: list[Tensor] = []  # [N] of each group, on a GPU
+
+    def add(self, losses: Tensor) -> None:  # [N]
+        """Add the losses of a group."""
+        if losses.is_cuda:
+            self.waiting.append(losses)
+        else:
+            self.total += _finite(losses.sum().item())
+
+    def mean(self, count: int) -> float:
+        """Return the sum divided by `count`."""
+        if self.waiting:
+            self.total += float(torch.stack(self.waiting).sum())
+            self.waiting = []
+        return _finite(self.total) / count
+
+
 class Step(Protocol):
     """A step on a batch, which returns the mean loss of its documents."""
 
@@ -38,9 +65,9 @@ class Step(Protocol):
 
 
 class LinearStep:
-    """A step of linear MACH, one repetition at a time.
+    """A step of linear MACH, a group of repetitions at a time.
 
-    The logits [N, B] are replaced by their own gradient. Each row of the weight that occurs is stepped as
+    The logits [N, G, B] are replaced by their own gradient. Each row of the weight that occurs is stepped as
     soon as its gradient is known. The gradient of the whole weight is therefore never held. Up to rounding,
     the result is that of `loss.backward()` and `optimizer.step()`.
 
@@ -66,32 +93,28 @@ class LinearStep:
         N, R = len(batch.indptr) - 1, model.num_repetitions
         values, order = _documents(model, batch, dropout)
         documents, labels = (values, batch.indices, batch.indptr), _labels(batch)
-        total: float | Tensor = 0.0
+        total = LossSum()
         optimizer.begin_step()
         rounded = self.rows.of(weight)
-
-        def logits(r: int) -> Tensor:  # [N, B]
-            at = slice(r, r + 1)
-            return _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)[:, 0]
-
-        for r, gradient, losses in bucket_bce_by_repetition(
-            logits, buckets, *labels, self.share / R / N, True
-        ):
-            total = _add_loss(total, losses)
+        grad_bias, scale = torch.empty_like(bias), self.share / R / N
+        for at in groups(R, group_size(N, bias.shape[1], bias.element_size(), bias.device)):
+            gradient = _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)  # [N, G, B]
+            total.add(_ops.bucket_bce(gradient, None, buckets[at], *labels, scale, True, None, grad_bias[at]))
             if weight.requires_grad:
-                optimizer.step_sparse_linear(weight, r, gradient.unsqueeze(1), values, order)
-                round_rows(weight[r], rounded[r], order)
-            if bias.requires_grad:
-                optimizer.step_rows(bias, r, gradient.sum(0))
-        return _finite(float(total)) / (N * R)
+                optimizer.step_sparse_linear(weight, at, gradient, values, order)
+                round_rows(weight[at], rounded[at], order)
+        if bias.requires_grad:
+            optimizer.step_rows(bias, slice(None), grad_bias)
+        return total.mean(N * R)
 
 
 class HiddenStep:
     """A step of MACH with hidden layers.
 
     Autograd is used only between the encoder's rows and the bucket classifiers, for dropout and a second
-    layer. The logits [N, B] of a classifier are replaced by their own gradient. Its weight is stepped as soon
-    as its gradient is known, in memory [H, B] that all R share. Up to rounding, the result is that of
+    layer. The classifiers are taken in groups of repetitions. The gradient replaces a group's logits
+    [N, G, B], or it is written beside them in bfloat16. The group's weight is stepped as soon as its gradient
+    is known, in memory [G, H, B] that all groups share. Up to rounding, the result is that of
     `loss.backward()` and `optimizer.step()`.
 
     Attributes:
@@ -110,17 +133,33 @@ class HiddenStep:
         self.product_dtype = product_dtype(model.bucket_bias.dtype, settings.precision)
         self.rows = RowsCopy(self.product_dtype)
 
-    # The arrays [N, B] and [H, B] of a repetition are kept from step to step. New memory would cause page
+    @functools.cached_property
+    def group_size(self) -> int:
+        """The number of repetitions in a group, the same for every batch."""
+        if self.gradient_threshold > 0:  # bucket_backward takes one.
+            return 1
+        bias = self.model.bucket_bias
+        size = group_size(self.max_documents, bias.shape[1], bias.element_size(), bias.device)
+        return min(size, self.model.num_repetitions)
+
+    # The arrays [N, G, B] and [G, H, B] of a group are kept from step to step. New memory would cause page
     # faults in every step.
 
     @functools.cached_property
     def _logits(self) -> Tensor:
         bias = self.model.bucket_bias
-        return bias.new_empty(self.max_documents, bias.shape[1])
+        return bias.new_empty(self.max_documents * self.group_size * bias.shape[1])
+
+    @functools.cached_property
+    def _narrow_gradient(self) -> Tensor | None:
+        """Memory of the gradient in the precision of the products, unless it replaces the logits."""
+        if self.product_dtype == self._logits.dtype or self.gradient_threshold > 0:
+            return None
+        return torch.empty_like(self._logits, dtype=self.product_dtype)
 
     @functools.cached_property
     def _grad_weight(self) -> Tensor:
-        return self.model.bucket_weight.new_empty(self.model.bucket_weight.shape[1:])
+        return torch.empty_like(self.model.bucket_weight[: self.group_size])
 
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
         """Make the step, and return the mean loss of the documents."""
@@ -140,36 +179,35 @@ class HiddenStep:
         with torch.no_grad():
             grad_first = torch.where(first > 0, first.grad, 0)
             self._step_encoder(grad_first, values, order, rounded)
-        return _finite(float(total)) / (len(first) * model.num_repetitions)
+        return total.mean(len(first) * model.num_repetitions)
 
     @torch.no_grad()
     def _step_classifiers(
         self,
         hidden: Tensor,  # [N, H] or [N, R, H]
         labels: tuple[Tensor, Tensor],
-    ) -> tuple[float | Tensor, Tensor]:
+    ) -> tuple[LossSum, Tensor]:
         """Step the bucket classifiers. Return the sum of the losses and the gradient to `hidden`."""
         model, optimizer = self.model, self.optimizer
-        weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
+        weight, bias = model.bucket_weight, model.bucket_bias
         N, R = len(hidden), model.num_repetitions
-        grad_hidden, grad_weight = torch.zeros_like(hidden), self._grad_weight
-        factor, classifier = hidden.to(self.product_dtype), weight[0]
-        total: float | Tensor = 0.0
-
-        def logits(r: int) -> Tensor:  # [N, B]
-            nonlocal classifier
-            classifier = weight[r].to(self.product_dtype)
-            add_product(bias[r], of_repetition(factor, r), classifier, self._logits[:N])
-            return self._logits[:N]
-
-        for r, gradient, losses in bucket_bce_by_repetition(logits, buckets, *labels, 1 / R / N, True):
-            total = _add_loss(total, losses)
-            outputs = of_repetition(grad_hidden, r), grad_weight
-            self._classifier_backward(gradient, of_repetition(factor, r), classifier, *outputs)
+        factor = hidden.to(self.product_dtype)
+        grad_hidden, grad_bias = torch.zeros_like(hidden), torch.empty_like(bias)
+        total, targets = LossSum(), Targets(model.hash.buckets, *labels, 1 / R / N, True)
+        for at in groups(R, self.group_size):
+            group = group_of(factor, weight, at, self.product_dtype)
+            logits, narrow = group.new_logits(bias.dtype, self._logits), None
+            if self._narrow_gradient is not None:
+                narrow = group.new_logits(self.product_dtype, self._narrow_gradient)
+            outputs = (logits, narrow, grad_bias[at])
+            gradient, losses = bce_of_group(group, bias[at], targets, at, *outputs)
+            total.add(losses)
+            grad_weight = self._grad_weight[: len(group.weight)]
+            self._classifier_backward(group, gradient, of_group(grad_hidden, at), grad_weight)
             if weight.requires_grad:
-                optimizer.step_rows(weight, r, grad_weight)
-            if bias.requires_grad:
-                optimizer.step_rows(bias, r, gradient.sum(0))
+                optimizer.step_rows(weight, at, grad_weight)
+        if bias.requires_grad:
+            optimizer.step_rows(bias, slice(None), grad_bias)
         return total, grad_hidden
 
     def _step_encoder(
@@ -188,24 +226,25 @@ class HiddenStep:
 
     def _classifier_backward(
         self,
-        gradient: Tensor,  # [N, B] to the logits
-        hidden: Tensor,  # [N, H]
-        weight: Tensor,  # [H, B]
-        grad_hidden: Tensor,  # [N, H], added to
-        grad_weight: Tensor,  # [H, B], overwritten
+        group: Group,
+        gradient: Tensor,  # [N, G, B] to the logits
+        grad_hidden: Tensor,  # [N, H] or [N, G, H], added to
+        grad_weight: Tensor,  # [G, H, B], overwritten
     ) -> None:
-        """Compute a repetition's gradients, by BLAS or without negligible entries, whichever is faster."""
-        N, B = gradient.shape
+        """Compute a group's gradients, by BLAS or without negligible entries, whichever is faster."""
         if self.gradient_threshold > 0:
+            N, _, B = gradient.shape
             negligible = self.gradient_threshold / self.model.num_repetitions / N
             max_kept = int(WORTH_SKIPPING * N * B)
-            outputs = (grad_hidden, grad_weight)
-            exact = hidden.to(gradient.dtype), weight.to(gradient.dtype)
-            if _ops.bucket_backward(gradient, *exact, negligible, max_kept, *outputs) <= max_kept:
+            exact = group.hidden.to(gradient.dtype), group.weight[0].to(gradient.dtype)
+            if grad_hidden.dim() == 3:
+                grad_hidden = grad_hidden[:, 0]
+            outputs = (grad_hidden, grad_weight[0])
+            if _ops.bucket_backward(gradient[:, 0], *exact, negligible, max_kept, *outputs) <= max_kept:
                 return
-        gradient = gradient.to(self.product_dtype)
-        add_product(grad_hidden, gradient, weight.T, grad_hidden)
-        add_product(None, hidden.T, gradient, grad_weight)
+            gradient = gradient.to(self.product_dtype)
+        group.add_grad_hidden(gradient, grad_hidden)
+        group.write_grad_weight(gradient, grad_weight)
 
 
 def _documents(model: MACH, batch: Batch, dropout: Dropout) -> tuple[Tensor, _ops.FeatureOrder]:
@@ -217,16 +256,6 @@ def _documents(model: MACH, batch: Batch, dropout: Dropout) -> tuple[Tensor, _op
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.label_indices.long(), batch.label_indptr
-
-
-def _add_loss(total: float | Tensor, loss: Tensor) -> float | Tensor:
-    """Add a repetition's loss [N] to the total.
-
-    On the CPU the loss is checked before anything is stepped by it. On a GPU this check would wait for each
-    repetition. The total therefore stays there, and is checked when the step is over.
-    """
-    repetition = loss.sum()
-    return total + (repetition if repetition.is_cuda else _finite(repetition.item()))
 
 
 def _finite(loss: float) -> float:

@@ -1,4 +1,4 @@
-"""bucket_bce and linear_bucket_bce: MACH's loss and its gradients, one repetition at a time."""
+"""bucket_bce and linear_bucket_bce: MACH's loss and its gradients, a group of repetitions at a time."""
 
 import subprocess
 import sys
@@ -74,86 +74,180 @@ def label_sets(draw, generator, N, L):
 # ----------------------------------------------------------------------------------------------- raw op
 
 
+def laid_out(t, order):
+    """[N, G, B] as products leave it: documents first, repetitions first, or in rows of a wider tensor."""
+    if order == "documents":
+        return t.contiguous()
+    if order == "repetitions":
+        return t.transpose(0, 1).contiguous().transpose(0, 1)
+    wider = t.new_zeros(t.shape[0], t.shape[1] + 1, t.shape[2] + 3)
+    wider[:, 1:, 2:-1] = t
+    return wider[:, 1:, 2:-1]
+
+
+ORDERS = ["documents", "repetitions", "wider"]
+
+
 @parametrize_dtype
 def test_raw_op_matches_reference(device, dtype):
     @given(
-        N=st.integers(0, 6),
-        B=st.sampled_from([2, 3, 16, 33]),
-        gradient=st.booleans(),
+        N=st.sampled_from([0, 1, 2, 6, 15, 16, 17, 35]),
+        G=st.integers(0, 3),
+        B=st.sampled_from([2, 3, 16, 33, 64, 131]),
+        kind=st.sampled_from(["loss", "in place", "out"]),
+        order=st.sampled_from(ORDERS),
+        with_bias=st.booleans(),
+        with_grad_bias=st.booleans(),
         scale=st.floats(0.01, 4),
         spread=st.sampled_from([1, 30]),
         data=st.data(),
     )
-    def check(N, B, gradient, scale, spread, data):
+    def check(N, G, B, kind, order, with_bias, with_grad_bias, scale, spread, data):
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
         indices, indptr = label_sets(data.draw, generator, N, 12)
         indices = indices.long()
-        buckets = random_hash(generator, 12, B, 1).buckets[0]
-        logits = uniform(generator, N, B, dtype=dtype) * spread
-        ours, twin = logits.clone().to(device), logits.double().clone()
-        loss = _ops.bucket_bce(ours, *to(device, (buckets, indices, indptr)), scale, gradient)
-        expected = _reference.bucket_bce(twin, buckets, indices, indptr, scale, gradient)
+        buckets = random_hash(generator, 12, B, max(1, G)).buckets[:G]
+        logits = uniform(generator, N, G, B, dtype=dtype) * spread
+        bias = uniform(generator, G, B, dtype=dtype) * spread if with_bias else None
+        gradient = kind != "loss"
+        out = grad_bias = twin_out = twin_grad_bias = None
+        if kind == "out" and dtype == torch.float32:
+            out = laid_out(torch.full((N, G, B), torch.nan, dtype=torch.bfloat16, device=device), order)
+            twin_out = logits.double()
+        if gradient and with_grad_bias:
+            grad_bias, twin_grad_bias = (
+                logits.new_full((G, B), torch.nan, device=device),
+                logits.new_empty(G, B).double(),
+            )
+        ours, twin = laid_out(logits.clone().to(device), order), logits.double()
+        args = (buckets, indices, indptr)
+        loss = _ops.bucket_bce(ours, *to(device, (bias, *args)), scale, gradient, out, grad_bias)
+        sums = logits if bias is None else logits + bias  # rounded, as the operator has them
+        twin = sums.double()
+        expected = _reference.bucket_bce(twin, None, *args, scale, gradient, twin_out, twin_grad_bias)
         assert loss.dtype == torch.float64
         assert_matches(loss, expected, dtype)
-        if gradient:
+        if grad_bias is not None:
+            assert_matches(grad_bias, twin_grad_bias)
+        if out is not None:
+            assert_matches(out, twin_out)
+        if kind == "in place":
             assert_matches(ours, twin)
-        else:
+        elif out is not None or kind == "loss":
             assert bitwise_equal(ours, logits)
 
     check()
 
 
-def test_raw_op_on_rows_of_a_wider_tensor(device, generator):
-    """Rows may be strided (linear MACH's [N, 1, B]); what lies between them stays."""
-    buckets = random_hash(generator, 12, 5, 1).buckets[0].to(device)
-    labels = to(device, random_csr(generator, [2, 0, 3], 12)[1:])
-    wider = uniform(generator, 3, 9, dtype=torch.float32).to(device)
-    before, dense = wider.clone(), wider[:, 2:7].contiguous()
-    loss = _ops.bucket_bce(wider[:, 2:7], buckets, *labels, 0.5, True)
-    assert bitwise_equal(loss, _ops.bucket_bce(dense, buckets, *labels, 0.5, True))
-    assert bitwise_equal(wider[:, 2:7], dense)
-    assert bitwise_equal(wider[:, [0, 1, 7, 8]], before[:, [0, 1, 7, 8]])
+def group_arguments(generator, N, G, B, dtype=torch.float32, device="cpu", num_labels=60):
+    """Logits, bias, buckets and labels of a group."""
+    buckets = random_hash(generator, num_labels, B, G).buckets
+    labels = random_csr(generator, [9, 0, 3, 1] * (N // 4) + [2] * (N % 4), num_labels)[1:]
+    logits, bias = uniform(generator, N, G, B, dtype=dtype), uniform(generator, G, B, dtype=dtype)
+    return to(device, (logits * 9, bias, buckets, *labels))
 
 
-@pytest.mark.parametrize("B", [7, 2052, 70_001])
+def test_raw_op_is_that_of_each_repetition(device, generator):
+    """A group is its repetitions one after another, to the bit; so is the order in memory."""
+    logits, bias, buckets, *labels = group_arguments(generator, 37, 3, 150, device=device)
+    single, losses, grads, sums = logits.clone(), [], [], []
+    for g in range(3):
+        at, grad_bias = slice(g, g + 1), torch.empty_like(bias[:1])
+        losses.append(
+            _ops.bucket_bce(single[:, at], bias[at], buckets[at], *labels, 0.3, True, None, grad_bias)
+        )
+        grads.append(single[:, at])
+        sums.append(grad_bias)
+    expected = losses[0] + losses[1] + losses[2]
+    for order in ORDERS:
+        z, grad_bias = laid_out(logits, order).clone(), torch.empty_like(bias)
+        loss = _ops.bucket_bce(z, bias, buckets, *labels, 0.3, True, None, grad_bias)
+        assert bitwise_equal(loss, expected)
+        assert bitwise_equal(z, torch.cat(grads, 1))
+        assert bitwise_equal(grad_bias, torch.cat(sums))
+
+
+def test_bias_is_added_inside(device, generator):
+    """The bits of adding it before; without a gradient the logits stay."""
+    logits, bias, buckets, *labels = group_arguments(generator, 5, 2, 70, device=device)
+    before, inside = logits + bias, logits.clone()
+    loss = _ops.bucket_bce(inside, bias, buckets, *labels, 0.3, False)
+    assert bitwise_equal(inside, logits)
+    assert bitwise_equal(_ops.bucket_bce(inside, bias, buckets, *labels, 0.3, True), loss)
+    assert bitwise_equal(_ops.bucket_bce(before, None, buckets, *labels, 0.3, True), loss)
+    assert bitwise_equal(inside, before)
+
+
+def test_narrow_gradient_is_the_rounded_one(device, generator):
+    """The bits of PyTorch's rounding, NaN and infinities included; the column sums are taken before it."""
+    logits, bias, buckets, *labels = group_arguments(generator, 18, 2, 70, device=device)
+    logits[0, 0, 0], logits[1, 1, 3], logits[2, 0, 1] = float("nan"), float("inf"), -float("inf")
+    wide, out = logits.clone(), torch.empty_like(logits, dtype=torch.bfloat16)
+    sums = [torch.empty_like(bias) for _ in range(2)]
+    expected = _ops.bucket_bce(wide, bias, buckets, *labels, 0.3, True, None, sums[0])
+    loss = _ops.bucket_bce(logits, bias, buckets, *labels, 0.3, True, out, sums[1])
+    assert bitwise_equal(loss, expected)
+    assert bitwise_equal(out, wide.bfloat16())
+    assert bitwise_equal(*sums)
+    assert out.isnan().sum() == 1
+    assert sums[0].isnan().sum() == 1
+
+
+def test_what_lies_between_rows_stays(device, generator):
+    _, bias, buckets, *labels = group_arguments(generator, 6, 2, 5, device=device)
+    wider = uniform(generator, 6, 3, 9, dtype=torch.float32).to(device)
+    before = wider.clone()
+    _ops.bucket_bce(wider[:, 1:, 2:7], bias, buckets, *labels, 0.5, True)
+    assert not bitwise_equal(wider, before)
+    wider[:, 1:, 2:7] = before[:, 1:, 2:7]
+    assert bitwise_equal(wider, before)
+
+
+@pytest.mark.parametrize("B", [7, 1024, 2052, 70_001])
 def test_gradient_has_the_same_bits_on_every_device(device, generator, B):
-    """70,001 buckets are more than a CUDA block has bits for at one time."""
-    buckets = random_hash(generator, 60, B, 1).buckets[0]
-    labels = random_csr(generator, [40, 0, 7], 60)[1:]
-    logits = uniform(generator, 3, B, dtype=torch.float32) * 20
-    expected, ours = logits.clone(), logits.to(device)
-    cpu_loss = torch.ops.mach_ext.bucket_bce(expected, buckets, *labels, 0.3, True)
-    loss = _ops.bucket_bce(ours, *to(device, (buckets, *labels)), 0.3, True)
+    """1024 buckets are a tile of the CUDA kernel; 150 documents are more than 8 blocks of 16."""
+    N = 150 if B < 100 else 19
+    arguments = group_arguments(generator, N, 2, B)
+    expected, sums = arguments[0].clone(), arguments[0].new_empty(2, B)
+    ours, bias, buckets, *labels = to(device, arguments)
+    grad_bias = torch.empty_like(bias)
+    cpu_loss = torch.ops.mach_ext.bucket_bce(expected, *arguments[1:], 0.3, True, None, sums)
+    loss = _ops.bucket_bce(ours, bias, buckets, *labels, 0.3, True, None, grad_bias)
     assert bitwise_equal(ours, expected)
+    assert bitwise_equal(grad_bias, sums)
     torch.testing.assert_close(loss.cpu(), cpu_loss, rtol=1e-6, atol=0)
 
 
 def test_labels_out_of_range_make_the_loss_nan(device):
-    buckets = torch.tensor([1, 0, 1], dtype=torch.int32, device=device)
+    buckets = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.int32, device=device)
     for wrong in (-1, 3, 2**40, -(2**40)):
         labels = torch.tensor([2, wrong, 1], device=device), torch.tensor([0, 2, 3], device=device)
-        loss = _ops.bucket_bce(torch.zeros(2, 2, device=device), buckets, *labels, 1.0, True)
+        loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, buckets, *labels, 1.0, True)
         assert loss.isnan().tolist() == [True, False]
+    wrong = torch.tensor([[1, 0, 1], [0, 2, 0]], dtype=torch.int32, device=device)  # a bucket
+    loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, wrong, *labels, 1.0, True)
+    assert loss.isnan().tolist() == [True, True]
 
 
 @parametrize_dtype
 @pytest.mark.parametrize("gradient", [False, True])
 def test_opcheck(device, generator, dtype, gradient):
-    buckets = random_hash(generator, 12, 5, 1).buckets[0].to(device)
-    labels = to(device, random_csr(generator, [2, 0, 3], 12)[1:])
-    logits = uniform(generator, 3, 5, dtype=dtype).to(device)
-    torch.library.opcheck(torch.ops.mach_ext.bucket_bce, (logits, buckets, *labels, 0.5, gradient))
+    logits, bias, buckets, *labels = group_arguments(generator, 3, 2, 5, dtype, device)
+    op = torch.ops.mach_ext.bucket_bce
+    torch.library.opcheck(op, (logits, bias, buckets, *labels, 0.5, gradient))
+    if gradient:
+        out = torch.empty_like(logits, dtype=torch.bfloat16) if dtype == torch.float32 else None
+        outputs = (out, torch.empty_like(bias))
+        torch.library.opcheck(op, (logits, None, buckets, *labels, 0.5, gradient, *outputs))
 
 
 @parametrize_dtype
 def test_raw_op_deterministic(generator, dtype):
-    buckets = random_hash(generator, 300, 700, 1).buckets[0]
-    labels = random_csr(generator, [3, 0, 20] * 20, 300)[1:]
-    logits = uniform(generator, 60, 700, dtype=dtype)
+    logits, bias, buckets, *labels = group_arguments(generator, 150, 3, 301, dtype)
 
     def run():
-        z = logits.clone()
-        return _ops.bucket_bce(z, buckets, *labels, 0.3, True), z
+        z, grad_bias = logits.clone(), torch.empty_like(bias)
+        return _ops.bucket_bce(z, bias, buckets, *labels, 0.3, True, None, grad_bias), z, grad_bias
 
     assert_deterministic(run)
 
@@ -162,11 +256,12 @@ def test_raw_op_deterministic(generator, dtype):
 def test_loss_is_finite_for_huge_logits(device, dtype):
     """softplus(1e4) = 1e4 and sigmoid = 0 or 1, exactly; no overflow on the way."""
     logits = torch.tensor([[1e4, -1e4, 1e4, -1e4], [0, -0.0, 88.8, -88.8]], dtype=dtype, device=device)
-    buckets = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    logits = logits[:, None]
+    buckets = torch.tensor([[0, 1]], dtype=torch.int32, device=device)
     labels = torch.tensor([0, 1], device=device), torch.tensor([0, 2, 2], device=device)
-    loss = _ops.bucket_bce(logits, buckets, *labels, 2.0, True)
+    loss = _ops.bucket_bce(logits, None, buckets, *labels, 2.0, True)
     assert loss[0] == 2e4  # bucket 1: -1e4 for a positive; bucket 2: +1e4 for a negative
-    assert logits[0].tolist() == [0, -2, 2, 0]
+    assert logits[0, 0].tolist() == [0, -2, 2, 0]
     assert logits.isfinite().all()
     torch.testing.assert_close(loss[1].item(), 2 * 0.6931471805599453 + 88.8, rtol=1e-6, atol=0)
 
@@ -438,8 +533,8 @@ def test_unvalidated_label_out_of_range_is_nan(device, wrong):
     assert loss.isnan()
     loss.backward()
 
-    logits = torch.ones(3, 4, device=device)
-    row = _ops.bucket_bce(logits, HASH.buckets[0].to(device), *args[3:], 1.0, True)
+    logits = torch.ones(3, 2, 4, device=device)
+    row = _ops.bucket_bce(logits, None, HASH.buckets.to(device), *args[3:], 1.0, True)
     assert row.isnan().tolist() == [True, False, False]
 
 
@@ -451,15 +546,29 @@ def test_unvalidated_indptr_stays_inside(device, indptr):
 
 
 def test_raw_op_refuses_what_would_leave_its_arrays():
-    op, labels, buckets = torch.ops.mach_ext.bucket_bce, LABELS[1:], HASH.buckets[0]
-    with pytest.raises(RuntimeError, match=r"bucket_bce: logits must be \[N, B\] with contiguous rows"):
-        op(torch.ones(4, 3).T, buckets, *labels, 1.0, True)
-    with pytest.raises(RuntimeError, match=r"bucket_bce: label_indptr must have N \+ 1 entries"):
-        op(torch.ones(2, 4), buckets, *labels, 1.0, True)
-    with pytest.raises(RuntimeError, match=r"bucket_bce: label_indices must be Long, got Int"):
-        op(torch.ones(3, 4), buckets, labels[0].int(), labels[1], 1.0, True)
-    with pytest.raises(RuntimeError, match=r"bucket_bce: logits must be float32 or float64, got BFloat16"):
-        op(torch.ones(3, 4).bfloat16(), buckets, *labels, 1.0, True)
+    z, bias = torch.ones(3, 2, 4), torch.ones(2, 4)
+    out, narrow = torch.ones(2, 4), z.bfloat16()
+    fitting = {"logits": z, "bias": bias, "buckets": HASH.buckets, "label_indices": LABELS.indices}
+    fitting |= {"label_indptr": LABELS.indptr, "scale": 1.0, "gradient": True}
+    for message, change in {
+        r"logits must be \[N, G, B\] with adjacent buckets": {"logits": torch.ones(3, 4, 2).mT},
+        r"logits must be \[N, G, B\]": {"logits": torch.ones(3, 4)},
+        r"label_indptr must have N \+ 1 entries": {"logits": z[:2]},
+        r"label_indices must be Long, got Int": {"label_indices": LABELS.indices.int()},
+        r"logits must be float32 or float64, got BFloat16": {"logits": narrow, "bias": None},
+        r"buckets must be \[G, L\]": {"buckets": HASH.buckets[:1]},
+        r"bias must have shape \[2, 4\], got \[2, 3\]": {"bias": bias[:, :3]},
+        r"bias must be Float, got Double": {"bias": bias.double()},
+        r"out and grad_bias need gradient=True": {"gradient": False, "grad_bias": out},
+        r"grad_bias must have shape \[2, 4\]": {"grad_bias": out[:1]},
+        r"grad_bias must be contiguous": {"grad_bias": torch.ones(4, 2).T},
+        r"out must have shape \[3, 2, 4\]": {"out": narrow[:2]},
+        r"out must be BFloat16, got Float": {"out": z.clone()},
+        r"out must be \[N, G, B\] with adjacent buckets": {"out": torch.ones(3, 4, 2).mT.bfloat16()},
+        r"logits with out must be Float, got Double": {"logits": z.double(), "bias": None, "out": narrow},
+    }.items():
+        with pytest.raises(RuntimeError, match=f"^bucket_bce: {message}"):
+            torch.ops.mach_ext.bucket_bce(**{**fitting, **change})
 
 
 # -------------------------------------------------------------------------------------- linear_bucket_bce

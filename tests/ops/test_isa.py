@@ -61,7 +61,13 @@ def outputs():
             )
 
         logits, label_rows = 20 * draw(N, M), random_csr(generator, [3, 0, 9, 1, 1, 2], L)[1:]
-        loss = _ops.bucket_bce(logits, buckets[0], *label_rows, 0.3, True)
+        group, grad_bias = draw(N, 2, M) * 20, draw(2, M)
+        targets = (draw(2, M), buckets[:2], *label_rows, 0.3, True)
+        if dtype == torch.float32:
+            rounded = torch.empty_like(group, dtype=torch.bfloat16)
+            keep("bucket_bce out", _ops.bucket_bce(group, *targets, rounded, grad_bias), rounded, grad_bias)
+        keep("bucket_bce of a group", _ops.bucket_bce(group, *targets, None, grad_bias), group, grad_bias)
+        loss = _ops.bucket_bce(logits[:, None], None, buckets[:1], *label_rows, 0.3, True)
         keep("bucket_bce", loss, logits)
         tile = draw(N, M)
         keep("signs", _ops.signs(tile, False), tile)
@@ -69,6 +75,9 @@ def outputs():
             outputs = draw(N, 37), draw(37, M)
             at = (logits, draw(N, 37), weight[0, :37], limit, N * M, *outputs)
             keep(f"bucket_backward {limit}", _ops.bucket_backward(*at), *outputs)
+            outputs = draw(N, 37), draw(M, 37).T
+            at = (logits, draw(N, 37), weight[0, :37].T.contiguous().T, limit, N * M, *outputs)
+            keep(f"bucket_backward by bucket {limit}", _ops.bucket_backward(*at), *outputs)
 
         solved = draw(D, M), draw(M)
         sparse = X[0], X[1].int(), X[2]

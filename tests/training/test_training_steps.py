@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import (
     ARCHITECTURES,
@@ -127,17 +126,6 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
     assert model.bucket_weight.grad is None
 
 
-def test_products_on_a_gpu_are_of_float32():
-    """A dry run: shapes, types and which operators there are, without a GPU."""
-    with fake_tensor.FakeTensorMode():
-        a = torch.empty(8, 4, dtype=torch.bfloat16, device="cuda")
-        b = torch.empty(4, 6, dtype=torch.bfloat16, device="cuda")
-        out = torch.empty(8, 6, device="cuda")
-        for term in (None, torch.empty(6, device="cuda"), out):
-            precision.add_product(term, a, b, out)
-        assert (out.dtype, out.shape, out.device.type) == (torch.float32, (8, 6), "cuda")
-
-
 def test_rows_are_rounded_some_at_a_time(monkeypatch):
     monkeypatch.setattr(precision, "ROUNDED_TOGETHER", 20)
     weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
@@ -147,3 +135,12 @@ def test_rows_are_rounded_some_at_a_time(monkeypatch):
     changed = torch.tensor([0, 3, 7, 29])
     assert torch.equal(rounded[changed], weight[changed].bfloat16())
     assert rounded.any(1).sum() == 4
+
+
+def test_rows_of_several_repetitions_are_rounded():
+    weight = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0))
+    rounded = torch.zeros(3, 9, 8, dtype=torch.bfloat16)
+    order = _ops.feature_order(torch.tensor([3, 7]), torch.tensor([0, 2]), 9)
+    precision.round_rows(weight, rounded, order)
+    assert torch.equal(rounded[:, [3, 7]], weight[:, [3, 7]].bfloat16())
+    assert rounded.any(2).sum() == 6

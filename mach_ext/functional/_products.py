@@ -138,21 +138,24 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     elif a.is_cuda:
         multiply(a, b, out_dtype=out.dtype, out=out)
     else:
-        check_room()  # oneDNN crashes without memory for its buffers.
-        out.copy_(multiply(a, b))
+        out.copy_(_wide_product(a, b, out.dtype))
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Add a b to `out`, as `product`."""
     if a.dtype == out.dtype:
         out.addmm_(a, b) if a.dim() == 2 else out.baddbmm_(a, b)
-        return
+    else:  # addmm would do, but releases of PyTorch differ in what it takes with another out_dtype.
+        out += _wide_product(a, b, out.dtype)
+
+
+def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a b of narrow factors, on CUDA in a wider dtype. On the CPU the result is narrow."""
     multiply = torch.mm if a.dim() == 2 else torch.bmm
-    if a.is_cuda:  # addmm would do, but releases of PyTorch differ in what it takes with another out_dtype.
-        out += multiply(a, b, out_dtype=out.dtype)
-    else:
-        check_room()
-        out += multiply(a, b)
+    if a.is_cuda:
+        return multiply(a, b, out_dtype=dtype)
+    check_room()  # oneDNN crashes without memory for its buffers.
+    return multiply(a, b)
 
 
 def _as_one(t: Tensor) -> Tensor:

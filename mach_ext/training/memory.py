@@ -6,7 +6,10 @@ import math
 import warnings
 from typing import Any
 
+import torch
+
 from mach_ext._memory import available_memory, check_memory
+from mach_ext.functional._repetitions import group_size
 from mach_ext.nn import MACH, MODEL_MERGES, predict_batch
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.precision import ROUNDED_TOGETHER
@@ -48,14 +51,17 @@ def expected_memory(
     hidden = 4 * batch_size * sum(model.hidden_sizes) * (R if model.encoder == "independent" else 1)
     table = model.hash.buckets.numel() * model.hash.buckets.element_size()
     index = model.hash.label_index_bytes()
-    # A step holds the logits of a repetition, which become their gradient. It holds a second table of that
-    # size to find negligible entries, and the batch's features in order. With hidden layers it also holds
-    # the weight gradient of a repetition, the hidden units and their gradient, and autograd's tensors for a
-    # second layer.
-    step = 8 * batch_size * B + 32 * nonzeros * batch_size
+    # A step holds the logits of a group of repetitions, which become their gradient. It holds a second table
+    # of a repetition to find negligible entries, which also covers partial sums of columns, and the batch's
+    # features in order. With hidden layers it also holds the weight gradient of a group, the hidden units and
+    # their gradient, and autograd's tensors for a second layer.
+    G = min(R, group_size(batch_size, B, 4, torch.device(device)))
+    step = 4 * (G + 1) * batch_size * B + 32 * nonzeros * batch_size
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
-        step += 4 * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
+        step += 4 * G * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
+        if G > 1:  # gradients to the hidden units, by repetition, before they are summed
+            step += 4 * G * batch_size * model.hidden_sizes[-1]
     # bfloat16 adds the copy of the weight that takes the documents, the rows that are rounded after a step,
     # and the factors and products of a step.
     if precision == "bfloat16":
@@ -64,7 +70,7 @@ def expected_memory(
         step += 2 * rows.numel() + 6 * min(copied, ROUNDED_TOGETHER)
         if not model.is_linear:
             H = model.hidden_sizes[-1]
-            step += 2 * batch_size * B + 4 * H * B + 4 * batch_size * H + hidden // 2
+            step += G * (2 * batch_size * B + 4 * H * B) + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
     decode = 4 * documents * R * B * MODEL_MERGES[model.merge].num_arrays
     if device == "cuda":

@@ -38,13 +38,13 @@ class LossSum:
     for each group. The losses therefore stay there, and their sum is checked when the step is over.
     """
 
-    def __init__(self) -> None:
-        self.total = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.total, self.waits = 0.0, device.type != "cpu"
         self.waiting: list[Tensor] = []  # [N] of each group, on a GPU
 
     def add(self, losses: Tensor) -> None:  # [N]
         """Add the losses of a group."""
-        if losses.is_cuda:
+        if self.waits:
             self.waiting.append(losses)
         else:
             self.total += _finite(losses.sum().item())
@@ -93,7 +93,7 @@ class LinearStep:
         N, R = len(batch.indptr) - 1, model.num_repetitions
         values, order = _documents(model, batch, dropout)
         documents, labels = (values, batch.indices, batch.indptr), _labels(batch)
-        total = LossSum()
+        total = LossSum(bias.device)
         optimizer.begin_step()
         rounded = self.rows.of(weight)
         grad_bias, scale = torch.empty_like(bias), self.share / R / N
@@ -193,7 +193,7 @@ class HiddenStep:
         N, R = len(hidden), model.num_repetitions
         factor = hidden.to(self.product_dtype)
         grad_hidden, grad_bias = torch.zeros_like(hidden), torch.empty_like(bias)
-        total, targets = LossSum(), Targets(model.hash.buckets, *labels, 1 / R / N, True)
+        total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, 1 / R / N, True)
         for at in groups(R, self.group_size):
             group = group_of(factor, weight, at, self.product_dtype)
             logits, narrow = group.new_logits(bias.dtype, self._logits), None

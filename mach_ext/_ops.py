@@ -225,8 +225,8 @@ def bucket_forward_bce(
     label_indptr: Tensor,  # [N + 1]
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # scale * the gradient to the logits [N, G, B] bfloat16; each document's loss [N] float64, summed over
-    # buckets and repetitions, not scaled; the gradient's sums over documents, before rounding, [G, B] float32.
+    # scale * the gradient to the logits [N, G, B] bfloat16. Each document's loss [N] float64, summed over
+    # buckets and repetitions, not scaled. The sums of the unrounded gradient over documents [G, B] float32.
     labels = (buckets, label_indices, label_indptr)
     gradient, loss, grad_bias = _raw.bucket_forward_bce(hidden, weight, bias, *labels, scale)
     return gradient, loss, grad_bias

@@ -49,8 +49,10 @@ __global__ void multiply_kernel(Matrices* m) {
   for (int i = 0; i < 2; ++i) b[i] = pair_of(element[2 * i], element[2 * i + 1]);
   for (int i = 0; i < 4; ++i) d[i] = m->d[place_of_d(lane, i).row][place_of_d(lane, i).column];
   multiply_add(d, a, b);
-  for (uint32_t& x : a) x = 0x7fc07fc0;  // whoever reads a register late reads NaN
+  for (uint32_t& x : a) x = 0x7fc07fc0;  // NaN, for whoever reads a register of another lane late
   for (uint32_t& x : b) x = 0x7fc07fc0;
+  float other[4] = {};
+  multiply_add(other, a, b);
   for (int i = 0; i < 4; ++i) m->d[place_of_d(lane, i).row][place_of_d(lane, i).column] = d[i];
 }
 

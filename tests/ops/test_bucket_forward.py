@@ -145,16 +145,20 @@ def test_two_labels_in_a_bucket_count_once(device):
 
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40, -(2**40)])
 def test_labels_out_of_range_make_the_loss_nan(device, wrong):
-    """Whichever tile of buckets the others are in; the gradient is that of the others."""
-    hidden, weight = torch.zeros(2, 8).bfloat16(), bucket_major(torch.zeros(2, 8, 300)).bfloat16()
+    """Whichever tile of buckets the others are in. The gradient is that of the others."""
+    N, faulty = 140, (0, 45, 133)
+    hidden, weight = torch.zeros(N, 8).bfloat16(), bucket_major(torch.zeros(2, 8, 300)).bfloat16()
     buckets = torch.tensor([[1, 0, 299], [5, 5, 298]], dtype=torch.int32)
-    indptr = torch.tensor([0, 3, 4])
     for table in (buckets, torch.tensor([[1, 300, 299], [5, -7, 298]], dtype=torch.int32)):
         bad = wrong if table is buckets else 1  # a label, or the bucket of a label
-        labels = torch.tensor([2, bad, 0, 2]), indptr
-        gradient, loss, _ = _ops.bucket_forward_bce(*to(device, (hidden, weight, None, table, *labels)), 1.0)
-        assert loss.isnan().tolist() == [True, False]
-        assert (gradient[0] < 0).nonzero().tolist() == [[0, 1], [0, 299], [1, 5], [1, 298]]
+        labels = torch.tensor([[2, bad, 0] if n in faulty else [2, 0, 0] for n in range(N)]).flatten()
+        indptr = torch.arange(N + 1) * 3
+        gradient, loss, _ = _ops.bucket_forward_bce(
+            *to(device, (hidden, weight, None, table, labels, indptr)), 1.0
+        )
+        assert loss.isnan().nonzero().flatten().tolist() == list(faulty)
+        for n in faulty:
+            assert (gradient[n] < 0).nonzero().tolist() == [[0, 1], [0, 299], [1, 5], [1, 298]]
 
 
 @pytest.mark.parametrize("where", ["hidden", "weight"])

@@ -214,7 +214,7 @@ inline BucketForwardArguments bucket_forward_arguments(const char* op, const Ten
   };
   MACH_CHECK(weight.numel() == 0 || (has_stride(0, B * H) && has_stride(1, 1) && has_stride(2, H)), op,
              ": weight [G, H, B] must have the memory of a contiguous [G, B, H]");
-  bool rows = hidden_.stride(-1) == 1 && starts_aligned(hidden_);
+  bool rows = hidden_.stride(hidden_.dim() - 1) == 1 && starts_aligned(hidden_);
   for (int64_t d = 0; d + 1 < hidden_.dim(); ++d) rows = rows && hidden_.stride(d) % 8 == 0;
   const Tensor hidden = rows ? hidden_ : as_contiguous(hidden_);
   MACH_CHECK(hidden.numel() == 0 || starts_aligned(hidden), op, ": hidden must be aligned to 16 bytes");

@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "merge_kind.h"
+#include "transform.h"
 
 namespace mach {
 
@@ -219,6 +220,71 @@ inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& log
     MACH_CHECK(grad_bias->is_contiguous(), op, ": grad_bias must be contiguous");
   }
   return a;
+}
+
+// --------------------------------------------------------------------------------------- bucket_forward
+
+// hidden [N, H], shared by the repetitions, or [N, G, H], rows of H contiguous units that start at multiples
+// of 16 bytes. weight [G, H, B] with the memory of [G, B, H]. Both are bfloat16.
+struct BucketForwardArguments {
+  Tensor hidden, weight;
+  std::optional<Tensor> bias;
+  int64_t N, G, H, B, document_stride, repetition_stride;
+};
+
+inline bool starts_aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+}
+
+inline BucketForwardArguments bucket_forward_arguments(const char* op, const Tensor& hidden_,
+                                                       const Tensor& weight,
+                                                       const std::optional<Tensor>& bias) {
+  MACH_CHECK(weight.dim() == 3 && weight.size(0) >= 1 && weight.size(2) >= 1, op,
+             ": weight must be [G, H, B] with G >= 1 and B >= 1");
+  MACH_CHECK(hidden_.dim() == 2 || hidden_.dim() == 3, op, ": hidden must be [N, H] or [N, G, H]");
+  const int64_t N = hidden_.size(0), G = weight.size(0), H = weight.size(1), B = weight.size(2);
+  const bool shared = hidden_.dim() == 2;
+  shared ? check_shape(op, "hidden", hidden_, {N, H}) : check_shape(op, "hidden", hidden_, {N, G, H});
+  check_dtype(op, "hidden", hidden_, ScalarType::BFloat16);
+  check_dtype(op, "weight", weight, ScalarType::BFloat16);
+  MACH_CHECK(H % 8 == 0, op, ": H must be a multiple of 8, got ", H);
+  const auto has_stride = [&](int64_t d, int64_t stride) {
+    return weight.size(d) <= 1 || weight.stride(d) == stride;
+  };
+  MACH_CHECK(weight.numel() == 0 || (has_stride(0, B * H) && has_stride(1, 1) && has_stride(2, H)), op,
+             ": weight [G, H, B] must have the memory of a contiguous [G, B, H]");
+  bool rows = hidden_.stride(hidden_.dim() - 1) == 1 && starts_aligned(hidden_);
+  for (int64_t d = 0; d + 1 < hidden_.dim(); ++d) rows = rows && hidden_.stride(d) % 8 == 0;
+  const Tensor hidden = rows ? hidden_ : as_contiguous(hidden_);
+  MACH_CHECK(hidden.numel() == 0 || starts_aligned(hidden), op, ": hidden must be aligned to 16 bytes");
+  MACH_CHECK(weight.numel() == 0 || starts_aligned(weight), op, ": weight must be aligned to 16 bytes");
+  BucketForwardArguments a{
+      hidden, weight, std::nullopt, N, G, H, B, hidden.stride(0), shared ? 0 : hidden.stride(1)};
+  if (bias) a.bias = checked(op, "bias", *bias, {G, B}, ScalarType::Float);
+  return a;
+}
+
+// What bucket_forward_bce needs besides: the buckets of the group, and labels in CSR form.
+struct GroupLabels {
+  Tensor buckets, label_indices;
+};
+
+inline GroupLabels group_labels(const char* op, const BucketForwardArguments& a, const Tensor& buckets,
+                                const Tensor& label_indices, const Tensor& label_indptr) {
+  MACH_CHECK(buckets.dim() == 2, op, ": buckets must be [G, L]");
+  check_dtype(op, "label_indices", label_indices, ScalarType::Long);
+  MACH_CHECK(label_indptr.dim() == 1 && label_indptr.size(0) == a.N + 1, op,
+             ": label_indptr must have N + 1 entries");
+  return {checked(op, "buckets", buckets, {a.G, buckets.size(1)}, ScalarType::Int),
+          as_contiguous(label_indices)};
+}
+
+inline Transform parse_transform(const char* op, const std::string& transform) {
+  if (transform == "none") return Transform::none;
+  if (transform == "sigmoid") return Transform::sigmoid;
+  MACH_CHECK(transform == "logsigmoid", op, ": transform must be none, sigmoid or logsigmoid, got ",
+             transform);
+  return Transform::logsigmoid;
 }
 
 // ------------------------------------------------------------------------------------------------ merge

@@ -42,6 +42,14 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
       "bucket_bce(Tensor(a!) logits, Tensor? bias, Tensor buckets, Tensor label_indices, Tensor "
       "label_indptr, float scale, bool gradient, Tensor(b!)? out=None, Tensor(c!)? grad_bias=None) -> "
       "Tensor");
+  // Scores of a group of G repetitions -> [N, G, B] float32. hidden [N, H] or [N, G, H] and weight [G, H, B]
+  // in the memory of [G, B, H] are bfloat16; transform: none, sigmoid, logsigmoid
+  m.def("bucket_forward(Tensor hidden, Tensor weight, Tensor? bias, str transform) -> Tensor");
+  // the group's loss by document and its gradient -> scale * the gradient to the logits [N, G, B] bfloat16,
+  // losses [N] float64, the gradient's sums over documents [G, B] float32
+  m.def(
+      "bucket_forward_bce(Tensor hidden, Tensor weight, Tensor? bias, Tensor buckets, Tensor label_indices, "
+      "Tensor label_indptr, float scale) -> (Tensor, Tensor, Tensor)");
   // Gradients of a repetition, where a rank-one matrix replaces the negligible entries of its logits'
   // gradient -> the number of kept entries. If there are more than `most`, nothing is done. CPU only, because
   // the dense products of a GPU are faster.

@@ -200,6 +200,52 @@ def _(  # type: ignore[no-untyped-def]
     return logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
+def has_bucket_forward(device: torch.device) -> bool:
+    """Return whether the kernels of `bucket_forward` run on a device: a GPU that multiplies bfloat16.
+
+    The CPU has them for tests. Its matrix products are faster.
+    """
+    return device.type == "cuda" and not CUDA_FAULT and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def bucket_forward(
+    hidden: Tensor,  # [N, H] or [N, G, H] bfloat16. H is a multiple of 8.
+    weight: Tensor,  # [G, H, B] bfloat16 in the memory of [G, B, H]: weight.mT is contiguous.
+    bias: Tensor | None,  # [G, B] float32
+    transform: str = "none",  # none, sigmoid, logsigmoid
+) -> Tensor:  # [N, G, B] float32: of a group of G repetitions, in one launch
+    out: Tensor = _raw.bucket_forward(hidden, weight, bias, transform)
+    return out
+
+
+@_fake("mach_ext::bucket_forward")
+def _(hidden, weight, bias, transform):  # type: ignore[no-untyped-def]
+    return hidden.new_empty(hidden.shape[0], weight.shape[0], weight.shape[2], dtype=torch.float32)
+
+
+def bucket_forward_bce(
+    hidden: Tensor,  # [N, H] or [N, G, H] bfloat16. H is a multiple of 8.
+    weight: Tensor,  # [G, H, B] bfloat16 in the memory of [G, B, H]: weight.mT is contiguous.
+    bias: Tensor | None,  # [G, B] float32
+    buckets: Tensor,  # [G, L] int32, of the same repetitions
+    label_indices: Tensor,  # [label nnz] int64
+    label_indptr: Tensor,  # [N + 1]
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # scale * the gradient to the logits [N, G, B] bfloat16. Each document's loss [N] float64, summed over
+    # buckets and repetitions, not scaled. The sums of the unrounded gradient over documents [G, B] float32.
+    labels = (buckets, label_indices, label_indptr)
+    gradient, loss, grad_bias = _raw.bucket_forward_bce(hidden, weight, bias, *labels, scale)
+    return gradient, loss, grad_bias
+
+
+@_fake("mach_ext::bucket_forward_bce")
+def _(hidden, weight, bias, buckets, label_indices, label_indptr, scale):  # type: ignore[no-untyped-def]
+    N, G, B = hidden.shape[0], weight.shape[0], weight.shape[2]
+    gradient, loss = hidden.new_empty(N, G, B), hidden.new_empty(N, dtype=torch.float64)
+    return gradient, loss, hidden.new_empty(G, B, dtype=torch.float32)
+
+
 def bucket_backward(
     gradient: Tensor,  # [N, B] to the logits of one repetition
     hidden: Tensor,  # [N, H]

@@ -125,6 +125,40 @@ def bucket_bce(
     return loss
 
 
+def bucket_forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: str = "none") -> Tensor:
+    return _transformed(_wide_logits(hidden, weight, bias), transform).float()
+
+
+def _wide_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the logits [N, G, B] of bfloat16 hidden units and weights in float64."""
+    if hidden.dim() == 2:
+        hidden = hidden[:, None].expand(-1, weight.shape[0], -1)
+    logits = torch.einsum("ngh,ghb->ngb", hidden.double(), weight.double())
+    return logits if bias is None else logits + bias.double()
+
+
+def _transformed(logits: Tensor, transform: str) -> Tensor:
+    if transform == "none":
+        return logits
+    return logits.sigmoid() if transform == "sigmoid" else torch.nn.functional.logsigmoid(logits)
+
+
+def bucket_forward_bce(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    buckets: Tensor,
+    label_indices: Tensor,
+    label_indptr: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient = _wide_logits(hidden, weight, bias)
+    loss = gradient.new_zeros(len(gradient))
+    for g, own in enumerate(buckets):
+        loss += bucket_bce(gradient[:, g], own, label_indices, label_indptr, scale, True)
+    return gradient.bfloat16(), loss, gradient.sum(0).float()
+
+
 def without_negligible(gradient: Tensor, negligible: float) -> Tensor:
     """Replace the entries 0 <= gradient < negligible of [N, B], all together, by a rank-one matrix.
 

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from mach_ext._memory import memory_errors
 from mach_ext.functional._autograd import first_order, needs_grad, own_precision
+from mach_ext.functional._bucket_forward import rounded_bucket_logits
 from mach_ext.functional._checks import (
     check_bias,
     check_buckets_weight,
     check_contents,
     check_documents,
     check_float32_or_64,
+    check_precision,
     check_tensor,
     widen,
 )
@@ -24,6 +26,8 @@ def bucket_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
     bias: Tensor | None,  # [R, B]
+    *,
+    precision: str = "float32",
 ) -> Tensor:  # [N, R, B]
     """Return the bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
 
@@ -33,14 +37,18 @@ def bucket_logits(
         weight: [R, H, B] in the dtype of `hidden`, or in bfloat16. On CUDA float16 is also allowed. A narrow
             weight is widened one repetition at a time, and has no gradient.
         bias: [R, B] or None.
+        precision: "float32" multiplies in the dtype of `hidden` after widening. "bfloat16" rounds float32
+            hidden units and weights to bfloat16 and adds their products up in float32. Gradients are those of
+            the rounded product. GPUs from compute capability 8.0 on compute all repetitions in one kernel.
+            For this H must be a multiple of 8, and `weight.mT` contiguous. [default: "float32"]
 
     Returns:
         [N, R, B] in the dtype of `hidden` after widening. In memory the repetitions come first: it is a view
-        of [R, N, B].
+        of [R, N, B]. With `precision="bfloat16"` the documents may come first.
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape or a device is wrong.
+        ValueError: A shape, a device or the precision is wrong.
 
     Example:
         >>> import torch, mach_ext
@@ -51,12 +59,15 @@ def bucket_logits(
     op = "bucket_logits"
     hidden = widen(hidden, weight)
     check_buckets_weight(op, hidden, weight, bias)
+    check_precision(op, precision, hidden)
     R = weight.shape[0]
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
     if bias is not None:
         bias = bias.to(hidden.dtype)
     if needs_grad(weight):
         check_float32_or_64(op, "weight", weight)
+    if precision == "bfloat16":
+        return rounded_bucket_logits(hidden, weight, bias)
     if weight.dtype != hidden.dtype:
         logits: Tensor = _WideningLogits.apply(by_repetition, weight)
         if bias is not None:
@@ -80,6 +91,7 @@ def bucket_forward(
     sparse_grad: bool = False,
     *,
     validate: bool = True,
+    precision: str = "float32",
 ) -> Tensor:  # [N, R, B]
     """Return bucket logits of sparse documents: `sparse_linear` with relu, then `bucket_logits`.
 
@@ -95,13 +107,15 @@ def bucket_forward(
         bucket_bias: [R, B] or None.
         sparse_grad: As in `sparse_linear`, for the weight that takes the documents.
         validate: As in `sparse_linear`.
+        precision: As in `bucket_logits`. The product with the documents is not rounded. "bfloat16" needs an
+            encoder. [default: "float32"]
 
     Returns:
         [N, R, B].
 
     Raises:
-        TypeError: As in `sparse_linear`.
-        ValueError: As in `sparse_linear`.
+        TypeError: As in `sparse_linear` and `bucket_logits`.
+        ValueError: As in `sparse_linear` and `bucket_logits`.
 
     Example:
         >>> import torch, mach_ext
@@ -112,7 +126,10 @@ def bucket_forward(
     op = "bucket_forward"
     check_documents(op, values, indices, indptr)
     check_tensor(op, "bucket_weight", bucket_weight, 3, values)
+    check_precision(op, precision, values, "values")
     if encoder_weight is None:
+        if precision != "float32":
+            raise ValueError(f'{op}: precision "{precision}" needs an encoder (linear MACH has none)')
         if encoder_bias is not None:
             raise ValueError(f"{op}: encoder_bias without encoder_weight (linear MACH has no encoder)")
         check_bias(op, bucket_bias, (bucket_weight.shape[0], bucket_weight.shape[2]), values, "bucket_bias")
@@ -130,7 +147,7 @@ def bucket_forward(
     )
     if encoder_weight.shape[1] != H:
         hidden = hidden.unflatten(1, (R, H))
-    return bucket_logits(hidden, bucket_weight, bucket_bias)
+    return bucket_logits(hidden, bucket_weight, bucket_bias, precision=precision)
 
 
 def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

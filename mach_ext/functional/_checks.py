@@ -13,6 +13,7 @@ from mach_ext import _ops
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
+PRECISIONS = ("float32", "bfloat16")
 FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 _INTS = (torch.int32, torch.int64)
@@ -112,6 +113,14 @@ def check_bias(
     if bias is not None:
         check_tensor(op, name, bias, len(shape), like)
         _check_shape(op, name, bias, shape)
+
+
+def check_precision(op: str, precision: str, t: Tensor, name: str = "hidden") -> None:
+    """Refuse unknown precisions, and to round float64."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "bfloat16" and t.dtype != torch.float32:
+        raise TypeError(f'{op}: {name} must be float32 for precision "bfloat16", got {_name(t.dtype)}')
 
 
 def check_activation(op: str, activation: str | None) -> None:

@@ -46,6 +46,7 @@ def functions(generator, device):
     return {
         "sparse_linear": (lambda X, Y, W, b, *_: F.sparse_linear(*X, W, b, "relu"), shared),
         "bucket_forward": (lambda X, Y, *p: F.bucket_forward(*X, *p), shared),
+        "rounded forward": (lambda X, Y, *p: F.bucket_forward(*X, *p, precision="bfloat16"), shared),
         "linear forward": (lambda X, Y, *p: F.bucket_forward(*X, None, None, *p), linear),
         "label_logits": (
             lambda X, Y, W, b, w, c: F.label_logits(F.sparse_linear(*X, W, b), w, c, hash, Y[0][:4]),
@@ -99,7 +100,7 @@ def test_whole_graph_equals_eager(device, generator, name):
         assert bitwise_equal(s, t)
 
 
-WITHOUT_LABELS = ("sparse_linear", "bucket_forward", "linear forward", "decode")
+WITHOUT_LABELS = ("sparse_linear", "bucket_forward", "rounded forward", "linear forward", "decode")
 
 
 @pytest.mark.parametrize(

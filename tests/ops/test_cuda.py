@@ -10,8 +10,8 @@ import torch
 from helpers import CUDA_KERNELS, bitwise_equal, random_csr, random_hash, uniform
 
 import mach_ext
+from mach_ext import _ops, training
 from mach_ext import functional as F
-from mach_ext import training
 
 GPU = CUDA_KERNELS and torch.cuda.is_available()
 pytestmark = [
@@ -82,6 +82,19 @@ def test_graph_of_the_gradient_to_values(batch):
 def test_graph_of_decode(decoding, k):
     scores, hash = decoding[0].cuda(), decoding[1].to(cuda)
     assert_graph_replays(lambda s: F.merge_topk(s, hash, k), [scores])
+
+
+@pytest.mark.skipif(
+    not GPU or torch.cuda.get_device_capability()[0] < 8, reason="products of bfloat16 need sm_80"
+)
+def test_graph_of_the_fused_bucket_forward(generator):
+    hidden, weight = (uniform(generator, *shape) for shape in ((130, 40), (R, 300, 40)))
+    tensors = hidden.bfloat16().cuda(), weight.bfloat16().cuda().mT, torch.zeros(R, 300).cuda()
+    buckets = torch.randint(300, (R, 50), generator=generator, dtype=torch.int32).cuda()
+    labels = [t.cuda() for t in random_csr(generator, [n % 5 for n in range(130)], 50)[1:]]
+    assert_graph_replays(
+        lambda *t: (_ops.bucket_forward(*t), *_ops.bucket_forward_bce(*t, buckets, *labels, 0.5)), tensors
+    )
 
 
 def test_no_hidden_synchronisation(batch, decoding):

@@ -69,6 +69,11 @@ def outputs():
         keep("bucket_bce of a group", _ops.bucket_bce(group, *targets, None, grad_bias), group, grad_bias)
         loss = _ops.bucket_bce(logits[:, None], None, buckets[:1], *label_rows, 0.3, True)
         keep("bucket_bce", loss, logits)
+        if dtype == torch.float32:
+            units, columns = draw(N, R, 40).bfloat16(), draw(R, 12, 40).bfloat16().mT
+            keep("bucket_forward", _ops.bucket_forward(units, columns, draw(R, 12), "logsigmoid"))
+            few = (random_hash(generator, L, 12, R).buckets, *label_rows)
+            keep("bucket_forward_bce", *_ops.bucket_forward_bce(units, columns, None, *few, 0.3))
         tile = draw(N, M)
         keep("signs", _ops.signs(tile, False), tile)
         for limit in (0.0, 0.01):

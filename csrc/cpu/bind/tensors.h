@@ -17,7 +17,9 @@ namespace mach {
 
 // Bytes of an element of what operators make.
 inline int64_t size_of(ScalarType type) {
-  return type == ScalarType::UInt16 ? 2 : type == ScalarType::Int || type == ScalarType::Float ? 4 : 8;
+  return type == ScalarType::UInt16 || type == ScalarType::BFloat16 ? 2
+         : type == ScalarType::Int || type == ScalarType::Float     ? 4
+                                                                    : 8;
 }
 
 // Not initialised, of at most 3 dimensions, on CPU. (torch::stable::new_empty goes through the dispatcher.)

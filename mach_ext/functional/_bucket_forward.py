@@ -1,0 +1,75 @@
+"""Logits of all buckets from hidden units and weights that are rounded to bfloat16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mach_ext import _ops
+from mach_ext.functional._autograd import first_order, own_precision
+from mach_ext.functional._repetitions import of_repetition
+
+
+def rounded_bucket_logits(
+    hidden: Tensor,  # [N, H] or [N, R, H] float32
+    weight: Tensor,  # [R, H, B] float32 or bfloat16
+    bias: Tensor | None,  # [R, B] float32
+) -> Tensor:  # [N, R, B] float32
+    """Return `hidden @ weight[r] + bias[r]` of operands rounded to bfloat16, summed in float32."""
+    logits: Tensor = _RoundedLogits.apply(hidden, weight, bias)
+    return logits
+
+
+def takes_fused(hidden: Tensor, weight: Tensor) -> bool:
+    """Return whether `_ops.bucket_forward` takes these operands in bfloat16 on their device.
+
+    In memory the hidden units of a bucket must be neighbours, and start at a multiple of 16 bytes.
+    """
+    _, H, B = weight.shape
+    return _ops.has_bucket_forward(hidden.device) and H % 8 == 0 and B > 0 and weight.mT.is_contiguous()
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the logits [N, R, B] in float32 of bfloat16 hidden units and weights."""
+    if takes_fused(hidden, weight):
+        return _ops.bucket_forward(hidden, weight, bias)
+    R = weight.shape[0]
+    by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
+    with own_precision(hidden.device):
+        if hidden.is_cuda:
+            logits = torch.bmm(by_repetition, weight, out_dtype=torch.float32)
+        else:  # Products of two bfloat16 are exact in float32.
+            logits = torch.stack([h.float() @ w.float() for h, w in zip(by_repetition, weight, strict=True)])
+    if bias is not None:
+        logits += bias.unsqueeze(1)
+    return logits.transpose(0, 1)
+
+
+class _RoundedLogits(torch.autograd.Function):
+    """The autograd function of `rounded_bucket_logits`.
+
+    The gradients are those of the product of the rounded operands. The rounding itself passes them on. They
+    are products in float32 of the rounded operands and the gradient as it comes, one repetition at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
+        hidden, weight = hidden.bfloat16(), weight.bfloat16()  # with the strides that they have
+        ctx.save_for_backward(hidden, weight)
+        return _logits(hidden, weight, bias)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        hidden, weight = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_hidden = grad.new_zeros(hidden.shape) if needs_hidden else None
+        grad_weight = torch.empty_like(weight, dtype=grad.dtype) if needs_weight else None
+        with own_precision(grad.device):
+            for r in range(weight.shape[0]):
+                g, h = grad[:, r], of_repetition(hidden, r)
+                if grad_hidden is not None:
+                    of_repetition(grad_hidden, r).addmm_(g, weight[r].float().T)
+                if grad_weight is not None:
+                    grad_weight[r] = h.float().T @ g
+        return grad_hidden, grad_weight, grad.sum(0) if needs_bias else None

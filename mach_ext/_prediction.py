@@ -12,7 +12,6 @@ from torch import Tensor
 from mach_ext._memory import check_memory, memory_advice
 from mach_ext._model_checks import check_scores, checked_k
 from mach_ext.data import check_columns, iter_on_device
-from mach_ext.merges import MODEL_MERGES
 
 _SCORES_IN_MEMORY = 1 << 26  # predict holds at most so many bucket scores: 256 MiB of float32.
 
@@ -55,11 +54,13 @@ def predict(
 
 
 def _batch_bytes(model: Any, documents: int) -> int:
-    """Return the bytes that `predict` holds for so many documents: bucket scores and hidden units."""
-    scores = MODEL_MERGES[model.merge].num_arrays
+    """Return the bytes that `predict` holds for so many documents: bucket scores and hidden units.
+
+    The merge's transform overwrites the bucket scores, so there is one array of them.
+    """
     encoders = model.num_repetitions if model.encoder == "independent" else 1
     hidden = encoders * model.hidden_sizes[-1] if model.hidden_sizes else 0
-    numbers = scores * model.num_repetitions * model.num_buckets + hidden
+    numbers = model.num_repetitions * model.num_buckets + hidden
     total: int = documents * numbers * model.bucket_bias.element_size()
     return total
 

@@ -721,7 +721,7 @@ class MACH(nn.Module):
             torch.Size([1, 3])
         """
         logits = self(values, indices, indptr, validate=validate, dropout=dropout)
-        return MODEL_MERGES[self.merge].topk(logits, self.hash, k)
+        return MODEL_MERGES[self.merge].topk(logits, self.hash, k, overwrite=self._owns_logits())
 
     def predict(
         self, X: Any, k: int | None = None, batch_size: int | None = None
@@ -778,6 +778,11 @@ class MACH(nn.Module):
             tensor([0., 2.])
         """
         return drop(values, self.feature_dropout, dropout, self.training)
+
+    def _owns_logits(self) -> bool:
+        """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them."""
+        hooks = self._forward_hooks or torch.nn.modules.module._global_forward_hooks
+        return type(self).forward is MACH.forward and not hooks
 
     # -------------------------------------------------------------------------------------- model folder
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from helpers import bitwise_equal
 
 import mach_ext
 from mach_ext import compression
@@ -699,7 +700,6 @@ def test_model_merges_are_pairs_and_can_be_called():
     for merge in mach_ext.nn.MODEL_MERGES.values():
         transform, reduction = merge
         changed = logits if transform is None else transform(logits)
-        assert merge.num_arrays == (1 if transform is None else 2)
         assert torch.equal(merge.transformed(logits), changed)
         assert (merge.transformed(logits) is logits) == (transform is None)
         votes = logits.transpose(1, 2).contiguous()  # of B labels, as it were
@@ -709,6 +709,72 @@ def test_model_merges_are_pairs_and_can_be_called():
             merge.topk(logits, hash, 4), F.merge_topk(changed, hash, 4, reduction), strict=True
         ):
             assert torch.equal(mine, theirs)
+
+
+def memory_orders(logits):
+    """The same numbers as `bucket_logits` lays them out, contiguous, and not adjacent in memory."""
+    yield logits.transpose(0, 1).contiguous().transpose(0, 1)
+    yield logits.clone()
+    yield torch.stack((logits, logits), 3)[..., 0]
+
+
+@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize("part", [1000, 1 << 18], ids=["parts", "whole"])
+def test_transforms_in_place_give_the_same_bits(monkeypatch, name, part):
+    """Of an odd number of scores, with every kind of number, in the memory of the logits."""
+    monkeypatch.setattr(mach_ext.merges, "_ON_CPU", part)
+    merge = mach_ext.nn.MODEL_MERGES[name]
+    logits = 9 * torch.randn(13, 5, 1001, generator=torch.Generator().manual_seed(0))
+    logits[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0])
+    for each in memory_orders(logits):
+        expected, adjacent = merge.transformed(each).clone(), each.stride(2) == 1
+        out = merge.transform_in_place(each)
+        assert bitwise_equal(out, expected)
+        assert (out is each) == (adjacent or name != "mean_logprob")
+
+
+def test_transforms_in_place_leave_recorded_logits_as_they_are():
+    logits = torch.randn(3, R, B, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    former = logits.detach().clone()
+    for merge in mach_ext.nn.MODEL_MERGES.values():
+        scores = merge.transform_in_place(logits * 1)
+        (gradient,) = torch.autograd.grad(scores.sum(), logits)
+        (expected,) = torch.autograd.grad(merge.transformed(logits).sum(), logits)
+        assert torch.equal(gradient, expected)
+    assert torch.equal(logits.detach(), former)
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_only_the_models_own_logits_are_overwritten(name):
+    model, X = model_of(merge=name), tensors(draw())
+    with torch.inference_mode():
+        logits = model(*X)
+        kept, former, merge = logits.clone(), [], mach_ext.nn.MODEL_MERGES[name]
+        expected = merge.topk(logits, model.hash, 5)
+        assert torch.equal(logits, kept)
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+        own = merge.topk(logits, model.hash, 5, overwrite=True)
+        assert all(map(torch.equal, own, expected))
+        assert torch.equal(logits, merge.transformed(kept))
+
+        class Cached(mach_ext.MACH):
+            def forward(self, *args, **options):
+                return former[0]
+
+        hooks = [
+            model.register_forward_hook(lambda *call: former.append(call[-1])),
+            torch.nn.modules.module.register_module_forward_hook(lambda *call: former.append(call[-1])),
+        ]
+        for hook in hooks:  # They keep the logits: both hooks, then the second one alone.
+            former.clear()
+            assert all(map(torch.equal, model.topk(*X, 5), expected))
+            assert former
+            assert all(torch.equal(each, kept) for each in former)
+            hook.remove()
+        model.__class__ = Cached
+        former[:] = [kept.clone()]
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+        assert torch.equal(former[0], kept)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

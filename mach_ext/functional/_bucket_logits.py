@@ -13,10 +13,14 @@ from mach_ext.functional._checks import (
     check_contents,
     check_documents,
     check_float32_or_64,
+    check_precision,
     check_tensor,
     widen,
 )
 from mach_ext.functional._sparse_linear import run_sparse_linear, sparse_linear
+
+# So many elements of a float32 weight are rounded for a product at a time. The copy takes 32 MiB.
+_ROUNDED_TOGETHER = 1 << 24
 
 
 @memory_errors("pass fewer documents at a time")
@@ -24,6 +28,8 @@ def bucket_logits(
     hidden: Tensor,  # [N, H] or [N, R, H]
     weight: Tensor,  # [R, H, B]
     bias: Tensor | None,  # [R, B]
+    *,
+    precision: str = "float32",
 ) -> Tensor:  # [N, R, B]
     """Return the bucket logits of the R classifiers: `hidden @ weight[r] + bias[r]` for every r.
 
@@ -33,6 +39,11 @@ def bucket_logits(
         weight: [R, H, B] in the dtype of `hidden`, or in bfloat16. On CUDA float16 is also allowed. A narrow
             weight is widened one repetition at a time, and has no gradient.
         bias: [R, B] or None.
+        precision: "bfloat16" rounds `hidden` and `weight` to bfloat16 for the product, whose sums and result
+            are float32. A GPU multiplies so on its tensor cores. The CPU computes the same numbers by a
+            float32 product of the rounded factors, which saves no time. It is for prediction, so no gradient
+            may be needed. A float32 weight is rounded in every call, which moves 6 bytes for each weight.
+            Pass a bfloat16 weight to a call that is repeated.
 
     Returns:
         [N, R, B] in the dtype of `hidden` after widening. In memory the repetitions come first: it is a view
@@ -40,7 +51,7 @@ def bucket_logits(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape or a device is wrong.
+        ValueError: A shape or a device is wrong, the precision is unknown, or bfloat16 would need a gradient.
 
     Example:
         >>> import torch, mach_ext
@@ -51,8 +62,13 @@ def bucket_logits(
     op = "bucket_logits"
     hidden = widen(hidden, weight)
     check_buckets_weight(op, hidden, weight, bias)
+    check_precision(op, precision, hidden, weight, bias)
     R = weight.shape[0]
+    if precision == "bfloat16":
+        hidden = hidden.bfloat16()
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
+    if precision == "bfloat16":
+        return _rounded_logits(by_repetition, weight, bias).transpose(0, 1)
     if bias is not None:
         bias = bias.to(hidden.dtype)
     if needs_grad(weight):
@@ -80,6 +96,7 @@ def bucket_forward(
     sparse_grad: bool = False,
     *,
     validate: bool = True,
+    precision: str = "float32",
 ) -> Tensor:  # [N, R, B]
     """Return bucket logits of sparse documents: `sparse_linear` with relu, then `bucket_logits`.
 
@@ -95,13 +112,15 @@ def bucket_forward(
         bucket_bias: [R, B] or None.
         sparse_grad: As in `sparse_linear`, for the weight that takes the documents.
         validate: As in `sparse_linear`.
+        precision: As in `bucket_logits`. "bfloat16" rounds the hidden units and `bucket_weight`. Without an
+            encoder it rounds `bucket_weight` alone, and the documents keep their values.
 
     Returns:
         [N, R, B].
 
     Raises:
-        TypeError: As in `sparse_linear`.
-        ValueError: As in `sparse_linear`.
+        TypeError: As in `sparse_linear` and `bucket_logits`.
+        ValueError: As in `sparse_linear` and `bucket_logits`.
 
     Example:
         >>> import torch, mach_ext
@@ -117,6 +136,9 @@ def bucket_forward(
             raise ValueError(f"{op}: encoder_bias without encoder_weight (linear MACH has no encoder)")
         check_bias(op, bucket_bias, (bucket_weight.shape[0], bucket_weight.shape[2]), values, "bucket_bias")
         check_contents(op, values, indices, indptr, bucket_weight.shape[1], validate)
+        check_precision(op, precision, values, bucket_weight, bucket_bias)
+        if precision == "bfloat16":
+            bucket_weight = bucket_weight.bfloat16()
         return run_sparse_linear(values, indices, indptr, bucket_weight, bucket_bias, False, sparse_grad)
     R, H = bucket_weight.shape[0], bucket_weight.shape[1]
     check_tensor(op, "encoder_weight", encoder_weight, 2, values)
@@ -130,7 +152,7 @@ def bucket_forward(
     )
     if encoder_weight.shape[1] != H:
         hidden = hidden.unflatten(1, (R, H))
-    return bucket_logits(hidden, bucket_weight, bucket_bias)
+    return bucket_logits(hidden, bucket_weight, bucket_bias, precision=precision)
 
 
 def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -138,6 +160,28 @@ def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
         if bias is None:
             return torch.bmm(hidden, weight)
         return torch.baddbmm(bias.unsqueeze(1), hidden, weight)
+
+
+def _rounded_logits(
+    hidden: Tensor,  # [R, N, H] bfloat16
+    weight: Tensor,  # [R, H, B] float32 or narrower
+    bias: Tensor | None,  # [R, B]
+) -> Tensor:  # [R, N, B] float32
+    """Return the product of factors in bfloat16, with sums in float32, plus the bias."""
+    R, H, B = weight.shape
+    logits = hidden.new_empty((R, hidden.shape[1], B), dtype=torch.float32)
+    # Nothing is rounded of a bfloat16 weight on a GPU, so all repetitions are one product.
+    kept = weight.dtype == torch.bfloat16 and hidden.is_cuda
+    together = R if kept else max(1, _ROUNDED_TOGETHER // max(1, H * B))
+    parts = (t.split(together) for t in (hidden, weight, logits))
+    with own_precision(hidden.device):
+        for units, weights, out in zip(*parts, strict=True):
+            rounded = weights.bfloat16()
+            if hidden.is_cuda:
+                torch.bmm(units, rounded, out_dtype=torch.float32, out=out)
+            else:  # oneDNN would round the result to bfloat16.
+                torch.bmm(units.float(), rounded.float(), out=out)
+    return logits if bias is None else logits.add_(bias.unsqueeze(1))
 
 
 class _BucketLogits(torch.autograd.Function):

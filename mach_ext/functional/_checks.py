@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
+from mach_ext.functional._autograd import needs_grad
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
+PRECISIONS = ("float32", "bfloat16")  # of the products of a prediction
 FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 _INTS = (torch.int32, torch.int64)
@@ -190,6 +192,38 @@ def check_buckets_weight(op: str, hidden: Any, weight: Any, bias: Tensor | None)
             f"{op}: hidden must be [N, H={H}] or [N, R={R}, H={H}] to match weight, got {list(hidden.shape)}"
         )
     check_bias(op, bias, (R, B), hidden)
+
+
+def check_precision(op: str, precision: str, *floats: Tensor | None) -> None:
+    """Refuse an unknown precision. Refuse bfloat16 for float64 and where a gradient is needed.
+
+    Args:
+        op: The function that the message names.
+        precision: The precision, one of `PRECISIONS`.
+        *floats: The factors of the product and its bias.
+
+    Raises:
+        TypeError: bfloat16 was asked of float64.
+        ValueError: The precision is unknown, or bfloat16 would need a gradient.
+
+    Example:
+        >>> from mach_ext.functional import check_precision
+        >>> check_precision("predict", "float32")
+        >>> check_precision("predict", "half")
+        Traceback (most recent call last):
+        ValueError: predict: precision must be one of float32, bfloat16, got 'half'
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float32":
+        return
+    if any(t is not None and t.dtype == torch.float64 for t in floats):
+        raise TypeError(f"{op}: precision {precision} is for float32, got float64")
+    if needs_grad(*floats):
+        raise ValueError(
+            f"{op}: precision {precision} is for prediction and has no gradient; "
+            "call it under torch.no_grad()"
+        )
 
 
 def check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) -> None:

@@ -19,8 +19,8 @@ from mach_ext.functional._checks import (
 )
 from mach_ext.functional._sparse_linear import run_sparse_linear, sparse_linear
 
-# So many elements of a float32 weight are rounded for a product at a time. The copy takes 32 MiB.
-_ROUNDED_TOGETHER = 1 << 24
+# So many elements of a weight are rounded for a product at a time. Their copies take 24 MiB at most.
+_ROUNDED_TOGETHER = 1 << 22
 
 
 @memory_errors("pass fewer documents at a time")

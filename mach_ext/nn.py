@@ -798,7 +798,7 @@ class MACH(nn.Module):
     def _owns_logits(self) -> bool:
         """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them."""
         hooks = self._forward_hooks or torch.nn.modules.module._global_forward_hooks
-        return type(self).forward is MACH.forward and not hooks
+        return getattr(self.forward, "__func__", None) is MACH.forward and not hooks
 
     # -------------------------------------------------------------------------------------- model folder
 

@@ -19,8 +19,6 @@ from mach_ext.functional._checks import (
 )
 from mach_ext.functional._sparse_linear import run_sparse_linear, sparse_linear
 
-# `_logits_of_few` is for up to so many documents, and half of them for more than so many hidden units.
-_FEW, _SHORT = 8, 512
 # So many elements of a weight are rounded for a product at a time. Their copies take 24 MiB at most.
 _ROUNDED_TOGETHER = 1 << 22
 
@@ -159,44 +157,9 @@ def bucket_forward(
 
 def _bucket_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with own_precision(hidden.device):
-        if _suits_few(hidden, weight):
-            return _logits_of_few(hidden, weight, bias)
         if bias is None:
             return torch.bmm(hidden, weight)
         return torch.baddbmm(bias.unsqueeze(1), hidden, weight)
-
-
-def _suits_few(hidden: Tensor, weight: Tensor) -> bool:
-    """Return whether `_logits_of_few` is the faster form: for few documents and a bucket-major weight.
-
-    Such a weight has the memory of [R, B, H]. For other weights the results keep their bits.
-    """
-    if weight.is_contiguous() or not weight.mT.is_contiguous():
-        return False
-    if not hidden.is_cpu or torch.compiler.is_compiling():
-        return False
-    return 0 < hidden.shape[1] <= (_FEW if weight.shape[1] <= _SHORT else _FEW // 2)
-
-
-def _logits_of_few(
-    hidden: Tensor,  # [R, N, H]
-    weight: Tensor,  # [R, H, B], bucket-major
-    bias: Tensor | None,  # [R, B]
-) -> Tensor:  # [R, N, B]
-    """Return the logits by a product whose rows are the buckets, [R, B, N], and turn it.
-
-    BLAS reads a bucket-major weight twice as fast so. A single document is taken twice, because the product
-    with one column is a slower routine.
-    """
-    (R, N, H), B = hidden.shape, weight.shape[2]
-    times = 2 if N == 1 else 1
-    if hidden.stride(0) == 0:
-        scores = torch.mm(weight.mT.view(R * B, H), hidden[0].repeat(times, 1).mT).view(R, B, -1)
-    else:
-        scores = torch.bmm(weight.mT, hidden.repeat(1, times, 1).mT)
-    turned = scores[..., :N].mT
-    logits = scores.new_empty(R, N, B)
-    return logits.copy_(turned) if bias is None else torch.add(turned, bias.unsqueeze(1), out=logits)
 
 
 def _rounded_logits(

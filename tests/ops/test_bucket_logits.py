@@ -73,63 +73,6 @@ def test_bucket_logits_are_repetition_major(device):
     assert out.transpose(0, 1).is_contiguous()
 
 
-def bucket_major(weight):
-    """The same weight [R, H, B] in the memory of [R, B, H]."""
-    return weight.mT.contiguous().mT
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """Counts calls of the form for few documents."""
-    calls, former = [], _bucket_logits._logits_of_few
-    monkeypatch.setattr(
-        _bucket_logits, "_logits_of_few", lambda *args: (calls.append(len(args[0][0])), former(*args))[1]
-    )
-    return calls
-
-
-@parametrize_dtype
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("kind", ["shared", "independent"])
-def test_bucket_major_weights_give_the_same_logits(device, generator, few, dtype, kind, with_bias):
-    """Few documents take a form of their own. All give [R, N, B] in memory."""
-    for R in (1, 3):
-        for N in (0, 1, 2, 3, 8, 9):
-            hidden = uniform(generator, *((N, 5) if kind == "shared" else (N, R, 5)), dtype=dtype)
-            weight, bias = uniform(generator, R, 5, 4, dtype=dtype), uniform(generator, R, 4, dtype=dtype)
-            bias = bias if with_bias else None
-            out = F.bucket_logits(*to(device, (hidden, bucket_major(weight), bias)))
-            assert out.transpose(0, 1).is_contiguous()
-            assert_matches(out, dense_logits(hidden, weight, bias))
-    on_cpu = [1, 2, 3, 8] if device.type == "cpu" else []
-    assert few == 2 * on_cpu
-
-
-def test_the_form_for_few_documents_is_for_bucket_major_weights_alone(generator, few):
-    long = _bucket_logits._SHORT + 1
-    for N, H, taken in ((8, 5, True), (9, 5, False), (4, long, True), (5, long, False)):
-        hidden, weight = uniform(generator, N, H), uniform(generator, 2, H, 4)
-        narrow = F.bucket_logits(hidden.float(), bucket_major(weight).bfloat16(), None)
-        assert_matches(narrow, dense_logits(hidden.float(), weight.bfloat16(), None))
-        with torch.no_grad():
-            expected = torch.bmm(hidden.expand(2, -1, -1), weight).transpose(0, 1)
-        assert bitwise_equal(F.bucket_logits(hidden, weight, None), expected)
-        assert not few
-        F.bucket_logits(hidden, bucket_major(weight), None)
-        assert few == [N] * taken
-        few.clear()
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (1, 5), (3, 2, 5)], ids=["shared", "one", "independent"])
-def test_bucket_major_weights_gradcheck(device, generator, shape):
-    weight = bucket_major(uniform(generator, 2, 5, 4))
-    tensors = to(device, [uniform(generator, *shape), weight, uniform(generator, 2, 4)])
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    assert not leaves[1].is_contiguous()
-    torch.autograd.gradcheck(F.bucket_logits, leaves)
-    torch.autograd.gradgradcheck(F.bucket_logits, leaves)
-
-
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 5)], ids=["shared", "independent"])
 def test_bucket_logits_gradcheck(device, generator, shape):
     tensors = [uniform(generator, *shape), uniform(generator, 2, 5, 4), uniform(generator, 2, 4)]
@@ -177,14 +120,14 @@ def test_bfloat16_precision_rounds_the_factors_alone(device, monkeypatch, narrow
         B=st.integers(2, 12),
         shared=st.booleans(),
         with_bias=st.booleans(),
-        turned=st.booleans(),
+        bucket_major=st.booleans(),
         seed=st.integers(0, 2**32),
     )
-    def check(N, R, H, B, shared, with_bias, turned, seed):
+    def check(N, R, H, B, shared, with_bias, bucket_major, seed):
         generator = torch.Generator().manual_seed(seed)
         hidden = uniform(generator, *((N, H) if shared else (N, R, H)), dtype=torch.float32)
         weight = uniform(generator, R, H, B, dtype=torch.bfloat16 if narrow else torch.float32)
-        weight = bucket_major(weight) if turned else weight
+        weight = weight.mT.contiguous().mT if bucket_major else weight
         bias = uniform(generator, R, B, dtype=weight.dtype) if with_bias else None
         out = F.bucket_logits(*to(device, (hidden, weight, bias)), precision="bfloat16")
         assert out.dtype == torch.float32

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_advice
 from mach_ext._model_checks import check_scores, checked_k
 from mach_ext.data import check_columns, iter_on_device
-from mach_ext.merges import MODEL_MERGES
+from mach_ext.functional._bucket_forward import rounded_weight
 
 _SCORES_IN_MEMORY = 1 << 26  # predict holds at most so many bucket scores: 256 MiB of float32.
 
@@ -23,7 +25,7 @@ def predict_batch(num_repetitions: int, num_buckets: int) -> int:
 
 
 def predict(
-    model: Any, X: Any, k: int | None, batch_size: int | None
+    model: Any, X: Any, k: int | None, batch_size: int | None, precision: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Implement `MACH.predict`."""
     X = check_columns(X, "MACH.predict: X", model.num_features)
@@ -34,33 +36,65 @@ def predict(
         raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
     N = X.shape[0]
     on_cpu = model.bucket_bias.is_cpu
+    F.check_precision("MACH.predict", precision, model.bucket_weight.detach())
     check_memory(
         "MACH.predict: scores and labels",
-        12 * N * k + (_batch_bytes(model, min(batch_size, N)) if on_cpu else 0),
+        12 * N * k + (_batch_bytes(model, min(batch_size, N), precision) if on_cpu else 0),
         "pass fewer documents, or lower batch_size or k",
         N=N, k=k, batch_size=batch_size,
     )  # fmt: skip
     scores = np.empty((N, k), np.float32)
     labels = np.empty((N, k), np.int64)
     with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", model):
+        model, options = rounded_model(model, precision), precision_option(precision)
         batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
         for start, values, indices, indptr in batches:
             if model.bucket_weight.dtype == torch.float64:
                 values = values.double()
-            best, ids = model.topk(values, indices, indptr, k, validate=False, dropout=False)
+            X_batch = (values, indices, indptr)
+            best, ids = model.topk(*X_batch, k, validate=False, dropout=False, **options)
             check_scores("MACH.predict", model, best)
             scores[start : start + batch_size] = best.cpu().numpy()
             labels[start : start + batch_size] = ids.cpu().numpy()
     return scores, labels
 
 
-def _batch_bytes(model: Any, documents: int) -> int:
-    """Return the bytes that `predict` holds for so many documents: bucket scores and hidden units."""
-    scores = MODEL_MERGES[model.merge].num_arrays
+def rounded_model(model: Any, precision: str) -> Any:
+    """Return a model whose bucket weight is rounded once for the products of a precision.
+
+    It shares everything else with the model, which stays as it is. For float32 it is the model itself.
+    """
+    if not _is_rounded(model, precision):
+        return model
+    weight = model.bucket_weight.detach()
+    weight = weight.bfloat16() if model.is_linear else rounded_weight(weight)
+    rounded = nn.Parameter(weight, requires_grad=False)
+    shared = copy.copy(model)
+    shared.__dict__["_parameters"] = {**model._parameters, "bucket_weight": rounded}
+    return shared
+
+
+def precision_option(precision: str) -> dict[str, Any]:
+    """Return the argument that asks for a precision: none for float32, which overridden methods may lack."""
+    return {} if precision == "float32" else {"precision": precision}
+
+
+def _is_rounded(model: Any, precision: str) -> bool:
+    """Return whether a precision needs a copy of the bucket weight."""
+    return precision == "bfloat16" and model.bucket_weight.dtype != torch.bfloat16
+
+
+def _batch_bytes(model: Any, documents: int, precision: str) -> int:
+    """Return the bytes that `predict` holds for so many documents: bucket scores and hidden units.
+
+    bfloat16 also holds a rounded copy of the bucket weight. The merge's transform overwrites the bucket
+    scores, so there is one array of them.
+    """
     encoders = model.num_repetitions if model.encoder == "independent" else 1
     hidden = encoders * model.hidden_sizes[-1] if model.hidden_sizes else 0
-    numbers = scores * model.num_repetitions * model.num_buckets + hidden
-    total: int = documents * numbers * model.bucket_bias.element_size()
+    numbers = model.num_repetitions * model.num_buckets + hidden
+    copied = 2 * model.bucket_weight.numel() if _is_rounded(model, precision) else 0
+    total: int = documents * numbers * model.bucket_bias.element_size() + copied
     return total
 
 

@@ -153,9 +153,7 @@ def bucket_forward_bce(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradient = _wide_logits(hidden, weight, bias)
-    loss = gradient.new_zeros(len(gradient))
-    for g, own in enumerate(buckets):
-        loss += bucket_bce(gradient[:, g], own, label_indices, label_indptr, scale, True)
+    loss = bucket_bce(gradient, None, buckets, label_indices, label_indptr, scale, True)
     return gradient.bfloat16(), loss, gradient.sum(0).float()
 
 

@@ -21,6 +21,10 @@ from mach_ext.hashing import LabelHash
 
 __all__ = ["MODEL_MERGES", "SCALES", "Merge"]
 
+# An in-place transform without an operator of its own holds the results of so many elements at a time. On the
+# CPU they stay in the cache. On a GPU each part is a launch, so there are few of them.
+_ON_CPU, _ON_CUDA = 1 << 18, 1 << 22
+
 
 class Merge(NamedTuple):
     """A transform of the bucket logits, and a reduction over the repetitions.
@@ -39,19 +43,6 @@ class Merge(NamedTuple):
     transform: Callable[[Tensor], Tensor] | None
     reduction: str
 
-    @property
-    def num_arrays(self) -> int:
-        """The number of arrays of the logits' size that a ranking holds.
-
-        There is one array for the logits. A transform needs a second array for its result.
-
-        Example:
-            >>> from mach_ext.merges import MODEL_MERGES
-            >>> MODEL_MERGES["mean_logit"].num_arrays, MODEL_MERGES["mean_prob"].num_arrays
-            (1, 2)
-        """
-        return 1 if self.transform is None else 2
-
     def transformed(self, logits: Tensor) -> Tensor:
         """Apply the transform to logits of any shape. Without a transform, return the logits themselves.
 
@@ -68,6 +59,38 @@ class Merge(NamedTuple):
             tensor([0.5000, 1.0000])
         """
         return logits if self.transform is None else self.transform(logits)
+
+    def transform_in_place(self, logits: Tensor) -> Tensor:
+        """Apply the transform, and write its result into the memory of the logits where this is possible.
+
+        The bits are those of `transformed`. A second array of the logits' size is not held. Where a gradient
+        is recorded, the logits stay as they are and the result is a new tensor.
+
+        Args:
+            logits: Bucket logits that nobody else needs.
+
+        Returns:
+            A tensor of the same shape.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.merges import MODEL_MERGES
+            >>> logits = torch.tensor([0.0, 100.0])
+            >>> MODEL_MERGES["mean_prob"].transform_in_place(logits) is logits
+            True
+            >>> logits
+            tensor([0.5000, 1.0000])
+        """
+        if self.transform is None or (torch.is_grad_enabled() and logits.requires_grad):
+            return self.transformed(logits)
+        if self.transform is torch.sigmoid:
+            return logits.sigmoid_()
+        flat = _flat(logits)
+        if flat is None:
+            return self.transformed(logits)
+        for part in flat.split(_ON_CUDA if logits.is_cuda else _ON_CPU):
+            part.copy_(self.transform(part))
+        return logits
 
     def label_scores(self, logits: Tensor) -> Tensor:  # [N, m, R] -> [N, m]
         """Return scores of labels from the R logits of each label.
@@ -86,13 +109,16 @@ class Merge(NamedTuple):
         """
         return F.merge_repetitions(self.transformed(logits), self.reduction)
 
-    def topk(self, logits: Tensor, hash: LabelHash, k: int) -> tuple[Tensor, Tensor]:
+    def topk(
+        self, logits: Tensor, hash: LabelHash, k: int, *, overwrite: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the k best labels of each document.
 
         Args:
             logits: Bucket logits, [N, R, B].
             hash: Label hash with R repetitions and B buckets.
             k: The number of labels, from 0 to L.
+            overwrite: Let the transform overwrite the logits, as in `transform_in_place`.
 
         Returns:
             Scores [N, k] and labels [N, k], best first.
@@ -105,7 +131,15 @@ class Merge(NamedTuple):
             >>> MODEL_MERGES["mean_logit"].topk(logits, hash, k=2)
             (tensor([[2.5000, 2.0000]]), tensor([[2, 0]]))
         """
-        return F.merge_topk(self.transformed(logits), hash, k, self.reduction)
+        scores = self.transform_in_place(logits) if overwrite else self.transformed(logits)
+        return F.merge_topk(scores, hash, k, self.reduction)
+
+
+def _flat(logits: Tensor) -> Tensor | None:
+    """Return a view of all elements as [n]. None: the elements are not adjacent in memory."""
+    order = sorted(range(logits.dim()), key=logits.stride, reverse=True)
+    ordered = logits.permute(order)
+    return ordered.view(-1) if ordered.is_contiguous() else None
 
 
 MODEL_MERGES: dict[str, Merge] = {

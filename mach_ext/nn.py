@@ -38,7 +38,9 @@ from mach_ext._model_folder import STEP as STEP
 from mach_ext._model_folder import files_of as files_of
 from mach_ext._model_folder import is_compressed as is_compressed
 from mach_ext._model_folder import save_tensors as save_tensors
+from mach_ext._prediction import precision_option as precision_option
 from mach_ext._prediction import predict_batch as predict_batch
+from mach_ext._prediction import rounded_model as rounded_model
 from mach_ext.hashing import LabelHash
 from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
@@ -487,6 +489,7 @@ class MACH(nn.Module):
         sparse_grad: bool = False,
         validate: bool = True,
         dropout: Dropout = None,
+        precision: str = "float32",
     ) -> Tensor:  # [N, R, B]; with labels the loss, a scalar
         """Return the bucket logits of documents in CSR form. If labels are given, return the training loss.
 
@@ -506,13 +509,14 @@ class MACH(nn.Module):
             dropout: None applies dropout in training mode only. False never applies it, and True always does.
                 A `torch.Generator` on the model's device also always applies it. The masks are then drawn
                 from that generator, and the global generator is left alone.
+            precision: As in `mach_ext.functional.bucket_forward`. bfloat16 is for logits without a gradient.
 
         Returns:
             [N, R, B]. If labels are given, the scalar loss.
 
         Raises:
-            TypeError: As in `mach_ext.functional.sparse_linear` and `bucket_bce`.
-            ValueError: As there. Only one of the label arguments is given.
+            TypeError: As in `mach_ext.functional.bucket_forward` and `bucket_bce`.
+            ValueError: As there. Only one of the label arguments is given, or a precision for the loss.
 
         Example:
             >>> import torch, mach_ext
@@ -526,15 +530,20 @@ class MACH(nn.Module):
         if label_indices is not None or label_indptr is not None:
             if label_indices is None or label_indptr is None:
                 raise ValueError("MACH: label_indices and label_indptr must be given together")
+            if precision != "float32":
+                raise ValueError(
+                    f"MACH: precision is for bucket logits; the loss has none, got {precision!r}"
+                )
             Y = (label_indices, label_indptr)
             return self.loss(*X, *Y, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.bucket_forward(
-                *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad, validate=validate
-            )
+                *X, None, None, self.bucket_weight, self.bucket_bias, sparse_grad,
+                validate=validate, precision=precision,
+            )  # fmt: skip
         hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
-        return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias)
+        return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias, precision=precision)
 
     @memory_errors("pass fewer documents at a time")
     def loss(
@@ -692,6 +701,7 @@ class MACH(nn.Module):
         *,
         validate: bool = True,
         dropout: Dropout = None,
+        precision: str = "float32",
     ) -> tuple[Tensor, Tensor]:  # scores [N, k], labels [N, k]
         """Return the exact k best labels of one batch of documents by the model's merge.
 
@@ -704,6 +714,7 @@ class MACH(nn.Module):
             k: The number of labels, from 0 to L.
             validate: As in `forward`.
             dropout: As in `forward`.
+            precision: As in `forward`. The decode is exact for the bucket scores of either precision.
 
         Returns:
             Scores [N, k] and labels [N, k], best first.
@@ -720,11 +731,12 @@ class MACH(nn.Module):
             >>> labels.shape
             torch.Size([1, 3])
         """
-        logits = self(values, indices, indptr, validate=validate, dropout=dropout)
-        return MODEL_MERGES[self.merge].topk(logits, self.hash, k)
+        options = _prediction.precision_option(precision)
+        logits = self(values, indices, indptr, validate=validate, dropout=dropout, **options)
+        return MODEL_MERGES[self.merge].topk(logits, self.hash, k, overwrite=self._owns_logits())
 
     def predict(
-        self, X: Any, k: int | None = None, batch_size: int | None = None
+        self, X: Any, k: int | None = None, batch_size: int | None = None, precision: str = "float32"
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return the k best labels of each document, without dropout and gradients, in batches.
 
@@ -738,15 +750,19 @@ class MACH(nn.Module):
             batch_size: Documents in a batch. None takes at most 256, with bucket scores within 256 MiB.
                 Scores of different batch sizes may differ in their last bits, because BLAS sums in another
                 order for each size.
+            precision: "float32" or "bfloat16". bfloat16 rounds the bucket weights, once for a call, and the
+                hidden units. Products are summed in float32. It is meant for the tensor cores of a GPU. The
+                CPU computes by the same definition, but slower than in float32. Explanations, attacks and
+                certificates always compute in float32.
 
         Returns:
             Scores [N, k] float32 and labels [N, k] int64 as NumPy arrays, best first. Scores are on the scale
             of the model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
-            TypeError: `X` is none of these.
-            ValueError: `X` does not have D columns or is not finite. `k` is out of range. NaN or infinite
-                parameters made scores NaN or infinite.
+            TypeError: `X` is none of these, or bfloat16 was asked of a float64 model.
+            ValueError: `X` does not have D columns or is not finite. `k` is out of range. The precision is
+                unknown. NaN or infinite parameters made scores NaN or infinite.
             MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.
 
         Example:
@@ -758,7 +774,7 @@ class MACH(nn.Module):
             >>> labels[:, 0]
             array([0, 1, 2, 3])
         """
-        return _prediction.predict(self, X, k, batch_size)
+        return _prediction.predict(self, X, k, batch_size, precision)
 
     def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
         """Apply feature dropout to the values of documents.
@@ -778,6 +794,11 @@ class MACH(nn.Module):
             tensor([0., 2.])
         """
         return drop(values, self.feature_dropout, dropout, self.training)
+
+    def _owns_logits(self) -> bool:
+        """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them."""
+        hooks = self._forward_hooks or torch.nn.modules.module._global_forward_hooks
+        return getattr(self.forward, "__func__", None) is MACH.forward and not hooks
 
     # -------------------------------------------------------------------------------------- model folder
 

@@ -109,9 +109,6 @@ class _RowOptimizer(torch.optim.Optimizer):
         optimizer.step_rows(bucket_weight, r, gradient_of_r)
     ```
 
-    A step takes elements in the order in which they lie in memory. So a parameter need not be contiguous, but
-    its elements must be adjacent, as those of a transposed tensor are.
-
     Each piece of a parameter comes once between two calls of `begin_step`, and `step` is not called beside
     them. The result is that of `step` with the whole gradient, to the bit.
     """
@@ -135,7 +132,7 @@ class _RowOptimizer(torch.optim.Optimizer):
             The loss that the closure returns, or None.
 
         Raises:
-            ValueError: The elements of a parameter are not adjacent in memory.
+            ValueError: A parameter is not contiguous.
             TypeError: A parameter or a gradient is neither float32 nor float64.
 
         Example:
@@ -201,7 +198,10 @@ class _RowOptimizer(torch.optim.Optimizer):
         self._check(parameter, gradient)
         at = slice(at, at + 1) if isinstance(at, int) else at
 
-        self._update_dense(parameter, self._group(parameter), at, gradient.reshape(parameter[at].shape))
+        def rows(t: Tensor) -> Tensor:
+            return t[at].reshape(-1, t.shape[-1])  # This is a view, because t is contiguous.
+
+        self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
 
     @memory_errors("make a smaller model")
     @torch.no_grad()
@@ -240,11 +240,10 @@ class _RowOptimizer(torch.optim.Optimizer):
             tensor([-0.5000, -0.5000])
         """
         self._check(parameter, grad)
-        self._check_contiguous(parameter)
         group, state = self._group(parameter), self.state[parameter]
         at = slice(None) if r is None else slice(r, r + 1) if isinstance(r, int) else r
         weight, *moments = (
-            t.view(-1, *t.shape[-2:])[at] for t in (parameter, *self._moments_of(parameter, state))
+            t.view(-1, *t.shape[-2:])[at] for t in (parameter, *(state[name] for name in self._moments))
         )
         self._sparse_linear_op(weight, *moments, grad, values, order, *self._numbers(group, state))
         torch.autograd.graph.increment_version(parameter)
@@ -256,29 +255,13 @@ class _RowOptimizer(torch.optim.Optimizer):
         if parameter.numel() == 0:
             return
         self._count(self._state(parameter, group))
+        rows = None
         if gradient.is_sparse:
-            self._check_contiguous(parameter)
             rows, gradient = _unique_rows(gradient)
-            length = gradient.shape[1]
-            self._update(parameter, group, lambda t: t.view(-1, length), rows, gradient)
         else:
-            self._update_dense(parameter, group, slice(None), gradient)
-
-    def _update_dense(self, parameter: Tensor, group: dict[str, Any], at: slice, gradient: Tensor) -> None:
-        """Update parameter[at], or all of a parameter of no dimension, by its dense gradient."""
-        piece = parameter[at] if parameter.dim() else parameter
-        order = _memory_order(piece)
-        if order is None:
-            raise ValueError(
-                f"{type(self).__name__}: the elements of a parameter must be adjacent in memory, got strides "
-                f"{parameter.stride()} of shape {list(parameter.shape)}"
-            )
-        length = piece.shape[order[-1]] if order else 1
-
-        def rows(t: Tensor) -> Tensor:
-            return (t[at] if t.dim() else t).permute(order).view(-1, length)
-
-        self._update(parameter, group, rows, None, gradient.permute(order).reshape(-1, length))
+            gradient = gradient.reshape(-1, gradient.shape[-1] if gradient.dim() else 1)
+        length = gradient.shape[1]
+        self._update(parameter, group, lambda t: t.view(-1, length), rows, gradient)
 
     def _update(
         self,
@@ -289,36 +272,21 @@ class _RowOptimizer(torch.optim.Optimizer):
         gradient: Tensor,  # [U, M]
     ) -> None:
         state = self.state[parameter]
-        moments = (view(moment) for moment in self._moments_of(parameter, state))
+        moments = (view(state[name]) for name in self._moments)
         self._row_op(view(parameter), rows, gradient, *moments, *self._numbers(group, state))
         # Autograd does not see what the raw op writes. With a new version, a backward pass through the older
         # values fails, in place of using wrong numbers.
         torch.autograd.graph.increment_version(parameter)
 
-    def _moments_of(self, parameter: Tensor, state: dict[str, Any]) -> list[Tensor]:
-        """Return the moments of a parameter in its order of memory.
-
-        A state that was loaded may lie in another order. It is then copied, once.
-        """
-        for name in self._moments:
-            moment = state[name]
-            if moment.stride() != parameter.stride():
-                same_order = moment.new_empty_strided(parameter.shape, parameter.stride())
-                state[name] = same_order.copy_(moment)
-        return [state[name] for name in self._moments]
-
     def _check(self, parameter: Tensor, gradient: Tensor) -> None:
+        if not parameter.is_contiguous():
+            raise ValueError(
+                f"{type(self).__name__}: parameters must be contiguous, got strides {parameter.stride()}"
+            )
         if gradient.dtype != parameter.dtype or parameter.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"{type(self).__name__}: parameters and gradients must both be float32 or float64, "
                 f"got {parameter.dtype} and {gradient.dtype}"
-            )
-
-    def _check_contiguous(self, parameter: Tensor) -> None:
-        if not parameter.is_contiguous():
-            raise ValueError(
-                f"{type(self).__name__}: parameters whose rows are stepped must be contiguous, "
-                f"got strides {parameter.stride()}"
             )
 
     def _group(self, parameter: Tensor) -> dict[str, Any]:
@@ -346,16 +314,6 @@ class _RowOptimizer(torch.optim.Optimizer):
 
     def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> tuple[float, ...]:
         raise NotImplementedError
-
-
-def _memory_order(t: Tensor) -> list[int] | None:
-    """Return the dimensions of a tensor from the outermost in memory to the innermost.
-
-    None means that its elements are not adjacent: the tensor has gaps, or elements that overlap.
-    """
-    strides = t.stride()
-    order = sorted(range(t.dim()), key=lambda dim: -strides[dim])
-    return order if t.permute(order).is_contiguous() else None
 
 
 def _row_length(parameter: Tensor, row_dims: int) -> int:
@@ -405,8 +363,7 @@ class SparseAdam(_RowOptimizer):
     source is Kingma and Ba, ICLR 2015, in the "lazy" variant.
 
     Args:
-        params: Parameters or parameter groups, float32 or float64. Their elements must be adjacent in memory.
-            Those that get sparse gradients must be contiguous.
+        params: Parameters or parameter groups, float32 or float64, contiguous.
         lr: Learning rate.
         betas: Decay of the first and the second moment.
         eps: Added to the root of the second moment.
@@ -467,8 +424,7 @@ class SparseAdagrad(_RowOptimizer):
     Duchi et al., JMLR 2011.
 
     Args:
-        params: Parameters or parameter groups, float32 or float64. Their elements must be adjacent in memory.
-            Those that get sparse gradients must be contiguous.
+        params: Parameters or parameter groups, float32 or float64, contiguous.
         lr: Learning rate.
         initial_accumulator_value: Start of the sum of squares.
         eps: Added to the root of the sum of squares.

@@ -32,6 +32,7 @@ PUBLIC = {
     "functional.bucket_forward",
     "functional.linear_bucket_bce",
     "nn.MACH.__init__",
+    "nn.MACH.forward",
     "runs.Run.attack",
     "runs.Run.explain",
     "runs.Run.iter_predict",

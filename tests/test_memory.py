@@ -433,6 +433,7 @@ def test_expected_memory_is_what_is_taken(say):
     cases = [
         ("predicting, peak", wide, {}),
         ("predicting, peak", {**wide, "merge": "mean_prob"}, {}),
+        ("predicting, peak", {**wide, "merge": "mean_logprob"}, {}),
         ("training, peak", wide, {}),
         ("training, peak", wide, {"precision": "bfloat16"}),
         ("training, peak", linear, {}),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from helpers import bitwise_equal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mach_ext
 from mach_ext import compression
@@ -188,6 +190,99 @@ def test_by_default_predict_gives_five_labels_or_all_of_fewer(labels):
     assert model.predict(draw(n=3))[1].shape == (3, min(5, labels))
     with pytest.raises(ValueError, match=rf"k must be in 0 \.\.\. L={labels}, got 7"):
         model.predict(draw(n=3), 7)
+
+
+# ------------------------------------------------------------------------------- prediction in bfloat16
+
+
+class Roundings(TorchDispatchMode):
+    """Counts conversions of tensors of a shape to bfloat16."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        conversion = func._schema.name in ("aten::_to_copy", "aten::to")  # the latter in inference mode
+        if conversion and out.dtype == torch.bfloat16 != args[0].dtype and out.shape == self.shape:
+            self.count += 1
+        return out
+
+
+@pytest.mark.parametrize("merge", ["mean_logit", "mean_prob", "mean_logprob"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_predict_in_bfloat16_rounds_hidden_units_and_bucket_weights(name, merge):
+    model, X = model_of(name, merge=merge), draw(n=7)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    scores, labels = model.predict(X, k=5, precision="bfloat16")
+    batched = model.predict(X, k=5, batch_size=2, precision="bfloat16")
+    weight, bias = model.bucket_weight.detach().bfloat16().float(), model.bucket_bias.detach()
+    with torch.no_grad():
+        if model.is_linear:
+            logits = F.bucket_forward(*tensors(X), None, None, weight, bias)
+        else:
+            logits = F.bucket_logits(model.encode(*tensors(X)).bfloat16().float(), weight, bias)
+        expected = mach_ext.nn.MODEL_MERGES[merge].topk(logits, model.hash, 5)
+    assert (labels == expected[1].numpy()).all()
+    np.testing.assert_allclose(scores, expected[0].numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batched[0], scores, rtol=1e-5, atol=1e-5)
+    assert np.abs(scores - model.predict(X, k=5)[0]).max() > 1e-4
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.bucket_weight.dtype == torch.float32
+    assert model.bucket_weight.requires_grad
+
+
+def test_predict_in_bfloat16_rounds_the_weight_once():
+    model, X = model_of(), draw(n=7)
+    with Roundings(model.bucket_weight.shape) as roundings:
+        model.predict(X, k=5, batch_size=2, precision="bfloat16")
+    assert roundings.count == 1
+    narrow = mach_ext.nn.rounded_model(model, "bfloat16")
+    assert mach_ext.nn.rounded_model(narrow, "bfloat16") is narrow
+    assert mach_ext.nn.rounded_model(model, "float32") is model
+    assert narrow.encoder_weight is model.encoder_weight
+    with Roundings(model.bucket_weight.shape) as roundings:
+        again = narrow.predict(X, k=5, precision="bfloat16")
+    assert roundings.count == 0
+    for a, b in zip(again, model.predict(X, k=5, precision="bfloat16"), strict=True):
+        assert (a == b).all()
+
+
+def test_predict_in_bfloat16_sees_changed_weights():
+    model, X = model_of(), draw()
+    first = model.predict(X, k=5, precision="bfloat16")[0]
+    with torch.no_grad():
+        model.bucket_weight.mul_(2)
+    assert (model.predict(X, k=5, precision="bfloat16")[0] != first).any()
+
+
+def test_what_bfloat16_is_not_for():
+    model, X = model_of(), draw()
+    for precision in ("half", "tf32"):
+        with pytest.raises(
+            ValueError, match=r"^MACH.predict: precision must be one of float32, bfloat16, got"
+        ):
+            model.predict(X, precision=precision)
+    with pytest.raises(TypeError, match=r"^MACH.predict: precision bfloat16 is for float32, got float64"):
+        model_of().double().predict(X, precision="bfloat16")
+    with pytest.raises(ValueError, match="precision bfloat16 is for prediction and has no gradient"):
+        model.topk(*tensors(X), 3, precision="bfloat16")
+    labels = torch.zeros(0, dtype=torch.long), torch.zeros(8, dtype=torch.long)
+    with pytest.raises(ValueError, match="MACH: precision is for bucket logits"):
+        model(*tensors(X), *labels, precision="bfloat16")
+
+
+def test_methods_of_former_subclasses_need_not_know_precisions():
+    class Former(mach_ext.MACH):
+        def forward(self, *X, validate=True, dropout=None):
+            return super().forward(*X, validate=validate, dropout=dropout)
+
+    model, X = model_of(), draw()
+    expected = model.predict(X, k=5)
+    model.__class__ = Former
+    for a, b in zip(model.predict(X, k=5), expected, strict=True):
+        assert (a == b).all()
 
 
 def test_predict_edges():
@@ -699,7 +794,6 @@ def test_model_merges_are_pairs_and_can_be_called():
     for merge in mach_ext.nn.MODEL_MERGES.values():
         transform, reduction = merge
         changed = logits if transform is None else transform(logits)
-        assert merge.num_arrays == (1 if transform is None else 2)
         assert torch.equal(merge.transformed(logits), changed)
         assert (merge.transformed(logits) is logits) == (transform is None)
         votes = logits.transpose(1, 2).contiguous()  # of B labels, as it were
@@ -709,6 +803,75 @@ def test_model_merges_are_pairs_and_can_be_called():
             merge.topk(logits, hash, 4), F.merge_topk(changed, hash, 4, reduction), strict=True
         ):
             assert torch.equal(mine, theirs)
+
+
+def memory_orders(logits):
+    """The same numbers as `bucket_logits` lays them out, contiguous, and not adjacent in memory."""
+    yield logits.transpose(0, 1).contiguous().transpose(0, 1)
+    yield logits.clone()
+    yield torch.stack((logits, logits), 3)[..., 0]
+
+
+@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize("part", [1000, 1 << 18], ids=["parts", "whole"])
+def test_transforms_in_place_give_the_same_bits(monkeypatch, name, part):
+    """Of an odd number of scores, with every kind of number, in the memory of the logits."""
+    monkeypatch.setattr(mach_ext.merges, "_ON_CPU", part)
+    merge = mach_ext.nn.MODEL_MERGES[name]
+    logits = 9 * torch.randn(13, 5, 1001, generator=torch.Generator().manual_seed(0))
+    logits[0, 0, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0])
+    for each in memory_orders(logits):
+        expected, adjacent = merge.transformed(each).clone(), each.stride(2) == 1
+        out = merge.transform_in_place(each)
+        assert bitwise_equal(out, expected)
+        assert (out is each) == (adjacent or name != "mean_logprob")
+
+
+def test_transforms_in_place_leave_recorded_logits_as_they_are():
+    logits = torch.randn(3, R, B, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    former = logits.detach().clone()
+    for merge in mach_ext.nn.MODEL_MERGES.values():
+        scores = merge.transform_in_place(logits * 1)
+        (gradient,) = torch.autograd.grad(scores.sum(), logits)
+        (expected,) = torch.autograd.grad(merge.transformed(logits).sum(), logits)
+        assert torch.equal(gradient, expected)
+    assert torch.equal(logits.detach(), former)
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_only_the_models_own_logits_are_overwritten(name):
+    model, X = model_of(merge=name), tensors(draw())
+    with torch.inference_mode():
+        logits = model(*X)
+        kept, former, merge = logits.clone(), [], mach_ext.nn.MODEL_MERGES[name]
+        expected = merge.topk(logits, model.hash, 5)
+        assert torch.equal(logits, kept)
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+        own = merge.topk(logits, model.hash, 5, overwrite=True)
+        assert all(map(torch.equal, own, expected))
+        assert torch.equal(logits, merge.transformed(kept))
+
+        class Cached(mach_ext.MACH):
+            def forward(self, *args, **options):
+                return former[0]
+
+        hooks = [
+            model.register_forward_hook(lambda *call: former.append(call[-1])),
+            torch.nn.modules.module.register_module_forward_hook(lambda *call: former.append(call[-1])),
+        ]
+        for hook in hooks:  # They keep the logits: both hooks, then the second one alone.
+            former.clear()
+            assert all(map(torch.equal, model.topk(*X, 5), expected))
+            assert former
+            assert all(torch.equal(each, kept) for each in former)
+            hook.remove()
+        former[:] = [kept.clone()]
+        model.forward = lambda *args, **options: former[0]
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+        del model.forward
+        model.__class__ = Cached
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+        assert torch.equal(former[0], kept)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

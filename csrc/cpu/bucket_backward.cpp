@@ -52,18 +52,6 @@ inline void transpose(const T* in, int64_t in_stride, T* out, int64_t out_stride
     for (int64_t j = 0; j < columns; ++j) out[j * out_stride + i] = in[i * in_stride + j];
 }
 
-// out[i, j] = in[i, j] of a block of at most kWidth columns.
-template <class T>
-inline void copy_rows(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
-                      int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i, in += in_stride, out += out_stride) {
-    if (columns == kWidth)
-      *reinterpret_cast<Hidden<T>*>(out) = *reinterpret_cast<const Hidden<T>*>(in);
-    else
-      for (int64_t j = 0; j < columns; ++j) out[j] = in[j];
-  }
-}
-
 // The buckets of g [B] that are not negligible, ascending, into kept [B]; returns how many.
 template <class T>
 inline int64_t kept_entries(const T* __restrict g, int64_t B, T limit, int32_t* __restrict kept) {
@@ -176,10 +164,7 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
     }
     for (int64_t b = 0; b < p.B; b += kWidth) {
       const int64_t count = p.B - b < kWidth ? p.B - b : kWidth;
-      if (p.weight_by_bucket)
-        copy_rows(p.weight + b * p.H + first, p.H, weight + b * kWidth, kWidth, count, width);
-      else
-        transpose(p.weight + first * p.B + b, p.B, weight + b * kWidth, kWidth, width, count);
+      transpose(p.weight + first * p.B + b, p.B, weight + b * kWidth, kWidth, width, count);
       for (int64_t i = b; i < b + count; ++i) weight_sum += s.column[i] * weight_row[i];
     }
     for (int64_t n = 0; n < p.N; ++n) {
@@ -197,10 +182,7 @@ void bucket_backward(const BucketBackward<T>& p, const SplitGradient<T>& s, T* s
                       sum);
         reinterpret_cast<Hidden<T>*>(block)[i] = sum;
       }
-      if (p.grad_by_bucket)
-        copy_rows(block, kWidth, p.grad_weight + b * p.H + first, p.H, count, width);
-      else
-        transpose(block, kWidth, p.grad_weight + first * p.B + b, p.B, count, width);
+      transpose(block, kWidth, p.grad_weight + first * p.B + b, p.B, count, width);
     }
   }
 }

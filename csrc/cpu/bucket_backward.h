@@ -1,5 +1,3 @@
-#error \
-    "LEAD: the plan has changed. Read LEAD-NOTE.txt in this worktree (bucket_weight stays row-major), then delete this line."
 // bucket_backward: the two products of a repetition's backward pass, for a gradient G [N, B] to the logits of
 // which most entries are negligible:
 //
@@ -12,9 +10,8 @@
 // most of the gradient that keeps their logits low. G' is therefore that rank-one matrix over all of [N, B],
 // which costs as much as two vectors, plus a sparse matrix at the E kept entries.
 //
-// Both products go over tiles of kTile<Isa> hidden units, and vectors run over hidden units. A weight [B, H]
-// in memory has them adjacent. One that lies as [H, B] is transposed within a tile. Each thread owns its
-// tiles, so no sum depends on the number of threads, nor on the order of the weight.
+// Both products go over tiles of kTile<Isa> hidden units. The weight is transposed within a tile, so that
+// vectors run over hidden units. Each thread owns its tiles, so no sum depends on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -32,16 +29,14 @@ constexpr int64_t kTile = std::is_same_v<Isa, Avx512> ? 16
 
 template <class T>
 struct BucketBackward {
-  const T* gradient;  // G [N, B]
+  const T* gradient;  // G [N, B], rows contiguous
   const T* hidden;    // [N, H], rows hidden_stride apart
-  const T* weight;    // [H, B], or with weight_by_bucket [B, H]
-  bool weight_by_bucket;
+  const T* weight;    // [H, B]
   int64_t hidden_stride, N, H, B;
   T negligible;
   T* grad_hidden;  // [N, H], rows grad_hidden_stride apart
   int64_t grad_hidden_stride;
-  T* grad_weight;  // [H, B], or with grad_by_bucket [B, H]
-  bool grad_by_bucket;
+  T* grad_weight;  // [H, B]
 };
 
 // The split of G. Kept entries by document (CSR) and by bucket (CSC), both in ascending order.

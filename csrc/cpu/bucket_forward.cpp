@@ -12,12 +12,6 @@ inline T transformed(Transform transform, T z) {
   return logarithm ? -softplus : sigmoid;
 }
 
-inline uint16_t rounded_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<uint16_t>(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 }  // namespace
 
 template <class Isa, class T>
@@ -36,22 +30,7 @@ void bucket_forward(const BucketForward<T>& p, Transform transform, T* units, T*
     }
 }
 
-template <class Isa, class T>
-void round_gradient(const T* gradient, int64_t N, int64_t columns, uint16_t* rounded, T* sums, int64_t begin,
-                    int64_t end) {
-  for (int64_t b = begin; b < end; ++b) {
-    double sum = 0;
-    for (int64_t n = 0; n < N; ++n) {
-      sum += static_cast<double>(gradient[n * columns + b]);
-      rounded[n * columns + b] = rounded_bits(gradient[n * columns + b]);
-    }
-    sums[b] = static_cast<T>(sum);
-  }
-}
-
 template void bucket_forward<MACH_ISA, float>(const BucketForward<float>&, Transform, float*, float*, int64_t,
-                                              int64_t);
-template void round_gradient<MACH_ISA, float>(const float*, int64_t, int64_t, uint16_t*, float*, int64_t,
                                               int64_t);
 
 }  // namespace mach

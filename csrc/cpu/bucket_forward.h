@@ -27,10 +27,4 @@ template <class Isa, class T>
 void bucket_forward(const BucketForward<T>& p, Transform transform, T* units, T* scores, int64_t begin,
                     int64_t end);
 
-// gradient [N, columns] into bfloat16, to nearest, ties to even, and its sums over documents, in float64 in
-// their order: columns [begin, end).
-template <class Isa, class T>
-void round_gradient(const T* gradient, int64_t N, int64_t columns, uint16_t* rounded, T* sums, int64_t begin,
-                    int64_t end);
-
 }  // namespace mach

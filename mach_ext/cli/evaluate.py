@@ -12,6 +12,7 @@ from mach_ext.cli.options import (
     ModelPath,
     OtherDataset,
     Output,
+    Precision,
     Propensity,
     Split,
     SvmlightBase,
@@ -39,6 +40,7 @@ def run(
     propensity: Propensity = OWN_PROPENSITY,
     output: Output = derived("the run's folder"),
     device: Device = "cpu",
+    precision: Precision = "float32",
 ) -> None:
     """Measure a run: precision, nDCG, recall and their propensity-scored forms.
 
@@ -47,6 +49,7 @@ def run(
     from mach_ext import runs
     from mach_ext.cli.results import all_done, show_metrics
     from mach_ext.runs.arguments import spell
+    from mach_ext.runs.evaluation import result_name
     from mach_ext.runs.files import check_folder
 
     if output is not None:
@@ -60,8 +63,9 @@ def run(
         svmlight_base=svmlight_base,
         output=output,
         save=False,
+        precision=precision,
     )
-    name = f"{split}+neighbors" if neighbors else split
+    name = result_name(split, neighbors, precision)
     with all_done() as then:
         then(show_metrics, name, result)
         then(opened.save_metrics, {name: result}, dataset, svmlight_base, output)

@@ -11,6 +11,7 @@ import typer
 from mach_ext.cli import values
 
 SPLITS = ("train", "dev", "test")
+PRECISIONS = ("float32", "bfloat16")  # a copy of mach_ext.functional.PRECISIONS
 DATASETS = (  # a copy of mach_ext.data.NAMES, whose import would load the whole library
     "wordnet", "eurlex-4k", "wiki10-31k", "amazoncat-13k", "amazon-670k", "wiki-500k", "amazon-3m",
 )  # fmt: skip
@@ -129,6 +130,13 @@ Seed = Annotated[
     option(
         "--seed", parse=values.seed, metavar="N", panel="Common",
         help="The seed of everything that is random. The same seed gives the same result.",
+    ),
+]  # fmt: skip
+Precision = Annotated[
+    str,
+    choice(
+        "--precision", choices=PRECISIONS, metavar="TYPE", panel="Model",
+        help="The number type of the products: float32, or bfloat16 for a GPU. bfloat16 rounds more.",
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, switch("--quiet", panel="Common", help="Show no progress bars.")]

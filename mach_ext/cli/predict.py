@@ -24,6 +24,7 @@ from mach_ext.cli.options import (
     ModelPath,
     OtherDataset,
     Output,
+    Precision,
     Quiet,
     SvmlightBase,
     choice,
@@ -93,6 +94,7 @@ def run(
     format: Format = derived("table on a terminal, else tsv"),
     output: Output = derived("standard output"),
     device: Device = "cpu",
+    precision: Precision = "float32",
     quiet: Quiet = False,
 ) -> None:
     """Predict the best labels of documents, by name, with their scores.
@@ -111,7 +113,7 @@ def run(
     if format != "jsonl" and merge != "mean_logit":
         say(f"scores are on the scale of the model's merge: {nn.SCALES[merge]}")
     source = {"svmlight_base": svmlight_base, **_source(text, input, split, dataset, input_format)}
-    blocks = opened.iter_predict(k=k, **source)
+    blocks = opened.iter_predict(k=k, precision=precision, **source)
     if file is not None:
         _write_file(file, format, merge, blocks, quiet)
         return

@@ -17,7 +17,7 @@ def show_metrics(split: str, result: dict[str, Any]) -> None:
     bands = result["bands"]
     columns = {"all": result, **bands}
     rows = [[split, *columns]]
-    for metric in (key for key in result if key not in ("bands", "propensity")):
+    for metric in (key for key in result if key not in ("bands", "propensity", "precision")):
         cells = (column.get(metric) for column in columns.values())
         rows.append(
             [metric, *("-" if value is None or value != value else f"{value:.4f}" for value in cells)]

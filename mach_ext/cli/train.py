@@ -30,7 +30,7 @@ ENCODERS = ("shared", "independent")
 MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 METRICS = ("P@1", "P@3", "P@5", "nDCG@1", "nDCG@3", "nDCG@5")
 
 Dataset = Annotated[
@@ -175,7 +175,7 @@ Precision = Annotated[
     str | None,
     choice(
         "--precision", choices=PRECISIONS, metavar="TYPE", panel="Training",
-        help="The number type of the matrix products: float32 or bfloat16.",
+        help="The number type of the matrix products: float32, tf32 on a GPU, or bfloat16.",
     ),
 ]  # fmt: skip
 Patience = Annotated[

@@ -34,7 +34,7 @@ Example:
 from mach_ext.functional._autograd import own_precision
 from mach_ext.functional._bucket_bce import bucket_bce, linear_bucket_bce
 from mach_ext.functional._bucket_logits import bucket_forward, bucket_logits
-from mach_ext.functional._checks import MERGES, as_int
+from mach_ext.functional._checks import MERGES, PRECISIONS, as_int, check_precision
 from mach_ext.functional._label_logits import label_logits, linear_label_logits
 from mach_ext.functional._merge import merge_repetitions, merge_scores, merge_topk
 from mach_ext.functional._repetitions import bucket_bce_by_repetition, of_repetition
@@ -42,11 +42,13 @@ from mach_ext.functional._sparse_linear import sparse_linear
 
 __all__ = [
     "MERGES",
+    "PRECISIONS",
     "as_int",
     "bucket_bce",
     "bucket_bce_by_repetition",
     "bucket_forward",
     "bucket_logits",
+    "check_precision",
     "label_logits",
     "linear_bucket_bce",
     "linear_label_logits",

@@ -158,7 +158,7 @@ class _BucketBCE(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         N, (R, _, B) = hidden.shape[0], weight.shape
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_weight = weight.new_empty(weight.shape) if needs_weight else None
         grad_bias = bias.new_empty(bias.shape) if needs_bias else None
         loss = hidden.new_zeros((), dtype=torch.float64)
         # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a

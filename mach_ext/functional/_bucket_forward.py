@@ -20,6 +20,11 @@ def rounded_bucket_logits(
     return logits
 
 
+def rounded_weight(weight: Tensor) -> Tensor:  # [G, H, B]
+    """Return a weight [G, H, B] in bfloat16, with the memory of [G, B, H], in which products take it."""
+    return weight.mT.to(torch.bfloat16, memory_format=torch.contiguous_format).mT
+
+
 def takes_fused(hidden: Tensor, weight: Tensor) -> bool:
     """Return whether `_ops.bucket_forward` takes these operands in bfloat16 on their device.
 
@@ -54,7 +59,7 @@ class _RoundedLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias):  # type: ignore[no-untyped-def]
-        hidden, weight = hidden.bfloat16(), weight.bfloat16()  # with the strides that they have
+        hidden, weight = hidden.bfloat16(), rounded_weight(weight)
         ctx.save_for_backward(hidden, weight)
         return _logits(hidden, weight, bias)
 
@@ -64,7 +69,7 @@ class _RoundedLogits(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
         grad_hidden = grad.new_zeros(hidden.shape) if needs_hidden else None
-        grad_weight = torch.empty_like(weight, dtype=grad.dtype) if needs_weight else None
+        grad_weight = grad.new_empty(weight.shape) if needs_weight else None
         with own_precision(grad.device):
             for r in range(weight.shape[0]):
                 g, h = grad[:, r], of_repetition(hidden, r)

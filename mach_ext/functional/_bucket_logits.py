@@ -39,8 +39,9 @@ def bucket_logits(
         bias: [R, B] or None.
         precision: "float32" multiplies in the dtype of `hidden` after widening. "bfloat16" rounds float32
             hidden units and weights to bfloat16 and adds their products up in float32. Gradients are those of
-            the rounded product. GPUs from compute capability 8.0 on compute all repetitions in one kernel.
-            For this H must be a multiple of 8, and `weight.mT` contiguous. [default: "float32"]
+            the rounded product. GPUs from compute capability 8.0 on compute all repetitions in one kernel, if
+            H is a multiple of 8. A float32 weight is rounded in every call, which moves 6 bytes for each
+            weight. The CPU computes the same numbers, but saves no time. [default: "float32"]
 
     Returns:
         [N, R, B] in the dtype of `hidden` after widening. In memory the repetitions come first: it is a view
@@ -59,7 +60,7 @@ def bucket_logits(
     op = "bucket_logits"
     hidden = widen(hidden, weight)
     check_buckets_weight(op, hidden, weight, bias)
-    check_precision(op, precision, hidden)
+    check_precision(op, precision, hidden, weight)
     R = weight.shape[0]
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]
     if bias is not None:
@@ -107,8 +108,8 @@ def bucket_forward(
         bucket_bias: [R, B] or None.
         sparse_grad: As in `sparse_linear`, for the weight that takes the documents.
         validate: As in `sparse_linear`.
-        precision: As in `bucket_logits`. The product with the documents is not rounded. "bfloat16" needs an
-            encoder. [default: "float32"]
+        precision: As in `bucket_logits`. The product with the documents is not rounded. Without an encoder
+            "bfloat16" rounds `bucket_weight` alone, which then gets no gradient. [default: "float32"]
 
     Returns:
         [N, R, B].
@@ -126,14 +127,19 @@ def bucket_forward(
     op = "bucket_forward"
     check_documents(op, values, indices, indptr)
     check_tensor(op, "bucket_weight", bucket_weight, 3, values)
-    check_precision(op, precision, values, "values")
+    check_precision(op, precision, values, bucket_weight)
     if encoder_weight is None:
-        if precision != "float32":
-            raise ValueError(f'{op}: precision "{precision}" needs an encoder (linear MACH has none)')
         if encoder_bias is not None:
             raise ValueError(f"{op}: encoder_bias without encoder_weight (linear MACH has no encoder)")
         check_bias(op, bucket_bias, (bucket_weight.shape[0], bucket_weight.shape[2]), values, "bucket_bias")
         check_contents(op, values, indices, indptr, bucket_weight.shape[1], validate)
+        if precision == "bfloat16":
+            if needs_grad(bucket_weight):
+                raise ValueError(
+                    f"{op}: precision bfloat16 has no gradient to bucket_weight without an encoder; "
+                    "call it under torch.no_grad()"
+                )
+            bucket_weight = bucket_weight.bfloat16()
         return run_sparse_linear(values, indices, indptr, bucket_weight, bucket_bias, False, sparse_grad)
     R, H = bucket_weight.shape[0], bucket_weight.shape[1]
     check_tensor(op, "encoder_weight", encoder_weight, 2, values)

@@ -13,7 +13,7 @@ from mach_ext import _ops
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")  # of the products of a prediction
 FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 _INTS = (torch.int32, torch.int64)
@@ -115,14 +115,6 @@ def check_bias(
         _check_shape(op, name, bias, shape)
 
 
-def check_precision(op: str, precision: str, t: Tensor, name: str = "hidden") -> None:
-    """Refuse unknown precisions, and to round float64."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "bfloat16" and t.dtype != torch.float32:
-        raise TypeError(f'{op}: {name} must be float32 for precision "bfloat16", got {_name(t.dtype)}')
-
-
 def check_activation(op: str, activation: str | None) -> None:
     """Refuse unknown activations."""
     if activation not in (None, "relu"):
@@ -199,6 +191,33 @@ def check_buckets_weight(op: str, hidden: Any, weight: Any, bias: Tensor | None)
             f"{op}: hidden must be [N, H={H}] or [N, R={R}, H={H}] to match weight, got {list(hidden.shape)}"
         )
     check_bias(op, bias, (R, B), hidden)
+
+
+def check_precision(op: str, precision: str, *floats: Tensor | None) -> None:
+    """Refuse an unknown precision, and refuse to round float64.
+
+    Args:
+        op: The function that the message names.
+        precision: The precision, one of `PRECISIONS`.
+        *floats: The factors of the product.
+
+    Raises:
+        TypeError: bfloat16 was asked of float64.
+        ValueError: The precision is unknown.
+
+    Example:
+        >>> from mach_ext.functional import check_precision
+        >>> check_precision("predict", "float32")
+        >>> check_precision("predict", "half")
+        Traceback (most recent call last):
+        ValueError: predict: precision must be one of float32, bfloat16, got 'half'
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float32":
+        return
+    if any(t is not None and t.dtype == torch.float64 for t in floats):
+        raise TypeError(f"{op}: precision {precision} is for float32, got float64")
 
 
 def check_hash(op: str, hash: LabelHash, R: int, B: int, device: torch.device) -> None:

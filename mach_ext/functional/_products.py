@@ -1,8 +1,9 @@
 """The matrix products of a group of repetitions, and the loss between them.
 
-A weight [G, H, B] may lie in memory in two orders. Bucket-major means that [G, B, H] is contiguous. With
-hidden units that all repetitions share, a group is then a single classifier of G * B buckets, and each
-product is one matrix product. In the other order, and with hidden units [N, G, H], the products are batched.
+A parameter [R, H, B] is contiguous. What a GPU rounds of it for the products is bucket-major: the memory is
+that of [G, B, H]. With hidden units that all repetitions share, a group is then a single classifier of G * B
+buckets. Its logits, and the gradient to its hidden units, are one matrix product each. Other products are
+batched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext._memory import check_room
+from mach_ext.functional._bucket_forward import rounded_weight, takes_fused
 from mach_ext.functional._repetitions import of_group
 
 
@@ -84,13 +86,16 @@ class Group:
             grad_hidden += terms.sum(0)
 
     def write_grad_weight(self, gradient: Tensor, grad_weight: Tensor) -> None:
-        """Write the gradient to `weight` to a tensor of its shape, in the same order of memory."""
-        if self.is_one:
-            product(self.hidden.T, gradient.flatten(1), _as_one(grad_weight))
-        elif grad_weight.mT.is_contiguous():
-            product(gradient.permute(1, 2, 0), self._by_repetition, grad_weight.mT)
+        """Write the gradient to `weight` to a contiguous tensor of its shape."""
+        if len(grad_weight) == 1:
+            product(self.hidden.T, gradient[:, 0], grad_weight[0])
         else:
             product(self._by_repetition.mT, gradient.transpose(0, 1), grad_weight)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `fused_bce_of_group` takes this group: on a GPU, in bfloat16, and bucket-major."""
+        return self.hidden.dtype == torch.bfloat16 and takes_fused(self.hidden, self.weight)
 
     @property
     def _by_repetition(self) -> Tensor:  # [G, N, H]
@@ -102,13 +107,18 @@ class Group:
 def group_of(hidden: Tensor, weight: Tensor, at: slice, dtype: torch.dtype) -> Group:
     """Return a group of repetitions, whose weight is converted to the dtype of the products.
 
+    On a GPU a converted weight is bucket-major. It costs as much as any other copy.
+
     Args:
         hidden: [N, H] or [N, R, H], in the dtype of the products.
         weight: [R, H, B].
         at: The repetitions of the group.
         dtype: The dtype of the products.
     """
-    return Group(of_group(hidden, at), weight[at].to(dtype))
+    part = weight[at]
+    if part.dtype != dtype:
+        part = rounded_weight(part) if _is_on_gpu(part) and dtype == torch.bfloat16 else part.to(dtype)
+    return Group(of_group(hidden, at), part)
 
 
 def bce_of_group(
@@ -128,6 +138,22 @@ def bce_of_group(
     z = group.logits(logits)
     losses = _ops.bucket_bce(z, bias, table, *labels, targets.scale, targets.gradient, out, grad_bias)
     return (z if out is None else out), losses
+
+
+def fused_bce_of_group(
+    group: Group,
+    bias: Tensor | None,  # [G, B]
+    targets: Targets,
+    at: slice,
+    grad_bias: Tensor,  # [G, B], overwritten
+) -> tuple[Tensor, Tensor]:  # gradient [N, G, B] in bfloat16, losses [N] float64
+    """Return what `bce_of_group` returns, by a kernel that never writes the logits to memory."""
+    labels = (targets.label_indices, targets.label_indptr)
+    gradient, losses, sums = _ops.bucket_forward_bce(
+        group.hidden, group.weight, bias, targets.buckets[at], *labels, targets.scale
+    )
+    grad_bias.copy_(sums)
+    return gradient, losses
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -161,3 +187,7 @@ def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 def _as_one(t: Tensor) -> Tensor:
     """Return [G, H, B] as [H, G * B], a view: of one repetition, or of a bucket-major tensor."""
     return t[0] if len(t) == 1 else t.mT.flatten(0, 1).T
+
+
+def _is_on_gpu(t: Tensor) -> bool:
+    return t.is_cuda

@@ -26,6 +26,7 @@ def evaluate(
     propensity: tuple[float, float] | None = None,
     ks: Sequence[int] = KS,
     recall_ks: Sequence[int] = RECALL_KS,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     r"""Returns metrics of a split, in all and by how many training documents a label has.
 
@@ -40,10 +41,11 @@ def evaluate(
         propensity: A and B of the propensity model. None: those that the run keeps.
         ks: The k of P, nDCG, PSP and PSnDCG.
         recall_ks: The k of R.
+        precision: As in `MACH.predict`.
 
     Returns:
         Metrics by name. "bands" holds the same for each frequency band. "propensity" holds A, B and the
-        number of training documents.
+        number of training documents. "precision" holds the precision, unless it is float32.
 
     Raises:
         ValueError: The dataset has no such split, or A and B are out of range.
@@ -68,20 +70,28 @@ def evaluate(
     unseen = truth.shape[1] - model.num_labels
     q = frequencies.inverse_propensity(unseen)  # before the prediction, because A and B can be too large
     k = max((*ks, *recall_ks), default=0)
-    labels = training.answers(model, documents.X, k, documents.filtered, _rerank(model, neighbors))
+    labels = training.answers(
+        model, documents.X, k, documents.filtered, _ranking(model, neighbors, precision)
+    )
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
     result["bands"] = metrics.evaluate_by_band(truth, labels, frequencies.bands(unseen), ks, recall_ks, q)
-    return {**result, "propensity": frequencies.as_dict()}
+    return {**result, "propensity": frequencies.as_dict(), **nn.precision_option(precision)}
 
 
-def _rerank(model: nn.MACH, neighbors: Neighbors | None) -> Any:
-    """Returns a function that predicts labels and re-ranks them. None: nothing is re-ranked."""
-    if neighbors is None:
-        return None
+def result_name(split: str, neighbors: bool, precision: str) -> str:
+    """Returns the name of metrics among those of a run: the split, and what is unusual about them."""
+    remarks = ["neighbors"] if neighbors else []
+    return "+".join([split, *remarks, *nn.precision_option(precision).values()])
+
+
+def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any:
+    """Returns a function that predicts the k best labels, and re-ranks them if there are neighbours."""
+    model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
 
     def labels(X: Any, k: int) -> NDArray[np.integer[Any]]:
-        candidates = min(max(CANDIDATES, k), model.num_labels)
-        return neighbors.rerank(X, *model.predict(X, candidates))[1]
+        candidates = k if neighbors is None else min(max(CANDIDATES, k), model.num_labels)
+        best = model.predict(X, candidates, **options)
+        return best[1] if neighbors is None else neighbors.rerank(X, *best)[1]
 
     return labels
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mach_ext import data, nn
-from mach_ext.runs.arguments import takes_text
+from mach_ext.runs.arguments import spell, takes_text
 from mach_ext.runs.dataset import log, log_no_svmlight, log_without_features
 
 
@@ -131,11 +131,26 @@ def rows(X: Any, block: int = 4096) -> Iterator[Any]:
     return (X[start : start + block] for start in range(0, X.shape[0], block))
 
 
-def answers(model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int) -> Iterator[list[Answer]]:
+def check_source(sources: Sequence[Any], split: Any, dataset: Any, format: str | None) -> None:
+    """Refuses none or several of texts, X, file, stream and split, and what does not apply to the source."""
+    texts, X, file, stream = sources
+    given = [each for each in (texts, X, file, stream, split) if each is not None]
+    if len(given) != 1:
+        raise ValueError(f"predict: needs one of texts, X, file, stream, split, got {len(given)}")
+    if dataset is not None and split is None:
+        raise ValueError(f"{spell('dataset')} needs {spell('split')}")
+    if format is not None and file is None and stream is None:
+        raise ValueError("predict: format is for file and stream")
+
+
+def answers(
+    model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int, precision: str = "float32"
+) -> Iterator[list[Answer]]:
     """Yields answers block by block, as they are computed. Memory does not grow with N."""
     documents = unknown = 0
+    model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
     for X in blocks:
-        scores, labels = model.predict(X, k)
+        scores, labels = model.predict(X, k, **options)
         block = []
         features = data.row_features(X).tolist()
         for count, row_scores, row_labels in zip(features, scores.tolist(), labels.tolist(), strict=True):

@@ -22,7 +22,7 @@ from mach_ext.runs.folders import RUNS as RUNS
 from mach_ext.runs.folders import load_model, newest_run, working_folder
 from mach_ext.runs.labels import TrainingLabels
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
-from mach_ext.runs.prediction import Answer, Prediction, answers, checked_texts, documents, rows
+from mach_ext.runs.prediction import Answer, Prediction, answers, check_source, checked_texts, documents, rows
 from mach_ext.runs.summary import summary
 
 log = logging.getLogger("mach_ext")
@@ -211,6 +211,7 @@ class Run:
         svmlight_base: int | None = None,
         output: PathLike | None = None,
         save: bool = True,
+        precision: str = "float32",
     ) -> dict[str, Any]:
         """Returns P, nDCG, PSP, PSnDCG and R of a split, in all and, under "bands", by label frequency.
 
@@ -222,6 +223,7 @@ class Run:
             svmlight_base: As in `dataset`.
             output: Folder of the metrics. None: the run's folder.
             save: Add the metrics to `metrics.json`.
+            precision: As in `MACH.predict`. Metrics in bfloat16 have a name and an entry that say so.
 
         Raises:
             ValueError: There is no such split, the model cannot be re-ranked, or a file is bad.
@@ -238,9 +240,11 @@ class Run:
         split_of(loaded, split)  # refuses a missing split before any work
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
         with timer(self.seconds, "evaluate"):
-            result = evaluation.evaluate(self.model, loaded, split, neighbors=train, propensity=propensity)
+            result = evaluation.evaluate(
+                self.model, loaded, split, neighbors=train, propensity=propensity, precision=precision
+            )
         if save:
-            name = f"{split}+neighbors" if neighbors else split
+            name = evaluation.result_name(split, neighbors, precision)
             self.save_metrics({name: result}, dataset, svmlight_base, output)
         return result
 
@@ -275,7 +279,7 @@ class Run:
 
         Args:
             texts: Documents as texts. A plain string is a single document.
-            **source: Documents from another source, and k, as in `iter_predict`.
+            **source: Documents from another source, k and precision, as in `iter_predict`.
 
         Returns:
             Predictions of each document. Scores of a document without features are NaN.
@@ -304,6 +308,7 @@ class Run:
         k: int | None = None,
         format: str | None = None,
         svmlight_base: int | None = None,
+        precision: str = "float32",
     ) -> Iterator[list[Answer]]:
         """Yields answers block by block, as they are computed, from exactly one source of documents.
 
@@ -317,6 +322,7 @@ class Run:
             k: Number of labels of a document. None: 5, or L if there are fewer labels.
             format: "text" or "jsonl", for a stream or a file of any name.
             svmlight_base: As in `dataset`.
+            precision: As in `MACH.predict`.
 
         Yields:
             A list of answers for each block of documents.
@@ -332,16 +338,10 @@ class Run:
             ...     print(len(block), block[0].labels[0].label)
             40 cat
         """
-        given = [each for each in (texts, X, file, stream, split) if each is not None]
-        if len(given) != 1:
-            raise ValueError(f"predict: needs one of texts, X, file, stream, split, got {len(given)}")
-        if dataset is not None and split is None:
-            raise ValueError(f"{spell('dataset')} needs {spell('split')}")
-        if format is not None and file is None and stream is None:
-            raise ValueError("predict: format is for file and stream")
+        check_source((texts, X, file, stream), split, dataset, format)
+        F.check_precision("predict", precision, self.model.bucket_weight.detach())
         k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spell("k"))
-        if texts is not None:
-            texts = checked_texts(texts, self.columns)
+        texts = None if texts is None else checked_texts(texts, self.columns)
         blocks: Iterator[Any]
         if X is not None:
             blocks = rows(data.check_csr(X, "predict: X"))
@@ -353,7 +353,7 @@ class Run:
                 svmlight_base=svmlight_base,
             )  # fmt: skip
         names: Any = self.columns.label_names or explain.Numbers()
-        return answers(self.model, names, blocks, k)
+        return answers(self.model, names, blocks, k, precision)
 
     def explain(
         self,

@@ -13,7 +13,7 @@ from mach_ext.nn import MACH
 
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
 
 
@@ -53,7 +53,9 @@ class Hyperparameters:
         precision: The precision of the products of a step. "bfloat16" rounds weights, hidden units and the
             logits' gradient for the products. The sums are float32, but on the CPU the result of a dense
             product is bfloat16 as well. Weights and moments stay float32, so that small steps are not lost.
-            The weight that takes the documents has a bfloat16 copy beside it.
+            The weight that takes the documents has a bfloat16 copy beside it. "tf32" is for a GPU and models
+            with a hidden layer. It lets the tensor cores round the factors of the float32 products of a step
+            to 10 bits. "float32" does what PyTorch is set to, which is full float32 by default.
         tau: Strength of the logit adjustment (`MACH.adjust_logits`). The model gets the adjustment at the end
             and for its dev metrics. Training runs without it. 0 means no adjustment. None takes 1 / sqrt(n),
             at most 0.5, where n is the mean number of documents of the labels that occur. Models that do not
@@ -119,6 +121,19 @@ class Hyperparameters:
         device = model.bucket_bias.device
         if settings.gradient_threshold > 0 and device.type != "cpu":
             raise ValueError(f"fit: gradient_threshold is for models on the CPU, this one is on {device}")
+        if settings.precision == "tf32" and model.is_linear:
+            raise ValueError(
+                "fit: precision tf32 is for the dense products of a hidden layer, not linear MACH"
+            )
+        if settings.precision == "tf32" and device.type != "cuda":
+            raise ValueError(
+                f"fit: precision tf32 needs a CUDA device, this model is on {device}; "
+                "float32 and bfloat16 work on every device"
+            )
+        if settings.precision == "tf32" and model.is_linear:
+            raise ValueError(
+                "fit: precision tf32 is for models with a hidden layer; linear MACH has no product"
+            )
         if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
             raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
         if settings.tau and model.merge != "mean_logit":

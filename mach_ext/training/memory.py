@@ -10,7 +10,7 @@ import torch
 
 from mach_ext._memory import available_memory, check_memory
 from mach_ext.functional._repetitions import group_size
-from mach_ext.nn import MACH, MODEL_MERGES, predict_batch
+from mach_ext.nn import MACH, predict_batch
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.precision import ROUNDED_TOGETHER
 
@@ -72,11 +72,14 @@ def expected_memory(
             H = model.hidden_sizes[-1]
             step += G * (2 * batch_size * B + 4 * H * B) + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
-    decode = 4 * documents * R * B * MODEL_MERGES[model.merge].num_arrays
+    decode = 4 * documents * R * B  # The merge's transform overwrites the bucket scores.
     if device == "cuda":
         # The scan of merge_topk holds scores as bytes, and the candidates for the default k.
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
         step += 32 * nonzeros * batch_size  # buffers of the library's sort, and the next batch
+    elif index:
+        # merge_topk holds the scores of a chunk of documents as bytes: 64 or more, whose scores take 12 MiB.
+        decode += min(documents, max(64, (3 << 20) // (R * B))) * R * B
     return {
         "weights": weights,
         "label hash": table,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,7 +16,24 @@ ROUNDED_TOGETHER = 1 << 22
 
 def product_dtype(master: torch.dtype, precision: str) -> torch.dtype:
     """Return the dtype of the products of a step, for weights of the dtype `master`."""
-    return master if precision == "float32" else torch.bfloat16
+    return torch.bfloat16 if precision == "bfloat16" else master
+
+
+@contextlib.contextmanager
+def product_precision(precision: str) -> Iterator[None]:
+    """Let the float32 products on a GPU use TF32 for a block, if this is the precision.
+
+    PyTorch's setting is one for the whole process. Products of other threads use TF32 meanwhile, too.
+    """
+    settings = torch.backends.cuda.matmul
+    if precision != "tf32" or settings.fp32_precision == "tf32":
+        yield
+        return
+    former, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = former
 
 
 class RowsCopy:

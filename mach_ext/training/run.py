@@ -24,6 +24,7 @@ from mach_ext.training.dropout import keep_generators, step_dropout
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.keeping import BestInMemory, RunFolder
 from mach_ext.training.optimizer import Schedule, make_optimizer
+from mach_ext.training.precision import product_precision
 from mach_ext.training.progress import (
     Progress,
     TrainingInterrupted,
@@ -154,7 +155,8 @@ class TrainingRun:
         step = state.epoch * self.steps_an_epoch + state.batch
         self.schedule.set_rates(step)
         try:
-            loss = self.do_step(batch, step_dropout(self.device, self.settings.seed, step))
+            with product_precision(self.settings.precision):
+                loss = self.do_step(batch, step_dropout(self.device, self.settings.seed, step))
         except LossNotFinite as error:
             raise FloatingPointError(
                 f"fit: {error} in epoch {state.epoch + 1}, step {state.batch + 1}; "

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext.data import Batch
-from mach_ext.functional._products import Group, Targets, bce_of_group, group_of
+from mach_ext.functional._products import (
+    Group,
+    Targets,
+    bce_of_group,
+    fused_bce_of_group,
+    group_of,
+)
 from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.nn import MACH, Dropout
 from mach_ext.training.hyperparameters import Hyperparameters
@@ -196,11 +202,7 @@ class HiddenStep:
         total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, 1 / R / N, True)
         for at in groups(R, self.group_size):
             group = group_of(factor, weight, at, self.product_dtype)
-            logits, narrow = group.new_logits(bias.dtype, self._logits), None
-            if self._narrow_gradient is not None:
-                narrow = group.new_logits(self.product_dtype, self._narrow_gradient)
-            outputs = (logits, narrow, grad_bias[at])
-            gradient, losses = bce_of_group(group, bias[at], targets, at, *outputs)
+            gradient, losses = self._gradient(group, bias[at], targets, at, grad_bias[at])
             total.add(losses)
             grad_weight = self._grad_weight[: len(group.weight)]
             self._classifier_backward(group, gradient, of_group(grad_hidden, at), grad_weight)
@@ -209,6 +211,22 @@ class HiddenStep:
         if bias.requires_grad:
             optimizer.step_rows(bias, slice(None), grad_bias)
         return total, grad_hidden
+
+    def _gradient(
+        self,
+        group: Group,
+        bias: Tensor,  # [G, B]
+        targets: Targets,
+        at: slice,
+        grad_bias: Tensor,  # [G, B], overwritten
+    ) -> tuple[Tensor, Tensor]:  # gradient to the logits [N, G, B], losses [N]
+        """Compute a group's gradient to its logits, and the loss of each document."""
+        if group.is_fused:
+            return fused_bce_of_group(group, bias, targets, at, grad_bias)
+        logits, narrow = group.new_logits(bias.dtype, self._logits), None
+        if self._narrow_gradient is not None:
+            narrow = group.new_logits(self.product_dtype, self._narrow_gradient)
+        return bce_of_group(group, bias, targets, at, logits, narrow, grad_bias)
 
     def _step_encoder(
         self, grad_first: Tensor, values: Tensor, order: _ops.FeatureOrder, rounded: Tensor

@@ -13,7 +13,7 @@ from command_cases import commands, help_texts
 from helpers import ROOT
 from typer import rich_utils
 
-from mach_ext import attack, cli, data, explain, nn, runs, training
+from mach_ext import attack, cli, data, explain, functional, nn, runs, training
 from mach_ext.cli import attack as attack_command
 from mach_ext.cli import data as data_command
 from mach_ext.cli import explain as explain_command
@@ -94,6 +94,7 @@ def test_help_texts_are_sentences():
 
 def test_choices_are_those_of_the_library():
     assert options.DATASETS == data.NAMES
+    assert options.PRECISIONS == functional.PRECISIONS
     assert train.ENCODERS == nn.ENCODERS
     assert tuple(nn.MODEL_MERGES) == train.MERGES
     assert train.OPTIMIZERS == training.OPTIMIZERS

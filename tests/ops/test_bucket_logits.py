@@ -16,9 +16,12 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mach_ext import _reference
 from mach_ext import functional as F
+from mach_ext.functional import _bucket_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 parametrize_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -102,6 +105,103 @@ def test_bucket_logits_bfloat16_weight_has_no_gradient():
         F.bucket_logits(hidden, weight, None)
     with torch.no_grad():
         F.bucket_logits(hidden, weight, None)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("together", [1, 1 << 24], ids=["one", "all"])
+def test_bfloat16_precision_rounds_the_factors_alone(device, monkeypatch, narrow, together):
+    """The result is that of the rounded factors in float64, whatever the memory order of the weight."""
+    monkeypatch.setattr(_bucket_logits, "_ROUNDED_TOGETHER", together)
+
+    @given(
+        N=st.integers(0, 6),
+        R=st.integers(1, 4),
+        H=st.integers(0, 9),
+        B=st.integers(2, 12),
+        shared=st.booleans(),
+        with_bias=st.booleans(),
+        bucket_major=st.booleans(),
+        seed=st.integers(0, 2**32),
+    )
+    def check(N, R, H, B, shared, with_bias, bucket_major, seed):
+        generator = torch.Generator().manual_seed(seed)
+        hidden = uniform(generator, *((N, H) if shared else (N, R, H)), dtype=torch.float32)
+        weight = uniform(generator, R, H, B, dtype=torch.bfloat16 if narrow else torch.float32)
+        weight = weight.mT.contiguous().mT if bucket_major else weight
+        bias = uniform(generator, R, B, dtype=weight.dtype) if with_bias else None
+        out = F.bucket_logits(*to(device, (hidden, weight, bias)), precision="bfloat16")
+        assert out.dtype == torch.float32
+        assert out.transpose(0, 1).is_contiguous()
+        assert_matches(out, dense_logits(hidden.bfloat16(), weight.bfloat16(), bias))
+
+    check()
+
+
+def test_bfloat16_precision_differs_from_float32(device, generator):
+    tensors = (
+        uniform(generator, 3, 40, dtype=torch.float32),
+        uniform(generator, 2, 40, 8, dtype=torch.float32),
+    )
+    precise, rounded = (F.bucket_logits(*to(device, tensors), None, precision=p) for p in F.PRECISIONS)
+    assert 1e-4 < (precise - rounded).abs().max() < 0.1
+    assert bitwise_equal(precise, F.bucket_logits(*to(device, tensors), None))
+
+
+def test_bfloat16_precision_keeps_what_is_not_finite(device):
+    hidden = torch.tensor([[torch.inf, 0.0], [0.0, 1.0], [1.0, torch.nan]])
+    weight = torch.tensor([[[1.0, -1.0], [torch.inf, 2.0]]])
+    out = F.bucket_logits(*to(device, (hidden, weight)), None, precision="bfloat16").cpu()
+    expected = torch.tensor([[[torch.nan, -torch.inf]], [[torch.inf, 2.0]], [[torch.nan, torch.nan]]])
+    assert bitwise_equal(out.isnan(), expected.isnan())
+    assert bitwise_equal(out.nan_to_num(7), expected.nan_to_num(7))
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_bfloat16_precision_on_a_gpu_is_of_float32(narrow):
+    """A dry run: shapes, types and which operators there are, without a GPU."""
+    with fake_tensor.FakeTensorMode(), Products() as products:
+        dtype = torch.bfloat16 if narrow else torch.float32
+        weight = torch.empty(2, 8, 5, dtype=dtype, device="cuda").mT
+        bias = torch.empty(2, 8, device="cuda")
+        for hidden in (torch.empty(3, 5, device="cuda"), torch.empty(3, 2, 5, device="cuda")):
+            out = F.bucket_logits(hidden, weight, bias, precision="bfloat16")
+            assert (out.dtype, out.shape, out.device.type) == (torch.float32, (3, 2, 8), "cuda")
+    assert products.factors == 2 * [(torch.bfloat16, torch.bfloat16)]
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of the factors of each product."""
+
+    def __init__(self):
+        super().__init__()
+        self.factors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"):
+            self.factors.append(tuple(t.dtype for t in args if isinstance(t, torch.Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 2])
+def test_bfloat16_precision_has_no_gradient(leaf):
+    tensors = [torch.ones(3, 5), torch.ones(2, 5, 4), torch.ones(2, 4)]
+    tensors[leaf].requires_grad_()
+    with pytest.raises(
+        ValueError, match=r"^bucket_logits: precision bfloat16 is for prediction and has no gradient"
+    ):
+        F.bucket_logits(*tensors, precision="bfloat16")
+    with torch.no_grad():
+        assert F.bucket_logits(*tensors, precision="bfloat16").eq(6).all()
+
+
+def test_bfloat16_precision_is_for_float32():
+    tensors = torch.ones(3, 5).double(), torch.ones(2, 5, 4).double(), None
+    with pytest.raises(TypeError, match=r"^bucket_logits: precision bfloat16 is for float32, got float64"):
+        F.bucket_logits(*tensors, precision="bfloat16")
+    with pytest.raises(
+        ValueError, match=r"^bucket_logits: precision must be one of float32, bfloat16, got 'half'"
+    ):
+        F.bucket_logits(*tensors, precision="half")
 
 
 ARGUMENTS = [
@@ -216,6 +316,24 @@ def test_bucket_forward_bfloat16_and_strides(device, generator, kind):
     assert bitwise_equal(
         F.bucket_forward(*map(strided, X), *map(strided, narrow)), F.bucket_forward(*X, *narrow)
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bucket_forward_in_bfloat16_rounds_hidden_units_and_bucket_weights(device, generator, kind):
+    X = random_csr(generator, [3, 0, 4], 60)
+    encoder_weight, encoder_bias, weight, bias = parameters(generator, kind, 60, 2, 17, 4, torch.float32)
+    tensors = to(device, (*X, encoder_weight, encoder_bias, weight, bias))
+    out = F.bucket_forward(*tensors, precision="bfloat16")
+    if kind == "linear":
+        expected = twin(*double((*X, None, None, weight.bfloat16(), bias)))
+    else:
+        hidden = F.sparse_linear(*X, encoder_weight, encoder_bias, "relu")
+        hidden = hidden if kind == "shared" else hidden.unflatten(1, (2, 17))
+        expected = dense_logits(hidden.bfloat16(), weight.bfloat16(), bias)
+    assert_matches(out, expected)
+    assert not bitwise_equal(out, F.bucket_forward(*tensors))
+    with pytest.raises(ValueError, match="precision bfloat16 is for prediction"):
+        F.bucket_forward(*tensors[:-2], tensors[-2].requires_grad_(), tensors[-1], precision="bfloat16")
 
 
 def test_bucket_forward_runs_twice_alike(generator):

@@ -161,6 +161,40 @@ def test_evaluate(here, trained):
     assert (trained / "metrics.json").read_bytes() == former
 
 
+def test_evaluate_in_bfloat16(here, trained, capsys):
+    """Its metrics have a name and an entry of their own, and stand beside those of float32."""
+    bfloat16 = ("--precision", "bfloat16")
+    command("evaluate", "--model-path", trained, "--output", "a")
+    command("evaluate", "--model-path", trained, "--output", "a", *bfloat16)
+    assert "test+bfloat16" in capsys.readouterr().out
+    command("evaluate", "--model-path", trained, "--output", "a", *bfloat16, "--neighbors")
+    run = mach_ext.Run.open(trained)
+    run.evaluate(output="b")
+    result = run.evaluate(output="b", precision="bfloat16")
+    run.evaluate(output="b", precision="bfloat16", neighbors=True)
+    assert content(here / "a") == content(here / "b")
+    record = json.loads((here / "a" / "metrics.json").read_text())
+    assert record["test+bfloat16"]["nDCG@5"] == result["nDCG@5"]
+    assert (
+        record["test+bfloat16"]["precision"] == record["test+neighbors+bfloat16"]["precision"] == "bfloat16"
+    )
+    assert "precision" not in record["test"]
+
+
+def test_predict_in_bfloat16(trained, capsys):
+    text = "word1 word2 filler"
+    flags = ("--k", 3, "--format", "jsonl", "--text", text)
+    command("predict", "--model-path", trained, "--precision", "bfloat16", *flags)
+    (line,) = capsys.readouterr().out.splitlines()
+    run = mach_ext.Run.open(trained)
+    (answer,) = run.predict(text, k=3, precision="bfloat16")
+    assert [best["score"] for best in json.loads(line)["labels"]] == [best.score for best in answer]
+    assert answer != run.predict(text, k=3)[0]
+    assert answer == run.predict([text, "word7"], k=3, precision="bfloat16")[0]
+    with pytest.raises(ValueError, match="predict: precision must be one of float32, bfloat16, got 'tf32'"):
+        run.predict(text, precision="tf32")
+
+
 def test_predict(here, trained, texts, capsys):
     asked = ["word1 word2 filler", "nothing known", "word7 word8"]
     flags = [flag for text in asked for flag in ("--text", text)]

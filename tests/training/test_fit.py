@@ -42,8 +42,14 @@ def test_learns_in_bfloat16_with_float32_weights(name):
 def test_bfloat16_is_for_float32_models():
     with pytest.raises(ValueError, match="fit: precision is for float32 models"):
         mach_ext.fit(build().double(), X, Y, precision="bfloat16", **options)
-    with pytest.raises(ValueError, match="fit: precision must be one of float32, bfloat16, got 'half'"):
+    with pytest.raises(ValueError, match="fit: precision must be one of float32, tf32, bfloat16, got 'half'"):
         mach_ext.fit(build(), X, Y, precision="half", **options)
+    message = "fit: precision tf32 needs a CUDA device, this model is on cpu; float32 and bfloat16 work"
+    with pytest.raises(ValueError, match=message):
+        mach_ext.fit(build(), X, Y, precision="tf32", **options)
+    linear = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0)
+    with pytest.raises(ValueError, match="fit: precision tf32 is for the dense products of a hidden layer"):
+        mach_ext.fit(linear, X, Y, precision="tf32", **options)
 
 
 def test_same_seed_same_bits_and_another_seed_others():

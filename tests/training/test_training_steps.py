@@ -126,6 +126,61 @@ def test_linear_steps_hold_no_gradient_of_the_weight():
     assert model.bucket_weight.grad is None
 
 
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+
+
+class Settings(TorchDispatchMode):
+    """Notes PyTorch's precision of float32 products on a GPU at each product."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in PRODUCTS:
+            self.seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["none", "ieee", "tf32"])
+def setting(request):
+    """A setting of PyTorch's that the user has made."""
+    former = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = request.param
+    yield request.param
+    torch.backends.cuda.matmul.fp32_precision = former
+
+
+@pytest.mark.parametrize("chosen", training.PRECISIONS)
+def test_tf32_holds_for_the_products_of_a_step_alone(setting, chosen):
+    """The setting of a GPU, observed on the CPU, whose products ignore it."""
+    model = mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=(16, 8))
+    settings = training.Hyperparameters(batch_size=20, tau=0.0, precision=chosen)
+    run = TrainingRun(model, settings, TrainingData(X, Y))
+    batch = next(run.batches())
+    with Settings() as settings_of:
+        run.step(batch)
+    assert len(settings_of.seen) > 10
+    assert set(settings_of.seen) == {"tf32" if chosen == "tf32" else setting}
+    assert torch.backends.cuda.matmul.fp32_precision == setting
+    with Settings() as settings_of:
+        model.predict(X[:3], k=1)
+    assert set(settings_of.seen) == {setting}
+    with torch.no_grad():
+        model.bucket_weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError):
+        run.step(batch)
+    assert torch.backends.cuda.matmul.fp32_precision == setting
+
+
+def test_the_older_name_of_the_setting_can_be_read_again():
+    """PyTorch refuses to read it as long as only the newer name is set."""
+    with precision.product_precision("tf32"):
+        pass
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_rows_are_rounded_some_at_a_time(monkeypatch):
     monkeypatch.setattr(precision, "ROUNDED_TOGETHER", 20)
     weight = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))

@@ -8,11 +8,6 @@
 namespace mach {
 namespace {
 
-// Of a matrix [H, B]: whether [B, H] is contiguous. Where both are, it doesn't matter.
-bool is_by_bucket(const Tensor& t) {
-  return !t.is_contiguous() && t.numel() > 0 && t.stride(0) == 1 && t.stride(1) == t.size(0);
-}
-
 Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const Tensor& weight_,
                            double negligible, int64_t most, Tensor grad_hidden, Tensor grad_weight) {
   const char* op = "bucket_backward";
@@ -27,12 +22,10 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
                                 {"grad_hidden", grad_hidden},
                                 {"grad_weight", grad_weight}})
     check_dtype(op, name, t, gradient_.scalar_type());
-  MACH_CHECK(grad_weight.is_contiguous() || is_by_bucket(grad_weight), op,
-             ": grad_weight or its transpose must be contiguous");
-  MACH_CHECK(H <= 1 || grad_hidden.stride(1) == 1, op, ": grad_hidden's rows must be contiguous");
+  MACH_CHECK(grad_weight.is_contiguous() && (H <= 1 || grad_hidden.stride(1) == 1), op,
+             ": grad_weight must be contiguous, grad_hidden's rows, too");
   MACH_CHECK(N <= INT32_MAX && B <= INT32_MAX, op, ": N and B must be below 2^31");
-  const Tensor gradient = as_contiguous(gradient_);
-  const Tensor weight = is_by_bucket(weight_) ? weight_ : as_contiguous(weight_);
+  const Tensor gradient = as_contiguous(gradient_), weight = as_contiguous(weight_);
   const Tensor hidden = H <= 1 || hidden_.stride(1) == 1 ? hidden_ : as_contiguous(hidden_);
   Tensor found = allocate(gradient, {}, ScalarType::Long);
   dispatch_floating(op, "gradient", gradient, [&](auto t) {
@@ -40,7 +33,6 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
     const BucketBackward<T> params{pointer<T>(gradient),
                                    pointer<T>(hidden),
                                    pointer<T>(weight),
-                                   is_by_bucket(weight),
                                    hidden.stride(0),
                                    N,
                                    H,
@@ -48,8 +40,7 @@ Tensor bucket_backward_cpu(const Tensor& gradient_, const Tensor& hidden_, const
                                    static_cast<T>(negligible),
                                    mutable_pointer<T>(grad_hidden),
                                    grad_hidden.stride(0),
-                                   mutable_pointer<T>(grad_weight),
-                                   is_by_bucket(grad_weight)};
+                                   mutable_pointer<T>(grad_weight)};
     with_isa<T>([&](auto isa) {
       using Tag = decltype(isa);
       Array<T> row(N), column(B);

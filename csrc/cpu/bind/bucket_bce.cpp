@@ -1,7 +1,7 @@
-#include "../bucket_bce.h"
+#include "bucket_bce.h"
 
+#include "../bucket_bce.h"
 #include "../parallel.h"
-#include "tensors.h"
 
 namespace mach {
 namespace {
@@ -26,6 +26,8 @@ void run_bucket_bce(const BucketBce<T>& p, int64_t G, int64_t blocks, const Buck
     }
   });
 }
+
+}  // namespace
 
 Tensor bucket_bce_cpu(Tensor logits, const std::optional<Tensor>& bias, const Tensor& buckets,
                       const Tensor& label_indices, const Tensor& label_indptr, double scale, bool gradient,
@@ -73,7 +75,6 @@ Tensor bucket_bce_cpu(Tensor logits, const std::optional<Tensor>& bias, const Te
   return loss;
 }
 
-}  // namespace
 }  // namespace mach
 
 STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) { MACH_OPERATOR(bucket_bce); }

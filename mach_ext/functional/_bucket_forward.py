@@ -25,18 +25,18 @@ def rounded_weight(weight: Tensor) -> Tensor:  # [G, H, B]
     return weight.mT.to(torch.bfloat16, memory_format=torch.contiguous_format).mT
 
 
-def takes_fused(hidden: Tensor, weight: Tensor) -> bool:
-    """Return whether `_ops.bucket_forward` takes these operands in bfloat16 on their device.
+def takes_fused(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether `_ops.bucket_forward` multiplies by this weight [G, H, B], rounded to this dtype.
 
-    In memory the hidden units of a bucket must be neighbours, and start at a multiple of 16 bytes.
+    In memory the hidden units of a bucket start at a multiple of 16 bytes.
     """
     _, H, B = weight.shape
-    return _ops.has_bucket_forward(hidden.device) and H % 8 == 0 and B > 0 and weight.mT.is_contiguous()
+    return dtype == torch.bfloat16 and H % 8 == 0 and B > 0 and _ops.has_bucket_forward(weight.device)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the logits [N, R, B] in float32 of bfloat16 hidden units and weights."""
-    if takes_fused(hidden, weight):
+    if takes_fused(weight, weight.dtype):
         return _ops.bucket_forward(hidden, weight, bias)
     R = weight.shape[0]
     by_repetition = hidden.expand(R, -1, -1) if hidden.dim() == 2 else hidden.transpose(0, 1)  # [R, N, H]

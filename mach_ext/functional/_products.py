@@ -95,7 +95,7 @@ class Group:
     @property
     def is_fused(self) -> bool:
         """Whether `fused_bce_of_group` takes this group: on a GPU, in bfloat16, and bucket-major."""
-        return self.hidden.dtype == torch.bfloat16 and takes_fused(self.hidden, self.weight)
+        return takes_fused(self.weight, self.weight.dtype) and self.weight.mT.is_contiguous()
 
     @property
     def _by_repetition(self) -> Tensor:  # [G, N, H]

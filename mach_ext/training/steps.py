@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext.data import Batch
+from mach_ext.functional._bucket_forward import takes_fused
 from mach_ext.functional._products import (
     Group,
     Targets,
@@ -145,7 +146,10 @@ class HiddenStep:
         if self.gradient_threshold > 0:  # bucket_backward takes one.
             return 1
         bias = self.model.bucket_bias
-        size = group_size(self.max_documents, bias.shape[1], bias.element_size(), bias.device)
+        # The fused kernel has the gradient alone in memory, in the precision of the products.
+        fused = takes_fused(self.model.bucket_weight, self.product_dtype)
+        element_size = self.product_dtype.itemsize if fused else bias.element_size()
+        size = group_size(self.max_documents, bias.shape[1], element_size, bias.device)
         return min(size, self.model.num_repetitions)
 
     # The arrays [N, G, B] and [G, H, B] of a group are kept from step to step. New memory would cause page

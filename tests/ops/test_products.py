@@ -41,8 +41,7 @@ def test_products_match_float64(generator, shared, bucket_major, size, dtype):
     weight = in_order(uniform(generator, R, H, B).to(dtype), bucket_major)
     each = hidden.double()[:, None].expand(-1, R, -1) if shared else hidden.double()
     grad_hidden = torch.ones_like(hidden, dtype=out_dtype)
-    grad_weight = torch.full_like(weight, torch.nan, dtype=out_dtype)
-    assert grad_weight.stride() == weight.stride()
+    grad_weight = torch.full((R, H, B), torch.nan, dtype=out_dtype)
     logits, gradients = [], []
     memory = torch.empty(N * size * B, dtype=out_dtype)
     for at in groups(R, size):
@@ -89,7 +88,6 @@ def test_bucket_bce_in_groups(group_of_three, generator, shared, bucket_major):
     leaves = [t.requires_grad_() for t in tensors]
     loss = F.bucket_bce(*leaves, *Y, hash, validate=False)
     gradients = torch.autograd.grad(loss, leaves)
-    assert gradients[1].stride() == leaves[1].stride()
     expected = torch.zeros_like(tensors[0])
     total = 0
     for r in range(R):

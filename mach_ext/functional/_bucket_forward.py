@@ -22,7 +22,8 @@ def rounded_bucket_logits(
 
 def rounded_weight(weight: Tensor) -> Tensor:  # [G, H, B]
     """Return a weight [G, H, B] in bfloat16, with the memory of [G, B, H], in which products take it."""
-    return weight.mT.to(torch.bfloat16, memory_format=torch.contiguous_format).mT
+    # Without the second call, a row-major weight that is in bfloat16 already would stay as it is.
+    return weight.mT.to(torch.bfloat16, memory_format=torch.contiguous_format).contiguous().mT
 
 
 def takes_fused(weight: Tensor, dtype: torch.dtype) -> bool:

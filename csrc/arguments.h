@@ -189,7 +189,7 @@ struct BucketBceArguments {
 
 inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& logits,
                                                const std::optional<Tensor>& bias, const Tensor& buckets,
-                                               const Tensor& label_indices, bool gradient,
+                                               const Tensor& label_indices, std::optional<double> scale,
                                                const std::optional<Tensor>& out,
                                                const std::optional<Tensor>& grad_bias) {
   const GroupRows rows = group_rows(op, "logits", logits);
@@ -207,7 +207,7 @@ inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& log
                        rows,
                        rows};
   if (bias) a.bias = checked(op, "bias", *bias, {G, B}, logits.scalar_type());
-  MACH_CHECK(gradient || (!out && !grad_bias), op, ": out and grad_bias need gradient=True");
+  MACH_CHECK(scale || (!out && !grad_bias), op, ": out and grad_bias need a scale");
   if (out) {
     check_shape(op, "out", *out, {N, G, B});
     check_dtype(op, "out", *out, ScalarType::BFloat16);

@@ -36,11 +36,11 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
       "label_logits_grad_weight(Tensor grad, Tensor hidden, Tensor weight, Tensor buckets, Tensor labels) -> "
       "(Tensor, Tensor)");
   // The loss of a group of G repetitions by document, logits [N, G, B] -> [N] float64, summed over the group.
-  // gradient=True writes scale * the gradient to logits + bias: over the logits, or into `out` in bfloat16.
-  // grad_bias [G, B] takes its sum over the documents.
+  // With a scale, scale * the gradient to logits + bias is written over the logits, or into `out` in
+  // bfloat16. grad_bias [G, B] takes its sum over the documents.
   m.def(
       "bucket_bce(Tensor(a!) logits, Tensor? bias, Tensor buckets, Tensor label_indices, Tensor "
-      "label_indptr, float scale, bool gradient, Tensor(b!)? out=None, Tensor(c!)? grad_bias=None) -> "
+      "label_indptr, float? scale, Tensor(b!)? out=None, Tensor(c!)? grad_bias=None) -> "
       "Tensor");
   // Scores of a group of G repetitions -> [N, G, B] float32. hidden [N, H] or [N, G, H] and weight [G, H, B]
   // in the memory of [G, B, H] are bfloat16; transform: none, sigmoid, logsigmoid

@@ -178,24 +178,22 @@ def _(grad, hidden, weight, buckets, labels):  # type: ignore[no-untyped-def]
 
 def bucket_bce(
     logits: Tensor,  # [N, G, B] of a group of G repetitions, adjacent buckets
-    bias: Tensor
-    | None,  # [G, B], added to the logits. With `gradient` and without `out`, they are overwritten.
+    bias: Tensor | None,  # [G, B], added to the logits
     buckets: Tensor,  # [G, L] int32, of the same repetitions
     label_indices: Tensor,  # [label nnz] int64
     label_indptr: Tensor,  # [N + 1]
-    scale: float,
-    gradient: bool,  # Write scale * the gradient to logits + bias, over the logits or into `out`.
+    scale: float | None,  # Write scale * the gradient to logits + bias, over the logits or into `out`.
     out: Tensor | None = None,  # [N, G, B] bfloat16, adjacent buckets. The logits must be float32.
     grad_bias: Tensor | None = None,  # [G, B], overwritten by the gradient's sum over N, before it is rounded
 ) -> Tensor:  # [N] float64: each document's loss, summed over the buckets and the group, not scaled
     targets = (buckets, label_indices, label_indptr)
-    loss: Tensor = _raw.bucket_bce.default(logits, bias, *targets, scale, gradient, out, grad_bias)
+    loss: Tensor = _raw.bucket_bce.default(logits, bias, *targets, scale, out, grad_bias)
     return loss
 
 
 @_fake("mach_ext::bucket_bce")
 def _(  # type: ignore[no-untyped-def]
-    logits, bias, buckets, label_indices, label_indptr, scale, gradient, out=None, grad_bias=None
+    logits, bias, buckets, label_indices, label_indptr, scale, out=None, grad_bias=None
 ):
     return logits.new_empty(logits.shape[0], dtype=torch.float64)
 

@@ -105,8 +105,7 @@ def bucket_bce(
     buckets: Tensor,
     label_indices: Tensor,
     label_indptr: Tensor,
-    scale: float,
-    gradient: bool,
+    scale: float | None,
     out: Tensor | None = None,
     grad_bias: Tensor | None = None,
 ) -> Tensor:
@@ -117,7 +116,7 @@ def bucket_bce(
     loss = binary_cross_entropy_with_logits(z, targets, reduction="none").sum((1, 2))
     known = _buckets_of(buckets, label_indices, B)[1].all(0)
     loss[documents(label_indptr)[~known]] = torch.nan
-    if gradient:
+    if scale is not None:
         computed = scale * (z.sigmoid() - targets)
         (logits if out is None else out).copy_(computed)
         if grad_bias is not None:
@@ -153,7 +152,7 @@ def bucket_forward_bce(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradient = _wide_logits(hidden, weight, bias)
-    loss = bucket_bce(gradient, None, buckets, label_indices, label_indptr, scale, True)
+    loss = bucket_bce(gradient, None, buckets, label_indices, label_indptr, scale)
     return gradient.bfloat16(), loss, gradient.sum(0).float()
 
 

@@ -79,13 +79,14 @@ class Layer:
         to_last = torch.zeros_like(values) if gradient else None
         weight, bias = self.model.bucket_weight.detach(), self.model.bucket_bias.detach()
 
-        targets = _products.Targets(self.buckets, *labels, 1.0, gradient)
+        scale = 1.0 if gradient else None
+        targets = _products.Targets(self.buckets, *labels, scale)
         for at in groups(
             len(bias), group_size(len(values), bias.shape[1], values.element_size(), self.device)
         ):
             if self.model.is_linear:
                 z = values[:, at].clone(memory_format=torch.contiguous_format)
-                loss += _ops.bucket_bce(z, None, self.buckets[at], *labels, 1.0, gradient)
+                loss += _ops.bucket_bce(z, None, self.buckets[at], *labels, scale)
                 if to_last is not None:
                     to_last[:, at] = z
                 continue

@@ -163,8 +163,8 @@ class _BucketBCE(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float64)
         # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a
         # new graph for every N.
-        needed = needs_hidden or needs_weight or needs_bias
-        targets = Targets(buckets, label_indices, label_indptr, 1 / R, needed)
+        scale = 1 / R if needs_hidden or needs_weight or needs_bias else None
+        targets = Targets(buckets, label_indices, label_indptr, scale)
         with own_precision(hidden.device):
             for at in groups(R, group_size(N, B, hidden.element_size(), hidden.device)):
                 group = Group(of_group(hidden, at), weight[at])
@@ -204,11 +204,11 @@ class _LinearBucketBCE(torch.autograd.Function):
 
         loss = values.new_zeros((), dtype=torch.float64)
         # The scale is 1 / R for the reason given in _BucketBCE.
-        scaled = (1 / R, needs_values or needs_weight or needs_bias)
+        scale = 1 / R if needs_values or needs_weight or needs_bias else None
         for at in groups(R, group_size(N, weight.shape[2], values.element_size(), values.device)):
             grad = _ops.sparse_linear(*X, weight[at], _slice(bias, at), False, order)  # [N, G, B]
             labels = (buckets[at], label_indices, label_indptr)
-            loss += _ops.bucket_bce(grad, None, *labels, *scaled, None, _slice(grad_bias, at)).sum()
+            loss += _ops.bucket_bce(grad, None, *labels, scale, None, _slice(grad_bias, at)).sum()
             if grad_values is not None:
                 grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[at])
             if needs_weight and sparse_grad:

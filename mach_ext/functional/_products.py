@@ -25,8 +25,7 @@ class Targets(NamedTuple):
     buckets: Tensor  # [R, L] int32
     label_indices: Tensor  # [label nnz] int64
     label_indptr: Tensor  # [N + 1]
-    scale: float  # of the gradient
-    gradient: bool  # whether to compute the gradient
+    scale: float | None  # factor of the gradient, or None where no gradient is needed
 
 
 class Group:
@@ -136,7 +135,7 @@ def bce_of_group(
     """
     table, labels = targets.buckets[at], (targets.label_indices, targets.label_indptr)
     z = group.logits(logits)
-    losses = _ops.bucket_bce(z, bias, table, *labels, targets.scale, targets.gradient, out, grad_bias)
+    losses = _ops.bucket_bce(z, bias, table, *labels, targets.scale, out, grad_bias)
     return (z if out is None else out), losses
 
 
@@ -148,9 +147,10 @@ def fused_bce_of_group(
     grad_bias: Tensor,  # [G, B], overwritten
 ) -> tuple[Tensor, Tensor]:  # gradient [N, G, B] in bfloat16, losses [N] float64
     """Return what `bce_of_group` returns, by a kernel that never writes the logits to memory."""
-    labels = (targets.label_indices, targets.label_indptr)
+    labels, scale = (targets.label_indices, targets.label_indptr), targets.scale
+    assert scale is not None
     gradient, losses, sums = _ops.bucket_forward_bce(
-        group.hidden, group.weight, bias, targets.buckets[at], *labels, targets.scale
+        group.hidden, group.weight, bias, targets.buckets[at], *labels, scale
     )
     grad_bias.copy_(sums)
     return gradient, losses

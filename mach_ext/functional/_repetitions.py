@@ -76,10 +76,10 @@ def bucket_bce_by_repetition(
         ...     print(r, z.tolist(), round(loss.item(), 4))
         0 [[0.5, -0.5]] 1.3863
     """
-    labels = (label_indices, label_indptr)
+    labels, factor = (label_indices, label_indptr), scale if gradient else None
     for r in range(buckets.shape[0]):
         z = logits(r)
-        losses = _ops.bucket_bce(z.unsqueeze(1), None, buckets[r : r + 1], *labels, scale, gradient)
+        losses = _ops.bucket_bce(z.unsqueeze(1), None, buckets[r : r + 1], *labels, factor)
         yield r, z, losses
 
 

@@ -106,7 +106,7 @@ class LinearStep:
         grad_bias, scale = torch.empty_like(bias), self.share / R / N
         for at in groups(R, group_size(N, bias.shape[1], bias.element_size(), bias.device)):
             gradient = _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)  # [N, G, B]
-            total.add(_ops.bucket_bce(gradient, None, buckets[at], *labels, scale, True, None, grad_bias[at]))
+            total.add(_ops.bucket_bce(gradient, None, buckets[at], *labels, scale, None, grad_bias[at]))
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, at, gradient, values, order)
                 round_rows(weight[at], rounded[at], order)
@@ -203,7 +203,7 @@ class HiddenStep:
         N, R = len(hidden), model.num_repetitions
         factor = hidden.to(self.product_dtype)
         grad_hidden, grad_bias = torch.zeros_like(hidden), torch.empty_like(bias)
-        total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, 1 / R / N, True)
+        total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, 1 / R / N)
         for at in groups(R, self.group_size):
             group = group_of(factor, weight, at, self.product_dtype)
             gradient, losses = self._gradient(group, bias[at], targets, at, grad_bias[at])

@@ -109,22 +109,23 @@ def test_raw_op_matches_reference(device, dtype):
         buckets = random_hash(generator, 12, B, max(1, G)).buckets[:G]
         logits = uniform(generator, N, G, B, dtype=dtype) * spread
         bias = uniform(generator, G, B, dtype=dtype) * spread if with_bias else None
-        gradient = kind != "loss"
+        if kind == "loss":
+            scale = None
         out = grad_bias = twin_out = twin_grad_bias = None
         if kind == "out" and dtype == torch.float32:
             out = laid_out(torch.full((N, G, B), torch.nan, dtype=torch.bfloat16, device=device), order)
             twin_out = logits.double()
-        if gradient and with_grad_bias:
+        if kind != "loss" and with_grad_bias:
             grad_bias, twin_grad_bias = (
                 logits.new_full((G, B), torch.nan, device=device),
                 logits.new_empty(G, B).double(),
             )
         ours, twin = laid_out(logits.clone().to(device), order), logits.double()
         args = (buckets, indices, indptr)
-        loss = _ops.bucket_bce(ours, *to(device, (bias, *args)), scale, gradient, out, grad_bias)
+        loss = _ops.bucket_bce(ours, *to(device, (bias, *args)), scale, out, grad_bias)
         sums = logits if bias is None else logits + bias  # rounded, as the operator has them
         twin = sums.double()
-        expected = _reference.bucket_bce(twin, None, *args, scale, gradient, twin_out, twin_grad_bias)
+        expected = _reference.bucket_bce(twin, None, *args, scale, twin_out, twin_grad_bias)
         assert loss.dtype == torch.float64
         assert_matches(loss, expected, dtype)
         if grad_bias is not None:
@@ -153,15 +154,13 @@ def test_raw_op_is_that_of_each_repetition(device, generator):
     single, losses, grads, sums = logits.clone(), [], [], []
     for g in range(3):
         at, grad_bias = slice(g, g + 1), torch.empty_like(bias[:1])
-        losses.append(
-            _ops.bucket_bce(single[:, at], bias[at], buckets[at], *labels, 0.3, True, None, grad_bias)
-        )
+        losses.append(_ops.bucket_bce(single[:, at], bias[at], buckets[at], *labels, 0.3, None, grad_bias))
         grads.append(single[:, at])
         sums.append(grad_bias)
     expected = losses[0] + losses[1] + losses[2]
     for order in ORDERS:
         z, grad_bias = laid_out(logits, order).clone(), torch.empty_like(bias)
-        loss = _ops.bucket_bce(z, bias, buckets, *labels, 0.3, True, None, grad_bias)
+        loss = _ops.bucket_bce(z, bias, buckets, *labels, 0.3, None, grad_bias)
         assert bitwise_equal(loss, expected)
         assert bitwise_equal(z, torch.cat(grads, 1))
         assert bitwise_equal(grad_bias, torch.cat(sums))
@@ -171,10 +170,10 @@ def test_bias_is_added_inside(device, generator):
     """The bits of adding it before; without a gradient the logits stay."""
     logits, bias, buckets, *labels = group_arguments(generator, 5, 2, 70, device=device)
     before, inside = logits + bias, logits.clone()
-    loss = _ops.bucket_bce(inside, bias, buckets, *labels, 0.3, False)
+    loss = _ops.bucket_bce(inside, bias, buckets, *labels, None)
     assert bitwise_equal(inside, logits)
-    assert bitwise_equal(_ops.bucket_bce(inside, bias, buckets, *labels, 0.3, True), loss)
-    assert bitwise_equal(_ops.bucket_bce(before, None, buckets, *labels, 0.3, True), loss)
+    assert bitwise_equal(_ops.bucket_bce(inside, bias, buckets, *labels, 0.3), loss)
+    assert bitwise_equal(_ops.bucket_bce(before, None, buckets, *labels, 0.3), loss)
     assert bitwise_equal(inside, before)
 
 
@@ -184,8 +183,8 @@ def test_narrow_gradient_is_the_rounded_one(device, generator):
     logits[0, 0, 0], logits[1, 1, 3], logits[2, 0, 1] = float("nan"), float("inf"), -float("inf")
     wide, out = logits.clone(), torch.empty_like(logits, dtype=torch.bfloat16)
     sums = [torch.empty_like(bias) for _ in range(2)]
-    expected = _ops.bucket_bce(wide, bias, buckets, *labels, 0.3, True, None, sums[0])
-    loss = _ops.bucket_bce(logits, bias, buckets, *labels, 0.3, True, out, sums[1])
+    expected = _ops.bucket_bce(wide, bias, buckets, *labels, 0.3, None, sums[0])
+    loss = _ops.bucket_bce(logits, bias, buckets, *labels, 0.3, out, sums[1])
     assert bitwise_equal(loss, expected)
     assert bitwise_equal(out, wide.bfloat16())
     assert bitwise_equal(*sums)
@@ -197,7 +196,7 @@ def test_what_lies_between_rows_stays(device, generator):
     _, bias, buckets, *labels = group_arguments(generator, 6, 2, 5, device=device)
     wider = uniform(generator, 6, 3, 9, dtype=torch.float32).to(device)
     before = wider.clone()
-    _ops.bucket_bce(wider[:, 1:, 2:7], bias, buckets, *labels, 0.5, True)
+    _ops.bucket_bce(wider[:, 1:, 2:7], bias, buckets, *labels, 0.5)
     assert not bitwise_equal(wider, before)
     wider[:, 1:, 2:7] = before[:, 1:, 2:7]
     assert bitwise_equal(wider, before)
@@ -211,8 +210,8 @@ def test_gradient_has_the_same_bits_on_every_device(device, generator, B):
     expected, sums = arguments[0].clone(), arguments[0].new_empty(2, B)
     ours, bias, buckets, *labels = to(device, arguments)
     grad_bias = torch.empty_like(bias)
-    cpu_loss = torch.ops.mach_ext.bucket_bce(expected, *arguments[1:], 0.3, True, None, sums)
-    loss = _ops.bucket_bce(ours, bias, buckets, *labels, 0.3, True, None, grad_bias)
+    cpu_loss = torch.ops.mach_ext.bucket_bce(expected, *arguments[1:], 0.3, None, sums)
+    loss = _ops.bucket_bce(ours, bias, buckets, *labels, 0.3, None, grad_bias)
     assert bitwise_equal(ours, expected)
     assert bitwise_equal(grad_bias, sums)
     torch.testing.assert_close(loss.cpu(), cpu_loss, rtol=1e-6, atol=0)
@@ -222,10 +221,10 @@ def test_labels_out_of_range_make_the_loss_nan(device):
     buckets = torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.int32, device=device)
     for wrong in (-1, 3, 2**40, -(2**40)):
         labels = torch.tensor([2, wrong, 1], device=device), torch.tensor([0, 2, 3], device=device)
-        loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, buckets, *labels, 1.0, True)
+        loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, buckets, *labels, 1.0)
         assert loss.isnan().tolist() == [True, False]
     wrong = torch.tensor([[1, 0, 1], [0, 2, 0]], dtype=torch.int32, device=device)  # a bucket
-    loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, wrong, *labels, 1.0, True)
+    loss = _ops.bucket_bce(torch.zeros(2, 2, 2, device=device), None, wrong, *labels, 1.0)
     assert loss.isnan().tolist() == [True, True]
 
 
@@ -234,11 +233,11 @@ def test_labels_out_of_range_make_the_loss_nan(device):
 def test_opcheck(device, generator, dtype, gradient):
     logits, bias, buckets, *labels = group_arguments(generator, 3, 2, 5, dtype, device)
     op = torch.ops.mach_ext.bucket_bce
-    torch.library.opcheck(op, (logits, bias, buckets, *labels, 0.5, gradient))
+    torch.library.opcheck(op, (logits, bias, buckets, *labels, 0.5 if gradient else None))
     if gradient:
         out = torch.empty_like(logits, dtype=torch.bfloat16) if dtype == torch.float32 else None
         outputs = (out, torch.empty_like(bias))
-        torch.library.opcheck(op, (logits, None, buckets, *labels, 0.5, gradient, *outputs))
+        torch.library.opcheck(op, (logits, None, buckets, *labels, 0.5, *outputs))
 
 
 @parametrize_dtype
@@ -247,7 +246,7 @@ def test_raw_op_deterministic(generator, dtype):
 
     def run():
         z, grad_bias = logits.clone(), torch.empty_like(bias)
-        return _ops.bucket_bce(z, bias, buckets, *labels, 0.3, True, None, grad_bias), z, grad_bias
+        return _ops.bucket_bce(z, bias, buckets, *labels, 0.3, None, grad_bias), z, grad_bias
 
     assert_deterministic(run)
 
@@ -259,7 +258,7 @@ def test_loss_is_finite_for_huge_logits(device, dtype):
     logits = logits[:, None]
     buckets = torch.tensor([[0, 1]], dtype=torch.int32, device=device)
     labels = torch.tensor([0, 1], device=device), torch.tensor([0, 2, 2], device=device)
-    loss = _ops.bucket_bce(logits, None, buckets, *labels, 2.0, True)
+    loss = _ops.bucket_bce(logits, None, buckets, *labels, 2.0)
     assert loss[0] == 2e4  # bucket 1: -1e4 for a positive; bucket 2: +1e4 for a negative
     assert logits[0, 0].tolist() == [0, -2, 2, 0]
     assert logits.isfinite().all()
@@ -534,7 +533,7 @@ def test_unvalidated_label_out_of_range_is_nan(device, wrong):
     loss.backward()
 
     logits = torch.ones(3, 2, 4, device=device)
-    row = _ops.bucket_bce(logits, None, HASH.buckets.to(device), *args[3:], 1.0, True)
+    row = _ops.bucket_bce(logits, None, HASH.buckets.to(device), *args[3:], 1.0)
     assert row.isnan().tolist() == [True, False, False]
 
 
@@ -549,7 +548,7 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
     z, bias = torch.ones(3, 2, 4), torch.ones(2, 4)
     out, narrow = torch.ones(2, 4), z.bfloat16()
     fitting = {"logits": z, "bias": bias, "buckets": HASH.buckets, "label_indices": LABELS.indices}
-    fitting |= {"label_indptr": LABELS.indptr, "scale": 1.0, "gradient": True}
+    fitting |= {"label_indptr": LABELS.indptr, "scale": 1.0}
     for message, change in {
         r"logits must be \[N, G, B\] with adjacent buckets": {"logits": torch.ones(3, 4, 2).mT},
         r"logits must be \[N, G, B\]": {"logits": torch.ones(3, 4)},
@@ -559,7 +558,7 @@ def test_raw_op_refuses_what_would_leave_its_arrays():
         r"buckets must be \[G, L\]": {"buckets": HASH.buckets[:1]},
         r"bias must have shape \[2, 4\], got \[2, 3\]": {"bias": bias[:, :3]},
         r"bias must be Float, got Double": {"bias": bias.double()},
-        r"out and grad_bias need gradient=True": {"gradient": False, "grad_bias": out},
+        r"out and grad_bias need a scale": {"scale": None, "grad_bias": out},
         r"grad_bias must have shape \[2, 4\]": {"grad_bias": out[:1]},
         r"grad_bias must be contiguous": {"grad_bias": torch.ones(4, 2).T},
         r"out must have shape \[3, 2, 4\]": {"out": narrow[:2]},

@@ -106,7 +106,7 @@ def assert_trained(device, tensors, labels, scale):
     assert [t.shape for t in (gradient, loss, grad_bias)] == [t.shape for t in (expected, losses, sums)]
     # The slope of the sigmoid is at most 1 / 4; itself it is within 8 units. bfloat16 has 8 bits.
     unrounded = exact.clone()
-    _reference.bucket_bce(unrounded, None, *labels, scale, True)
+    _reference.bucket_bce(unrounded, None, *labels, scale)
     error = scale * (bound / 4 + 8 * UNIT)
     assert ((gradient.double() - unrounded).abs() <= 2.0**-8 * unrounded.abs() + 2 * error).all()
     # A bucket's sum: float32 within a tile, seldom more than 20 roundings in a row.

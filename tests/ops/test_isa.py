@@ -62,12 +62,12 @@ def outputs():
 
         logits, label_rows = 20 * draw(N, M), random_csr(generator, [3, 0, 9, 1, 1, 2], L)[1:]
         group, grad_bias = draw(N, 2, M) * 20, draw(2, M)
-        targets = (draw(2, M), buckets[:2], *label_rows, 0.3, True)
+        targets = (draw(2, M), buckets[:2], *label_rows, 0.3)
         if dtype == torch.float32:
             rounded = torch.empty_like(group, dtype=torch.bfloat16)
             keep("bucket_bce out", _ops.bucket_bce(group, *targets, rounded, grad_bias), rounded, grad_bias)
         keep("bucket_bce of a group", _ops.bucket_bce(group, *targets, None, grad_bias), group, grad_bias)
-        loss = _ops.bucket_bce(logits[:, None], None, buckets[:1], *label_rows, 0.3, True)
+        loss = _ops.bucket_bce(logits[:, None], None, buckets[:1], *label_rows, 0.3)
         keep("bucket_bce", loss, logits)
         if dtype == torch.float32:
             units, columns = draw(N, R, 40).bfloat16(), draw(R, 12, 40).bfloat16().mT

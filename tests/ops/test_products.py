@@ -127,7 +127,7 @@ def test_a_group_has_at_most_64_mebibytes_of_logits():
 
 def test_gradient_takes_the_place_of_the_logits_or_is_narrow(generator):
     hash = random_hash(generator, L, B, R)
-    targets = Targets(hash.buckets, torch.zeros(N, dtype=torch.int64), torch.arange(N + 1), 0.5, True)
+    targets = Targets(hash.buckets, torch.zeros(N, dtype=torch.int64), torch.arange(N + 1), 0.5)
     group = Group(torch.randn(N, H, generator=generator), torch.randn(R, H, B, generator=generator))
     logits, grad_bias = group.new_logits(torch.float32), torch.empty(R, B)
     gradient, losses = bce_of_group(group, None, targets, slice(0, R), logits, None, grad_bias)

@@ -30,11 +30,11 @@ void run_bucket_bce(const BucketBce<T>& p, int64_t G, int64_t blocks, const Buck
 }  // namespace
 
 Tensor bucket_bce_cpu(Tensor logits, const std::optional<Tensor>& bias, const Tensor& buckets,
-                      const Tensor& label_indices, const Tensor& label_indptr, double scale, bool gradient,
+                      const Tensor& label_indices, const Tensor& label_indptr, std::optional<double> scale,
                       std::optional<Tensor> out, std::optional<Tensor> grad_bias) {
   const char* op = "bucket_bce";
   const BucketBceArguments a =
-      bucket_bce_arguments(op, logits, bias, buckets, label_indices, gradient, out, grad_bias);
+      bucket_bce_arguments(op, logits, bias, buckets, label_indices, scale, out, grad_bias);
   const int64_t N = a.N, G = a.G, B = a.B, blocks = (N + kBceRows - 1) / kBceRows;
   const Array<int64_t> indptr = safe_indptr(op, label_indptr, a.label_indices.numel());
   MACH_CHECK(static_cast<int64_t>(indptr.size()) == N + 1, op, ": label_indptr must have N + 1 entries");
@@ -51,8 +51,8 @@ Tensor bucket_bce_cpu(Tensor logits, const std::optional<Tensor>& bias, const Te
                               a.L,
                               pointer<int64_t>(a.label_indices),
                               indptr.data(),
-                              static_cast<T>(scale),
-                              gradient,
+                              static_cast<T>(scale.value_or(0)),
+                              scale.has_value(),
                               out ? mutable_pointer<bf16>(*out) : nullptr,
                               a.out.document_stride,
                               a.out.repetition_stride};

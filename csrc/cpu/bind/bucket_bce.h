@@ -8,7 +8,7 @@
 namespace mach {
 
 Tensor bucket_bce_cpu(Tensor logits, const std::optional<Tensor>& bias, const Tensor& buckets,
-                      const Tensor& label_indices, const Tensor& label_indptr, double scale, bool gradient,
+                      const Tensor& label_indices, const Tensor& label_indptr, std::optional<double> scale,
                       std::optional<Tensor> out, std::optional<Tensor> grad_bias);
 
 }  // namespace mach

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> bucket_forward_bce_cpu(const Tensor& hidden, 
   Tensor gradient = allocate(a.hidden, {a.N, a.G, a.B}, ScalarType::BFloat16);
   Tensor grad_bias = allocate(a.hidden, {a.G, a.B}, ScalarType::Float);
   Tensor loss = bucket_bce_cpu(scores_of(a, Transform::none), std::nullopt, labels.buckets,
-                               labels.label_indices, label_indptr, scale, true, gradient, grad_bias);
+                               labels.label_indices, label_indptr, scale, gradient, grad_bias);
   return {gradient, loss, grad_bias};
 }
 

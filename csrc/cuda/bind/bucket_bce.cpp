@@ -8,12 +8,12 @@ namespace mach {
 namespace {
 
 Tensor bucket_bce_cuda(Tensor logits, const std::optional<Tensor>& bias, const Tensor& buckets,
-                       const Tensor& label_indices, const Tensor& label_indptr_, double scale, bool gradient,
+                       const Tensor& label_indices, const Tensor& label_indptr_, std::optional<double> scale,
                        std::optional<Tensor> out, std::optional<Tensor> grad_bias) {
   const char* op = "bucket_bce";
   const DeviceGuard guard(logits);
   const BucketBceArguments a =
-      bucket_bce_arguments(op, logits, bias, buckets, label_indices, gradient, out, grad_bias);
+      bucket_bce_arguments(op, logits, bias, buckets, label_indices, scale, out, grad_bias);
   const Tensor label_indptr = as_contiguous(label_indptr_);
   check_device(op, logits, {a.buckets, a.label_indices, label_indptr});
   for (const std::optional<Tensor>& t : {a.bias, out, grad_bias})
@@ -33,8 +33,8 @@ Tensor bucket_bce_cuda(Tensor logits, const std::optional<Tensor>& bias, const T
                               a.L,
                               pointer<int64_t>(a.label_indices),
                               labels,
-                              static_cast<T>(scale),
-                              gradient,
+                              static_cast<T>(scale.value_or(0)),
+                              scale.has_value(),
                               out ? mutable_pointer<bf16>(*out) : nullptr,
                               a.out.document_stride,
                               a.out.repetition_stride,

@@ -1,7 +1,7 @@
 // Stands in for CUDA's header of this name where g++ compiles the .cu files to run without a GPU: the part of
 // CUDA C++ that csrc/cuda uses, and the launch of a kernel on fibers. What is not here, kernels don't use; no
 // `__shared__` (device.cuh: dynamic_shared), no atomics on floating point, no __activemask.
-// The rules that a launch is held to are in fibers.h.
+// The rules that a launch is held to are in fibers.cpp.
 #pragma once
 
 #include <math.h>
@@ -124,6 +124,11 @@ struct Meeting {
 Meeting& meet(const char* what, unsigned mask, uint64_t value, Site);
 void leave(Meeting&);
 int lane();
+
+// Of the thread that runs; what cuda_pipeline_primitives.h is made of.
+void start_copy(void* to, const void* from, size_t size, size_t zeros, Site);
+void commit_copies();
+void wait_for_copies(size_t groups, Site);  // all of its groups but the newest so many
 
 constexpr uint32_t kPoison = 0x7ff8dead;  // a NaN as float, bfloat16 and double, an index out of any range
 

@@ -21,14 +21,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda_runtime.h"
+#include "shim.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if MACH_SHIM_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#define MACH_SHIM_ASAN 1
-#else
-#define MACH_SHIM_ASAN 0
 #endif
 #if !defined(__x86_64__) || defined(MACH_SHIM_UCONTEXT)
 #include <ucontext.h>
@@ -115,6 +112,7 @@ struct Thread {
   Site site;
   unsigned mask;
   bool ended = false;
+  Copies copies;
 };
 
 // The launch that runs; one at a time in the process.
@@ -152,13 +150,15 @@ uint64_t setting(const char* name, uint64_t otherwise) {
 uint64_t seed = setting("MACH_SHIM_SEED", 0);
 const size_t shared_limit = std::min<size_t>(setting("MACH_SHIM_SHARED_KB", 227) << 10, kMaxShared);
 uint64_t state;
-uint64_t draw() {  // splitmix64
+uint64_t draw64() {  // splitmix64
   uint64_t z = (state += 0x9e3779b97f4a7c15);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
   z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
   return z ^ (z >> 31);
 }
-unsigned draw(unsigned below) { return static_cast<unsigned>((draw() >> 32) * below >> 32); }
+}  // namespace
+uint32_t draw(unsigned below) { return seed ? static_cast<unsigned>((draw64() >> 32) * below >> 32) : 0; }
+namespace {
 void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
 struct Totals {
@@ -240,6 +240,7 @@ void fiber_main() {
   arrived(nullptr);
   for (;;) {
     body(body_data);
+    expect_no_copies();
     Thread& ended = threads[current];
     Fiber* const self = ended.fiber;
     ended.ended = true;
@@ -296,21 +297,25 @@ std::string text(const uint3& v) {
 }
 std::string text(const dim3& v) { return text(uint3{v.x, v.y, v.z}); }
 
+}  // namespace
 std::string where(const Site& site) {
   const std::string file = site.file;
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line);
 }
+namespace {
 
 std::string head() {
   return "cuda shim: kernel " + std::string(kernel_name) + ", grid " + text(gridDim) + " x block " +
          text(blockDim) + ", seed " + std::to_string(seed) + ", block " + text(blockIdx) + ": ";
 }
 
+}  // namespace
 [[noreturn]] void fail_in_fiber(const std::string& what) {
   fault = head() + "thread " + text(threads[current].index) + " " + what;
   switch_fiber(threads[current].fiber, nullptr);
   std::abort();
 }
+namespace {
 
 // Who waits for what, when nobody can go on.
 std::string stuck() {
@@ -340,11 +345,18 @@ std::string stuck() {
 char poison_at(const char* p) {
   return static_cast<char>(kPoison >> (8 * (reinterpret_cast<uintptr_t>(p) & 3)));
 }
+}  // namespace
 void fill(char* begin, char* end) {
   for (; begin < end && reinterpret_cast<uintptr_t>(begin) % 4; ++begin) *begin = poison_at(begin);
   for (; end - begin >= 4; begin += 4) std::memcpy(begin, &kPoison, 4);
   for (; begin < end; ++begin) *begin = poison_at(begin);
 }
+bool is_filled(const char* begin, const char* end) {
+  for (; begin < end; ++begin)
+    if (*begin != poison_at(begin)) return false;
+  return true;
+}
+namespace {
 
 #if MACH_SHIM_ASAN
 void open_shared() {
@@ -367,11 +379,6 @@ void open_shared() {
   fill(shared - kCanary, arena);
 }
 
-bool is_filled(const char* begin, const char* end) {
-  for (; begin < end; ++begin)
-    if (*begin != poison_at(begin)) return false;
-  return true;
-}
 void close_shared() {
   if (!is_filled(shared - kCanary, shared)) fault = head() + "wrote in front of its shared memory";
   if (!is_filled(shared + shared_size, arena)) fault = head() + "wrote behind its shared memory";
@@ -385,6 +392,7 @@ void run_block() {
   for (unsigned w = 0; w <= (num_threads - 1) / 32; ++w) warps[w].open = warps[w].used = 0;
   for (unsigned t = 0; t < num_threads; ++t) {
     threads[t].ended = false;
+    threads[t].copies.forget();
     make_ready(t);
   }
   num_alive = num_threads;
@@ -510,8 +518,8 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
   const uint64_t n = uint64_t{grid.x} * grid.y * grid.z;
   uint64_t at = 0, step = 1;
   if (seed) {
-    at = draw() % n;
-    do step = n > 2 ? 1 + draw() % (n - 1) : 1;
+    at = draw64() % n;
+    do step = n > 2 ? 1 + draw64() % (n - 1) : 1;
     while (std::gcd(step, n) != 1);
   }
   {
@@ -544,6 +552,11 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
 }
 
 void* dynamic_shared() { return shared; }
+char* shared_memory(size_t& size) {
+  size = shared_size;
+  return shared;
+}
+Copies& copies_of_thread() { return threads[current].copies; }
 
 int lane() { return static_cast<int>(current % 32); }
 

@@ -1,5 +1,7 @@
 // Small kernels, right and with mistakes planted: what test_cuda_shim.py runs to see what the shim catches.
 //   planted CASE SEEDS    one line for each seed 0 ... SEEDS - 1: "right", "wrong" (results) or the report
+#include <cuda_pipeline_primitives.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -143,6 +145,82 @@ bool collect() {
   return count == 50 && sum == 49 * 50 / 2;
 }
 
+enum class CopyPlant {
+  none,
+  no_wait,
+  late_wait,
+  never_waited,
+  misaligned,
+  misaligned_source,
+  wrong_size,
+  outside,
+  overwritten,
+  reused
+};
+
+// Sums of x by a ring of stages in shared memory: that of step s + stages - 1 is on its way while s is read.
+template <CopyPlant plant>
+__global__ void ring_kernel(const uint4* x, int steps, int stages, unsigned* out) {
+  auto* ring = dynamic_shared<uint4>();
+  const int t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const auto fetch = [&](int step) {
+    char* to = reinterpret_cast<char*>(ring + step % stages * threads + t);
+    const char* from = reinterpret_cast<const char*>(x + step * threads + t);
+    if (step < steps) {
+      if (plant == CopyPlant::misaligned)
+        __pipeline_memcpy_async(to + 8, from, 16);
+      else if (plant == CopyPlant::misaligned_source)
+        __pipeline_memcpy_async(to, from + 4, 8);
+      else if (plant == CopyPlant::wrong_size)
+        __pipeline_memcpy_async(to, from, 12);
+      else if (plant == CopyPlant::outside)
+        __pipeline_memcpy_async(to + sizeof(uint4) * stages * threads, from, 16);
+      else if (t % 3 == 0)
+        __pipeline_memcpy_async(to, from, 16);
+      else  // four bytes by themselves, eight, and four that are not read
+        __pipeline_memcpy_async(to, from, 4), __pipeline_memcpy_async(to + 8, from + 8, 8),
+            __pipeline_memcpy_async(to + 4, nullptr, 4, 4);
+      if (plant == CopyPlant::overwritten && step == 3 && t == 5) ring[step % stages * threads + t].x = 1;
+    }
+    __pipeline_commit();  // also where there is nothing: the groups are counted
+  };
+  unsigned sum = 0;
+  for (int step = 0; step < stages - (plant == CopyPlant::reused ? 0 : 1); ++step) fetch(step);
+  for (int step = 0; step < steps; ++step) {
+    if (plant != CopyPlant::reused) fetch(step + stages - 1);
+    if (plant != CopyPlant::no_wait) __pipeline_wait_prior(stages - (plant == CopyPlant::late_wait ? 0 : 1));
+    __syncthreads();
+    const uint4 got = ring[step % stages * threads + (t + 1) % threads];
+    sum += got.x + got.y + got.z + got.w;
+    if (plant == CopyPlant::reused) fetch(step + stages);  // before others have read
+    __syncthreads();
+  }
+  if (plant != CopyPlant::never_waited) __pipeline_wait_prior(0);
+  if (plant == CopyPlant::never_waited && t == 7) {
+    __pipeline_memcpy_async(ring + t, x + t, 16);
+    __pipeline_commit();
+  }
+  atomicAdd(out, sum);
+}
+
+template <CopyPlant plant>
+bool ring() {
+  constexpr int kThreads = 64, kSteps = 7;
+  std::vector<int> x(4 * kThreads * (kSteps + 1));
+  auto* vectors = reinterpret_cast<uint4*>((reinterpret_cast<uintptr_t>(x.data()) + 15) / 16 * 16);
+  for (int stages = 2; stages < 5; ++stages) {
+    unsigned out = 0, sum = 0;
+    for (unsigned i = 0; i < kThreads * kSteps; ++i) {
+      vectors[i] = {i, 3 * i, 5 * i, 7 * i};
+      sum += 13 * i + (i % kThreads % 3 == 0 ? 3 * i : 0);
+    }
+    MACH_LAUNCH(ring_kernel<plant>, 1, kThreads, kThreads * stages * sizeof(uint4), nullptr, vectors, kSteps,
+                stages, &out);
+    if (out != sum) return false;
+  }
+  return true;
+}
+
 __global__ void unwritten_kernel(float* out) { out[threadIdx.x] = dynamic_shared<float>()[threadIdx.x]; }
 
 bool unwritten() {
@@ -271,6 +349,16 @@ const std::map<std::string, bool (*)()> cases = {
     {"turn", [] { return turn<Plant::none>(); }},
     {"collectives", collectives},
     {"collect", collect<true>},
+    {"ring", ring<CopyPlant::none>},
+    {"copy_no_wait", ring<CopyPlant::no_wait>},
+    {"copy_late_wait", ring<CopyPlant::late_wait>},
+    {"copy_never_waited", ring<CopyPlant::never_waited>},
+    {"copy_misaligned", ring<CopyPlant::misaligned>},
+    {"copy_misaligned_source", ring<CopyPlant::misaligned_source>},
+    {"copy_wrong_size", ring<CopyPlant::wrong_size>},
+    {"copy_outside", ring<CopyPlant::outside>},
+    {"copy_overwritten", ring<CopyPlant::overwritten>},
+    {"copy_reused", ring<CopyPlant::reused>},
     {"wait", wait<true>},
     {"wait_in_vain", wait<false>},
     {"unwritten", unwritten},

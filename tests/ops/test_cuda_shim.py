@@ -34,7 +34,7 @@ def outcomes(program, case):
 
 @pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
 @pytest.mark.parametrize(
-    "case", ["block_sum", "turn", "collectives", "collect", "wait", "limits", "shapes", "again"]
+    "case", ["block_sum", "turn", "collectives", "collect", "ring", "wait", "limits", "shapes", "again"]
 )
 def test_right_kernels_pass_on_every_seed(program, case):
     assert outcomes(program, case) == ["right"] * SEEDS
@@ -47,6 +47,26 @@ def test_right_kernels_pass_on_every_seed(program, case):
 )
 def test_races_and_unwritten_memory_show(program, case, at_least):
     assert outcomes(program, case).count("wrong") >= at_least
+
+
+@pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
+@pytest.mark.parametrize(
+    ("case", "report"),
+    [
+        ("copy_no_wait", "another copy or a store wrote there meanwhile"),
+        ("copy_late_wait", "another copy or a store wrote there meanwhile"),
+        ("copy_never_waited", "thread (7, 0, 0) ends and has not waited for a copy of 16 bytes to byte 112"),
+        ("copy_misaligned", "the destination is not aligned to its size"),
+        ("copy_misaligned_source", "the source is not aligned to its size"),
+        ("copy_wrong_size", "starts a copy of 12 bytes"),
+        ("copy_outside", "of its 2048 bytes of shared memory, planted.cpp:"),
+        ("copy_overwritten", "thread (5, 0, 0) waits, planted.cpp:"),
+        ("copy_reused", "wrong"),
+    ],
+)
+def test_copies_that_are_not_waited_for_or_not_possible_show(program, case, report):
+    """A ring of stages in shared memory, whose wait is deleted, too late, or whose copies are wrong."""
+    assert all(report in line for line in outcomes(program, case))
 
 
 @pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])

@@ -157,19 +157,33 @@ T shuffle(const char* what, unsigned mask, T value, int width, Site site, const 
   return from_bits<T>(got);
 }
 
+// In the build that looks for races the compiler shows them all other accesses; these are said to them here.
+#ifdef MACH_SHIM_RACES
+#define MACH_SHIM_UNSEEN __attribute__((no_sanitize("thread")))
+void note_atomic(const void* at, size_t size, const void* place);
+void note_relaxed_read(const void* at, size_t size, const void* place);
+void races_fence();
+#else
+#define MACH_SHIM_UNSEEN
+inline void note_atomic(const void*, size_t, const void*) {}
+inline void note_relaxed_read(const void*, size_t, const void*) {}
+inline void races_fence() {}
+#endif
+
 // Before an atomic operation another fiber may run.
 extern unsigned until_preempted;
 void preempt();
-inline void atomic_point() {
+MACH_SHIM_UNSEEN inline void atomic_point() {
   if (--until_preempted == 0) preempt();
 }
 
 template <class T, class F>
-T atomic(T* at, const F& f) {
+MACH_SHIM_UNSEEN T atomic(T* at, const F& f) {
   static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value ||
                     std::is_same<T, unsigned long long>::value,
                 "atomics are for int, unsigned and unsigned long long");
   atomic_point();
+  note_atomic(at, sizeof(T), __builtin_return_address(0));
   const T before = *at;
   *at = f(before);
   return before;
@@ -250,7 +264,8 @@ unsigned __match_any_sync(unsigned mask, T value, MACH_SHIM_SITE) {
 
 #undef MACH_SHIM_SITE
 
-inline void __threadfence() {}
+// Memory is one and in order here; only the search for races asks for fences.
+inline void __threadfence() { mach_shim::races_fence(); }
 inline void __threadfence_block() {}
 
 // -------------------------------------------------------------------------------------------- atomics
@@ -303,7 +318,8 @@ T __ldcs(const T* p) {
   return *p;
 }
 template <class T>
-T __ldcg(const T* p) {
+MACH_SHIM_UNSEEN T __ldcg(const T* p) {  // past what another block's atomic operations don't reach
+  mach_shim::note_relaxed_read(p, sizeof(T), __builtin_return_address(0));
   return *p;
 }
 template <class T>

@@ -221,6 +221,87 @@ bool ring() {
   return true;
 }
 
+enum class BlockPlant { none, no_fence, no_reader_fence, fence_late, same_word, own_counter };
+
+// out = sum of x, x[i] = i + 1: a partial sum of each block, and the last block to arrive adds them up. The
+// fence is each writer's, or after a barrier that of the thread which tells.
+template <BlockPlant plant, bool by_one>
+__global__ void last_block_kernel(const int* x, int n, int* partial, unsigned* arrived, int* out) {
+  int* shared = dynamic_shared<int>();
+  const int blocks = static_cast<int>(gridDim.x), t = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x), i = static_cast<int>(blockIdx.x) * threads + t;
+  const int sum = warp_sum(i < n ? x[i] : 0);
+  if (lane_id() == 0) partial[blockIdx.x * (threads / kWarp) + warp_id()] = sum;
+  if (plant == BlockPlant::same_word && t == 0) *out = static_cast<int>(blockIdx.x);
+  if (!by_one && plant != BlockPlant::no_fence) __threadfence();
+  __syncthreads();
+  if (t == 0) {
+    if (by_one && plant != BlockPlant::no_fence && plant != BlockPlant::fence_late) __threadfence();
+    shared[0] = static_cast<int>(atomicAdd(arrived, 1u));
+    if (plant == BlockPlant::fence_late) __threadfence();
+    if (by_one && plant != BlockPlant::no_reader_fence) __threadfence();
+  }
+  __syncthreads();
+  if (shared[0] != blocks - 1) return;
+  if (!by_one && plant != BlockPlant::no_reader_fence) __threadfence();
+  int total = 0;
+  for (int j = t; j < blocks * (threads / kWarp); j += threads) total += partial[j];
+  atomicAdd(out, total);
+  if (t == 0) *arrived = 0;  // after all others
+}
+
+template <BlockPlant plant, bool by_one>
+bool last_block() {
+  constexpr int kThreads = 64, kBlocks = 5, n = kThreads * kBlocks - 7;
+  std::vector<int> x(n), partial(kBlocks * kThreads / kWarp);
+  unsigned arrived = 0;
+  for (int i = 0; i < n; ++i) x[i] = i + 1;
+  for (int times = 0; times < 2; ++times) {
+    int out = 0;
+    MACH_LAUNCH((last_block_kernel<plant, by_one>), kBlocks, kThreads, sizeof(int), nullptr, x.data(), n,
+                partial.data(), &arrived, &out);
+    if (out != n * (n + 1) / 2 || arrived != 0) return false;
+  }
+  return true;
+}
+
+// Each block counts in shared memory, with a barrier between its steps, and tells once; or all of them in
+// one word that they read and write in two steps.
+template <BlockPlant plant>
+__global__ void count_kernel(int* count, int steps) {
+  int* own = dynamic_shared<int>();
+  if (threadIdx.x == 0) *own = 0;
+  for (int i = 0; i < steps; ++i) {
+    __syncthreads();
+    if (threadIdx.x != 0) continue;
+    if (plant == BlockPlant::own_counter)
+      *own += 1;
+    else
+      atomicExch(count, atomicAdd(count, 0) + 1);
+  }
+  if (plant == BlockPlant::own_counter && threadIdx.x == 0) atomicAdd(count, *own);
+}
+
+template <BlockPlant plant>
+bool count_blocks() {
+  int count = 0;
+  MACH_LAUNCH(count_kernel<plant>, 20, 32, sizeof(int), nullptr, &count, 10);
+  return count == 200;
+}
+
+// The halves of a word are each written by another block; rows of bfloat16 may be cut like that.
+__global__ void halves_kernel(unsigned short* x) {
+  if (threadIdx.x < 9) x[9 * blockIdx.x + threadIdx.x] = static_cast<unsigned short>(threadIdx.x);
+}
+
+bool halves() {
+  std::vector<unsigned short> x(9 * 7);
+  MACH_LAUNCH(halves_kernel, 7, 32, 0, nullptr, x.data());
+  for (int i = 0; i < 9 * 7; ++i)
+    if (x[i] != i % 9) return false;
+  return true;
+}
+
 __global__ void unwritten_kernel(float* out) { out[threadIdx.x] = dynamic_shared<float>()[threadIdx.x]; }
 
 bool unwritten() {
@@ -359,6 +440,17 @@ const std::map<std::string, bool (*)()> cases = {
     {"copy_outside", ring<CopyPlant::outside>},
     {"copy_overwritten", ring<CopyPlant::overwritten>},
     {"copy_reused", ring<CopyPlant::reused>},
+    {"last_block", [] { return last_block<BlockPlant::none, false>(); }},
+    {"last_block_by_one", [] { return last_block<BlockPlant::none, true>(); }},
+    {"missing_fence", [] { return last_block<BlockPlant::no_fence, false>(); }},
+    {"missing_fence_by_one", [] { return last_block<BlockPlant::no_fence, true>(); }},
+    {"missing_fence_reader", [] { return last_block<BlockPlant::no_reader_fence, false>(); }},
+    {"missing_fence_reader_by_one", [] { return last_block<BlockPlant::no_reader_fence, true>(); }},
+    {"late_fence", [] { return last_block<BlockPlant::fence_late, true>(); }},
+    {"same_word", [] { return last_block<BlockPlant::same_word, false>(); }},
+    {"count_blocks", count_blocks<BlockPlant::own_counter>},
+    {"count_blocks_in_two_steps", count_blocks<BlockPlant::none>},
+    {"halves", halves},
     {"wait", wait<true>},
     {"wait_in_vain", wait<false>},
     {"unwritten", unwritten},

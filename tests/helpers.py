@@ -43,7 +43,7 @@ NO_GPU = "the GPU half of the operator tests did not run: " + (
 
 # The CUDA operators for CPU tensors, kernels on fibers (cuda_shim/), where they were built: make test.
 SHIM = (Path(_ops.__file__).parent / "_cpu.so").resolve()
-SHIM = SHIM.with_name(os.environ.get("MACH_SHIM_LIBRARY", "_cuda_shim.so"))
+SHIM = SHIM.parent / os.environ.get("MACH_SHIM_LIBRARY", "_cuda_shim.so")
 NO_SHIM = (
     "the CUDA kernels did not run on the CPU: _cuda_shim.so is not built, `make test` or MACH_SHIM=1 does"
 )

@@ -1,12 +1,10 @@
+#include <cuda_pipeline_primitives.h>
+
 #include <algorithm>
 #include <cmath>
 
 #include "merge_scan.cuh"
 #include "select.cuh"
-
-#ifndef MACH_SHIM
-#include <cuda_pipeline_primitives.h>
-#endif
 
 namespace mach {
 namespace {
@@ -377,19 +375,10 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
 
 // ----------------------------------------------------------------------------------------------- scan
 
-// 16 bytes from global to shared memory, in the background; then the wait for all of a thread's own.
-__device__ __forceinline__ void copy_behind(uint4* to, const uint4* from) {
-#ifdef MACH_SHIM
-  *to = *from;
-#else
-  __pipeline_memcpy_async(to, from, sizeof(uint4));
-#endif
-}
+// For all that a thread copies to shared memory in the background.
 __device__ __forceinline__ void wait_for_copies() {
-#ifndef MACH_SHIM
   __pipeline_commit();
   __pipeline_wait_prior(0);
-#endif
 }
 
 __device__ __forceinline__ uint32_t component(const uint4& v, int i) {
@@ -478,7 +467,7 @@ __global__ void __launch_bounds__(kScanThreads, 1) scan_kernel(const Scan s) {
   const auto load_codes = [](const uint16_t* codes) { return *reinterpret_cast<const uint4*>(codes); };
   const auto fetch = [&](const uint4* from, uint4* to) {
     for (int i = threadIdx.x; i < static_cast<int>(table_size); i += kScanThreads)
-      copy_behind(to + i, from + i);
+      __pipeline_memcpy_async(to + i, from + i, sizeof(uint4));
   };
 
   if (first == last) return;

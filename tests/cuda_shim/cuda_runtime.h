@@ -1,7 +1,7 @@
 // Stands in for CUDA's header of this name where g++ compiles the .cu files to run without a GPU: the part of
 // CUDA C++ that csrc/cuda uses, and the launch of a kernel on fibers. What is not here, kernels don't use; no
 // `__shared__` (device.cuh: dynamic_shared), no atomics on floating point, no __activemask.
-// The rules that a launch is held to are in fibers.h.
+// The rules that a launch is held to are in fibers.cpp.
 #pragma once
 
 #include <math.h>
@@ -125,6 +125,11 @@ Meeting& meet(const char* what, unsigned mask, uint64_t value, Site);
 void leave(Meeting&);
 int lane();
 
+// Of the thread that runs; what cuda_pipeline_primitives.h is made of.
+void start_copy(void* to, const void* from, size_t size, size_t zeros, Site);
+void commit_copies();
+void wait_for_copies(size_t groups, Site);  // all of its groups but the newest so many
+
 constexpr uint32_t kPoison = 0x7ff8dead;  // a NaN as float, bfloat16 and double, an index out of any range
 
 template <class T>
@@ -152,19 +157,33 @@ T shuffle(const char* what, unsigned mask, T value, int width, Site site, const 
   return from_bits<T>(got);
 }
 
+// In the build that looks for races the compiler shows them all other accesses; these are said to them here.
+#ifdef MACH_SHIM_RACES
+#define MACH_SHIM_UNSEEN __attribute__((no_sanitize("thread")))
+void note_atomic(const void* at, size_t size, const void* place);
+void note_relaxed_read(const void* at, size_t size, const void* place);
+void races_fence();
+#else
+#define MACH_SHIM_UNSEEN
+inline void note_atomic(const void*, size_t, const void*) {}
+inline void note_relaxed_read(const void*, size_t, const void*) {}
+inline void races_fence() {}
+#endif
+
 // Before an atomic operation another fiber may run.
 extern unsigned until_preempted;
 void preempt();
-inline void atomic_point() {
+MACH_SHIM_UNSEEN inline void atomic_point() {
   if (--until_preempted == 0) preempt();
 }
 
 template <class T, class F>
-T atomic(T* at, const F& f) {
+MACH_SHIM_UNSEEN T atomic(T* at, const F& f) {
   static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value ||
                     std::is_same<T, unsigned long long>::value,
                 "atomics are for int, unsigned and unsigned long long");
   atomic_point();
+  note_atomic(at, sizeof(T), __builtin_return_address(0));
   const T before = *at;
   *at = f(before);
   return before;
@@ -245,7 +264,8 @@ unsigned __match_any_sync(unsigned mask, T value, MACH_SHIM_SITE) {
 
 #undef MACH_SHIM_SITE
 
-inline void __threadfence() {}
+// Memory is one and in order here; only the search for races asks for fences.
+inline void __threadfence() { mach_shim::races_fence(); }
 inline void __threadfence_block() {}
 
 // -------------------------------------------------------------------------------------------- atomics
@@ -298,7 +318,8 @@ T __ldcs(const T* p) {
   return *p;
 }
 template <class T>
-T __ldcg(const T* p) {
+MACH_SHIM_UNSEEN T __ldcg(const T* p) {  // past what another block's atomic operations don't reach
+  mach_shim::note_relaxed_read(p, sizeof(T), __builtin_return_address(0));
   return *p;
 }
 template <class T>

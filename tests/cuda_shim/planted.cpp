@@ -1,5 +1,7 @@
 // Small kernels, right and with mistakes planted: what test_cuda_shim.py runs to see what the shim catches.
 //   planted CASE SEEDS    one line for each seed 0 ... SEEDS - 1: "right", "wrong" (results) or the report
+#include <cuda_pipeline_primitives.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -143,6 +145,163 @@ bool collect() {
   return count == 50 && sum == 49 * 50 / 2;
 }
 
+enum class CopyPlant {
+  none,
+  no_wait,
+  late_wait,
+  never_waited,
+  misaligned,
+  misaligned_source,
+  wrong_size,
+  outside,
+  overwritten,
+  reused
+};
+
+// Sums of x by a ring of stages in shared memory: that of step s + stages - 1 is on its way while s is read.
+template <CopyPlant plant>
+__global__ void ring_kernel(const uint4* x, int steps, int stages, unsigned* out) {
+  auto* ring = dynamic_shared<uint4>();
+  const int t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const auto fetch = [&](int step) {
+    char* to = reinterpret_cast<char*>(ring + step % stages * threads + t);
+    const char* from = reinterpret_cast<const char*>(x + step * threads + t);
+    if (step < steps) {
+      if (plant == CopyPlant::misaligned)
+        __pipeline_memcpy_async(to + 8, from, 16);
+      else if (plant == CopyPlant::misaligned_source)
+        __pipeline_memcpy_async(to, from + 4, 8);
+      else if (plant == CopyPlant::wrong_size)
+        __pipeline_memcpy_async(to, from, 12);
+      else if (plant == CopyPlant::outside)
+        __pipeline_memcpy_async(to + sizeof(uint4) * stages * threads, from, 16);
+      else if (t % 3 == 0)
+        __pipeline_memcpy_async(to, from, 16);
+      else  // four bytes by themselves, eight, and four that are not read
+        __pipeline_memcpy_async(to, from, 4), __pipeline_memcpy_async(to + 8, from + 8, 8),
+            __pipeline_memcpy_async(to + 4, nullptr, 4, 4);
+      if (plant == CopyPlant::overwritten && step == 3 && t == 5) ring[step % stages * threads + t].x = 1;
+    }
+    __pipeline_commit();  // also where there is nothing: the groups are counted
+  };
+  unsigned sum = 0;
+  for (int step = 0; step < stages - (plant == CopyPlant::reused ? 0 : 1); ++step) fetch(step);
+  for (int step = 0; step < steps; ++step) {
+    if (plant != CopyPlant::reused) fetch(step + stages - 1);
+    if (plant != CopyPlant::no_wait) __pipeline_wait_prior(stages - (plant == CopyPlant::late_wait ? 0 : 1));
+    __syncthreads();
+    const uint4 got = ring[step % stages * threads + (t + 1) % threads];
+    sum += got.x + got.y + got.z + got.w;
+    if (plant == CopyPlant::reused) fetch(step + stages);  // before others have read
+    __syncthreads();
+  }
+  if (plant != CopyPlant::never_waited) __pipeline_wait_prior(0);
+  if (plant == CopyPlant::never_waited && t == 7) {
+    __pipeline_memcpy_async(ring + t, x + t, 16);
+    __pipeline_commit();
+  }
+  atomicAdd(out, sum);
+}
+
+template <CopyPlant plant>
+bool ring() {
+  constexpr int kThreads = 64, kSteps = 7;
+  std::vector<int> x(4 * kThreads * (kSteps + 1));
+  auto* vectors = reinterpret_cast<uint4*>((reinterpret_cast<uintptr_t>(x.data()) + 15) / 16 * 16);
+  for (int stages = 2; stages < 5; ++stages) {
+    unsigned out = 0, sum = 0;
+    for (unsigned i = 0; i < kThreads * kSteps; ++i) {
+      vectors[i] = {i, 3 * i, 5 * i, 7 * i};
+      sum += 13 * i + (i % kThreads % 3 == 0 ? 3 * i : 0);
+    }
+    MACH_LAUNCH(ring_kernel<plant>, 1, kThreads, kThreads * stages * sizeof(uint4), nullptr, vectors, kSteps,
+                stages, &out);
+    if (out != sum) return false;
+  }
+  return true;
+}
+
+enum class BlockPlant { none, no_fence, no_reader_fence, fence_late, same_word, own_counter };
+
+// out = sum of x, x[i] = i + 1: a partial sum of each block, and the last block to arrive adds them up. The
+// fence is each writer's, or after a barrier that of the thread which tells.
+template <BlockPlant plant, bool by_one>
+__global__ void last_block_kernel(const int* x, int n, int* partial, unsigned* arrived, int* out) {
+  int* shared = dynamic_shared<int>();
+  const int blocks = static_cast<int>(gridDim.x), t = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x), i = static_cast<int>(blockIdx.x) * threads + t;
+  const int sum = warp_sum(i < n ? x[i] : 0);
+  if (lane_id() == 0) partial[blockIdx.x * (threads / kWarp) + warp_id()] = sum;
+  if (plant == BlockPlant::same_word && t == 0) *out = static_cast<int>(blockIdx.x);
+  if (!by_one && plant != BlockPlant::no_fence) __threadfence();
+  __syncthreads();
+  if (t == 0) {
+    if (by_one && plant != BlockPlant::no_fence && plant != BlockPlant::fence_late) __threadfence();
+    shared[0] = static_cast<int>(atomicAdd(arrived, 1u));
+    if (plant == BlockPlant::fence_late) __threadfence();
+    if (by_one && plant != BlockPlant::no_reader_fence) __threadfence();
+  }
+  __syncthreads();
+  if (shared[0] != blocks - 1) return;
+  if (!by_one && plant != BlockPlant::no_reader_fence) __threadfence();
+  int total = 0;
+  for (int j = t; j < blocks * (threads / kWarp); j += threads) total += partial[j];
+  atomicAdd(out, total);
+  if (t == 0) *arrived = 0;  // after all others
+}
+
+template <BlockPlant plant, bool by_one>
+bool last_block() {
+  constexpr int kThreads = 64, kBlocks = 5, n = kThreads * kBlocks - 7;
+  std::vector<int> x(n), partial(kBlocks * kThreads / kWarp);
+  unsigned arrived = 0;
+  for (int i = 0; i < n; ++i) x[i] = i + 1;
+  for (int times = 0; times < 2; ++times) {
+    int out = 0;
+    MACH_LAUNCH((last_block_kernel<plant, by_one>), kBlocks, kThreads, sizeof(int), nullptr, x.data(), n,
+                partial.data(), &arrived, &out);
+    if (out != n * (n + 1) / 2 || arrived != 0) return false;
+  }
+  return true;
+}
+
+// Each block counts in shared memory, with a barrier between its steps, and tells once; or all of them in
+// one word that they read and write in two steps.
+template <BlockPlant plant>
+__global__ void count_kernel(int* count, int steps) {
+  int* own = dynamic_shared<int>();
+  if (threadIdx.x == 0) *own = 0;
+  for (int i = 0; i < steps; ++i) {
+    __syncthreads();
+    if (threadIdx.x != 0) continue;
+    if (plant == BlockPlant::own_counter)
+      *own += 1;
+    else
+      atomicExch(count, atomicAdd(count, 0) + 1);
+  }
+  if (plant == BlockPlant::own_counter && threadIdx.x == 0) atomicAdd(count, *own);
+}
+
+template <BlockPlant plant>
+bool count_blocks() {
+  int count = 0;
+  MACH_LAUNCH(count_kernel<plant>, 20, 32, sizeof(int), nullptr, &count, 10);
+  return count == 200;
+}
+
+// The halves of a word are each written by another block; rows of bfloat16 may be cut like that.
+__global__ void halves_kernel(unsigned short* x) {
+  if (threadIdx.x < 9) x[9 * blockIdx.x + threadIdx.x] = static_cast<unsigned short>(threadIdx.x);
+}
+
+bool halves() {
+  std::vector<unsigned short> x(9 * 7);
+  MACH_LAUNCH(halves_kernel, 7, 32, 0, nullptr, x.data());
+  for (int i = 0; i < 9 * 7; ++i)
+    if (x[i] != i % 9) return false;
+  return true;
+}
+
 __global__ void unwritten_kernel(float* out) { out[threadIdx.x] = dynamic_shared<float>()[threadIdx.x]; }
 
 bool unwritten() {
@@ -187,7 +346,7 @@ bool wait() {
   return number == 1;
 }
 
-__global__ void empty_kernel(int* out) { *out = 1; }
+__global__ void empty_kernel(int* out) { atomicExch(out, 1); }
 
 bool limits() {
   int out = 0;
@@ -271,6 +430,27 @@ const std::map<std::string, bool (*)()> cases = {
     {"turn", [] { return turn<Plant::none>(); }},
     {"collectives", collectives},
     {"collect", collect<true>},
+    {"ring", ring<CopyPlant::none>},
+    {"copy_no_wait", ring<CopyPlant::no_wait>},
+    {"copy_late_wait", ring<CopyPlant::late_wait>},
+    {"copy_never_waited", ring<CopyPlant::never_waited>},
+    {"copy_misaligned", ring<CopyPlant::misaligned>},
+    {"copy_misaligned_source", ring<CopyPlant::misaligned_source>},
+    {"copy_wrong_size", ring<CopyPlant::wrong_size>},
+    {"copy_outside", ring<CopyPlant::outside>},
+    {"copy_overwritten", ring<CopyPlant::overwritten>},
+    {"copy_reused", ring<CopyPlant::reused>},
+    {"last_block", [] { return last_block<BlockPlant::none, false>(); }},
+    {"last_block_by_one", [] { return last_block<BlockPlant::none, true>(); }},
+    {"missing_fence", [] { return last_block<BlockPlant::no_fence, false>(); }},
+    {"missing_fence_by_one", [] { return last_block<BlockPlant::no_fence, true>(); }},
+    {"missing_fence_reader", [] { return last_block<BlockPlant::no_reader_fence, false>(); }},
+    {"missing_fence_reader_by_one", [] { return last_block<BlockPlant::no_reader_fence, true>(); }},
+    {"late_fence", [] { return last_block<BlockPlant::fence_late, true>(); }},
+    {"same_word", [] { return last_block<BlockPlant::same_word, false>(); }},
+    {"count_blocks", count_blocks<BlockPlant::own_counter>},
+    {"count_blocks_in_two_steps", count_blocks<BlockPlant::none>},
+    {"halves", halves},
     {"wait", wait<true>},
     {"wait_in_vain", wait<false>},
     {"unwritten", unwritten},

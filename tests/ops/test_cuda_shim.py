@@ -1,15 +1,24 @@
 """What the CUDA kernels run on without a GPU (cuda_shim/) catches, shown on kernels with planted mistakes."""
 
+import itertools
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from helpers import NO_SHIM, ROOT, SHIM, TESTS
 
+CUDA = ROOT / "csrc" / "cuda"
 SEEDS = 16
 NO_ASAN = "the compiler has no ASan, or MACH_SHIM=1 was not built"
+NO_RACES = "the compiler does not show loads and stores (-fsanitize=thread), or MACH_SHIM=1 was not built"
+MISSING = {"planted_asan": NO_ASAN, "planted_races": NO_RACES}
+PROGRAMS = ["planted", "planted_asan", "planted_races", "planted_ucontext"]
 ASAN = {
     **os.environ,
     "ASAN_OPTIONS": "detect_leaks=0",  # a launch that fails leaves its fibers as they are
@@ -20,7 +29,7 @@ ASAN = {
 def run(program, case, seeds=SEEDS):
     path = SHIM.with_name(program)
     if not path.exists():
-        pytest.skip(NO_SHIM if program != "planted_asan" else NO_ASAN)
+        pytest.skip(MISSING.get(program, NO_SHIM))
     return subprocess.run([path, case, str(seeds)], capture_output=True, text=True, env=ASAN, timeout=300)
 
 
@@ -32,10 +41,14 @@ def outcomes(program, case):
     return lines
 
 
-@pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
-@pytest.mark.parametrize(
-    "case", ["block_sum", "turn", "collectives", "collect", "wait", "limits", "shapes", "again"]
-)
+RIGHT = [
+    *("block_sum", "turn", "collectives", "collect", "ring", "wait", "limits", "shapes", "again"),
+    *("last_block", "last_block_by_one", "count_blocks", "halves"),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("case", RIGHT)
 def test_right_kernels_pass_on_every_seed(program, case):
     assert outcomes(program, case) == ["right"] * SEEDS
 
@@ -43,10 +56,69 @@ def test_right_kernels_pass_on_every_seed(program, case):
 @pytest.mark.parametrize("program", ["planted", "planted_ucontext"])
 @pytest.mark.parametrize(
     ("case", "at_least"),
-    [("missing_barrier", 16), ("missing_syncwarp", 16), ("collect_in_two_steps", 12), ("unwritten", 16)],
+    [
+        ("missing_barrier", 16),
+        ("missing_syncwarp", 16),
+        ("collect_in_two_steps", 12),
+        ("count_blocks_in_two_steps", 15),  # seed 0: one block after the other
+        ("unwritten", 16),
+    ],
 )
 def test_races_and_unwritten_memory_show(program, case, at_least):
     assert outcomes(program, case).count("wrong") >= at_least
+
+
+@pytest.mark.parametrize(
+    ("case", "report"),
+    [
+        ("missing_fence", "reads 4 bytes of memory at 0x"),
+        ("missing_fence_by_one", "reads 4 bytes of memory at 0x"),
+        ("missing_fence_reader", "reads 4 bytes of memory at 0x"),
+        ("missing_fence_reader_by_one", "reads 4 bytes of memory at 0x"),
+        ("late_fence", "reads 4 bytes of memory at 0x"),
+        ("same_word", "writes 4 bytes of memory at 0x"),
+    ],
+)
+def test_races_between_blocks_are_reported(case, report):
+    """On every seed, also where one block runs after the other and the result is right."""
+    assert set(outcomes("planted", case)) <= {"right", "wrong"}
+    for line in outcomes("planted_races", case):
+        assert report in line
+        assert ", planted.cpp:" in line
+        assert line.endswith(" wrote, and nothing orders the two: a race between blocks")
+
+
+@pytest.mark.parametrize(
+    ("case", "kernel"), [("missing_barrier", "block_sum_kernel"), ("missing_syncwarp", "turn_kernel")]
+)
+def test_races_between_threads_are_reported(case, kernel):
+    """The words that the threads touch in the wrong order show as wrong results, on few seeds."""
+    lines = outcomes("planted_races", case)
+    reports = [line for line in lines if line != "wrong"]
+    assert len(reports) >= 12
+    for line in reports:
+        assert line.startswith(f"cuda shim: kernel {kernel}, ")
+        assert line.endswith(", and nothing orders the two: a race between threads")
+
+
+@pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
+@pytest.mark.parametrize(
+    ("case", "report"),
+    [
+        ("copy_no_wait", "another copy or a store wrote there meanwhile"),
+        ("copy_late_wait", "another copy or a store wrote there meanwhile"),
+        ("copy_never_waited", "thread (7, 0, 0) ends and has not waited for a copy of 16 bytes to byte 112"),
+        ("copy_misaligned", "the destination is not aligned to its size"),
+        ("copy_misaligned_source", "the source is not aligned to its size"),
+        ("copy_wrong_size", "starts a copy of 12 bytes"),
+        ("copy_outside", "of its 2048 bytes of shared memory, planted.cpp:"),
+        ("copy_overwritten", "thread (5, 0, 0) waits, planted.cpp:"),
+        ("copy_reused", "wrong"),
+    ],
+)
+def test_copies_that_are_not_waited_for_or_not_possible_show(program, case, report):
+    """A ring of stages in shared memory, whose wait is deleted, too late, or whose copies are wrong."""
+    assert all(report in line for line in outcomes(program, case))
 
 
 @pytest.mark.parametrize("program", ["planted", "planted_asan", "planted_ucontext"])
@@ -94,28 +166,105 @@ def test_waiting_for_what_never_comes_is_reported():
     assert "thread (3, 0, 0) waits by atomic operations for what" in run("planted", "wait_in_vain", 1).stdout
 
 
-@pytest.mark.skipif("MACH_SHIM_LIBRARY" in os.environ, reason="this is that run")
+def run_operator_tests(library, *arguments, **environment):
+    """The operator tests of the shim in a process of their own: one seed, with another library."""
+    return subprocess.run(
+        [*(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "shim"), *arguments],
+        capture_output=True, text=True, cwd=ROOT,
+        env={**ASAN, "MACH_SHIM_LIBRARY": str(library), "MACH_SHIM_SEEDS": "5", **environment},
+    )  # fmt: skip
+
+
+def kernel_lines(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if " launches " in line]
+    assert lines
+    return lines
+
+
+IN_THAT_RUN = pytest.mark.skipif("MACH_SHIM_LIBRARY" in os.environ, reason="this is that run")
+
+
+@IN_THAT_RUN
 def test_every_operator_under_asan_and_ubsan(shim_ops, pytestconfig):
-    """The operator tests of the shim in a process of their own: one seed, a device with sm_75's 64 KB."""
+    """On a device with sm_75's 64 KB."""
     library = SHIM.with_name("_cuda_shim_asan.so")
     if not library.exists():
         pytest.skip(NO_ASAN)
     linked = subprocess.run(["ldd", library], check=True, capture_output=True, text=True).stdout
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", TESTS),
-            *("-m", "shim"),
-        ],
-        capture_output=True, text=True, cwd=ROOT,
-        env={
-            **ASAN,
-            # libstdc++ too, for libasan looks up what throws before any module of Python's brings it.
-            "LD_PRELOAD": " ".join(re.findall(r"(?:libasan|libstdc\+\+)\S* => (\S+)", linked)),
-            "MACH_SHIM_LIBRARY": library.name,
-            "MACH_SHIM_SEEDS": "5",
-            "MACH_SHIM_SHARED_KB": "64",
-        },
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    pytestconfig.shim_report.sanitized = [line for line in done.stdout.splitlines() if " launches " in line]
-    assert pytestconfig.shim_report.sanitized
+    # libstdc++ too, for libasan looks up what throws before any module of Python's brings it.
+    preload = " ".join(re.findall(r"(?:libasan|libstdc\+\+)\S* => (\S+)", linked))
+    done = run_operator_tests(library, TESTS, LD_PRELOAD=preload, MACH_SHIM_SHARED_KB="64")
+    pytestconfig.shim_report.sanitized = kernel_lines(done)
+
+
+@IN_THAT_RUN
+def test_no_operator_has_a_race(shim_ops):
+    """Fences, barriers or atomic operations order what blocks and threads share, in every kernel there is."""
+    library = SHIM.with_name("_cuda_shim_races.so")
+    if not library.exists():
+        pytest.skip(NO_RACES)
+    slow = "garbage_makes_no_step or lists_are_chosen"  # more work for the same kernels
+    done = run_operator_tests(library, TESTS, "-k", f"not ({slow})")
+    seen = {line.split()[0] for line in kernel_lines(done)}
+    sources = "".join(path.read_text() for path in CUDA.glob("*.cu"))
+    assert set(re.findall(r"__global__[^;{]*?(\w+_kernel)\(", sources)) == seen
+
+
+# Statements without which a kernel is wrong only on a GPU, and who has to see when one is deleted: a library,
+# the tests, and what the report says.
+STATEMENTS = re.compile(r"__threadfence\(\);|__pipeline_wait_prior\([^;]*\);")
+SEEN_BY = {
+    "merge_scan.cu": ("_cuda_shim", "test_merge_topk.py", "cuda shim: kernel scan_kernel"),
+    "merge_topk.cu": ("_cuda_shim_races", "test_merge_topk.py", "a race between blocks"),
+}
+
+
+def build_without(source, target, folder):
+    """The target with each of the statements deleted where MACH_PLANTED says its number; and how many."""
+    numbers = itertools.count(1)
+    text = STATEMENTS.sub(
+        lambda match: f"if (mach_planted != {next(numbers)}) {match[0]}", source.read_text()
+    )
+    planted = 'namespace { const int mach_planted = std::atoi(std::getenv("MACH_PLANTED")); }'
+    (folder / source.name).write_text(f'#include <cstdlib>\n{planted}\n#line 1 "{source.name}"\n{text}')
+    commands = json.loads(SHIM.with_name("compile_commands.json").read_text())
+    of_target = re.compile(rf"CMakeFiles/({target}(_kernels)?\.dir)/")
+    objects = {}  # source -> its object and the command that made it
+    for entry in commands:
+        command = shlex.split(entry["command"])
+        output = command[command.index("-o") + 1]
+        if of_target.search(output):
+            objects[entry["file"]] = Path(entry["directory"], output), command
+    _, command = objects.pop(str(source))
+    replaced = folder / "replaced.o"
+    command[command.index("-o") + 1] = replaced
+    command[command.index("-c") + 1] = folder / source.name
+    subprocess.run([*command, f"-I{source.parent}"], check=True, cwd=folder)
+    library = folder / "planted.so"
+    others = [path for path, _ in objects.values()]
+    torch_lib = Path(torch.__file__).parent / "lib"
+    subprocess.run(
+        [command[0], "-shared", "-o", library, replaced, *others, f"-L{torch_lib}", "-ltorch_cpu", "-ldl"],
+        check=True,
+    )
+    return library, next(numbers) - 1
+
+
+@IN_THAT_RUN
+@pytest.mark.parametrize("name", SEEN_BY)
+def test_statements_deleted_from_operators_show(name, tmp_path):
+    """A kernel without one of its fences, or without its wait for copies, fails the tests of its operator."""
+    target, tests, report = SEEN_BY[name]
+    if not SHIM.with_name(f"{target}.so").exists():
+        pytest.skip(NO_RACES if target.endswith("races") else NO_SHIM)
+    library, number = build_without(CUDA / name, target, tmp_path)
+    assert number > 0
+    for planted in range(1, number + 1):
+        done = run_operator_tests(library, TESTS / "ops" / tests, MACH_PLANTED=str(planted))
+        assert done.returncode == 1, f"{name} without statement {planted} passes"
+        assert report in done.stdout, done.stdout
+
+
+def test_no_such_statement_is_left_out():
+    assert {path.name for path in CUDA.glob("*.cu*") if STATEMENTS.search(path.read_text())} == set(SEEN_BY)

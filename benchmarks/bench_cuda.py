@@ -108,6 +108,7 @@ def sparse_linear_work(N: int, nnz: int, D: int, M: int, dtype: torch.dtype) -> 
     return Work("sparse_linear", shape, {"hbm_copy": moved}, predicted, {"share": 0.8}, prepare)
 
 
+@functools.cache
 def occurring(N: int, nnz: int, D: int) -> int:
     """Features that occur in the documents."""
     return int(documents(N, nnz, D)[1].unique().numel())
@@ -470,18 +471,18 @@ def measured_ceilings(program: Path) -> Rates:
 def products() -> Rates:
     """Flop/s of a large product of random numbers: in bf16, in fp32 by TF32, and in fp32 itself."""
     rates = {}
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = torch.get_float32_matmul_precision()
     for name, dtype, n in (
         ("bf16_gemm", torch.bfloat16, 8192),
         ("tf32_gemm", torch.float32, 8192),
         ("fp32_gemm", torch.float32, 4096),
     ):
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32_gemm"
+        torch.set_float32_matmul_precision("high" if name == "tf32_gemm" else "highest")
         a = torch.randn(n, n, device="cuda").to(dtype)
         for _ in range(3):
             a @ a
         rates[name] = 2 * n**3 / min(milliseconds(lambda a=a: a @ a, 3) for _ in range(5)) * 1e3
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.set_float32_matmul_precision(before)
     return rates
 
 

@@ -178,9 +178,9 @@ GROUPED, FUSED = "mach_ext", "mach_ext, fused"
 def training_step(step: Step, card: dict[str, float]) -> dict[str, float]:
     """The three products, the loss, the bytes of the weights and of the encoder. By provider.
 
-    In groups of repetitions the logits are written (4 bytes), read for the loss, which writes a gradient
-    (4 and 2), and the gradient is read by two products (2 each): 14 bytes a logit in bf16. The fused forward
-    writes the gradient alone: 6 bytes. Each weight has its step and its cast.
+    In groups of repetitions a product writes the logits, 4 bytes each. The loss reads them and writes their
+    gradient, 4 and 2. Two products read that, 2 each. In bf16 this makes 14 bytes a logit. The fused forward
+    writes the gradient alone, which makes 6. Each weight has its step and its cast.
     """
     resource, narrow = ("bf16_gemm", 2) if step.half else ("fp32_gemm", 4)
     flops = 2 * step.logits * step.H

@@ -20,7 +20,6 @@ from gpu.machine import PYTHON, ROOT, Unfit
 from gpu.running import CUT, run_steps, shorten
 from gpu.stages import SECONDS, STAGES, Run, limit
 
-
 NOTHING = "no test ran"
 
 

@@ -76,7 +76,7 @@ def run_steps(steps: Steps, log: Path, seconds: float, tick: Callable[[], Any]) 
 
 
 def run_side_by_side(step: list[Command], log: Path, until: float, tick: Callable[[], Any]) -> list[int]:
-    """The exit codes; that of a process which was ended at the limit is CUT."""
+    """The exit codes. That of a process which was ended at the limit is CUT."""
     parts = [log] + [log.with_name(f".{log.name}.{number}") for number in range(1, len(step))]
     processes: list[subprocess.Popen[bytes]] = []
     try:

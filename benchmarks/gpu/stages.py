@@ -89,7 +89,7 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def tests(run: Run) -> Steps:
-    """Side by side; then those that need the GPU's memory for themselves; then the slow compiler."""
+    """Most run side by side. Those that need the GPU's memory come next, and the slow compiler last."""
     variables = {"MACH_GPU_RESULTS": str(run.work / "tests.jsonl"), "CI": "1", "OMP_NUM_THREADS": "1"}
     common = ["-v", "-p", "gpu.recorder", *(f"--ignore={file}" for file in NOT_ON_GPU)]
     mine = f"cuda and not ({ALONE}) and not ({COMPILE})"

@@ -95,7 +95,7 @@ def promise(ours: pd.Series, ratios: pd.Series, memory: pd.Series, predicted: bo
     }
     texts, words = [], []
     for of, (text, holds) in rules.items():
-        target = ours[f"target_{of}"]
+        target = ours.get(f"target_{of}")
         if pd.isna(target):
             continue
         met = holds(target)

@@ -124,11 +124,8 @@ def test_the_newest_toolkit_comes_first(setup_py, tmp_path):
 
 
 def test_source_lines_are_kept_where_they_are_asked_for(setup_py, monkeypatch):
-    build = SimpleNamespace(
-        torch=a_torch("13.0"),
-        cuda=setup_py.Cuda(None, ""),
-        distribution=SimpleNamespace(get_version=lambda: "1"),
-    )
+    package = SimpleNamespace(get_version=lambda: "1")
+    build = SimpleNamespace(torch=a_torch("13.0"), cuda=setup_py.Cuda(None, ""), distribution=package)
     for value, option in (("", "OFF"), ("1", "ON")):
         monkeypatch.setenv("MACH_LINEINFO", value)
         assert f"-DMACH_LINEINFO={option}" in setup_py.CMakeBuild.defines(build)

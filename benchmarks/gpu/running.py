@@ -25,7 +25,7 @@ def start(command: Command, output: IO[bytes]) -> subprocess.Popen[bytes]:
     if command.title:
         output.write(f"=== {command.title}\n".encode())
         output.flush()
-    arguments = list(map(os.fspath, command.arguments))
+    arguments = [os.fspath(argument) for argument in command.arguments]
     if shutil.which(arguments[0]) is None:
         arguments = ["sh", "-c", 'echo "$0 is not found"; exit 127', arguments[0]]
     return subprocess.Popen(

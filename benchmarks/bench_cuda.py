@@ -367,7 +367,7 @@ def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
             "torch": lambda: torch.baddbmm(short, wide, weight).sigmoid_(),
         }
 
-    epilogue, each = ("bucket_bce", 2) if training else ("forward epilogue", 4)
+    epilogue, each = ("forward loss", 2) if training else ("forward scores", 4)
     logits = N * R * B
 
     def predicted(card: Rates) -> Predictions:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("library", nargs="?", type=Path, default=LIBRARY)
     parser.add_argument("--arch", default="sm_90")
     args = parser.parse_args()
+    if shutil.which("cuobjdump") is None or shutil.which("nvdisasm") is None:
+        raise SystemExit("cuobjdump and nvdisasm are not on PATH; the CUDA toolkit has them")
     command = ["cuobjdump", "-arch", args.arch, "--dump-sass", str(args.library.resolve())]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for name, code in kernels(listing):

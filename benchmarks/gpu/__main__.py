@@ -59,7 +59,8 @@ def prepare(out: Path, work: Path, summary: Summary) -> tuple[Run, str]:
     """What the stages have to know, and the card. Ends the program where nothing can be run."""
     wheels = machine.install_wheels(Path(os.environ.get("MACH_WHEELS", ROOT / "wheels")), work / "site")
     if (work / "site").exists():
-        os.environ["PYTHONPATH"] = os.pathsep.join((os.environ["PYTHONPATH"], str(work / "site")))
+        paths = (os.environ.get("PYTHONPATH", str(ROOT)), str(work / "site"))
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     try:
         if names := machine.missing():
             raise Unfit(f"missing: {', '.join(names)}")

@@ -1,11 +1,11 @@
-"""Three kernels at the sizes of the benchmarks, each launched once, for a profiler to count."""
+"""Kernels at the sizes of the benchmarks, each launched once or twice, for a profiler to count."""
 
 from __future__ import annotations
 
 import torch
+from bench_cuda import group_targets, has_operator, run_bucket_bce
 from inputs import bucket_scores, documents, label_hash
 
-from mach_ext import _ops
 from mach_ext import functional as F
 
 CUDA = torch.device("cuda")
@@ -24,16 +24,21 @@ def scan() -> None:
 
 
 def bucket_bce() -> None:
-    """Of one repetition or of several at a time: the shape that the operator takes."""
-    N, L, B = 2048, 670_091, 2000
-    logits = torch.randn(N, B, device=CUDA)
-    buckets = torch.randint(B, (L,), device=CUDA, dtype=torch.int32)
-    labels = torch.randint(L, (5 * N,), device=CUDA), torch.arange(0, 5 * N + 1, 5, device=CUDA)
-    _ops.bucket_bce(logits, buckets, *labels, 1.0, True)
+    N, G, B = 2048, 2, 2000
+    run_bucket_bce(torch.randn(N, G, B, device=CUDA), *group_targets(N, G, B, 670_091))
+
+
+def bucket_forward() -> None:
+    if has_operator("bucket_forward_bce"):
+        N, H, R, B = 2048, 512, 8, 2000
+        hidden = torch.randn(N, H, device=CUDA).to(torch.bfloat16)
+        weight = torch.randn(R, B, H, device=CUDA).to(torch.bfloat16).mT
+        bias, targets = torch.zeros(R, B, device=CUDA), group_targets(N, R, B, 670_091)
+        torch.ops.mach_ext.bucket_forward_bce(hidden, weight, bias, *targets, 1.0)
 
 
 def main() -> None:
-    for function in (bucket_bce, sparse_linear, scan):
+    for function in (bucket_bce, bucket_forward, sparse_linear, scan):
         try:
             function()
             torch.cuda.synchronize()

@@ -21,7 +21,7 @@ METRICS = (
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
 )
-PROFILED = ".*(bucket_bce|sparse_linear|scan|extremes)_kernel.*"
+PROFILED = ".*(bucket_bce|bucket_forward|sparse_linear|scan|extremes).*_kernel.*"
 NOT_ON_GPU = ("tests/ops/test_cuda_shim.py", "tests/test_build.py", "tests/test_benchmarks.py")
 # They need the memory of the GPU for themselves.
 ALONE = "memory or large"

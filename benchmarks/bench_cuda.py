@@ -64,6 +64,7 @@ class Work:
             is the least ratio over each other provider, and "memory" is the largest share of its memory.
         prepare: Providers by name, "mach_ext" among them, made when the work is run.
         needs: An operator without which the work is left out.
+        compiled: Whether torch.compile is among the providers.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Work:
     targets: dict[str, float]
     prepare: Callable[..., Providers] = field(compare=False)
     needs: str | None = None
+    compiled: bool = False
 
     def floor_seconds(self, ceilings: Rates) -> tuple[float, str]:
         amounts = self.floor() if callable(self.floor) else self.floor
@@ -208,7 +210,7 @@ def decode_work(
     floor = {"shared_gather" if shared else "l2_gather": lookups, "hbm_copy": codes}
     shape = {"kind": kind, "N": N, "L": L, "R": R, "B": B, "k": k}
     targets = {} if ms is None else {"ms": ms, "ratio": 50.0}
-    return Work("merge_topk", shape, floor, predicted, targets, prepare)
+    return Work("merge_topk", shape, floor, predicted, targets, prepare, compiled=L <= 1_000_000)
 
 
 def training_work(
@@ -265,7 +267,8 @@ def training_work(
         return {name: (time, held.get(name)) for name, time in seconds.items()}
 
     shape = {"D": D, "L": L, "R": R, "B": B, "H": H, "N": N, "precision": precision}
-    return Work("training step", shape, floor, predicted, {"ratio": 4.0, "memory": 0.25}, prepare)
+    targets = {"ratio": 4.0, "memory": 0.25}
+    return Work("training step", shape, floor, predicted, targets, prepare, compiled=True)
 
 
 class PlainMach:
@@ -505,12 +508,20 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.id)
-def test_cuda(request: Any, ceilings: Rates, work: Work) -> None:
+# The compiler takes the longest. A run that is cut has every work without it before.
+CASES = [(work, False) for work in WORKS] + [(work, True) for work in WORKS if work.compiled]
+
+
+@pytest.mark.parametrize(
+    ("work", "compiled"), CASES, ids=[f"{work.id}{'-compiled' * compiled}" for work, compiled in CASES]
+)
+def test_cuda(request: Any, ceilings: Rates, work: Work, compiled: bool) -> None:
     if work.needs is not None and not has_operator(work.needs):
         pytest.skip(f"this build has no operator {work.needs}")
     torch.cuda.empty_cache()
     providers = work.prepare()
+    if not compiled:
+        providers = {name: call for name, call in providers.items() if not name.startswith("torch.compile")}
     peaks, repeats, samples = {}, {}, {name: [] for name in providers}
     failed = {}
     for name, call in list(providers.items()):
@@ -568,6 +579,9 @@ def prediction(provider: str, predicted: Predictions) -> float | None:
     return predicted[provider][0] if provider in predicted else None
 
 
+NOT_MEASURED = {"device": None, "predicted": True, "predicted_seconds": None}
+
+
 def main() -> None:
     """Predictions, where there is no GPU."""
     for card, rates in CARDS.items():
@@ -576,7 +590,7 @@ def main() -> None:
             rows = {name: {"seconds": seconds, "peak_bytes": peak} for name, (seconds, peak) in predicted}
             keep_rows(
                 RESULTS / "cuda_predicted.csv",
-                [row | {"device": None, "predicted": True} for row in record(work, rows, rates, card)],
+                [row | NOT_MEASURED for row in record(work, rows, rates, card)],
             )
 
 

@@ -310,6 +310,13 @@ def test_errors_of_the_checker_are_counted(log, errors, note):
     assert (note is None and "note" not in found) or note in found["note"]
 
 
+def test_kernels_have_short_names():
+    signature = "void mach::(anonymous namespace)::scan_kernel<(bool)1>(mach::(anonymous namespace)::Scan)"
+    assert reports.kernel_name(signature) == "scan_kernel<(bool)1>"
+    assert reports.kernel_name("mach::<unnamed>::extremes_kernel(Scan)") == "extremes_kernel"
+    assert reports.kernel_name("gemm") == "gemm"
+
+
 def test_counters_that_are_not_permitted_are_one_line():
     log = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission"
     assert reports.refusal(log)["note"] == "the driver does not permit performance counters to this user"

@@ -92,11 +92,16 @@ def counters(log: str) -> list[dict[str, str]]:
     launches: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(line for line in lines[start:] if line.startswith('"')):
         if row.get("Metric Name") and row.get("Metric Value"):
-            kernel = re.sub(r"\(.*", "", row.get("Kernel Name") or "").split("::")[-1]
-            launch = launches.setdefault(row["ID"], {"kernel": kernel})
+            launch = launches.setdefault(row["ID"], {"kernel": kernel_name(row.get("Kernel Name") or "")})
             unit = row.get("Metric Unit") or ""
             launch[row["Metric Name"]] = f"{row['Metric Value']} {unit}".strip()
     return list(launches.values())
+
+
+def kernel_name(signature: str) -> str:
+    """`scan_kernel<(bool)1>` of `void mach::(anonymous namespace)::scan_kernel<(bool)1>(mach::Scan)`."""
+    match = re.search(r"\w+_kernel(<.*?>)?(?=\(|$)", signature)
+    return match[0] if match else signature
 
 
 def rows(file: Path) -> list[dict[str, str]]:

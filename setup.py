@@ -29,7 +29,10 @@ COMMAND = (
     "pip install 'torch>=2.11' 'setuptools>=77' wheel cmake ninja pybind11 "
     "&& pip install --no-build-isolation ."
 )
-TOOLKITS = ("/usr/local/cuda", "/opt/cuda")  # where CUDA is installed by default
+TOOLKITS = (
+    "/usr/local/cuda",
+    "/opt/cuda",
+)  # where CUDA is installed by default, also with "-13.0" at the end
 # C++17 as mach_ext uses it. GCC came to read floats with std::from_chars only in release 11.
 PROBE = """
 #include <charconv>
@@ -150,8 +153,17 @@ def find_nvccs() -> list[str]:
     named = shlex.split(os.environ.get("CUDACXX", ""))[:1]
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [*named, *(f"{home}/bin/nvcc" for home in homes), "nvcc"]
-    candidates += [f"{home}/bin/nvcc" for home in TOOLKITS]
+    candidates += [f"{home}/bin/nvcc" for home in usual_toolkits()]
     return list(filter(None, map(shutil.which, candidates)))
+
+
+def usual_toolkits() -> list[str]:
+    """Where installers put a toolkit, those with a version after those without, then NVIDIA's wheels."""
+    versions = [path for home in TOOLKITS for path in Path(home).parent.glob(f"{Path(home).name}-*")]
+    newest_first = sorted(versions, key=lambda path: numbers(path.name), reverse=True)
+    names = ("cu[0-9]*", "cuda_nvcc")  # since CUDA 13, and before
+    wheels = [path for site in sys.path for name in names for path in Path(site).glob(f"nvidia/{name}")]
+    return [*TOOLKITS, *map(str, newest_first), *map(str, wheels)]
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -290,6 +302,7 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": program("ninja"),
             "MACH_CUDA": "OFF" if self.cuda.nvcc is None else "ON",
             "MACH_CUDA_NOTE": self.cuda.note,
+            "MACH_LINEINFO": "ON" if os.environ.get("MACH_LINEINFO") == "1" else "OFF",
             "MACH_SHIM": "ON" if os.environ.get("MACH_SHIM") == "1" else "OFF",
             "MACH_VERSION": self.distribution.get_version(),
             "MACH_WERROR": "ON" if os.environ.get("MACH_WERROR") == "1" else "OFF",

@@ -1,9 +1,9 @@
 // What a GPU can do at most, measured, for the floors of bench_cuda.py: prints one JSON object, bytes/s.
 //
 //   hbm_copy        1 GiB read and 1 GiB written, 16 bytes a thread, both counted
-//   l2_gather       random 64-byte rows, 4 lanes each, out of a table of 32 MB that stays in L2
-//   hbm_gather      the same rows out of 4 GiB
-//   row_gather      random rows of 1 KiB, a warp each, out of 4 GiB: what sparse_linear does
+//   l2_gather       random 64-byte rows, 4 lanes each, out of a table of 16 MB that stays in L2
+//   hbm_gather      the same rows out of 16 GiB, or out of what a smaller GPU has room for
+//   row_gather      random rows of 1 KiB, a warp each, out of the same: what sparse_linear does
 //   shared_gather   random 16-byte entries of a 32 KB table in shared memory: what merge_topk does
 //
 //   nvcc -O3 -arch=native benchmarks/ceilings.cu -o ceilings && ./ceilings
@@ -35,6 +35,14 @@ __device__ uint32_t scramble(uint32_t x) {
   x ^= x >> 15;
   x *= 0x846ca68bu;
   return x ^ x >> 16;
+}
+
+__global__ void fill(uint4* to, int64_t count) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const uint32_t x = scramble(static_cast<uint32_t>(i));
+    to[i] = make_uint4(x, x * 3u, x * 5u, x * 7u);
+  }
 }
 
 // Groups of `lanes` threads read random rows of lanes * 16 bytes, eight in flight.
@@ -94,12 +102,18 @@ double fastest(const F& launch) {
 int main() {
   cudaDeviceProp device;
   check(cudaGetDeviceProperties(&device, 0), "device");
-  constexpr int64_t kGiB = int64_t(1) << 30, kTable = 4 * kGiB;
+  constexpr int64_t kGiB = int64_t(1) << 30;
+  size_t free, all;
+  check(cudaMemGetInfo(&free, &all), "memory");
+  const int64_t room = static_cast<int64_t>(free) * 3 / 4 / kGiB * kGiB;
+  const int64_t table = std::max(2 * kGiB, std::min(16 * kGiB, room));
   uint4* memory;
   uint32_t* sink;
-  check(cudaMalloc(&memory, kTable), "4 GiB");
+  check(cudaMalloc(&memory, table), "the table");
   check(cudaMalloc(&sink, 4), "sink");
-  check(cudaMemset(memory, 0, kTable), "memset");
+  // Not zeros, of which hardware may move more.
+  fill<<<device.multiProcessorCount * 8, 256>>>(memory, table / 16);
+  check(cudaDeviceSynchronize(), "fill");
   const int blocks = device.multiProcessorCount * 8, threads = 256;
 
   const double copied = fastest([&] { copy<<<blocks, threads>>>(memory, memory + kGiB / 16, kGiB / 16); });
@@ -110,7 +124,7 @@ int main() {
     });
     return static_cast<double>(blocks) * threads * kSteps * 8 * 16 / seconds;
   };
-  const double l2 = gathered(32 << 20, 4), hbm = gathered(kTable, 4), rows = gathered(kTable, 64);
+  const double l2 = gathered(16 << 20, 4), hbm = gathered(table, 4), rows = gathered(table, 64);
   constexpr int kEntries = 2048, kSteps = 512;
   const double shared = static_cast<double>(blocks) * threads * kSteps * 8 * 16 / fastest([&] {
                           shared_gather<<<blocks, threads, kEntries * 16>>>(kEntries, kSteps, sink);

@@ -3,7 +3,7 @@
 All come from the kept results. A table stands wherever its markers do, `<!-- NAME: written by `make
 bench-table` -->` and `<!-- /NAME -->`. Charts go into docs/images/. The module prose writes the figures in
 prose, which the module figures names. `--check` writes nothing. It prints what is not as the results give it.
-`--cuda FILE` prints the table of the CUDA results in FILE.
+`--cuda FILE` prints the tables of the CUDA results in FILE, a CSV file or the summary.json of gpu.sh.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import charts
 import figures
 import prose
-from frames import RESULTS, read
+from frames import RESULTS
 from prose import ROOT
 from tables import TABLES
-from tables.cuda import cuda
+from tables.cuda import cuda, load
 
 TABLE = re.compile(r"(<!-- (\w+): written by `make bench-table` -->\n)(.*?)(?=<!-- /\2 -->)", re.DOTALL)
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--cuda", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.cuda is not None:
-        print(cuda(read(args.cuda.stem, args.cuda.parent)))
+        print(cuda(load(args.cuda)))
         return
     texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in prose.sources()}
     lines = figures.lines()

@@ -52,6 +52,7 @@ def setup_py(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(module, "TOOLKITS", (str(tmp_path / "usual"),))
     monkeypatch.setattr(module, "ROOT", tmp_path / "checkout")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
     for name in ("MACH_CUDA", "MACH_SHIM", "MACH_WERROR", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
     return module
@@ -99,6 +100,9 @@ def test_torch_without_cuda_builds_for_cpu_and_has_nothing_to_say(setup_py, tmp_
         ("home/bin/nvcc", {"CUDA_HOME": "home"}),
         ("path/bin/nvcc", {"CUDA_PATH": "path"}),
         ("usual/bin/nvcc", {}),
+        ("usual-13.0/bin/nvcc", {}),
+        ("site/nvidia/cu13/bin/nvcc", {}),
+        ("site/nvidia/cuda_nvcc/bin/nvcc", {}),
         ("mine/nvcc-13", {"CUDACXX": "mine/nvcc-13"}),
         ("bin/nvcc", {"CUDA_HOME": "gone"}),  # an old variable does no harm
     ],
@@ -112,6 +116,19 @@ def test_nvcc_is_found(setup_py, tmp_path, monkeypatch, where, variables):
     assert setup_py.decide_cuda(a_torch(None)) == (nvcc, "CUDA 13.0", True)
     monkeypatch.setenv("MACH_CUDA", "0")
     assert setup_py.decide_cuda(a_torch("13.0")) == (None, "MACH_CUDA=0 was set", False)
+
+
+def test_the_newest_toolkit_comes_first(setup_py, tmp_path):
+    nvccs = [an_nvcc(tmp_path / f"usual-{version}" / "bin" / "nvcc") for version in ("12.9", "13.10", "13.2")]
+    assert setup_py.find_nvccs() == [nvccs[1], nvccs[2], nvccs[0]]
+
+
+def test_source_lines_are_kept_where_they_are_asked_for(setup_py, monkeypatch):
+    package = SimpleNamespace(get_version=lambda: "1")
+    build = SimpleNamespace(torch=a_torch("13.0"), cuda=setup_py.Cuda(None, ""), distribution=package)
+    for value, option in (("", "OFF"), ("1", "ON")):
+        monkeypatch.setenv("MACH_LINEINFO", value)
+        assert f"-DMACH_LINEINFO={option}" in setup_py.CMakeBuild.defines(build)
 
 
 def test_the_named_toolkit_comes_before_path(setup_py, tmp_path, monkeypatch):

@@ -3,15 +3,6 @@
 namespace mach {
 namespace {
 
-template <class Isa, class T>
-inline T transformed(Transform transform, T z) {
-  if (transform == Transform::none) return z;
-  const bool logarithm = transform == Transform::logsigmoid;
-  T softplus, sigmoid;
-  logistic<Isa>(logarithm ? -z : z, softplus, sigmoid);  // log sigmoid(z) = -softplus(-z)
-  return logarithm ? -softplus : sigmoid;
-}
-
 inline uint16_t rounded_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -1,19 +1,6 @@
 #include "bucket_forward.h"
 
 namespace mach {
-namespace {
-
-template <class Isa, class T>
-inline T transformed(Transform transform, T z) {
-  if (transform == Transform::none) return z;
-  const bool logarithm = transform == Transform::logsigmoid;
-  T softplus, sigmoid;
-  logistic<Isa>(logarithm ? -z : z, softplus, sigmoid);  // log sigmoid(z) = -softplus(-z)
-  return logarithm ? -softplus : sigmoid;
-}
-
-}  // namespace
-
 template <class Isa, class T>
 void bucket_forward(const BucketForward<T>& p, Transform transform, T* units, T* scores, int64_t begin,
                     int64_t end) {

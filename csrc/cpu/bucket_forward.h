@@ -9,7 +9,6 @@
 
 #include "../transform.h"
 #include "isa.h"
-#include "numeric.h"
 
 namespace mach {
 

@@ -213,14 +213,6 @@ __device__ __forceinline__ void add_bias(float (&x)[4], const float4& z, const f
   x[0] = z.x + bias[0], x[1] = z.y + bias[1], x[2] = z.z + bias[2], x[3] = z.w + bias[3];
 }
 
-__device__ __forceinline__ float transformed(Transform transform, float z) {
-  if (transform == Transform::none) return z;
-  const bool logarithm = transform == Transform::logsigmoid;
-  float softplus, sigmoid;
-  logistic<Gpu>(logarithm ? -z : z, softplus, sigmoid);  // log sigmoid(z) = -softplus(-z)
-  return logarithm ? -softplus : sigmoid;
-}
-
 __device__ __forceinline__ void store_scores(const BucketScoresParams& p, const Tile& tile, int q,
                                              const float4* z, const float* bias) {
   const LanePlace lane;
@@ -234,7 +226,7 @@ __device__ __forceinline__ void store_scores(const BucketScoresParams& p, const 
     float x[4];
     add_bias(x, z[i * kWarp], bias + lane.bucket(q));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = transformed(p.transform, x[j]);
+    for (int j = 0; j < 4; ++j) x[j] = transformed<Gpu>(p.transform, x[j]);
     float* to = p.scores + (n * p.forward.G + tile.g) * p.forward.B + b;
     if (p.forward.B % 4 == 0) {
       *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);

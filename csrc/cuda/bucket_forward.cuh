@@ -18,7 +18,6 @@
 
 #include <cstdint>
 
-#include "../cpu/numeric.h"
 #include "../transform.h"
 #include "csr.cuh"
 

@@ -39,13 +39,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* ro
 }
 
 #ifdef MACH_SHIM
-// Each lane shows its registers and adds up its own four entries. The second meeting keeps the registers in
-// place until all lanes have read them.
+// Each lane shows its registers, two at a meeting, and adds up its own four entries.
 inline void emulate_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], mach_shim::Site site) {
-  const uint32_t registers[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  mach_shim::Meeting& lanes = mach_shim::meet("mma", kAllLanes, reinterpret_cast<uint64_t>(registers), site);
+  const auto show = [&](uint32_t low, uint32_t high) {
+    return &mach_shim::meet("mma", kAllLanes, uint64_t{high} << 32 | low, site);
+  };
+  mach_shim::Meeting* const shown[3] = {show(a[0], a[1]), show(a[2], a[3]), show(b[0], b[1])};
   const auto element = [&](int lane, int which, int k) {
-    const uint32_t pair = reinterpret_cast<const uint32_t*>(lanes.value[lane])[which];
+    const auto pair = static_cast<uint32_t>(shown[which / 2]->value[lane] >> (32 * (which % 2)));
     return __uint_as_float(k % 2 ? pair & 0xffff0000u : pair << 16);
   };
   const int g = lane_id() / 4, t = lane_id() % 4;
@@ -55,8 +56,7 @@ inline void emulate_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
       d[i] +=
           element(4 * g + k % 8 / 2, k / 8 * 2 + i / 2, k) * element(4 * column + k % 8 / 2, 4 + k / 8, k);
   }
-  mach_shim::leave(lanes);
-  mach_shim::leave(mach_shim::meet("mma", kAllLanes, 0, site));
+  for (mach_shim::Meeting* meeting : shown) mach_shim::leave(*meeting);
 }
 #endif
 

@@ -37,7 +37,9 @@ double negatives(const T* z, const T* bias, int64_t B, T scale, T* out) {
   if (b < B) {
     alignas(64) T rest[kBlock];
     for (int64_t i = 0; i < kBlock; ++i) x[i] = T(-1e4);  // softplus(-1e4) = 0
-    for (int64_t i = 0; b + i < B; ++i) x[i] = bias ? z[b + i] + bias[b + i] : z[b + i];
+    for (int64_t i = 0; b + i < B; ++i) x[i] = z[b + i];
+    if (bias)
+      for (int64_t i = 0; b + i < B; ++i) x[i] += bias[b + i];
     negatives_block<Isa, kGradient>(x, scale, lane, rest);
     if (kGradient)
       for (int64_t i = 0; b + i < B; ++i) out[b + i] = rest[i];

@@ -24,8 +24,8 @@ labels.
 Example:
     >>> import torch
     >>> from mach_ext import functional as F
-    >>> F.MERGES
-    ('mean', 'min', 'median')
+    >>> F.MERGES, F.PRECISIONS
+    (('mean', 'min', 'median'), ('float32', 'bfloat16'))
     >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])  # a document of 2 features
     >>> F.sparse_linear(*X, torch.ones(3, 4))
     tensor([[3., 3., 3., 3.]])

@@ -7,7 +7,7 @@ uninterrupted run.
 Example:
     >>> from mach_ext import training
     >>> training.OPTIMIZERS, training.SCHEDULES, training.PRECISIONS
-    (('adam', 'adagrad'), ('linear', 'constant'), ('float32', 'bfloat16'))
+    (('adam', 'adagrad'), ('linear', 'constant'), ('float32', 'tf32', 'bfloat16'))
     >>> training.METRICS  # what may pick the best epoch
     ('P@1', 'P@3', 'P@5', 'nDCG@1', 'nDCG@3', 'nDCG@5')
     >>> training.CHECKPOINT, training.CHECKPOINT_FORMAT  # the name of the files, and the number in them

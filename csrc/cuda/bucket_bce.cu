@@ -93,7 +93,7 @@ cudaError_t launch_bucket_bce(const BucketBceParams<T>& p, cudaStream_t stream) 
                                                                      : kMostThreads);
   const int64_t bits = p.B < kChunk ? p.B : kChunk;
   const size_t shared = kMostThreads / kWarp * sizeof(double) + (bits + 31) / 32 * sizeof(unsigned);
-  return MACH_LAUNCH(bucket_bce_kernel<T>, static_cast<unsigned>(p.labels.N), threads, shared, stream, p);
+  return MACH_LAUNCH(bucket_bce_kernel<T>, grid_extent(p.labels.N), threads, shared, stream, p);
 }
 
 template cudaError_t launch_bucket_bce(const BucketBceParams<float>&, cudaStream_t);

@@ -1,4 +1,5 @@
-// CUDA twin of cpu/bucket_bce.h, the same formulas and, for gradients, the same bits:
+// CUDA twin of cpu/bucket_bce.h, the same formulas. Gradients of float32 logits have the CPU's bits. With
+// float64 the exponential is the library's, whose last bits may differ.
 //   loss[n] = sum_b softplus(Z[n, b]) - sum_{b in positives(n)} Z[n, b]
 // and with `gradient` Z = scale * (sigmoid(Z) - [b in positives(n)]). positives(n) is the set of buckets that
 // hold a label of document n; a label outside [0, L), or with a bucket outside [0, B), makes the document's

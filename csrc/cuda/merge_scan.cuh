@@ -15,7 +15,7 @@
 //
 // If the fp32 key of a label reaches the threshold, its sum is at most the bound (see `slack` in
 // merge_scan.cu). For some documents this does not hold: those with NaN or +inf, and those whose labels
-// cannot be told apart. launch_merge_topk searches all labels of these, and of documents with too many
+// cannot be told apart. merge_parts.cuh searches all labels of these, and of documents with too many
 // candidates.
 #pragma once
 

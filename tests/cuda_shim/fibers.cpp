@@ -15,9 +15,11 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -163,7 +165,10 @@ void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
 struct Totals {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t busy = 0;  // blocks that did some 64 atomic operations, which tells of work
 };
+std::set<uint64_t> busy;  // blocks of this launch
+std::deque<std::string> events;
 std::map<std::string, Totals> totals;
 uint64_t num_switches;
 unsigned num_preemptions;  // of the block
@@ -498,6 +503,8 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
   shared_size = shared_bytes;
   num_threads = static_cast<unsigned>(per_block);
   num_switches = 0;
+  busy.clear();
+  note(kernel_name);
   state = seed;
   for (char c : name) state = state * 31 + static_cast<unsigned char>(c);
   state = state * 31 + grid.x;
@@ -540,7 +547,13 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
   total.blocks += n;
   total.threads += n * num_threads;
   total.switches += num_switches;
+  total.busy += busy.size();
   return cudaSuccess;
+}
+
+void note(const char* event) {
+  if (events.size() == 1000) events.pop_front();
+  events.push_back(event);
 }
 
 void* dynamic_shared() { return shared; }
@@ -619,6 +632,7 @@ void leave(Meeting& meeting) {
 }
 
 void preempt() {
+  busy.insert((uint64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
   if (++num_preemptions == kMaxPreemptions)
     fail_in_fiber("waits by atomic operations for what does not come");
   draw_preemption();
@@ -654,12 +668,21 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 #define MACH_SHIM_API extern "C" __attribute__((visibility("default")))
 MACH_SHIM_API void mach_shim_set_seed(uint64_t seed) { mach_shim::seed = seed; }
 
-// "kernel launches blocks threads switches" a line; the text stays valid until the next call.
+// "kernel launches blocks threads switches busy" a line; the text stays valid until the next call.
 MACH_SHIM_API const char* mach_shim_totals() {
   static std::string out;
   out.clear();
   for (const auto& [name, t] : mach_shim::totals)
     out += name + " " + std::to_string(t.launches) + " " + std::to_string(t.blocks) + " " +
-           std::to_string(t.threads) + " " + std::to_string(t.switches) + "\n";
+           std::to_string(t.threads) + " " + std::to_string(t.switches) + " " + std::to_string(t.busy) + "\n";
+  return out.c_str();
+}
+
+// The last launches and waits since the last call, one a line.
+MACH_SHIM_API const char* mach_shim_events() {
+  static std::string out;
+  out.clear();
+  for (const std::string& event : mach_shim::events) out += event + "\n";
+  mach_shim::events.clear();
   return out.c_str();
 }

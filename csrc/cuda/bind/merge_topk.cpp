@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../label_index.cuh"
+#include "../merge_parts.cuh"
 #include "../merge_scan.cuh"
 #include "merge.h"
 #include "tensors.h"
@@ -69,6 +70,7 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
         {some.merge, k, lists, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
          pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
         &some.candidates, stream));
+    check_cuda(launch_merge_parts(some.merge, k, some.candidates, stream));
     check_cuda(launch_merge_topk(some, stream));
   }
 }

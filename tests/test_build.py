@@ -157,9 +157,7 @@ def test_bindings_compile_against_torch(source, release, tmp_path):
     if release == "installed":
         headers = Path(torch.__file__).parent / "include"
     if not headers.exists():
-        pytest.skip(
-            f"the headers of torch {release} are not there: `make test` fetches them over the network"
-        )
+        pytest.skip(f"no headers of torch {release}: `make test` fetches them over the network")
     if source.is_dir():
         includes = [f'#include "{path}"' for path in sorted(source.glob("*.cpp"))]
         assert includes

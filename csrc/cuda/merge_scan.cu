@@ -12,15 +12,16 @@
 namespace mach {
 namespace {
 
-constexpr int kThreads = 256;          // of the small kernels
-constexpr int kScanThreads = 512;      // one block a multiprocessor: half of its registers hold sums
-constexpr int kLabels = 8;             // a thread's, in the scan: their codes are one load of 16 bytes
-constexpr int kDocuments = 16;         // of an entry of the table, a byte each
-constexpr int kWide = 4;               // entries of a row of the table where it is read from global memory
-constexpr int64_t kListed = 1024;      // labels of best buckets in the sample
-constexpr int64_t kTableChunk = 1024;  // buckets of a block of the table's kernel
-constexpr int kCheck = 4;              // repetitions between two looks at the sums
-constexpr uint16_t kNever = 0x7fff;    // a bound that no sum meets
+constexpr int kThreads = 256;             // of the small kernels
+constexpr int kScanThreads = 512;         // one block a multiprocessor: half of its registers hold sums
+constexpr int kLabels = 8;                // a thread's, in the scan: their codes are one load of 16 bytes
+constexpr int kDocuments = 16;            // of an entry of the table, a byte each
+constexpr int kWide = 4;                  // entries of a row of the table where it is read from global memory
+constexpr int64_t kSharedBuckets = 4096;  // up to so many the table is read from shared memory
+constexpr int64_t kListed = 1024;         // labels of best buckets in the sample
+constexpr int64_t kTableChunk = 1024;     // buckets of a block of the table's kernel
+constexpr int kCheck = 4;                 // repetitions between two looks at the sums
+constexpr uint16_t kNever = 0x7fff;       // a bound that no sum meets
 
 // Sizes and places in the scratch.
 struct Scan {
@@ -64,9 +65,9 @@ Scan make_scan(const MergeScanParams& p) {
   s.run = std::min(L, std::max<int64_t>(256, std::min<int64_t>(balanced - listed, 1 << 14)));
   s.capacity = std::min(L, 2048 + std::min<int64_t>(4 * balanced, 1 << 16));
   // Read from shared memory, an entry costs some 10 cycles a warp, but the table has to be brought there for
-  // every 4096 labels: from some 4000 buckets on that costs more than it saves.
+  // every kScanThreads * kLabels labels: with more than kSharedBuckets that costs more than it saves.
   const int64_t shared = 2 * B * static_cast<int64_t>(sizeof(uint4));
-  s.from_shared = B <= 4096 && shared <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  s.from_shared = B <= kSharedBuckets && shared <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
   s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
   s.clip = static_cast<float>(m.merge == Merge::mean ? std::min<int64_t>(255, 32767 / R) : 1);

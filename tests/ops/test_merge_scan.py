@@ -183,7 +183,7 @@ def counted(shim, call):
 
 
 def test_a_document_that_leaves_the_scan_is_shared_by_blocks(shim, gpu):
-    """One block for each 2048 labels, where one document leaves. There are no more launches than if none does."""
+    """One block for each 2048 labels, where one leaves; and not a launch more than where none does."""
     L = 100_000
     hash = random_hash(torch.Generator().manual_seed(1), L, 64, 4)
     ordinary = logits(torch.Generator().manual_seed(2), hash, 3)

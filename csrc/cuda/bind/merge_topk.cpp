@@ -27,6 +27,8 @@ constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents a
 constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
 
+static_assert(kMaxScanK <= kMaxPartsK, "every document that leaves the scan goes there");
+
 // Elements of the memory that the tensor lies in, from its first one on.
 int64_t elements_behind(const Tensor& t) {
   int64_t bytes = 0;

@@ -20,6 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH_VERSION := 2.13.0
 OLDEST_TORCH := 2.11.0
+HEADERS := build/torch-$(OLDEST_TORCH) build/torch-newest
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/cuda_shim/*)
 NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
@@ -78,26 +79,29 @@ test: $(VENV)/built-cuda lint suite
 
 # A worker a core, each of one thread. A test that is about threads sets their number itself.
 WORKERS ?= auto
-suite: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)
+suite: $(VENV)/built-cuda $(HEADERS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 # Programs that tests start are not counted (pyproject.toml). A part of the tests: ARGS="tests/data".
-coverage: $(VENV)/built-cuda build/torch-$(OLDEST_TORCH)
+coverage: $(VENV)/built-cuda $(HEADERS)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# The headers of the oldest torch that will do, out of its smallest wheel, for tests/test_build.py.
+# The headers of the oldest torch that will do and of the newest that pip finds, each out of its smallest wheel,
+# for tests/test_build.py.
 EXTRACT := import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
   wheel.extractall(sys.argv[2], [n for n in wheel.namelist() if n.startswith("torch/include/torch/")])
-build/torch-$(OLDEST_TORCH): | $(VENV)/created
+build/torch-newest: REQUIREMENT := torch
+build/torch-$(OLDEST_TORCH): REQUIREMENT := torch==$(OLDEST_TORCH)
+$(HEADERS): | $(VENV)/created
 	rm -rf build/download && mkdir -p build/download
 	if $(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
-	  --platform macosx_11_0_arm64 --python-version 3.12 --dest build/download torch==$(OLDEST_TORCH) && \
+	  --platform macosx_15_0_arm64 --python-version 3.12 --dest build/download "$(REQUIREMENT)" && \
 	  $(BIN)/python -c '$(EXTRACT)' build/download/*.whl build/download; then \
 	  mv build/download/torch $@; \
-	else echo "torch $(OLDEST_TORCH) could not be fetched: nothing is compiled against its headers"; fi
+	else echo "$(REQUIREMENT) could not be fetched: nothing is compiled against its headers"; fi
 	rm -rf build/download
 
 # Each format against a naive reader of it, tests/stress/; a minute each. What differs is kept in build/stress/.

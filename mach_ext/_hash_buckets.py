@@ -71,6 +71,8 @@ class BucketTable(nn.Module):
         buckets = self.buckets.to(device or self.buckets.device, non_blocking=non_blocking)
         if buckets is self.buckets:
             return self
+        if not non_blocking:
+            _wait_for_copy(buckets)
         moved = copy.copy(self)
         moved._place(buckets)
         return moved
@@ -201,7 +203,9 @@ class BucketTable(nn.Module):
         device = fn(torch.empty(0, dtype=torch.int32, device=self.buckets.device)).device
         if device != self.buckets.device and device.type != "meta":
             self.check_buckets()
-            self._place(self.buckets.to(device))
+            buckets = self.buckets.to(device)
+            _wait_for_copy(buckets)
+            self._place(buckets)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -311,6 +315,15 @@ def check_hash_memory(
 def _as_tensor(fingerprint: str) -> torch.Tensor:
     """Return a string as uint8, which every format for a `state_dict` can hold."""
     return torch.frombuffer(bytearray(fingerprint.encode()), dtype=torch.uint8)
+
+
+def _wait_for_copy(buckets: torch.Tensor) -> None:
+    """Wait until a table has arrived on a GPU. A copy from another GPU would still be under way.
+
+    The hash keeps the table, and its first use may be on another stream.
+    """
+    if buckets.is_cuda:
+        torch.cuda.current_stream(buckets.device).synchronize()
 
 
 def _version(t: torch.Tensor) -> int:

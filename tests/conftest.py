@@ -81,6 +81,7 @@ class ShimOps:
         self.library = ctypes.CDLL(str(SHIM))
         self.library.mach_shim_set_seed.argtypes = [ctypes.c_uint64]
         self.library.mach_shim_totals.restype = ctypes.c_char_p
+        self.library.mach_shim_events.restype = ctypes.c_char_p
 
     def __getattr__(self, name):
         there = torch._C._dispatch_has_kernel_for_dispatch_key(f"mach_ext_shim::{name}", "CPU")

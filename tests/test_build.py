@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 
 
@@ -140,27 +141,28 @@ def test_import_in_the_checkout_beside_an_installed_package_says_to_leave_it(tmp
 
 
 OLDEST_TORCH = re.search(r"^OLDEST_TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-HEADERS = ROOT / "build" / f"torch-{OLDEST_TORCH}" / "include"
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 # What includes torch: the schemas, and a folder of bindings for each device.
 BINDINGS = [ROOT / "csrc" / "ops.cpp", ROOT / "csrc" / "cpu" / "bind", ROOT / "csrc" / "cuda" / "bind"]
 
 
-@pytest.mark.skipif(
-    not HEADERS.exists(),
-    reason=f"the headers of torch {OLDEST_TORCH} are not there: `make test` fetches them over the network",
-)
+@pytest.mark.parametrize("release", [OLDEST_TORCH, "installed", "newest"])
 @pytest.mark.parametrize("source", BINDINGS, ids=lambda source: str(source.relative_to(ROOT)))
-def test_bindings_compile_against_the_oldest_torch(source, tmp_path):
+def test_bindings_compile_against_torch(source, release, tmp_path):
     """That of CUDA with the headers of the shim, which every machine has, and with nvcc's where it is.
 
     The files of a folder are compiled as one: each of them would read torch's headers anew.
     """
+    headers = ROOT / "build" / f"torch-{release}" / "include"
+    if release == "installed":
+        headers = Path(torch.__file__).parent / "include"
+    if not headers.exists():
+        pytest.skip(f"no headers of torch {release}: `make test` fetches them over the network")
     if source.is_dir():
         includes = [f'#include "{path}"' for path in sorted(source.glob("*.cpp"))]
         assert includes
         (tmp_path / "all.cpp").write_text("\n".join(includes))
-    target = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", HEADERS]
+    target = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", headers]
     flags = ["-fsyntax-only", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     cuda = source.parent.name == "cuda"
     shim = ["-DMACH_SHIM", f"-I{ROOT / 'tests' / 'cuda_shim'}"] if cuda else []
@@ -171,6 +173,19 @@ def test_bindings_compile_against_the_oldest_torch(source, tmp_path):
         file = tmp_path / "all.cpp" if source.is_dir() else source
         run = subprocess.run([*command, *target, file], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+
+
+def test_sizes_of_grids_are_not_cut_off():
+    """A number of blocks becomes 32 bits by `grid_extent`, which checks it, or after a bound by its side."""
+    for path in (ROOT / "csrc" / "cuda").rglob("*.cu"):
+        source = path.read_text()
+        for start in re.finditer(r"static_cast<unsigned>\(", source):
+            depth, end = 1, start.end()
+            while depth:
+                depth += {"(": 1, ")": -1}.get(source[end], 0)
+                end += 1
+            cast = source[start.end() : end - 1]
+            assert "min(" in cast or "min<" in cast or " < " in cast, (path.name, cast)
 
 
 def test_bindings_are_what_is_compiled_against_torch():

@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 import tracemalloc
+import types
 import warnings
 
 import numpy as np
@@ -715,6 +716,39 @@ def test_to_takes_what_other_modules_take_and_keeps_integers(args, kwargs):
     assert hash.to("meta", torch.float16).buckets.dtype == torch.int32
     with pytest.raises((TypeError, RuntimeError)):
         hash.to("no device")
+
+
+class OnGpu(torch.Tensor):
+    """A table that says it lies on a GPU."""
+
+    is_cuda = True
+
+
+class FromGpu(torch.Tensor):
+    """A table whose copy arrives on a GPU."""
+
+    def to(self, *args, **kwargs):
+        return torch.tensor([[0, 1]], dtype=torch.int32).as_subclass(OnGpu)
+
+
+@pytest.mark.parametrize(
+    ("place", "move", "waits"),
+    [
+        ("cpu", lambda hash: hash.to("cpu"), 1),
+        ("cpu", lambda hash: hash.to("cpu", non_blocking=True), 0),
+        ("meta", lambda hash: hash._apply(lambda t: torch.empty(0)), 1),
+    ],
+    ids=["to", "non_blocking", "with a module"],
+)
+def test_a_table_that_arrives_on_a_gpu_is_waited_for(monkeypatch, place, move, waits):
+    """The hash keeps it, and the stream that reads it first may be another one."""
+    waited = []
+    stream = types.SimpleNamespace(synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    hash = LabelHash(30, 8, 8).to(place)
+    hash._place(hash.buckets.as_subclass(FromGpu))
+    assert move(hash).buckets.is_cuda
+    assert len(waited) == waits
 
 
 def test_buckets_of():

@@ -176,15 +176,14 @@ cudaError_t launch_bucket_bce(const BucketBceParams<T>& p, cudaStream_t stream) 
   const int64_t N = p.labels.N, width = p.grad_bias ? p.G * p.B : 0;
   const int64_t blocks = (N + kRows - 1) / kRows * p.G * p.tiles();
   const int64_t more = (width + kWarp - 1) / kWarp + (N + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX || more > INT32_MAX) return cudaErrorInvalidConfiguration;
   if (blocks > 0) {
     const cudaError_t error =
-        MACH_LAUNCH(bucket_bce_kernel<T>, static_cast<unsigned>(blocks), kThreads, sizeof(Shared), stream, p);
+        MACH_LAUNCH(bucket_bce_kernel<T>, grid_extent(blocks), kThreads, sizeof(Shared), stream, p);
     if (error != cudaSuccess) return error;
   }
   // The loss of a single tile of a single repetition is its partial sum.
   if (more == 0 || (width == 0 && p.loss == p.partial_loss)) return cudaSuccess;
-  return MACH_LAUNCH(bucket_bce_sums_kernel<T>, static_cast<unsigned>(more), kThreads, kThreads * sizeof(T),
+  return MACH_LAUNCH(bucket_bce_sums_kernel<T>, grid_extent(more), kThreads, kThreads * sizeof(T),
                      stream, p);
 }
 

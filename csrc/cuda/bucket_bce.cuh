@@ -1,5 +1,5 @@
 // CUDA twin of cpu/bucket_bce.h, the same formulas. In float32 the gradients and their column sums have the
-// same bits:
+// same bits. In float64 the exponential is the library's, whose last bits may differ.
 //   loss[n] = sum_g ( sum_b softplus(Z[n, g, b]) - sum_{b in positives(n, g)} Z[n, g, b] ),  Z = logits +
 //   bias
 // and with `gradient` scale * (sigmoid(Z) - [b in positives(n, g)]) over the logits, or in bfloat16 into out.

@@ -418,9 +418,8 @@ bool has_bf16_mma() { return device_attribute(cudaDevAttrComputeCapabilityMajor)
 cudaError_t launch_bucket_forward(const BucketScoresParams& p, cudaStream_t stream) {
   const int64_t tiles = p.forward.document_tiles() * p.forward.bucket_tiles() * p.forward.G;
   if (tiles == 0) return cudaSuccess;
-  if (tiles > INT32_MAX) return cudaErrorInvalidConfiguration;
   const int stages = num_stages<ScoresShared>();
-  return MACH_LAUNCH(bucket_forward_kernel, static_cast<unsigned>(tiles), kThreads,
+  return MACH_LAUNCH(bucket_forward_kernel, grid_extent(tiles), kThreads,
                      shared_bytes<ScoresShared>(stages), stream, p, stages);
 }
 
@@ -428,15 +427,14 @@ cudaError_t launch_bucket_forward_bce(const BucketForwardBceParams& p, cudaStrea
   const BucketForwardParams& f = p.forward;
   const int64_t tiles = f.document_tiles() * f.bucket_tiles() * f.G;
   const int64_t blocks = (f.N + f.G * f.B + kThreads - 1) / kThreads;
-  if (tiles > INT32_MAX || blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   if (tiles > 0) {
     const int stages = num_stages<BceShared>();
-    const cudaError_t error = MACH_LAUNCH(bucket_forward_bce_kernel, static_cast<unsigned>(tiles), kThreads,
+    const cudaError_t error = MACH_LAUNCH(bucket_forward_bce_kernel, grid_extent(tiles), kThreads,
                                           shared_bytes<BceShared>(stages), stream, p, stages);
     if (error != cudaSuccess) return error;
   }
   if (blocks == 0) return cudaSuccess;
-  return MACH_LAUNCH(bucket_forward_sums_kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, p);
+  return MACH_LAUNCH(bucket_forward_sums_kernel, grid_extent(blocks), kThreads, 0, stream, p);
 }
 
 }  // namespace mach

@@ -21,6 +21,14 @@ inline int device_attribute(cudaDeviceAttr which) {
   return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
 }
 
+// So many blocks as the extent of a grid, for launches that need one for each piece of work. More than a grid
+// can have become 0, which a launch refuses.
+constexpr unsigned grid_extent(int64_t blocks) {
+  return blocks >= 0 && blocks < int64_t{1} << 31 ? static_cast<unsigned>(blocks) : 0;
+}
+static_assert(grid_extent((int64_t{1} << 31) - 1) == 0x7fffffff && grid_extent((int64_t{1} << 32) + 1) == 0,
+              "a grid that is too large must not wrap round");
+
 // MACH_LAUNCH(kernel, grid, block, bytes of shared memory, stream, arguments...) -> cudaError_t; the name of
 // the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
 #ifdef MACH_SHIM

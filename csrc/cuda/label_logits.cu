@@ -117,7 +117,7 @@ cudaError_t launch_label_logits_grad_hidden(const LabelLogitsParams<T>& p, const
                                             cudaStream_t stream) {
   const int64_t tiles = (p.H + kWarp - 1) / kWarp, blocks = (p.shared ? p.N : p.N * p.R) * tiles;
   if (blocks == 0) return cudaSuccess;
-  return MACH_LAUNCH(label_logits_grad_hidden_kernel<T>, static_cast<unsigned>(blocks), kWarp * kWarps,
+  return MACH_LAUNCH(label_logits_grad_hidden_kernel<T>, grid_extent(blocks), kWarp * kWarps,
                      kWarps * kWarp * sizeof(T), stream, p, grad, grad_hidden, tiles);
 }
 

@@ -23,20 +23,16 @@
 // the scan at once.
 #pragma once
 
+#include "merge_extremes.cuh"
 #include "merge_scores.cuh"
 #include "merge_topk.cuh"
 
 namespace mach {
 
 constexpr int64_t kMaxListsK = 256;
-constexpr int kPeakRows = 8;  // of a group: 8 neighbouring buckets of every 32, so often
 
 // Which documents try.
 enum class Lists { none, likely, all };
-
-// Groups of a repetition, four for each 256 buckets: group g has buckets g / 4 * 256 + i * 32 + g % 4 * 8 + j
-// for i, j in [0, 8).
-constexpr int64_t num_peaks(int64_t B) { return (B + 255) / 256 * 4; }
 
 struct MergeListsParams {
   MergeInput<float> merge;  // the mean, but for Lists::none

@@ -3,21 +3,23 @@
 #include <algorithm>
 #include <cmath>
 
+#include "merge_extremes.cuh"
 #include "merge_scan.cuh"
 #include "select.cuh"
 
 namespace mach {
 namespace {
 
-constexpr int kThreads = 256;          // of the small kernels
-constexpr int kScanThreads = 512;      // one block a multiprocessor: half of its registers hold sums
-constexpr int kLabels = 8;             // a thread's, in the scan: their codes are one load of 16 bytes
-constexpr int kDocuments = 16;         // of an entry of the table, a byte each
-constexpr int kWide = 4;               // entries of a row of the table where it is read from global memory
-constexpr int64_t kListed = 1024;      // labels of best buckets in the sample
-constexpr int64_t kTableChunk = 1024;  // buckets of a block of the table's kernel
-constexpr int kCheck = 4;              // repetitions between two looks at the sums
-constexpr uint16_t kNever = 0x7fff;    // a bound that no sum meets
+constexpr int kThreads = 256;             // of the small kernels
+constexpr int kScanThreads = 512;         // one block a multiprocessor: half of its registers hold sums
+constexpr int kLabels = 8;                // a thread's, in the scan: their codes are one load of 16 bytes
+constexpr int kDocuments = 16;            // of an entry of the table, a byte each
+constexpr int kWide = 4;                  // entries of a row of the table where it is read from global memory
+constexpr int64_t kSharedBuckets = 4096;  // up to so many the table is read from shared memory
+constexpr int64_t kListed = 1024;         // labels of best buckets in the sample
+constexpr int64_t kTableChunk = 1024;     // buckets of a block of the table's kernel
+constexpr int kCheck = 4;                 // repetitions between two looks at the sums
+constexpr uint16_t kNever = 0x7fff;       // a bound that no sum meets
 
 // Sizes and places in the scratch.
 struct Scan {
@@ -30,8 +32,7 @@ struct Scan {
   float clip;         // greatest byte
   float *high, *low;  // [N, R]
   int32_t* best;      // [N, R]
-  int groups;         // num_peaks(B)
-  float* peaks;       // [N, R, groups]
+  float* peaks;       // [N, R, num_peaks(B)]
   // The documents that are scanned have places, [0, *left), in no particular order.
   uint32_t* left;
   int32_t* documents;    // [N] by place
@@ -62,12 +63,11 @@ Scan make_scan(const MergeScanParams& p) {
   s.run = std::min(L, std::max<int64_t>(256, std::min<int64_t>(balanced - listed, 1 << 14)));
   s.capacity = std::min(L, 2048 + std::min<int64_t>(4 * balanced, 1 << 16));
   // Read from shared memory, an entry costs some 10 cycles a warp, but the table has to be brought there for
-  // every 4096 labels: from some 4000 buckets on that costs more than it saves.
+  // every kScanThreads * kLabels labels: with more than kSharedBuckets that costs more than it saves.
   const int64_t shared = 2 * B * static_cast<int64_t>(sizeof(uint4));
-  s.from_shared = B <= 4096 && shared <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  s.from_shared = B <= kSharedBuckets && shared <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   s.wide = s.from_shared || N <= kDocuments ? 1 : kWide;
   s.rows = (N + kDocuments * s.wide - 1) / (kDocuments * s.wide) * (kDocuments * s.wide);
-  s.groups = static_cast<int>(num_peaks(B));
   s.clip = static_cast<float>(m.merge == Merge::mean ? std::min<int64_t>(255, 32767 / R) : 1);
   const auto take = [&](auto*& pointer, int64_t count) {
     const auto address = reinterpret_cast<uintptr_t>(p.scratch) + static_cast<uintptr_t>(s.bytes);
@@ -79,7 +79,7 @@ Scan make_scan(const MergeScanParams& p) {
   take(s.high, N * R);
   take(s.low, N * R);
   take(s.best, N * R);
-  take(s.peaks, N * R * s.groups);
+  take(s.peaks, N * R * num_peaks(B));
   take(s.left, 1);
   take(s.documents, N);
   take(s.thresholds, N);
@@ -89,116 +89,71 @@ Scan make_scan(const MergeScanParams& p) {
   take(s.candidates.ranks, N * s.capacity);
   take(s.candidates.counts, N);
   take(s.candidates.work, N * kTraceColumns);
+  take(s.candidates.gathered, N);
   s.candidates.capacity = s.capacity;
   return s;
 }
 
-// ------------------------------------------------------------------------------------------- extremes
-
-// One warp a (document, repetition). high: NaN where a score is NaN or +inf. low: the greatest of the lanes'
-// least scores, so that few outliers don't count; from -1e30 on, so that distances don't overflow.
-// Four blocks a multiprocessor: registers for many loads in flight say more than more warps.
-__global__ void __launch_bounds__(kThreads, 4) extremes_kernel(const Scan s) {
-  const MergeInput<float>& m = s.p.merge;
-  const int lane = lane_id(), B = static_cast<int>(m.B);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *s.left = 0;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_id(); i < m.N * m.R;
-       i += warps) {
-    const int64_t n = i / m.R;
-    const float* scores = m.scores + n * m.document_stride + (i - n * m.R) * m.repetition_stride;
-    float high = -INFINITY, low = INFINITY;
-    int best = 0;
-    bool good = true;
-    float* peaks = s.peaks + i * s.groups;
-    constexpr int kTogether = 16;  // loads under way
-    static_assert(kTogether % kPeakRows == 0, "whole groups");
-    const int own = lane < B ? lane : B - 1;
-    for (int first = lane; first - lane < B; first += kTogether * kWarp) {
-      float x[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {  // beyond the end: one that the lane has seen
-        const int b = first + i * kWarp;
-        x[i] = scores[b < B ? b : own];
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        good = good && x[i] < INFINITY;
-        low = x[i] < low ? x[i] : low;
-        if (x[i] > high) {
-          const int b = first + i * kWarp;
-          high = x[i];
-          best = b < B ? b : own;
-        }
-      }
-      if (s.p.lists == Lists::none) continue;
-#pragma unroll
-      for (int half = 0; half < kTogether; half += kPeakRows) {
-        float peak = -INFINITY;
-#pragma unroll
-        for (int i = half; i < half + kPeakRows; ++i)
-          if (first + i * kWarp < B && x[i] > peak) peak = x[i];
-        for (int distance = 1; distance < 8; distance *= 2) {
-          const float other = __shfl_xor_sync(kAllLanes, peak, distance);
-          peak = other > peak ? other : peak;
-        }
-        const int group = (first - lane + half * kWarp) / (kPeakRows * kWarp) * 4 + lane / 8;
-        if (lane % 8 == 0 && group < s.groups) peaks[group] = peak;
-      }
-    }
-    if (lane >= B) low = -INFINITY;
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      const float other_high = __shfl_xor_sync(kAllLanes, high, distance);
-      const int other_best = __shfl_xor_sync(kAllLanes, best, distance);
-      const float other_low = __shfl_xor_sync(kAllLanes, low, distance);
-      if (other_high > high || (other_high == high && other_best < best)) {
-        high = other_high;
-        best = other_best;
-      }
-      low = other_low > low ? other_low : low;
-    }
-    good = __all_sync(kAllLanes, good);
-    if (lane == 0) {
-      s.high[i] = good ? high : __int_as_float(0x7fc00000);
-      s.low[i] = low > -1e30f ? low : -1e30f;
-      s.best[i] = best;
-    }
-  }
-}
-
 // --------------------------------------------------------------------------------------------- sample
 
-// The rank of sample entry i of document n; 0 where there is no label, or one that is counted elsewhere: a
-// label counts with the first repetition whose best bucket holds it, in the run only if none does.
+// The entries of the sample that come from a list: `taken` of its labels, from `begin` on and round its end.
+// Not the same part of all lists: lists ascend, so that would be the same part of all labels.
+struct Listed {
+  const int32_t* labels;
+  int64_t count, begin, taken;
+
+  __device__ Listed(const Scan& s, int repetition, int32_t bucket) {
+    const MergeInput<float>& m = s.p.merge;
+    const List list = list_of(s.p.list_starts + repetition * (m.B + 1) + bucket, m.L);
+    labels = s.p.list_labels + repetition * m.L + list.first;
+    count = list.count;
+    begin = count * repetition / m.R;
+    taken = count < s.each ? count : s.each;
+  }
+  __device__ int64_t label(int64_t at) const {
+    const int64_t place = begin + at;
+    return labels[place < count ? place : place - count];
+  }
+  // Of a label of this list.
+  __device__ bool takes(int64_t candidate) const {
+    if (taken == count) return true;
+    const int64_t first = label(0), last = label(taken - 1);
+    return first <= last ? first <= candidate && candidate <= last : first <= candidate || candidate <= last;
+  }
+};
+
+// The rank of sample entry i of document n; 0 where there is no label, or one that is counted elsewhere: in
+// the run, or with an earlier repetition.
 __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
   const MergeInput<float>& m = s.p.merge;
   const int32_t* best = s.best + n * m.R;
   const int R = static_cast<int>(m.R);
-  int source = R;
+  int source = 0;
   int64_t label = i;
   if (i >= s.run) {
     source = static_cast<int>((i - s.run) / s.each);
     const int64_t at = (i - s.run) - source * s.each;
-    const int32_t* starts = s.p.list_starts + source * (m.B + 1) + best[source];
-    const List list = list_of(starts, m.L);
-    const int64_t first = list.first, count = list.count;
-    if (at >= count) return 0;
-    // Not the same part of all lists: lists ascend, so that would be the same part of all labels.
-    label = s.p.list_labels[source * m.L + first + (count * source / R + at) % count];
-    if (label < 0 || label >= m.L) return 0;
+    const Listed list(s, source, best[source]);
+    if (at >= list.taken) return 0;
+    label = list.label(at);
+    if (label < s.run || label >= m.L) return 0;
   }
   const float* scores = m.scores + n * m.document_stride;
   const uint16_t* code = s.p.codes + label;
   float sum = 0;
-  bool elsewhere = false;
+  bool listed = false;  // of a repetition before, perhaps among the labels that are taken
 #pragma unroll 8
   for (int r = 0; r < R; ++r) {
     const int bucket = code[r * s.p.code_stride];
     const float x = bucket < m.B ? scores[r * m.repetition_stride + bucket] : __int_as_float(0x7fc00000);
     sum = r == 0 ? x : sum + x;
-    elsewhere = elsewhere || (r < source && bucket == best[r]);
+    listed = listed || (r < source && bucket == best[r]);
   }
-  if (elsewhere) return 0;
+  if (listed) {
+#pragma unroll 1
+    for (int r = 0; r < source; ++r)
+      if (code[r * s.p.code_stride] == best[r] && Listed(s, r, best[r]).takes(label)) return 0;
+  }
   return rank_of(m.merge == Merge::mean ? sum / static_cast<float>(R) : merge_key(m, n, label));
 }
 
@@ -240,8 +195,9 @@ __device__ uint16_t bound_of(const Scan& s, const PlanShared& shared, double the
     return static_cast<uint16_t>(0x8000 + static_cast<int>(R * clip - fmax(least, 0.0)));
   }
   // R / 8 bytes at their greatest are up to the bound. Finer steps would tell labels apart by less than they
-  // cost: it would take more repetitions until nobody wants a label any more.
-  const double unit = fmax(down / ((clip - 2) * fmax(1.0, R / 8.0)), 1e-30);
+  // cost: it would take more repetitions until nobody wants a label any more. A threshold below the low
+  // scores has outliers in it: as many of them as it has must be all that the bound allows.
+  const double unit = fmax(down / ((clip - 2) * (up > 0 ? fmax(1.0, R / 8.0) : 1)), 1e-30);
   *scale = static_cast<float>(-1 / unit);
   return static_cast<uint16_t>(0x8000 + static_cast<int>(floor(fmax(down, 0.0) / unit + kRounding * R)));
 }
@@ -566,9 +522,8 @@ cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candida
   const Scan s = make_scan(params);
   const MergeInput<float>& m = params.merge;
   *candidates = s.candidates;
-  constexpr int64_t kRows = kThreads / kWarp;
-  cudaError_t error =
-      MACH_LAUNCH(extremes_kernel, at_most((m.N * m.R + kRows - 1) / kRows), kThreads, 0, stream, s);
+  cudaError_t error = launch_merge_extremes(
+      {m, s.high, s.low, s.best, s.p.lists == Lists::none ? nullptr : s.peaks, s.left}, stream);
   if (error != cudaSuccess) return error;
   const int64_t sampled = m.N * (s.run + m.R * s.each);
   error = launch_merge_lists(

@@ -1,6 +1,6 @@
 // CUDA twin of the CPU's scan (cpu/merge_topk.h), for fp32 scores. It computes upper bounds on the keys of
 // all labels, for 16 documents with one load of 16 bytes. The labels that are left get their exact keys in
-// launch_merge_topk. There are six kernels:
+// launch_merge_topk. README.md in this folder has the whole decode. There are six kernels:
 //
 //   extremes   finds the greatest score, its bucket and a low score, for each document and repetition.
 //   lists      handles documents that do not need the scan (merge_lists.cuh). The others get consecutive
@@ -14,8 +14,8 @@
 //              bound are candidates. A label that is no candidate of any document any more is dropped early.
 //
 // If the fp32 key of a label reaches the threshold, its sum is at most the bound (see `slack` in
-// merge_scan.cu). For some documents this does not hold: those with NaN or +inf, and those whose labels
-// cannot be told apart. launch_merge_topk searches all labels of these, and of documents with too many
+// merge_key.cuh). For some documents this does not hold: those with NaN or +inf, and those whose labels
+// cannot be told apart. merge_parts.cuh searches all labels of these, and of documents with too many
 // candidates.
 #pragma once
 

@@ -84,11 +84,10 @@ __global__ void __launch_bounds__(kSelectThreads, sizeof(T) == 4 ? 2 : 1)
   const int64_t L = p.merge.L, share = blockIdx.x % blocks;
   const uint32_t k = static_cast<uint32_t>(p.k);
   for (int64_t n = blockIdx.x / blocks; n < p.merge.N; n += gridDim.x / blocks) {
-    int64_t count = p.candidates.labels ? p.candidates.counts[n] : L;
-    const bool few = p.candidates.labels && count >= k && count <= p.candidates.capacity;
+    const bool few = p.candidates.labels;
+    const int64_t count = few ? p.candidates.count(n, p.k) : L;
     const int32_t* labels = p.candidates.labels + n * p.candidates.capacity;
     uint32_t* ranks = p.candidates.ranks + n * p.candidates.capacity;
-    if (!few) count = L;
     if (few) {
       for (int64_t i = threadIdx.x; i < count; i += kSelectThreads)
         ranks[i] = static_cast<uint32_t>(rank_of(merge_key(p.merge, n, labels[i])));
@@ -143,9 +142,10 @@ __global__ void __launch_bounds__(kSelectThreads, sizeof(T) == 4 ? 2 : 1)
     if (p.trace && share == 0 && threadIdx.x == 0) {
       const int32_t* work = p.candidates.work + n * kTraceColumns;
       int64_t* row = p.trace + n * kTraceColumns;
-      row[0] = few ? work[0] : 0;
-      row[1] = few ? work[1] : 0;
-      row[2] = few ? work[2] + count : L;
+      const bool found = few && p.candidates.complete(n, p.k);
+      row[0] = found ? work[0] : 0;
+      row[1] = found ? work[1] : 0;
+      row[2] = found ? work[2] + count : L;
     }
     __syncthreads();  // before the next document's shared memory
   }
@@ -167,8 +167,6 @@ __global__ void __launch_bounds__(kSelectThreads, 1) order_kernel(const MergeTop
     __syncthreads();
   }
 }
-
-constexpr int64_t kBlocks = 264;  // that a large GPU has room for at once
 
 }  // namespace
 

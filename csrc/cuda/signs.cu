@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) signs_kernel(const SignsParams<T> p)
 template <class T>
 cudaError_t launch_signs(const SignsParams<T>& p, cudaStream_t stream) {
   if (p.N == 0) return cudaSuccess;
-  return MACH_LAUNCH(signs_kernel<T>, static_cast<unsigned>(p.N), kThreads,
-                     kThreads / kWarp * sizeof(int64_t), stream, p);
+  return MACH_LAUNCH(signs_kernel<T>, grid_extent(p.N), kThreads, kThreads / kWarp * sizeof(int64_t), stream,
+                     p);
 }
 
 template cudaError_t launch_signs(const SignsParams<float>&, cudaStream_t);

@@ -343,7 +343,7 @@ cudaError_t launch_sparse_linear(const SparseLinearParams<T, W>& p, cudaStream_t
   const int64_t documents = kForwardWarps / together, blocks = (p.rows.N + documents - 1) / documents;
   const bool aligned = p.M % kWidth == 0 && is_aligned(p.weight) && is_aligned(p.out);
   return launch_rows(p.R * ((tiles + together - 1) / together), [&](int64_t y, unsigned count) {
-    const dim3 grid(static_cast<unsigned>(blocks), count), block(32 * kForwardWarps);
+    const dim3 grid(grid_extent(blocks), count), block(32 * kForwardWarps);
     if constexpr (sizeof(T) == 4)
       if (aligned)
         return MACH_LAUNCH((sparse_linear_kernel<T, W, true>), grid, block, 0, stream, p, tiles, together, y);
@@ -358,7 +358,7 @@ cudaError_t launch_sparse_linear_grad_values(const SparseLinearGradValuesParams<
   const int64_t tiles = (p.M + 32 * kSampledWidth - 1) / (32 * kSampledWidth);
   const int64_t wanted = p.R * tiles < 1 ? 1 : p.R * tiles;
   const int warps = wanted < kSampledWarps ? static_cast<int>(wanted) : kSampledWarps;
-  const dim3 grid(static_cast<unsigned>((p.rows.nnz + kPositions - 1) / kPositions)), block(32 * warps);
+  const dim3 grid(grid_extent((p.rows.nnz + kPositions - 1) / kPositions)), block(32 * warps);
   const size_t shared = static_cast<size_t>(warps) * kPositions * sizeof(T);
   if constexpr (sizeof(T) == 4) {
     if (p.M % kSampledWidth == 0 && is_aligned(p.weight) && is_aligned(p.grad))
@@ -376,7 +376,7 @@ cudaError_t launch_feature_rows(const FeatureRowsParams<T>& p, cudaStream_t stre
   const bool aligned = p.M % kFeatureWidth == 0 && is_aligned(p.grad) && is_aligned(p.out) &&
                        is_aligned(p.step.first) && is_aligned(p.step.second);
   return launch_rows(p.R * tiles, [&](int64_t y, unsigned count) {
-    const dim3 grid(static_cast<unsigned>((p.groups.U + kFeatureWarps - 1) / kFeatureWarps), count);
+    const dim3 grid(grid_extent((p.groups.U + kFeatureWarps - 1) / kFeatureWarps), count);
     const dim3 block(32 * kFeatureWarps);
     if constexpr (sizeof(T) == 4)
       if (aligned)

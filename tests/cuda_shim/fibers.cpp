@@ -241,6 +241,7 @@ void give_fibers_back(Block& block) {
 }
 
 void preempt() {
+  launch_.busy.insert((uint64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
   if (++here->num_preemptions == kMaxPreemptions)
     fail_in_fiber("waits by atomic operations for what does not come");
   draw_preemption();

@@ -2,6 +2,7 @@
 // seed and by what they take; the scheduler goes from one to the other. Seed 0: one after the other.
 // MACH_SHIM_SHARED_KB: a device with less shared memory (64: sm_75, 99: sm_86 and sm_89, 163: sm_80).
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -19,9 +20,11 @@ uint64_t setting(const char* name, uint64_t otherwise) {
 
 struct Totals {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t busy = 0;  // blocks that did some 64 atomic operations, which tells of work
 };
 std::mutex one_launch;
 std::map<std::string, Totals> totals;
+std::deque<std::string> events;
 std::string last_error;
 
 std::string plain(const char* name) {  // (kernel<T, 3>) -> kernel
@@ -118,6 +121,11 @@ const size_t shared_limit = std::min<size_t>(setting("MACH_SHIM_SHARED_KB", 227)
 
 void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
+void note(const char* event) {
+  if (events.size() == 1000) events.pop_front();
+  events.push_back(event);
+}
+
 cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*),
                 void* data) {
   const std::lock_guard<std::mutex> lock(one_launch);
@@ -146,6 +154,8 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
   launch_.num_threads = static_cast<unsigned>(per_block);
   launch_.shared_size = shared_bytes;
   launch_.switches = 0;
+  launch_.busy.clear();
+  note(launch_.kernel);
   uint64_t& random = launch_.random = seed;
   for (char c : name) random = random * 31 + static_cast<unsigned char>(c);
   random = random * 31 + grid.x;
@@ -172,6 +182,7 @@ cudaError_t run(const char* name_, dim3 grid, dim3 block, size_t shared_bytes, v
   total.blocks += n;
   total.threads += n * launch_.num_threads;
   total.switches += launch_.switches;
+  total.busy += launch_.busy.size();
   return cudaSuccess;
 }
 
@@ -203,12 +214,21 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 #define MACH_SHIM_API extern "C" __attribute__((visibility("default")))
 MACH_SHIM_API void mach_shim_set_seed(uint64_t seed) { mach_shim::seed = seed; }
 
-// "kernel launches blocks threads switches" a line; the text stays valid until the next call.
+// "kernel launches blocks threads switches busy" a line; the text stays valid until the next call.
 MACH_SHIM_API const char* mach_shim_totals() {
   static std::string out;
   out.clear();
   for (const auto& [name, t] : mach_shim::totals)
     out += name + " " + std::to_string(t.launches) + " " + std::to_string(t.blocks) + " " +
-           std::to_string(t.threads) + " " + std::to_string(t.switches) + "\n";
+           std::to_string(t.threads) + " " + std::to_string(t.switches) + " " + std::to_string(t.busy) + "\n";
+  return out.c_str();
+}
+
+// The last launches and waits since the last call, one a line.
+MACH_SHIM_API const char* mach_shim_events() {
+  static std::string out;
+  out.clear();
+  for (const std::string& event : mach_shim::events) out += event + "\n";
+  mach_shim::events.clear();
   return out.c_str();
 }

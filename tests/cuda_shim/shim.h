@@ -8,6 +8,7 @@
 //   launch.cpp    a launch from its checks to its end, the device, the interface for Python
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -127,6 +128,7 @@ struct Launch {
   unsigned num_live;  // blocks
   size_t shared_size;
   uint64_t switches;
+  std::set<uint64_t> busy;  // blocks that were preempted
   uint64_t random;  // state of the generator
   std::string fault;
 };

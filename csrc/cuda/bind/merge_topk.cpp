@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../label_index.cuh"
+#include "../merge_parts.cuh"
 #include "../merge_scan.cuh"
 #include "merge.h"
 #include "tensors.h"
@@ -25,6 +26,8 @@ constexpr int64_t kScanFrom = 1 << 16;   // L * R: less is not worth the scan's 
 constexpr int64_t kListsFrom = 1 << 28;  // rows of the scan, for 16 documents at least: less is not worth it
 constexpr int64_t kListsUpTo = 32;       // k: more labels don't stand out by few buckets
 constexpr int64_t kScanDocuments = 256;  // that are scanned together: their table is R * B bytes each
+
+static_assert(kMaxScanK <= kMaxPartsK, "every document that leaves the scan goes there");
 
 // Elements of the memory that the tensor lies in, from its first one on.
 int64_t elements_behind(const Tensor& t) {
@@ -69,6 +72,7 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
         {some.merge, k, lists, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
          pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
         &some.candidates, stream));
+    check_cuda(launch_merge_parts(some.merge, k, some.candidates, stream));
     check_cuda(launch_merge_topk(some, stream));
   }
 }

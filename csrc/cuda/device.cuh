@@ -1,7 +1,7 @@
 // What kernels share. nvcc compiles this file, and g++ compiles it with MACH_SHIM for the tests that run
 // kernels without a GPU (tests/cuda_shim). For their sake all shared memory is dynamic, and launches go
-// through MACH_LAUNCH. The primitives of cuda_pipeline_primitives.h (cp.async) are there too. Features of nvcc
-// alone (PTX, CUB) stand in `#ifndef MACH_SHIM` beside a plain version.
+// through MACH_LAUNCH. The primitives of cuda_pipeline_primitives.h (cp.async) are there too. Features of
+// nvcc alone (PTX, CUB) stand in `#ifndef MACH_SHIM` beside a plain version.
 #pragma once
 
 #include <cuda_runtime.h>

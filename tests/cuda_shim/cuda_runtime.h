@@ -162,15 +162,18 @@ T shuffle(const char* what, unsigned mask, T value, int width, Site site, const 
   return from_bits<T>(got);
 }
 
+// What an atomic operation does to a word: nothing, adds to what others did, takes it away, or another thing.
+enum class Atomic { reads, accumulates, takes, other };
+
 // In the build that looks for races the compiler shows them all other accesses; these are said to them here.
 #ifdef MACH_SHIM_RACES
 #define MACH_SHIM_UNSEEN __attribute__((no_sanitize("thread")))
-void note_atomic(const void* at, size_t size, const void* place);
+void note_atomic(const void* at, size_t size, Atomic, const void* place);
 void note_relaxed_read(const void* at, size_t size, const void* place);
 void races_fence();
 #else
 #define MACH_SHIM_UNSEEN
-inline void note_atomic(const void*, size_t, const void*) {}
+inline void note_atomic(const void*, size_t, Atomic, const void*) {}
 inline void note_relaxed_read(const void*, size_t, const void*) {}
 inline void races_fence() {}
 #endif
@@ -183,15 +186,20 @@ MACH_SHIM_UNSEEN inline void atomic_point() {
 }
 
 template <class T, class F>
-MACH_SHIM_UNSEEN T atomic(T* at, const F& f) {
+MACH_SHIM_UNSEEN T atomic(T* at, Atomic what, const F& f) {
   static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value ||
                     std::is_same<T, unsigned long long>::value,
                 "atomics are for int, unsigned and unsigned long long");
   atomic_point();
-  note_atomic(at, sizeof(T), __builtin_return_address(0));
+  note_atomic(at, sizeof(T), what, __builtin_return_address(0));
   const T before = *at;
   *at = f(before);
   return before;
+}
+
+template <class T>
+constexpr Atomic accumulates(T v) {  // 0 is how a kernel reads a word that others change
+  return v == 0 ? Atomic::reads : Atomic::accumulates;
 }
 
 template <class T>
@@ -277,39 +285,39 @@ inline void __threadfence_block() {}
 
 template <class T>
 T atomicAdd(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return static_cast<T>(old + v); });
+  return mach_shim::atomic(at, mach_shim::accumulates<T>(v), [=](T old) { return static_cast<T>(old + v); });
 }
 template <class T>
 T atomicSub(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return static_cast<T>(old - v); });
+  return mach_shim::atomic(at, mach_shim::accumulates<T>(v), [=](T old) { return static_cast<T>(old - v); });
 }
 template <class T>
 T atomicMax(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return std::max(old, v); });
+  return mach_shim::atomic(at, mach_shim::Atomic::accumulates, [=](T old) { return std::max(old, v); });
 }
 template <class T>
 T atomicMin(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return std::min(old, v); });
+  return mach_shim::atomic(at, mach_shim::Atomic::accumulates, [=](T old) { return std::min(old, v); });
 }
 template <class T>
 T atomicOr(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return old | v; });
+  return mach_shim::atomic(at, mach_shim::accumulates<T>(v), [=](T old) { return old | v; });
 }
 template <class T>
 T atomicAnd(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return old & v; });
+  return mach_shim::atomic(at, mach_shim::Atomic::accumulates, [=](T old) { return old & v; });
 }
 template <class T>
 T atomicXor(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return old ^ v; });
+  return mach_shim::atomic(at, mach_shim::accumulates<T>(v), [=](T old) { return old ^ v; });
 }
 template <class T>
 T atomicExch(T* at, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T) { return v; });
+  return mach_shim::atomic(at, mach_shim::Atomic::takes, [=](T) { return v; });
 }
 template <class T>
 T atomicCAS(T* at, mach_shim::same<T> compare, mach_shim::same<T> v) {
-  return mach_shim::atomic(at, [=](T old) { return old == compare ? v : old; });
+  return mach_shim::atomic(at, mach_shim::Atomic::other, [=](T old) { return old == compare ? v : old; });
 }
 
 // ----------------------------------------------------------------------------------------- arithmetic

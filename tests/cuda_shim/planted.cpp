@@ -221,7 +221,7 @@ bool ring() {
   return true;
 }
 
-enum class BlockPlant { none, no_fence, no_reader_fence, fence_late, same_word, own_counter };
+enum class BlockPlant { none, no_fence, no_reader_fence, no_barrier, fence_late, same_word, own_counter };
 
 // out = sum of x, x[i] = i + 1: a partial sum of each block, and the last block to arrive adds them up. The
 // fence is each writer's, or after a barrier that of the thread which tells.
@@ -262,6 +262,30 @@ bool last_block() {
                 partial.data(), &arrived, &out);
     if (out != n * (n + 1) / 2 || arrived != 0) return false;
   }
+  return true;
+}
+
+// out = how many threads of all blocks are i modulo 8: bins that blocks add to, and the last one takes away.
+template <BlockPlant plant>
+__global__ void bins_kernel(unsigned* bins, unsigned* arrived, unsigned* out) {
+  unsigned* shared = dynamic_shared<unsigned>();
+  atomicAdd(&bins[threadIdx.x % 8], 1u);
+  if (plant != BlockPlant::no_fence) __threadfence();
+  if (plant != BlockPlant::no_barrier) __syncthreads();
+  if (threadIdx.x == 0) *shared = atomicAdd(arrived, 1u);
+  __syncthreads();
+  if (*shared != gridDim.x - 1) return;
+  if (plant != BlockPlant::no_reader_fence) __threadfence();
+  if (threadIdx.x < 8) out[threadIdx.x] = atomicExch(&bins[threadIdx.x], 0u);
+}
+
+template <BlockPlant plant>
+bool add_bins() {
+  std::vector<unsigned> bins(8), out(8);
+  unsigned arrived = 0;
+  MACH_LAUNCH(bins_kernel<plant>, 6, 64, sizeof(unsigned), nullptr, bins.data(), &arrived, out.data());
+  for (unsigned i = 0; i < 8; ++i)
+    if (bins[i] != 0 || out[i] != 48) return false;
   return true;
 }
 
@@ -448,6 +472,10 @@ const std::map<std::string, bool (*)()> cases = {
     {"missing_fence_reader_by_one", [] { return last_block<BlockPlant::no_reader_fence, true>(); }},
     {"late_fence", [] { return last_block<BlockPlant::fence_late, true>(); }},
     {"same_word", [] { return last_block<BlockPlant::same_word, false>(); }},
+    {"add_bins", add_bins<BlockPlant::none>},
+    {"add_bins_without_fence", add_bins<BlockPlant::no_fence>},
+    {"add_bins_without_reader_fence", add_bins<BlockPlant::no_reader_fence>},
+    {"add_bins_without_barrier", add_bins<BlockPlant::no_barrier>},
     {"count_blocks", count_blocks<BlockPlant::own_counter>},
     {"count_blocks_in_two_steps", count_blocks<BlockPlant::none>},
     {"halves", halves},

@@ -8,8 +8,9 @@
 //     atomic operation. The thread of y, or one whose barrier is before y, does an atomic operation on the
 //     same word later, then a __threadfence.
 // Two accesses of which neither is before the other, one of them a write, not both of them atomic: a report.
-// Atomic operations are relaxed, as CUDA's. So are volatile accesses and __ldcg here. Shuffles and votes
-// order nothing, as CUDA says.
+// So is an atomicExch of a word that an atomicAdd or the like is not before: it takes away a sum not yet
+// complete. Atomic operations are relaxed, as CUDA's. So are volatile accesses and __ldcg here. Shuffles and
+// votes order nothing, as CUDA says.
 #include "shim.h"
 
 #ifdef MACH_SHIM_RACES
@@ -24,17 +25,18 @@ namespace {
 
 // ------------------------------------------------------------------------------- who touched what, when
 
-// An access: step (32 bits), block (17), thread (10), bytes of the four (4), atomic (1).
+// An access: step (32 bits), block (16), thread (10), bytes of the four (4), accumulates (1), atomic (1).
 using Cell = uint64_t;
-constexpr unsigned kBlocks = 1u << 17;  // numbers beyond start again at 0
+constexpr unsigned kBlocks = 1u << 16;  // numbers beyond start again at 0
 uint32_t step_of(Cell c) { return static_cast<uint32_t>(c >> 32); }
-uint32_t block_of(Cell c) { return static_cast<uint32_t>(c >> 15) & (kBlocks - 1); }
-unsigned thread_of(Cell c) { return static_cast<unsigned>(c >> 5) & (kMaxThreads - 1); }
-unsigned bytes_of(Cell c) { return static_cast<unsigned>(c >> 1) & 15; }
+uint32_t block_of(Cell c) { return static_cast<uint32_t>(c >> 16) & (kBlocks - 1); }
+unsigned thread_of(Cell c) { return static_cast<unsigned>(c >> 6) & (kMaxThreads - 1); }
+unsigned bytes_of(Cell c) { return static_cast<unsigned>(c >> 2) & 15; }
+bool accumulates(Cell c) { return c >> 1 & 1; }
 bool is_atomic(Cell c) { return c & 1; }
 
 struct Word {
-  Cell writes[2];  // the last, and the last of other bytes
+  Cell writes[2];  // the last, and the last of other bytes or of another block
   Cell reads[2];   // the last, and the last of another block
 };
 
@@ -189,7 +191,8 @@ std::string source_of(const void* place) {
 bool is_shared(uintptr_t at) { return at - reinterpret_cast<uintptr_t>(here->shared) < launch_.shared_size; }
 
 const char* done_by(Access a) {
-  return a == Access::write ? "writes" : a == Access::atomic ? "changes atomically" : "reads";
+  if (a == Access::write) return "writes";
+  return a == Access::read || a == Access::relaxed_read ? "reads" : "changes atomically";
 }
 
 [[noreturn]] void report(uintptr_t at, size_t size, Access access, Cell x, bool wrote, const void* place) {
@@ -210,10 +213,10 @@ const char* done_by(Access a) {
 
 // ------------------------------------------------------------------------------------------- one access
 
-bool races(Cell x, Cell self, bool in_shared) {
+bool races(Cell x, Cell self, bool in_shared, bool takes = false) {
   if (in_shared && block_of(x) != block_of(self)) return false;  // of a block whose place it was before
-  return step_of(x) >= first_step && (bytes_of(x) & bytes_of(self)) && !(is_atomic(x) && is_atomic(self)) &&
-         !is_before(x);
+  return step_of(x) >= first_step && (bytes_of(x) & bytes_of(self)) &&
+         !(is_atomic(x) && is_atomic(self) && !(takes && accumulates(x))) && !is_before(x);
 }
 
 bool is_shim(const void* at) {  // what collectives hand over
@@ -224,19 +227,23 @@ bool is_shim(const void* at) {  // what collectives hand over
 
 void races_access(const void* p, size_t size, Access access, const void* place) {
   if (!in_fiber || is_on_stack(p) || is_shim(p)) return;
-  const bool relaxed = access == Access::atomic || access == Access::relaxed_read;
-  const Cell who = Cell{step} << 32 | Cell{here->number % kBlocks} << 15 | Cell{current} << 5 | Cell{relaxed};
+  const bool reads = access == Access::read || access == Access::relaxed_read;
+  const bool atomic = access != Access::write && access != Access::read, takes = access == Access::take;
+  const Cell who = Cell{step} << 32 | Cell{here->number % kBlocks} << 16 | Cell{current} << 6 |
+                   Cell{access == Access::accumulate} << 1 | Cell{atomic};
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + size;
   const bool in_shared = is_shared(begin);
   for (uintptr_t at = begin & ~uintptr_t{3}; at < end; at += 4) {
     const unsigned first = at < begin ? static_cast<unsigned>(begin - at) : 0;
     const unsigned last = end - at < 4 ? static_cast<unsigned>(end - at) : 4;
-    const Cell self = who | Cell{((1u << last) - 1) & ~((1u << first) - 1)} << 1;
+    const Cell self = who | Cell{((1u << last) - 1) & ~((1u << first) - 1)} << 2;
     Word& word = *word_at(at);
-    const bool reads = access == Access::read || access == Access::relaxed_read;
     if ((reads ? word.reads : word.writes)[0] == self) continue;
-    for (const Cell x : word.writes)
-      if (races(x, self, in_shared)) report(begin, size, access, x, true, place);
+    // An atomic operation of another block that one of this block came after is past: same word, same order.
+    if (races(word.writes[0], self, in_shared, takes))
+      report(begin, size, access, word.writes[0], true, place);
+    if ((takes || !is_atomic(word.writes[1])) && races(word.writes[1], self, in_shared, takes))
+      report(begin, size, access, word.writes[1], true, place);
     if (reads) {
       if (block_of(word.reads[0]) != block_of(self) || step_of(word.reads[0]) < first_step)
         word.reads[1] = word.reads[0];
@@ -244,15 +251,20 @@ void races_access(const void* p, size_t size, Access access, const void* place) 
     } else {
       for (const Cell x : word.reads)
         if (races(x, self, in_shared)) report(begin, size, access, x, false, place);
-      if (!(bytes_of(word.writes[0]) & bytes_of(self))) word.writes[1] = word.writes[0];
+      if (!(bytes_of(word.writes[0]) & bytes_of(self)) || block_of(word.writes[0]) != block_of(self))
+        word.writes[1] = word.writes[0];
       word.writes[0] = self;
     }
   }
-  if (access == Access::atomic) publish(p);
+  if (atomic && access != Access::relaxed_read) publish(p);
 }
 
-void note_atomic(const void* at, size_t size, const void* place) {
-  races_access(at, size, Access::atomic, place);
+void note_atomic(const void* at, size_t size, Atomic what, const void* place) {
+  races_access(at, size,
+               what == Atomic::accumulates ? Access::accumulate
+               : what == Atomic::takes     ? Access::take
+                                           : Access::atomic,
+               place);
 }
 void note_relaxed_read(const void* at, size_t size, const void* place) {
   races_access(at, size, Access::relaxed_read, place);

@@ -195,7 +195,7 @@ constexpr bool kRaces = true;
 #else
 constexpr bool kRaces = false;
 #endif
-enum class Access { read, write, relaxed_read, atomic };
+enum class Access { read, write, relaxed_read, atomic, accumulate, take };
 void races_begin_launch();
 void races_begin_block();
 void races_barrier();                                 // all threads of the block

@@ -183,8 +183,7 @@ cudaError_t launch_bucket_bce(const BucketBceParams<T>& p, cudaStream_t stream) 
   }
   // The loss of a single tile of a single repetition is its partial sum.
   if (more == 0 || (width == 0 && p.loss == p.partial_loss)) return cudaSuccess;
-  return MACH_LAUNCH(bucket_bce_sums_kernel<T>, grid_extent(more), kThreads, kThreads * sizeof(T),
-                     stream, p);
+  return MACH_LAUNCH(bucket_bce_sums_kernel<T>, grid_extent(more), kThreads, kThreads * sizeof(T), stream, p);
 }
 
 template cudaError_t launch_bucket_bce(const BucketBceParams<float>&, cudaStream_t);

@@ -419,8 +419,8 @@ cudaError_t launch_bucket_forward(const BucketScoresParams& p, cudaStream_t stre
   const int64_t tiles = p.forward.document_tiles() * p.forward.bucket_tiles() * p.forward.G;
   if (tiles == 0) return cudaSuccess;
   const int stages = num_stages<ScoresShared>();
-  return MACH_LAUNCH(bucket_forward_kernel, grid_extent(tiles), kThreads,
-                     shared_bytes<ScoresShared>(stages), stream, p, stages);
+  return MACH_LAUNCH(bucket_forward_kernel, grid_extent(tiles), kThreads, shared_bytes<ScoresShared>(stages),
+                     stream, p, stages);
 }
 
 cudaError_t launch_bucket_forward_bce(const BucketForwardBceParams& p, cudaStream_t stream) {

@@ -129,7 +129,7 @@ struct Launch {
   size_t shared_size;
   uint64_t switches;
   std::set<uint64_t> busy;  // blocks that were preempted
-  uint64_t random;  // state of the generator
+  uint64_t random;          // state of the generator
   std::string fault;
 };
 

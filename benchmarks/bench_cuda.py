@@ -12,6 +12,7 @@ The table of the documents has the measured figures where there are any, else th
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -37,6 +38,7 @@ import mach_ext
 from mach_ext import _ops, training
 from mach_ext.training.documents import TrainingData
 from mach_ext.training.run import TrainingRun
+from mach_ext.training.steps import HiddenStep
 
 F = mach_ext.functional
 GPU = torch.cuda.is_available() and not _ops.CUDA_FAULT
@@ -63,7 +65,6 @@ class Work:
         targets: What is promised. "share" is a share of the floor's speed, and "ms" is milliseconds. "ratio"
             is the least ratio over each other provider, and "memory" is the largest share of its memory.
         prepare: Providers by name, "mach_ext" among them, made when the work is run.
-        needs: An operator without which the work is left out.
         compiled: Whether torch.compile is among the providers.
     """
 
@@ -73,7 +74,6 @@ class Work:
     predicted: Callable[[Rates], Predictions] = field(compare=False)
     targets: dict[str, float]
     prepare: Callable[..., Providers] = field(compare=False)
-    needs: str | None = None
     compiled: bool = False
 
     def floor_seconds(self, ceilings: Rates) -> tuple[float, str]:
@@ -239,13 +239,18 @@ def training_work(
         (batch,) = mach_ext.data.iter_batches(X, Y, N)
         tensors = [t.to(DEVICE) for t in batch[:5]]
         on_device = mach_ext.data.Batch(*tensors, batch.rows)
-        ours = lambda: run.do_step(on_device, True)  # noqa: E731
+        providers = {"mach_ext": lambda: run.do_step(on_device, True)}
+        if half:
+            other = TrainingRun(copy.deepcopy(model), settings, TrainingData(X, Y))
+            assert isinstance(other.do_step, HiddenStep)
+            other.do_step.is_fused = False
+            providers[cuda_model.UNFUSED] = lambda: other.do_step(on_device, True)
         plain = PlainMach(model, precision)
         targets = plain.positions(tensors[3], tensors[4])
         X_torch = (tensors[1].long(), tensors[2][:-1].long(), tensors[0])
         compiled = torch.compile(plain.loss)
         return {
-            "mach_ext": ours,
+            **providers,
             "torch": lambda: plain.step(plain.loss, X_torch, targets),
             "torch.compile": lambda: plain.step(compiled, X_torch, targets),
         }
@@ -336,20 +341,9 @@ def group_targets(N: int, G: int, B: int, L: int) -> tuple[torch.Tensor, ...]:
 
 
 def run_bucket_bce(logits: torch.Tensor, buckets: torch.Tensor, *labels: torch.Tensor) -> None:
-    """The operator as it is: for a group of repetitions at once, or for each of them."""
-    if has_operator("bucket_bce", "bias"):
-        _ops.bucket_bce(logits, None, buckets, *labels, 1.0, True)  # type: ignore[call-arg,arg-type]
-    else:
-        for g in range(logits.shape[1]):
-            _ops.bucket_bce(logits[:, g], buckets[g], *labels, 1.0, True)
-
-
-def has_operator(name: str, argument: str | None = None) -> bool:
-    """Whether this build has an operator, and that operator an argument."""
-    operator = getattr(torch.ops.mach_ext, name, None)
-    if operator is None or argument is None:
-        return operator is not None
-    return any(each.name == argument for each in operator.default._schema.arguments)
+    """The loss of a group of repetitions, and its gradient in place of the logits."""
+    label_indices, label_indptr = labels
+    _ops.bucket_bce(logits, None, buckets, label_indices, label_indptr, 1.0)
 
 
 def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
@@ -382,7 +376,7 @@ def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
 
     floor = {"bf16_gemm": 2 * H * logits, "hbm_copy": each * logits + 2 * H * (N + R * B)}
     shape = {"N": N, "H": H, "R": R, "B": B}
-    return Work(name, shape, floor, predicted, {}, prepare, name)
+    return Work(name, shape, floor, predicted, {}, prepare)
 
 
 def bucket_logits_work(N: int, H: int, R: int, B: int, dtype: torch.dtype) -> Work:
@@ -392,9 +386,10 @@ def bucket_logits_work(N: int, H: int, R: int, B: int, dtype: torch.dtype) -> Wo
     def prepare() -> Providers:
         hidden, bias = torch.randn(N, H, device=DEVICE), torch.zeros(R, B, device=DEVICE)
         weight = torch.randn(R, B, H, device=DEVICE).to(dtype).mT
+        precision = "bfloat16" if half else "float32"
         narrow = hidden.to(dtype).expand(R, -1, -1)
         return {
-            "mach_ext": lambda: F.bucket_logits(hidden, weight, bias),
+            "mach_ext": lambda: F.bucket_logits(hidden, weight, bias, precision=precision),
             "torch": lambda: torch.bmm(narrow, weight),
         }
 
@@ -516,8 +511,6 @@ CASES = [(work, False) for work in WORKS] + [(work, True) for work in WORKS if w
     ("work", "compiled"), CASES, ids=[f"{work.id}{'-compiled' * compiled}" for work, compiled in CASES]
 )
 def test_cuda(request: Any, ceilings: Rates, work: Work, compiled: bool) -> None:
-    if work.needs is not None and not has_operator(work.needs):
-        pytest.skip(f"this build has no operator {work.needs}")
     torch.cuda.empty_cache()
     providers = work.prepare()
     if not compiled:
@@ -559,7 +552,12 @@ def record(work: Work, rows: dict[str, dict[str, Any]], ceilings: Rates, device:
     end |= {"device": device, "predicted": False}
     columns = dict.fromkeys(("seconds", "iqr", "peak_bytes", "predicted_seconds", "failed"))
     return [
-        base | {"provider": name} | columns | row | {"predicted_seconds": prediction(name, predicted)} | end
+        base
+        | {"provider": name}
+        | columns
+        | row
+        | {"predicted_seconds": predicted.get(name, (None, None))[0]}
+        | end
         for name, row in rows.items()
     ]
 
@@ -568,15 +566,6 @@ def keep_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     """Rows of one card, which replace former ones of the same card alone."""
     write_rows(file, [row | circumstances(file.parent) for row in rows], ["card", "test"])
     print(f"\n{rows[0]['card']}, {line(rows)}", flush=True)
-
-
-def prediction(provider: str, predicted: Predictions) -> float | None:
-    """What was predicted of a measured provider. A step that can be fused is held against the fused one."""
-    if provider == cuda_model.GROUPED and has_operator("bucket_forward_bce"):
-        provider = next(
-            name for name in (cuda_model.FUSED, provider) if name in predicted or name == provider
-        )
-    return predicted[provider][0] if provider in predicted else None
 
 
 NOT_MEASURED = {"device": None, "predicted": True, "predicted_seconds": None}

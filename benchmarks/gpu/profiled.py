@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bench_cuda import group_targets, has_operator, run_bucket_bce
+from bench_cuda import group_targets, run_bucket_bce
 from inputs import bucket_scores, documents, label_hash
 
 from mach_ext import functional as F
@@ -29,12 +29,11 @@ def bucket_bce() -> None:
 
 
 def bucket_forward() -> None:
-    if has_operator("bucket_forward_bce"):
-        N, H, R, B = 2048, 512, 8, 2000
-        hidden = torch.randn(N, H, device=CUDA).to(torch.bfloat16)
-        weight = torch.randn(R, B, H, device=CUDA).to(torch.bfloat16).mT
-        bias, targets = torch.zeros(R, B, device=CUDA), group_targets(N, R, B, 670_091)
-        torch.ops.mach_ext.bucket_forward_bce(hidden, weight, bias, *targets, 1.0)
+    N, H, R, B = 2048, 512, 8, 2000
+    hidden = torch.randn(N, H, device=CUDA).to(torch.bfloat16)
+    weight = torch.randn(R, B, H, device=CUDA).to(torch.bfloat16).mT
+    bias, targets = torch.zeros(R, B, device=CUDA), group_targets(N, R, B, 670_091)
+    torch.ops.mach_ext.bucket_forward_bce(hidden, weight, bias, *targets, 1.0)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext._memory import check_room
-from mach_ext.functional._bucket_forward import rounded_weight, takes_fused
+from mach_ext.functional._bucket_forward import rounded_weight
 from mach_ext.functional._repetitions import of_group
 
 
@@ -90,11 +90,6 @@ class Group:
             product(self.hidden.T, gradient[:, 0], grad_weight[0])
         else:
             product(self._by_repetition.mT, gradient.transpose(0, 1), grad_weight)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether `fused_bce_of_group` takes this group: on a GPU, in bfloat16, and bucket-major."""
-        return takes_fused(self.weight, self.weight.dtype) and self.weight.mT.is_contiguous()
 
     @property
     def _by_repetition(self) -> Tensor:  # [G, N, H]

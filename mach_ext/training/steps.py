@@ -141,14 +141,17 @@ class HiddenStep:
         self.rows = RowsCopy(self.product_dtype)
 
     @functools.cached_property
+    def is_fused(self) -> bool:
+        """Whether one kernel makes the gradient of a group, so that its logits have no memory."""
+        return self.gradient_threshold == 0 and takes_fused(self.model.bucket_weight, self.product_dtype)
+
+    @functools.cached_property
     def group_size(self) -> int:
         """The number of repetitions in a group, the same for every batch."""
         if self.gradient_threshold > 0:  # bucket_backward takes one.
             return 1
         bias = self.model.bucket_bias
-        # The fused kernel has the gradient alone in memory, in the precision of the products.
-        fused = takes_fused(self.model.bucket_weight, self.product_dtype)
-        element_size = self.product_dtype.itemsize if fused else bias.element_size()
+        element_size = self.product_dtype.itemsize if self.is_fused else bias.element_size()
         size = group_size(self.max_documents, bias.shape[1], element_size, bias.device)
         return min(size, self.model.num_repetitions)
 
@@ -225,7 +228,7 @@ class HiddenStep:
         grad_bias: Tensor,  # [G, B], overwritten
     ) -> tuple[Tensor, Tensor]:  # gradient to the logits [N, G, B], losses [N]
         """Compute a group's gradient to its logits, and the loss of each document."""
-        if group.is_fused:
+        if self.is_fused:
             return fused_bce_of_group(group, bias, targets, at, grad_bias)
         logits, narrow = group.new_logits(bias.dtype, self._logits), None
         if self._narrow_gradient is not None:

@@ -12,14 +12,16 @@ from mach_ext import _ops
 # A group of repetitions has at most so many bytes of logits. Launches of kernels then cost little, and
 # [N, R, B] is never held.
 GROUP_BYTES = 64 << 20
+# The same on the CPU.
+CPU_GROUP_BYTES = 512 << 10
 
 
 def group_size(num_documents: int, num_buckets: int, element_size: int, device: torch.device) -> int:
     """Return how many repetitions a group has: at least one.
 
-    On the CPU a group is a single repetition, whose logits stay in the cache between two products. Measured
-    with N=256, H=256 to 512, B=512 to 4096, groups of 2 to 8 are up to 5% slower. Under `torch.compile` a
-    number that depends on N would make a new graph for every N.
+    On the CPU the logits of a group stay in the cache between two products. Groups there save the calls of
+    small models. Where a repetition has as many logits as that, a group of several was measured to be slower.
+    Under `torch.compile` a number that depends on N would make a new graph for every N.
 
     Args:
         num_documents: Documents in a batch.
@@ -27,9 +29,10 @@ def group_size(num_documents: int, num_buckets: int, element_size: int, device: 
         element_size: Bytes of a logit.
         device: The device of the logits.
     """
-    if device.type != "cuda" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return 1
-    return max(1, GROUP_BYTES // max(1, num_documents * num_buckets * element_size))
+    limit = GROUP_BYTES if device.type == "cuda" else CPU_GROUP_BYTES
+    return max(1, limit // max(1, num_documents * num_buckets * element_size))
 
 
 def groups(num_repetitions: int, size: int) -> Iterator[slice]:

@@ -104,6 +104,7 @@ def counted_step(shim_ops, monkeypatch, name, size, form):
     """A second step, with the CUDA operators and the choices that a step makes on CUDA."""
     precision = form.partition(",")[0]
     monkeypatch.setattr(_ops, "has_bucket_forward", lambda device: form == FUSED)
+    monkeypatch.setattr(_products, "_is_on_gpu", lambda t: True)
     monkeypatch.setattr(_ops, "_raw", Operators(shim_ops))
     monkeypatch.setattr(steps, "group_size", lambda *_: size)
     sizes = {"num_repetitions": R, "num_buckets": B, "hidden_size": H, **ARCHITECTURES[name]}
@@ -133,7 +134,6 @@ def counted_step(shim_ops, monkeypatch, name, size, form):
         product(a, b, out)
         return out
 
-    monkeypatch.setattr(_products, "_is_on_gpu", lambda t: True)
     monkeypatch.setattr(_products, "product", product)
     monkeypatch.setattr(_products, "_wide_product", wide_product)
     with count:

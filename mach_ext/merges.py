@@ -64,7 +64,8 @@ class Merge(NamedTuple):
         """Apply the transform, and write its result into the memory of the logits where this is possible.
 
         The bits are those of `transformed`. A second array of the logits' size is not held. Where a gradient
-        is recorded, the logits stay as they are and the result is a new tensor.
+        is recorded, the logits stay as they are and the result is a new tensor. So it is for expanded logits, and
+        for inference tensors outside `torch.inference_mode()`.
 
         Args:
             logits: Bucket logits that nobody else needs.
@@ -81,7 +82,7 @@ class Merge(NamedTuple):
             >>> logits
             tensor([0.5000, 1.0000])
         """
-        if self.transform is None or (torch.is_grad_enabled() and logits.requires_grad):
+        if self.transform is None or not _is_writable(logits):
             return self.transformed(logits)
         if self.transform is torch.sigmoid:
             return logits.sigmoid_()
@@ -133,6 +134,15 @@ class Merge(NamedTuple):
         """
         scores = self.transform_in_place(logits) if overwrite else self.transformed(logits)
         return F.merge_topk(scores, hash, k, self.reduction)
+
+
+def _is_writable(logits: Tensor) -> bool:
+    """Return whether the logits may be overwritten: PyTorch allows it, and no gradient is recorded."""
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return False
+    if logits.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return all(step > 0 or size < 2 for size, step in zip(logits.shape, logits.stride(), strict=True))
 
 
 def _flat(logits: Tensor) -> Tensor | None:

@@ -798,7 +798,8 @@ class MACH(nn.Module):
     def _owns_logits(self) -> bool:
         """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them."""
         hooks = self._forward_hooks or torch.nn.modules.module._global_forward_hooks
-        return getattr(self.forward, "__func__", None) is MACH.forward and not hooks
+        forward, call = getattr(self.forward, "__func__", None), type(self).__call__
+        return forward is _FORWARD and call is nn.Module.__call__ and not hooks
 
     # -------------------------------------------------------------------------------------- model folder
 
@@ -867,6 +868,9 @@ class MACH(nn.Module):
             True
         """
         _model_folder.save(self, Path(path), quantization_step)
+
+
+_FORWARD = MACH.forward  # Code of others may replace it in the class.
 
 
 class FirstLayer(NamedTuple):

@@ -874,6 +874,46 @@ def test_only_the_models_own_logits_are_overwritten(name):
         assert torch.equal(former[0], kept)
 
 
+@pytest.mark.parametrize("name", MERGES)
+def test_logits_that_cannot_be_overwritten_are_transformed_into_new_memory(name):
+    merge = mach_ext.nn.MODEL_MERGES[name]
+    logits = torch.randn(1, R, B, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inference = logits.clone()
+    for each in (logits.expand(3, R, B), inference):
+        kept = each.clone()
+        assert bitwise_equal(merge.transform_in_place(each), merge.transformed(kept))
+        assert torch.equal(each, kept)
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_logits_are_not_overwritten_where_a_call_or_the_class_keeps_them(monkeypatch, name):
+    X, former = tensors(draw()), []
+
+    class Recording(mach_ext.MACH):
+        def __call__(self, *args, **options):
+            logits = super().__call__(*args, **options)
+            former.append((logits, logits.clone()))
+            return logits
+
+    model = model_of(merge=name)
+    model.__class__ = Recording
+    with torch.no_grad():
+        expected = model.topk(*X, 5)
+        model.__class__ = mach_ext.MACH
+        forward = mach_ext.MACH.forward
+
+        def recorded(self, *args, **options):
+            logits = forward(self, *args, **options)
+            former.append((logits, logits.clone()))
+            return logits
+
+        monkeypatch.setattr(mach_ext.MACH, "forward", recorded)
+        assert all(map(torch.equal, model.topk(*X, 5), expected))
+    assert len(former) == 2
+    assert all(torch.equal(logits, kept) for logits, kept in former)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_first_layer_views_give_the_pre_activations(name):
     model = randomise(build(name))

@@ -64,8 +64,8 @@ class Merge(NamedTuple):
         """Apply the transform, and write its result into the memory of the logits where this is possible.
 
         The bits are those of `transformed`. A second array of the logits' size is not held. Where a gradient
-        is recorded, the logits stay as they are and the result is a new tensor. So it is for expanded logits, and
-        for inference tensors outside `torch.inference_mode()`.
+        is recorded, the logits stay as they are and the result is a new tensor. So it is for expanded logits,
+        and for inference tensors outside `torch.inference_mode()`.
 
         Args:
             logits: Bucket logits that nobody else needs.

@@ -241,7 +241,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         """
         self._check(parameter, grad)
         group, state = self._group(parameter), self.state[parameter]
-        at = slice(None) if r is None else slice(r, r + 1) if isinstance(r, int) else r
+        at = slice(None) if r is None else r if isinstance(r, slice) else slice(r, r + 1)
         weight, *moments = (
             t.view(-1, *t.shape[-2:])[at] for t in (parameter, *(state[name] for name in self._moments))
         )

@@ -191,7 +191,8 @@ def main() -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)} [default: all]")
+    stages = f"{', '.join(STAGES)} [default: all]"  # Without a default, argparse calls them required.
+    parser.add_argument("stages", nargs="*", default=[], metavar="STAGE", help=stages)
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for all stages [default: %(default)s]"
     )

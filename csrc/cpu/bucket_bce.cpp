@@ -29,9 +29,10 @@ double negatives(const T* z, const T* bias, int64_t B, T scale, T* out) {
   alignas(64) T x[kBlock];
   int64_t b = 0;
   for (; b + kBlock <= B; b += kBlock) {
-    for (int64_t i = 0; i < kBlock; ++i) x[i] = z[b + i];
     if (bias)
-      for (int64_t i = 0; i < kBlock; ++i) x[i] += bias[b + i];
+      for (int64_t i = 0; i < kBlock; ++i) x[i] = z[b + i] + bias[b + i];
+    else
+      for (int64_t i = 0; i < kBlock; ++i) x[i] = z[b + i];
     negatives_block<Isa, kGradient>(x, scale, lane, out + b);
   }
   if (b < B) {
@@ -103,8 +104,8 @@ void bucket_bce(const BucketBce<T>& p, int64_t g, const BucketBceScratch<T>& scr
     T* row = p.out ? scratch.row : z;
     loss[n] = row_loss<Isa>(p, g, n, scratch, z, row);
     if (column && n == begin)
-      for (int64_t b = 0; b < p.B; ++b) column[b] = 0;
-    if (column)
+      for (int64_t b = 0; b < p.B; ++b) column[b] = T(0) + row[b];  // not -0
+    else if (column)
       for (int64_t b = 0; b < p.B; ++b) column[b] += row[b];
     if (p.out) {
       bf16* out = p.out + n * p.out_document_stride + g * p.out_repetition_stride;

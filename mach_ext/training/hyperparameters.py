@@ -130,10 +130,6 @@ class Hyperparameters:
                 f"fit: precision tf32 needs a CUDA device, this model is on {device}; "
                 "float32 and bfloat16 work on every device"
             )
-        if settings.precision == "tf32" and model.is_linear:
-            raise ValueError(
-                "fit: precision tf32 is for models with a hidden layer; linear MACH has no product"
-            )
         if settings.precision != "float32" and any(p.dtype != torch.float32 for p in model.parameters()):
             raise ValueError("fit: precision is for float32 models (their weights are the master copy)")
         if settings.tau and model.merge != "mean_logit":

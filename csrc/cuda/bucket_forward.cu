@@ -162,8 +162,7 @@ __device__ __forceinline__ void multiply_tile(const BucketForwardParams& p, cons
     now = now + 1 < stages ? now + 1 : 0;
     next = next + 1 < stages ? next + 1 : 0;
   }
-  __pipeline_wait_prior(0);
-  __syncthreads();
+  __syncthreads();  // what was committed after the last copies is empty: nothing is under way
 }
 
 // ---------------------------------------------------------------------------------------- the epilogues

@@ -327,7 +327,8 @@ def bucket_bce_work(N: int, G: int, B: int, L: int = 670_091) -> Work:
         return {"mach_ext": functools.partial(run_bucket_bce, logits, *targets)}
 
     def predicted(card: Rates) -> Predictions:
-        return {"mach_ext": (cuda_model.bucket_bce(N * G * B, 8, card) + cuda_model.LAUNCH, None)}
+        launches = cuda_model.BCE_LAUNCHES * cuda_model.LAUNCH
+        return {"mach_ext": (cuda_model.bucket_bce(N * G * B, False, card) + launches, None)}
 
     shape = {"N": N, "G": G, "B": B}
     return Work("bucket_bce", shape, {"hbm_copy": 8 * N * G * B}, predicted, {}, prepare)
@@ -341,9 +342,10 @@ def group_targets(N: int, G: int, B: int, L: int) -> tuple[torch.Tensor, ...]:
 
 
 def run_bucket_bce(logits: torch.Tensor, buckets: torch.Tensor, *labels: torch.Tensor) -> None:
-    """The loss of a group of repetitions, and its gradient in place of the logits."""
+    """The loss of a group of repetitions, its gradient in place of the logits, and the gradient's sums."""
     label_indices, label_indptr = labels
-    _ops.bucket_bce(logits, None, buckets, label_indices, label_indptr, 1.0)
+    grad_bias = logits.new_empty(logits.shape[1:])
+    _ops.bucket_bce(logits, None, buckets, label_indices, label_indptr, 1.0, None, grad_bias)
 
 
 def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
@@ -368,7 +370,9 @@ def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
     logits = N * R * B
 
     def predicted(card: Rates) -> Predictions:
-        seconds = {"mach_ext": cuda_model.bucket_forward(N, H, R * B, epilogue, each, card)}
+        launches = (cuda_model.FORWARD_BCE_LAUNCHES if training else 1) * cuda_model.LAUNCH
+        forward = cuda_model.bucket_forward(N, H, R * B, epilogue, each, card)
+        seconds = {"mach_ext": forward + launches}
         if not training:
             product = cuda_model.product(2 * H * logits, 2 * logits, "bf16_gemm", card)
             seconds["torch"] = product + 4 * logits / card["hbm_copy"]
@@ -380,7 +384,10 @@ def forward_work(N: int, H: int, R: int, B: int, training: bool) -> Work:
 
 
 def bucket_logits_work(N: int, H: int, R: int, B: int, dtype: torch.dtype) -> Work:
-    """The logits of all buckets, as a prediction computes them from a weight of this dtype."""
+    """The logits of all buckets, as a prediction computes them from a weight of this dtype.
+
+    In bfloat16 this is the fused product. PyTorch's form has neither the bias nor the logits in float32.
+    """
     half = dtype == torch.bfloat16
 
     def prepare() -> Providers:
@@ -398,7 +405,11 @@ def bucket_logits_work(N: int, H: int, R: int, B: int, dtype: torch.dtype) -> Wo
     flops, moved = 2 * N * H * R * B, 4 * N * R * B + size * R * H * B
 
     def predicted(card: Rates) -> Predictions:
-        seconds = cuda_model.product(flops, moved, resource, card) + cuda_model.LAUNCH
+        if half:  # the hidden units are rounded first
+            forward = cuda_model.bucket_forward(N, H, R * B, "forward logits", 4, card)
+            seconds = forward + 2 * cuda_model.LAUNCH
+        else:
+            seconds = cuda_model.product(flops, moved, resource, card) + cuda_model.LAUNCH
         least = cuda_model.product(flops, size * N * R * B + size * R * H * B, resource, card)
         return {"mach_ext": (seconds, None), "torch": (least, None)}
 

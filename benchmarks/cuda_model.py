@@ -35,7 +35,8 @@ LAUNCH, QUEUE = 2e-6, 5e-6  # seconds between two kernels; to queue an operator 
 class Instructions:
     """Instructions of one lane for each unit of work, counted in the machine code of sm_90, nvcc 13.0.
 
-    `python benchmarks/sass.py KERNEL` lists the loops of a kernel. `how` says what was counted.
+    `python benchmarks/sass.py KERNEL` lists the loops of a kernel. `how` says what was counted. What a loop
+    does for rows that are not aligned is left out, and so is what a reciprocal does for infinities.
     """
 
     each: float
@@ -45,9 +46,11 @@ class Instructions:
 
 INSTRUCTIONS = {
     "bucket_bce": Instructions(
-        92.5, "logit", "370 of the 418 of the loop, without the forms for rows that are not aligned; 4 logits"
+        102.3, "logit", "374 of the 453 of the loop for 4 logits; 542 once for 64; 0.3 in the second kernel"
     ),
-    "extremes": Instructions(21.5, "score", "344 of the loop; 16 scores a lane"),
+    "bucket_bce, bfloat16": Instructions(109.3, "logit", "the same, but 402 of the 453"),
+    "extremes": Instructions(8.13, "score", "130 of the loop; 16 scores a lane"),
+    "extremes, row": Instructions(32 * 288, "document and repetition", "288 of a warp outside the loop"),
     "sparse_linear": Instructions(
         5.14, "product", "329 of the loop of bf16 rows; 8 rows of 8 columns a lane"
     ),
@@ -61,9 +64,19 @@ INSTRUCTIONS = {
     "lists": Instructions(
         28.0, "posting", "two passes of 14 each: of the 28 of a pass, the half that one list runs"
     ),
-    "forward": Instructions(0.0336, "flop", "275 of the loop; 64 HMMA of 4,096 flop a warp"),
-    "forward scores": Instructions(83.4, "logit", "667 of the loop with the sigmoid; 8 logits"),
-    "forward loss": Instructions(95.8, "logit", "766 of the loop; 8 logits"),
+    "forward, product": Instructions(
+        0.0331, "flop", "291 of the loop, 130 in the last two of 16 steps; 64 HMMA of 4,096 flop a warp"
+    ),
+    "forward, product for the loss": Instructions(
+        0.0312, "flop", "274 of the loop, 129 in the last two of 16 steps; 64 HMMA of 4,096 flop a warp"
+    ),
+    "forward logits": Instructions(16.5, "logit", "73 of the loop for 8 logits; 939 once for 128"),
+    "forward scores": Instructions(
+        83.7, "logit", "611 of the 667 of the loop with the sigmoid for 8 logits; 939 once for 128"
+    ),
+    "forward loss": Instructions(
+        114.0, "logit", "706 of the 766 of the loop for 8 logits; 3,294 once for 128, of labels 1,888"
+    ),
 }
 
 
@@ -84,19 +97,26 @@ def adam_step(moved: float, products: float, card: dict[str, float]) -> float:
     return max(read, issue("feature_rows", products, card)) + LAUNCH
 
 
-def bucket_bce(logits: float, bytes_each: float, card: dict[str, float]) -> float:
-    return max(bytes_each * logits / card["hbm_copy"], issue("bucket_bce", logits, card))
+BCE_LAUNCHES = FORWARD_BCE_LAUNCHES = 2  # a kernel for tiles, and one that adds up their sums
+
+
+def bucket_bce(logits: float, half: bool, card: dict[str, float]) -> float:
+    """The logits are read, and the gradient is written. Half a byte is for the sums of the columns."""
+    moved = logits * (6.5 if half else 8.5)
+    kernel = "bucket_bce, bfloat16" if half else "bucket_bce"
+    return max(moved / card["hbm_copy"], issue(kernel, logits, card))
 
 
 def bucket_forward(
     N: int, H: int, buckets: int, epilogue: str, bytes_each: float, card: dict[str, float]
 ) -> float:
     """The fused product. A tile's epilogue runs beside the products of others, in the same issue slots."""
+    kernel = "forward, product for the loss" if epilogue == "forward loss" else "forward, product"
     logits = N * buckets
     flops = 2 * H * logits
     moved = (bytes_each * logits + 2 * H * (N + buckets)) / card["hbm_copy"]
-    issued = issue("forward", flops, card) + issue(epilogue, logits, card)
-    return max(flops / card["mma_sync"], moved, issued) + LAUNCH
+    issued = issue(kernel, flops, card) + issue(epilogue, logits, card)
+    return max(flops / card["mma_sync"], moved, issued)
 
 
 def product(flops: float, moved: float, resource: str, card: dict[str, float]) -> float:
@@ -106,6 +126,7 @@ def product(flops: float, moved: float, resource: str, card: dict[str, float]) -
 # Documents whose bytes of an entry are read whatever part of them is left.
 GROUP = 16
 EXTREMES, TABLE = 4, 5  # bytes a score: read; read and written as a code
+CHAIN = 8  # launches
 FIXED = 40e-6  # of a document's block in the lists, besides its postings
 SLOWEST = 1.5  # the slowest document over the mean
 
@@ -130,7 +151,8 @@ class Decode:
 def decode(N: int, L: int, R: int, B: int, counted: Decode, card: dict[str, float]) -> float:
     scores, shared = N * R * B, 16 * B <= 200 * 1024
     where, kernel = ("shared_gather", "scan, shared") if shared else ("l2_gather", "scan, L2")
-    total = max(EXTREMES * scores / card["hbm_copy"], issue("extremes", scores, card)) + 7 * LAUNCH
+    extremes = issue("extremes", scores, card) + issue("extremes, row", N * R, card)
+    total = max(EXTREMES * scores / card["hbm_copy"], extremes) + CHAIN * LAUNCH
     scanned = counted.scanned * N + -(-counted.left // GROUP) * GROUP * (1 if shared else 2)
     if scanned:
         lookups = scanned * L * R
@@ -171,8 +193,14 @@ class Step:
     stepped: float  # bytes of the rows that occur
 
 
-LAUNCHES = 60  # of a step in groups of repetitions
+# Of a step of 2,048 documents in groups of repetitions, as tests/training/test_launches.py counts them.
+LAUNCHES = {"float32": 83, "bfloat16": 87, "fused": 55}
 UNFUSED = "mach_ext, unfused"  # a step in bfloat16 without the fused forward
+
+
+def queued(kernels: float, launches: int) -> float:
+    """Seconds of so many kernels, or to queue them if that takes longer."""
+    return max(kernels + launches * LAUNCH, launches * QUEUE)
 
 
 def training_step(step: Step, card: dict[str, float]) -> dict[str, float]:
@@ -180,21 +208,23 @@ def training_step(step: Step, card: dict[str, float]) -> dict[str, float]:
 
     In groups of repetitions a product writes the logits, 4 bytes each. The loss reads them and writes their
     gradient, 4 and 2. Two products read that, 2 each. In bf16 this makes 14 bytes a logit. The fused forward
-    of a step in bf16 writes the gradient alone, which makes 6. Each weight has its step and its cast.
+    of a step in bf16 writes the gradient alone, which makes 6. Partial sums come on top, and each weight has
+    its step and its cast. Queued from Python, a step takes QUEUE for each launch at least.
     """
     resource, narrow = ("bf16_gemm", 2) if step.half else ("fp32_gemm", 4)
     flops = 2 * step.logits * step.H
     forward = product(flops, 4 * step.logits, resource, card)
     backward = 2 * product(flops, narrow * step.logits, resource, card)
-    loss = bucket_bce(step.logits, 4 + narrow, card)
+    loss = bucket_bce(step.logits, step.half, card)
     dense = step.weights * (40 if step.half else 32)
     other = (dense + step.gathered + 8 * step.stepped) / card["hbm_copy"]
-    seconds = {"mach_ext": max(forward + loss + backward + other, LAUNCHES * QUEUE)}
+    form = "bfloat16" if step.half else "float32"
+    seconds = {"mach_ext": queued(forward + loss + backward + other, LAUNCHES[form])}
     if step.half:
         buckets = step.logits // step.N
         fused = bucket_forward(step.N, step.H, buckets, "forward loss", 2, card)
         seconds = {
-            "mach_ext": max(fused + backward + other, LAUNCHES * QUEUE),
+            "mach_ext": queued(fused + backward + other, LAUNCHES["fused"]),
             UNFUSED: seconds["mach_ext"],
         }
     # Eager sparse gradients: written, put in order, added up; a dozen passes of SparseAdam.

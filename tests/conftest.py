@@ -143,9 +143,9 @@ def device_of(item):
 def pytest_collection_modifyitems(items):
     """opcheck and torch.compile go to torch.ops.mach_ext itself: not with the shim.
 
-    The run under ASan comes first: it takes minutes, in which another worker does all else.
+    The runs under ASan and for races come first: they take long, and other workers do all else meanwhile.
     """
-    items.sort(key=lambda item: "under_asan" not in item.name)
+    items.sort(key=lambda item: "under_asan" not in item.name and "has_a_race" not in item.name)
     for item in [item for item in items if device_of(item) == "shim"]:
         item.add_marker("shim")
         if "opcheck" in item.name or item.path.name == "test_compile.py":

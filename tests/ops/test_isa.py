@@ -80,10 +80,6 @@ def outputs():
             outputs = draw(N, 37), draw(37, M)
             at = (logits, draw(N, 37), weight[0, :37], limit, N * M, *outputs)
             keep(f"bucket_backward {limit}", _ops.bucket_backward(*at), *outputs)
-            outputs = draw(N, 37), draw(M, 37).T
-            at = (logits, draw(N, 37), weight[0, :37].T.contiguous().T, limit, N * M, *outputs)
-            keep(f"bucket_backward by bucket {limit}", _ops.bucket_backward(*at), *outputs)
-
         solved = draw(D, M), draw(M)
         sparse = X[0], X[1].int(), X[2]
         keep(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,15 +61,16 @@ def predict(
 def rounded_model(model: Any, precision: str) -> Any:
     """Return a model whose bucket weight is rounded once for the products of a precision.
 
-    It shares everything else with the model, which stays as it is. For float32 it is the model itself.
+    It shares everything else with the model, which stays as it is. For float32 it is the model itself. So it
+    is where the weight is no parameter, because it is pruned or parametrized. Each batch then rounds it.
     """
     if not _is_rounded(model, precision):
         return model
     weight = model.bucket_weight.detach()
     weight = weight.bfloat16() if model.is_linear else rounded_weight(weight)
     rounded = nn.Parameter(weight, requires_grad=False)
-    shared = copy.copy(model)
-    shared.__dict__["_parameters"] = {**model._parameters, "bucket_weight": rounded}
+    shared = object.__new__(type(model))  # copy.copy refuses modules with other parametrizations.
+    shared.__dict__.update(model.__dict__, _parameters={**model._parameters, "bucket_weight": rounded})
     return shared
 
 
@@ -80,8 +80,9 @@ def precision_option(precision: str) -> dict[str, Any]:
 
 
 def _is_rounded(model: Any, precision: str) -> bool:
-    """Return whether a precision needs a copy of the bucket weight."""
-    return precision == "bfloat16" and model.bucket_weight.dtype != torch.bfloat16
+    """Return whether a precision needs a copy of the bucket weight, kept beside it."""
+    is_parameter = "bucket_weight" in model._parameters
+    return is_parameter and precision == "bfloat16" and model.bucket_weight.dtype != torch.bfloat16
 
 
 def _batch_bytes(model: Any, documents: int, precision: str) -> int:

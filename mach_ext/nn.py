@@ -509,7 +509,8 @@ class MACH(nn.Module):
             dropout: None applies dropout in training mode only. False never applies it, and True always does.
                 A `torch.Generator` on the model's device also always applies it. The masks are then drawn
                 from that generator, and the global generator is left alone.
-            precision: As in `mach_ext.functional.bucket_forward`. bfloat16 is for logits without a gradient.
+            precision: As in `mach_ext.functional.bucket_forward`. With bfloat16, linear MACH has no gradient
+                to its weight, so call it under `torch.no_grad()`.
 
         Returns:
             [N, R, B]. If labels are given, the scalar loss.

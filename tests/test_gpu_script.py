@@ -235,6 +235,12 @@ def test_an_unknown_stage_is_refused(script):
     assert summary is None
 
 
+def test_only_the_folder_is_required():
+    done = subprocess.run([ROOT / "benchmarks" / "gpu.sh"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("the following arguments are required: OUT\n")
+
+
 def test_operators_that_were_not_built_are_built_first(monkeypatch, tmp_path):
     monkeypatch.setattr(driver, "ROOT", tmp_path)
     assert driver.choose(["bench", "smoke"]) == ["build", "smoke", "bench"]

@@ -161,7 +161,7 @@ def test_tf32_holds_for_the_products_of_a_step_alone(setting, chosen):
     batch = next(run.batches())
     with Settings() as settings_of:
         run.step(batch)
-    assert len(settings_of.seen) > 10
+    assert len(settings_of.seen) >= 6  # of a group three, and three of the second layer
     assert set(settings_of.seen) == {"tf32" if chosen == "tf32" else setting}
     assert torch.backends.cuda.matmul.fp32_precision == setting
     with Settings() as settings_of:

@@ -33,7 +33,7 @@ __device__ inline void load_four(const T* z, int count, bool whole, T (&x)[4]) {
 template <class T>
 __device__ inline void store_four(T* z, int count, bool whole, const T (&x)[4]) {
   if (whole) {
-    *reinterpret_cast<float4*>(z) = make_float4(x[0], x[1], x[2], x[3]);
+    store_whole(z, make_float4(x[0], x[1], x[2], x[3]));
     return;
   }
 #pragma unroll
@@ -50,7 +50,7 @@ __device__ inline void store_four(bf16* out, int count, const T (&x)[4]) {
     const auto pair = [&](int i) {
       return rounded[i].bits | static_cast<uint32_t>(rounded[i + 1].bits) << 16;
     };
-    *reinterpret_cast<uint2*>(out) = make_uint2(pair(0), pair(2));
+    store_whole(out, make_uint2(pair(0), pair(2)));
     return;
   }
 #pragma unroll

@@ -229,7 +229,7 @@ __device__ __forceinline__ void store_scores(const BucketScoresParams& p, const 
     for (int j = 0; j < 4; ++j) x[j] = transformed<Gpu>(p.transform, x[j]);
     float* to = p.scores + (n * p.forward.G + tile.g) * p.forward.B + b;
     if (p.forward.B % 4 == 0) {
-      *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+      store_whole(to, make_float4(x[0], x[1], x[2], x[3]));
     } else {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
@@ -303,7 +303,7 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
 __device__ __forceinline__ void store_gradient(uint16_t* to, const float (&x)[4], int64_t left, bool whole) {
   const uint2 packed = make_uint2(bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]));
   if (whole) {
-    *reinterpret_cast<uint2*>(to) = packed;
+    store_whole(to, packed);
   } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j)

@@ -29,6 +29,14 @@ constexpr unsigned grid_extent(int64_t blocks) {
 static_assert(grid_extent((int64_t{1} << 31) - 1) == 0x7fffffff && grid_extent((int64_t{1} << 32) + 1) == 0,
               "a grid that is too large must not wrap round");
 
+// Stores several numbers by one instruction. A plain store of a vector is split into its numbers where
+// another branch stores these one by one to the same place.
+template <class Vector, class T>
+__device__ __forceinline__ void store_whole(T* to, const Vector& value) {
+  static_assert(sizeof(Vector) % sizeof(T) == 0, "whole numbers");
+  __stcs(reinterpret_cast<Vector*>(to), value);
+}
+
 // MACH_LAUNCH(kernel, grid, block, bytes of shared memory, stream, arguments...) -> cudaError_t; the name of
 // the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
 #ifdef MACH_SHIM

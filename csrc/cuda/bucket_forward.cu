@@ -162,8 +162,7 @@ __device__ __forceinline__ void multiply_tile(const BucketForwardParams& p, cons
     now = now + 1 < stages ? now + 1 : 0;
     next = next + 1 < stages ? next + 1 : 0;
   }
-  __pipeline_wait_prior(0);
-  __syncthreads();
+  __syncthreads();  // the last step has waited for the last copy
 }
 
 // ---------------------------------------------------------------------------------------- the epilogues

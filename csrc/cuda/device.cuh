@@ -33,7 +33,8 @@ static_assert(grid_extent((int64_t{1} << 31) - 1) == 0x7fffffff && grid_extent((
 // the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
 #ifdef MACH_SHIM
 #define MACH_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ((void)(stream), ::mach_shim::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
+  (::mach_shim::use_stream(stream),                                 \
+   ::mach_shim::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
 
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

@@ -78,18 +78,28 @@ enum cudaDeviceAttr {
 };
 namespace mach_shim {
 void note(const char* event);  // what the host does, in order: launches and waits
-}
+// The stream that work has to go to: null, until it is changed, then another one after each change.
+cudaStream_t current_stream();
+void change_stream();
+void use_stream(cudaStream_t);  // throws where it is another
+// Memory that nothing was written to yet, as far as the reader can tell.
+void poison(void* begin, size_t bytes);
+}  // namespace mach_shim
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device);
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return mach_shim::note("cudaStreamSynchronize"), cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return std::memset(p, value, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 
@@ -134,6 +144,9 @@ int lane();
 void start_copy(void* to, const void* from, size_t size, size_t zeros, Site);
 void commit_copies();
 void wait_for_copies(size_t groups, Site);  // all of its groups but the newest so many
+
+// A row of a matrix that ldmatrix reads: 16 bytes, aligned, in shared memory.
+void expect_row(const void* row, Site);
 
 constexpr uint32_t kPoison = 0x7ff8dead;  // a NaN as float, bfloat16 and double, an index out of any range
 

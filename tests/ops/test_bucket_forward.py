@@ -208,7 +208,10 @@ def test_groups_are_slices(device, generator):
     # Rows that do not start at multiples of 16 bytes are copied.
     wide = torch.zeros(20, 3, 29, dtype=torch.bfloat16, device=device)
     wide[:, :, 5:] = copy[0]
-    assert bitwise_equal(_ops.bucket_forward(wide[:, :, 5:], *copy[1:]), _ops.bucket_forward(*copy))
+    behind = torch.zeros(20 * 3 * 24 + 1, dtype=torch.bfloat16, device=device)[1:].view(20, 3, 24)
+    behind.copy_(copy[0])
+    for unaligned in (wide[:, :, 5:], behind):
+        assert bitwise_equal(_ops.bucket_forward(unaligned, *copy[1:]), _ops.bucket_forward(*copy))
 
 
 def test_a_repetition_alone_gives_the_same_bits(device, generator):

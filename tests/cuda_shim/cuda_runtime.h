@@ -183,11 +183,13 @@ enum class Atomic { reads, accumulates, takes, other };
 #define MACH_SHIM_UNSEEN __attribute__((no_sanitize("thread")))
 void note_atomic(const void* at, size_t size, Atomic, const void* place);
 void note_relaxed_read(const void* at, size_t size, const void* place);
+void note_constant_read(const void* at, size_t size, const void* place);
 void races_fence();
 #else
 #define MACH_SHIM_UNSEEN
 inline void note_atomic(const void*, size_t, Atomic, const void*) {}
 inline void note_relaxed_read(const void*, size_t, const void*) {}
+inline void note_constant_read(const void*, size_t, const void*) {}
 inline void races_fence() {}
 #endif
 
@@ -336,7 +338,8 @@ T atomicCAS(T* at, mach_shim::same<T> compare, mach_shim::same<T> v) {
 // ----------------------------------------------------------------------------------------- arithmetic
 
 template <class T>
-T __ldg(const T* p) {
+MACH_SHIM_UNSEEN T __ldg(const T* p) {  // by a cache that does not see what the kernel writes
+  mach_shim::note_constant_read(p, sizeof(T), __builtin_return_address(0));
   return *p;
 }
 template <class T>

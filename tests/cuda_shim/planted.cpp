@@ -456,6 +456,18 @@ bool matrices() {
   return std::memcmp(x, out, sizeof x) == 0;
 }
 
+// A thread reads what it wrote, through a cache that need not have it.
+__global__ void own_word_kernel(const int* in, int* out) {
+  out[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] += __ldg(out + threadIdx.x);
+}
+bool own_word() {
+  std::vector<int> x(32, 1), out(32);
+  MACH_LAUNCH(own_word_kernel, 1, 32, 0, nullptr, x.data(), out.data());
+  MACH_LAUNCH(own_word_kernel, 1, 32, 0, nullptr, out.data(), x.data());
+  return x == std::vector<int>(32, 4);
+}
+
 // Work on a stream that another one has replaced.
 bool old_stream() {
   const cudaStream_t stream = mach_shim::current_stream();
@@ -491,6 +503,7 @@ const std::map<std::string, bool (*)()> cases = {
     {"matrices_misaligned", matrices<RowPlant::misaligned>},
     {"matrices_elsewhere", matrices<RowPlant::elsewhere>},
     {"old_stream", old_stream},
+    {"own_word", own_word},
     {"copy_no_wait", ring<CopyPlant::no_wait>},
     {"copy_late_wait", ring<CopyPlant::late_wait>},
     {"copy_never_waited", ring<CopyPlant::never_waited>},

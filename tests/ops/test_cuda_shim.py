@@ -91,6 +91,13 @@ def test_races_between_blocks_are_reported(case, report):
         assert re.search(r" wrote( atomically)?, and nothing orders the two: a race between blocks$", line)
 
 
+def test_ldg_of_what_a_launch_writes_is_reported():
+    """On a GPU a thread may read by __ldg what a word held before; the emulation reads what it holds now."""
+    assert outcomes("planted", "own_word") == ["right"] * SEEDS
+    for line in outcomes("planted_races", "own_word"):
+        assert "reads by __ldg what the launch has written, planted.cpp:" in line
+
+
 @pytest.mark.parametrize(
     ("case", "kernel"), [("missing_barrier", "block_sum_kernel"), ("missing_syncwarp", "turn_kernel")]
 )

@@ -225,7 +225,8 @@ inline BucketBceArguments bucket_bce_arguments(const char* op, const Tensor& log
 // --------------------------------------------------------------------------------------- bucket_forward
 
 // hidden [N, H], shared by the repetitions, or [N, G, H], rows of H contiguous units that start at multiples
-// of 16 bytes. weight [G, H, B] with the memory of [G, B, H]. Both are bfloat16.
+// of 16 bytes: else a copy of what was given. weight [G, H, B] with the memory of [G, B, H]. Both are
+// bfloat16.
 struct BucketForwardArguments {
   Tensor hidden, weight;
   std::optional<Tensor> bias;
@@ -255,8 +256,8 @@ inline BucketForwardArguments bucket_forward_arguments(const char* op, const Ten
              ": weight [G, H, B] must have the memory of a contiguous [G, B, H]");
   bool rows = hidden_.stride(hidden_.dim() - 1) == 1 && starts_aligned(hidden_);
   for (int64_t d = 0; d + 1 < hidden_.dim(); ++d) rows = rows && hidden_.stride(d) % 8 == 0;
-  const Tensor hidden = rows ? hidden_ : as_contiguous(hidden_);
-  MACH_CHECK(hidden.numel() == 0 || starts_aligned(hidden), op, ": hidden must be aligned to 16 bytes");
+  Tensor hidden = rows ? hidden_ : as_contiguous(hidden_);
+  if (hidden.numel() > 0 && !starts_aligned(hidden)) hidden = torch::stable::clone(hidden);
   MACH_CHECK(weight.numel() == 0 || starts_aligned(weight), op, ": weight must be aligned to 16 bytes");
   BucketForwardArguments a{
       hidden, weight, std::nullopt, N, G, H, B, hidden.stride(0), shared ? 0 : hidden.stride(1)};

@@ -41,7 +41,8 @@ __device__ __forceinline__ void store_whole(T* to, const Vector& value) {
 // the kernel as it stands there is what reports call it; (kernel<A, B>) in parentheses.
 #ifdef MACH_SHIM
 #define MACH_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ((void)(stream), ::mach_shim::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
+  (::mach_shim::use_stream(stream),                                 \
+   ::mach_shim::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
 
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

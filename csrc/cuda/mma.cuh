@@ -25,6 +25,7 @@ namespace mach {
 // and 2 (l % 4) + 1.
 __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
 #ifdef MACH_SHIM
+  mach_shim::expect_row(row, {__builtin_FILE(), __builtin_LINE()});
   mach_shim::Meeting& lanes = mach_shim::meet("ldmatrix", kAllLanes, reinterpret_cast<uint64_t>(row),
                                               {__builtin_FILE(), __builtin_LINE()});
   for (int i = 0; i < 4; ++i)

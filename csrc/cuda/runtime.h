@@ -13,12 +13,21 @@ namespace mach {
 #ifdef MACH_SHIM
 #define MACH_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(mach_ext_shim, CPU, m)
 
+// With an operator's guard comes the stream that its work has to go to.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(const torch::stable::Tensor&) {}
+  explicit DeviceGuard(const torch::stable::Tensor&) {
+    if (alive++ == 0) mach_shim::change_stream();
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  ~DeviceGuard() { --alive; }
+  inline static thread_local int alive = 0;
 };
 
-inline cudaStream_t current_stream(const torch::stable::Tensor&) { return nullptr; }
+inline cudaStream_t current_stream(const torch::stable::Tensor&) {
+  STD_TORCH_CHECK(DeviceGuard::alive > 0, "cuda shim: a stream is asked for without a DeviceGuard");
+  return mach_shim::current_stream();
+}
 
 inline void check_cuda(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, cudaGetErrorString(error));

@@ -78,18 +78,28 @@ enum cudaDeviceAttr {
 };
 namespace mach_shim {
 void note(const char* event);  // what the host does, in order: launches and waits
-}
+// The stream that work has to go to: null, until it is changed, then another one after each change.
+cudaStream_t current_stream();
+void change_stream();
+void use_stream(cudaStream_t);  // throws where it is another
+// Memory that nothing was written to yet, as far as the reader can tell.
+void poison(void* begin, size_t bytes);
+}  // namespace mach_shim
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device);
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return mach_shim::note("cudaStreamSynchronize"), cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return std::memset(p, value, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t stream) {
+  mach_shim::use_stream(stream);
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 
@@ -135,6 +145,9 @@ void start_copy(void* to, const void* from, size_t size, size_t zeros, Site);
 void commit_copies();
 void wait_for_copies(size_t groups, Site);  // all of its groups but the newest so many
 
+// A row of a matrix that ldmatrix reads: 16 bytes, aligned, in shared memory.
+void expect_row(const void* row, Site);
+
 constexpr uint32_t kPoison = 0x7ff8dead;  // a NaN as float, bfloat16 and double, an index out of any range
 
 template <class T>
@@ -170,11 +183,13 @@ enum class Atomic { reads, accumulates, takes, other };
 #define MACH_SHIM_UNSEEN __attribute__((no_sanitize("thread")))
 void note_atomic(const void* at, size_t size, Atomic, const void* place);
 void note_relaxed_read(const void* at, size_t size, const void* place);
+void note_constant_read(const void* at, size_t size, const void* place);
 void races_fence();
 #else
 #define MACH_SHIM_UNSEEN
 inline void note_atomic(const void*, size_t, Atomic, const void*) {}
 inline void note_relaxed_read(const void*, size_t, const void*) {}
+inline void note_constant_read(const void*, size_t, const void*) {}
 inline void races_fence() {}
 #endif
 
@@ -323,7 +338,8 @@ T atomicCAS(T* at, mach_shim::same<T> compare, mach_shim::same<T> v) {
 // ----------------------------------------------------------------------------------------- arithmetic
 
 template <class T>
-T __ldg(const T* p) {
+MACH_SHIM_UNSEEN T __ldg(const T* p) {  // by a cache that does not see what the kernel writes
+  mach_shim::note_constant_read(p, sizeof(T), __builtin_return_address(0));
   return *p;
 }
 template <class T>

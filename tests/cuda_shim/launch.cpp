@@ -121,6 +121,17 @@ const size_t shared_limit = std::min<size_t>(setting("MACH_SHIM_SHARED_KB", 227)
 
 void draw_preemption() { until_preempted = seed ? 1 + draw(16) : 64; }
 
+namespace {
+thread_local uintptr_t stream_now = 0;
+}
+
+cudaStream_t current_stream() { return reinterpret_cast<cudaStream_t>(stream_now); }
+void change_stream() { stream_now += 16; }
+void use_stream(cudaStream_t stream) {
+  if (stream != current_stream())
+    throw std::runtime_error("cuda shim: work goes to a stream that is not the current one");
+}
+
 void note(const char* event) {
   if (events.size() == 1000) events.pop_front();
   events.push_back(event);

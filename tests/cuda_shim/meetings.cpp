@@ -73,6 +73,14 @@ Meeting& meet(const char* what, unsigned mask, uint64_t value, Site site) {
   return m;
 }
 
+void expect_row(const void* row, Site site) {
+  const char* const at = static_cast<const char*>(row);
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    fail_in_fiber("calls ldmatrix with a row that is not aligned to 16 bytes, " + where(site));
+  if (at < here->shared || at + 16 > here->shared + launch_.shared_size)
+    fail_in_fiber("calls ldmatrix with a row that is not in its shared memory, " + where(site));
+}
+
 void leave(Meeting& meeting) {
   Meeting_& m = static_cast<Meeting_&>(meeting);
   Warp& warp = here->warps[current / 32];

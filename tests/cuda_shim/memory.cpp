@@ -22,6 +22,8 @@ void fill(char* begin, char* end) {
   for (; begin < end; ++begin) *begin = poison_at(begin);
 }
 
+void poison(void* begin, size_t bytes) { fill(static_cast<char*>(begin), static_cast<char*>(begin) + bytes); }
+
 bool is_filled(const char* begin, const char* end) {
   for (; begin < end; ++begin)
     if (*begin != poison_at(begin)) return false;

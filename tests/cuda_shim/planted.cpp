@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/device.cuh"
+#include "../../csrc/cuda/mma.cuh"
 
 extern "C" void mach_shim_set_seed(uint64_t seed);
 
@@ -431,6 +432,49 @@ __global__ void sums_kernel(int times, int* out) {
 }
 __global__ void straight_kernel(int* out) { out[threadIdx.x] += 1; }
 
+// A warp reads a matrix of eight rows of 16 bytes, four times: all its rows where they may not lie.
+enum class RowPlant { none, misaligned, elsewhere };
+template <RowPlant plant>
+__global__ void matrices_kernel(const uint32_t* outside, uint32_t* out) {
+  uint32_t* shared = dynamic_shared<uint32_t>();
+  const int lane = lane_id();
+  for (int i = lane; i < 40; i += 32) shared[i] = static_cast<uint32_t>(i);
+  __syncwarp();
+  const uint32_t* row = shared + 4 * (lane % 8);
+  if (plant == RowPlant::misaligned) row += 2;
+  if (plant == RowPlant::elsewhere) row = outside + 4 * (lane % 8);
+  uint32_t loaded[4];
+  load_matrices(loaded, row);
+  out[lane] = loaded[3];
+}
+template <RowPlant plant>
+bool matrices() {
+  alignas(16) uint32_t x[32];
+  uint32_t out[32];
+  for (uint32_t i = 0; i < 32; ++i) x[i] = i;
+  MACH_LAUNCH(matrices_kernel<plant>, 1, 32, 160, nullptr, x, out);
+  return std::memcmp(x, out, sizeof x) == 0;
+}
+
+// A thread reads what it wrote, through a cache that need not have it.
+__global__ void own_word_kernel(const int* in, int* out) {
+  out[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] += __ldg(out + threadIdx.x);
+}
+bool own_word() {
+  std::vector<int> x(32, 1), out(32);
+  MACH_LAUNCH(own_word_kernel, 1, 32, 0, nullptr, x.data(), out.data());
+  MACH_LAUNCH(own_word_kernel, 1, 32, 0, nullptr, out.data(), x.data());
+  return x == std::vector<int>(32, 4);
+}
+
+// Work on a stream that another one has replaced.
+bool old_stream() {
+  const cudaStream_t stream = mach_shim::current_stream();
+  mach_shim::change_stream();
+  return MACH_LAUNCH(straight_kernel, 1, 1, 0, stream, nullptr) == cudaSuccess;
+}
+
 // Nanoseconds: of a thread at a barrier; of a thread at a shuffle; of a thread that waits for none.
 bool speed() {
   std::vector<int> out(1024);
@@ -455,6 +499,11 @@ const std::map<std::string, bool (*)()> cases = {
     {"collectives", collectives},
     {"collect", collect<true>},
     {"ring", ring<CopyPlant::none>},
+    {"matrices", matrices<RowPlant::none>},
+    {"matrices_misaligned", matrices<RowPlant::misaligned>},
+    {"matrices_elsewhere", matrices<RowPlant::elsewhere>},
+    {"old_stream", old_stream},
+    {"own_word", own_word},
     {"copy_no_wait", ring<CopyPlant::no_wait>},
     {"copy_late_wait", ring<CopyPlant::late_wait>},
     {"copy_never_waited", ring<CopyPlant::never_waited>},

@@ -9,8 +9,8 @@
 //     same word later, then a __threadfence.
 // Two accesses of which neither is before the other, one of them a write, not both of them atomic: a report.
 // So is an atomicExch of a word that an atomicAdd or the like is not before: it takes away a sum not yet
-// complete. Atomic operations are relaxed, as CUDA's. So are volatile accesses and __ldcg here. Shuffles and
-// votes order nothing, as CUDA says.
+// complete. And so is an __ldg of what the launch has written. Atomic operations are relaxed, as CUDA's. So
+// are volatile accesses and __ldcg here. Shuffles and votes order nothing, as CUDA says.
 #include "shim.h"
 
 #ifdef MACH_SHIM_RACES
@@ -268,6 +268,15 @@ void note_atomic(const void* at, size_t size, Atomic what, const void* place) {
 }
 void note_relaxed_read(const void* at, size_t size, const void* place) {
   races_access(at, size, Access::relaxed_read, place);
+}
+// Not even what the thread itself has written.
+void note_constant_read(const void* p, size_t size, const void* place) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + size;
+  for (uintptr_t at = begin & ~uintptr_t{3}; at < end; at += 4)
+    for (const Cell x : word_at(at)->writes)
+      if (step_of(x) >= first_step)
+        fail_in_fiber("reads by __ldg what the launch has written, " + source_of(place));
+  races_access(p, size, Access::read, place);
 }
 
 // ---------------------------------------------------------------------------------- what orders accesses

@@ -153,7 +153,7 @@ def test_two_labels_in_a_bucket_count_once(device):
 @pytest.mark.parametrize("wrong", [-1, 3, 2**40, -(2**40)])
 def test_labels_out_of_range_make_the_loss_nan(device, wrong):
     """Whichever tile of buckets the others are in. The gradient is that of the others."""
-    N, faulty = 140, (0, 45, 133)
+    N, faulty = 140, (0, 3, 12, 45, 133)  # the first three are bits of one word, set by three warps
     hidden, weight = torch.zeros(N, 8).bfloat16(), bucket_major(torch.zeros(2, 8, 300)).bfloat16()
     buckets = torch.tensor([[1, 0, 299], [5, 5, 298]], dtype=torch.int32)
     for table in (buckets, torch.tensor([[1, 300, 299], [5, -7, 298]], dtype=torch.int32)):
@@ -208,7 +208,10 @@ def test_groups_are_slices(device, generator):
     # Rows that do not start at multiples of 16 bytes are copied.
     wide = torch.zeros(20, 3, 29, dtype=torch.bfloat16, device=device)
     wide[:, :, 5:] = copy[0]
-    assert bitwise_equal(_ops.bucket_forward(wide[:, :, 5:], *copy[1:]), _ops.bucket_forward(*copy))
+    behind = torch.zeros(20 * 3 * 24 + 1, dtype=torch.bfloat16, device=device)[1:].view(20, 3, 24)
+    behind.copy_(copy[0])
+    for unaligned in (wide[:, :, 5:], behind):
+        assert bitwise_equal(_ops.bucket_forward(unaligned, *copy[1:]), _ops.bucket_forward(*copy))
 
 
 def test_a_repetition_alone_gives_the_same_bits(device, generator):

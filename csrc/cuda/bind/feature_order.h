@@ -30,7 +30,7 @@ Tensor running_sum(const Tensor& t);
 // documents) launches what writes these two. Asks the device nothing.
 template <class F>
 Groups group(const Tensor& like, int64_t count, int64_t none, const F& fill) {
-  const auto empty = [&](int64_t n) { return new_empty(like, {n}, ScalarType::Long); };
+  const auto empty = [&](int64_t n) { return allocate(like, {n}, ScalarType::Long); };
   Groups groups{{empty(count), empty(count + 1), empty(count), empty(count)}, empty(2)};
   if (count == 0) {
     torch::stable::zero_(groups.offsets);
@@ -40,7 +40,7 @@ Groups group(const Tensor& like, int64_t count, int64_t none, const F& fill) {
   const auto run = [&](auto key) {
     using Key = decltype(key);
     const cudaStream_t stream = current_stream(like);
-    const Tensor keys = new_empty(like, {count}, sizeof(Key) == 4 ? ScalarType::Int : ScalarType::Long);
+    const Tensor keys = allocate(like, {count}, sizeof(Key) == 4 ? ScalarType::Int : ScalarType::Long);
     const Tensor documents = empty(count), heads = empty(count);
     fill(key, mutable_pointer<Key>(keys), mutable_pointer<int64_t>(documents));
     const auto [sorted, entries] = stable_sort(keys, false);

@@ -41,7 +41,7 @@ Tensor label_logits_cuda(const Tensor& hidden, const Tensor& weight, const std::
     check_device(op, hidden, {*bias_});
     bias = checked(op, "bias", *bias_, {a.R, a.B}, hidden.scalar_type());
   }
-  Tensor out = new_empty(hidden, {a.N, a.m, a.R});
+  Tensor out = allocate(hidden, {a.N, a.m, a.R});
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
     check_cuda(launch_label_logits(label_logits_params<T>(a, bias ? pointer<T>(*bias) : nullptr),
@@ -57,7 +57,7 @@ Tensor label_logits_grad_hidden_cuda(const Tensor& grad_, const Tensor& hidden, 
   const LabelLogitsArguments a = arguments_on_device(op, hidden, weight, buckets, labels);
   check_device(op, hidden, {grad_});
   const Tensor grad = a.checked_grad(op, grad_);
-  Tensor out = new_empty(hidden, a.hidden.sizes());
+  Tensor out = allocate(hidden, a.hidden.sizes());
   dispatch_floating(op, "hidden", hidden, [&](auto t) {
     using T = decltype(t);
     check_cuda(launch_label_logits_grad_hidden(label_logits_params<T>(a), pointer<T>(grad),

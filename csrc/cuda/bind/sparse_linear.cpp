@@ -35,7 +35,7 @@ Tensor sparse_linear_cuda(const Tensor& values_, const Tensor& indices_, const T
   if (a.bias) check_device(op, values, {*a.bias});
   const int64_t R = a.R, D = a.D, M = a.M;
   const Rows rows = rows_of(op, "indptr", indptr, a.nnz);
-  Tensor out = a.stacked ? new_empty(values, {rows.N, R, M}) : new_empty(values, {rows.N, M});
+  Tensor out = a.stacked ? allocate(values, {rows.N, R, M}) : allocate(values, {rows.N, M});
   dispatch_weight(op, values, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
@@ -59,7 +59,7 @@ Tensor sparse_linear_grad_values_cuda(const Tensor& grad_, const Tensor& indices
   const int64_t R = weight.size(0), D = weight.size(1), M = weight.size(2), nnz = indices.numel();
   const Rows rows = rows_of(op, "indptr", indptr, nnz);
   check_shape(op, "grad", grad, {rows.N, R, M});
-  Tensor out = new_empty(grad, {nnz});
+  Tensor out = allocate(grad, {nnz});
   dispatch_weight(op, grad, weight, [&](auto t, auto w) {
     using T = decltype(t);
     using W = decltype(w);
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor> sparse_linear_grad_rows_cuda(const Tensor& grad_, con
   const Groups groups = gradient_groups(op, grad, values, indices, indptr, num_features, order, true);
   // A copy: an operator may not return its argument.
   const Tensor features = order ? torch::stable::clone(groups.features) : groups.features;
-  Tensor out = new_empty(grad, {grad.size(1), features.numel(), grad.size(2)});
+  Tensor out = allocate(grad, {grad.size(1), features.numel(), grad.size(2)});
   dispatch_floating(op, "grad", grad, [&](auto t) {
     check_cuda(launch_feature_rows(
         feature_rows_params<decltype(t)>(values, groups, grad, num_features, GradientTo::rows, out),

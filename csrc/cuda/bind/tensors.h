@@ -13,13 +13,16 @@
 
 namespace mach {
 
-using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
 // Not initialised, on the device of `like`.
-inline Tensor allocate(const Tensor& like, std::initializer_list<int64_t> size,
+inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef size,
                        std::optional<ScalarType> type = std::nullopt) {
-  return torch::stable::new_empty(like, size, type.value_or(like.scalar_type()));
+  Tensor out = torch::stable::new_empty(like, size, type.value_or(like.scalar_type()));
+#ifdef MACH_SHIM
+  if (out.numel() > 0) mach_shim::poison(out.mutable_data_ptr(), out.numel() * out.element_size());
+#endif
+  return out;
 }
 
 // Values and where they came from, equal values in their order.

@@ -31,7 +31,7 @@ def expected_memory(
         model: The model.
         batch_size: Documents in a batch of training.
         nonzeros: Features of a document.
-        device: "cpu" or "cuda", the device of the model in use. It need not exist on this machine.
+        device: The device of the model in use, such as "cpu" or "cuda:0". It need not exist on this machine.
         precision: The precision of training, as in `Hyperparameters`.
 
     Returns:
@@ -55,7 +55,8 @@ def expected_memory(
     # of a repetition to find negligible entries, which also covers partial sums of columns, and the batch's
     # features in order. With hidden layers it also holds the weight gradient of a group, the hidden units and
     # their gradient, and autograd's tensors for a second layer.
-    G = min(R, group_size(batch_size, B, 4, torch.device(device)))
+    target = torch.device(device)
+    G = min(R, group_size(batch_size, B, 4, target))
     step = 4 * (G + 1) * batch_size * B + 32 * nonzeros * batch_size
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
@@ -73,7 +74,7 @@ def expected_memory(
             step += G * (2 * batch_size * B + 4 * H * B) + 4 * batch_size * H + hidden // 2
     documents = predict_batch(R, B)
     decode = 4 * documents * R * B  # The merge's transform overwrites the bucket scores.
-    if device == "cuda":
+    if target.type == "cuda":
         # The scan of merge_topk holds scores as bytes, and the candidates for the default k.
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
         step += 32 * nonzeros * batch_size  # buffers of the library's sort, and the next batch

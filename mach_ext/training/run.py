@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mach_ext._memory import memory_advice
 from mach_ext.data import Batch, iter_batches, iter_on_device
+from mach_ext.functional import own_precision
 from mach_ext.nn import MACH
 from mach_ext.training.checkpoint import check_progress
 from mach_ext.training.defaults import default_tau
@@ -155,7 +156,7 @@ class TrainingRun:
         step = state.epoch * self.steps_an_epoch + state.batch
         self.schedule.set_rates(step)
         try:
-            with product_precision(self.settings.precision):
+            with own_precision(self.device), product_precision(self.settings.precision):
                 loss = self.do_step(batch, step_dropout(self.device, self.settings.seed, step))
         except LossNotFinite as error:
             raise FloatingPointError(

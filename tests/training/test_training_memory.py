@@ -21,6 +21,12 @@ def test_out_of_memory_says_what_to_lower(monkeypatch):
         mach_ext.fit(build(), X, Y, **options)
 
 
+def test_expected_memory_knows_a_device_by_its_number_too():
+    model = mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8)
+    on_cuda = training.expected_memory(model, device="cuda")
+    assert training.expected_memory(model, device="cuda:0") == on_cuda != training.expected_memory(model)
+
+
 def test_expected_memory_counts_what_it_says():
     model = build()
     expected = training.expected_memory(model)

@@ -1,4 +1,4 @@
-"""Steps are those of autograd, in the memory of one repetition; in bfloat16 by a copy of the rows."""
+"""Steps are those of autograd, in the memory of a group of repetitions; in bfloat16 by a copy of the rows."""
 
 import numpy as np
 import pytest
@@ -161,7 +161,7 @@ def test_tf32_holds_for_the_products_of_a_step_alone(setting, chosen):
     batch = next(run.batches())
     with Settings() as settings_of:
         run.step(batch)
-    assert len(settings_of.seen) >= 6  # of a group three, and three of the second layer
+    assert len(settings_of.seen) >= 6  # three for each layer: forward, and the gradients to both factors
     assert set(settings_of.seen) == {"tf32" if chosen == "tf32" else setting}
     assert torch.backends.cuda.matmul.fp32_precision == setting
     with Settings() as settings_of:
@@ -180,6 +180,16 @@ def test_the_older_name_of_the_setting_can_be_read_again():
         pass
     assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("chosen", ["float32", "bfloat16"])
+def test_autocast_changes_nothing(chosen):
+    plain, other = (mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, hidden_size=8) for _ in range(2))
+    options = {"epochs": 1, "batch_size": 50, "precision": chosen, "progress": False}
+    mach_ext.fit(plain, X, Y, **options)
+    with torch.autocast("cpu", torch.float16):
+        mach_ext.fit(other, X, Y, **options)
+    assert same_bits(weights(plain), weights(other))
 
 
 def test_rows_are_rounded_some_at_a_time(monkeypatch):

@@ -212,3 +212,30 @@ def test_label_index_waits_when_all_is_written(shim, gpu):
     events = shim.mach_shim_events().decode().split()
     calls = ["label_codes_kernel", *["label_lists_kernel"] * 4, "cudaStreamSynchronize"]
     assert events == calls * len(SHIM_SEEDS)
+
+
+@pytest.mark.parametrize("order", ["ascending", "random"])
+def test_a_block_goes_through_many_tiles(gpu, generator, order):
+    """More than half as many documents as there are blocks: each has one, which fills its buffer anew."""
+    N, L, B = 140, 9000, 300
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollisionWarning)
+        hash = LabelHash.from_buckets((torch.arange(L) * B // L).repeat(2, 1), B)
+    scores = logits(generator, hash, N)
+    if order == "ascending":  # every tile has greater keys than all before
+        scores = scores.sort(2).values
+    scores[:, 0, 7] = torch.nan
+    for k in (5, 1024):
+        trace = scan(gpu, scores, hash, k, "mean")
+        assert (trace[:, 2] == L).all()
+
+
+def test_parts_find_room_for_their_labels(gpu, generator):
+    """The first 1024 of every part are kept: there must not be more parts than have room."""
+    L, B = 100_000, 1001
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollisionWarning)
+        hash = LabelHash.from_buckets((torch.arange(L) * (B - 1) // L).expand(1, L), B)
+    scores = logits(generator, hash, 2).sort(2).values  # the best labels are in the last part
+    scores[:, :, -1] = torch.nan  # of no label
+    assert scan(gpu, scores, hash, 1024, "mean")[:, 2].tolist() == [L, L]

@@ -76,7 +76,7 @@ def test_step(compare: Any, R: int, H: int, B: int) -> None:
             torch.mm(h.T, product)
 
     compare(
-        "three products of a step",
+        "layout, three products of a step",
         {OURS: by_repetition(OURS), BY_UNIT: in_groups, BY_BUCKET: by_repetition(BY_BUCKET)},
         shape=shape_of(N, R, H, B),
         floor=Floor(HOW, bytes=12.0 * R * H * B, flops=6.0 * N * R * H * B),
@@ -93,7 +93,7 @@ def test_one_document(compare: Any, R: int, H: int, B: int) -> None:
     flat = W[BY_BUCKET].view(R * B, H)
     pair = torch.cat([h, torch.zeros_like(h)])  # BLAS is faster with two columns than with one.
     compare(
-        "logits of one document",
+        "layout, logits of one document",
         {
             OURS: lambda: F.bucket_logits(h, W[OURS], None),
             BY_UNIT: lambda: h @ W[BY_UNIT],
@@ -128,7 +128,7 @@ def test_label_logits(compare: Any, R: int, H: int, B: int) -> None:
     expected = F.label_logits(h, W[OURS], None, hash, labels)
     assert all(torch.allclose(gathered(order), expected, atol=1e-4) for order in (BY_UNIT, BY_BUCKET))
     compare(
-        "label_logits, 5 labels a document",
+        "layout, label_logits, 5 labels a document",
         {
             OURS: lambda: F.label_logits(h, W[OURS], None, hash, labels, validate=False),
             BY_UNIT: lambda: gathered(BY_UNIT),
@@ -147,7 +147,7 @@ def test_columns(compare: Any, R: int, H: int, B: int) -> None:
     buckets = label_hash(100_000, R, B).buckets.long()[:, :m]  # [R, m]
     flat = (buckets + B * torch.arange(R)[:, None]).flatten()
     compare(
-        "bucket columns of 100 labels",
+        "layout, bucket columns of 100 labels",
         {
             OURS: lambda: [w.index_select(1, b) for w, b in zip(W[OURS], buckets, strict=True)],
             BY_UNIT: lambda: W[BY_UNIT].index_select(1, flat),

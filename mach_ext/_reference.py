@@ -137,7 +137,7 @@ def bucket_forward_extremes(
 
 def extremes(scores: Tensor) -> Extremes:
     """Return what merge_topk on CUDA needs to know of scores [N, R, B]. NaN is skipped but for `high`."""
-    N, R, B = scores.shape
+    B = scores.shape[2]
     padding = (-B) % 256
     seen = scores.where(~scores.isnan(), -torch.inf)
     tiles = torch.nn.functional.pad(seen, (0, padding), value=-torch.inf).unflatten(2, (-1, 8, 4, 8))

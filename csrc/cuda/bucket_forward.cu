@@ -225,8 +225,8 @@ __device__ __forceinline__ void add_bias(float (&x)[4], const float4& z, const f
   x[0] = z.x + bias[0], x[1] = z.y + bias[1], x[2] = z.z + bias[2], x[3] = z.w + bias[3];
 }
 
-// kKeep: the scores replace their logits at z, NaN what is past the last bucket. Returned is a bit for each of
-// the lane's documents, in order: whether one of these scores is NaN or +inf.
+// kKeep: the scores replace their logits at z, NaN what is past the last bucket. Returned is a bit for each
+// of the lane's documents, in order: whether one of these scores is NaN or +inf.
 template <bool kKeep>
 __device__ __forceinline__ unsigned store_scores(const BucketScoresParams& p, const Tile& tile, int q,
                                                  float4* z, const float* bias) {
@@ -298,19 +298,19 @@ struct LaneExtremes {
 #pragma unroll
     for (int i = 0; i < kLaneDocuments; ++i) {
       const float4 x = z[i * kWarp];
-      float(&l)[4] = least[i][q % 2];
+      float (&l)[4] = least[i][q % 2];
       l[0] = fminf(l[0], x.x), l[1] = fminf(l[1], x.y), l[2] = fminf(l[2], x.z), l[3] = fminf(l[3], x.w);
       peak[i][q % 2] = fmaxf(peak[i][q % 2], fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)));
     }
   }
 };
 
-// The tile's part for the decode: first the warps' peaks, which are few. Then, half of the lanes' documents at
-// a time, the warps' least scores, which take the place of the stages. Of a half, row r is document
-// r / 32 * 64 + 32 half + r % 32 of the tile.
+// The tile's part for the decode: first the warps' peaks, which are few. Then, half of the lanes' documents
+// at a time, the warps' least scores, which take the place of the stages. Of a half, row r is document r / 32
+// * 64 + 32 half + r % 32 of the tile.
 __device__ __forceinline__ void store_tile(const BucketScoresParams& p, const Tile& tile,
-                                               const LaneExtremes& e, unsigned faulty, HalfLeast& half_least,
-                                               ExtremesShared& s) {
+                                           const LaneExtremes& e, unsigned faulty, HalfLeast& half_least,
+                                           ExtremesShared& s) {
   const BucketForwardParams& f = p.forward;
   const LanePlace lane;
   const int t = static_cast<int>(threadIdx.x), warp = warp_id() % kWarpsOfBuckets;
@@ -334,7 +334,7 @@ __device__ __forceinline__ void store_tile(const BucketScoresParams& p, const Ti
     for (int i = 0; i < kLaneDocuments / 2; ++i)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float(&l)[4] = e.least[half * (kLaneDocuments / 2) + i][h];
+        const float (&l)[4] = e.least[half * (kLaneDocuments / 2) + i][h];
         const int row = warp_id() / kWarpsOfBuckets * 32 + lane_id() / 4 + 8 * i;
         *reinterpret_cast<float4*>(&half_least.of[warp][row][16 * h + 4 * (lane_id() % 4)]) =
             make_float4(l[0], l[1], l[2], l[3]);

@@ -72,8 +72,8 @@ __device__ __forceinline__ float low_score(float least, float high, int B) {
   return low > -1e30f ? low : -1e30f;
 }
 
-// The first bucket that has the score `high`; 0 where none has. A lane that looks does so among its buckets of
-// a tile of 256.
+// The first bucket that has the score `high`; 0 where none has. A lane that looks does so among its buckets
+// of a tile of 256.
 __device__ __forceinline__ int first_bucket(const float* scores, int B, int tile, bool looks, float high) {
   int best = B;
   if (looks)
@@ -155,8 +155,8 @@ cudaError_t launch_tile_extremes(const TileExtremesParams& params, cudaStream_t 
   constexpr int64_t kRows = kThreads / kWarp;
   const int64_t blocks = (params.rows + kRows - 1) / kRows;
   if (blocks == 0) return cudaSuccess;
-  return MACH_LAUNCH(tile_extremes_kernel, static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20)), kThreads,
-                     0, stream, params);
+  return MACH_LAUNCH(tile_extremes_kernel, static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 20)),
+                     kThreads, 0, stream, params);
 }
 
 cudaError_t launch_merge_extremes(const MergeExtremesParams& params, cudaStream_t stream) {

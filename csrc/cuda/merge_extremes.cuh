@@ -33,8 +33,8 @@ struct TileExtremes {
   int32_t* faulty;  // [N, R, T] whether a score is NaN or +inf
 };
 
-// The same high, low and best as those of launch_merge_extremes, from tiles. Of the scores only those of a few
-// groups are read.
+// The same high, low and best as those of launch_merge_extremes, from tiles. Of the scores only those of a
+// few groups are read.
 struct TileExtremesParams {
   const float* scores;  // [N, R, B] contiguous
   int64_t rows, B;      // rows: N R

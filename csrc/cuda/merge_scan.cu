@@ -531,11 +531,11 @@ cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candida
                                         : launch_merge_extremes(found, stream);
   if (error != cudaSuccess) return error;
   const int64_t sampled = m.N * (s.run + m.R * s.each);
-  error = launch_merge_lists(
-      {m, params.k, params.lists, params.list_starts, params.list_labels, s.extremes.high, s.extremes.low,
-       s.extremes.peaks,
-       std::min(m.L, s.run + m.R * s.each), s.candidates, s.left, s.documents, s.thresholds},
-      stream);
+  error =
+      launch_merge_lists({m, params.k, params.lists, params.list_starts, params.list_labels, s.extremes.high,
+                          s.extremes.low, s.extremes.peaks, std::min(m.L, s.run + m.R * s.each), s.candidates,
+                          s.left, s.documents, s.thresholds},
+                         stream);
   if (error != cudaSuccess) return error;
   error = MACH_LAUNCH(sample_kernel, at_most((sampled + kThreads - 1) / kThreads), kThreads, 0, stream, s);
   if (error != cudaSuccess) return error;

@@ -201,10 +201,13 @@ def test_buckets_that_are_not_there(device, generator):
 
 WRONG = {
     "three": (lambda e: e[:3], "extremes must be (high, low, best, peaks)"),
-    "documents": (lambda e: (e[0][:2], *e[1:]), "extremes must be [5, 4], got [2, 4]"),
+    "documents": (lambda e: (e[0][:2], *e[1:]), "extremes must have shape [5, 4], got [2, 4]"),
     "strides": (lambda e: (e[0].t().contiguous().t(), *e[1:]), "extremes must be contiguous"),
-    "dtype": (lambda e: (*e[:2], e[2].long(), e[3]), "extremes must be int32"),
-    "groups": (lambda e: (*e[:3], e[3][..., :3].contiguous()), "extremes must be [5, 4, 4], got [5, 4, 3]"),
+    "dtype": (lambda e: (*e[:2], e[2].long(), e[3]), "extremes must be Int, got Long"),
+    "groups": (
+        lambda e: (*e[:3], e[3][..., :3].contiguous()),
+        "extremes must have shape [5, 4, 4], got [5, 4, 3]",
+    ),
 }
 
 
@@ -218,7 +221,7 @@ def test_wrong_extremes_are_refused(device, operators, generator, case):
     args = (hash.buckets, *hash.label_index(), 3, "mean", "auto", None)
     with pytest.raises(RuntimeError, match=re.escape(f"merge_topk: {message}")):
         _ops._raw.merge_topk(scores, *args, list(change(extremes)))
-    with pytest.raises(RuntimeError, match="merge_topk: scores with extremes must be float32"):
+    with pytest.raises(RuntimeError, match="merge_topk: scores with extremes must be Float"):
         _ops._raw.merge_topk(scores.double(), *args, list(extremes))
 
 

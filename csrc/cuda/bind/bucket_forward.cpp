@@ -60,9 +60,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bucket_forward_extremes_cuda(
   const TileExtremes parts{mutable_pointer<float>(peaks), mutable_pointer<float>(least),
                            mutable_pointer<int32_t>(faulty)};
   check_cuda(launch_bucket_forward({forward, transform, mutable_pointer<float>(scores), parts}, stream));
-  check_cuda(launch_tile_extremes({pointer<float>(scores), a.N * a.G, a.B, parts, mutable_pointer<float>(high),
-                                   mutable_pointer<float>(low), mutable_pointer<int32_t>(best)},
-                                  stream));
+  check_cuda(
+      launch_tile_extremes({pointer<float>(scores), a.N * a.G, a.B, parts, mutable_pointer<float>(high),
+                            mutable_pointer<float>(low), mutable_pointer<int32_t>(best)},
+                           stream));
   return {scores, high, low, best, peaks};
 }
 

@@ -141,6 +141,16 @@ def test_several_chunks_of_documents(device, generator, path):
     assert torch.equal(labels.cpu(), expected)
 
 
+def test_chunks_of_documents_that_are_far_apart(device, generator):
+    """Extremes of the first chunk would be out of place in the second, and the trace would show it."""
+    hash = random_hash(generator, 3000, 30, 4, device)
+    scores = torch.randn(300, 4, 30, generator=generator)
+    scores[150:] -= 100
+    extremes = _ops.Extremes(*to(device, _reference.extremes(scores)))
+    for path in ("scan", "lists"):
+        both_ways(scores.to(device), (hash.buckets, hash.label_index()), extremes, 3, "mean", path)
+
+
 @pytest.fixture
 def launches(device, operators, shim_ops):
     """A function of a function: how often it launches each kernel, in one run of the shim."""

@@ -45,6 +45,12 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // Scores of a group of G repetitions -> [N, G, B] float32. hidden [N, H] or [N, G, H] and weight [G, H, B]
   // in the memory of [G, B, H] are bfloat16; transform: none, sigmoid, logsigmoid
   m.def("bucket_forward(Tensor hidden, Tensor weight, Tensor? bias, str transform) -> Tensor");
+  // The same scores, and what merge_topk on CUDA needs to know of them -> scores, high [N, G], low [N, G],
+  // best [N, G] int32, peaks [N, G, groups of 64 buckets]. Their meaning: cuda/merge_extremes.cuh.
+  m.def(
+      "bucket_forward_extremes(Tensor hidden, Tensor weight, Tensor? bias, str transform) -> (Tensor, "
+      "Tensor, "
+      "Tensor, Tensor, Tensor)");
   // the group's loss by document and its gradient -> scale * the gradient to the logits [N, G, B] bfloat16,
   // losses [N] float64, the gradient's sums over documents [G, B] float32
   m.def(
@@ -72,10 +78,12 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // L] int32.
   m.def("label_index(Tensor buckets, int num_buckets) -> (Tensor, Tensor, Tensor)");
   // exact top-k over all labels -> values [N, k], labels [N, k] int64; codes ... from label_index or None;
-  // path: auto, or what to prefer where possible (direct, scan, lists); trace [N, 3] int64: what was done
+  // path: auto, or what to prefer where possible (direct, scan, lists); trace [N, 3] int64: what was done;
+  // extremes: high, low, best and peaks of the scores from bucket_forward_extremes, which the CPU has no use
+  // for
   m.def(
       "merge_topk(Tensor scores, Tensor buckets, Tensor? codes, Tensor? list_starts, Tensor? list_labels, "
-      "int k, str merge, str path, Tensor(a!)? trace) -> (Tensor, Tensor)");
+      "int k, str merge, str path, Tensor(a!)? trace, Tensor[]? extremes=None) -> (Tensor, Tensor)");
   // optimiser steps on the rows of parameter [P, M] that occur; rows None: all of them
   m.def(
       "sparse_adam(Tensor(a!) parameter, Tensor? rows, Tensor gradient, Tensor(b!) exp_avg, Tensor(c!) "

@@ -221,6 +221,34 @@ def _(hidden, weight, bias, transform):  # type: ignore[no-untyped-def]
     return hidden.new_empty(hidden.shape[0], weight.shape[0], weight.shape[2], dtype=torch.float32)
 
 
+class Extremes(NamedTuple):
+    """What `merge_topk` on CUDA needs to know of scores [N, R, B], for each document and repetition."""
+
+    high: Tensor  # [N, R] float32: the greatest score; NaN where a score is NaN or +inf
+    low: Tensor  # [N, R] float32: a score that only few lie below
+    best: Tensor  # [N, R] int32: the first bucket of the greatest score
+    peaks: Tensor  # [N, R, (B + 255) // 256 * 4] float32: the greatest scores of groups of 64 buckets
+
+
+def bucket_forward_extremes(
+    hidden: Tensor,  # [N, H] or [N, G, H] bfloat16. H is a multiple of 8.
+    weight: Tensor,  # [G, H, B] bfloat16 in the memory of [G, B, H]: weight.mT is contiguous.
+    bias: Tensor | None,  # [G, B] float32
+    transform: str = "none",  # none, sigmoid, logsigmoid
+) -> tuple[Tensor, Extremes]:  # scores [N, G, B] float32, the bits of bucket_forward; in two launches
+    scores, *extremes = _raw.bucket_forward_extremes(hidden, weight, bias, transform)
+    return scores, Extremes(*extremes)
+
+
+@_fake("mach_ext::bucket_forward_extremes")
+def _(hidden, weight, bias, transform):  # type: ignore[no-untyped-def]
+    N, G, B = hidden.shape[0], weight.shape[0], weight.shape[2]
+    scores = hidden.new_empty(N, G, B, dtype=torch.float32)
+    high, low = scores.new_empty(N, G), scores.new_empty(N, G)
+    best = scores.new_empty(N, G, dtype=torch.int32)
+    return scores, high, low, best, scores.new_empty(N, G, (B + 255) // 256 * 4)
+
+
 def bucket_forward_bce(
     hidden: Tensor,  # [N, H] or [N, G, H] bfloat16. H is a multiple of 8.
     weight: Tensor,  # [G, H, B] bfloat16 in the memory of [G, B, H]: weight.mT is contiguous.
@@ -350,14 +378,16 @@ def merge_topk(
     merge: str,
     path: str = "auto",  # direct, scan or lists forces this path where it is possible
     trace: Tensor | None = None,  # [N, 3] int64, overwritten: path (0, 1, 2), postings, exactly scored labels
+    extremes: Extremes | None = None,  # of the scores, if known. CUDA does not look for them then.
 ) -> tuple[Tensor, Tensor]:  # values [N, k], labels [N, k] int64
     codes, list_starts, list_labels = (None, None, None) if index is None else index
-    values, labels = _raw.merge_topk(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace)
+    index_and_k = (codes, list_starts, list_labels, k)
+    values, labels = _raw.merge_topk(scores, buckets, *index_and_k, merge, path, trace, extremes)
     return values, labels
 
 
 @_fake("mach_ext::merge_topk")
-def _(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace):  # type: ignore[no-untyped-def]
+def _(scores, buckets, codes, list_starts, list_labels, k, merge, path, trace, extremes=None):  # type: ignore[no-untyped-def]
     shape = (scores.shape[0], k)
     return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
 

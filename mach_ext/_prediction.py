@@ -13,7 +13,9 @@ from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_advice
 from mach_ext._model_checks import check_scores, checked_k
 from mach_ext.data import check_columns, iter_on_device
-from mach_ext.functional._bucket_forward import rounded_weight
+from mach_ext.functional._bucket_forward import fused_scores, rounded_weight, takes_fused
+from mach_ext.functional._merge import topk_of
+from mach_ext.merges import MODEL_MERGES, Merge
 
 _SCORES_IN_MEMORY = 1 << 26  # predict holds at most so many bucket scores: 256 MiB of float32.
 
@@ -72,6 +74,34 @@ def rounded_model(model: Any, precision: str) -> Any:
     shared = object.__new__(type(model))  # copy.copy refuses modules with other parametrizations.
     shared.__dict__.update(model.__dict__, _parameters={**model._parameters, "bucket_weight": rounded})
     return shared
+
+
+def rounded_topk(
+    model: Any, X: tuple[Tensor, Tensor, Tensor], k: int, validate: bool, dropout: Any
+) -> tuple[Tensor, Tensor] | None:
+    """Return `topk` in bfloat16 by the fused kernel, whose scores come with their extremes.
+
+    None: the kernel does not run here, or somebody else has a say in the logits.
+    """
+    merge = MODEL_MERGES[model.merge]
+    transform = _transform_name(merge)
+    if transform is None or model.is_linear or not model._owns_logits(inputs=True):
+        return None
+    weight, bias = model.bucket_weight, model.bucket_bias
+    if not takes_fused(weight, torch.bfloat16):
+        return None
+    hidden = model.encode(*X, validate=validate, dropout=dropout)
+    found = fused_scores(hidden, weight, bias, transform)
+    if found is None:
+        logits = F.bucket_logits(hidden, weight, bias, precision="bfloat16")
+        return merge.topk(logits, model.hash, k, overwrite=True)
+    return topk_of(*found, model.hash, k, merge.reduction)
+
+
+def _transform_name(merge: Merge) -> str | None:
+    """Return what the kernel calls the transform of a merge. None: it does not have it."""
+    known = {"none": None, "sigmoid": torch.sigmoid, "logsigmoid": nn.functional.logsigmoid}
+    return next((name for name, function in known.items() if merge.transform is function), None)
 
 
 def precision_option(precision: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mach_ext._ops import FeatureOrder
+from mach_ext._ops import Extremes, FeatureOrder
 
 
 def documents(indptr: Tensor) -> Tensor:
@@ -126,6 +126,30 @@ def bucket_bce(
 
 def bucket_forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: str = "none") -> Tensor:
     return _transformed(_wide_logits(hidden, weight, bias), transform).float()
+
+
+def bucket_forward_extremes(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: str = "none"
+) -> tuple[Tensor, Extremes]:
+    scores = bucket_forward(hidden, weight, bias, transform)
+    return scores, extremes(scores)
+
+
+def extremes(scores: Tensor) -> Extremes:
+    """Return what merge_topk on CUDA needs to know of scores [N, R, B]. NaN is skipped but for `high`."""
+    B = scores.shape[2]
+    padding = (-B) % 256
+    seen = scores.where(~scores.isnan(), -torch.inf)
+    tiles = torch.nn.functional.pad(seen, (0, padding), value=-torch.inf).unflatten(2, (-1, 8, 4, 8))
+    greatest = seen.amax(2)
+    hits = (scores == greatest[..., None]) & ((greatest > -torch.inf)[..., None] | (torch.arange(B) < 256))
+    above = torch.nn.functional.pad(scores.where(~scores.isnan(), torch.inf), (0, padding), value=torch.inf)
+    least = above.unflatten(2, (-1, 32)).amin(2)  # [N, R, 32] of the buckets b with b % 32 = i
+    lanes = min(B, 32)
+    low = least[..., :lanes].sort(2).values[..., lanes // 4] if B < 512 else least.amax(2)
+    low = low.where(low < greatest, least.amin(2)).clamp(min=-1e30)
+    high = greatest.where((scores < torch.inf).all(2), torch.nan)
+    return Extremes(high, low, hits.int().argmax(2).int(), tiles.amax((3, 5)).flatten(2))
 
 
 def _wide_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -268,6 +292,7 @@ def merge_topk(
     merge: str,
     path: str = "auto",
     trace: Tensor | None = None,
+    extremes: Extremes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Search all L labels, whatever the path. Order: key descending, label ascending, NaN last."""
     N, L = scores.shape[0], buckets.shape[1]

@@ -732,8 +732,13 @@ class MACH(nn.Module):
             >>> labels.shape
             torch.Size([1, 3])
         """
+        X = (values, indices, indptr)
+        if precision == "bfloat16":
+            best = _prediction.rounded_topk(self, X, k, validate, dropout)
+            if best is not None:
+                return best
         options = _prediction.precision_option(precision)
-        logits = self(values, indices, indptr, validate=validate, dropout=dropout, **options)
+        logits = self(*X, validate=validate, dropout=dropout, **options)
         return MODEL_MERGES[self.merge].topk(logits, self.hash, k, overwrite=self._owns_logits())
 
     def predict(
@@ -796,9 +801,15 @@ class MACH(nn.Module):
         """
         return drop(values, self.feature_dropout, dropout, self.training)
 
-    def _owns_logits(self) -> bool:
-        """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them."""
-        hooks = self._forward_hooks or torch.nn.modules.module._global_forward_hooks
+    def _owns_logits(self, inputs: bool = False) -> bool:
+        """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them.
+
+        With `inputs`, also whether nobody sees the arguments of `forward`.
+        """
+        of_all = torch.nn.modules.module
+        hooks = self._forward_hooks or of_all._global_forward_hooks
+        if inputs:
+            hooks = hooks or self._forward_pre_hooks or of_all._global_forward_pre_hooks
         forward, call = getattr(self.forward, "__func__", None), type(self).__call__
         return forward is _FORWARD and call is nn.Module.__call__ and not hooks
 

@@ -201,6 +201,12 @@ def bucket_forward(put: Any) -> Iterable[Tensor]:
 
 
 @case
+def bucket_forward_extremes(put: Any) -> Iterable[Tensor]:
+    inputs = forward_inputs(Data(put))
+    return [t for name in ("none", "logsigmoid") for t in _ops._raw.bucket_forward_extremes(*inputs, name)]
+
+
+@case
 def bucket_forward_bce(put: Any) -> Iterable[Tensor]:
     data = Data(put)
     results = _ops._raw.bucket_forward_bce(*forward_inputs(data), data.buckets(), *data.labels(), 0.5)

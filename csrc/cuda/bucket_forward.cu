@@ -13,6 +13,8 @@
 #include <cuda_bf16.h>
 #include <cuda_pipeline_primitives.h>
 
+#include <cmath>
+
 #include "bucket_forward.cuh"
 #include "device.cuh"
 #include "mma.cuh"
@@ -175,8 +177,16 @@ struct Scratch {
   float4 z[kWarps][kLaneDocuments][kWarp];
   double loss[kWarps][kLaneDocuments][kWarp];
 };
+struct HalfLeast {  // least scores, in the place of the scratch
+  float of[kWarpsOfBuckets][kForwardDocuments / 2][kWarp];
+};
 struct ScoresShared {
   float bias[kForwardBuckets];
+};
+struct ExtremesShared {
+  float peaks[kWarpsOfBuckets][kForwardDocuments][kTilePeaks];
+  float bias[kForwardBuckets];
+  unsigned faulty[kForwardDocuments / 32];  // documents with a score that is NaN or +inf
 };
 struct BceShared {
   double document_sums[kWarpsOfBuckets][kForwardDocuments];
@@ -185,7 +195,9 @@ struct BceShared {
   unsigned positive[kForwardDocuments][kWords];  // bit b % 32 of word b / 32: bucket b of the tile
   unsigned faulty[kForwardDocuments / 32];       // documents with a label or a bucket that is out of range
 };
-static_assert(sizeof(Scratch) <= 2 * kStageBytes, "as many stages as there are at least");
+static_assert(sizeof(Scratch) <= 2 * kStageBytes && sizeof(HalfLeast) <= 2 * kStageBytes,
+              "as many stages as there are at least");
+static_assert(kForwardBuckets == kPeakRows * kWarp && kWarpsOfBuckets == 4, "a tile is that of the decode");
 
 __device__ __forceinline__ void load_bias(const BucketForwardParams& p, const Tile& tile, float* bias) {
   static_assert(kThreads == kForwardBuckets, "a thread for each");
@@ -213,20 +225,33 @@ __device__ __forceinline__ void add_bias(float (&x)[4], const float4& z, const f
   x[0] = z.x + bias[0], x[1] = z.y + bias[1], x[2] = z.z + bias[2], x[3] = z.w + bias[3];
 }
 
-__device__ __forceinline__ void store_scores(const BucketScoresParams& p, const Tile& tile, int q,
-                                             const float4* z, const float* bias) {
+// kKeep: the scores replace their logits at z, NaN what is past the last bucket. Returned is a bit for each
+// of the lane's documents, in order: whether one of these scores is NaN or +inf.
+template <bool kKeep>
+__device__ __forceinline__ unsigned store_scores(const BucketScoresParams& p, const Tile& tile, int q,
+                                                 float4* z, const float* bias) {
   const LanePlace lane;
   const int64_t b = tile.first_bucket + lane.bucket(q);
   const int64_t left = p.forward.B - b;
-  if (left <= 0) return;
+  unsigned faulty = 0;
+  if (!kKeep && left <= 0) return faulty;
 #pragma unroll 2
   for (int i = 0; i < kLaneDocuments; ++i) {
     const int64_t n = tile.first_document + lane.document + 8 * i;
-    if (n >= p.forward.N) return;
+    if (!kKeep && n >= p.forward.N) return faulty;
     float x[4];
     add_bias(x, z[i * kWarp], bias + lane.bucket(q));
 #pragma unroll
     for (int j = 0; j < 4; ++j) x[j] = transformed<Gpu>(p.transform, x[j]);
+    if constexpr (kKeep) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j < left && !(x[j] < INFINITY)) faulty |= 1u << i;
+        if (j >= left) x[j] = __int_as_float(0x7fc00000);
+      }
+      z[i * kWarp] = make_float4(x[0], x[1], x[2], x[3]);
+      if (n >= p.forward.N || left <= 0) continue;
+    }
     float* to = p.scores + (n * p.forward.G + tile.g) * p.forward.B + b;
     if (p.forward.B % 4 == 0) {
       store_whole(to, make_float4(x[0], x[1], x[2], x[3]));
@@ -236,6 +261,7 @@ __device__ __forceinline__ void store_scores(const BucketScoresParams& p, const 
         if (j < left) to[j] = x[j];
     }
   }
+  return faulty;
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -247,7 +273,108 @@ __global__ void __launch_bounds__(kThreads, 1)
     Logits z = {};
     multiply_tile(p.forward, tile, stages, shared, z, [&] { load_bias(p.forward, tile, s.bias); });
     for_each_pair(z, *reinterpret_cast<Scratch*>(shared),
-                  [&](int q, const float4* pair) { store_scores(p, tile, q, pair, s.bias); });
+                  [&](int q, float4* pair) { store_scores<false>(p, tile, q, pair, s.bias); });
+  }
+}
+
+// ---------------------------------------------------------------------------------------- for the decode
+
+// Of a lane's documents and buckets b: the least scores by b % 32 = 16 h + 4 (lane % 4) + j, and the greatest
+// with this h. Its pairs q have h = q % 2. NaN is skipped.
+struct LaneExtremes {
+  float least[kLaneDocuments][2][4], peak[kLaneDocuments][2];
+
+  __device__ LaneExtremes() {
+#pragma unroll
+    for (int i = 0; i < kLaneDocuments; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        peak[i][h] = -INFINITY;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) least[i][h][j] = INFINITY;
+      }
+  }
+  __device__ __forceinline__ void take(int q, const float4* z) {
+#pragma unroll
+    for (int i = 0; i < kLaneDocuments; ++i) {
+      const float4 x = z[i * kWarp];
+      float (&l)[4] = least[i][q % 2];
+      l[0] = fminf(l[0], x.x), l[1] = fminf(l[1], x.y), l[2] = fminf(l[2], x.z), l[3] = fminf(l[3], x.w);
+      peak[i][q % 2] = fmaxf(peak[i][q % 2], fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)));
+    }
+  }
+};
+
+// The tile's part for the decode: first the warps' peaks, which are few. Then, half of the lanes' documents
+// at a time, the warps' least scores, which take the place of the stages. Of a half, row r is document r / 32
+// * 64 + 32 half + r % 32 of the tile.
+__device__ __forceinline__ void store_tile(const BucketScoresParams& p, const Tile& tile,
+                                           const LaneExtremes& e, unsigned faulty, HalfLeast& half_least,
+                                           ExtremesShared& s) {
+  const BucketForwardParams& f = p.forward;
+  const LanePlace lane;
+  const int t = static_cast<int>(threadIdx.x), warp = warp_id() % kWarpsOfBuckets;
+  const auto place = [&](int row) {
+    return ((tile.first_document + row) * f.G + tile.g) * f.bucket_tiles() + tile.bucket_tile;
+  };
+#pragma unroll
+  for (int i = 0; i < kLaneDocuments; ++i) {
+    const int row = lane.document + 8 * i;
+    if (faulty >> i & 1) atomicOr(&s.faulty[row / 32], 1u << (row % 32));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float peak = fmaxf(e.peak[i][h], __shfl_xor_sync(kAllLanes, e.peak[i][h], 1));
+      if (lane_id() % 2 == 0) s.peaks[warp][row][2 * h + lane_id() % 4 / 2] = peak;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    __syncthreads();  // all have read what lies there
+#pragma unroll
+    for (int i = 0; i < kLaneDocuments / 2; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float (&l)[4] = e.least[half * (kLaneDocuments / 2) + i][h];
+        const int row = warp_id() / kWarpsOfBuckets * 32 + lane_id() / 4 + 8 * i;
+        *reinterpret_cast<float4*>(&half_least.of[warp][row][16 * h + 4 * (lane_id() % 4)]) =
+            make_float4(l[0], l[1], l[2], l[3]);
+      }
+    __syncthreads();
+#pragma unroll 2
+    for (int r = warp_id(); r < kForwardDocuments / 2; r += kWarps) {
+      const int row = r / 32 * kWarpDocuments + 32 * half + r % 32;
+      float least = INFINITY;
+      for (int w = 0; w < kWarpsOfBuckets; ++w) least = fminf(least, half_least.of[w][r][lane_id()]);
+      if (tile.first_document + row < f.N) p.tiles.least[place(row) * kWarp + lane_id()] = least;
+    }
+  }
+  if (t >= kForwardDocuments || tile.first_document + t >= f.N) return;
+  float peaks[kTilePeaks];
+  for (int g = 0; g < kTilePeaks; ++g)
+    peaks[g] = fmaxf(fmaxf(s.peaks[0][t][g], s.peaks[1][t][g]), fmaxf(s.peaks[2][t][g], s.peaks[3][t][g]));
+  *reinterpret_cast<float4*>(p.tiles.peaks + place(t) * kTilePeaks) =
+      make_float4(peaks[0], peaks[1], peaks[2], peaks[3]);
+  p.tiles.faulty[place(t)] = static_cast<int32_t>(s.faulty[t / 32] >> (t % 32) & 1);
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    bucket_forward_extremes_kernel(const BucketScoresParams p, const int stages) {
+  if constexpr (kHasMma) {
+    unsigned char* shared = dynamic_shared<unsigned char>();
+    ExtremesShared& s = *reinterpret_cast<ExtremesShared*>(shared + stages * kStageBytes);
+    const Tile tile(p.forward);
+    Logits z = {};
+    multiply_tile(p.forward, tile, stages, shared, z, [&] {
+      load_bias(p.forward, tile, s.bias);
+      if (threadIdx.x < kForwardDocuments / 32) s.faulty[threadIdx.x] = 0;
+    });
+    LaneExtremes e;
+    unsigned faulty = 0;
+    for_each_pair(z, *reinterpret_cast<Scratch*>(shared), [&](int q, float4* pair) {
+      faulty |= store_scores<true>(p, tile, q, pair, s.bias);
+      e.take(q, pair);
+    });
+    store_tile(p, tile, e, faulty, *reinterpret_cast<HalfLeast*>(shared), s);
   }
 }
 
@@ -418,6 +545,11 @@ bool has_bf16_mma() { return device_attribute(cudaDevAttrComputeCapabilityMajor)
 cudaError_t launch_bucket_forward(const BucketScoresParams& p, cudaStream_t stream) {
   const int64_t tiles = p.forward.document_tiles() * p.forward.bucket_tiles() * p.forward.G;
   if (tiles == 0) return cudaSuccess;
+  if (p.tiles.least) {
+    const int stages = num_stages<ExtremesShared>();
+    return MACH_LAUNCH(bucket_forward_extremes_kernel, grid_extent(tiles), kThreads,
+                       shared_bytes<ExtremesShared>(stages), stream, p, stages);
+  }
   const int stages = num_stages<ScoresShared>();
   return MACH_LAUNCH(bucket_forward_kernel, grid_extent(tiles), kThreads, shared_bytes<ScoresShared>(stages),
                      stream, p, stages);

@@ -2,7 +2,7 @@
 //   z[n, g, b] = sum_h hidden[n, g, h] weight[g, h, b] + bias[g, b]
 // hidden and weight are bfloat16, products are exact in float and summed in float on tensor cores (mma.cuh),
 // the bias is added last. Logits never reach memory. Two epilogues:
-//   scores   prediction: transform(z) [N, G, B] float
+//   scores   prediction: transform(z) [N, G, B] float; on demand what the decode needs of each tile
 //   bce      training: the loss of bucket_bce.cuh summed over the group, its gradient in bfloat16, and the
 //            gradient's sums over the documents
 // H is a multiple of 8, rows are aligned to 16 bytes.
@@ -20,6 +20,7 @@
 
 #include "../transform.h"
 #include "csr.cuh"
+#include "merge_extremes.cuh"
 
 namespace mach {
 
@@ -44,7 +45,8 @@ struct BucketForwardParams {
 struct BucketScoresParams {
   BucketForwardParams forward;
   Transform transform;
-  float* scores;  // [N, G, B]
+  float* scores;       // [N, G, B]
+  TileExtremes tiles;  // written, where not null
 };
 cudaError_t launch_bucket_forward(const BucketScoresParams& params, cudaStream_t stream);
 

@@ -24,4 +24,26 @@ struct MergeExtremesParams {
 
 cudaError_t launch_merge_extremes(const MergeExtremesParams& params, cudaStream_t stream);
 
+constexpr int kTilePeaks = 4;  // groups of a tile of 256 buckets
+
+// What bucket_forward.cu leaves of tiles of 256 buckets, T = num_peaks(B) / kTilePeaks of them.
+struct TileExtremes {
+  float* peaks;     // [N, R, num_peaks(B)] as above
+  float* least;     // [N, R, T, 32] the least score of the tile's buckets b with b % 32 = i; +inf: none
+  int32_t* faulty;  // [N, R, T] whether a score is NaN or +inf
+};
+
+// The same high, low and best as those of launch_merge_extremes, from tiles. Of the scores only those of a
+// few groups are read.
+struct TileExtremesParams {
+  const float* scores;  // [N, R, B] contiguous
+  int64_t rows, B;      // rows: N R
+  TileExtremes tiles;   // read
+  float* high;          // [N, R]
+  float* low;           // [N, R]
+  int32_t* best;        // [N, R]
+};
+
+cudaError_t launch_tile_extremes(const TileExtremesParams& params, cudaStream_t stream);
+
 }  // namespace mach

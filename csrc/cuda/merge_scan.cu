@@ -30,9 +30,7 @@ struct Scan {
   int wide;           // entries of a row, 1 or kWide, where there are enough documents
   bool from_shared;   // the table goes through shared memory, a repetition at a time
   float clip;         // greatest byte
-  float *high, *low;  // [N, R]
-  int32_t* best;      // [N, R]
-  float* peaks;       // [N, R, num_peaks(B)]
+  GivenExtremes extremes;
   // The documents that are scanned have places, [0, *left), in no particular order.
   uint32_t* left;
   int32_t* documents;    // [N] by place
@@ -51,7 +49,8 @@ __host__ __device__ inline int half_of(int document) {
   return (document & 1) * 8 + document / 4 * 2 + (document / 2 & 1);
 }
 
-Scan make_scan(const MergeScanParams& p) {
+// found: where the extremes kernel has to write, its scores aside.
+Scan make_scan(const MergeScanParams& p, MergeExtremesParams& found) {
   const MergeInput<float>& m = p.merge;
   Scan s{};
   s.p = p;
@@ -76,10 +75,10 @@ Scan make_scan(const MergeScanParams& p) {
   };
   take(s.table, s.rows / kDocuments * R * B);
   take(s.bounds, s.rows);
-  take(s.high, N * R);
-  take(s.low, N * R);
-  take(s.best, N * R);
-  take(s.peaks, N * R * num_peaks(B));
+  take(found.high, N * R);
+  take(found.low, N * R);
+  take(found.best, N * R);
+  take(found.peaks, N * R * num_peaks(B));
   take(s.left, 1);
   take(s.documents, N);
   take(s.thresholds, N);
@@ -91,6 +90,9 @@ Scan make_scan(const MergeScanParams& p) {
   take(s.candidates.work, N * kTraceColumns);
   take(s.candidates.gathered, N);
   s.candidates.capacity = s.capacity;
+  s.extremes = p.given.high ? p.given : GivenExtremes{found.high, found.low, found.best, found.peaks};
+  found.left = s.left;
+  if (p.lists == Lists::none) found.peaks = nullptr;
   return s;
 }
 
@@ -104,6 +106,7 @@ struct Listed {
 
   __device__ Listed(const Scan& s, int repetition, int32_t bucket) {
     const MergeInput<float>& m = s.p.merge;
+    if (bucket < 0 || bucket >= m.B) bucket = 0;  // of extremes that were given
     const List list = list_of(s.p.list_starts + repetition * (m.B + 1) + bucket, m.L);
     labels = s.p.list_labels + repetition * m.L + list.first;
     count = list.count;
@@ -126,7 +129,7 @@ struct Listed {
 // the run, or with an earlier repetition.
 __device__ uint32_t sample_rank(const Scan& s, int64_t n, int64_t i) {
   const MergeInput<float>& m = s.p.merge;
-  const int32_t* best = s.best + n * m.R;
+  const int32_t* best = s.extremes.best + n * m.R;
   const int R = static_cast<int>(m.R);
   int source = 0;
   int64_t label = i;
@@ -215,8 +218,8 @@ __global__ void __launch_bounds__(kSelectThreads, 2) plan_kernel(const Scan s) {
     const int64_t n = taken ? s.documents[place] : 0;
     if (taken) {
       for (int r = threadIdx.x; r < R; r += kSelectThreads) {
-        shared.high[r] = s.high[n * R + r];
-        shared.low[r] = s.low[n * R + r];
+        shared.high[r] = s.extremes.high[n * R + r];
+        shared.low[r] = s.extremes.low[n * R + r];
       }
       __syncthreads();
       if (threadIdx.x == 0) {
@@ -298,7 +301,7 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const Scan s) {
       Line line{m.scores + n * m.document_stride + r * m.repetition_stride, 0, 0};
       if (taken) {
         line.scale = s.scale[place];
-        line.origin = line.scale > 0 ? s.low[n * m.R + r] : s.high[n * m.R + r];
+        line.origin = (line.scale > 0 ? s.extremes.low : s.extremes.high)[n * m.R + r];
         if (m.merge != Merge::mean) {  // any distance below the threshold is beyond the one step there is
           line.origin = s.scale[place];
           line.scale = -INFINITY;
@@ -515,21 +518,24 @@ int64_t scan_scratch_bytes(int64_t N, int64_t R, int64_t B, int64_t L, int64_t k
   p.merge.B = B;
   p.merge.L = L;
   p.k = k;
-  return make_scan(p).bytes;
+  MergeExtremesParams found{};
+  return make_scan(p, found).bytes;
 }
 
 cudaError_t launch_merge_scan(const MergeScanParams& params, Candidates* candidates, cudaStream_t stream) {
-  const Scan s = make_scan(params);
   const MergeInput<float>& m = params.merge;
+  MergeExtremesParams found{m, nullptr, nullptr, nullptr, nullptr, nullptr};
+  const Scan s = make_scan(params, found);
   *candidates = s.candidates;
-  cudaError_t error = launch_merge_extremes(
-      {m, s.high, s.low, s.best, s.p.lists == Lists::none ? nullptr : s.peaks, s.left}, stream);
+  cudaError_t error = params.given.high ? cudaMemsetAsync(s.left, 0, sizeof *s.left, stream)
+                                        : launch_merge_extremes(found, stream);
   if (error != cudaSuccess) return error;
   const int64_t sampled = m.N * (s.run + m.R * s.each);
-  error = launch_merge_lists(
-      {m, params.k, params.lists, params.list_starts, params.list_labels, s.high, s.low, s.peaks,
-       std::min(m.L, s.run + m.R * s.each), s.candidates, s.left, s.documents, s.thresholds},
-      stream);
+  error =
+      launch_merge_lists({m, params.k, params.lists, params.list_starts, params.list_labels, s.extremes.high,
+                          s.extremes.low, s.extremes.peaks, std::min(m.L, s.run + m.R * s.each), s.candidates,
+                          s.left, s.documents, s.thresholds},
+                         stream);
   if (error != cudaSuccess) return error;
   error = MACH_LAUNCH(sample_kernel, at_most((sampled + kThreads - 1) / kThreads), kThreads, 0, stream, s);
   if (error != cudaSuccess) return error;

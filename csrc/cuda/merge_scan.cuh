@@ -2,7 +2,8 @@
 // all labels, for 16 documents with one load of 16 bytes. The labels that are left get their exact keys in
 // launch_merge_topk. README.md in this folder has the whole decode. There are six kernels:
 //
-//   extremes   finds the greatest score, its bucket and a low score, for each document and repetition.
+//   extremes   finds the greatest score, its bucket and a low score, for each document and repetition, where
+//              bucket_forward.cu has not left them.
 //   lists      handles documents that do not need the scan (merge_lists.cuh). The others get consecutive
 //              places in the scan, so that the scan costs only what they need.
 //   sample     computes the exact keys of a sample: the labels of the best buckets and a run of other labels.
@@ -28,6 +29,13 @@ namespace mach {
 constexpr int64_t kMaxScanRepetitions = 250;  // sums of bytes in 15 bits, of steps that still mean something
 constexpr int64_t kMaxScanK = 1024;
 
+// Extremes that are known already, those of launch_merge_extremes.
+struct GivenExtremes {
+  const float *high, *low;  // [N, R]; high null: not known
+  const int32_t* best;      // [N, R]; what is not in [0, B) is taken for 0
+  const float* peaks;       // [N, R, num_peaks(B)]
+};
+
 struct MergeScanParams {
   MergeInput<float> merge;
   int64_t k;              // 1 <= k <= kMaxScanK
@@ -36,7 +44,8 @@ struct MergeScanParams {
   int64_t code_stride;
   const int32_t* list_starts;  // [R, B + 1]
   const int32_t* list_labels;  // [R, L]
-  void* scratch;               // scan_scratch_bytes(), aligned to 16
+  GivenExtremes given;
+  void* scratch;  // scan_scratch_bytes(), aligned to 16
 };
 
 int64_t scan_scratch_bytes(int64_t N, int64_t R, int64_t B, int64_t L, int64_t k);

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mach_ext import _ops
-from mach_ext.functional._autograd import first_order, own_precision
+from mach_ext.functional._autograd import first_order, needs_grad, own_precision
 from mach_ext.functional._repetitions import of_repetition
 
 
@@ -33,6 +33,25 @@ def takes_fused(weight: Tensor, dtype: torch.dtype) -> bool:
     """
     _, H, B = weight.shape
     return dtype == torch.bfloat16 and H % 8 == 0 and B > 0 and _ops.has_bucket_forward(weight.device)
+
+
+def fused_scores(
+    hidden: Tensor,  # [N, H] or [N, R, H]
+    weight: Tensor,  # [R, H, B]
+    bias: Tensor | None,  # [R, B]
+    transform: str,  # none, sigmoid, logsigmoid
+) -> tuple[Tensor, _ops.Extremes] | None:
+    """Return the transformed rounded logits [N, R, B] and their extremes.
+
+    None: the kernel does not take these arguments, or a gradient is recorded.
+    """
+    floats = (torch.float32, torch.bfloat16)
+    if hidden.dtype != torch.float32 or weight.dtype not in floats or needs_grad(hidden, weight, bias):
+        return None
+    if not takes_fused(weight, torch.bfloat16):
+        return None
+    bias = None if bias is None else bias.float()
+    return _ops.bucket_forward_extremes(hidden.bfloat16(), rounded_weight(weight), bias, transform)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

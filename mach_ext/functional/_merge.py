@@ -102,8 +102,14 @@ def merge_topk(
         >>> mach_ext.functional.merge_topk(scores, hash, k=2)
         (tensor([[2.5000, 2.0000]]), tensor([[2, 0]]))
     """
+    return topk_of(widen(scores), None, hash, k, merge)
+
+
+def topk_of(
+    scores: Tensor, extremes: _ops.Extremes | None, hash: LabelHash, k: int, merge: str
+) -> tuple[Tensor, Tensor]:
+    """Implement `merge_topk`. `extremes` are those of the scores, if they are known."""
     op = "merge_topk"
-    scores = widen(scores)
     check_scores(op, scores, hash, merge)
     k = as_int(op, "k", k)
     if not 0 <= k <= hash.num_labels:
@@ -112,7 +118,7 @@ def merge_topk(
     if needs_grad(scores):
         values, labels = _MergeTopK.apply(scores, hash.buckets, index, k, merge)
         return values, labels
-    return _ops.merge_topk(scores, hash.buckets, index, k, merge)
+    return _ops.merge_topk(scores, hash.buckets, index, k, merge, extremes=extremes)
 
 
 def _label_index(hash: LabelHash) -> tuple[Tensor, Tensor, Tensor] | None:

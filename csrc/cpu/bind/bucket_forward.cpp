@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "../bucket_extremes.h"
 #include "../parallel.h"
 #include "bucket_bce.h"
 #include "tensors.h"
@@ -37,6 +38,27 @@ Tensor bucket_forward_cpu(const Tensor& hidden, const Tensor& weight, const std:
   return scores_of(bucket_forward_arguments(op, hidden, weight, bias), parse_transform(op, transform));
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bucket_forward_extremes_cpu(
+    const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
+    const std::string& transform) {
+  const char* op = "bucket_forward_extremes";
+  const BucketForwardArguments a = bucket_forward_arguments(op, hidden, weight, bias);
+  Tensor scores = scores_of(a, parse_transform(op, transform));
+  const int64_t groups = (a.B + 255) / 256 * 4;
+  Tensor high = allocate(scores, {a.N, a.G}, ScalarType::Float);
+  Tensor low = allocate(scores, {a.N, a.G}, ScalarType::Float);
+  Tensor best = allocate(scores, {a.N, a.G}, ScalarType::Int);
+  Tensor peaks = allocate(scores, {a.N, a.G, groups}, ScalarType::Float);
+  for (int64_t row = 0; row < a.N * a.G; ++row) {
+    const RowExtremes e =
+        row_extremes(pointer<float>(scores) + row * a.B, a.B, mutable_pointer<float>(peaks) + row * groups);
+    mutable_pointer<float>(high)[row] = e.high;
+    mutable_pointer<float>(low)[row] = e.low;
+    mutable_pointer<int32_t>(best)[row] = e.best;
+  }
+  return {scores, high, low, best, peaks};
+}
+
 std::tuple<Tensor, Tensor, Tensor> bucket_forward_bce_cpu(const Tensor& hidden, const Tensor& weight,
                                                           const std::optional<Tensor>& bias,
                                                           const Tensor& buckets, const Tensor& label_indices,
@@ -56,5 +78,6 @@ std::tuple<Tensor, Tensor, Tensor> bucket_forward_bce_cpu(const Tensor& hidden, 
 
 STABLE_TORCH_LIBRARY_IMPL(mach_ext, CPU, m) {
   MACH_OPERATOR(bucket_forward);
+  MACH_OPERATOR(bucket_forward_extremes);
   MACH_OPERATOR(bucket_forward_bce);
 }

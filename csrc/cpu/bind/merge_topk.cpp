@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "../parallel.h"
 #include "merge.h"
@@ -17,7 +18,8 @@ std::tuple<Tensor, Tensor> merge_topk_cpu(const Tensor& scores, const Tensor& bu
                                           const std::optional<Tensor>& list_starts,
                                           const std::optional<Tensor>& list_labels, int64_t k,
                                           const std::string& merge, const std::string& path,
-                                          const std::optional<Tensor>& trace) {
+                                          const std::optional<Tensor>& trace,
+                                          const std::optional<std::vector<Tensor>>& /*extremes*/) {
   const char* op = "merge_topk";
   const MergeArguments a = merge_arguments(op, scores, buckets, merge);
   check_topk(op, a, k, codes, list_starts, list_labels, trace);

@@ -36,9 +36,35 @@ Tensor bucket_forward_cuda(const Tensor& hidden, const Tensor& weight, const std
   const BucketForwardArguments a = forward_on_device(op, hidden, weight, bias);
   const Transform transform = parse_transform(op, transform_);
   Tensor scores = allocate(hidden, {a.N, a.G, a.B}, ScalarType::Float);
-  check_cuda(launch_bucket_forward({forward_params(a), transform, mutable_pointer<float>(scores)},
+  check_cuda(launch_bucket_forward({forward_params(a), transform, mutable_pointer<float>(scores), {}},
                                    current_stream(hidden)));
   return scores;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bucket_forward_extremes_cuda(
+    const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
+    const std::string& transform_) {
+  const char* op = "bucket_forward_extremes";
+  const DeviceGuard guard(hidden);
+  const cudaStream_t stream = current_stream(hidden);
+  const BucketForwardArguments a = forward_on_device(op, hidden, weight, bias);
+  const Transform transform = parse_transform(op, transform_);
+  const BucketForwardParams forward = forward_params(a);
+  const int64_t tiles = forward.bucket_tiles();
+  Tensor scores = allocate(hidden, {a.N, a.G, a.B}, ScalarType::Float);
+  Tensor high = allocate(scores, {a.N, a.G}), low = allocate(scores, {a.N, a.G});
+  Tensor best = allocate(scores, {a.N, a.G}, ScalarType::Int);
+  Tensor peaks = allocate(scores, {a.N, a.G, num_peaks(a.B)});
+  const Tensor least = allocate(scores, {a.N, a.G, tiles, 32});
+  const Tensor faulty = allocate(scores, {a.N, a.G, tiles}, ScalarType::Int);
+  const TileExtremes parts{mutable_pointer<float>(peaks), mutable_pointer<float>(least),
+                           mutable_pointer<int32_t>(faulty)};
+  check_cuda(launch_bucket_forward({forward, transform, mutable_pointer<float>(scores), parts}, stream));
+  check_cuda(
+      launch_tile_extremes({pointer<float>(scores), a.N * a.G, a.B, parts, mutable_pointer<float>(high),
+                            mutable_pointer<float>(low), mutable_pointer<int32_t>(best)},
+                           stream));
+  return {scores, high, low, best, peaks};
 }
 
 std::tuple<Tensor, Tensor, Tensor> bucket_forward_bce_cuda(const Tensor& hidden, const Tensor& weight,
@@ -72,5 +98,6 @@ std::tuple<Tensor, Tensor, Tensor> bucket_forward_bce_cuda(const Tensor& hidden,
 
 MACH_CUDA_LIBRARY_IMPL(m) {
   MACH_CUDA_OPERATOR(bucket_forward);
+  MACH_CUDA_OPERATOR(bucket_forward_extremes);
   MACH_CUDA_OPERATOR(bucket_forward_bce);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "../label_index.cuh"
 #include "../merge_parts.cuh"
@@ -38,7 +39,8 @@ int64_t elements_behind(const Tensor& t) {
 
 // Scans the labels of a few hundred documents at a time, then takes the best of what is left.
 void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list_starts,
-               const Tensor& list_labels, const MergeTopKParams<float>& all, Path path, cudaStream_t stream) {
+               const Tensor& list_labels, const GivenExtremes& extremes, const MergeTopKParams<float>& all,
+               Path path, cudaStream_t stream) {
   const int64_t N = a.N(), R = a.R(), B = a.B(), L = a.L(), k = all.k;
   Tensor codes = codes_;
   int64_t stride = codes.stride(1);
@@ -68,13 +70,36 @@ void scan_topk(const MergeArguments& a, const Tensor& codes_, const Tensor& list
     some.values += begin * k;
     some.labels += begin * k;
     if (all.trace) some.trace += begin * kTraceColumns;
+    GivenExtremes given = extremes;
+    if (given.high) {
+      given.high += begin * R;
+      given.low += begin * R;
+      given.best += begin * R;
+      given.peaks += begin * R * num_peaks(B);
+    }
     check_cuda(launch_merge_scan(
         {some.merge, k, lists, pointer<uint16_t>(codes), stride, pointer<int32_t>(list_starts),
-         pointer<int32_t>(list_labels), scratch.mutable_data_ptr()},
+         pointer<int32_t>(list_labels), given, scratch.mutable_data_ptr()},
         &some.candidates, stream));
     check_cuda(launch_merge_parts(some.merge, k, some.candidates, stream));
     check_cuda(launch_merge_topk(some, stream));
   }
+}
+
+// high, low, best and peaks of the operator bucket_forward_extremes. What is in them is not looked at.
+GivenExtremes given_extremes(const char* op, const MergeArguments& a, const std::vector<Tensor>& extremes) {
+  MACH_CHECK(extremes.size() == 4, op, ": extremes must be (high, low, best, peaks)");
+  check_dtype(op, "scores with extremes", a.scores, ScalarType::Float);
+  for (size_t i = 0; i < 4; ++i) {
+    const char* name = "extremes";
+    check_device(op, a.scores, {extremes[i]});
+    check_dtype(op, name, extremes[i], i == 2 ? ScalarType::Int : ScalarType::Float);
+    i == 3 ? check_shape(op, name, extremes[i], {a.N(), a.R(), num_peaks(a.B())})
+           : check_shape(op, name, extremes[i], {a.N(), a.R()});
+    MACH_CHECK(extremes[i].is_contiguous(), op, ": extremes must be contiguous");
+  }
+  return {pointer<float>(extremes[0]), pointer<float>(extremes[1]), pointer<int32_t>(extremes[2]),
+          pointer<float>(extremes[3])};
 }
 
 std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& buckets,
@@ -82,7 +107,8 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
                                            const std::optional<Tensor>& list_starts,
                                            const std::optional<Tensor>& list_labels, int64_t k,
                                            const std::string& merge, const std::string& path_,
-                                           const std::optional<Tensor>& trace) {
+                                           const std::optional<Tensor>& trace,
+                                           const std::optional<std::vector<Tensor>>& extremes) {
   const char* op = "merge_topk";
   const DeviceGuard guard(scores);
   const cudaStream_t stream = current_stream(scores);
@@ -100,6 +126,7 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
     torch::stable::zero_(rows);
   }
   const Path path = parse_path(op, path_);
+  const GivenExtremes given = extremes ? given_extremes(op, a, *extremes) : GivenExtremes{};
   Tensor values = allocate(scores, {N, k}), labels = allocate(scores, {N, k}, ScalarType::Long);
   if (values.numel() == 0) return {values, labels};
   dispatch_floating(op, "scores", scores, [&](auto t) {
@@ -115,7 +142,7 @@ std::tuple<Tensor, Tensor> merge_topk_cuda(const Tensor& scores, const Tensor& b
     if constexpr (std::is_same_v<T, float>) {
       const bool possible = codes && k <= kMaxScanK && R <= kMaxScanRepetitions;
       if (possible && path != Path::direct && (path != Path::automatic || L * R >= kScanFrom))
-        return scan_topk(a, *codes, *list_starts, *list_labels, params, path, stream);
+        return scan_topk(a, *codes, *list_starts, *list_labels, given, params, path, stream);
     }
     params.blocks = blocks_per_document(N, L);
     std::optional<Tensor> shared;

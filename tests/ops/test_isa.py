@@ -72,6 +72,7 @@ def outputs():
         if dtype == torch.float32:
             units, columns = draw(N, R, 40).bfloat16(), draw(R, 12, 40).bfloat16().mT
             keep("bucket_forward", _ops.bucket_forward(units, columns, draw(R, 12), "logsigmoid"))
+            keep("bucket_forward_extremes", *_ops._raw.bucket_forward_extremes(units, columns, None, "none"))
             few = (random_hash(generator, L, 12, R).buckets, *label_rows)
             keep("bucket_forward_bce", *_ops.bucket_forward_bce(units, columns, None, *few, 0.3))
         tile = draw(N, M)

@@ -77,11 +77,14 @@ def test_kill_at_random_moments_then_resume_gives_the_same_bits(tmp_path, say):
     """kill -9 again and again until the run gets through; checkpoints after every step."""
     model = build()
     whole = mach_ext.fit(model, X, Y, X, Y, **options)
+    start = time.perf_counter()
+    assert ended(in_a_child(tmp_path / "undisturbed")) == 0
+    seconds = time.perf_counter() - start  # of a run that nobody kills; each attempt gets a quarter at most
     generator, kills = random.Random(0), 0
     while True:
         pid = in_a_child(tmp_path)
         if kills < 10:
-            time.sleep(generator.uniform(0, 0.25))
+            time.sleep(generator.uniform(0, seconds / 4))
             os.kill(pid, signal.SIGKILL)
         if ended(pid) == 0:
             break

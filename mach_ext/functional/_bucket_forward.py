@@ -41,14 +41,12 @@ def fused_scores(
     bias: Tensor | None,  # [R, B]
     transform: str,  # none, sigmoid, logsigmoid
 ) -> tuple[Tensor, _ops.Extremes] | None:
-    """Return the transformed rounded logits [N, R, B] and their extremes.
+    """Return the transformed rounded logits [N, R, B] and their extremes, by a weight that `takes_fused`.
 
-    None: the kernel does not take these arguments, or a gradient is recorded.
+    None: a dtype is not the kernel's, or a gradient is recorded.
     """
     floats = (torch.float32, torch.bfloat16)
     if hidden.dtype != torch.float32 or weight.dtype not in floats or needs_grad(hidden, weight, bias):
-        return None
-    if not takes_fused(weight, torch.bfloat16):
         return None
     bias = None if bias is None else bias.float()
     return _ops.bucket_forward_extremes(hidden.bfloat16(), rounded_weight(weight), bias, transform)

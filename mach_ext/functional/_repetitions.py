@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mach_ext import _ops
 
-# A group of repetitions has at most so many bytes of logits. Launches of kernels then cost little, and
-# [N, R, B] is never held.
+# A group of repetitions has at most so many bytes of logits. Launches of kernels then cost little, and of a
+# large model [N, R, B] is never held.
 GROUP_BYTES = 64 << 20
 # The same on the CPU.
 CPU_GROUP_BYTES = 512 << 10

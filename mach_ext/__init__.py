@@ -27,6 +27,7 @@ if TYPE_CHECKING or not _terminal.is_command():
     # isort: split
     from mach_ext import data, functional, metrics, optim
     from mach_ext.hashing import CollisionWarning, LabelHash
+    from mach_ext.head import MACHHead
     from mach_ext.neighbors import Neighbors
     from mach_ext.nn import MACH, load
     from mach_ext.svm import fit_svm
@@ -40,6 +41,7 @@ __all__ = [
     "MACH",
     "CollisionWarning",
     "LabelHash",
+    "MACHHead",
     "Neighbors",
     "Run",
     "attack",
@@ -58,13 +60,14 @@ __all__ = [
 
 
 _MODULES = (
-    "attack", "certify", "compression", "data", "explain", "functional", "hashing", "merges", "metrics",
-    "neighbors", "nn", "optim", "runs", "svm", "training",
+    "attack", "certify", "compression", "data", "explain", "functional", "hashing", "head", "merges",
+    "metrics", "neighbors", "nn", "optim", "runs", "svm", "training",
 )  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",
     "LabelHash": "hashing",
     "MACH": "nn",
+    "MACHHead": "head",
     "Neighbors": "neighbors",
     "Run": "runs",
     "fit": "training",

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from mach_ext.hashing import LabelHash
 
-# The wrappers of this process, and the models for which the warning was already given.
+# The wrappers of this process, and those for which the warning was already given.
 _WRAPPERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -55,21 +56,38 @@ def _check_hashes_of_ranks(module: nn.Module, group: Any) -> None:
 register_module_module_registration_hook(_note_wrapper)
 
 
-def check_wrapper(model: nn.Module, sparse_grad: bool) -> None:
-    """Warn, once, of a loss that bypasses the wrapper, which would average its gradients."""
-    if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters())):
+def check_wrapper(op: str, module: nn.Module, call: str, sparse_grad: bool = False) -> None:
+    """Warn, once, of a loss that bypasses the wrapper, which would average its gradients.
+
+    Args:
+        op: The method that computes the loss.
+        module: Its module.
+        call: How the loss is computed through the wrapper.
+        sparse_grad: Whether gradients are sparse, which a wrapper refuses.
+    """
+    if not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())):
         return
-    wrappers = [wrapper for wrapper in _WRAPPERS if any(model is part for part in wrapper.modules())]
+    wrappers = [wrapper for wrapper in _WRAPPERS if any(module is part for part in wrapper.modules())]
     if not wrappers:
         return
     if getattr(DistributedDataParallel, "_active_ddp_module", None) in wrappers:
         if sparse_grad:
             raise ValueError("MACH: DistributedDataParallel averages dense gradients, got sparse_grad=True")
-    elif model not in _WARNED:
-        _WARNED.add(model)
+    elif not any(wrapper in _WARNED for wrapper in wrappers):
+        _WARNED.update(wrappers)
         warnings.warn(
-            "MACH.loss: the model is wrapped by DistributedDataParallel, but this call bypasses the "
+            f"{op}: the model is wrapped by DistributedDataParallel, but this call bypasses the "
             "wrapper. Gradients are not averaged and the replicas drift apart. Call the wrapper, which "
-            "returns the loss: ddp(values, indices, indptr, label_indices, label_indptr)",
-            stacklevel=3,
+            f"returns the loss: {call}",
+            stacklevel=4,
+        )
+
+
+def check_sharding(op: str, weight: torch.Tensor) -> None:
+    """Refuse weights that `fully_shard` keeps in shards, because a method was called outside `forward`."""
+    if is_distributed() and isinstance(weight, DTensor):
+        method = op.partition(".")[2] or "topk"
+        raise ValueError(
+            f"{op}: the weights are sharded by fully_shard; call the module itself, or register this method: "
+            f'torch.distributed.fsdp.register_fsdp_forward_method(head, "{method}")'
         )

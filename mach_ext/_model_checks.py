@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory
+from mach_ext.hashing import LabelHash
 from mach_ext.merges import MODEL_MERGES
 
 USUAL_K = 5  # the default number of labels for a document
@@ -42,7 +44,7 @@ def check_finite(op: str, model: nn.Module) -> None:
         low, high = parameter.detach().aminmax()  # unlike isfinite, without a copy
         if not bool((high - low).isfinite()) and not bool(parameter.isfinite().all()):
             raise ValueError(
-                f"{op}: the model's {name} must be finite, got "
+                f"{op}: the model's {name.removeprefix('head.')} must be finite, got "
                 f"{int((~parameter.isfinite()).sum())} of {parameter.numel()} numbers NaN or infinite"
             )
 
@@ -74,30 +76,55 @@ def check_configuration(
         )
     if encoder not in ENCODERS:
         raise ValueError(f"MACH: encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
-    if merge not in MODEL_MERGES:
-        raise ValueError(f"MACH: merge must be one of {', '.join(MODEL_MERGES)}, got {merge!r}")
+    check_merge("MACH", merge)
     for name, p in (("feature_dropout", feature_dropout), ("hidden_dropout", hidden_dropout)):
         if not 0 <= p < 1:
             raise ValueError(f"MACH: {name} must be in [0, 1), got {p}")
 
 
+def check_merge(op: str, merge: str) -> None:
+    """Refuse an unknown merge."""
+    if merge not in MODEL_MERGES:
+        raise ValueError(f"{op}: merge must be one of {', '.join(MODEL_MERGES)}, got {merge!r}")
+
+
+def check_score(op: str, score: str) -> None:
+    """Refuse an unknown score."""
+    if score not in ("logit", "model"):
+        raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
+
+
 def check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], copies: int) -> None:
     """Refuse a model whose parameters and buffers do not fit in memory, if they are to be made in memory."""
-    probe = torch.empty(0)
-    if not probe.is_cpu or type(probe) is not Tensor:
-        return
     last, count = D, 0
     for size in hidden_sizes:
         count += copies * (last + 1) * size
         last = size
     count += R * (last + 2) * B
     hidden = ",".join(f"{size:,}" for size in hidden_sizes) or 0
-    check_memory(
-        "MACH: the weights",
-        probe.element_size() * count,
-        "lower hidden_size, num_buckets or num_repetitions",
+    _check_room(
+        "MACH", count, torch.empty(0), "hidden_size",
         num_features=D, hidden_size=hidden, num_buckets=B, num_repetitions=R,
     )  # fmt: skip
+
+
+def check_head_fits(R: int, H: int, B: int, like: Tensor) -> None:
+    """Refuse a head whose parameters and buffers do not fit in memory, if `like` is in memory."""
+    sizes = {"in_features": H, "num_buckets": B, "num_repetitions": R}
+    _check_room("MACHHead", R * (H + 2) * B, like, "in_features", **sizes)
+
+
+def _check_room(op: str, count: int, like: Tensor, width: str, **sizes: Any) -> None:
+    """Refuse weights of so many numbers like this one."""
+    if like.is_cpu and type(like) is Tensor:
+        advice = f"lower {width}, num_buckets or num_repetitions"
+        check_memory(f"{op}: the weights", like.element_size() * count, advice, **sizes)
+
+
+def is_of_other_hash(hash: LabelHash, state_dict: dict[str, Any], prefix: str) -> bool:
+    """Return whether a `state_dict` holds weights that were trained with another label hash."""
+    key = f"{prefix}hash.fingerprint"
+    return key in state_dict and bool(hash.fingerprint_fault(state_dict[key]))
 
 
 @contextlib.contextmanager

@@ -70,32 +70,43 @@ def rounded_model(model: Any, precision: str) -> Any:
         return model
     weight = model.bucket_weight.detach()
     weight = weight.bfloat16() if model.is_linear else rounded_weight(weight)
-    rounded = nn.Parameter(weight, requires_grad=False)
-    shared = object.__new__(type(model))  # copy.copy refuses modules with other parametrizations.
-    shared.__dict__.update(model.__dict__, _parameters={**model._parameters, "bucket_weight": rounded})
+    head = _with(model.head, _parameters={"bucket_weight": nn.Parameter(weight, requires_grad=False)})
+    return _with(model, _modules={"head": head})
+
+
+def _with(module: Any, **replaced: dict[str, Any]) -> Any:
+    """Return a module that shares everything with another, except the parameters or modules given."""
+    shared = object.__new__(type(module))  # copy.copy refuses modules with parametrizations.
+    replaced = {kind: {**module.__dict__[kind], **entries} for kind, entries in replaced.items()}
+    shared.__dict__.update(module.__dict__, **replaced)
     return shared
 
 
-def rounded_topk(
-    model: Any, X: tuple[Tensor, Tensor, Tensor], k: int, validate: bool, dropout: Any
-) -> tuple[Tensor, Tensor] | None:
-    """Return `topk` in bfloat16 by the fused kernel, whose scores come with their extremes.
+def fused_topk(head: Any, hidden: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Return the top k of hidden units [N, H] or [N, R, H] in bfloat16, by the fused kernel.
 
-    None: the kernel does not run here, or somebody else has a say in the logits.
+    Its scores come with their extremes, which the decode takes. None: the kernel does not run here.
     """
-    merge = MODEL_MERGES[model.merge]
+    merge = MODEL_MERGES[head.merge]
     transform = _transform_name(merge)
-    if transform is None or model.is_linear or not model._owns_logits(inputs=True):
+    weight, bias = head.bucket_weight, head.bucket_bias
+    if transform is None or not takes_fused(weight, torch.bfloat16):
         return None
-    weight, bias = model.bucket_weight, model.bucket_bias
-    if not takes_fused(weight, torch.bfloat16):
-        return None
-    hidden = model.encode(*X, validate=validate, dropout=dropout)
-    found = fused_scores(hidden, weight, bias, transform)
-    if found is None:
-        logits = F.bucket_logits(hidden, weight, bias, precision="bfloat16")
-        return merge.topk(logits, model.hash, k, overwrite=True)
-    return topk_of(*found, model.hash, k, merge.reduction)
+    fused = fused_scores(hidden, weight, bias, transform)
+    return None if fused is None else topk_of(*fused, head.hash, k, merge.reduction)
+
+
+def owns_logits(module: nn.Module, forward: Any, inputs: bool = False) -> bool:
+    """Return whether nobody but the caller sees what a module's `forward` returns, if it is this function.
+
+    With `inputs`, also whether nobody sees its arguments.
+    """
+    of_all = torch.nn.modules.module
+    hooks = module._forward_hooks or of_all._global_forward_hooks
+    if inputs:
+        hooks = hooks or module._forward_pre_hooks or of_all._global_forward_pre_hooks
+    own = getattr(module.forward, "__func__", None)
+    return own is forward and type(module).__call__ is nn.Module.__call__ and not hooks
 
 
 def _transform_name(merge: Merge) -> str | None:
@@ -111,7 +122,7 @@ def precision_option(precision: str) -> dict[str, Any]:
 
 def _is_rounded(model: Any, precision: str) -> bool:
     """Return whether a precision needs a copy of the bucket weight, kept beside it."""
-    is_parameter = "bucket_weight" in model._parameters
+    is_parameter = "bucket_weight" in model.head._parameters
     return is_parameter and precision == "bfloat16" and model.bucket_weight.dtype != torch.bfloat16
 
 

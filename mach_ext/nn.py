@@ -8,27 +8,28 @@ Example:
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from mach_ext import _model_folder, _prediction
 from mach_ext import functional as F
 from mach_ext._deprecation import renamed_argument
 from mach_ext._distributed import check_wrapper, is_distributed
 from mach_ext._dropout import Dropout as Dropout
-from mach_ext._dropout import drop
+from mach_ext._encoder import _Encoder
+from mach_ext._first_layer import FirstLayer as FirstLayer
+from mach_ext._first_layer import first_layer as first_layer
+from mach_ext._hashed_labels import _HashedLabels
 from mach_ext._memory import memory_errors
 from mach_ext._model_checks import ENCODERS as ENCODERS
 from mach_ext._model_checks import USUAL_K as USUAL_K
-from mach_ext._model_checks import check_configuration, check_weights_fit
+from mach_ext._model_checks import check_configuration, check_score, check_weights_fit, is_of_other_hash
 from mach_ext._model_checks import check_finite as check_finite
 from mach_ext._model_checks import check_parameters as check_parameters
 from mach_ext._model_checks import check_scores as check_scores
@@ -42,6 +43,7 @@ from mach_ext._prediction import precision_option as precision_option
 from mach_ext._prediction import predict_batch as predict_batch
 from mach_ext._prediction import rounded_model as rounded_model
 from mach_ext.hashing import LabelHash
+from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
 from mach_ext.merges import Merge as Merge
@@ -49,7 +51,7 @@ from mach_ext.merges import Merge as Merge
 __all__ = ["ENCODERS", "MACH", "FirstLayer", "first_layer", "load"]
 
 
-class MACH(nn.Module):
+class MACH(_Encoder, _HashedLabels):
     """Merged-Averaged Classifiers via Hashing (Medini et al., NeurIPS 2019).
 
     R hash functions send L labels to B buckets each. An encoder turns a sparse document into hidden units. R
@@ -64,10 +66,9 @@ class MACH(nn.Module):
     * `encoder_weight` [D, H] or [D, R * H], and `encoder_bias`. This weight takes the documents and suits
       sparse gradients.
     * `hidden_weight` and `hidden_bias`, if there is a second hidden layer.
-    * `bucket_weight` [R, H, B] and `bucket_bias` [R, B]. In linear MACH `bucket_weight` is [R, D, B] and
-      takes the documents.
-
-    The buffer `logit_adjustment` [R, B] is the part of `bucket_bias` that `adjust_logits` added.
+    * those of `head`, a `mach_ext.MACHHead`: `bucket_weight` [R, H, B] and `bucket_bias` [R, B]. In linear
+      MACH `bucket_weight` is [R, D, B] and takes the documents. The head also holds `logit_adjustment`,
+      `hash` and `merge`. All five are attributes of the model as well.
 
     Args:
         num_features: D, the number of features.
@@ -98,8 +99,7 @@ class MACH(nn.Module):
         (3, 5)
     """
 
-    hash: LabelHash  # The state_dict holds its fingerprint, because weights mean nothing without their hash.
-    logit_adjustment: Tensor
+    head: MACHHead
 
     @memory_errors("lower hidden_size, num_buckets or num_repetitions")
     def __init__(
@@ -129,35 +129,35 @@ class MACH(nn.Module):
         self.num_features = num_features
         self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH
         self.encoder = encoder
-        self.merge = merge
         self.seed = seed
         self.feature_dropout = feature_dropout
         self.hidden_dropout = hidden_dropout
-        self.hash = LabelHash(num_labels, num_buckets, num_repetitions, seed) if hash is None else hash
         # Files that belong to the model, by name. `save` and `load` keep them with the weights.
         self.attachments: dict[str, bytes] = {}
-        shape = (self.hash.num_labels, self.hash.num_buckets, self.hash.num_repetitions)
-        if shape != (num_labels, num_buckets, num_repetitions):
-            raise ValueError(
-                f"MACH: hash has (L, B, R) = {shape}, expected {(num_labels, num_buckets, num_repetitions)}"
-            )
-
         R, B, D = num_repetitions, num_buckets, num_features
-        copies = R if encoder == "independent" else 1
+        hash = LabelHash(num_labels, B, R, seed) if hash is None else hash
+        if (shape := (hash.num_labels, hash.num_buckets, hash.num_repetitions)) != (num_labels, B, R):
+            raise ValueError(f"MACH: hash has (L, B, R) = {shape}, expected {(num_labels, B, R)}")
+        is_independent = encoder == "independent" and not self.is_linear
+        copies = R if is_independent else 1
         check_weights_fit(D, R, B, self.hidden_sizes, copies)
-        last = D
-        if self.hidden_sizes:
-            last = self.hidden_sizes[0]
-            self.encoder_weight = nn.Parameter(torch.empty(D, copies * last))
-            self.encoder_bias = nn.Parameter(torch.empty(copies * last))
-        if len(self.hidden_sizes) == 2:
-            first, last = self.hidden_sizes
-            self.hidden_weight = nn.Parameter(torch.empty(copies, first, last))
-            self.hidden_bias = nn.Parameter(torch.empty(copies, last))
-        self.bucket_weight = nn.Parameter(torch.empty(R, last, B))
-        self.bucket_bias = nn.Parameter(torch.empty(R, B))
-        self.register_buffer("logit_adjustment", torch.zeros(R, B))
+        width = self._make_layers(copies)
+        device = torch.get_default_device()
+        with torch.device("meta"):  # Weights are drawn in one go, the encoder's first.
+            head = MACHHead(width, num_labels, R, B, merge, seed, hash, is_independent)
+        self.head = head.to_empty(device=device)
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Give the head what is the head's."""
+        if name in _OF_HEAD:
+            setattr(self.head, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is the head's."""
+        return getattr(self.head, name) if name in _OF_HEAD else super().__getattr__(name)
 
     @property
     def hash_fingerprint(self) -> Tensor:
@@ -171,50 +171,6 @@ class MACH(nn.Module):
         """
         fingerprint: Tensor = self.hash.state_dict()["fingerprint"]
         return fingerprint
-
-    @property
-    def num_labels(self) -> int:
-        """L, the number of labels.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=4).num_labels
-            20
-        """
-        return self.hash.num_labels
-
-    @property
-    def num_buckets(self) -> int:
-        """B, the number of buckets of each repetition.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=4).num_buckets
-            6
-        """
-        return self.hash.num_buckets
-
-    @property
-    def num_repetitions(self) -> int:
-        """R, the number of hash functions and of bucket classifiers.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=4).num_repetitions
-            8
-        """
-        return self.hash.num_repetitions
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether this is linear MACH, which has no hidden layer.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=0).is_linear
-            True
-        """
-        return not self.hidden_sizes
 
     def extra_repr(self) -> str:
         """Return the sizes and settings that `print(model)` shows.
@@ -250,42 +206,24 @@ class MACH(nn.Module):
         """
         if self.bucket_weight.is_meta:
             return
-        self.logit_adjustment.zero_()
         generator = torch.Generator().manual_seed(self.seed % 2**63)
-        for name, parameter in self.named_parameters():
-            if name == "bucket_bias":
-                parameter.fill_(-math.log(self.num_buckets - 1))
-            elif name.endswith("_bias") or self.is_linear:
-                parameter.zero_()
-            else:
-                std = 0.1 if name == "encoder_weight" else parameter.shape[-2] ** -0.5
-                drawn = parameter if parameter.is_cpu else torch.empty_like(parameter, device="cpu")
-                parameter.copy_(drawn.normal_(0, std, generator=generator))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> MACH:
-        """Move the model, and with it the label hash, which other models may share."""
-        for child in self.children() if recurse else ():
-            if child is not self.hash:  # Other models may share the hash, so it is never changed in place.
-                child._apply(fn)
-        super()._apply(fn, recurse=False)
-        if not self.bucket_bias.is_meta:
-            self.hash = self.hash.to(self.bucket_bias.device)
-        return self
+        self._draw_layers(generator)
+        if self.is_linear:
+            self.bucket_weight.zero_()
+            self.head.reset_biases()
+        else:
+            self.head.reset_parameters(generator)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool,
         missing: list[str], unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
-        """Refuse weights of another label hash before anything is copied."""
-        key = f"{prefix}hash.fingerprint"
-        if (former := state_dict.pop(f"{prefix}hash_fingerprint", None)) is not None:  # its former name
-            state_dict.setdefault(key, former)
-        if key in state_dict and self.hash.fingerprint_fault(state_dict[key]):
-            return  # PyTorch loads the hash next, and the hash reports the fault.
-        bias = state_dict.get(f"{prefix}bucket_bias")
-        if bias is not None:  # The state may be older than the adjustment, or have none.
-            state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(bias))
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        """Take former names, and refuse weights of another label hash before anything is copied."""
+        for former, name in _FORMER_NAMES.items():
+            if (value := state_dict.pop(prefix + former, None)) is not None:
+                state_dict.setdefault(f"{prefix}head.{name}", value)
+        if not is_of_other_hash(self.hash, state_dict, f"{prefix}head."):
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     @memory_errors("free memory first, or make a smaller model")
     def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
@@ -308,174 +246,6 @@ class MACH(nn.Module):
             -2.0
         """
         self.load_state_dict(tensors, assign=assign)
-
-    @memory_errors("free memory first, or make a smaller model")
-    def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:
-        """Rank by score - tau * log(n + 1), where n is the number of training documents of a label.
-
-        Training favours frequent labels beyond what the documents say. The effect is larger where the other
-        labels have fewer documents. This method is post-hoc logit adjustment (Menon et al., Long-tail
-        learning via logit adjustment, ICLR 2021, section 4.2) for hashed labels. The change of a label's
-        score is spread over its R bucket biases by `LabelHash.spread`, with weights sqrt(n + 1). Nothing is
-        therefore kept for each label.
-
-        If R * B is well above L, each label gets its change to three digits, up to a constant for all labels.
-        `fit` calls this method at its end. A former adjustment is taken away first, so tau = 0 removes it.
-
-        Args:
-            label_counts: [L], the number of training documents of each label, such as `Y.sum(0)` of 0/1
-                labels.
-            tau: Strength of the adjustment, within -100 and 100. Values of 0.1 to 0.5 helped in
-                docs/results/accuracy.md.
-
-        Raises:
-            ValueError: `label_counts` is not [L], is negative or is not finite. `tau` is out of range. `tau`
-                is not 0 and the model does not rank by mean_logit.
-
-        Example:
-            >>> import mach_ext, scipy.sparse
-            >>> model = mach_ext.MACH(10, 3, num_repetitions=4, num_buckets=8, hidden_size=4)
-            >>> X = scipy.sparse.csr_matrix((1, 10), dtype="float32")  # no words: all labels equal
-            >>> model.adjust_logits([100, 10, 1], tau=0.5)
-            >>> model.predict(X, k=3)[1]
-            array([[2, 1, 0]])
-        """
-        self.set_logit_adjustment(self.logit_offsets(label_counts, tau))
-
-    def logit_offsets(self, label_counts: ArrayLike, tau: float) -> Tensor:  # [R, B]
-        """Return what `adjust_logits` would add to `bucket_bias`.
-
-        Args:
-            label_counts: As in `adjust_logits`.
-            tau: As in `adjust_logits`.
-
-        Returns:
-            The offsets [R, B]. They are 0 for tau = 0.
-
-        Raises:
-            ValueError: As in `adjust_logits`.
-
-        Example:
-            >>> import mach_ext
-            >>> model = mach_ext.MACH(10, 3, num_repetitions=4, num_buckets=8, hidden_size=4)
-            >>> offsets = model.logit_offsets([100, 10, 1], tau=0.5)
-            >>> rare, frequent = model.hash.buckets[0, 2], model.hash.buckets[0, 0]
-            >>> (offsets[0, rare] > offsets[0, frequent]).item()
-            True
-        """
-        tau, counts = float(tau), np.asarray(label_counts, np.float64)
-        if counts.ndim == 2 and 1 in counts.shape:  # Y.sum(0) of a SciPy matrix has two dimensions.
-            counts = counts.ravel()
-        if not abs(tau) <= 100:
-            raise ValueError(f"MACH.adjust_logits: tau must be within -100 and 100, got {tau}")
-        if counts.shape != (self.num_labels,) or not (np.isfinite(counts) & (counts >= 0)).all():
-            raise ValueError(
-                f"MACH.adjust_logits: label_counts must be [L={self.num_labels}], finite and not negative, "
-                f"got shape {counts.shape}" + (f", smallest {counts.min()}" if counts.size else "")
-            )
-        if tau == 0:
-            return torch.zeros_like(self.logit_adjustment)
-        if self.merge != "mean_logit":
-            raise ValueError(f"MACH.adjust_logits: merge must be mean_logit, got {self.merge}")
-        by_label = -tau * np.log1p(counts)
-        by_label -= np.average(by_label, weights=counts + 1)  # With this constant, scores change least.
-        return torch.from_numpy(self.hash.spread(by_label, np.sqrt(counts + 1))).to(self.logit_adjustment)
-
-    @torch.no_grad()
-    def set_logit_adjustment(self, offsets: Tensor | float) -> None:
-        """Put offsets into `bucket_bias`, in place of a former adjustment.
-
-        Args:
-            offsets: [R, B], as `logit_offsets` returns them. 0 removes a former adjustment.
-
-        Example:
-            >>> import torch, mach_ext
-            >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
-            >>> model.set_logit_adjustment(torch.ones(8, 8))
-            >>> model.set_logit_adjustment(3 * torch.ones(8, 8))
-            >>> model.logit_adjustment[0, 0].item()
-            3.0
-        """
-        self.bucket_bias.sub_(self.logit_adjustment)
-        self.logit_adjustment.copy_(torch.as_tensor(offsets))
-        self.bucket_bias.add_(self.logit_adjustment)
-
-    @memory_errors("pass fewer documents at a time")
-    def encode(
-        self,
-        values: Tensor,  # [nnz]
-        indices: Tensor,  # [nnz]
-        indptr: Tensor,  # [N + 1]
-        *,
-        sparse_grad: bool = False,
-        validate: bool = True,
-        dropout: Dropout = None,
-    ) -> Tensor:  # [N, H] or, with independent encoders, [N, R, H]
-        """Return the hidden units of documents, which the bucket classifiers take.
-
-        Linear MACH has no hidden units, so it has no use for this method.
-
-        Args:
-            values: Non-zeros of the documents, [nnz].
-            indices: Feature of each non-zero, [nnz].
-            indptr: Start of each document, [N + 1].
-            sparse_grad: As in `forward`.
-            validate: As in `forward`.
-            dropout: As in `forward`.
-
-        Returns:
-            [N, H], or [N, R, H] with independent encoders.
-
-        Raises:
-            ValueError: The model is linear, or the documents are not valid.
-            TypeError: The documents have a wrong dtype.
-
-        Example:
-            >>> import torch, mach_ext
-            >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
-            >>> X = torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), torch.tensor([0, 2])
-            >>> model.encode(*X).shape
-            torch.Size([1, 4])
-        """
-        if self.is_linear:
-            raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
-        hidden = F.sparse_linear(
-            self.drop_features(values, dropout=dropout),
-            indices,
-            indptr,
-            self.encoder_weight,
-            self.encoder_bias,
-            "relu",
-            sparse_grad,
-            validate=validate,
-        )
-        return self.encode_hidden(hidden, dropout=dropout)
-
-    def encode_hidden(self, hidden: Tensor, *, dropout: Dropout = None) -> Tensor:
-        """Apply what follows the sparse layer of `encode`: dropout and a second layer, if there is one.
-
-        Args:
-            hidden: Output of the sparse layer, [N, H] or [N, R * H].
-            dropout: As in `forward`.
-
-        Returns:
-            [N, H], or [N, R, H] with independent encoders.
-
-        Example:
-            >>> import torch, mach_ext
-            >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=(4, 3))
-            >>> model.encode_hidden(torch.ones(1, 4)).shape
-            torch.Size([1, 3])
-        """
-        if self.encoder == "independent":
-            hidden = hidden.unflatten(1, (self.num_repetitions, self.hidden_sizes[0]))
-        hidden = drop(hidden, self.hidden_dropout, dropout, self.training)
-        if len(self.hidden_sizes) == 2:
-            hidden = F.bucket_logits(hidden, self.hidden_weight, self.hidden_bias).relu()
-            if self.encoder == "shared":
-                hidden = hidden.squeeze(1)
-            hidden = drop(hidden, self.hidden_dropout, dropout, self.training)
-        return hidden
 
     @memory_errors("pass fewer documents at a time")
     def forward(
@@ -544,7 +314,8 @@ class MACH(nn.Module):
                 validate=validate, precision=precision,
             )  # fmt: skip
         hidden = self.encode(*X, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
-        return F.bucket_logits(hidden, self.bucket_weight, self.bucket_bias, precision=precision)
+        logits: Tensor = self.head(hidden, precision=precision)
+        return logits
 
     @memory_errors("pass fewer documents at a time")
     def loss(
@@ -593,15 +364,18 @@ class MACH(nn.Module):
             3.0142
         """
         if not torch.compiler.is_compiling() and is_distributed():
-            check_wrapper(self, sparse_grad)
-        weight, bias, labels = self.bucket_weight, self.bucket_bias, (label_indices, label_indptr)
+            call = "ddp(values, indices, indptr, label_indices, label_indptr)"
+            check_wrapper("MACH.loss", self, call, sparse_grad)
+        labels = (label_indices, label_indptr)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
+            weight, bias = self.bucket_weight, self.bucket_bias
             return F.linear_bucket_bce(*X, weight, bias, *labels, self.hash, sparse_grad, validate=validate)
         hidden = self.encode(
             values, indices, indptr, sparse_grad=sparse_grad, validate=validate, dropout=dropout
         )
-        return F.bucket_bce(hidden, weight, bias, *labels, self.hash, validate=validate)
+        loss: Tensor = self.head(hidden, labels, validate=validate)
+        return loss
 
     @memory_errors("pass fewer documents at a time or fewer labels")
     def label_logits(
@@ -640,12 +414,12 @@ class MACH(nn.Module):
             >>> model.label_logits(*X, torch.tensor([7, 9, 11])).shape
             torch.Size([1, 3, 8])
         """
-        weight, bias = self.bucket_weight, self.bucket_bias
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
+            weight, bias = self.bucket_weight, self.bucket_bias
             return F.linear_label_logits(*X, weight, bias, self.hash, labels, validate=validate)
         hidden = self.encode(values, indices, indptr, validate=validate, dropout=dropout)
-        return F.label_logits(hidden, weight, bias, self.hash, labels, validate=validate)
+        return self.head.label_logits(hidden, labels, validate=validate)
 
     @memory_errors("pass fewer documents at a time or fewer labels")
     def label_scores(
@@ -686,8 +460,7 @@ class MACH(nn.Module):
             >>> model.label_scores(*X, torch.tensor([7]), score="model")  # an untrained model: 1 / B
             tensor([[0.1250]], grad_fn=<_MergeScoresBackward>)
         """
-        if score not in ("logit", "model"):
-            raise ValueError(f'MACH.label_scores: score must be "logit" or "model", got {score!r}')
+        check_score("MACH.label_scores", score)
         logits = self.label_logits(values, indices, indptr, labels, validate=validate, dropout=dropout)
         merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return merge.label_scores(logits)
@@ -733,10 +506,8 @@ class MACH(nn.Module):
             torch.Size([1, 3])
         """
         X = (values, indices, indptr)
-        if precision == "bfloat16":
-            best = _prediction.rounded_topk(self, X, k, validate, dropout)
-            if best is not None:
-                return best
+        if precision == "bfloat16" and not self.is_linear and self._owns_logits(inputs=True):
+            return self.head.topk(self.encode(*X, validate=validate, dropout=dropout), k, precision=precision)
         options = _prediction.precision_option(precision)
         logits = self(*X, validate=validate, dropout=dropout, **options)
         return MODEL_MERGES[self.merge].topk(logits, self.hash, k, overwrite=self._owns_logits())
@@ -782,36 +553,13 @@ class MACH(nn.Module):
         """
         return _prediction.predict(self, X, k, batch_size, precision)
 
-    def drop_features(self, values: Tensor, *, dropout: Dropout = None) -> Tensor:
-        """Apply feature dropout to the values of documents.
-
-        Args:
-            values: Non-zeros of the documents, [nnz].
-            dropout: As in `forward`.
-
-        Returns:
-            The values, [nnz]. Those that are dropped are 0, and the others are scaled up.
-
-        Example:
-            >>> import torch, mach_ext
-            >>> model = mach_ext.MACH(10, 20, 8, 8, hidden_size=4, feature_dropout=0.5)
-            >>> kept = model.drop_features(torch.ones(1000), dropout=torch.Generator().manual_seed(0))
-            >>> kept.unique()
-            tensor([0., 2.])
-        """
-        return drop(values, self.feature_dropout, dropout, self.training)
-
     def _owns_logits(self, inputs: bool = False) -> bool:
         """Return whether nobody but `topk` sees the logits of `forward`, so that it may overwrite them.
 
         With `inputs`, also whether nobody sees the arguments of `forward`.
         """
-        of_all = torch.nn.modules.module
-        hooks = self._forward_hooks or of_all._global_forward_hooks
-        if inputs:
-            hooks = hooks or self._forward_pre_hooks or of_all._global_forward_pre_hooks
-        forward, call = getattr(self.forward, "__func__", None), type(self).__call__
-        return forward is _FORWARD and call is nn.Module.__call__ and not hooks
+        alone = _prediction.owns_logits(self, _FORWARD, inputs)
+        return alone and (self.is_linear or self.head.owns_logits())
 
     # -------------------------------------------------------------------------------------- model folder
 
@@ -879,59 +627,24 @@ class MACH(nn.Module):
             >>> bool((mach_ext.load(folder).encoder_weight - model.encoder_weight).abs().max() < 0.00501)
             True
         """
-        _model_folder.save(self, Path(path), quantization_step)
+        _model_folder.save("MACH.save", self, Path(path), quantization_step)
 
 
 _FORWARD = MACH.forward  # Code of others may replace it in the class.
-
-
-class FirstLayer(NamedTuple):
-    """The weights that take the documents, in C parts.
-
-    An encoder is a single part, so C = 1. In linear MACH each repetition is a part, so C = R.
-
-    Attributes:
-        weight: [C, D, M], the weights.
-        bias: [C, M], the biases.
-
-    Example:
-        >>> import mach_ext
-        >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=0)
-        >>> weight, bias = mach_ext.nn.first_layer(model)
-        >>> weight.shape, bias.shape
-        (torch.Size([8, 10, 6]), torch.Size([8, 6]))
-    """
-
-    weight: Tensor  # [C, D, M]
-    bias: Tensor  # [C, M]
-
-
-def first_layer(model: MACH) -> FirstLayer:
-    """Return detached views of the first layer, which give pre-activations [N, C, M] of documents.
-
-    An encoder is one part. It is M = H1 columns wide, or R * H1 if the encoders are independent. Unit h of
-    repetition r is then column r * H1 + h. In linear MACH each repetition is a part, M = B columns wide.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The weight [C, D, M] and the bias [C, M].
-
-    Example:
-        >>> import mach_ext
-        >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=6, hidden_size=4)
-        >>> mach_ext.nn.first_layer(model).weight.shape
-        torch.Size([1, 10, 4])
-    """
-    if model.is_linear:
-        return FirstLayer(model.bucket_weight.detach(), model.bucket_bias.detach())
-    return FirstLayer(model.encoder_weight.detach()[None], model.encoder_bias.detach()[None])
+_OF_HEAD = {"bucket_weight", "bucket_bias", "logit_adjustment", "hash", "merge"}
+# Names in the state of a model of before it had a head, and what the head calls them.
+_FORMER_NAMES = {
+    "bucket_weight": "bucket_weight",
+    "bucket_bias": "bucket_bias",
+    "logit_adjustment": "logit_adjustment",
+    "hash.fingerprint": "hash.fingerprint",
+    "hash_fingerprint": "hash.fingerprint",
+}
 
 
 @memory_errors("free memory first, or make a smaller model")
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MACH:
-    """Read a model folder that `MACH.save` wrote, and return the model in eval mode.
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
+    """Read a folder that `MACH.save` or `MACHHead.save` wrote, and return the model or head in eval mode.
 
     On the CPU, weights that were saved uncompressed stay in their file, which is mapped. Processes that load
     the same model share this memory until they change it. Compressed weights become memory of each process.
@@ -944,7 +657,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
         device: Where to put the model.
 
     Returns:
-        The model, in eval mode.
+        The `MACH` or the `MACHHead`, in eval mode.
 
     Raises:
         ValueError: Something is missing, truncated, edited or of another format. The message names the file
@@ -958,4 +671,4 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MA
         >>> mach_ext.load(folder).num_labels
         20
     """
-    return _model_folder.load(MACH, Path(path), device)
+    return _model_folder.load({"model": MACH, "head": MACHHead}, Path(path), device)

@@ -664,7 +664,7 @@ def test_state_of_before_hashes_had_one_is_taken():
     assert OwnModel(LabelHash(100, 50, 8)).load_state_dict(former) == ([], [])
     model, wrong = mach_ext.MACH(9, 30, 8, 8, hidden_size=4), mach_ext.MACH(9, 30, 8, 8, 4, seed=1)
     former = dict(model.state_dict())
-    former["hash_fingerprint"] = former.pop("hash.fingerprint")
+    former["hash_fingerprint"] = former.pop("head.hash.fingerprint")
     mach_ext.MACH(9, 30, 8, 8, hidden_size=4).load_state_dict(former)
     before = copy.deepcopy(wrong.state_dict())
     with pytest.raises(RuntimeError, match="the weights are of label hash L=30 B=8 R=8 seed=0, this m"):

@@ -262,11 +262,11 @@ def test_bfloat16_is_for_pruned_and_parametrized_models_too(name, weight):
         getattr(model, weight).mul_(2)
     expected = model.predict(X, k=5, precision="bfloat16")[0]
     parametrized = model_of(name)
-    torch.nn.utils.parametrize.register_parametrization(parametrized, weight, Doubled())
+    torch.nn.utils.parametrize.register_parametrization(parametrized.head, weight, Doubled())
     scores = parametrized.predict(X, k=5, precision="bfloat16")[0]
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
-    torch.nn.utils.prune.identity(pruned, weight)
+    torch.nn.utils.prune.identity(pruned.head, weight)
     expected = model_of(name).predict(X, k=5, precision="bfloat16")[0]
     scores = pruned.predict(X, k=5, precision="bfloat16")[0]
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
@@ -448,7 +448,7 @@ def test_the_adjustment_is_kept_with_the_model(step, tmp_path):
     part = {"encoder_weight": again.encoder_weight.detach().clone()}
     again.load_state_dict(part, strict=False)  # the bias stays, and so does what is known of it
     assert again.logit_adjustment.any()
-    former = {k: v for k, v in loaded.state_dict().items() if k != "logit_adjustment"}
+    former = {k: v for k, v in loaded.state_dict().items() if k != "head.logit_adjustment"}
     again.load_state_dict(former)  # of before there was one
     assert not again.logit_adjustment.any()
 
@@ -524,7 +524,7 @@ def compressed(model, folder, step=STEP):
 def test_compressed_weights_are_the_nearest_multiples(name, step, tmp_path):
     model = randomise(build(name))
     loaded = compressed(model, tmp_path, step)
-    first = "bucket_weight" if model.is_linear else "encoder_weight"
+    first = "head.bucket_weight" if model.is_linear else "encoder_weight"
     for (weight, ours), theirs in zip(loaded.named_parameters(), model.parameters(), strict=True):
         assert ours.dtype == torch.float32
         if weight.endswith("bias"):

@@ -19,6 +19,7 @@ from mach_ext._model_folder.record import (
 from mach_ext._model_folder.saving import STEP, save
 from mach_ext._model_folder.tensors import (
     Header,
+    named_weights,
     read_tensors,
     safetensors_dtype,
     save_tensors,
@@ -35,6 +36,7 @@ __all__ = [
     "is_compressed",
     "load",
     "lock",
+    "named_weights",
     "parameter_shapes",
     "read_model_record",
     "read_tensors",

@@ -6,29 +6,27 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mach_ext import compression
 from mach_ext._memory import check_memory
-from mach_ext._model_folder.record import Shape, parameter_shapes, read_model_record
+from mach_ext._model_folder.record import Shape, configuration_of, parameter_shapes, read_model_record
 from mach_ext._model_folder.saving import ADVICE
 from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, read_tensors
 from mach_ext.data.files import open_file
 from mach_ext.hashing import LabelHash
 
-_Model = TypeVar("_Model")
-
 # A label hash with a table of so many bytes must agree with the other files about the labels.
 _LARGE = 1 << 26
 
 
-def load(make: Callable[..., _Model], folder: Path, device: torch.device | str) -> _Model:
-    """Implement `mach_ext.load`, where `make` is the constructor of the model."""
+def load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.device | str) -> Any:
+    """Implement `mach_ext.load`, where `make` has the constructors of "model" and "head"."""
     while True:
         stamp = _stamp(folder)
         try:
@@ -51,25 +49,25 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_ctime_ns, status.st_mtime_ns
 
 
-def _load(make: Callable[..., _Model], folder: Path, device: torch.device | str) -> _Model:
+def _load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.device | str) -> Any:
     record = read_model_record(folder)
     attached = {name: _read_attachment(folder / file) for name, file in record["attachments"].items()}
     tensors = _read_weights(folder, record)
     try:
         label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
         with torch.device("meta"):  # Its parameters become those of the file.
-            model: Any = make(**record["model"], hash=label_hash)
+            kind = "head" if "head" in record else "model"
+            model = make[kind](**record[kind], hash=label_hash)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
     model.load_parameters(tensors, assign=True)
     model.attachments = attached
-    loaded: _Model = model.eval().to(device)
-    return loaded
+    return model.eval().to(device)
 
 
 def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     file, steps = folder / record["weights"]["file"], record["weights"].get("steps", {})
-    shapes = parameter_shapes(record["model"])
+    shapes = parameter_shapes(configuration_of(record))
     tensors = read_tensors(
         file,
         "truncated or edited",
@@ -93,7 +91,7 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
     R, B = shapes["bucket_bias"]
     expected = dict(shapes)
     if record["hash"]["kind"] == "table":
-        expected["hash.buckets"] = (R, record["model"]["num_labels"])
+        expected["hash.buckets"] = (R, configuration_of(record)["num_labels"])
     if "logit_adjustment" in header:
         expected["logit_adjustment"] = (R, B)
     shapes_held = {name: shape for name, (_, shape) in header.items()}
@@ -117,7 +115,7 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
 def _label_hash(
     folder: Path, record: dict[str, Any], table: Tensor | None, attached: dict[str, bytes]
 ) -> LabelHash:
-    L, B, R = (record["model"][f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
+    L, B, R = (configuration_of(record)[f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
     if table is not None:
         return LabelHash.from_buckets(table, B)
     if 4 * L * R >= _LARGE:

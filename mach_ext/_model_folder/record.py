@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 from mach_ext.data.records import ANY, check_record, digest_of, read_record
 
 # The formats of a model folder. Format 1 has uncompressed weights, and format 2 has compressed weights.
-# Format 3, which `save` writes, has either. Its attachments also say how documents become rows.
-FORMATS = (1, 2, 3)
+# Format 3 has either. Its attachments also say how documents become rows. Format 4, which `save` writes, also
+# says whether it holds a model or a head alone.
+FORMATS = (1, 2, 3, 4)
 ATTACHMENT = re.compile(r"[\w-]+\.\w+")
 # The names of files that `save` writes beside model.json. Only such files are ever deleted, and only if a
 # record names them.
@@ -33,9 +34,17 @@ MODEL_SCHEMA = {
     "feature_dropout": float,
     "hidden_dropout": float,
 }
+_HEAD_SCHEMA = {
+    "in_features": _size,
+    "num_labels": range(1, 2**31 - 1),
+    "num_repetitions": _size,
+    "num_buckets": range(2, 2**31),
+    "merge": str,
+    "seed": int,
+    "per_repetition": bool,
+}
 _SCHEMA = {
     "format": int,
-    "model": MODEL_SCHEMA,
     "hash": {"kind": {"seeded", "table"}, "seed": (int, type(None))},
     "weights": {"file": str, "sha256": SHA256, "steps?": {"*": float}},
     "attachments": {"*": str},
@@ -57,8 +66,10 @@ def read_model_record(folder: Path) -> dict[str, Any]:
         what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
     if type(record["format"]) is not int or record["format"] not in FORMATS:
-        raise ValueError(f"{file}: format must be 1 to 3 for this mach_ext, got {record['format']!r}")
-    check_record(record, f"{file}: not a model record", _SCHEMA)
+        raise ValueError(f"{file}: format must be 1 to 4 for this mach_ext, got {record['format']!r}")
+    is_head = record["format"] >= 4 and "head" in record
+    schema = {"head": _HEAD_SCHEMA} if is_head else {"model": MODEL_SCHEMA}
+    check_record(record, f"{file}: not a model record", _SCHEMA | schema)
     if record["sha256"] != digest_of(record):
         raise ValueError(f"{file}: edited: its contents do not match their SHA-256")
     if record["weights"]["file"] != own_name("weights.safetensors", record["weights"]["sha256"]):
@@ -100,17 +111,27 @@ def files_of(folder: Path) -> set[str]:
     return {record["weights"]["file"], *record["attachments"].values()}
 
 
+def configuration_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the constructor arguments of the model or head that a record describes."""
+    configuration: dict[str, Any] = record["head"] if "head" in record else record["model"]
+    return configuration
+
+
 def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
-    """Return the shapes of the parameters of a model with this configuration.
+    """Return the shapes of the parameters of a model or head with this configuration.
 
     No model is made for this, because a damaged record may claim any size.
     """
-    D, R, B = (configuration[f"num_{name}"] for name in ("features", "repetitions", "buckets"))
-    sizes = configuration["hidden_size"] or []
-    copies = R if configuration["encoder"] == "independent" else 1
+    R, B = (configuration[f"num_{name}"] for name in ("repetitions", "buckets"))
     shapes: dict[str, Shape] = {}
-    if sizes:
-        shapes |= {"encoder_weight": (D, copies * sizes[0]), "encoder_bias": (copies * sizes[0],)}
-    if len(sizes) > 1:
-        shapes |= {"hidden_weight": (copies, *sizes), "hidden_bias": (copies, *sizes[1:])}
-    return shapes | {"bucket_weight": (R, sizes[-1] if sizes else D, B), "bucket_bias": (R, B)}
+    if "in_features" in configuration:
+        last = configuration["in_features"]
+    else:
+        last, sizes = configuration["num_features"], configuration["hidden_size"] or []
+        copies = R if configuration["encoder"] == "independent" else 1
+        if sizes:
+            shapes |= {"encoder_weight": (last, copies * sizes[0]), "encoder_bias": (copies * sizes[0],)}
+        if len(sizes) > 1:
+            shapes |= {"hidden_weight": (copies, *sizes), "hidden_bias": (copies, *sizes[1:])}
+        last = sizes[-1] if sizes else last
+    return shapes | {"bucket_weight": (R, last, B), "bucket_bias": (R, B)}

@@ -14,7 +14,13 @@ from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
 from mach_ext._model_folder.protocol import SavableModel
 from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name
-from mach_ext._model_folder.tensors import check_dtypes, check_finite, save_tensors, tensors_digest
+from mach_ext._model_folder.tensors import (
+    check_dtypes,
+    check_finite,
+    named_weights,
+    save_tensors,
+    tensors_digest,
+)
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.json_text import write_json
 from mach_ext.data.records import seal
@@ -25,25 +31,26 @@ _FINER = 64  # Weights that take hidden units are few, so their step is so many 
 ADVICE = "free memory first, or make a smaller model"
 
 
-def save(model: SavableModel, folder: Path, step: float | None) -> None:
-    """Implement `MACH.save`."""
+def save(op: str, model: SavableModel, folder: Path, step: float | None) -> None:
+    """Implement `MACH.save` and `MACHHead.save`, which messages call `op`."""
     attached = {}
     for name, content in model.attachments.items():
         if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):
-            raise ValueError(f"MACH.save: an attachment must be bytes, named like labels.json, got {name!r}")
+            raise ValueError(f"{op}: an attachment must be bytes, named like labels.json, got {name!r}")
         attached[name] = own_name(name, hashlib.sha256(content).hexdigest())
-    steps = {} if step is None else _steps(model, step)
-    tensors = _tensors_of(model, steps)
+    steps = {} if step is None else _steps(op, model, step)
+    tensors = _tensors_of(op, model, steps)
     digest = tensors_digest(tensors)
     weights = {"file": own_name("weights.safetensors", digest), "sha256": digest}
+    configuration = model.configuration()
     record = {
         "format": FORMATS[-1],
-        "model": model.configuration(),
+        ("model" if "num_features" in configuration else "head"): configuration,
         "hash": {"kind": "table" if model.hash.seed is None else "seeded", "seed": model.hash.seed},
         "weights": weights | ({"steps": steps} if steps else {}),
         "attachments": attached,
     }
-    with lock(folder, "MACH.save"), replacing(folder, {weights["file"], *attached.values()}):
+    with lock(folder, op), replacing(folder, {weights["file"], *attached.values()}):
         save_tensors(folder / weights["file"], tensors)
         for name, file in attached.items():
             with atomic_write(folder / file) as out:
@@ -51,38 +58,38 @@ def save(model: SavableModel, folder: Path, step: float | None) -> None:
         write_json(folder / "model.json", seal(record))
 
 
-def _tensors_of(model: SavableModel, steps: dict[str, float]) -> dict[str, Tensor]:
+def _tensors_of(op: str, model: SavableModel, steps: dict[str, float]) -> dict[str, Tensor]:
     """Return the tensors of a model to write, by name. Weights with a step become streams of bytes."""
-    moved = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cpu)
-    check_memory("MACH.save: a copy of the weights on the CPU", moved, ADVICE)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-    check_dtypes("MACH.save", {name: tensor.dtype for name, tensor in tensors.items()})
+    weights = {name: parameter.detach() for name, parameter in named_weights(model).items()}
+    moved = sum(weight.nbytes for weight in weights.values() if not weight.is_cpu)
+    check_memory(f"{op}: a copy of the weights on the CPU", moved, ADVICE)
+    tensors = {name: weight.cpu().contiguous() for name, weight in weights.items()}
+    check_dtypes(op, {name: tensor.dtype for name, tensor in tensors.items()})
     if steps:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
     if model.logit_adjustment.any():
         tensors["logit_adjustment"] = model.logit_adjustment.to(tensors["bucket_bias"])
-    check_finite("MACH.save", tensors, " and fit float32" if steps else "")
+    check_finite(op, tensors, " and fit float32" if steps else "")
     for name, step in steps.items():
         try:
             tensors[name] = compression.encode(tensors[name], step)
         except ValueError as error:
-            raise ValueError(f"MACH.save: {name}: {error}") from None
+            raise ValueError(f"{op}: {name}: {error}") from None
     if model.hash.seed is None:
         model.hash.check_contents()
         tensors["hash.buckets"] = model.hash.buckets.cpu()
     return tensors
 
 
-def _steps(model: SavableModel, step: float) -> dict[str, float]:
+def _steps(op: str, model: SavableModel, step: float) -> dict[str, float]:
     """Return the quantization step of each weight. Biases have none."""
-    rule = "MACH.save: quantization_step must be None or"
+    rule = f"{op}: quantization_step must be None or"
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
         raise TypeError(f"{rule} a number, got {type(step).__name__}")
     if not 0 < step <= torch.finfo(torch.float32).max:
-        raise ValueError(
-            f"MACH.save: quantization_step must be None or a finite number above 0, got {step!r}"
-        )
+        raise ValueError(f"{op}: quantization_step must be None or a finite number above 0, got {step!r}")
     step = float(step)
-    first = "bucket_weight" if model.is_linear else "encoder_weight"
-    names = (name for name, _ in model.named_parameters() if name.endswith("weight"))
+    is_linear = model.configuration().get("hidden_size") == 0
+    first = "bucket_weight" if is_linear else "encoder_weight"
+    names = (name for name in named_weights(model) if name.endswith("weight"))
     return {name: step if name == first else step / _FINER for name in names}

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from mach_ext._memory import check_room, memory_shortage
 from mach_ext._model_folder.record import Shape
@@ -32,6 +32,11 @@ _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 Header: TypeAlias = dict[str, tuple[str, Shape]]  # dtype and shape of each tensor of a file, by name
+
+
+def named_weights(model: Any) -> dict[str, nn.Parameter]:
+    """Return the parameters by their names in files, which are older than the head of a model."""
+    return {name.removeprefix("head."): parameter for name, parameter in model.named_parameters()}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ Json = Annotated[bool, switch("--json", panel="Output", help="Print JSON.")]
 def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
     """Show what a run is: its shape, parameters, memory, label collisions and training record."""
     from mach_ext import runs
+    from mach_ext._model_folder import named_weights
 
     opened = runs.Run.open(model_path)
     record, model = opened.info(), opened.model
@@ -26,7 +27,7 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
     show(f"{escaped(str(opened.folder))}\n{model}")
     total = sum(p.numel() for p in model.parameters())
     show(f"\nparameters  {total:,}")
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_weights(model).items():
         show(f"  {name:<16}{list(parameter.shape)!s:<24}{parameter.numel():>16,}  {parameter.dtype}")
     show(f"\n{'memory, batches of 256 documents':<42}{'CPU':>12}{'CUDA':>12}")
     for name, size in record["memory"]["cpu"].items():

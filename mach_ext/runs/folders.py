@@ -18,11 +18,14 @@ def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> n
     """Loads the model of a folder. The message for a folder without a model says which argument to change."""
     check_utf8(spell(argument), folder)
     try:
-        return nn.load(folder, device)
+        model = nn.load(folder, device)
     except ValueError as error:
         if (folder / "model.json").exists():
             raise
         raise ValueError(f"{error} ({spell(argument)} names the folder of a run)") from None
+    if not isinstance(model, nn.MACH):
+        raise ValueError(f"{folder}: holds a head alone; commands and runs need a whole model")
+    return model
 
 
 def newest_run() -> Path:

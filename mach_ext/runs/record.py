@@ -251,7 +251,7 @@ def _model_and_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the constructor arguments and `run.json` of the model in a folder, or empty dictionaries."""
     with contextlib.suppress(OSError, ValueError):
         record = read_model_record(folder)
-        if "run.json" in record["attachments"]:
+        if "model" in record and "run.json" in record["attachments"]:
             with open_file(folder / record["attachments"]["run.json"]) as file:
                 return record["model"], parse_record(file.read(), "run.json", kept.RUN)
     return {}, {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext import _ops, nn, training
+from mach_ext._model_folder import named_weights
 from mach_ext.data.records import ANY, read_record
 
 
@@ -17,7 +18,7 @@ def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "model": model.configuration(),
-        "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
+        "parameters": {name: list(p.shape) for name, p in named_weights(model).items()},
         "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": hash,
         "operators": {"cpu": _ops.cpu_isa(), "cuda": _ops.CUDA_FAULT or "loaded"},

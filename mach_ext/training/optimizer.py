@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from mach_ext import optim
+from mach_ext._model_folder import named_weights
 from mach_ext.nn import MACH
 from mach_ext.training.hyperparameters import Hyperparameters
 
@@ -13,7 +14,7 @@ RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
 
 def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
     """Return the optimiser of all parameters, for documents of this length."""
-    named = dict(model.named_parameters())
+    named = named_weights(model)
     linear, adam = model.is_linear, settings.optimizer == "adam"
     rows = named.pop("bucket_weight" if linear else "encoder_weight")
     rate = settings.learning_rate if linear else settings.encoder_learning_rate

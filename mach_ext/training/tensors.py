@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mach_ext import optim
-from mach_ext._model_folder import Header, read_tensors, safetensors_dtype
+from mach_ext._model_folder import Header, named_weights, read_tensors, safetensors_dtype
 from mach_ext.nn import MACH
 from mach_ext.training.checkpoint import CHECKPOINT
 from mach_ext.training.optimizer import RowOptimizer
@@ -16,7 +16,7 @@ from mach_ext.training.optimizer import RowOptimizer
 
 def run_tensors(model: MACH, optimizer: RowOptimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the optimiser's state by name, on the CPU: tensors and plain numbers."""
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in named_weights(model).items()}
     scalars: dict[str, Any] = {}
     for i, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -63,7 +63,7 @@ def load_run_tensors(file: Path, record: dict[str, Any], model: MACH, optimizer:
 def _expected_tensors(model: MACH, optimizer: RowOptimizer) -> dict[str, tuple[str, tuple[int, ...]] | None]:
     """Return dtype and shape of everything that a checkpoint may hold, by name. Numbers have None."""
     expected: dict[str, tuple[str, tuple[int, ...]] | None] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_weights(model).items():
         expected[f"model.{name}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
     groups = optimizer.param_groups
     for i, parameter in enumerate(p for group in groups for p in group["params"]):

@@ -183,7 +183,7 @@ class MACHHead(_HashedLabels):
             >>> head = mach_ext.MACHHead(4, 20, num_repetitions=8, num_buckets=8)
             >>> _ = head.bucket_bias.data.zero_()
             >>> head.reset_biases()
-            >>> head.bucket_bias[0, 0].sigmoid().item()
+            >>> round(head.bucket_bias[0, 0].sigmoid().item(), 4)
             0.125
         """
         self.logit_adjustment.zero_()
@@ -306,8 +306,8 @@ class MACHHead(_HashedLabels):
             >>> hidden = torch.zeros(2, 4)
             >>> csr = torch.tensor([7, 3, 9]), torch.tensor([0, 1, 3])
             >>> padded = torch.tensor([[7, -100], [3, 9]])
-            >>> [round(head.loss(hidden, labels).item(), 4) for labels in (csr, padded, [[7], [3, 9]])]
-            [3.9872, 3.9872, 3.9872]
+            >>> [round(head.loss(hidden, labels).item(), 2) for labels in (csr, padded, [[7], [3, 9]])]
+            [3.99, 3.99, 3.99]
         """
         op = "MACHHead.loss"
         if reduction not in REDUCTIONS:

@@ -28,9 +28,9 @@ PUBLIC = {
     "certify.certify",
     "cli.run",  # the commands, whose parameters are their options
     "explain.integrated_gradients",
-    "functional._LinearBucketBCE.forward",
     "functional.bucket_forward",
     "functional.linear_bucket_bce",
+    "head.MACHHead.__init__",
     "nn.MACH.__init__",
     "nn.MACH.forward",
     "runs.Run.attack",

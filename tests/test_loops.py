@@ -343,7 +343,8 @@ def test_nan_parameters_are_named(name, bad):
     for parameter_name, parameter in build(name).named_parameters():
         model = build(name)
         model.get_parameter(parameter_name).data.fill_(bad)
-        rule = rf"the model's {parameter_name} must be finite, got {parameter.numel()} of {parameter.numel()}"
+        shown = parameter_name.removeprefix("head.")
+        rule = rf"the model's {shown} must be finite, got {parameter.numel()} of {parameter.numel()}"
         calls = {
             r"MACH\.predict": lambda: model.predict(X, 3),  # noqa: B023
             "integrated_gradients": lambda: explain.integrated_gradients(model, X[0], [3]),  # noqa: B023

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +49,8 @@ def bucket_bce(
     z is `bucket_logits(hidden, weight, bias)`. P(n, r) is the *set* of buckets of document n's labels in
     repetition r, so two labels in a bucket count once. The repetitions are computed in groups, so a large
     [N, R, B] is never held. A group of several has at most 64 MiB of logits on CUDA, and 512 KiB on the CPU.
-    Gradients are computed in the same pass.
+    Gradients are computed in the same pass, and
+    the backward pass gives them away. So they are held once.
 
     Args:
         hidden: As in `bucket_logits`.
@@ -143,7 +147,7 @@ def linear_bucket_bce(
     N = indptr.shape[0] - 1
     labels = check_label_csr(op, label_indices, label_indptr, N, values.device, hash, validate)
     loss: Tensor = _LinearBucketBCE.apply(
-        values, indices, indptr, weight, bias, *labels, hash.buckets, sparse_grad
+        sparse_grad, values, indices, indptr, weight, bias, *labels, hash.buckets
     )
     return check_answer(loss, hash, validate)
 
@@ -155,89 +159,147 @@ class _BucketBCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, label_indices, label_indptr, buckets):  # type: ignore[no-untyped-def]
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        N, (R, _, B) = hidden.shape[0], weight.shape
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
-        grad_weight = weight.new_empty(weight.shape) if needs_weight else None
-        grad_bias = bias.new_empty(bias.shape) if needs_bias else None
-        loss = hidden.new_zeros((), dtype=torch.float64)
-        # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a
-        # new graph for every N.
-        scale = 1 / R if needs_hidden or needs_weight or needs_bias else None
-        targets = Targets(buckets, label_indices, label_indptr, scale)
-        with own_precision(hidden.device):
-            for at in groups(R, group_size(N, B, hidden.element_size(), hidden.device)):
-                group = Group(of_group(hidden, at), weight[at])
-                outputs = (group.new_logits(hidden.dtype), None, _slice(grad_bias, at))
-                gradient, losses = bce_of_group(group, _slice(bias, at), targets, at, *outputs)
-                loss += losses.sum()
-                if grad_hidden is not None:
-                    group.add_grad_hidden(gradient, of_group(grad_hidden, at))
-                if grad_weight is not None:
-                    group.write_grad_weight(gradient, grad_weight[at])
-        ctx.num_documents = N
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        return (loss / (N * R)).to(hidden.dtype)
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        total, gradients = _loss_and_gradients(ctx.needs_input_grad[:3], *inputs)
+        hidden, weight = inputs[:2]
+        ctx.num_documents = len(hidden)
+        _keep(ctx, gradients, inputs)
+        return (total / (len(hidden) * len(weight))).to(hidden.dtype)
 
     @staticmethod
     @first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        grad = grad / ctx.num_documents
-        return *(None if g is None else grad * g for g in ctx.saved_tensors), None, None, None
+        gradients = _take(ctx, lambda *inputs: _loss_and_gradients(ctx.needs_input_grad[:3], *inputs)[1])
+        return *_scale(gradients, grad / ctx.num_documents), None, None, None
+
+
+def _loss_and_gradients(
+    needs: tuple[bool, bool, bool],  # whether hidden, weight and bias need a gradient
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label_indices: Tensor,
+    label_indptr: Tensor,
+    buckets: Tensor,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return N * R times the loss in float64, and N times its gradients."""
+    N, (R, _, B) = hidden.shape[0], weight.shape
+    grad_hidden = torch.zeros_like(hidden) if needs[0] else None
+    grad_weight = weight.new_empty(weight.shape) if needs[1] else None
+    grad_bias = None if bias is None or not needs[2] else bias.new_empty(bias.shape)
+    total = hidden.new_zeros((), dtype=torch.float64)
+    # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a new
+    # graph for every N.
+    targets = Targets(buckets, label_indices, label_indptr, 1 / R if any(needs) else None)
+    with own_precision(hidden.device):
+        for at in groups(R, group_size(N, B, hidden.element_size(), hidden.device)):
+            group = Group(of_group(hidden, at), weight[at])
+            outputs = (group.new_logits(hidden.dtype), None, _slice(grad_bias, at))
+            gradient, losses = bce_of_group(group, _slice(bias, at), targets, at, *outputs)
+            total += losses.sum()
+            if grad_hidden is not None:
+                group.add_grad_hidden(gradient, of_group(grad_hidden, at))
+            if grad_weight is not None:
+                group.write_grad_weight(gradient, grad_weight[at])
+    return total, [grad_hidden, grad_weight, grad_bias]
 
 
 class _LinearBucketBCE(torch.autograd.Function):
     """The autograd function of `linear_bucket_bce`: `sparse_linear` replaces the product with hidden."""
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, values, indices, indptr, weight, bias, label_indices, label_indptr, buckets, sparse_grad
-    ):
-        needs_values, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        N, R = indptr.shape[0] - 1, weight.shape[0]
-        X = (values, indices, indptr)
-        order = feature_order(indices, indptr, weight)
-        grad_values = torch.zeros_like(values) if needs_values else None
-        grad_bias = bias.new_empty(bias.shape) if needs_bias else None
-        grad_weight: Tensor | None = None
-        rows: Tensor | None = None
-
-        loss = values.new_zeros((), dtype=torch.float64)
-        # The scale is 1 / R for the reason given in _BucketBCE.
-        scale = 1 / R if needs_values or needs_weight or needs_bias else None
-        for at in groups(R, group_size(N, weight.shape[2], values.element_size(), values.device)):
-            grad = _ops.sparse_linear(*X, weight[at], _slice(bias, at), False, order)  # [N, G, B]
-            labels = (buckets[at], label_indices, label_indptr)
-            loss += _ops.bucket_bce(grad, None, *labels, scale, None, _slice(grad_bias, at)).sum()
-            if grad_values is not None:
-                grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[at])
-            if needs_weight and sparse_grad:
-                rows, grads = _ops.sparse_linear_grad_rows(grad, *X, weight.shape[1], order)
-                if grad_weight is None:  # as many rows in every repetition
-                    grad_weight = grads.new_empty(R, *grads.shape[1:])
-                grad_weight[at] = grads
-            elif needs_weight:
-                if grad_weight is None:
-                    grad_weight = torch.empty_like(weight)
-                grad_weight[at] = _ops.sparse_linear_grad_weight(grad, *X, weight.shape[1], order)
-        ctx.num_documents = N
-        ctx.weight_shape = weight.shape
-        ctx.save_for_backward(grad_values, grad_weight, rows, grad_bias)
-        return (loss / (N * R)).to(values.dtype)
+    def forward(ctx, sparse_grad, *inputs):  # type: ignore[no-untyped-def]
+        needs = tuple(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE)
+        total, gradients = _linear_loss_and_gradients(sparse_grad, needs, *inputs)
+        values, _, indptr, weight = inputs[:4]
+        ctx.num_documents = len(indptr) - 1
+        ctx.weight_shape, ctx.sparse_grad, ctx.needs = weight.shape, sparse_grad, needs
+        _keep(ctx, gradients, inputs)
+        return (total / (ctx.num_documents * len(weight))).to(values.dtype)
 
     @staticmethod
     @first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        grad = grad / ctx.num_documents
-        grad_values, grad_weight, rows, grad_bias = ctx.saved_tensors
-        grad_values, grad_weight, grad_bias = (
-            None if g is None else grad * g for g in (grad_values, grad_weight, grad_bias)
+        *gradients, rows = _take(
+            ctx, lambda *inputs: _linear_loss_and_gradients(ctx.sparse_grad, ctx.needs, *inputs)[1]
         )
+        grad_values, grad_weight, grad_bias = _scale(gradients, grad / ctx.num_documents)
         if rows is not None:
             assert grad_weight is not None
             grad_weight = row_sparse_tensor(rows, grad_weight, ctx.weight_shape)
-        return grad_values, None, None, grad_weight, grad_bias, None, None, None, None
+        return None, grad_values, None, None, grad_weight, grad_bias, None, None, None
+
+
+_DIFFERENTIABLE = (1, 4, 5)  # values, weight and bias among the arguments of _LinearBucketBCE
+
+
+def _linear_loss_and_gradients(
+    sparse_grad: bool,
+    needs: tuple[bool, ...],  # whether values, weight and bias need a gradient
+    values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *labels: Tensor,  # label_indices, label_indptr, buckets
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return N * R times the loss in float64, N times its gradients, and the rows of a sparse one."""
+    N, R = indptr.shape[0] - 1, weight.shape[0]
+    X, (label_indices, label_indptr, buckets) = (values, indices, indptr), labels
+    order = feature_order(indices, indptr, weight)
+    grad_values = torch.zeros_like(values) if needs[0] else None
+    grad_bias = None if bias is None or not needs[2] else bias.new_empty(bias.shape)
+    grad_weight: Tensor | None = None
+    rows: Tensor | None = None
+
+    total = values.new_zeros((), dtype=torch.float64)
+    scale = 1 / R if any(needs) else None  # for the reason given in _loss_and_gradients
+    for at in groups(R, group_size(N, weight.shape[2], values.element_size(), values.device)):
+        grad = _ops.sparse_linear(*X, weight[at], _slice(bias, at), False, order)  # [N, G, B]
+        targets = (buckets[at], label_indices, label_indptr)
+        total += _ops.bucket_bce(grad, None, *targets, scale, None, _slice(grad_bias, at)).sum()
+        if grad_values is not None:
+            grad_values += _ops.sparse_linear_grad_values(grad, indices, indptr, weight[at])
+        if needs[1] and sparse_grad:
+            rows, grads = _ops.sparse_linear_grad_rows(grad, *X, weight.shape[1], order)
+            if grad_weight is None:  # as many rows in every repetition
+                grad_weight = grads.new_empty(R, *grads.shape[1:])
+            grad_weight[at] = grads
+        elif needs[1]:
+            if grad_weight is None:
+                grad_weight = torch.empty_like(weight)
+            grad_weight[at] = _ops.sparse_linear_grad_weight(grad, *X, weight.shape[1], order)
+    return total, [grad_values, grad_weight, grad_bias, rows]
+
+
+# A weight's gradient is as large as the weight. So the backward pass gives away the gradients that the
+# forward pass has computed, and scales them in place. They are computed again if the graph is kept for
+# another backward pass. Under torch.compile a function may not change what it has saved.
+
+
+def _keep(ctx: Any, gradients: list[Tensor | None], inputs: tuple[Any, ...]) -> None:
+    """Keep the gradients, or under torch.compile save them."""
+    ctx.is_compiled = torch.compiler.is_compiling()
+    if ctx.is_compiled:
+        ctx.save_for_backward(*gradients)
+    else:
+        ctx.gradients = gradients
+        ctx.save_for_backward(*inputs)
+
+
+def _take(ctx: Any, compute: Callable[..., list[Tensor | None]]) -> list[Tensor | None]:
+    """Return the gradients, which are the caller's from now on unless the graph was compiled."""
+    if ctx.is_compiled:
+        return list(ctx.saved_tensors)
+    gradients, ctx.gradients = ctx.gradients, None
+    return compute(*ctx.saved_tensors) if gradients is None else gradients
+
+
+def _scale(gradients: list[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Multiply the gradients by a factor, in place unless the graph is compiled."""
+    if torch.compiler.is_compiling():
+        return [None if gradient is None else factor * gradient for gradient in gradients]
+    return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
 
 
 def _slice(t: Tensor | None, at: slice) -> Tensor | None:

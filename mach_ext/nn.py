@@ -48,7 +48,7 @@ from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
 from mach_ext.merges import Merge as Merge
 
-__all__ = ["ENCODERS", "MACH", "FirstLayer", "first_layer", "load"]
+__all__ = ["ENCODERS", "MACH", "FirstLayer", "first_layer", "linear_model", "load"]
 
 
 class MACH(_Encoder, _HashedLabels):
@@ -640,6 +640,41 @@ _FORMER_NAMES = {
     "hash.fingerprint": "hash.fingerprint",
     "hash_fingerprint": "hash.fingerprint",
 }
+
+
+def linear_model(head: MACHHead) -> MACH:
+    """Return the linear MACH that a head is, with the hidden units as its features.
+
+    It shares the head, so a change of either is a change of both. Functions for models then work for the
+    head: its documents are matrices [N, H] of hidden units.
+
+    Args:
+        head: A head whose hidden units are shared by the repetitions.
+
+    Raises:
+        TypeError: The argument is not a `MACHHead`.
+        ValueError: Each repetition has hidden units of its own.
+
+    Example:
+        >>> import torch, mach_ext
+        >>> head = mach_ext.MACHHead(4, 20, num_repetitions=8, num_buckets=6)
+        >>> hidden = torch.randn(3, 4)
+        >>> scores, labels = mach_ext.nn.linear_model(head).predict(hidden, k=2)
+        >>> labels.tolist() == head.topk(hidden, k=2)[1].tolist()
+        True
+    """
+    if not isinstance(head, MACHHead):
+        raise TypeError(f"linear_model: head must be a mach_ext.MACHHead, got {type(head).__name__}")
+    if head.per_repetition:
+        raise ValueError(
+            "linear_model: hidden units must be shared by the repetitions, got per_repetition=True"
+        )
+    sizes = (head.in_features, head.num_labels, head.num_repetitions, head.num_buckets)
+    with torch.device("meta"):  # The head takes the place of its own.
+        model = MACH(*sizes, hidden_size=0, merge=head.merge, seed=head.seed, hash=head.hash)
+    model.head, model.attachments = head, head.attachments
+    model.training = head.training  # `eval` and `train` would change the head.
+    return model
 
 
 @memory_errors("free memory first, or make a smaller model")

@@ -59,7 +59,7 @@ __all__ = [
 
 _MODULES = (
     "attack", "certify", "compression", "data", "explain", "functional", "hashing", "merges", "metrics",
-    "neighbors", "nn", "optim", "runs", "svm", "training",
+    "neighbors", "nn", "optim", "runs", "sklearn", "svm", "training",
 )  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",

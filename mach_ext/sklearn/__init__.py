@@ -15,6 +15,6 @@ Example:
     [['cat', 'pet'], ['dog', 'pet']]
 """
 
-from mach_ext.sklearn.classifier import MAX_DECISIONS, MACHClassifier
+from mach_ext.sklearn.classifier import MACHClassifier
 
-__all__ = ["MAX_DECISIONS", "MACHClassifier"]
+__all__ = ["MACHClassifier"]

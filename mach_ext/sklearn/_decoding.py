@@ -20,7 +20,9 @@ from mach_ext.data.matrices import Csr
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_scores, checked_k, predict_batch
 
-_FIRST_K = 16  # Labels of a document that are decoded at first. They grow fourfold where all reach the threshold.
+_FIRST_K = (
+    16  # Labels of a document that are decoded at first. They grow fourfold where all reach the threshold.
+)
 _ANSWERS = 1 << 22  # So many scores and labels are decoded at a time: 48 MiB.
 
 

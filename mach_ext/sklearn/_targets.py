@@ -71,9 +71,7 @@ def read_target(y: Any) -> Target:
         ValueError: `y` is None, its rows are of different forms, or an indicator does not hold 0 and 1.
     """
     if y is None:
-        raise ValueError(
-            "This MACHClassifier estimator requires y to be passed, but the target y is None."
-        )
+        raise ValueError("This MACHClassifier estimator requires y to be passed, but the target y is None.")
     if scipy.sparse.issparse(y):
         return Target(SPARSE, read_indicator(y))
     rows = _rows(y)
@@ -101,12 +99,13 @@ def read_indicator(y: Any, name: str = "y") -> Csr:
         y = y.tocoo()  # Other formats have no array of just the stored numbers.
     if y.dtype.kind not in "biuf" or y.ndim != 2 or y.shape[1] == 0:
         raise ValueError(
-            f"MACHClassifier: {name} must be an indicator [N, L] of numbers, got {y.dtype} of shape {y.shape}"
+            f"MACHClassifier: {name} must be an indicator [N, L] of 0 and 1 (or lists of label names), "
+            f"got dtype {y.dtype} and shape {y.shape}"
         )
     stored = y.data if scipy.sparse.issparse(y) else y
     others = stored[(stored != 0) & (stored != 1)]
     if others.size:
-        raise ValueError(f"MACHClassifier: {name} must be an indicator of 0 and 1, got {others.flat[0]}")
+        raise ValueError(f"MACHClassifier: {name} must hold 0 and 1 alone, got {others.flat[0]}")
     return check_labels(y, f"MACHClassifier: {name}")
 
 
@@ -121,7 +120,7 @@ def check_label_columns(indicator: Csr, num_labels: int, name: str = "y") -> Non
 
 def _rows(y: Any) -> list[Any] | None:
     """Return the collections of labels of `y`. None: it holds none."""
-    is_objects = getattr(y, "dtype", None) == object and getattr(y, "ndim", 0) == 1
+    is_objects = getattr(y, "dtype", None) == np.dtype(object) and getattr(y, "ndim", 0) == 1
     if not isinstance(y, (list, tuple)) and not is_objects:
         return None
     rows = list(y)
@@ -141,7 +140,7 @@ def _is_collection(row: Any) -> bool:
 
 
 def _is_indicator(rows: Sequence[Any]) -> bool:
-    """Return whether rows are those of a dense indicator: equally long, two columns or more, zeros and ones."""
+    """Return whether rows are those of a dense indicator: zeros and ones, equally long, at least two."""
     if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
         return False
     if any(isinstance(row, _SETS) for row in rows):

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from mach_ext._memory import check_memory
 from mach_ext.data.matrices import Csr
-from mach_ext.nn import MACH, checked_k
+from mach_ext.nn import checked_k
 from mach_ext.sklearn._decoding import all_scores, best_indicator, check_rule
 from mach_ext.sklearn._documents import read_documents
 from mach_ext.sklearn._targets import CLASSES, DENSE, check_label_columns, read_indicator, read_target
 from mach_ext.sklearn._training import train_model
 
-MAX_DECISIONS = 1 << 26  # `decision_function` returns at most so many scores: 256 MiB.
+_MAX_SCORES = 1 << 26  # `decision_function` returns at most so many scores: 256 MiB.
 
 
 class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -40,8 +40,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     * **A dense indicator** [N, L] of zeros and ones. `predict` returns a dense one, and that alone takes
       memory for N * L numbers. Equally long lists of two or more zeros and ones count as this form.
 
-    A score is on the scale of the model's merge: a mean logit, unless `merge` or support vector machines give
-    another. Scores rank labels. They are no calibrated probabilities, so there is no `predict_proba`.
+    A score is on the scale of the merge of `model_`: a mean logit by default, and a mean log-probability with
+    support vector machines. Scores rank labels. They are no calibrated probabilities of labels, so there is
+    no `predict_proba`. `fit` takes no sample weights.
 
     Args:
         num_repetitions: R, the number of hash functions.
@@ -70,11 +71,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tau: Strength of the logit adjustment.
         k: Number of labels that `predict` gives each document, and `predict_topk` by default. None: 5, or L
             if there are fewer labels. With a threshold, `predict` gives at most k labels, and None sets no
-            limit.
-        threshold: `predict` gives the labels whose score is at least this number. It is compared with the
-            scores of `predict_topk`. 0.0 stands for a probability of 1/2 if the merge is "mean_logit", and
-            `math.log(0.5)` if it is "mean_logprob". 0.5 does for merges of probabilities. None: `predict`
-            gives the best k labels. Neither k nor the threshold changes the `predict` of classes.
+            limit. Neither k nor the threshold changes the `predict` of classes.
+        threshold: `predict` gives the labels whose score is at least this number, on the scale of the scores
+            of `predict_topk`. Buckets of probability 1/2 score 0.0 with the merge "mean_logit", -0.693 with
+            "mean_logprob", and 0.5 with the others. With "mean_logit" the logit adjustment then shifts each
+            label's score, unless `tau=0.0`. None: `predict` gives the best k labels.
         device: "cpu", "cuda" or "cuda:N".
         random_state: Seed of the label hash, the weights and the batches. None or a `RandomState`: the seed
             is drawn, as everywhere in scikit-learn.
@@ -184,12 +185,12 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> MACHClassifier(epochs=1).fit(X, [["cat", "pet"], ["dog", "pet"], ["owl"]]).classes_
             array(['cat', 'dog', 'owl', 'pet'], dtype=object)
         """
-        former = vars(self).copy()
+        former = self.__dict__.copy()
         try:
             self._fit(X, y)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(former)
+            self.__dict__.clear()
+            self.__dict__.update(former)
             raise
         return self
 
@@ -298,9 +299,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         X = self._documents(X)
         N, L = X.shape[0], len(self.classes_)
-        if N * L > MAX_DECISIONS:
+        if N * L > _MAX_SCORES:
             raise ValueError(
-                f"MACHClassifier.decision_function: N * L must be at most {MAX_DECISIONS:,}, because all "
+                f"MACHClassifier.decision_function: N * L must be at most {_MAX_SCORES:,}, because all "
                 f"scores are held at once, got {N:,} * {L:,}; use predict_topk"
             )
         scores = all_scores(self.model_, X)
@@ -309,7 +310,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return difference
         return scores
 
-    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return P@1, the share of documents whose best label is one of theirs.
 
         For classes this is the accuracy. A label that the fit did not have counts as a miss, and so does a
@@ -337,7 +338,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         target = read_target(y)
         check_consistent_length(X, target.content, sample_weight)
         best = self.model_.predict(X, 1)[1][:, 0]
-        return float(np.average(target.hits(self.classes_, best), weights=sample_weight))
+        hits = target.hits(self.classes_, best).astype(np.float64)
+        return float(np.average(hits, weights=sample_weight))
 
     def label_lists(self, indicator: Any) -> list[list[Any]]:
         """Return the names of the labels of each document, in the order of `classes_`.

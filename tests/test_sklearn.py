@@ -482,9 +482,7 @@ def test_label_lists(fitted):
     assert lists == [NAMES[row.nonzero()[0]].tolist() for row in predicted.toarray()]
     assert named.label_lists(predicted.toarray()) == lists
     assert fitted.label_lists(sp.csr_matrix((2, L))) == [[], []]
-    with pytest.raises(
-        ValueError, match=r"indicator must have the 8 columns of classes_, got shape \(1, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"indicator must have L=8 columns, got shape \(1, 3\)"):
         named.label_lists([[0, 1, 1]])
     with pytest.raises(ValueError, match="indicator must hold 0 and 1 alone, got 2"):
         named.label_lists(predicted * 2)
@@ -558,7 +556,7 @@ def test_unknown_labels_count_as_misses():
     assert named.score(X, [[*labels, "yak"] for labels in LISTS]) == whole > 0.9
     assert named.score(X, [["yak"], *LISTS[1:]]) == pytest.approx(whole - 1 / N)
     assert small().fit(X, NAMES[FIRST]).score(X, ["yak"] * N) == 0.0
-    with pytest.raises(ValueError, match=r"y must have the 8 columns of classes_, got shape \(60, 9\)"):
+    with pytest.raises(ValueError, match=r"y must have L=8 columns, got shape \(60, 9\)"):
         named.score(X, np.pad(DENSE, ((0, 0), (0, 1))))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         named.score(X, LISTS[:-1])

@@ -12,7 +12,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from mach_ext.data import check_labels
+from mach_ext.data import check_columns, check_labels
 from mach_ext.data.matrices import Csr
 
 CLASSES, DENSE, SPARSE, LISTS = "classes", "dense indicator", "sparse indicator", "lists"
@@ -57,8 +57,8 @@ class Target(NamedTuple):
         if self.form == LISTS:
             pairs = zip(classes[labels].tolist(), self.content, strict=True)
             return np.array([label in collection for label, collection in pairs])
-        check_label_columns(self.content, len(classes))
-        return np.asarray(self.content[np.arange(len(labels)), labels]).ravel() > 0
+        indicator = check_columns(self.content, "MACHClassifier: y", len(classes), "L")
+        return np.asarray(indicator[np.arange(len(labels)), labels]).ravel() > 0
 
 
 def read_target(y: Any) -> Target:
@@ -107,15 +107,6 @@ def read_indicator(y: Any, name: str = "y") -> Csr:
     if others.size:
         raise ValueError(f"MACHClassifier: {name} must hold 0 and 1 alone, got {others.flat[0]}")
     return check_labels(y, f"MACHClassifier: {name}")
-
-
-def check_label_columns(indicator: Csr, num_labels: int, name: str = "y") -> None:
-    """Refuse an indicator whose columns are not the labels of the fit."""
-    if indicator.shape[1] != num_labels:
-        raise ValueError(
-            f"MACHClassifier: {name} must have the {num_labels} columns of classes_, got shape "
-            f"{indicator.shape}"
-        )
 
 
 def _rows(y: Any) -> list[Any] | None:

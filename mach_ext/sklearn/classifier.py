@@ -13,11 +13,12 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from mach_ext._memory import check_memory
+from mach_ext.data import check_columns
 from mach_ext.data.matrices import Csr
 from mach_ext.nn import checked_k
 from mach_ext.sklearn._decoding import all_scores, best_indicator, check_rule
 from mach_ext.sklearn._documents import read_documents
-from mach_ext.sklearn._targets import CLASSES, DENSE, check_label_columns, read_indicator, read_target
+from mach_ext.sklearn._targets import CLASSES, DENSE, read_indicator, read_target
 from mach_ext.sklearn._training import train_model
 
 _MAX_SCORES = 1 << 26  # `decision_function` returns at most so many scores: 256 MiB.
@@ -330,8 +331,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> import scipy.sparse
             >>> from mach_ext.sklearn import MACHClassifier
             >>> X = scipy.sparse.eye(3, format="csr")
-            >>> classifier = MACHClassifier(epochs=30).fit(X, [["cat", "pet"], ["dog", "pet"], ["owl"]])
-            >>> classifier.score(X, [["cat"], ["pet"], ["owl", "bird"]])
+            >>> classifier = MACHClassifier(epochs=30).fit(X, [["cat"], ["dog"], ["owl"]])
+            >>> classifier.score(X, [["cat"], ["dog", "pet"], ["owl", "bird"]])
             1.0
         """
         X = self._documents(X)
@@ -363,7 +364,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not scipy.sparse.issparse(indicator):
             indicator = np.asarray(indicator)
         csr = read_indicator(indicator, "indicator")
-        check_label_columns(csr, len(self.classes_), "indicator")
+        check_columns(csr, "MACHClassifier: indicator", len(self.classes_), "L")
         names = self.classes_[csr.indices].tolist()
         return [names[start:end] for start, end in zip(csr.indptr[:-1], csr.indptr[1:], strict=True)]
 

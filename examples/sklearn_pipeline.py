@@ -25,9 +25,7 @@ def main() -> float:
     labels = [[animal, GROUPS[animal]] for animal in animals]  # two names for each text
 
     pipeline = make_pipeline(TfidfVectorizer(), MACHClassifier(hidden_size=32, epochs=20, batch_size=16, k=2))
-    scores = cross_val_score(
-        pipeline, texts, labels, cv=KFold(3)
-    )  # with a number, scikit-learn refuses lists
+    scores = cross_val_score(pipeline, texts, labels, cv=KFold(3))  # a plain number does not suit lists
     print(f"P@1 {scores.mean():.3f}")
 
     pipeline.fit(texts, labels)

@@ -20,9 +20,7 @@ from mach_ext.data.matrices import Csr
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_scores, checked_k, predict_batch
 
-_FIRST_K = (
-    16  # Labels of a document that are decoded at first. They grow fourfold where all reach the threshold.
-)
+_FIRST_K = 16  # So many labels of a document are decoded first, and fourfold while all reach the threshold.
 _ANSWERS = 1 << 22  # So many scores and labels are decoded at a time: 48 MiB.
 
 
@@ -80,7 +78,7 @@ def _merged_batches(model: MACH, X: Csr) -> Iterator[tuple[int, Tensor]]:
     """
     merge, size = MODEL_MERGES[model.merge], predict_batch(model.num_repetitions, model.num_buckets)
     for start, documents in document_batches(model, X, size):
-        yield start, merge.transform_in_place(model(*documents, validate=False, dropout=False))
+        yield start, merge.transformed(model(*documents, validate=False, dropout=False))
 
 
 def _reaching(model: MACH, scores: Tensor, limit: int, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -52,6 +52,7 @@ from mach_ext.attack.evaluation import evaluate
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import GOALS
 from mach_ext.attack.greedy import Greedy
+from mach_ext.attack.input_perturbation import InputPerturbation
 from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.perturbation import Perturbation
@@ -68,6 +69,7 @@ __all__ = [
     "Delete",
     "Dense",
     "Greedy",
+    "InputPerturbation",
     "Insert",
     "Perturbation",
     "Random",

@@ -38,6 +38,7 @@ class Greedy(FGSM):
 
     name = "greedy"
     usual_threat = "delete"
+    is_of_words = True
 
     def _check_threat(self, op: str) -> None:
         """Refuses all threat models but `Delete` and `Insert`."""

@@ -126,8 +126,8 @@ class Attack:
         self._layer.check_memory(op, X, self.threat_model, grid)
         attack = self._bound(X)
         batches: list[list[Batch]] = [[] for _ in grid]
-        inputs = [attack._copied(X) for _ in grid]
         with attack._layer.evaluating():
+            inputs = [attack._copied(X) for _ in grid]
             for start in range(0, X.shape[0], attack._documents_at_a_time):
                 rows = slice(start, min(X.shape[0], start + attack._documents_at_a_time))
                 x, indices, indptr = attack._tensors(X[rows])

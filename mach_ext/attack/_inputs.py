@@ -215,7 +215,7 @@ def _dense_floats(op: str, X: Any) -> Tensor:
         )
     if isinstance(X, Tensor) and X.layout != torch.strided:
         raise TypeError(f"{op}: X must be a dense tensor with encoder=, got one of layout {X.layout}")
-    kind = str(X.dtype).removeprefix("torch.")
+    kind = X.dtype.name if isinstance(X, np.ndarray) else str(X.dtype).removeprefix("torch.")
     if kind not in ("float32", "float64"):
         hint = ""
         if "int" in kind:

@@ -113,13 +113,17 @@ class ThreatModel:
         """
         low, high = self.bounds(x, epsilon)
         inside = y.double().clamp(low, high)
+        change = inside - x.double()
         if self.norm != math.inf:
-            size = norms(inside - x.double(), rows, N, self.norm)
+            size = norms(change, rows, N, self.norm)
             shrink = (epsilon * (1 - ROUNDING) / size).clamp(max=1)  # 0 / 0 and eps / 0: nothing to shrink
-            shrink = shrink.nan_to_num(1.0)
-            inside = x.double() + (inside - x.double()) * shrink[rows]
+            change = change * shrink.nan_to_num(1.0)[rows]
+            inside = x.double() + change
+        limit = (inside - x.double()).abs()
+        if x.dtype == torch.float64:  # The sums x + change are rounded to this dtype, too.
+            limit = torch.minimum(limit, change.abs().clamp(max=epsilon))
         near = inside.to(x.dtype)
-        beyond = (near.double() - x.double()).abs() > (inside - x.double()).abs()
+        beyond = (near.double() - x.double()).abs() > limit
         return torch.where(beyond, near.nextafter(x), near)
 
     def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:

@@ -6,6 +6,9 @@
   returns a `Perturbation`.
 * `evaluate` measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon, with
   bootstrap intervals.
+* All of them also take a `mach_ext.MACHHead` in place of a model. Its documents are hidden units [N, H]. With
+  `encoder` they are the inputs of any differentiable encoder: dense arrays [N, ...]. The result is then an
+  `InputPerturbation`.
 
 **Goals.** A goal says what an attack tries to reach.
 

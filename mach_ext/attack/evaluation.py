@@ -78,7 +78,7 @@ def evaluate(
         encoder: The encoder before a head, as in `FGSM`. There are no words to delete or insert.
         method: "fgsm" or "pgd", or "delete" or "insert" for words. "delete" needs the threat model delete,
             and "insert" needs insert(m).
-        threat_model: A threat model or its name.
+        threat_model: A threat model or its name. For a head, a name allows values below 0.
         epsilons: The grid of sizes.
         goal: "untargeted" or "own".
         targeted: Also measure both targeted goals, by frequency band of the label. "positive" counts how

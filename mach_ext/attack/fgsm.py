@@ -47,6 +47,12 @@ class FGSM(Attack):
         >>> perturbed = mach_ext.attack.FGSM(model, threat_model="support").perturb(X, Y, epsilon=0.5)
         >>> model.predict(X, 1)[1].ravel().tolist(), perturbed.predict(1)[1].ravel().tolist()
         ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 5])
+        >>> import torch
+        >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 8, 16))
+        >>> head = mach_ext.MACHHead(16, 6, num_repetitions=8, num_buckets=4)
+        >>> embeddings = torch.randn(6, 5, 8)  # six texts of five tokens
+        >>> mach_ext.attack.FGSM(head, "l2", encoder=encoder).perturb(embeddings, Y, 0.1).inputs.shape
+        torch.Size([6, 5, 8])
     """
 
     name = "fgsm"

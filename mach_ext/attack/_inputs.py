@@ -81,8 +81,8 @@ class InputLayer(Layer):
         for epsilon in grid:
             check_epsilon(op, epsilon)
         if threat.nonnegative and X.numel() and (lowest := float(X.min())) < 0:
-            row = int((X.flatten(1) < 0).any(1).nonzero()[0])
-            raise negative_values(op, threat, lowest, row)
+            row = X.flatten(1).amin(1).argmin()
+            raise negative_values(op, threat, lowest, int(row))
 
     def check_memory(self, op: str, X: Tensor, threat: ThreatModel, grid: list[float]) -> None:
         """Checks the memory of the result: inputs of each size."""

@@ -80,6 +80,10 @@ def test_names_of_threat_models_allow_negative_hidden_units_and_objects_say_them
             FGSM(head, Support(), **options).perturb(X, Y, 0.1)
         with pytest.raises(ValueError, match=message):
             attack.evaluate(head, X, Y, threat_model=Support(), **options)
+        low = X.relu()
+        low[2, 3], low[5, 6] = -0.25, -0.5
+        with pytest.raises(ValueError, match=r"X has -0.5 in row 5"):
+            FGSM(head, Support(), **options).perturb(low, Y, 0.1)
         above = FGSM(head, Support(), **options).perturb(X.relu(), Y, 0.5)
         written = above.inputs if options else torch.from_numpy(above.to_csr().toarray())
         assert above.holds()
@@ -299,8 +303,9 @@ def test_modes_come_back_after_an_error():
     assert all(module.training for module in encoder.modules())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
 def test_modules_of_functions_are_in_eval_mode():
-    """A bound method, a partial function, a lambda, an object: dropout would change the result."""
+    """Compiled, a bound method, a partial function, a lambda, an object: dropout would change the result."""
     head, (body, X), Y = head_of(), build("mlp"), labels_of()
 
     class Wrapper:
@@ -314,6 +319,7 @@ def test_modules_of_functions_are_in_eval_mode():
         return module(x)
 
     encoders = [
+        torch.compile(body, backend="eager"),
         body.forward,
         functools.partial(apply, body),
         lambda x: body(x),

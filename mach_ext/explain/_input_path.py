@@ -137,13 +137,12 @@ class InputPath(Path):
     def pull(self, columns: Tensor, bias: Tensor, score: str, nodes: Nodes | None) -> Tensor:  # [m, n]
         """Returns the derivative of the score to each position, averaged along the path."""
         assert nodes is not None
-        m = columns.shape[2]
-        pulled = self.x.new_zeros(m, len(self.x))
-        step = self.x - self.b
+        m, step = columns.shape[2], self.x - self.b
         copies = self.model.num_repetitions if self.model.per_repetition else 1
         numbers = m * max(copies * self.model.in_features, self.model.num_repetitions)
         size = min(batch_size(len(self.x)), block_size(numbers))
         with self.encoder.evaluating(), torch.enable_grad():
+            pulled = self.x.new_zeros(m, len(self.x))
             for at, weights in zip(nodes[0].split(size), nodes[1].split(size), strict=True):
                 points = (self.b + at[:, None] * step).to(self.dtype).requires_grad_()
                 hidden = self.encoder(points.view(-1, *self.shape))

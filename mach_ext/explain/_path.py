@@ -229,11 +229,11 @@ def active_fraction(start: Tensor, end: Tensor) -> Tensor:
 def merge_gradient(model: MACH | MACHHead, logits: Tensor) -> Tensor:
     """Returns the derivative of the model's own score to the R logits of a label, [S, m, R] or [m, R]."""
     merge = MODEL_MERGES[model.merge]
-    logits = logits.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = logits.detach().clone().requires_grad_()  # They may be an inference tensor.
         votes = merge.transformed(logits)
         score = F.merge_repetitions(votes.reshape(1, -1, votes.shape[-1]), merge.reduction).sum()
-    (gradient,) = torch.autograd.grad(score, logits)
+        (gradient,) = torch.autograd.grad(score, logits)
     return gradient
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,13 +77,16 @@ class Encoder:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switches off dropout and autocast, also inside `torch.inference_mode()`, and restores all modes."""
+        """Switches off dropout, autocast and compiled code, and restores all modes.
+
+        It also leaves `torch.inference_mode()`.
+        """
         module = _module_of(self.encoder)
         modes = [] if module is None else [(part, part.training) for part in module.modules()]
         try:
             if module is not None and any(training for _, training in modes):
                 module.eval()
-            with torch.inference_mode(False), F.own_precision(self.device):
+            with torch.inference_mode(False), F.own_precision(self.device), _uncompiled():
                 yield
         finally:
             for part, training in modes:
@@ -173,6 +177,14 @@ def hidden_tensor(op: str, head: MACHHead, hidden: Any) -> Tensor:  # [N, H] or 
     if head.per_repetition and tuple(X.shape[1:]) != (R, H):
         raise ValueError(f"{op}: X must be hidden units [N, R={R}, H={H}], got shape {list(X.shape)}")
     return X
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Makes compiled modules run eagerly, because their backward pass may run only once."""
+    if "torch._dynamo" not in sys.modules:  # Its import takes seconds, and nothing is compiled without it.
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _module_of(encoder: Callable[..., Any]) -> nn.Module | None:

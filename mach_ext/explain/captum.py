@@ -155,7 +155,8 @@ def captum_inputs(
             dense tensor or NumPy array [N, ...].
         labels: Labels [m] for every document, or numbers [N, m]. Captum's `target` is a position in them.
         encoder: A callable from inputs to the hidden units of a head, as in `integrated_gradients`. To be
-            reached by DeepLift or by methods for layers, it must be a `torch.nn.Module`.
+            reached by DeepLift or by methods for layers, it must be a `torch.nn.Module`. Call its `eval()` if
+            it recomputes activations in the backward pass.
         score: "logit" or "model", as in `MACH.label_scores`.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from encoder_cases import (
     BASELINE,
     DENSE,
@@ -312,6 +313,32 @@ def test_contexts_around_the_call_change_nothing(context):
         for name in ("attributions", "scores", "logits"):
             if hasattr(ours, name):
                 np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_a_compiled_encoder():
+    """Its backward pass may run only once, so it runs as it was before."""
+    head, encoder = head_of(), mlp()
+    expected = explain.integrated_gradients(head, DENSE, LABELS, encoder=encoder).attributions
+    compiled = torch.compile(encoder, backend="aot_eager")
+    for each in (compiled, lambda x: compiled(x)):
+        result = explain.integrated_gradients(head, DENSE, LABELS, encoder=each)
+        np.testing.assert_array_equal(result.attributions, expected)
+    torch._dynamo.reset()
+
+
+def test_an_encoder_that_recomputes_its_activations():
+    class Checkpoint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = tokens_encoder()
+
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(self.tokens, x, use_reentrant=False)
+
+    head = head_of()
+    expected = explain.integrated_gradients(head, X, LABELS, encoder=tokens_encoder(), n_steps=5)
+    result = explain.integrated_gradients(head, X, LABELS, encoder=Checkpoint(), n_steps=5)
+    np.testing.assert_array_equal(result.attributions, expected.attributions)
 
 
 def test_an_encoder_may_overwrite_its_input():

@@ -291,13 +291,13 @@ def _take(ctx: Any, compute: Callable[..., list[Tensor | None]]) -> list[Tensor 
     """Return the gradients, which are the caller's from now on unless the graph was compiled."""
     if ctx.is_compiled:
         return list(ctx.saved_tensors)
-    gradients, ctx.gradients = ctx.gradients, None
+    gradients = vars(ctx).pop("gradients", None)  # in one step, because threads may share a graph
     return compute(*ctx.saved_tensors) if gradients is None else gradients
 
 
 def _scale(gradients: list[Tensor | None], factor: Tensor) -> list[Tensor | None]:
-    """Multiply the gradients by a factor, in place unless the graph is compiled."""
-    if torch.compiler.is_compiling():
+    """Multiply the gradients by a factor, in place unless the graph is compiled or the factor is batched."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(factor):
         return [None if gradient is None else factor * gradient for gradient in gradients]
     return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
 

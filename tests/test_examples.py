@@ -131,6 +131,11 @@ def test_train_loop_reaches_near_zero_loss():
     assert losses[-1] < 0.05
 
 
+def test_transformer_head_learns_the_planted_task():
+    main = runpy.run_path(str(ROOT / "examples" / "transformer_head.py"))["main"]
+    assert main() >= 0.99
+
+
 def test_train_script(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name, n in (("train", 300), ("dev", 30), ("test", 30)):

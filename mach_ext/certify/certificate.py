@@ -82,8 +82,9 @@ def certify(
     labels are swept in pieces.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
+            negative, which needs a threat model such as `Support(nonnegative=False)`.
         Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         epsilons: Sizes of the change. For "delete" they are numbers of words.
         threat_model: A threat model or its name, as in `mach_ext.attack`. "dense" works for linear MACH only.
@@ -157,8 +158,9 @@ def margin_bounds(
     might overflow.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
+            negative, which needs a threat model such as `Support(nonnegative=False)`.
         pairs: Two labels for each document [N, 2].
         epsilon: The size of the change.
         threat_model: A threat model or its name, as in `mach_ext.attack`.

@@ -57,6 +57,7 @@ from mach_ext.explain.ablation import LeaveOneOut, leave_one_out
 from mach_ext.explain.attribution import METHODS as METHODS
 from mach_ext.explain.attribution import StepsWarning, contrast, explain_topk, integrated_gradients
 from mach_ext.explain.captum import CaptumForward as CaptumForward
+from mach_ext.explain.captum import HeadForward as HeadForward
 from mach_ext.explain.captum import captum_inputs
 from mach_ext.explain.collision_check import Collisions, Mate, collisions
 from mach_ext.explain.result import Explanation

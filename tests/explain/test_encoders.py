@@ -303,7 +303,7 @@ def test_contexts_around_the_call_change_nothing(context):
     def run():
         x = X.clone()  # an inference tensor in inference mode
         result = explain.integrated_gradients(head, x, LABELS, encoder=encoder, n_steps=5, score="model")
-        alone = explain.integrated_gradients(head, HIDDEN[:1], LABELS)
+        alone = explain.integrated_gradients(head, HIDDEN[:1], LABELS, score="model")
         return result, explain.votes(head, x, LABELS, encoder=encoder), alone
 
     outside = run()

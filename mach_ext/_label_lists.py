@@ -72,6 +72,8 @@ def _of_pair(op: str, labels: tuple[Any, ...], device: torch.device) -> Pair:
 
 def _of_array(op: str, array: NDArray[Any]) -> Tensor:
     """Return an array as a tensor. PyTorch takes native bytes in memory that may be written to."""
+    if torch.compiler.is_compiling():
+        return torch.from_numpy(array)  # Dynamo knows no dtypes of arrays.
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{op}: labels must not be masked, got a masked array; pad ids with labels.filled(-1)"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mach_ext import functional as F
 from mach_ext._memory import memory_advice
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack._batch import Batch
-from mach_ext.attack._encoder import Encoder
 from mach_ext.attack._inputs import InputLayer
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._models import attacked_model, threat_of

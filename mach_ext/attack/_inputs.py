@@ -10,14 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext._memory import check_memory
+from mach_ext._user_encoder import (
+    Encoder,
+    check_finite_hidden,
+    check_finite_inputs,
+    check_hidden,
+    check_inputs,
+    in_eval_mode,
+)
 from mach_ext.attack._batch import Batch
-from mach_ext.attack._encoder import Encoder, check_hidden, in_eval_mode
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._rows import rows_of
 from mach_ext.attack.threats import Support, ThreatModel, check_epsilon, negative_values
@@ -73,7 +79,7 @@ class InputLayer(Layer):
 
     def documents(self, op: str, X: Any) -> tuple[Tensor, Tensor]:
         """Returns checked inputs."""
-        X = check_inputs(op, X)
+        X = _inputs(op, X)
         return X, X
 
     def check_threat(self, op: str, X: Tensor, threat: ThreatModel, grid: list[float]) -> None:
@@ -164,8 +170,9 @@ class InputLayer(Layer):
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
         """Returns the hidden units of inputs. The encoder may overwrite its argument."""
-        shape = self._hidden_shape(len(first))
-        return check_hidden(self.op, self.encoder(first.clone()), shape, self.dtype, self.device)
+        hidden = check_hidden(self.op, self.model, self.encoder(first.clone()), len(first)).to(self.dtype)
+        check_finite_hidden(self.op, hidden)
+        return hidden
 
     def _hidden_shape(self, N: int) -> tuple[int, ...]:
         """Returns the shape of hidden units: (N, H) or (N, R, H)."""
@@ -193,37 +200,16 @@ class InputLayer(Layer):
         return found
 
 
-def check_inputs(op: str, X: Any) -> Tensor:
+def _inputs(op: str, X: Any) -> Tensor:
     """Returns checked inputs [N, ...] as a dense tensor. Its memory may be the user's."""
-    inputs = _dense_floats(op, X)
+    inputs = check_inputs(op, X)
+    if inputs.dtype not in (torch.float32, torch.float64):
+        kind = str(inputs.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"{op}: X must be float32 or float64 with encoder=, got {kind}; pass X.float(), and let the "
+            "encoder convert it"
+        )
     if inputs.dim() < 2:
         raise ValueError(f"{op}: X must be inputs [N, ...] with encoder=, got shape {list(inputs.shape)}")
-    is_bad = ~inputs.flatten(1).isfinite().all(1)
-    if bool(is_bad.any()):
-        row = int(is_bad.nonzero()[0])
-        raise ValueError(f"{op}: X, row {row}: values must be finite, got NaN or infinity")
+    check_finite_inputs(op, inputs)
     return inputs
-
-
-def _dense_floats(op: str, X: Any) -> Tensor:
-    """Returns a tensor or NumPy array of floats as a dense tensor."""
-    if not isinstance(X, (np.ndarray, Tensor)):
-        hint = "; pass X.toarray()" if scipy.sparse.issparse(X) else ""
-        raise TypeError(
-            f"{op}: X must be a torch.Tensor or a NumPy array [N, ...] with encoder=, "
-            f"got {type(X).__name__}{hint}"
-        )
-    if isinstance(X, Tensor) and X.layout != torch.strided:
-        raise TypeError(f"{op}: X must be a dense tensor with encoder=, got one of layout {X.layout}")
-    kind = X.dtype.name if isinstance(X, np.ndarray) else str(X.dtype).removeprefix("torch.")
-    if kind not in ("float32", "float64"):
-        hint = ""
-        if "int" in kind:
-            hint = "; pass the embeddings of token ids, and an encoder that takes embeddings"
-        elif kind in ("bfloat16", "float16"):
-            hint = "; pass X.float(), and let the encoder convert it"
-        raise TypeError(f"{op}: X must be float32 or float64 with encoder=, got {kind}{hint}")
-    if isinstance(X, Tensor):
-        return X.detach()
-    native = np.ascontiguousarray(X, X.dtype.newbyteorder("="))
-    return torch.from_numpy(native if native.flags.writeable else native.copy())

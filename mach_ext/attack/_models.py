@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mach_ext._user_encoder import check_encoder
 from mach_ext.attack.threats import ThreatModel, threat_model
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, linear_model
@@ -16,10 +17,7 @@ def attacked_model(op: str, model: Any, encoder: Any = None) -> Any:
             f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}"
         )
     if encoder is not None:
-        if not isinstance(model, MACHHead):
-            raise TypeError(f"{op}: model must be a mach_ext.MACHHead to have an encoder=, got a MACH")
-        if not callable(encoder):
-            raise TypeError(f"{op}: encoder must be callable, got {type(encoder).__name__}")
+        check_encoder(op, model, encoder)
         return model
     if isinstance(model, MACH):
         return model

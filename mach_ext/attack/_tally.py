@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach_ext.attack._encoder import Encoder
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack._scores import Truth, success_rate, summaries
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import NEAREST, first_label, is_true

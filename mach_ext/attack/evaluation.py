@@ -10,7 +10,7 @@ import numpy as np
 from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.attack._encoder import Encoder
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack._inputs import check_inputs
 from mach_ext.attack._models import attacked_model, threat_of
 from mach_ext.attack._scores import Truth

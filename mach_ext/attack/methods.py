@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mach_ext.attack._encoder import Encoder
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.greedy import Greedy
 from mach_ext.attack.pgd import PGD

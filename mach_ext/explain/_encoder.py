@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mach_ext import functional as F
+from mach_ext._user_encoder import (
+    check_encoder,
+    check_finite_hidden,
+    check_finite_inputs,
+    check_hidden,
+    check_inputs,
+    in_eval_mode,
+)
 from mach_ext.data import check_columns
 from mach_ext.explain._arguments import values_dtype
 from mach_ext.head import MACHHead
@@ -34,14 +41,7 @@ class Encoder:
         Raises:
             TypeError: The model is not a head, or the encoder is not callable.
         """
-        if not isinstance(head, MACHHead):
-            raise TypeError(
-                f"{op}: model must be a mach_ext.MACHHead if encoder is given, got {type(head).__name__}"
-            )
-        if not callable(encoder):
-            raise TypeError(
-                f"{op}: encoder must be a callable such as a torch.nn.Module, got {type(encoder).__name__}"
-            )
+        check_encoder(op, head, encoder)
         check_parameters(op, head)
         self.op, self.head, self.encoder = op, head, encoder
         self.device = head.bucket_bias.device
@@ -53,27 +53,8 @@ class Encoder:
             TypeError: The encoder does not return floating-point numbers that the head takes.
             ValueError: It returns another shape, or numbers on another device.
         """
-        op, head = self.op, self.head
         hidden = self.encoder(X.clone())  # it may overwrite its input
-        if not isinstance(hidden, Tensor):
-            raise TypeError(
-                f"{op}: encoder must return hidden units as a torch.Tensor, got {type(hidden).__name__}"
-            )
-        N, R, H = len(X), head.num_repetitions, head.in_features
-        if tuple(hidden.shape) != ((N, R, H) if head.per_repetition else (N, H)):
-            shape = f"[N={N}, R={R}, H={H}]" if head.per_repetition else f"[N={N}, H={H}]"
-            raise ValueError(f"{op}: encoder must return hidden units {shape}, got {list(hidden.shape)}")
-        dtype = values_dtype(head)
-        if hidden.dtype not in (dtype, torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"{op}: encoder must return hidden units in {_name(dtype)} like the head, or in half "
-                f"precision, got {_name(hidden.dtype)}"
-            )
-        if hidden.device != self.device:
-            raise ValueError(
-                f"{op}: encoder must return hidden units on {self.device} like the head, got {hidden.device}"
-            )
-        return hidden
+        return check_hidden(self.op, self.head, hidden, len(X))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -81,17 +62,9 @@ class Encoder:
 
         It also leaves `torch.inference_mode()`.
         """
-        module = _module_of(self.encoder)
-        modes = [] if module is None else [(part, part.training) for part in module.modules()]
-        try:
-            if module is not None and any(training for _, training in modes):
-                module.eval()
-            with torch.inference_mode(False), F.own_precision(self.device), _uncompiled():
-                yield
-        finally:
-            for part, training in modes:
-                if part.training != training:
-                    part.training = training
+        own = F.own_precision(self.device)
+        with in_eval_mode(self.encoder), torch.inference_mode(False), own, _uncompiled():
+            yield
 
     def hidden(self, X: Tensor) -> Tensor:
         """Returns the hidden units of inputs without gradients.
@@ -103,12 +76,7 @@ class Encoder:
         with self.evaluating(), torch.no_grad():
             first = self(X[:1])
             hidden = torch.cat([self(part) for part in X.split(batch_size(X[0].numel()))])
-            finite = hidden.isfinite()
-            if not bool(finite.all()):
-                raise ValueError(
-                    f"{self.op}: encoder must return finite hidden units, got {int((~finite).sum())} of "
-                    f"{finite.numel()} numbers NaN or infinite"
-                )
+            check_finite_hidden(self.op, hidden)
             if float((hidden[:1] - first).double().norm()) > _SAME * float(first.double().norm()):
                 raise ValueError(
                     f"{self.op}: encoder must return the same hidden units for an input each time, got "
@@ -134,26 +102,15 @@ def input_tensor(op: str, head: MACHHead, X: Any, name: str = "X") -> Tensor:  #
     if isinstance(X, np.ndarray) and X.dtype.kind == "f":
         with np.errstate(over="ignore"):
             X = torch.tensor(X.astype(f"f{values_dtype(head).itemsize}"), device=device)
-    if not isinstance(X, (Tensor, np.ndarray)) or (isinstance(X, Tensor) and X.layout != torch.strided):
-        got = _name(X.layout) if isinstance(X, Tensor) else type(X).__name__
-        raise TypeError(f"{op}: {name} must be a dense torch.Tensor or a NumPy array, got {got}")
-    if isinstance(X, np.ndarray) or not X.is_floating_point():
-        raise TypeError(
-            f"{op}: {name} must be floating-point numbers, got {_name(X.dtype)}; for token ids, pass their "
-            "embeddings, and an encoder that starts from these"
-        )
+    X = check_inputs(op, X, name)
     if X.device != device:
         raise ValueError(f"{op}: {name} must be on {device} like the head, got {X.device}")
     if X.dim() < 2 and name == "X":
         raise ValueError(f"{op}: X must be [N, ...] with at least two dimensions, got shape {list(X.shape)}")
     if X.numel() == 0:
         raise ValueError(f"{op}: {name} must have at least one number, got shape {list(X.shape)}")
-    finite = X.isfinite()
-    if not bool(finite.all()):
-        raise ValueError(
-            f"{op}: {name} must be finite, got {int((~finite).sum())} of {X.numel()} numbers NaN or infinite"
-        )
-    inputs: Tensor = X.detach()
+    check_finite_inputs(op, X, name)
+    inputs: Tensor = X
     return inputs
 
 
@@ -185,15 +142,3 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _module_of(encoder: Callable[..., Any]) -> nn.Module | None:
-    """Returns the module that an encoder is or is a method of. None: it is another function."""
-    if isinstance(encoder, functools.partial):
-        return _module_of(encoder.func)
-    owner = getattr(encoder, "__self__", encoder)
-    return owner if isinstance(owner, nn.Module) else None
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -76,9 +76,9 @@ def integrated_gradients(
     on them. With `encoder` its document is an input of any shape [1, ...], such as the embeddings of tokens
     [1, T, E]. All its positions get attributions, and `Explanation.shape` is the shape of the input.
 
-    The encoder runs in eval mode, without autocast, and its mode is restored. Parameters get no gradients.
-    Modules that a function or a lambda uses must be in eval mode, because they are not known here. The
-    encoder must not let an input of a batch depend on the others.
+    The encoder runs in eval mode, without autocast, and its mode is restored. So are modules that a function
+    names. Other modules must be in eval mode already. Parameters get no gradients. The encoder must not let
+    an input of a batch depend on the others.
 
     Without `n_steps` the steps start at 32 and double. They stop when |delta| <= tolerance * (|F(x)| +
     |F(baseline)|) for every label, twice in a row. Once could be chance. The tolerance limits the sum of a

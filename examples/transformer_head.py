@@ -50,7 +50,7 @@ def main(steps: int = 200) -> float:
 
     tokens, labels = documents(1000, seed=1)  # held out
     with torch.no_grad():
-        scores, best = model.eval().head.topk(model.encode(tokens), k=1)
+        _, best = model.eval().head.topk(model.encode(tokens), k=1)
     Y = scipy.sparse.csr_matrix(
         (torch.ones(1000 * M), labels.flatten(), range(0, 1000 * M + 1, M)), (1000, L)
     )

@@ -11,7 +11,7 @@ from prose import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 # Of the benchmarks on a CPU, in the order of the table.
-MODULES = ("merge_topk", "sparse_linear", "training", "bucket_layout", "explain", "attack", "parser")
+MODULES = ("merge_topk", "sparse_linear", "training", "head", "bucket_layout", "explain", "attack", "parser")
 KS = (1, 3, 5)
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of the attacks in robustness.csv
 MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")

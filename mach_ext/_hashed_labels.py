@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from mach_ext._distributed import sharded_like
 from mach_ext._memory import memory_errors
 from mach_ext.hashing import LabelHash
 
@@ -140,6 +141,7 @@ class _HashedLabels(nn.Module):
             >>> model.logit_adjustment[0, 0].item()
             3.0
         """
-        self.bucket_bias.sub_(self.logit_adjustment)
+        bias = self.bucket_bias
+        bias.sub_(sharded_like(self.logit_adjustment, bias))
         self.logit_adjustment.copy_(torch.as_tensor(offsets))
-        self.bucket_bias.add_(self.logit_adjustment)
+        bias.add_(sharded_like(self.logit_adjustment, bias))

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from mach_ext import _model_folder, _prediction
 from mach_ext import functional as F
-from mach_ext._distributed import check_sharding, check_wrapper, is_distributed
+from mach_ext._distributed import (
+    check_hash_of_shards,
+    check_sharding,
+    check_wrapper,
+    is_distributed,
+    is_sharded,
+    sharded_like,
+)
 from mach_ext._hashed_labels import _HashedLabels
 from mach_ext._label_lists import Labels as Labels
 from mach_ext._label_lists import label_csr
@@ -54,7 +61,9 @@ class MACHHead(_HashedLabels):
     L. The source is Medini et al., NeurIPS 2019.
 
     The head is an ordinary module. It works with every optimiser of PyTorch, gradient accumulation, autocast,
-    `torch.compile`, activation checkpointing, DistributedDataParallel and `fully_shard`.
+    `torch.compile`, activation checkpointing, DistributedDataParallel and `fully_shard`. If `fully_shard`
+    rounds the other parts to bfloat16, give the head a unit of its own, which stays in float32:
+    `fully_shard(head)`. Every rank needs the same label hash, which is compared when the head is wrapped.
 
     Hidden units have any leading dimensions, as those of `torch.nn.Linear`. Each vector of H hidden units is
     a document here. N is the number of documents.
@@ -177,8 +186,10 @@ class MACHHead(_HashedLabels):
             return
         if generator is None:
             generator = torch.Generator().manual_seed(self.seed % 2**63)
-        drawn = weight if weight.is_cpu else torch.empty_like(weight, device="cpu")
-        weight.copy_(drawn.normal_(0, self.in_features**-0.5, generator=generator))
+        in_place = weight.is_cpu and not is_sharded(weight)
+        drawn = weight if in_place else torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+        drawn.normal_(0, self.in_features**-0.5, generator=generator)
+        weight.copy_(sharded_like(drawn, weight))
         self.reset_biases()
 
     @torch.no_grad()
@@ -197,6 +208,12 @@ class MACHHead(_HashedLabels):
         self.bucket_bias.fill_(-math.log(self.num_buckets - 1))
 
     # ------------------------------------------------------------------------------------ state and device
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Compare the label hashes of the ranks when `fully_shard` puts a weight in shards here."""
+        super().__setattr__(name, value)
+        if name == "bucket_weight" and is_sharded(value):
+            check_hash_of_shards(self, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MACHHead:
         """Move the head, and with it the label hash, which other modules may share."""
@@ -217,7 +234,8 @@ class MACHHead(_HashedLabels):
             return  # PyTorch loads the hash next, and the hash reports the fault.
         bias = state_dict.get(f"{prefix}bucket_bias")
         if bias is not None:  # The state may be older than the adjustment, or have none.
-            state_dict.setdefault(f"{prefix}logit_adjustment", torch.zeros_like(bias))
+            zeros = torch.zeros(bias.shape, dtype=bias.dtype, device=bias.device)
+            state_dict.setdefault(f"{prefix}logit_adjustment", zeros)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     # --------------------------------------------------------------------------------- training and scores
@@ -475,7 +493,7 @@ class MACHHead(_HashedLabels):
         if not isinstance(hidden, Tensor):
             raise TypeError(f"{op}: hidden must be a torch.Tensor, got {type(hidden).__name__}")
         if not torch.compiler.is_compiling():
-            check_sharding(op, self.bucket_weight)
+            check_sharding(op, self, self.bucket_weight)
         H, R = self.in_features, self.num_repetitions
         expected = (R, H) if self.per_repetition else (H,)
         if tuple(hidden.shape[-len(expected) :]) != expected:

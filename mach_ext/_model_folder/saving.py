@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mach_ext import compression
+from mach_ext._distributed import check_whole
 from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
 from mach_ext._model_folder.protocol import SavableModel
@@ -33,6 +34,7 @@ ADVICE = "free memory first, or make a smaller model"
 
 def save(op: str, model: SavableModel, folder: Path, step: float | None) -> None:
     """Implement `MACH.save` and `MACHHead.save`, which messages call `op`."""
+    check_whole(op, named_weights(model).values())
     attached = {}
     for name, content in model.attachments.items():
         if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):

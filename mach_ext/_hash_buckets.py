@@ -18,6 +18,10 @@ from mach_ext._memory import check_memory, memory_errors
 
 _Hash = TypeVar("_Hash", bound="BucketTable")
 
+# What a `state_dict` calls the fingerprint: PyTorch's name for what is no tensor, and the former name. Some
+# libraries look up the names of a state as attributes, and `fingerprint` is a method.
+_STATE_KEYS = ("_extra_state", "fingerprint")
+
 
 class BucketTable(nn.Module):
     """The base of `LabelHash`: a table [R, L] of buckets in [0, B) that moves between devices.
@@ -208,19 +212,59 @@ class BucketTable(nn.Module):
             self._place(buckets)
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}fingerprint"] = _as_tensor(self.fingerprint())
+    def get_extra_state(self) -> torch.Tensor:
+        """Return what `state_dict` holds of this hash: the fingerprint, as uint8 characters.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> bytes(LabelHash(1000, 50, 6, seed=1).get_extra_state().tolist()).decode()
+            'L=1000 B=50 R=6 seed=1'
+        """
+        return _as_tensor(self.fingerprint())
+
+    def set_extra_state(self, state: object) -> None:
+        """Refuse the fingerprint of another hash. A matching one changes nothing.
+
+        `load_state_dict` reports the fault itself. This method is for libraries that load a state key by key.
+
+        Args:
+            state: What `get_extra_state` returned.
+
+        Raises:
+            ValueError: The state is of another hash.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash(1000, 50, 6).set_extra_state(LabelHash(1000, 50, 6).get_extra_state())
+        """
+        if fault := self.fingerprint_fault(state):
+            raise ValueError(f"LabelHash: {fault}")
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Compare fingerprints. Older states have no fingerprint and are taken as they are."""
-        key = f"{prefix}fingerprint"
         if strict:
-            unexpected_keys += [name for name in state_dict if name.startswith(prefix) and name != key]
-        if key in state_dict and (fault := self.fingerprint_fault(state_dict[key])):
-            error_msgs.append(f"{key}: {fault}")
+            names = [f"{prefix}{key}" for key in _STATE_KEYS]
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in names]
+        if fault := self.state_fault(state_dict, prefix):
+            error_msgs.append(f"{prefix}fingerprint: {fault}")
+
+    def state_fault(self, state_dict: Mapping[str, Any], prefix: str = "") -> str:
+        """Return why a `state_dict` is not for this hash, or an empty string if it is.
+
+        Args:
+            state_dict: The state of this hash or of a module that it is part of.
+            prefix: The name of this hash in that module, with a dot at its end.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash(1000, 50, 6).state_fault(LabelHash(1000, 50, 6).state_dict())
+            ''
+        """
+        kept = (state_dict[f"{prefix}{key}"] for key in _STATE_KEYS if f"{prefix}{key}" in state_dict)
+        return next(filter(None, map(self.fingerprint_fault, kept)), "")
 
     def fingerprint_fault(self, kept: object) -> str:
         """Return why weights with this fingerprint are not for this hash, or an empty string if they are.
@@ -231,7 +275,7 @@ class BucketTable(nn.Module):
         Example:
             >>> from mach_ext.hashing import LabelHash
             >>> hash, other = (LabelHash(1000, 50, 6, seed=seed) for seed in (0, 1))
-            >>> hash.fingerprint_fault(other.state_dict()["fingerprint"])
+            >>> hash.fingerprint_fault(other.get_extra_state())
             'the weights are of label hash L=1000 B=50 R=6 seed=1, this model has L=1000 B=50 R=6 seed=0'
         """
         ours = self.fingerprint()

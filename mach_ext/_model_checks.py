@@ -142,8 +142,7 @@ def _check_room(op: str, count: int, like: Tensor, width: str, **sizes: Any) -> 
 
 def is_of_other_hash(hash: LabelHash, state_dict: dict[str, Any], prefix: str) -> bool:
     """Return whether a `state_dict` holds weights that were trained with another label hash."""
-    key = f"{prefix}hash.fingerprint"
-    return key in state_dict and bool(hash.fingerprint_fault(state_dict[key]))
+    return bool(hash.state_fault(state_dict, f"{prefix}hash."))
 
 
 @contextlib.contextmanager

@@ -169,8 +169,7 @@ class MACH(_Encoder, _HashedLabels):
             >>> bytes(model.hash_fingerprint.tolist()).decode()
             'L=20 B=8 R=8 seed=0'
         """
-        fingerprint: Tensor = self.hash.state_dict()["fingerprint"]
-        return fingerprint
+        return self.hash.get_extra_state()
 
     def extra_repr(self) -> str:
         """Return the sizes and settings that `print(model)` shows.

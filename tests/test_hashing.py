@@ -660,11 +660,11 @@ def test_state_passes_through_files(tmp_path):
 
 def test_state_of_before_hashes_had_one_is_taken():
     model = OwnModel(LabelHash(100, 50, 8))
-    former = {name: tensor for name, tensor in model.state_dict().items() if "fingerprint" not in name}
+    former = {name: tensor for name, tensor in model.state_dict().items() if "_extra_state" not in name}
     assert OwnModel(LabelHash(100, 50, 8)).load_state_dict(former) == ([], [])
     model, wrong = mach_ext.MACH(9, 30, 8, 8, hidden_size=4), mach_ext.MACH(9, 30, 8, 8, 4, seed=1)
     former = dict(model.state_dict())
-    former["hash_fingerprint"] = former.pop("head.hash.fingerprint")
+    former["hash_fingerprint"] = former.pop("head.hash._extra_state")
     mach_ext.MACH(9, 30, 8, 8, hidden_size=4).load_state_dict(former)
     before = copy.deepcopy(wrong.state_dict())
     with pytest.raises(RuntimeError, match="the weights are of label hash L=30 B=8 R=8 seed=0, this m"):
@@ -674,16 +674,44 @@ def test_state_of_before_hashes_had_one_is_taken():
 
 def test_state_of_a_hash_alone():
     hash = LabelHash(100, 50, 8)
-    assert list(hash.state_dict()) == ["fingerprint"]
+    assert list(hash.state_dict()) == ["_extra_state"]
     hash.load_state_dict(hash.state_dict())
     with pytest.raises(RuntimeError, match=r'Unexpected key.* "weight"'):
         hash.load_state_dict({**hash.state_dict(), "weight": torch.ones(1)})
 
 
+@pytest.mark.parametrize("key", ["_extra_state", "fingerprint"])
 @pytest.mark.parametrize("state", ["text", torch.tensor(3.0), torch.full((70,), 255, dtype=torch.uint8)])
-def test_damaged_state_is_refused(state):
+def test_damaged_state_is_refused(state, key):
+    hash = LabelHash(100, 50, 8)
     with pytest.raises(RuntimeError, match="fingerprint: the weights are of label hash"):
-        LabelHash(100, 50, 8).load_state_dict({"fingerprint": state})
+        hash.load_state_dict({key: state})
+    with pytest.raises(ValueError, match="^LabelHash: the weights are of label hash"):
+        hash.set_extra_state(state)
+
+
+def test_the_former_name_of_a_fingerprint_is_known():
+    hash, other = LabelHash(100, 50, 8), LabelHash(100, 50, 8, seed=5)
+    hash.load_state_dict({"fingerprint": hash.get_extra_state()})
+    with pytest.raises(RuntimeError, match="of label hash L=100 B=50 R=8 seed=5, this model has .* seed=0"):
+        hash.load_state_dict({"fingerprint": other.get_extra_state()})
+    head, wrong = mach_ext.MACHHead(4, 100, 8, 50), mach_ext.MACHHead(4, 100, 8, 50, seed=5)
+    former = dict(head.state_dict())
+    former["hash.fingerprint"] = former.pop("hash._extra_state")
+    head.load_state_dict(former)
+    before = copy.deepcopy(wrong.state_dict())
+    with pytest.raises(RuntimeError, match="of label hash L=100 B=50 R=8 seed=0, this model has .* seed=5"):
+        wrong.load_state_dict(former)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wrong.state_dict().items())
+
+
+def test_names_of_a_state_are_no_methods():
+    """Libraries such as transformers look them up as attributes, but for PyTorch's own `_extra_state`."""
+    model = torch.nn.Sequential(mach_ext.MACH(9, 30, 8, 8, hidden_size=4), mach_ext.MACHHead(4, 30, 8, 8))
+    for name, tensor in model.state_dict().items():
+        module, _, last = name.rpartition(".")
+        found = getattr(model.get_submodule(module), last) if last != "_extra_state" else tensor
+        assert isinstance(found, torch.Tensor), name
 
 
 def test_holds_nothing_that_is_trained_sent_or_cast():

@@ -94,6 +94,14 @@ def check_configuration(
             raise ValueError(f"MACH: {name} must be in [0, 1), got {p}")
 
 
+def checked_probability(name: str, value: Any) -> float:
+    """Return a probability of dropping something as a float. Its range is checked with the configuration."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, (str, bytes, bool)):
+            return float(value)
+    raise TypeError(f"MACH: {name} must be a number, got {type(value).__name__}")
+
+
 def check_merge(op: str, merge: str) -> None:
     """Refuse an unknown merge."""
     if merge not in MODEL_MERGES:

@@ -29,7 +29,13 @@ from mach_ext._hashed_labels import _HashedLabels
 from mach_ext._memory import memory_errors
 from mach_ext._model_checks import ENCODERS as ENCODERS
 from mach_ext._model_checks import USUAL_K as USUAL_K
-from mach_ext._model_checks import check_configuration, check_score, check_weights_fit, is_of_other_hash
+from mach_ext._model_checks import (
+    check_configuration,
+    check_score,
+    check_weights_fit,
+    checked_probability,
+    is_of_other_hash,
+)
 from mach_ext._model_checks import check_finite as check_finite
 from mach_ext._model_checks import check_parameters as check_parameters
 from mach_ext._model_checks import check_scores as check_scores
@@ -124,7 +130,8 @@ class MACH(_Encoder, _HashedLabels):
         seed = F.as_int("MACH", "seed", seed)
         given = tuple(hidden_size) if isinstance(hidden_size, (tuple, list)) else (hidden_size,)
         sizes = tuple(F.as_int("MACH", "hidden_size", size) for size in given)
-        feature_dropout, hidden_dropout = float(feature_dropout), float(hidden_dropout)
+        feature_dropout = checked_probability("feature_dropout", feature_dropout)
+        hidden_dropout = checked_probability("hidden_dropout", hidden_dropout)
         check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
         self.num_features = num_features
         self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH

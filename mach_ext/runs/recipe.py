@@ -56,7 +56,7 @@ class Recipe:
             if name not in SETTINGS:
                 known = ", ".join(name for name in SETTINGS if name != "seed")
                 raise TypeError(f"train: unknown argument {name!r}; hyper-parameters: {known}")
-        own = ("num_repetitions", "num_buckets", "hidden_size", "seed", "repetitions_at_a_time")
+        own = ("num_repetitions", "num_buckets", "hidden_size", "seed", "repetitions_at_a_time", "svm")
         numbers = {name: plain(getattr(self, name)) for name in own} | {"C": as_real(self.C)}
         settings = {
             name: as_real(value) if name in REALS else plain(value)
@@ -64,6 +64,8 @@ class Recipe:
         }
         for name, value in {**numbers, "hyperparameters": settings}.items():
             object.__setattr__(self, name, value)
+        if self.svm is not None and not isinstance(self.svm, bool):
+            raise TypeError(f"train: {spell('svm')} must be None, True or False, got {self.svm!r}")
         if self.C is not None and not (isinstance(self.C, float) and math.isfinite(self.C)):
             raise ValueError(f"train: {spell('C')} must be None or a finite number, got {self.C!r}")
         if self.svm and (given := self._for_gradients()):

@@ -8,16 +8,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from mach_ext.data import check_columns, check_labels
 from mach_ext.data.matrices import Csr
+from mach_ext.sklearn._rows import encode_rows, is_indicator, read_rows
 
 CLASSES, DENSE, SPARSE, LISTS = "classes", "dense indicator", "sparse indicator", "lists"
 
-_SETS = (set, frozenset)
+
+class Fitted(NamedTuple):
+    """What a fit learned of its labels: their form, and the names of all L."""
+
+    form: str
+    classes: NDArray[Any]
+
+    def sees_indicator(self, rows: Sequence[Any]) -> bool:
+        """Return whether equally long lists of zeros and ones are an indicator for these labels.
+
+        They are not after a fit on lists of such labels, nor if [0, 1] cannot be a row of L numbers.
+        """
+        if self.form == LISTS:
+            return not any(name in (0, 1) for name in self.classes.tolist())
+        return len(rows[0]) == len(self.classes) or any(len(set(row)) < len(row) for row in rows)
 
 
 class Target(NamedTuple):
@@ -37,7 +51,7 @@ class Target(NamedTuple):
         An indicator has no names, so its labels are called 0 to L - 1.
         """
         if self.form == LISTS:
-            return _encode_lists(self.content)
+            return encode_rows(self.content)
         if self.form != CLASSES:
             return np.arange(self.content.shape[1]), self.content
         classes, columns = np.unique(self.content, return_inverse=True)
@@ -61,10 +75,14 @@ class Target(NamedTuple):
         return np.asarray(indicator[np.arange(len(labels)), labels]).ravel() > 0
 
 
-def read_target(y: Any) -> Target:
+def read_target(y: Any, fitted: Fitted | None = None) -> Target:
     """Recognise the form of `y`, and check it.
 
     A list of equally long lists of zeros and ones is an indicator, as everywhere in scikit-learn.
+
+    Args:
+        y: The labels of documents.
+        fitted: The labels of a former fit. They tell lists of the labels 0 and 1 from an indicator.
 
     Raises:
         TypeError: `y` is no array-like of labels.
@@ -72,17 +90,30 @@ def read_target(y: Any) -> Target:
     """
     if y is None:
         raise ValueError("This MACHClassifier estimator requires y to be passed, but the target y is None.")
+    if getattr(y, "ndim", 0) == 2 and hasattr(y, "sparse"):
+        y = y.sparse.to_coo()  # a DataFrame whose columns are all sparse
     if scipy.sparse.issparse(y):
         return Target(SPARSE, read_indicator(y))
-    rows = _rows(y)
-    if rows is not None and not _is_indicator(rows):
+    if not _is_array_like(y):
+        raise TypeError(
+            "MACHClassifier: y must be an array or a list of classes or of lists of labels, or an "
+            f"indicator [N, L], got {type(y).__name__}"
+        )
+    rows = read_rows(y)
+    if rows is not None and not (is_indicator(rows) and (fitted is None or fitted.sees_indicator(rows))):
         return Target(LISTS, rows)
-    y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+    y = check_array(y if rows is None else rows, ensure_2d=False, dtype=None, input_name="y")
     if y.ndim == 2 and y.shape[1] > 1:
         return Target(DENSE, read_indicator(y))
     y = column_or_1d(y, warn=True)
     check_classification_targets(y)
     return Target(CLASSES, y)
+
+
+def _is_array_like(y: Any) -> bool:
+    if hasattr(y, "__array__"):
+        return getattr(y, "ndim", 1) != 0
+    return isinstance(y, Sequence) and not isinstance(y, (str, bytes))
 
 
 def read_indicator(y: Any, name: str = "y") -> Csr:
@@ -98,9 +129,10 @@ def read_indicator(y: Any, name: str = "y") -> Csr:
     if scipy.sparse.issparse(y) and y.format not in ("csr", "csc", "coo", "bsr"):
         y = y.tocoo()  # Other formats have no array of just the stored numbers.
     if y.dtype.kind not in "biuf" or y.ndim != 2 or y.shape[1] == 0:
+        other = " (or lists of label names)" if name == "y" else ""
         raise ValueError(
-            f"MACHClassifier: {name} must be an indicator [N, L] of 0 and 1 (or lists of label names), "
-            f"got dtype {y.dtype} and shape {y.shape}"
+            f"MACHClassifier: {name} must be an indicator [N, L] of 0 and 1{other}, got dtype {y.dtype} and "
+            f"shape {y.shape}"
         )
     stored = y.data if scipy.sparse.issparse(y) else y
     others = stored[(stored != 0) & (stored != 1)]
@@ -109,46 +141,23 @@ def read_indicator(y: Any, name: str = "y") -> Csr:
     return check_labels(y, f"MACHClassifier: {name}")
 
 
-def _rows(y: Any) -> list[Any] | None:
-    """Return the collections of labels of `y`. None: it holds none."""
-    is_objects = getattr(y, "dtype", None) == np.dtype(object) and getattr(y, "ndim", 0) == 1
-    if not isinstance(y, (list, tuple)) and not is_objects:
-        return None
-    rows = list(y)
-    is_collection = [_is_collection(row) for row in rows]
-    if not any(is_collection):
-        return None
-    if not all(is_collection):
-        n = is_collection.index(False)
-        raise ValueError(
-            f"MACHClassifier: y, row {n}: must be a list of labels, as other rows are, got {rows[n]!r}"
-        )
-    return rows
-
-
-def _is_collection(row: Any) -> bool:
-    return isinstance(row, (list, tuple, *_SETS)) or (isinstance(row, np.ndarray) and row.ndim == 1)
-
-
-def _is_indicator(rows: Sequence[Any]) -> bool:
-    """Return whether rows are those of a dense indicator: zeros and ones, equally long, at least two."""
-    if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
-        return False
-    if any(isinstance(row, _SETS) for row in rows):
-        return False
-    return all(label in (0, 1) for row in rows for label in row)
-
-
-def _encode_lists(rows: list[Any]) -> tuple[NDArray[Any], Csr]:
-    """Return the sorted labels of collections, and the indicator. A label that a row repeats counts once."""
-    binarizer = MultiLabelBinarizer(sparse_output=True)
+def as_rectangle(rows: Any) -> NDArray[Any]:
+    """Return an array of rows. Rows that are not equally long give an array of objects."""
     try:
-        indicator = binarizer.fit_transform(rows)
-    except TypeError:
-        types = ", ".join(sorted({type(label).__name__ for row in rows for label in row}))
-        raise TypeError(
-            f"MACHClassifier: labels in y must be hashable and sortable, such as all strings, got {types}"
-        ) from None
-    if not len(binarizer.classes_):
-        raise ValueError("MACHClassifier: y must hold at least one label, got only empty lists")
-    return binarizer.classes_, check_labels(indicator, "MACHClassifier: y")
+        return np.asarray(rows)
+    except ValueError:
+        return np.array([*rows, None], object)[:-1]
+
+
+def check_weights(weights: Any, num_documents: int) -> NDArray[np.float64] | None:
+    """Return the weights of documents, checked. None: all weigh the same."""
+    if weights is None:
+        return None
+    rule = f"MACHClassifier: sample_weight must hold N={num_documents} finite numbers"
+    array = np.asarray(weights)
+    if array.shape != (num_documents,) or array.dtype.kind not in "biuf":
+        raise ValueError(f"{rule}, got dtype {array.dtype} and shape {array.shape}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all() or array.sum() == 0:
+        raise ValueError(f"{rule} whose sum is not 0, got a sum of {array.sum()}")
+    return array

@@ -30,6 +30,9 @@ def train_model(parameters: Mapping[str, Any], X: Csr, Y: Csr) -> tuple[MACH, tr
         X: Documents [N, D].
         Y: Labels [N, L].
     """
+    for name in ("holdout", "progress"):
+        if not isinstance(parameters[name], (bool, np.bool_)):
+            raise TypeError(f"MACHClassifier: {name} must be True or False, got {parameters[name]!r}")
     device = parameters["device"]
     check_device(device)
     recipe = Recipe(

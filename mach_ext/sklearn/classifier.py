@@ -18,7 +18,15 @@ from mach_ext.data.matrices import Csr
 from mach_ext.nn import checked_k
 from mach_ext.sklearn._decoding import all_scores, best_indicator, check_rule
 from mach_ext.sklearn._documents import read_documents
-from mach_ext.sklearn._targets import CLASSES, DENSE, read_indicator, read_target
+from mach_ext.sklearn._targets import (
+    CLASSES,
+    DENSE,
+    Fitted,
+    as_rectangle,
+    check_weights,
+    read_indicator,
+    read_target,
+)
 from mach_ext.sklearn._training import train_model
 
 _MAX_SCORES = 1 << 26  # `decision_function` returns at most so many scores: 256 MiB.
@@ -35,8 +43,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     `y` may have four forms:
 
     * **Classes** [N]. Each document has one class, of any name. `predict` returns classes.
-    * **Lists of labels**. Each document has a list, tuple, set or array of names or numbers. `predict`
-      returns a sparse indicator, and `label_lists` turns it into names.
+    * **Lists of labels**. Each document has a list, tuple, set or array of names or numbers, which may be
+      empty. `predict` returns a sparse indicator, and `label_lists` turns it into names.
     * **A sparse indicator** [N, L]. An entry is 1 if the document has the label. `predict` returns one, too.
     * **A dense indicator** [N, L] of zeros and ones. `predict` returns a dense one, and that alone takes
       memory for N * L numbers. Equally long lists of two or more zeros and ones count as this form.
@@ -74,9 +82,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if there are fewer labels. With a threshold, `predict` gives at most k labels, and None sets no
             limit. Neither k nor the threshold changes the `predict` of classes.
         threshold: `predict` gives the labels whose score is at least this number, on the scale of the scores
-            of `predict_topk`. Buckets of probability 1/2 score 0.0 with the merge "mean_logit", -0.693 with
-            "mean_logprob", and 0.5 with the others. With "mean_logit" the logit adjustment then shifts each
-            label's score, unless `tau=0.0`. None: `predict` gives the best k labels.
+            of `predict_topk`. Like them, it is rounded to float32. Buckets of probability 1/2 score 0.0 with
+            the merge "mean_logit", -0.693 with "mean_logprob", and 0.5 with the others. With "mean_logit" the
+            logit adjustment then shifts each label's score, unless `tau=0.0`. None: `predict` gives the best
+            k labels.
         device: "cpu", "cuda" or "cuda:N".
         random_state: Seed of the label hash, the weights and the batches. None or a `RandomState`: the seed
             is drawn, as everywhere in scikit-learn.
@@ -325,7 +334,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             NotFittedError: There was no `fit`.
             TypeError: `y` has a wrong type.
-            ValueError: X or `y` is not valid.
+            ValueError: X, `y` or the weights are not valid.
 
         Example:
             >>> import scipy.sparse
@@ -336,11 +345,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             1.0
         """
         X = self._documents(X)
-        target = read_target(y)
+        target = read_target(y, Fitted(self._form, self.classes_))
         check_consistent_length(X, target.content, sample_weight)
+        weights = check_weights(sample_weight, X.shape[0])
         best = self.model_.predict(X, 1)[1][:, 0]
-        hits = target.hits(self.classes_, best).astype(np.float64)
-        return float(np.average(hits, weights=sample_weight))
+        return float(np.average(target.hits(self.classes_, best), weights=weights))
 
     def label_lists(self, indicator: Any) -> list[list[Any]]:
         """Return the names of the labels of each document, in the order of `classes_`.
@@ -362,7 +371,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "model_")
         if not scipy.sparse.issparse(indicator):
-            indicator = np.asarray(indicator)
+            indicator = as_rectangle(indicator)
         csr = read_indicator(indicator, "indicator")
         check_columns(csr, "MACHClassifier: indicator", len(self.classes_), "L")
         names = self.classes_[csr.indices].tolist()

@@ -131,7 +131,7 @@ def of_batches():
 def test_encoders_that_change_their_mind(kind, build):
     torch.manual_seed(0)
     attacking = kind(head_of(), encoder=build())
-    with pytest.raises(ValueError, match="encoder must return the same hidden units .* call eval"):
+    with pytest.raises(ValueError, match=r"encoder must return the same hidden units .* call eval"):
         attacking.perturb(torch.randn(N, 12), labels_of(), 0.1)
 
 

@@ -151,6 +151,11 @@ def _of_lists(op: str, labels: Any, leading: tuple[int, ...], num_labels: int) -
         raise ValueError(
             f"{op}: labels must be a list for each of the N={N} documents, got {len(labels)}"
             + ("; a pair (indices, indptr) must be a tuple" if is_pair else "")
+            + (
+                f"; give one list of all {N}, not a list for each leading dimension"
+                if len(leading) > 1
+                else ""
+            )
         )
     rows = [_of_entry(op, entry, row, num_labels) for row, entry in enumerate(labels)]
     flat = np.concatenate(rows) if rows else np.empty(0, np.int64)

@@ -17,6 +17,9 @@ from mach_ext.head import MACHHead
 
 Encoder: TypeAlias = Callable[[Tensor], Tensor]  # [N, ...] -> [N, H], or [N, R, H]
 _HALVES = (torch.bfloat16, torch.float16)
+# Hidden units of the same input may differ by this share of their length. Half precision stays below it, and
+# dropout far above.
+_SAME = 0.02
 
 
 def check_encoder(op: str, model: Any, encoder: Any) -> None:
@@ -138,6 +141,15 @@ def check_finite_hidden(op: str, hidden: Tensor) -> None:
         raise ValueError(
             f"{op}: encoder must return finite hidden units, got {int((~finite).sum())} of "
             f"{finite.numel()} numbers NaN or infinite"
+        )
+
+
+def check_repeatable(op: str, hidden: Tensor, again: Tensor) -> None:
+    """Refuse an encoder that gave other hidden units for an input when it was asked again."""
+    if float((hidden - again).double().norm()) > _SAME * float(again.double().norm()):
+        raise ValueError(
+            f"{op}: encoder must return the same hidden units for an input each time, got others the second "
+            "time; call eval() on the modules that it uses, and let no input of a batch depend on the others"
         )
 
 

@@ -307,9 +307,11 @@ class MACHHead(_HashedLabels):
                   or NumPy arrays. Only this form works with `torch.compile(fullgraph=True)`, and on a GPU
                   only this form does not wait for the device.
                 * a SciPy sparse matrix or a sparse tensor [N, L], whose non-zeros are the labels.
-                * label ids as an integer tensor or array [..., m], padded with -1 or -100.
+                * label ids as an integer tensor or array [..., m], padded with -1 or -100. A row of padding
+                  is a document without labels. It counts, so select the rows to train on beforehand.
                 * a 0/1 tensor or array [..., L] of floats or bools.
-                * a list with a list of label ids for each document.
+                * a list with a list of label ids for each of the N documents, whatever their leading
+                  dimensions.
             reduction: "mean" divides by N. "sum" does not. Both divide by R. With gradient accumulation over
                 micro-batches of unequal sizes, use "sum" and divide by the number of all documents. [default:
                 "mean"]
@@ -497,10 +499,15 @@ class MACHHead(_HashedLabels):
         H, R = self.in_features, self.num_repetitions
         expected = (R, H) if self.per_repetition else (H,)
         if tuple(hidden.shape[-len(expected) :]) != expected:
-            shape = f"[..., R={R}, H={H}]" if self.per_repetition else f"[..., H={H}]"
-            raise ValueError(f"{op}: hidden must be {shape}, got {list(hidden.shape)}")
+            raise ValueError(f"{op}: hidden must be {self._hidden_shape}, got {list(hidden.shape)}")
         check_hidden(op, hidden, self.bucket_weight)
         return self._flatten(hidden, hidden)
+
+    @property
+    def _hidden_shape(self) -> str:
+        """The shape of hidden units, as messages say it."""
+        own = f"R={self.num_repetitions}, " if self.per_repetition else ""
+        return f"[..., {own}H={self.in_features}]"
 
     def _flatten(self, t: Tensor, hidden: Tensor) -> Tensor:
         """Give a tensor with the leading dimensions of the hidden units a single leading dimension."""

@@ -156,11 +156,16 @@ class MACH(_Encoder, _HashedLabels):
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Give the head what is the head's."""
+        """Give the head what is the head's. A head may take the place of one that fits the same encoder."""
         if name in _OF_HEAD:
             setattr(self.head, name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        former = self.__dict__.get("_modules", {}).get("head") if name == "head" else None
+        if isinstance(former, MACHHead) and isinstance(value, MACHHead):
+            expected, given = former._hidden_shape, value._hidden_shape
+            if given != expected:
+                raise ValueError(f"MACH: head must take hidden units {expected}, got a head of {given}")
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         """Return what is the head's."""
@@ -681,6 +686,17 @@ def linear_model(head: MACHHead) -> MACH:
     model.head, model.attachments = head, head.attachments
     model.training = head.training  # `eval` and `train` would change the head.
     return model
+
+
+def check_trainable(op: str, model: Any) -> None:
+    """Refuse what is no model. A head is to be passed as a linear MACH.
+
+    Raises:
+        TypeError: The argument is not a `MACH`.
+    """
+    if not isinstance(model, MACH):
+        hint = "; pass mach_ext.nn.linear_model(head)" if isinstance(model, MACHHead) else ""
+        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}{hint}")
 
 
 def check_model(op: str, model: Any) -> MACH:

@@ -483,3 +483,10 @@ def test_labels_that_are_not_checked():
     for labels in ([[1], [20], []], (ids(1, 20), ids(0, 1, 2, 2)), ids([1], [20], [3])):
         assert head.loss(hidden, labels, validate=False).isnan()
         assert head(hidden, labels, validate=False).isnan()
+
+
+def test_lists_within_lists_are_refused():
+    head = build()
+    message = r"a list for each of the N=6 documents, got 2; give one list of all 6, not a list for each lead"
+    with pytest.raises(ValueError, match=message):
+        head.loss(torch.zeros(2, 3, head.in_features), [[[1], [2], [3]], [[4], [5], []]])

@@ -134,6 +134,8 @@ class Attack:
                 chosen = None if targets is None else np.asarray(targets)[rows]
                 goal = attack._targets(op, X[rows], None if Y is None else Y[rows], chosen)
                 perturbed = attack._batch(start, x, indices, indptr, goal, grid)
+                if start == 0:  # Shapes and gradients were checked before, with messages that say more.
+                    attack._layer.check_encoder(X)
                 for batch, kept, written in zip(perturbed, batches, inputs, strict=True):
                     batch.targets = goal.targets
                     kept.append(attack._kept(batch, written))

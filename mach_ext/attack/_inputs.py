@@ -21,6 +21,7 @@ from mach_ext._user_encoder import (
     check_finite_inputs,
     check_hidden,
     check_inputs,
+    check_repeatable,
     in_eval_mode,
 )
 from mach_ext.attack._batch import Batch
@@ -96,6 +97,11 @@ class InputLayer(Layer):
             needed = X.element_size() * X.numel() * len(grid)
             advice = "pass fewer inputs or sizes of epsilon at a time"
             check_memory(f"{op}: perturbed inputs", needed, advice, N=len(X), sizes=len(grid))
+
+    def check_encoder(self, X: Tensor) -> None:
+        """Refuses an encoder with dropout, or one that lets an input of a batch depend on the others."""
+        first = X[:2].to(self.device)
+        check_repeatable(self.op, self.hidden(first)[:1], self.hidden(first[:1]))
 
     def tensors(self, X: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the entries that may change in CSR form, with each input as a row."""

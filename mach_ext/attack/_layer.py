@@ -76,6 +76,9 @@ class Layer:
             advice = "pass fewer documents or sizes of epsilon at a time"
             check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
 
+    def check_encoder(self, X: Any) -> None:
+        """Checks that documents have the same hidden units each time, as those of a model have."""
+
     def tensors(self, X: Any, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
         """Returns values, indices and indptr of the entries that may change, on the model's device."""
         x = torch.from_numpy(X.data).to(self.device, self.dtype)

@@ -18,6 +18,7 @@ from mach_ext._user_encoder import (
     check_finite_inputs,
     check_hidden,
     check_inputs,
+    check_repeatable,
     in_eval_mode,
 )
 from mach_ext.data import check_columns
@@ -27,9 +28,6 @@ from mach_ext.nn import check_parameters
 
 # Inputs that go through the encoder at a time. Its activations often take a hundred times as much.
 INPUT_BYTES = 1 << 22
-# Hidden units of the same input may differ by this share of their length. Half precision stays below it, and
-# dropout far above.
-_SAME = 0.02
 
 
 class Encoder:
@@ -77,12 +75,7 @@ class Encoder:
             first = self(X[:1])
             hidden = torch.cat([self(part) for part in X.split(batch_size(X[0].numel()))])
             check_finite_hidden(self.op, hidden)
-            if float((hidden[:1] - first).double().norm()) > _SAME * float(first.double().norm()):
-                raise ValueError(
-                    f"{self.op}: encoder must return the same hidden units for an input each time, got "
-                    "others the second time; call eval() on the modules that it uses, and let no input of a "
-                    "batch depend on the others"
-                )
+            check_repeatable(self.op, hidden[:1], first)
         return hidden
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
-from mach_ext.nn import MACH, check_finite
+from mach_ext.nn import MACH, check_finite, check_trainable
 from mach_ext.training.documents import check_training_data
 from mach_ext.training.folder import lock_run
 from mach_ext.training.hyperparameters import METRICS, Hyperparameters
@@ -39,7 +39,8 @@ def fit(
     The model ends in eval mode. With validation data it has the weights of its best epoch.
 
     Args:
-        model: MACH, linear or with hidden layers, float32 or float64.
+        model: MACH, linear or with hidden layers, float32 or float64. A `MACHHead` can be trained on hidden
+            units as `mach_ext.nn.linear_model(head)`.
         X: Documents [N, D], a SciPy, NumPy or torch matrix. It is checked once.
         Y: Labels [N, L], a SciPy, NumPy or torch matrix. The whole matrix is checked once.
         X_dev: Documents for validation. Give both `X_dev` and `Y_dev` or neither.
@@ -65,7 +66,7 @@ def fit(
         and dev metrics.
 
     Raises:
-        TypeError: The data or a hyper-parameter has a wrong type.
+        TypeError: The model is no MACH, or the data or a hyper-parameter has a wrong type.
         ValueError: The data or a hyper-parameter is not valid, or the checkpoint belongs to another run.
         FloatingPointError: The loss became NaN or infinite.
         MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.
@@ -80,6 +81,7 @@ def fit(
         >>> record.history[-1]["loss"] < record.history[0]["loss"] / 10
         True
     """
+    check_trainable("fit", model)
     settings = Hyperparameters.of(model, **hyperparameters)
     model.hash.check_contents()
     data = check_training_data(model, X, Y, X_dev, Y_dev, filtered_dev)

@@ -13,7 +13,7 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, check_trainable
 from mach_ext.training.documents import check_documents, typical_length
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
@@ -131,6 +131,7 @@ def fit_svm(
 
 
 def _check_model(model: MACH) -> None:
+    check_trainable("fit_svm", model)
     weight, bias = model.bucket_weight, model.bucket_bias
     if (
         not model.is_linear

@@ -116,6 +116,25 @@ def test_bad_input(error, message, changes):
         FGSM(head, encoder=encoder).perturb(**call)
 
 
+def with_dropout():
+    drop = [nn.Linear(12, H), nn.Dropout(0.5)]  # a list, in which nobody looks for modules
+    return lambda x: drop[1](drop[0](x))
+
+
+def of_batches():
+    linear = nn.Linear(12, H)
+    return lambda x: linear(x - x.mean(0))
+
+
+@pytest.mark.parametrize("kind", [FGSM, attack.PGD, Random])
+@pytest.mark.parametrize("build", [with_dropout, of_batches])
+def test_encoders_that_change_their_mind(kind, build):
+    torch.manual_seed(0)
+    attacking = kind(head_of(), encoder=build())
+    with pytest.raises(ValueError, match=r"encoder must return the same hidden units .* call eval"):
+        attacking.perturb(torch.randn(N, 12), labels_of(), 0.1)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "changes"),
     [

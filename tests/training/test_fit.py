@@ -99,3 +99,16 @@ def test_documents_without_features_or_labels_are_fine():
         build(), scipy.sparse.csr_matrix(X_holes), scipy.sparse.csr_matrix(Y_holes), **options
     )
     assert np.isfinite(record.history[-1]["loss"])
+
+
+@pytest.mark.parametrize("train", [mach_ext.fit, mach_ext.fit_svm])
+def test_a_head_is_trained_as_linear_mach(train):
+    head = mach_ext.MACHHead(60, 60, num_repetitions=8, num_buckets=16)
+    message = rf"^{train.__name__}: model must be a mach_ext.MACH, got MACHHead; pass .*linear_model\(head\)$"
+    with pytest.raises(TypeError, match=message):
+        train(head, X, Y, progress=False)
+    with pytest.raises(TypeError, match=r"model must be a mach_ext.MACH, got Linear$"):
+        train(torch.nn.Linear(2, 3), X, Y, progress=False)
+    before = head.bucket_weight.clone()
+    train(mach_ext.nn.linear_model(head), X, Y, progress=False)
+    assert not torch.equal(head.bucket_weight, before)

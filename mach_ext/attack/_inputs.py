@@ -80,7 +80,7 @@ class InputLayer(Layer):
 
     def documents(self, op: str, X: Any) -> tuple[Tensor, Tensor]:
         """Returns checked inputs."""
-        X = _inputs(op, X)
+        X = _inputs(op, self.model, X)
         return X, X
 
     def check_threat(self, op: str, X: Tensor, threat: ThreatModel, grid: list[float]) -> None:
@@ -206,9 +206,9 @@ class InputLayer(Layer):
         return found
 
 
-def _inputs(op: str, X: Any) -> Tensor:
+def _inputs(op: str, head: MACHHead, X: Any) -> Tensor:
     """Returns checked inputs [N, ...] as a dense tensor. Its memory may be the user's."""
-    inputs = check_inputs(op, X)
+    inputs = check_inputs(op, head, X)
     if inputs.dtype not in (torch.float32, torch.float64):
         kind = str(inputs.dtype).removeprefix("torch.")
         raise TypeError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mach_ext import functional as F
+from mach_ext._model_checks import values_dtype
 from mach_ext._user_encoder import (
     check_encoder,
     check_finite_hidden,
@@ -22,7 +23,6 @@ from mach_ext._user_encoder import (
     in_eval_mode,
 )
 from mach_ext.data import check_columns
-from mach_ext.explain._arguments import values_dtype
 from mach_ext.head import MACHHead
 from mach_ext.nn import check_parameters
 
@@ -85,17 +85,17 @@ def batch_size(numbers: int) -> int:
 
 
 def input_tensor(op: str, head: MACHHead, X: Any, name: str = "X") -> Tensor:  # [N, ...]
-    """Returns checked inputs on the head's device. A NumPy array also gets the head's dtype.
+    """Returns checked inputs on the head's device. A NumPy array also gets the head's dtype and device.
 
     Raises:
         TypeError: The argument is not a dense tensor or array of floating-point numbers.
         ValueError: There is nothing in it, a number is not finite, or it is on another device.
     """
     device = head.bucket_bias.device
-    if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            X = torch.tensor(X.astype(f"f{values_dtype(head).itemsize}"), device=device)
-    X = check_inputs(op, X, name)
+    is_array = isinstance(X, np.ndarray)
+    X = check_inputs(op, head, X, name)
+    if is_array:
+        X = X.to(device)
     if X.device != device:
         raise ValueError(f"{op}: {name} must be on {device} like the head, got {X.device}")
     if X.dim() < 2 and name == "X":

@@ -109,7 +109,7 @@ def check_finite_inputs(op: str, inputs: Tensor, name: str = "X") -> None:  # [N
         raise ValueError(f"{op}: {name}, row {row}: values must be finite, got NaN or infinity")
 
 
-def check_hidden(op: str, head: MACHHead, given: Any, N: int) -> Tensor:  # [N, H] or [N, R, H]
+def check_output(op: str, head: MACHHead, given: Any, N: int) -> Tensor:  # [N, H] or [N, R, H]
     """Return what an encoder gave for N inputs, if the head takes it.
 
     Raises:

@@ -19,8 +19,8 @@ from mach_ext._user_encoder import (
     Encoder,
     check_finite_hidden,
     check_finite_inputs,
-    check_hidden,
     check_inputs,
+    check_output,
     check_repeatable,
     in_eval_mode,
 )
@@ -176,7 +176,7 @@ class InputLayer(Layer):
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
         """Returns the hidden units of inputs. The encoder may overwrite its argument."""
-        hidden = check_hidden(self.op, self.model, self.encoder(first.clone()), len(first)).to(self.dtype)
+        hidden = check_output(self.op, self.model, self.encoder(first.clone()), len(first)).to(self.dtype)
         check_finite_hidden(self.op, hidden)
         return hidden
 

@@ -17,8 +17,8 @@ from mach_ext._user_encoder import (
     check_encoder,
     check_finite_hidden,
     check_finite_inputs,
-    check_hidden,
     check_inputs,
+    check_output,
     check_repeatable,
     in_eval_mode,
 )
@@ -30,7 +30,7 @@ from mach_ext.nn import check_parameters
 INPUT_BYTES = 1 << 22
 
 
-class Encoder:
+class CheckedEncoder:
     """A callable from inputs [N, ...] to hidden units [N, H] of a head, or [N, R, H] if it has them apart."""
 
     def __init__(self, op: str, head: Any, encoder: Any) -> None:
@@ -52,7 +52,7 @@ class Encoder:
             ValueError: It returns another shape, or numbers on another device.
         """
         hidden = self.encoder(X.clone())  # it may overwrite its input
-        return check_hidden(self.op, self.head, hidden, len(X))
+        return check_output(self.op, self.head, hidden, len(X))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

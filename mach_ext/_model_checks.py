@@ -60,6 +60,11 @@ def check_parameters(op: str, model: nn.Module) -> None:
         raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
 
 
+def values_dtype(model: Any) -> torch.dtype:
+    """Return the dtype in which documents or hidden units go through a model or a head."""
+    return torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
+
+
 def check_hidden(op: str, hidden: Tensor, weight: Tensor) -> None:
     """Refuse hidden units that are not dense, and float64 beside float32."""
     if hidden.layout != torch.strided:

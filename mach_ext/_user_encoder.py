@@ -13,6 +13,7 @@ import scipy  # scipy.sparse is loaded at its first use, which takes 0.2 s
 import torch
 from torch import Tensor, nn
 
+from mach_ext._model_checks import values_dtype
 from mach_ext.head import MACHHead
 
 Encoder: TypeAlias = Callable[[Tensor], Tensor]  # [N, ...] -> [N, H], or [N, R, H]
@@ -72,8 +73,10 @@ def modules_of(encoder: Any) -> list[nn.Module]:
     return [part for part in used if isinstance(part, nn.Module)]
 
 
-def check_inputs(op: str, X: Any, name: str = "X") -> Tensor:  # [N, ...]
+def check_inputs(op: str, head: Any, X: Any, name: str = "X") -> Tensor:  # [N, ...]
     """Return inputs of an encoder as a dense tensor of floats. Its memory may be the user's.
+
+    A NumPy array gets the head's dtype, because the encoder gives that dtype and NumPy's own is float64.
 
     Raises:
         TypeError: The argument is not a dense tensor or NumPy array of floating-point numbers.
@@ -91,7 +94,8 @@ def check_inputs(op: str, X: Any, name: str = "X") -> Tensor:  # [N, ...]
             "embeddings, and an encoder that starts from these"
         )
     if isinstance(X, np.ndarray):
-        native = np.ascontiguousarray(X, X.dtype.newbyteorder("="))
+        with np.errstate(over="ignore"):  # Infinities are refused by name.
+            native = np.ascontiguousarray(X, f"f{values_dtype(head).itemsize}")
         X = torch.from_numpy(native if native.flags.writeable else native.copy())
     inputs: Tensor = X.detach()
     return inputs
@@ -105,7 +109,7 @@ def check_finite_inputs(op: str, inputs: Tensor, name: str = "X") -> None:  # [N
         raise ValueError(f"{op}: {name}, row {row}: values must be finite, got NaN or infinity")
 
 
-def check_hidden(op: str, head: MACHHead, given: Any, N: int) -> Tensor:  # [N, H] or [N, R, H]
+def check_output(op: str, head: MACHHead, given: Any, N: int) -> Tensor:  # [N, H] or [N, R, H]
     """Return what an encoder gave for N inputs, if the head takes it.
 
     Raises:
@@ -120,7 +124,7 @@ def check_hidden(op: str, head: MACHHead, given: Any, N: int) -> Tensor:  # [N, 
         )
     if tuple(given.shape) != expected:
         raise ValueError(f"{op}: encoder must return hidden units {shape}, got {list(given.shape)}")
-    dtype = torch.float64 if head.bucket_weight.dtype == torch.float64 else torch.float32
+    dtype = values_dtype(head)
     if given.dtype not in (dtype, *_HALVES):
         raise TypeError(
             f"{op}: encoder must return hidden units in {_name(dtype)} like the head, or in half "

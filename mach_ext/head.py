@@ -565,26 +565,5 @@ class MACHHead(_HashedLabels):
         """
         _model_folder.save("MACHHead.save", self, Path(path), quantization_step)
 
-    @memory_errors("free memory first, or make a smaller head")
-    def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
-        """Load parameters that are known to belong to this label hash.
-
-        Args:
-            tensors: The parameters by name, as `named_parameters` names them.
-            assign: Take the tensors themselves as parameters in place of copying them.
-
-        Raises:
-            RuntimeError: A parameter is missing, unknown or of another shape.
-
-        Example:
-            >>> import mach_ext
-            >>> first, second = (mach_ext.MACHHead(4, 20, 8, 8) for _ in range(2))
-            >>> _ = first.bucket_bias.data.fill_(-2.0)
-            >>> second.load_parameters(dict(first.named_parameters()))
-            >>> second.bucket_bias[0, 0].item()
-            -2.0
-        """
-        self.load_state_dict(tensors, assign=assign)
-
 
 _FORWARD = MACHHead.forward  # Code of others may replace it in the class.

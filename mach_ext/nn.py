@@ -236,28 +236,6 @@ class MACH(_Encoder, _HashedLabels):
         if not is_of_other_hash(self.hash, state_dict, f"{prefix}head."):
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-    @memory_errors("free memory first, or make a smaller model")
-    def load_parameters(self, tensors: dict[str, Tensor], assign: bool = False) -> None:
-        """Load parameters that are known to belong to this label hash.
-
-        Args:
-            tensors: The parameters by name, as `named_parameters` names them.
-            assign: Take the tensors themselves as parameters in place of copying them.
-
-        Raises:
-            RuntimeError: A parameter is missing, unknown or of another shape.
-
-        Example:
-            >>> import mach_ext
-            >>> sizes = {"num_repetitions": 8, "num_buckets": 8, "hidden_size": 4}
-            >>> first, second = (mach_ext.MACH(10, 20, **sizes) for _ in range(2))
-            >>> _ = first.bucket_bias.data.fill_(-2.0)
-            >>> second.load_parameters(dict(first.named_parameters()))
-            >>> second.bucket_bias[0, 0].item()
-            -2.0
-        """
-        self.load_state_dict(tensors, assign=assign)
-
     @memory_errors("pass fewer documents at a time")
     def forward(
         self,

@@ -460,7 +460,7 @@ def test_states_of_shards(tmp_path):
         assert found["dcp 0"] == ""
         hashes = "the weights are of label hash L=20 B=8 R=4 seed={}, this model has L=20 B=8 R=4 seed={}"
         assert hashes.format(0, 9) in found["dcp 9"]
-        assert re.search(r"Size mismatch .* for model\.head\.hash\.fingerprint", found["dcp 123"])
+        assert re.search(r"Size mismatch .* for model\.head\.hash\._extra_state", found["dcp 123"])
         assert hashes.format(5, 0) in found["another hash"]
         assert torch.equal(found["without an adjustment"], torch.zeros(R, B))
 

@@ -82,7 +82,7 @@ class Attack:
 
         Args:
             X: Documents [N, D], a SciPy, NumPy or torch matrix. With `encoder`, its inputs [N, ...] as a
-                tensor or NumPy array of float32 or float64.
+                tensor of float32 or float64, or a NumPy array, which gets the head's dtype.
             Y: True labels [N, L], a SciPy, NumPy or torch matrix. The goal "own" does not need them.
             epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
             targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the

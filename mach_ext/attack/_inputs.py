@@ -19,8 +19,8 @@ from mach_ext._user_encoder import (
     Encoder,
     check_finite_hidden,
     check_finite_inputs,
-    check_hidden,
     check_inputs,
+    check_output,
     check_repeatable,
     in_eval_mode,
 )
@@ -80,7 +80,7 @@ class InputLayer(Layer):
 
     def documents(self, op: str, X: Any) -> tuple[Tensor, Tensor]:
         """Returns checked inputs."""
-        X = _inputs(op, X)
+        X = _inputs(op, self.model, X)
         return X, X
 
     def check_threat(self, op: str, X: Tensor, threat: ThreatModel, grid: list[float]) -> None:
@@ -176,7 +176,7 @@ class InputLayer(Layer):
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
         """Returns the hidden units of inputs. The encoder may overwrite its argument."""
-        hidden = check_hidden(self.op, self.model, self.encoder(first.clone()), len(first)).to(self.dtype)
+        hidden = check_output(self.op, self.model, self.encoder(first.clone()), len(first)).to(self.dtype)
         check_finite_hidden(self.op, hidden)
         return hidden
 
@@ -206,9 +206,9 @@ class InputLayer(Layer):
         return found
 
 
-def _inputs(op: str, X: Any) -> Tensor:
+def _inputs(op: str, head: MACHHead, X: Any) -> Tensor:
     """Returns checked inputs [N, ...] as a dense tensor. Its memory may be the user's."""
-    inputs = check_inputs(op, X)
+    inputs = check_inputs(op, head, X)
     if inputs.dtype not in (torch.float32, torch.float64):
         kind = str(inputs.dtype).removeprefix("torch.")
         raise TypeError(

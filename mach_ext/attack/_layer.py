@@ -15,6 +15,7 @@ from torch import Tensor
 from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory
+from mach_ext._model_checks import values_dtype
 from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
 from mach_ext.data import check_columns
@@ -43,7 +44,7 @@ class Layer:
         check_parameters(op, model)
         model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
-        self.dtype = torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
+        self.dtype = values_dtype(model)
         self.buckets = model.hash.buckets
 
     # ------------------------------------------------------------------------------------------- documents

@@ -134,7 +134,7 @@ def evaluate(
     transfer = _checked_transfer(op, model, encoder, transfer)
     settings = Settings(model, encoder, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
-    X = check_csr(X, f"{op}: X") if encoder is None else check_inputs(op, X)
+    X = check_csr(X, f"{op}: X") if encoder is None else check_inputs(op, model, X)
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
     Y = check_true_labels(op, model, goal, X, Y)

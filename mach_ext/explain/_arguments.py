@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mach_ext._model_checks import values_dtype
 from mach_ext.data import attachments as kept
 from mach_ext.data import check_columns, name_key
 from mach_ext.head import MACHHead
@@ -69,11 +70,6 @@ def values_at(row: Any, features: NDArray[np.int64]) -> NDArray[np.float32]:
     values = np.zeros(len(features), np.float32)
     values[np.searchsorted(features, row.indices)] = row.data
     return values
-
-
-def values_dtype(model: MACH | MACHHead) -> torch.dtype:
-    """Returns the dtype in which documents go through the model."""
-    return torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
 
 
 def document_tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext.explain._arguments import check_document, check_features, check_model, document_tensors
-from mach_ext.explain._encoder import Encoder, one_input
+from mach_ext.explain._encoder import CheckedEncoder, one_input
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_parameters, check_scores, checked_k, evaluating
@@ -39,7 +39,7 @@ def decode_one(op: str, model: Any, X: Any, k: int | None, encoder: Any) -> Deco
     if encoder is None:
         model, document = document_to_explain(op, model, X)
     else:
-        hidden = Encoder(op, model, encoder).hidden(one_input(op, model, X))
+        hidden = CheckedEncoder(op, model, encoder).hidden(one_input(op, model, X))
     k = checked_k(op, k, model.num_labels)
     with evaluating(model):
         if encoder is None:

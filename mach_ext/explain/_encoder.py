@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from mach_ext import functional as F
+from mach_ext._model_checks import values_dtype
 from mach_ext._user_encoder import (
     check_encoder,
     check_finite_hidden,
     check_finite_inputs,
-    check_hidden,
     check_inputs,
+    check_output,
     check_repeatable,
     in_eval_mode,
 )
 from mach_ext.data import check_columns
-from mach_ext.explain._arguments import values_dtype
 from mach_ext.head import MACHHead
 from mach_ext.nn import check_parameters
 
@@ -30,7 +30,7 @@ from mach_ext.nn import check_parameters
 INPUT_BYTES = 1 << 22
 
 
-class Encoder:
+class CheckedEncoder:
     """A callable from inputs [N, ...] to hidden units [N, H] of a head, or [N, R, H] if it has them apart."""
 
     def __init__(self, op: str, head: Any, encoder: Any) -> None:
@@ -52,7 +52,7 @@ class Encoder:
             ValueError: It returns another shape, or numbers on another device.
         """
         hidden = self.encoder(X.clone())  # it may overwrite its input
-        return check_hidden(self.op, self.head, hidden, len(X))
+        return check_output(self.op, self.head, hidden, len(X))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -85,17 +85,17 @@ def batch_size(numbers: int) -> int:
 
 
 def input_tensor(op: str, head: MACHHead, X: Any, name: str = "X") -> Tensor:  # [N, ...]
-    """Returns checked inputs on the head's device. A NumPy array also gets the head's dtype.
+    """Returns checked inputs on the head's device. A NumPy array also gets the head's dtype and device.
 
     Raises:
         TypeError: The argument is not a dense tensor or array of floating-point numbers.
         ValueError: There is nothing in it, a number is not finite, or it is on another device.
     """
     device = head.bucket_bias.device
-    if isinstance(X, np.ndarray) and X.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            X = torch.tensor(X.astype(f"f{values_dtype(head).itemsize}"), device=device)
-    X = check_inputs(op, X, name)
+    is_array = isinstance(X, np.ndarray)
+    X = check_inputs(op, head, X, name)
+    if is_array:
+        X = X.to(device)
     if X.device != device:
         raise ValueError(f"{op}: {name} must be on {device} like the head, got {X.device}")
     if X.dim() < 2 and name == "X":

@@ -14,7 +14,7 @@ from torch import Tensor
 from mach_ext import functional as F
 from mach_ext.explain._arguments import Names
 from mach_ext.explain._decoding import best_of_hidden, scores_of_hidden
-from mach_ext.explain._encoder import Encoder, batch_size, input_tensor, one_input
+from mach_ext.explain._encoder import CheckedEncoder, batch_size, input_tensor, one_input
 from mach_ext.explain._encoder_paths import document_path
 from mach_ext.explain._path import (
     PANEL,
@@ -49,7 +49,7 @@ class InputPath(Path):
             TypeError: An argument has the wrong type.
             ValueError: There is more than one input, or the baseline has another shape.
         """
-        self.encoder = Encoder(op, head, encoder)
+        self.encoder = CheckedEncoder(op, head, encoder)
         self.op, self.model, self.device = op, head, self.encoder.device
         x = one_input(op, head, X)
         b = torch.zeros_like(x)

@@ -21,7 +21,7 @@ from mach_ext.explain._arguments import (
     resolve_labels,
 )
 from mach_ext.explain._decoding import best_of_hidden
-from mach_ext.explain._encoder import Encoder, input_tensor
+from mach_ext.explain._encoder import CheckedEncoder, input_tensor
 from mach_ext.explain._input_path import path_of
 from mach_ext.explain._path import PANEL, Path, Rule, is_mean_logit
 from mach_ext.explain.result import Explanation
@@ -246,7 +246,7 @@ def explain_topk(
             raise ValueError(f"{op}: X, row {row}: a document must have a feature to be explained, got none")
         labels = model.predict(X, k)[1]
     else:
-        encoding = Encoder(op, model, encoder)
+        encoding = CheckedEncoder(op, model, encoder)
         X, k = input_tensor(op, encoding.head, X), checked_k(op, k, encoding.head.num_labels)
         labels = best_of_hidden(op, encoding.head, encoding.hidden(X), k)
     if texts is not None and len(texts) != X.shape[0]:

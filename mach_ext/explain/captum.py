@@ -21,7 +21,7 @@ from mach_ext.explain._arguments import (
     resolve_labels,
     values_dtype,
 )
-from mach_ext.explain._encoder import Encoder, hidden_tensor, input_tensor
+from mach_ext.explain._encoder import CheckedEncoder, hidden_tensor, input_tensor
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_parameters
@@ -109,7 +109,7 @@ class HeadForward(nn.Module):
             TypeError: The model is not a head, or the encoder is not callable.
         """
         super().__init__()
-        self.encoding = Encoder(op, head, encoder)
+        self.encoding = CheckedEncoder(op, head, encoder)
         self.head, self.encoder = head, encoder
         merge = MODEL_MERGES["mean_logit" if score == "logit" else head.merge]
         self.merge, self.transform = merge.reduction, _TRANSFORMS[merge.transform]()

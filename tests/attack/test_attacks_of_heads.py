@@ -380,7 +380,8 @@ def test_numpy_arrays_of_any_layout_are_taken(kind):
     frozen = array.copy()
     frozen.flags.writeable = False
     fortran, reversed_ = np.asfortranarray(array), array[::-1].copy()[::-1]
-    for given in (array, frozen, fortran, reversed_, array.astype(">f4"), X.mT.contiguous().mT):
+    wide = array.astype(np.float64)
+    for given in (array, frozen, fortran, reversed_, array.astype(">f4"), wide, X.mT.contiguous().mT):
         found = kind(head, "l1", encoder=encoder).perturb(given, Y.toarray(), 0.5)
         assert bitwise_equal(found.inputs, expected.inputs)
     assert (array == X.numpy()).all()

@@ -47,6 +47,11 @@ def animals(folder, train=400, test=80, seed=0):
     return folder
 
 
+def need_transformers():
+    """Skips the rest of the page where transformers is not installed: the dev extra brings it."""
+    pytest.importorskip("transformers", reason="transformers is not installed: `pip install -e .[dev]`")
+
+
 def need_wordnet():
     """Skips the page where the dataset wordnet is not in the data folder: building it takes the network."""
     if not (data.data_home() / "wordnet").is_dir():

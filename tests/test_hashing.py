@@ -686,21 +686,21 @@ def test_damaged_state_is_refused(state, key):
     hash = LabelHash(100, 50, 8)
     with pytest.raises(RuntimeError, match="fingerprint: the weights are of label hash"):
         hash.load_state_dict({key: state})
-    with pytest.raises(ValueError, match=r"^LabelHash: the weights are of label hash"):
+    with pytest.raises(ValueError, match="LabelHash: the weights are of label hash"):
         hash.set_extra_state(state)
 
 
 def test_the_former_name_of_a_fingerprint_is_known():
     hash, other = LabelHash(100, 50, 8), LabelHash(100, 50, 8, seed=5)
     hash.load_state_dict({"fingerprint": hash.get_extra_state()})
-    with pytest.raises(RuntimeError, match=r"of label hash L=100 B=50 R=8 seed=5, this model has .* seed=0"):
+    with pytest.raises(RuntimeError, match="of label hash L=100 B=50 R=8 seed=5, this model has L=100"):
         hash.load_state_dict({"fingerprint": other.get_extra_state()})
     head, wrong = mach_ext.MACHHead(4, 100, 8, 50), mach_ext.MACHHead(4, 100, 8, 50, seed=5)
     former = dict(head.state_dict())
     former["hash.fingerprint"] = former.pop("hash._extra_state")
     head.load_state_dict(former)
     before = copy.deepcopy(wrong.state_dict())
-    with pytest.raises(RuntimeError, match=r"of label hash L=100 B=50 R=8 seed=0, this model has .* seed=5"):
+    with pytest.raises(RuntimeError, match="of label hash L=100 B=50 R=8 seed=0, this model has L=100"):
         wrong.load_state_dict(former)
     assert all(torch.equal(tensor, before[name]) for name, tensor in wrong.state_dict().items())
 

@@ -9,6 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import ROOT
+from test_docs_code import blocks
+
+import mach_ext
 
 pytest.importorskip("transformers", reason="Trainer is not installed: `pip install -e .[dev]`")
 pytest.importorskip("accelerate", reason="Trainer is not installed: `pip install -e .[dev]`")
@@ -114,3 +117,66 @@ def test_accumulated_batches_are_as_one(example, tmp_path, kind, size):
     for name, step in first_step(example, tmp_path, parts, **settings).items():
         assert step.abs().max() > 0 or name.endswith("key.bias"), name
         torch.testing.assert_close(step, steps[name], rtol=1e-3, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------- a model of transformers
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    """The class of docs/how-to/any-encoder.md, and the folder that the page saves one to."""
+    page = (ROOT / "docs" / "how-to" / "any-encoder.md").read_text(encoding="utf-8")
+    (block,) = (block for block in blocks(page) if "class BertTagger" in block.code)
+    namespace, folder = {"__name__": "page", "mach_ext": mach_ext}, tmp_path_factory.mktemp("tagger")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(block.code, namespace)
+    assert (folder / "tagger" / "model.safetensors").exists()
+    return namespace["BertTagger"], folder / "tagger"
+
+
+TOKENS = torch.tensor([[5, 7, 9], [11, 13, 15]])
+
+
+def test_a_saved_model_answers_as_before(tagger, tmp_path):
+    Tagger, folder = tagger
+    model = Tagger.from_pretrained(folder)
+    with torch.no_grad():
+        model.head.bucket_weight.mul_(2)
+        model.head.set_logit_adjustment(0.5)
+    model.save_pretrained(tmp_path)
+    loaded = Tagger.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert torch.equal(loaded(TOKENS)["best"], model(TOKENS)["best"])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_a_saved_model_of_another_label_hash_is_refused(tagger):
+    Tagger, folder = tagger
+    match = "the weights are of label hash L=50000 B=512 R=16 seed=0, this model has .* seed=1"
+    with pytest.raises(ValueError, match=match):
+        Tagger.from_pretrained(folder, hash_seed=1)
+
+
+def test_a_head_that_the_checkpoint_lacks_is_drawn(tagger, tmp_path):
+    Tagger, folder = tagger
+    model = Tagger.from_pretrained(folder)
+    model.encoder.save_pretrained(tmp_path)
+    loaded = Tagger.from_pretrained(tmp_path, hashed_labels=100, hash_seed=3)
+    expected = mach_ext.MACHHead(32, 100, seed=3)
+    assert expected.state_dict().keys() == loaded.head.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, loaded.head.state_dict()[name]), name
+    for name, tensor in model.encoder.named_parameters():
+        assert torch.equal(tensor, loaded.encoder.get_parameter(name)), name
+
+
+def test_a_head_stays_float32_in_a_narrow_model(tagger):
+    Tagger, folder = tagger
+    model = Tagger.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16}
+    model(TOKENS, labels=torch.tensor([[7, -100], [3, 9]]))["loss"].backward()
+    assert model.head.bucket_weight.grad.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.encoder.parameters())

@@ -7,7 +7,7 @@ from matplotlib.patches import FancyBboxPatch
 
 QUESTIONS = [
     ("Thousands of labels or more?", "one-vs-rest is simpler,\nalmost as accurate"),
-    ("Inputs are sparse, as words are?", "not yet: documents\nare sparse rows here"),
+    ("Inputs are sparse, as words are?", "take the head alone,\non your own encoder"),
     ("A CPU will do, or you can\nmeasure the GPU yourself?", "no GPU has run\nthis version yet"),
     ("Seconds of training matter less\nthan accuracy and model size?", "PECOS often\ntrains faster"),
 ]

@@ -14,7 +14,7 @@ from mach_ext._distributed import check_whole
 from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
 from mach_ext._model_folder.protocol import SavableModel
-from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name
+from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name, parameter_shapes
 from mach_ext._model_folder.tensors import (
     check_dtypes,
     check_finite,
@@ -34,35 +34,51 @@ ADVICE = "free memory first, or make a smaller model"
 
 def save(op: str, model: SavableModel, folder: Path, step: float | None) -> None:
     """Implement `MACH.save` and `MACHHead.save`, which messages call `op`."""
-    check_whole(op, named_weights(model).values())
+    weights = _weights_of(model)
+    check_whole(op, weights.values())
     attached = {}
     for name, content in model.attachments.items():
         if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):
             raise ValueError(f"{op}: an attachment must be bytes, named like labels.json, got {name!r}")
         attached[name] = own_name(name, hashlib.sha256(content).hexdigest())
-    steps = {} if step is None else _steps(op, model, step)
-    tensors = _tensors_of(op, model, steps)
+    steps = {} if step is None else _steps(op, model, weights, step)
+    tensors = _tensors_of(op, model, weights, steps)
     digest = tensors_digest(tensors)
-    weights = {"file": own_name("weights.safetensors", digest), "sha256": digest}
+    file = own_name("weights.safetensors", digest)
     configuration = model.configuration()
     record = {
         "format": FORMATS[-1],
         ("model" if "num_features" in configuration else "head"): configuration,
         "hash": {"kind": "table" if model.hash.seed is None else "seeded", "seed": model.hash.seed},
-        "weights": weights | ({"steps": steps} if steps else {}),
+        "weights": {"file": file, "sha256": digest} | ({"steps": steps} if steps else {}),
         "attachments": attached,
     }
-    with lock(folder, op), replacing(folder, {weights["file"], *attached.values()}):
-        save_tensors(folder / weights["file"], tensors)
-        for name, file in attached.items():
-            with atomic_write(folder / file) as out:
+    with lock(folder, op), replacing(folder, {file, *attached.values()}):
+        save_tensors(folder / file, tensors)
+        for name, own in attached.items():
+            with atomic_write(folder / own) as out:
                 out.write(model.attachments[name])
         write_json(folder / "model.json", seal(record))
 
 
-def _tensors_of(op: str, model: SavableModel, steps: dict[str, float]) -> dict[str, Tensor]:
+def _weights_of(model: SavableModel) -> dict[str, Tensor]:
+    """Return the weights by their names in files.
+
+    A pruned or parametrized weight is no parameter. What the model computes with takes the place of those.
+    """
+    weights: dict[str, Tensor] = {**named_weights(model)}
+    for name in parameter_shapes(model.configuration()):
+        if name not in weights:
+            sources = (f"{name}_orig", f"parametrizations.{name}.")
+            weights = {key: weight for key, weight in weights.items() if not key.startswith(sources)}
+            weights[name] = getattr(model, name)
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _tensors_of(
+    op: str, model: SavableModel, weights: dict[str, Tensor], steps: dict[str, float]
+) -> dict[str, Tensor]:
     """Return the tensors of a model to write, by name. Weights with a step become streams of bytes."""
-    weights = {name: parameter.detach() for name, parameter in named_weights(model).items()}
     moved = sum(weight.nbytes for weight in weights.values() if not weight.is_cpu)
     check_memory(f"{op}: a copy of the weights on the CPU", moved, ADVICE)
     tensors = {name: weight.cpu().contiguous() for name, weight in weights.items()}
@@ -83,7 +99,7 @@ def _tensors_of(op: str, model: SavableModel, steps: dict[str, float]) -> dict[s
     return tensors
 
 
-def _steps(op: str, model: SavableModel, step: float) -> dict[str, float]:
+def _steps(op: str, model: SavableModel, weights: dict[str, Tensor], step: float) -> dict[str, float]:
     """Return the quantization step of each weight. Biases have none."""
     rule = f"{op}: quantization_step must be None or"
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
@@ -93,5 +109,5 @@ def _steps(op: str, model: SavableModel, step: float) -> dict[str, float]:
     step = float(step)
     is_linear = model.configuration().get("hidden_size") == 0
     first = "bucket_weight" if is_linear else "encoder_weight"
-    names = (name for name in named_weights(model) if name.endswith("weight"))
+    names = (name for name in weights if name.endswith("weight"))
     return {name: step if name == first else step / _FINER for name in names}

@@ -637,6 +637,26 @@ def test_linear_gradcheck(device, generator):
 
 
 @parametrize_dtype
+def test_gradients_that_nobody_needs_are_not_computed(generator, monkeypatch):
+    """Under torch.no_grad(), parameters need none either."""
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float32)
+    hidden = uniform(generator, 5, 60, dtype=torch.float32)
+    leaves = [weight.requires_grad_(), bias.requires_grad_()]
+    calls = (
+        lambda: F.linear_bucket_bce(*X, *leaves, *labels, hash),
+        lambda: F.bucket_bce(hidden, *leaves, *labels, hash),
+    )
+    expected = [call().detach() for call in calls]
+    for name in ("sparse_linear_grad_weight", "sparse_linear_grad_rows"):
+        monkeypatch.setattr(_ops, name, None)
+    monkeypatch.setattr("mach_ext.functional._products.Group.write_grad_weight", None)
+    with torch.no_grad():
+        assert all(bitwise_equal(call(), loss) for call, loss in zip(calls, expected, strict=True))
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    assert all(bitwise_equal(call(), loss) for call, loss in zip(calls, expected, strict=True))
+
+
 def test_linear_sparse_gradient_equals_dense(device, generator, dtype):
     X, weight, bias, labels, hash = linear_arguments(generator, dtype, device)
     gradients = []

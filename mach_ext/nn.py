@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mach_ext import _model_folder, _prediction
 from mach_ext import functional as F
@@ -152,7 +152,7 @@ class MACH(_Encoder, _HashedLabels):
         device = torch.get_default_device()
         with torch.device("meta"):  # Weights are drawn in one go, the encoder's first.
             head = MACHHead(width, num_labels, R, B, merge, seed, hash, is_independent)
-        self.head = head.to_empty(device=device)
+        self.head = _in_memory(head, device)
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -617,6 +617,19 @@ class MACH(_Encoder, _HashedLabels):
             True
         """
         _model_folder.save("MACH.save", self, Path(path), quantization_step)
+
+
+def _in_memory(head: MACHHead, device: torch.device) -> MACHHead:
+    """Give a head on the meta device memory without contents.
+
+    `to_empty` does so, too, but it first imports SymPy, which takes a second.
+    """
+    head.bucket_weight = nn.Parameter(torch.empty(head.bucket_weight.shape, device=device))
+    head.bucket_bias = nn.Parameter(torch.empty(head.bucket_bias.shape, device=device))
+    head.logit_adjustment = torch.zeros(head.bucket_bias.shape, device=device)
+    if device.type != "meta":
+        head.hash = head.hash.to(device)
+    return head
 
 
 _FORWARD = MACH.forward  # Code of others may replace it in the class.

@@ -1,4 +1,4 @@
-"""The memory of a head's training step, to the byte, and of making a head."""
+"""The memory of a head's training step, to the byte, that of making a head, and what it imports."""
 
 import subprocess
 import sys
@@ -98,3 +98,21 @@ def test_making_a_head_takes_its_weights_and_its_hash(dtype):
     beyond, held = map(int, run.stdout.split())
     assert held > 60 * 2**20
     assert beyond < 4 * 2**20
+
+
+def test_heads_and_models_import_little():
+    """Those of distributed tensors and SymPy take seconds to import."""
+    script = """
+        import sys, tempfile, torch, mach_ext
+        head = mach_ext.MACHHead(4, 20, 8, 8)
+        head.loss(torch.zeros(2, 4), [[1], [2, 3]]).backward()
+        head.topk(torch.zeros(2, 4), 3)
+        for each in (head, mach_ext.MACH(4, 20, 8, 8, hidden_size=4)):
+            folder = tempfile.mkdtemp()
+            each.save(folder)
+            mach_ext.load(folder)
+        heavy = "torch.distributed.tensor", "torch.distributed.fsdp", "torch._dynamo", "sympy"
+        print([name for name in heavy if name in sys.modules])
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr

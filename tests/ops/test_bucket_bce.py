@@ -628,6 +628,26 @@ def linear_arguments(generator, dtype, device="cpu"):
     return X, weight, bias, labels, random_hash(generator, 9, 4, 2, device)
 
 
+def test_gradients_that_nobody_needs_are_not_computed(generator, monkeypatch):
+    """Under torch.no_grad(), parameters need none either."""
+    X, weight, bias, labels, hash = linear_arguments(generator, torch.float32)
+    hidden = uniform(generator, 5, 60, dtype=torch.float32)
+    leaves = [weight.requires_grad_(), bias.requires_grad_()]
+    calls = (
+        lambda: F.linear_bucket_bce(*X, *leaves, *labels, hash),
+        lambda: F.bucket_bce(hidden, *leaves, *labels, hash),
+    )
+    expected = [call().detach() for call in calls]
+    for name in ("sparse_linear_grad_weight", "sparse_linear_grad_rows"):
+        monkeypatch.setattr(_ops, name, None)
+    monkeypatch.setattr("mach_ext.functional._products.Group.write_grad_weight", None)
+    with torch.no_grad():
+        assert all(bitwise_equal(call(), loss) for call, loss in zip(calls, expected, strict=True))
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    assert all(bitwise_equal(call(), loss) for call, loss in zip(calls, expected, strict=True))
+
+
 def test_linear_gradcheck(device, generator):
     X, weight, bias, labels, hash = linear_arguments(generator, torch.float64, device)
     leaves = [t.requires_grad_() for t in (X.values, weight, bias)]

@@ -17,6 +17,7 @@ from mach_ext.merges import MODEL_MERGES
 
 USUAL_K = 5  # the default number of labels for a document
 ENCODERS = ("shared", "independent")
+_WEIGHTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def checked_k(op: str, k: int | None, num_labels: int, least: int = 1, name: str = "k") -> int:
@@ -57,6 +58,17 @@ def check_parameters(op: str, model: nn.Module) -> None:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float32, *narrow))
         given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise TypeError(f"{op}: parameters must be {names}, or all float64, got {given}")
+
+
+def check_hidden(op: str, hidden: Tensor, weight: Tensor) -> None:
+    """Refuse hidden units that are not dense, and float64 beside float32."""
+    if hidden.layout != torch.strided:
+        layout = str(hidden.layout).removeprefix("torch.")
+        raise TypeError(f"{op}: hidden must be a dense tensor, got one of layout {layout}")
+    is_wide, needs_wide = (dtype == torch.float64 for dtype in (hidden.dtype, weight.dtype))
+    if is_wide if not needs_wide else hidden.dtype == torch.float32:
+        expected, given = ("float64", "float32") if needs_wide else ("float32", "float64")
+        raise TypeError(f"{op}: hidden must be {expected} like the weights, got {given}")
 
 
 def check_configuration(
@@ -109,7 +121,14 @@ def check_weights_fit(D: int, R: int, B: int, hidden_sizes: tuple[int, ...], cop
 
 
 def check_head_fits(R: int, H: int, B: int, like: Tensor) -> None:
-    """Refuse a head whose parameters and buffers do not fit in memory, if `like` is in memory."""
+    """Refuse a head whose parameters and buffers do not fit in memory, or have a dtype for no weights.
+
+    The parameters are like `like`: of its dtype and, if it is in memory, in memory.
+    """
+    if like.dtype not in _WEIGHTS:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHTS)
+        given = str(like.dtype).removeprefix("torch.")
+        raise TypeError(f"MACHHead: dtype must be one of {names}, got {given}")
     sizes = {"in_features": H, "num_buckets": B, "num_repetitions": R}
     _check_room("MACHHead", R * (H + 2) * B, like, "in_features", **sizes)
 

@@ -48,11 +48,7 @@ def predict(
     labels = np.empty((N, k), np.int64)
     with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", model):
         model, options = rounded_model(model, precision), precision_option(precision)
-        batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
-        for start, values, indices, indptr in batches:
-            if model.bucket_weight.dtype == torch.float64:
-                values = values.double()
-            X_batch = (values, indices, indptr)
+        for start, X_batch in document_batches(model, X, batch_size):
             best, ids = model.topk(*X_batch, k, validate=False, dropout=False, **options)
             check_scores("MACH.predict", model, best)
             scores[start : start + batch_size] = best.cpu().numpy()
@@ -138,6 +134,17 @@ def _batch_bytes(model: Any, documents: int, precision: str) -> int:
     copied = 2 * model.bucket_weight.numel() if _is_rounded(model, precision) else 0
     total: int = documents * numbers * model.bucket_bias.element_size() + copied
     return total
+
+
+def document_batches(
+    model: Any, X: Any, batch_size: int
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """Yield the number of the first document of each batch, and the batch on the model's device."""
+    batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
+    for start, values, indices, indptr in batches:
+        if model.bucket_weight.dtype == torch.float64:
+            values = values.double()
+        yield start, (values, indices, indptr)
 
 
 def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:

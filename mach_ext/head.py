@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from mach_ext._memory import memory_errors
 from mach_ext._model_checks import (
     USUAL_K,
     check_head_fits,
+    check_hidden,
     check_merge,
     check_score,
     is_of_other_hash,
@@ -115,10 +117,15 @@ class MACHHead(_HashedLabels):
         self.in_features = in_features
         self.merge = merge
         self.seed = F.as_int("MACHHead", "seed", seed)
+        if not isinstance(per_repetition, (bool, np.bool_)):
+            kind = type(per_repetition).__name__
+            raise TypeError(f"MACHHead: per_repetition must be a bool, got {kind}")
         self.per_repetition = bool(per_repetition)
         # Files that belong to the head, by name. `save` and `load` keep them with the weights.
         self.attachments: dict[str, bytes] = {}
         self.hash = LabelHash(num_labels, B, R, self.seed) if hash is None else hash
+        if not isinstance(self.hash, LabelHash):
+            raise TypeError(f"MACHHead: hash must be a mach_ext.LabelHash, got {type(hash).__name__}")
         if (shape := (self.num_labels, self.num_buckets, self.num_repetitions)) != (num_labels, B, R):
             raise ValueError(f"MACHHead: hash has (L, B, R) = {shape}, expected {(num_labels, B, R)}")
         place: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -356,9 +363,8 @@ class MACHHead(_HashedLabels):
         if isinstance(labels, Tensor) and labels.dim() > 1:
             leading = hidden.shape[: self._leading(hidden)]
             if labels.shape[:-1] != leading:
-                raise ValueError(
-                    f"{op}: labels must be [m] or {[*leading, 'm']} as hidden, got {list(labels.shape)}"
-                )
+                expected = f"[m] or [{', '.join(map(str, (*leading, 'm')))}]"
+                raise ValueError(f"{op}: labels must be {expected} like hidden, got {list(labels.shape)}")
             labels = labels.reshape(len(rows), labels.shape[-1])
         weight, bias = self.bucket_weight, self.bucket_bias
         logits = F.label_logits(rows, weight, bias, self.hash, labels, validate=validate)
@@ -399,7 +405,7 @@ class MACHHead(_HashedLabels):
         check_score("MACHHead.label_scores", score)
         logits = self.label_logits(hidden, labels, validate=validate)
         merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
-        return self._unflatten(merge.label_scores(logits.reshape(-1, *logits.shape[-2:])), hidden)
+        return self._unflatten(merge.label_scores(self._flatten(logits, hidden)), hidden)
 
     @memory_errors("pass fewer documents at a time or lower k")
     def topk(
@@ -439,7 +445,8 @@ class MACHHead(_HashedLabels):
         if precision == "bfloat16" and self.owns_logits(inputs=True):
             best = _prediction.fused_topk(self, self._rows("MACHHead.topk", hidden), k)
         if best is None:
-            logits = self(hidden, **_prediction.precision_option(precision)).flatten(0, -3)
+            logits = self(hidden, **_prediction.precision_option(precision))
+            logits = self._flatten(logits, hidden)
             best = MODEL_MERGES[self.merge].topk(logits, self.hash, k, overwrite=self.owns_logits())
         scores, labels = best
         return self._unflatten(scores, hidden), self._unflatten(labels, hidden)
@@ -474,7 +481,13 @@ class MACHHead(_HashedLabels):
         if tuple(hidden.shape[-len(expected) :]) != expected:
             shape = f"[..., R={R}, H={H}]" if self.per_repetition else f"[..., H={H}]"
             raise ValueError(f"{op}: hidden must be {shape}, got {list(hidden.shape)}")
-        return hidden.reshape(-1, *expected)
+        check_hidden(op, hidden, self.bucket_weight)
+        return self._flatten(hidden, hidden)
+
+    def _flatten(self, t: Tensor, hidden: Tensor) -> Tensor:
+        """Give a tensor with the leading dimensions of the hidden units a single leading dimension."""
+        count = self._leading(hidden)
+        return t.flatten(0, count - 1) if count else t.unsqueeze(0)
 
     def _unflatten(self, rows: Tensor, hidden: Tensor) -> Tensor:
         """Give results of rows [N, ...] the leading dimensions of the hidden units."""

@@ -676,6 +676,27 @@ def linear_model(head: MACHHead) -> MACH:
     return model
 
 
+def check_model(op: str, model: Any) -> MACH:
+    """Return a model. A head becomes the linear MACH that it is on its hidden units.
+
+    Raises:
+        TypeError: The argument is neither a `MACH` nor a `MACHHead`.
+        ValueError: Each repetition of the head has hidden units of its own.
+    """
+    if isinstance(model, MACHHead):
+        if model.per_repetition:
+            raise ValueError(
+                f"{op}: model must be a head whose repetitions share their hidden units, "
+                "got per_repetition=True"
+            )
+        return linear_model(model)
+    if not isinstance(model, MACH):
+        raise TypeError(
+            f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}"
+        )
+    return model
+
+
 @memory_errors("free memory first, or make a smaller model")
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
     """Read a folder that `MACH.save` or `MACHHead.save` wrote, and return the model or head in eval mode.

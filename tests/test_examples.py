@@ -148,3 +148,8 @@ def test_train_script(tmp_path, monkeypatch):
     result = runpy.run_path(str(ROOT / "examples" / "train.py"))["main"]()
     assert result["P@1"] > 0.8
     assert mach_ext.load(output).num_labels == 40
+
+
+def test_sklearn_pipeline_finds_the_labels():
+    main = runpy.run_path(str(ROOT / "examples" / "sklearn_pipeline.py"))["main"]
+    assert main() > 0.95

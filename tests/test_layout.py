@@ -37,6 +37,7 @@ PUBLIC = {
     "runs.Run.explain",
     "runs.Run.iter_predict",
     "runs.train",
+    "sklearn.MACHClassifier.__init__",
     "training.fit",
 }
 

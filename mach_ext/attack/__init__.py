@@ -6,6 +6,9 @@
   returns a `Perturbation`.
 * `evaluate` measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon, with
   bootstrap intervals.
+* All of them also take a `mach_ext.MACHHead` in place of a model. Its documents are hidden units [N, H]. With
+  `encoder` they are the inputs of any differentiable encoder: dense arrays [N, ...]. The result is then an
+  `InputPerturbation`.
 
 **Goals.** A goal says what an attack tries to reach.
 
@@ -52,6 +55,7 @@ from mach_ext.attack.evaluation import evaluate
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import GOALS
 from mach_ext.attack.greedy import Greedy
+from mach_ext.attack.input_perturbation import InputPerturbation
 from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.perturbation import Perturbation
@@ -68,6 +72,7 @@ __all__ = [
     "Delete",
     "Dense",
     "Greedy",
+    "InputPerturbation",
     "Insert",
     "Perturbation",
     "Random",

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import scipy.sparse
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mach_ext._memory import check_memory, memory_advice
+from mach_ext import functional as F
+from mach_ext._memory import memory_advice
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack._batch import Batch
+from mach_ext.attack._inputs import InputLayer
 from mach_ext.attack._layer import Layer
+from mach_ext.attack._models import attacked_model, threat_of
 from mach_ext.attack.goals import GOALS, NEAREST, Targets, check_true_labels, first_label, goal_k, is_true
+from mach_ext.attack.input_perturbation import InputPerturbation
 from mach_ext.attack.perturbation import Perturbation
-from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel, threat_model
-from mach_ext.data import check_columns
-from mach_ext.nn import MACH, evaluating
+from mach_ext.attack.threats import Delete, Insert, ThreatModel
+from mach_ext.head import MACHHead
+from mach_ext.nn import MACH
 
-_FIRST_LAYER = 1 << 24  # numbers of the first layer that are in memory at a time: 64 MiB of float32
+_Self = TypeVar("_Self", bound="Attack")
 
 
 class Attack:
@@ -28,10 +33,11 @@ class Attack:
 
     name = ""
     usual_threat = "support"
+    is_of_words = False
 
     def __init__(
         self,
-        model: MACH,
+        model: MACH | MACHHead,
         threat_model: str | ThreatModel | None = None,  # None means `usual_threat`
         goal: str = "untargeted",
         k: int | None = None,
@@ -39,25 +45,29 @@ class Attack:
         keep_best: bool = True,
         seed: int = 0,
         batch_size: int | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         """Checks the arguments, which the subclasses describe."""
         op = type(self).__name__
-        if not isinstance(model, MACH):
-            raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+        self.model, self.encoder = attacked_model(op, model, encoder), encoder
         if goal not in GOALS:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
-        self.model, self.goal = model, goal
-        self.threat_model = self._threat_of(threat_model)
-        self.k = goal_k(op, model, goal, k)
+        self.goal = goal
+        self.threat_model = threat_of(model, self.usual_threat if threat_model is None else threat_model)
+        self.k = goal_k(op, self.model, goal, k)
         self.keep_best, self.seed = keep_best, seed
-        self._layer = Layer(op, model)
-        C, M = self._layer.shape
-        self.batch_size = batch_size or max(1, min(1024, _FIRST_LAYER // (C * M)))
+        if batch_size is not None and F.as_int(op, "batch_size", batch_size) < 1:
+            raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
+        self._layer = Layer(op, self.model) if encoder is None else InputLayer(op, self.model, encoder)
+        # The usual number of an encoder's inputs depends on their shape.
+        usual = self._layer.batch_size if encoder is None else None
+        self.batch_size = usual if batch_size is None else batch_size
+        if encoder is not None and (self.is_of_words or isinstance(self.threat_model, (Delete, Insert))):
+            raise ValueError(
+                f"{op}: threat model must be dense, support, l2 or l1 with encoder=, because its inputs have "
+                f"no words to delete or insert, got {self.threat_model}"
+            )
         self._check_threat(op)
-
-    def _threat_of(self, threat: str | ThreatModel | None) -> ThreatModel:
-        """Returns the threat model, or the usual one for None."""
-        return threat_model(self.usual_threat if threat is None else threat)
 
     def _check_threat(self, op: str) -> None:
         """Refuses threat models that the attack cannot handle."""
@@ -71,7 +81,8 @@ class Attack:
         """Returns adversarial documents of X.
 
         Args:
-            X: Documents [N, D], a SciPy, NumPy or torch matrix.
+            X: Documents [N, D], a SciPy, NumPy or torch matrix. With `encoder`, its inputs [N, ...] as a
+                tensor or NumPy array of float32 or float64.
             Y: True labels [N, L], a SciPy, NumPy or torch matrix. The goal "own" does not need them.
             epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
             targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the
@@ -79,12 +90,13 @@ class Attack:
             progress: A function that is called with the number of finished documents.
 
         Returns:
-            A `Perturbation`, or a list of them if `epsilon` has several sizes.
+            A `Perturbation`, or an `InputPerturbation` with `encoder`. A list of them if `epsilon` has
+            several sizes.
 
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: Labels are missing or have another shape, epsilon is negative, or the threat model
-                does not fit the features.
+                does not fit the features. The encoder returns another shape, or is not differentiable.
 
         Example:
             >>> from scipy import sparse
@@ -104,57 +116,73 @@ class Attack:
             result = self._perturb(op, X, Y, grid, targets, progress)
         return result if several else result[0]
 
-    def _perturb(
-        self, op: str, X: Any, Y: Any, grid: list[float], targets: Any, progress: Any
-    ) -> list[Perturbation]:
+    def _perturb(self, op: str, X: Any, Y: Any, grid: list[float], targets: Any, progress: Any) -> list[Any]:
         """Perturbs all documents batch by batch, at each size of the grid."""
-        given, X = X, check_columns(X, f"{op}: X", self.model.num_features)
-        if not (scipy.sparse.issparse(given) and given.ndim == 2):
-            given = X
-        if not (X.data != 0).all():
-            X = X.copy()
-            X.eliminate_zeros()
-        for e in grid:
-            self.threat_model.check(op, X, e)
+        given, X = self._layer.documents(op, X)
+        self._layer.check_threat(op, X, self.threat_model, grid)
         Y = check_true_labels(op, self.model, self.goal, X, Y)
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
-        self._check_memory(op, X, sum(e > 0 for e in grid))
+        self._layer.check_memory(op, X, self.threat_model, grid)
+        attack = self._bound(X)
         batches: list[list[Batch]] = [[] for _ in grid]
-        with evaluating(self.model):
-            for start in range(0, X.shape[0], self.batch_size):
-                rows = slice(start, min(X.shape[0], start + self.batch_size))
-                x, indices, indptr = self._tensors(X[rows])
+        with attack._layer.evaluating():
+            inputs = [attack._copied(X) for _ in grid]
+            for start in range(0, X.shape[0], attack._documents_at_a_time):
+                rows = slice(start, min(X.shape[0], start + attack._documents_at_a_time))
+                x, indices, indptr = attack._tensors(X[rows])
                 chosen = None if targets is None else np.asarray(targets)[rows]
-                goal = self._targets(op, X[rows], None if Y is None else Y[rows], chosen)
-                perturbed = self._batch(start, x, indices, indptr, goal, grid)
-                for batch, kept in zip(perturbed, batches, strict=True):
+                goal = attack._targets(op, X[rows], None if Y is None else Y[rows], chosen)
+                perturbed = attack._batch(start, x, indices, indptr, goal, grid)
+                for batch, kept, written in zip(perturbed, batches, inputs, strict=True):
                     batch.targets = goal.targets
-                    kept.append(batch)
+                    kept.append(attack._kept(batch, written))
                 if progress is not None:
                     progress(rows.stop - rows.start)
         return [
-            Perturbation(self.model, self.threat_model, X, e, b, given)
-            for e, b in zip(grid, batches, strict=True)
+            attack._result(given, X, epsilon, kept, written)
+            for epsilon, kept, written in zip(grid, batches, inputs, strict=True)
         ]
 
-    def _check_memory(self, op: str, X: Any, sizes: int) -> None:
-        """Checks the memory of the result: documents of each size, or a gradient that moves all features."""
-        threat, N, kept = self.threat_model, X.shape[0], 4 * X.nnz * sizes
-        if isinstance(threat, Dense):
-            kept = 4 * N * math.prod(self._layer.shape)
-        elif isinstance(threat, Insert):
-            kept += 4 * N * threat.m * sizes
-        # With Delete the sizes may share documents, so the memory is not known.
-        if self._layer.device.type == "cpu" and not isinstance(threat, Delete):
-            advice = "pass fewer documents or sizes of epsilon at a time"
-            check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
+    def _bound(self: _Self, X: Any) -> _Self:
+        """Returns the attack for documents like X. The shape of an encoder's inputs is not known before."""
+        attack = copy.copy(self)
+        attack._layer = self._layer.for_documents(X, self.batch_size)
+        return attack
+
+    @property
+    def _documents_at_a_time(self) -> int:
+        """The size of a batch, as soon as the attack is bound to documents."""
+        return self._layer.batch_size if self.batch_size is None else self.batch_size
+
+    def _copied(self, X: Any) -> Tensor | None:
+        """Returns a copy of inputs to write to. The perturbation of a model keeps batches."""
+        is_of_inputs = isinstance(self._layer, InputLayer)
+        return X.clone(memory_format=torch.contiguous_format) if is_of_inputs else None
+
+    def _kept(self, batch: Batch, inputs: Tensor | None) -> Batch:
+        """Returns what the result keeps of a batch, when the batch has been written to the inputs."""
+        if inputs is None:
+            return batch
+        assert isinstance(self._layer, InputLayer)
+        return self._layer.write(batch, inputs)
+
+    def _result(
+        self, given: Any, X: Any, epsilon: float, batches: list[Batch], inputs: Tensor | None
+    ) -> Perturbation | InputPerturbation:
+        """Returns the perturbation of a size."""
+        if inputs is None:
+            return Perturbation(self.model, self.threat_model, X, epsilon, batches, given)
+        assert isinstance(self._layer, InputLayer)
+        return InputPerturbation(self._layer, self.threat_model, X, epsilon, batches, inputs)
+
+    def _ranked(self, X: Any, k: int) -> NDArray[np.int64]:  # [N, k]
+        """Returns the top k of clean documents."""
+        return self._layer.ranked(X, k)
 
     def _tensors(self, X: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Returns values, indices and indptr of documents as tensors on the model's device."""
-        device = self._layer.device
-        x = torch.from_numpy(X.data).to(device, self._layer.dtype)
-        return x, torch.from_numpy(X.indices).to(device).long(), torch.from_numpy(X.indptr).to(device).long()
+        return self._layer.tensors(X, self.threat_model)
 
     def _targets(self, op: str, X: Any, Y: Any, chosen: Any) -> Targets:
         """Returns the labels that the loss of a batch is about."""
@@ -162,7 +190,7 @@ class Attack:
         if self.goal == "untargeted":
             labels = torch.from_numpy(Y.indices).long(), torch.from_numpy(Y.indptr).long()
             return Targets((labels[0].to(device), labels[1].to(device)))
-        ranked = model.predict(X, k if self.goal == "own" else min(model.num_labels, max(NEAREST, k + 1)))[1]
+        ranked = self._ranked(X, k if self.goal == "own" else min(model.num_labels, max(NEAREST, k + 1)))
         if self.goal == "own":
             indptr = torch.arange(N + 1, device=device) * k
             return Targets((torch.from_numpy(ranked).flatten().to(device), indptr))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext.attack._dense import Direction
@@ -42,6 +45,17 @@ class Batch:
         assert self.offset is not None
         assert self.scale is not None
         return torch.addcmul(first, self.offset, self.scale[:, None, None])
+
+
+def joined(batches: list[Batch], name: str) -> NDArray[Any]:
+    """Returns an attribute of all batches as one array."""
+    parts = [getattr(batch, name).cpu().numpy() for batch in batches]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def joined_targets(batches: list[Batch]) -> NDArray[np.int64] | None:
+    """Returns the targets of all batches, or None if the goal has none."""
+    return joined(batches, "targets") if batches and batches[0].targets is not None else None
 
 
 def restore_others(batch: Batch, keep: Tensor, clean_loss: Tensor) -> Batch:

@@ -1,37 +1,116 @@
-"""A model as attacks see it: its first layer, and losses as functions of that layer's output."""
+"""A model as attacks see it: its documents, its first layer, and losses as functions of its output."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import scipy.sparse
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext._memory import check_memory
 from mach_ext.attack.goals import Targets
+from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
+from mach_ext.data import check_columns
 from mach_ext.functional import _products
 from mach_ext.functional._products import bce_of_group, group_of
 from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.merges import MODEL_MERGES
-from mach_ext.nn import MACH, check_parameters, first_layer
+from mach_ext.nn import MACH, check_parameters, evaluating, first_layer
+
+_FIRST_LAYER = 1 << 24  # numbers of the first layer that are in memory at a time: 64 MiB of float32
 
 
 class Layer:
     """A model's first layer, and losses of documents as functions of that layer's output."""
 
+    is_sparse = True  # Documents are rows of few non-zeros, so steps on all features go through tiles.
+
     def __init__(self, op: str, model: MACH) -> None:
         """Checks the model's parameters and hash tables."""
+        self._check_model(op, model)
+        self.weight, bias = first_layer(model)  # [C, D, M]
+        self.bias = bias.to(self.dtype)  # [C, M]
+
+    def _check_model(self, op: str, model: Any) -> None:
+        """Keeps a model or a head, after checks of its parameters and hash tables."""
         check_parameters(op, model)
         model.hash.check_contents()
         self.model, self.device = model, model.bucket_bias.device
-        self.weight, bias = first_layer(model)  # [C, D, M]
-        self.dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        self.bias = bias.to(self.dtype)  # [C, M]
+        self.dtype = torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
         self.buckets = model.hash.buckets
+
+    # ------------------------------------------------------------------------------------------- documents
+
+    def documents(self, op: str, X: Any) -> tuple[Any, Any]:
+        """Returns documents as the user passed them, and as checked CSR without stored zeros."""
+        given, X = X, check_columns(X, f"{op}: X", self.model.num_features)
+        if not (scipy.sparse.issparse(given) and given.ndim == 2):
+            given = X
+        if not (X.data != 0).all():
+            X = X.copy()
+            X.eliminate_zeros()
+        return given, X
+
+    def check_threat(self, op: str, X: Any, threat: ThreatModel, grid: list[float]) -> None:
+        """Checks that the threat model fits documents and sizes."""
+        for epsilon in grid:
+            threat.check(op, X, epsilon)
+
+    def check_memory(self, op: str, X: Any, threat: ThreatModel, grid: list[float]) -> None:
+        """Checks the memory of the result: documents of each size, or a gradient that moves all features."""
+        N, sizes = X.shape[0], sum(epsilon > 0 for epsilon in grid)
+        kept = 4 * X.nnz * sizes
+        if isinstance(threat, Dense):
+            kept = 4 * N * math.prod(self.shape)
+        elif isinstance(threat, Insert):
+            kept += 4 * N * threat.m * sizes
+        # With Delete the sizes may share documents, so the memory is not known.
+        if self.device.type == "cpu" and not isinstance(threat, Delete):
+            advice = "pass fewer documents or sizes of epsilon at a time"
+            check_memory(f"{op}: perturbed documents", kept, advice, N=N, sizes=sizes)
+
+    def tensors(self, X: Any, threat: ThreatModel) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns values, indices and indptr of the entries that may change, on the model's device."""
+        x = torch.from_numpy(X.data).to(self.device, self.dtype)
+        indices, indptr = (torch.from_numpy(a).to(self.device).long() for a in (X.indices, X.indptr))
+        return x, indices, indptr
+
+    def ranked(self, X: Any, k: int) -> NDArray[np.int64]:  # [N, k]
+        """Returns the top k of documents."""
+        ranked: NDArray[np.int64] = self.model.predict(X, k)[1]
+        return ranked
+
+    def evaluating(self) -> contextlib.AbstractContextManager[Any]:
+        """Switches off gradients, autocast and dropout."""
+        return evaluating(self.model)
+
+    @property
+    def batch_size(self) -> int:
+        """How many documents are attacked at a time, unless the user says so."""
+        return max(1, min(1024, _FIRST_LAYER // math.prod(self.shape)))
+
+    def for_documents(self, X: Any, batch_size: int | None) -> Layer:
+        """Returns the layer for documents like X and a size of batches."""
+        return self
+
+    # -------------------------------------------------------------------------------------------- functions
 
     @property
     def shape(self) -> tuple[int, int]:
         """The number of blocks C and the number of units M."""
         return self.weight.shape[0], self.weight.shape[2]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the first layer's output are the bucket logits."""
+        return bool(self.model.is_linear)
 
     def first(self, x: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:  # [N, C, M]
         """Returns the pre-activations of documents. For linear MACH these are the bucket logits."""
@@ -43,11 +122,12 @@ class Layer:
 
     def hidden(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H]
         """Returns the last hidden layer."""
-        return self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
+        hidden: Tensor = self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
+        return hidden
 
     def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
         """Returns the bucket logits."""
-        if self.model.is_linear:
+        if self.is_linear:
             return first
         model = self.model
         return F.bucket_logits(self.hidden(first), model.bucket_weight.detach(), model.bucket_bias.detach())
@@ -56,20 +136,31 @@ class Layer:
         """Returns scores and labels of the top k."""
         return MODEL_MERGES[self.model.merge].topk(self.logits(first), self.model.hash, k)
 
+    # ----------------------------------------------------------------------------------------------- losses
+
     def losses(self, first: Tensor, goal: Targets, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Returns losses [N] in float64 and their gradient to the first layer [N, C, M]."""
-        # Another thread may train the model meanwhile. Without these hooks PyTorch would refuse the gradient
-        # because the weights have changed.
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        with torch.enable_grad(), self._recording(gradient):
             leaf = first.detach().requires_grad_(gradient)
-            last = leaf if self.model.is_linear else self.hidden(leaf)
+            last = leaf if self.is_linear else self.hidden(leaf)
             if goal.pairs is not None:
                 return self._differences(leaf, last, goal, gradient)
         loss, to_last = self._cross_entropy(last.detach(), goal.labels, gradient)
-        if to_last is None or self.model.is_linear:
+        if to_last is None or self.is_linear:
             return loss, to_last
-        (to_first,) = torch.autograd.grad(last, leaf, to_last)
-        return loss, to_first
+        return loss, self._to_first(last, leaf, to_last)
+
+    def _recording(self, gradient: bool) -> contextlib.AbstractContextManager[Any]:
+        """Lets autograd keep tensors that may change meanwhile.
+
+        Another thread may train the model. Without these hooks PyTorch would refuse the gradient because the
+        weights have changed.
+        """
+        return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+
+    def _to_first(self, output: Tensor, leaf: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Returns the gradient to the first layer, for a gradient to an output of it."""
+        return torch.autograd.grad(output, leaf, gradient)[0]
 
     def _cross_entropy(
         self, values: Tensor, labels: tuple[Tensor, Tensor], gradient: bool
@@ -84,7 +175,7 @@ class Layer:
         for at in groups(
             len(bias), group_size(len(values), bias.shape[1], values.element_size(), self.device)
         ):
-            if self.model.is_linear:
+            if self.is_linear:
                 z = values[:, at].clone(memory_format=torch.contiguous_format)
                 loss += _ops.bucket_bce(z, None, self.buckets[at], *labels, scale)
                 if to_last is not None:
@@ -104,7 +195,7 @@ class Layer:
         """Returns differences of two labels' scores [N] and their gradient to the first layer."""
         assert goal.pairs is not None
         model = self.model
-        if model.is_linear:
+        if self.is_linear:
             at = self.buckets.long()[:, goal.pairs].transpose(0, 1)  # [N, R, 2]
             votes = last.gather(2, at).transpose(1, 2)
         else:
@@ -112,7 +203,7 @@ class Layer:
             votes = F.label_logits(last, weight, bias, model.hash, goal.pairs, validate=False)
         scores = votes.mean(2)
         loss = (scores[:, 0] - scores[:, 1]) * goal.active
-        to_first = torch.autograd.grad(loss.sum(), leaf)[0] if gradient else None
+        to_first = self._to_first(loss.sum(), leaf) if gradient else None
         return loss.detach().double(), to_first
 
 

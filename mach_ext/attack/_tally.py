@@ -9,27 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack._scores import Truth, success_rate, summaries
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import NEAREST, first_label, is_true
 from mach_ext.attack.methods import create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.threats import ThreatModel
-from mach_ext.nn import MACH
 
 
 @dataclass(frozen=True)
 class Settings:
     """The checked arguments of an evaluation."""
 
-    model: MACH
+    model: Any  # the model or, with an encoder, the head
+    encoder: Encoder | None
     method: str
     threat: ThreatModel
     grid: list[float]
     goal: str
     targeted: bool
     k: int
-    transfer: MACH | None
+    transfer: Any
     steps: int
     seed: int
 
@@ -37,14 +38,17 @@ class Settings:
         """Returns the attack of the goal, followed by those of the targeted goals."""
         goals = [self.goal, *(("positive", "negative") if self.targeted else ())]
         return [
-            create(self.method, self.model, self.threat, goal, self.k, self.seed, self.steps)
+            create(self.method, self.model, self.threat, goal, self.k, self.seed, self.steps, self.encoder)
             for goal in goals
         ]
 
     def noise(self, start: int) -> Random:
         """Returns the control for the batch that begins at document `start`."""
         words = self.method in ("delete", "insert")
-        return Random(self.model, self.threat, self.goal, self.k, words=words, seed=self.seed + start)
+        seed = self.seed + start
+        return Random(
+            self.model, self.threat, self.goal, self.k, words=words, seed=seed, encoder=self.encoder
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings, ready for JSON."""
@@ -84,7 +88,7 @@ class Tally:
         grid, transfer = self.settings.grid, self.settings.transfer
         adversarial = self.attack.perturb(X, Y, grid)
         noise = self.settings.noise(rows.start).perturb(X, Y, grid)
-        clean = self._measure("clean", 0, self.settings.model.predict(X, self.num_answers)[1], rows)
+        clean = self._measure("clean", 0, self.attack._ranked(X, self.num_answers), rows)
         if transfer is not None:
             self._measure("transfer_clean", 0, transfer.predict(X, self.num_answers)[1], rows)
         for i, (changed, random) in enumerate(zip(adversarial, noise, strict=True)):
@@ -163,7 +167,7 @@ def _aims(attack: FGSM, X: Any, Y: Any, bands: Any) -> Iterator[tuple[str, NDArr
     if attack.goal == "positive":
         yield "all", None
         return
-    ranked = attack.model.predict(X, min(attack.model.num_labels, max(NEAREST, attack.k + 1)))[1]
+    ranked = attack._ranked(X, min(attack.model.num_labels, max(NEAREST, attack.k + 1)))
     false = ~is_true(Y, ranked)
     false[:, : attack.k] = False
     for name, band in bands.items():

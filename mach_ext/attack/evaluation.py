@@ -10,12 +10,16 @@ import numpy as np
 from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
+from mach_ext._user_encoder import Encoder
+from mach_ext.attack._inputs import check_inputs
+from mach_ext.attack._models import attacked_model, threat_of
 from mach_ext.attack._scores import Truth
 from mach_ext.attack._tally import Settings, Tally
 from mach_ext.attack.goals import check_true_labels, goal_k
 from mach_ext.attack.methods import METHODS
-from mach_ext.attack.threats import ThreatModel, threat_model
+from mach_ext.attack.threats import ThreatModel
 from mach_ext.data import check_csr, check_labels
+from mach_ext.head import MACHHead
 from mach_ext.metrics import KS
 from mach_ext.nn import MACH, checked_k
 
@@ -23,10 +27,11 @@ from mach_ext.nn import MACH, checked_k
 @renamed_argument("attack", "method")
 @memory_errors("pass fewer documents or epsilons")
 def evaluate(
-    model: MACH,
+    model: MACH | MACHHead,
     X: Any,
     Y: Any,
     *,
+    encoder: Encoder | None = None,
     method: str = "fgsm",
     threat_model: str | ThreatModel = "support",
     epsilons: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
@@ -36,7 +41,7 @@ def evaluate(
     k: int | None = None,
     inverse_propensity: Any = None,
     bands: Any = None,
-    transfer: MACH | None = None,
+    transfer: MACH | MACHHead | None = None,
     steps: int = 10,
     resamples: int = 1000,
     seed: int = 0,
@@ -67,12 +72,13 @@ def evaluate(
     * "targeted" maps goal and band to `{"success": rate, "documents": count}`.
 
     Args:
-        model: The model.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head as in `FGSM`.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. With `encoder`, its inputs as in `FGSM.perturb`.
         Y: True labels [N, L], a SciPy, NumPy or torch matrix.
+        encoder: The encoder before a head, as in `FGSM`. There are no words to delete or insert.
         method: "fgsm" or "pgd", or "delete" or "insert" for words. "delete" needs the threat model delete,
             and "insert" needs insert(m).
-        threat_model: A threat model or its name.
+        threat_model: A threat model or its name. For a head, a name allows values below 0.
         epsilons: The grid of sizes.
         goal: "untargeted" or "own".
         targeted: Also measure both targeted goals, by frequency band of the label. "positive" counts how
@@ -83,8 +89,8 @@ def evaluate(
             most L - 1, because a label must be outside the top k.
         inverse_propensity: Inverse propensities [L] for PSP. None: no PSP.
         bands: Maps a name to booleans [L], as `metrics.label_frequency_bands` returns them.
-        transfer: Another model that labels the same adversarial documents, such as a model with other hash
-            seeds.
+        transfer: Another model or head that labels the same adversarial documents, such as a model with other
+            hash seeds. With `encoder` there is none.
         steps: Steps of "pgd".
         resamples: Number of resamples for the 95 % intervals. 0: no intervals.
         seed: Seed of noise and resampling.
@@ -118,16 +124,17 @@ def evaluate(
         eps 0.5: P@1 0.17 attacked, 0.83 with noise
     """
     op = "evaluate"
-    threat = _threat_of(op, method, threat_model)
+    threat = _threat_of(op, method, model, threat_model)
+    model = attacked_model(op, model, encoder)
     grid = [float(e) for e in epsilons]
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
     k = goal_k(op, model, "positive" if targeted else goal, k)
     ks = _metric_ks(op, ks, k, model.num_labels)
-    _check_transfer(op, model, transfer)
-    settings = Settings(model, method, threat, grid, goal, targeted, k, transfer, steps, seed)
+    transfer = _checked_transfer(op, model, encoder, transfer)
+    settings = Settings(model, encoder, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
-    X = check_csr(X, f"{op}: X")
+    X = check_csr(X, f"{op}: X") if encoder is None else check_inputs(op, X)
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
     Y = check_true_labels(op, model, goal, X, Y)
@@ -140,19 +147,21 @@ def evaluate(
         ks,
     )
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
+    attacks = [attack._bound(X) for attack in attacks]
+    size = attacks[0]._documents_at_a_time
     tally = Tally(settings, attacks, scored, bands)
     with tqdm(total=X.shape[0], unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-        for start in range(0, X.shape[0], attacks[0].batch_size):
-            rows = slice(start, start + attacks[0].batch_size)
+        for start in range(0, X.shape[0], size):
+            rows = slice(start, start + size)
             x = X[rows]
             tally.add(x, Y[rows], rows)
             bar.update(x.shape[0])
     return tally.result(resamples)
 
 
-def _threat_of(op: str, method: str, threat: str | ThreatModel) -> ThreatModel:
+def _threat_of(op: str, method: str, model: Any, threat: str | ThreatModel) -> ThreatModel:
     """Returns the threat model of an evaluation, and refuses an unknown method."""
-    known = threat_model(threat)
+    known = threat_of(model, threat)
     if method not in METHODS:
         raise ValueError(f"{op}: method must be fgsm, pgd, delete or insert, got {method!r}")
     return known
@@ -165,10 +174,17 @@ def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> li
     return list(dict.fromkeys(checked_k(op, each, num_labels) for each in ks))
 
 
-def _check_transfer(op: str, model: MACH, transfer: MACH | None) -> None:
-    """Refuses another model whose numbers of features or labels differ."""
+def _checked_transfer(op: str, model: Any, encoder: Encoder | None, transfer: Any) -> Any:
+    """Returns the other model. Refuses one whose numbers of features or labels differ."""
     if transfer is None:
-        return
+        return None
+    if encoder is not None:
+        raise ValueError(
+            f"{op}: transfer must be None with encoder=; for another encoder and head, decode the inputs of "
+            "a perturbation yourself"
+        )
+    transfer = attacked_model(op, transfer)
     ours, theirs = ((m.num_features, m.num_labels) for m in (model, transfer))
     if ours != theirs:
         raise ValueError(f"{op}: transfer must have the model's (features, labels) {ours}, got {theirs}")
+    return transfer

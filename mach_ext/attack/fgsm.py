@@ -21,8 +21,10 @@ class FGSM(Attack):
     document is left unchanged, unless `keep_best` is False.
 
     Args:
-        model: The model. It is used in eval mode.
-        threat_model: A threat model or its name, as in `mach_ext.attack.threat_model`. None: "support".
+        model: The model. It is used in eval mode. A `mach_ext.MACHHead` is attacked on its hidden units [N,
+            H] or, with `encoder`, on the inputs of the encoder.
+        threat_model: A threat model or its name, as in `mach_ext.attack.threat_model`. None: "support". For a
+            head, a name allows values below 0, because hidden units and embeddings have both signs.
         goal: One of `GOALS`.
         k: Size of the top k in the goals "own", "positive" and "negative". None: 5, or L if there are fewer
             labels. For "positive" and "negative" it is at most L - 1, because a label must be outside the top
@@ -30,7 +32,10 @@ class FGSM(Attack):
         keep_best: False: the step is always taken.
         seed: Seed of noise.
         batch_size: Number of documents at a time. None: as many as keep the first layer within 64 MiB, at
-            most 1,024.
+            most 1,024. With `encoder`, inputs of 2^20 numbers in all, at most 256.
+        encoder: A differentiable callable from inputs [N, ...] to the hidden units of a head. Its modules are
+            in eval mode meanwhile. With it, "dense", "l2" and "l1" change all entries, and "support" those
+            that are not 0.
 
     Example:
         >>> from scipy import sparse
@@ -42,6 +47,12 @@ class FGSM(Attack):
         >>> perturbed = mach_ext.attack.FGSM(model, threat_model="support").perturb(X, Y, epsilon=0.5)
         >>> model.predict(X, 1)[1].ravel().tolist(), perturbed.predict(1)[1].ravel().tolist()
         ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 5])
+        >>> import torch
+        >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 8, 16))
+        >>> head = mach_ext.MACHHead(16, 6, num_repetitions=8, num_buckets=4)
+        >>> embeddings = torch.randn(6, 5, 8)  # six texts of five tokens
+        >>> mach_ext.attack.FGSM(head, "l2", encoder=encoder).perturb(embeddings, Y, 0.1).inputs.shape
+        torch.Size([6, 5, 8])
     """
 
     name = "fgsm"
@@ -61,7 +72,7 @@ class FGSM(Attack):
         """Perturbs a batch of documents at each size of the grid."""
         clean_loss, gradient = self._gradient(self._layer.first(x, indices, indptr), goal)
         direction = self._direction(start, gradient)
-        if isinstance(self.threat_model, Dense):
+        if self._layer.is_sparse and isinstance(self.threat_model, Dense):
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             vertex = self._dense_vertex(clean, direction)
             return [self._dense_step(clean, vertex, goal, epsilon) for epsilon in grid]
@@ -90,10 +101,11 @@ class FGSM(Attack):
 
     def _sparse_step(self, clean: Batch, slope: Tensor, goal: Targets, epsilon: float) -> Batch:
         """Takes the step on the document's own features and on new ones."""
-        N, rows = len(clean.indptr) - 1, clean.rows
-        moved = self.threat_model.vertex(clean.x, slope, rows, N, epsilon) if epsilon else clean.x
+        if not epsilon:
+            return clean
+        moved = self.threat_model.vertex(clean.x, slope, clean.rows, len(clean.indptr) - 1, epsilon)
         best = self._choose(clean, clean, moved, goal)
-        return self._improve(clean, best, goal, epsilon) if epsilon else best
+        return self._improve(clean, best, goal, epsilon)
 
     def _choose(self, clean: Batch, best: Batch, values: Tensor, goal: Targets) -> Batch:
         """Returns for each document the better of the best so far and these values."""

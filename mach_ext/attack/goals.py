@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext.data import check_labels
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, USUAL_K, checked_k
 
 GOALS = ("untargeted", "own", "positive", "negative")
@@ -26,7 +27,7 @@ class Targets:
     targets: Tensor | None = None  # [N], the label that is to leave or enter; -1: none
 
 
-def goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
+def goal_k(op: str, model: MACH | MACHHead, goal: str, k: int | None) -> int:
     """Returns the checked k of a goal. A label can leave or enter the top k only if there are others."""
     L = model.num_labels
     if goal not in ("positive", "negative"):
@@ -39,7 +40,7 @@ def goal_k(op: str, model: MACH, goal: str, k: int | None) -> int:
     return chosen
 
 
-def check_true_labels(op: str, model: MACH, goal: str, X: Any, Y: Any) -> Any:
+def check_true_labels(op: str, model: MACH | MACHHead, goal: str, X: Any, Y: Any) -> Any:
     """Returns the checked true labels [N, L]. None: there are none, and the goal needs none."""
     if Y is None:
         if goal != "own":

@@ -20,7 +20,8 @@ class Greedy(FGSM):
     `Insert(m)` m words of weight epsilon are added, and the document's own words are left unchanged. The best
     document on the way is kept.
 
-    The arguments are those of `FGSM`. The default threat model is "delete".
+    The arguments are those of `FGSM`. The default threat model is "delete". The words of a head are its
+    hidden units, so deletion sets them to 0. An `encoder` is refused, because its inputs have no words.
 
     Example:
         >>> from scipy import sparse
@@ -38,6 +39,7 @@ class Greedy(FGSM):
 
     name = "greedy"
     usual_threat = "delete"
+    is_of_words = True
 
     def _check_threat(self, op: str) -> None:
         """Refuses all threat models but `Delete` and `Insert`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from mach_ext._user_encoder import Encoder
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.greedy import Greedy
 from mach_ext.attack.pgd import PGD
 from mach_ext.attack.threats import Delete, Insert, ThreatModel
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH
 
 METHODS = ("fgsm", "pgd", "delete", "insert")
@@ -13,23 +15,25 @@ METHODS = ("fgsm", "pgd", "delete", "insert")
 
 def create(
     name: str,
-    model: MACH,
+    model: MACH | MACHHead,
     threat: str | ThreatModel,
     goal: str,
     k: int | None,
     seed: int = 0,
     steps: int = 10,
+    encoder: Encoder | None = None,
 ) -> FGSM:
     """Makes an attack by its name on the command line.
 
     Args:
         name: "fgsm", "pgd", or "delete" or "insert" for words.
-        model: The model.
+        model: The model or head.
         threat: A threat model or its name.
         goal: One of `GOALS`.
         k: Size of the top k in the goals, as in `FGSM`.
         seed: Seed of noise.
         steps: Steps of "pgd".
+        encoder: As in `FGSM`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -43,10 +47,10 @@ def create(
         ('pgd', 20)
     """
     if name in ("delete", "insert"):
-        greedy = Greedy(model, threat, goal, k, seed=seed)
+        greedy = Greedy(model, threat, goal, k, seed=seed, encoder=encoder)
         if not isinstance(greedy.threat_model, Delete if name == "delete" else Insert):
             raise ValueError(f"attack: {name!r} does not work with the threat model {greedy.threat_model}")
         return greedy
     if name == "pgd":
-        return PGD(model, threat, goal, k, steps=steps, seed=seed)
-    return FGSM(model, threat, goal, k, seed=seed)
+        return PGD(model, threat, goal, k, steps=steps, seed=seed, encoder=encoder)
+    return FGSM(model, threat, goal, k, seed=seed, encoder=encoder)

@@ -56,6 +56,10 @@ class Random(FGSM):
         """Returns noise over all features."""
         return Direction(self._layer, None, len(gradient), self.seed + start)
 
+    def _gradient(self, first: Tensor, goal: Targets) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each document, and in place of its gradient a tensor of that shape."""
+        return self._loss(first, goal), first
+
     def _slope(self, batch: Batch, direction: Direction) -> Tensor:
         """Returns noise at the entries of a batch."""
         x = batch.x

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext.attack._batch import Batch
+from mach_ext.attack._batch import Batch, joined, joined_targets
 from mach_ext.attack._dense import Entries, sign_pass
 from mach_ext.attack._layer import Layer
+from mach_ext.attack._models import attacked_model
 from mach_ext.attack._rows import norms
 from mach_ext.attack.threats import ThreatModel
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, check_scores, checked_k, evaluating, predict_batch
 
 
@@ -51,14 +53,8 @@ class Perturbation:
         """Joins the batches of an attack. `given` are the documents as the user passed them."""
         self.model, self.threat_model, self.X, self.epsilon = model, threat, X, epsilon
         self._batches, self._given = batches, given
-
-        def join(name: str) -> NDArray[Any]:
-            parts = [getattr(batch, name).cpu().numpy() for batch in batches]
-            return np.concatenate(parts) if parts else np.empty(0)
-
-        self.loss, self.clean_loss = join("loss"), join("clean_loss")
-        targeted = bool(batches) and batches[0].targets is not None
-        self.targets: NDArray[Any] | None = join("targets") if targeted else None
+        self.loss, self.clean_loss = joined(batches, "loss"), joined(batches, "clean_loss")
+        self.targets = joined_targets(batches)
 
     def __repr__(self) -> str:
         """Returns the number of documents, the threat model and epsilon."""
@@ -80,9 +76,9 @@ class Perturbation:
             first += offset * weight[:, None, None].to(layer.dtype)
         return first
 
-    def _layer(self, model: MACH | None) -> Layer:
+    def _layer(self, model: MACH | MACHHead | None) -> Layer:
         """Returns the first layer of this model or another."""
-        model = self.model if model is None else model
+        model = self.model if model is None else attacked_model("Perturbation", model)
         if model.num_features != self.X.shape[1]:
             raise ValueError(
                 f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_features}"
@@ -90,7 +86,7 @@ class Perturbation:
         return Layer("Perturbation", model)
 
     @memory_errors("perturb fewer documents at a time")
-    def hidden(self, model: MACH | None = None) -> Tensor:
+    def hidden(self, model: MACH | MACHHead | None = None) -> Tensor:
         """Returns the last hidden layer of the adversarial documents, [N, H] or [N, R, H].
 
         Args:
@@ -116,12 +112,14 @@ class Perturbation:
             return torch.cat(parts or [layer.hidden(none)])
 
     @memory_errors("perturb fewer documents at a time or lower k")
-    def predict(self, k: int | None = None, model: MACH | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    def predict(
+        self, k: int | None = None, model: MACH | MACHHead | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Returns the top k of the adversarial documents.
 
         Args:
             k: Size of the top k. None: 5, or L if there are fewer labels.
-            model: Another model, to see whether the attack transfers. None: the attacked model.
+            model: Another model or head, to see whether the attack transfers. None: the attacked one.
 
         Returns:
             Scores [N, k], float32, and labels [N, k], int64.

@@ -23,13 +23,14 @@ class PGD(FGSM):
     `Dense` has a single run, which starts from FGSM's point. Its steps are conditional gradients
     (Frank-Wolfe): x + (1 - a) * change + a * eps * sign(gradient) with a = 2 / (t + 2). They stay inside the
     set without a projection, and the change remains a sum of few sign matrices. `L1` also takes such steps,
-    towards the vertices of its set.
+    towards the vertices of its set. With `encoder`, `Dense` takes the same steps as `Support`.
 
     Args:
         *args: As in `FGSM`.
         steps: Number of steps in each run.
-        step_size: Size of a step as a fraction of epsilon. None: 2.5 / steps. `Dense` and `L1` ignore it.
-        restarts: Number of further runs from random points. `Dense` ignores it.
+        step_size: Size of a step as a fraction of epsilon. None: 2.5 / steps. `L1` ignores it, and so does
+            `Dense` without `encoder`.
+        restarts: Number of further runs from random points. `Dense` without `encoder` ignores it.
         **options: As in `FGSM`. With `keep_best=False` the last point is kept, whatever its loss.
 
     Example:

@@ -70,14 +70,10 @@ class ThreatModel:
             ...
             ValueError: demo: epsilon must be a number >= 0, got -1
         """
-        if not (isinstance(epsilon, (int, float, np.number)) and 0 <= epsilon < math.inf):
-            raise ValueError(f"{op}: epsilon must be a number >= 0, got {epsilon!r}")
+        check_epsilon(op, epsilon)
         if self.nonnegative and X.nnz and X.data.min() < 0:
             row = int(np.searchsorted(X.indptr, np.argmin(X.data), side="right")) - 1
-            raise ValueError(
-                f"{op}: threat model {self} keeps values >= 0, but X has {X.data.min():g} in row {row}; "
-                f"use {type(self).__name__}(nonnegative=False) for such features"
-            )
+            raise negative_values(op, self, X.data.min(), row)
 
     def bounds(self, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """Returns the lowest and the highest value of each feature by itself, float64.
@@ -117,13 +113,17 @@ class ThreatModel:
         """
         low, high = self.bounds(x, epsilon)
         inside = y.double().clamp(low, high)
+        change = inside - x.double()
         if self.norm != math.inf:
-            size = norms(inside - x.double(), rows, N, self.norm)
+            size = norms(change, rows, N, self.norm)
             shrink = (epsilon * (1 - ROUNDING) / size).clamp(max=1)  # 0 / 0 and eps / 0: nothing to shrink
-            shrink = shrink.nan_to_num(1.0)
-            inside = x.double() + (inside - x.double()) * shrink[rows]
+            change = change * shrink.nan_to_num(1.0)[rows]
+            inside = x.double() + change
+        limit = (inside - x.double()).abs()
+        if x.dtype == torch.float64:  # The sums x + change are rounded to this dtype, too.
+            limit = torch.minimum(limit, change.abs().clamp(max=epsilon))
         near = inside.to(x.dtype)
-        beyond = (near.double() - x.double()).abs() > (inside - x.double()).abs()
+        beyond = (near.double() - x.double()).abs() > limit
         return torch.where(beyond, near.nextafter(x), near)
 
     def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
@@ -207,11 +207,8 @@ class ThreatModel:
             False
         """
         X, adversarial = _to_float64(X), _to_float64(adversarial)
-        change = adversarial - X
-        change.eliminate_zeros()
-        if self.nonnegative and adversarial.data.min(initial=0) < 0:
-            return False
-        return bool(np.isfinite(change.data).all()) and self._holds(X, change, epsilon)
+        change = _change(self, X, adversarial)
+        return change is not None and self._holds(X, change, epsilon)
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
         """Returns whether a change is within this threat model. It is not checked for negative values."""
@@ -521,6 +518,34 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     if parenthesis:
         options["m"] = int(count)
     return _THREATS[name](**options)
+
+
+def check_epsilon(op: str, epsilon: Any) -> None:
+    """Refuses a size that is no number or negative."""
+    if not (isinstance(epsilon, (int, float, np.number)) and 0 <= epsilon < math.inf):
+        raise ValueError(f"{op}: epsilon must be a number >= 0, got {epsilon!r}")
+
+
+def negative_values(op: str, threat: ThreatModel, value: float, row: int) -> ValueError:
+    """Returns the error for a negative value where the threat model keeps values >= 0."""
+    return ValueError(
+        f"{op}: threat model {threat} keeps values >= 0, but X has {value:g} in row {row}; "
+        f"use {type(threat).__name__}(nonnegative=False) for such features"
+    )
+
+
+def holds_on_all_entries(threat: ThreatModel, X: Any, adversarial: Any, epsilon: float) -> bool:
+    """Returns whether matrices are within a threat model's ball. Entries that are 0 may change, too."""
+    change = _change(threat, _to_float64(X), _to_float64(adversarial))
+    return change is not None and _in_ball(change, threat.norm, epsilon)
+
+
+def _change(threat: ThreatModel, X: Any, adversarial: Any) -> Any:
+    """Returns the change of documents. None: it is not finite, or it leads to values that must not be < 0."""
+    change = adversarial - X
+    change.eliminate_zeros()
+    is_negative = threat.nonnegative and adversarial.data.min(initial=0) < 0
+    return None if is_negative or not np.isfinite(change.data).all() else change
 
 
 def _to_float64(X: Any) -> Any:

@@ -7,6 +7,8 @@
 An attack gives an upper bound of robust P@k, and a certificate gives a lower bound: certified <= robust <=
 attacked.
 
+A `MACHHead` is certified as linear MACH. The threat is then a change of its hidden units.
+
 **Margins.** With the merge `mean_logit` the lead of label t over label l is 1/R sum_r (z[r, b_r(t)] - z[r,
 b_r(l)]). Repetitions in which both labels share a bucket cancel. For linear MACH this margin is a linear
 function of the document. Its minimum over the threat set has a closed form: a dual norm of the margin's

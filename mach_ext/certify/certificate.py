@@ -16,20 +16,22 @@ from mach_ext.certify._bounds import Bounds
 from mach_ext.certify._curve import Curve
 from mach_ext.certify.result import Certificate
 from mach_ext.data import check_columns, check_labels
-from mach_ext.nn import MACH, checked_k, evaluating
+from mach_ext.head import MACHHead
+from mach_ext.nn import MACH, check_model, checked_k, evaluating
 
 
-def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> ThreatModel:
+def check(model: MACH | MACHHead, threat: str | ThreatModel, op: str = "certify") -> ThreatModel:
     """Returns the threat model if it can be certified for this model.
 
     Args:
-        model: The model.
+        model: The model, or a head, which is linear MACH on its hidden units.
         threat: A threat model or its name, as in `mach_ext.attack.threat_model`.
         op: How messages call the function.
 
     Raises:
-        TypeError: `model` is not a `MACH`, or its parameters are neither float32 nor float64.
-        ValueError: The threat model is "dense" and the model has hidden layers, or the name is unknown.
+        TypeError: `model` is no `MACH` and no `MACHHead`, or its parameters are neither float32 nor float64.
+        ValueError: The threat model is "dense" and the model has hidden layers, or the name is unknown. Each
+            repetition of the head has hidden units of its own.
 
     Example:
         >>> import mach_ext
@@ -37,9 +39,7 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
         >>> mach_ext.certify.check(model, "insert(3)")
         Insert(nonnegative=True, m=3)
     """
-    if not isinstance(model, MACH):
-        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
-    threat = threat_model(threat)
+    model, threat = check_model(op, model), threat_model(threat)
     if isinstance(threat, Dense) and not model.is_linear:
         raise ValueError(
             f"{op}: threat model dense is certified for linear MACH (hidden_size=0) only: it moves every "
@@ -57,7 +57,7 @@ def check(model: MACH, threat: str | ThreatModel, op: str = "certify") -> Threat
 
 @memory_errors("pass fewer documents at a time, or lower k or candidates")
 def certify(
-    model: MACH,
+    model: MACH | MACHHead,
     X: Any,
     Y: Any,
     epsilons: Sequence[float],
@@ -82,8 +82,9 @@ def certify(
     labels are swept in pieces.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
+            negative, which needs a threat model such as `Support(nonnegative=False)`.
         Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         epsilons: Sizes of the change. For "delete" they are numbers of words.
         threat_model: A threat model or its name, as in `mach_ext.attack`. "dense" works for linear MACH only.
@@ -112,7 +113,7 @@ def certify(
         [1.0, 1.0, 0.17]
     """
     op = "certify"
-    threat = check(model, threat_model, op)
+    model, threat = check_model(op, model), check(model, threat_model, op)
     k, candidates = checked_k(op, k, model.num_labels), F.as_int(op, "candidates", candidates)
     if candidates < 1:
         raise ValueError(f"{op}: candidates must be at least 1, got {candidates}")
@@ -143,7 +144,12 @@ def certify(
 
 @memory_errors("pass fewer documents at a time")
 def margin_bounds(
-    model: MACH, X: Any, pairs: Any, epsilon: float, *, threat_model: str | ThreatModel = "support"
+    model: MACH | MACHHead,
+    X: Any,
+    pairs: Any,
+    epsilon: float,
+    *,
+    threat_model: str | ThreatModel = "support",
 ) -> NDArray[np.float64]:
     """Returns lower bounds [N] of the lead of label pairs[n, 0] over label pairs[n, 1].
 
@@ -152,8 +158,9 @@ def margin_bounds(
     might overflow.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
+            negative, which needs a threat model such as `Support(nonnegative=False)`.
         pairs: Two labels for each document [N, 2].
         epsilon: The size of the change.
         threat_model: A threat model or its name, as in `mach_ext.attack`.
@@ -176,7 +183,7 @@ def margin_bounds(
         array([0.59, 1.93, 0.62, 1.96, 0.25, 0.85])
     """
     op = "margin_bounds"
-    threat = check(model, threat_model, op)
+    model, threat = check_model(op, model), check(model, threat_model, op)
     X = _documents(op, model, X)
     threat.check(op, X, epsilon)
     pairs = np.asarray(pairs)

@@ -167,7 +167,8 @@ def check_structure(matrix: Any) -> None:
         ValueError: They do not. The message says which rule is broken.
     """
     if matrix.format == "coo":
-        for ids, count in zip(matrix.coords, matrix.shape, strict=True):
+        coords = matrix.coords if hasattr(matrix, "coords") else (matrix.row, matrix.col)  # SciPy below 1.13
+        for ids, count in zip(coords, matrix.shape, strict=True):
             if len(ids) != len(matrix.data) or (len(ids) and not 0 <= ids.min() <= ids.max() < count):
                 raise ValueError("row and column indices must be inside the matrix, one of each a value")
     elif hasattr(matrix, "check_format"):

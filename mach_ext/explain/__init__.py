@@ -6,6 +6,9 @@
 * `votes` says how the repetitions voted. `collisions` tells whether a score is a label's own or comes from
   labels in the same buckets. `leave_one_out` shows what removing a feature does to the top k.
 
+These functions also take a `MACHHead`. They explain its hidden units, or with `encoder=` the input of any
+differentiable encoder in front of it.
+
 **Integrated Gradients** (Sundararajan et al., 2017) explain a score F along the straight path from a baseline
 b to the document x. The attribution of feature d is IG_d = (x_d - b_d) * mean over a in [0, 1] of dF/dx_d at
 b + a (x - b). The attributions sum to F(x) - F(b). The *delta* is the difference that rounding or too few
@@ -20,7 +23,8 @@ With a second layer, the path is cut where first-layer units switch on or off. O
 layer's pre-activations are affine, too. Then f_j u_j becomes sum_k W2[j, k] C[j, k] u_k. Here C[j, k] is the
 fraction of the path on which units j and k are active together. Neither f nor C depends on the label.
 
-The path through the encoder is computed in float64. The scores F come from the model's own forward pass. So a
+The path through the encoder of a `MACH` is computed in float64. An encoder of your own computes in its own
+precision, and has no closed form. The scores F come from the model's own forward pass. So a
 small delta also confirms that the model and this module agree.
 
 Notation: N documents, D features, L labels, m explained labels, R repetitions, B buckets, H hidden units.
@@ -53,6 +57,7 @@ from mach_ext.explain.ablation import LeaveOneOut, leave_one_out
 from mach_ext.explain.attribution import METHODS as METHODS
 from mach_ext.explain.attribution import StepsWarning, contrast, explain_topk, integrated_gradients
 from mach_ext.explain.captum import CaptumForward as CaptumForward
+from mach_ext.explain.captum import HeadForward as HeadForward
 from mach_ext.explain.captum import captum_inputs
 from mach_ext.explain.collision_check import Collisions, Mate, collisions
 from mach_ext.explain.result import Explanation

@@ -14,22 +14,33 @@ from torch import Tensor
 
 from mach_ext.data import attachments as kept
 from mach_ext.data import check_columns, name_key
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH
+from mach_ext.nn import check_model as model_or_head
 
 Labels: TypeAlias = "int | str | Sequence[int | str] | NDArray[Any] | Tensor"
 Names: TypeAlias = "Sequence[str] | None"
 SCORES = ("logit", "model")
 
 
-def check_model(op: str, model: Any) -> None:
-    """Refuses a model that is not a `MACH`."""
-    if not isinstance(model, MACH):
-        raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}")
+def check_model(op: str, model: Any) -> MACH:
+    """Returns a model. A head becomes the linear MACH that it is on its hidden units.
+
+    Raises:
+        TypeError: The argument is neither a `MACH` nor a `MACHHead`.
+        ValueError: Each repetition of the head has hidden units of its own.
+    """
+    if isinstance(model, MACHHead) and model.per_repetition:
+        R, H = model.num_repetitions, model.in_features
+        raise ValueError(
+            f"{op}: model must be a head whose repetitions share their hidden units, got "
+            f"per_repetition=True; with encoder=torch.nn.Identity(), X may be [N, R={R}, H={H}]"
+        )
+    return model_or_head(op, model)
 
 
-def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
+def check_documents(op: str, model: MACH, X: Any, name: str = "X") -> Any:
     """Returns documents as canonical CSR without stored zeros, with the model's D columns."""
-    check_model(op, model)
     X = check_columns(X, f"{op}: {name}", model.num_features)
     if (X.data == 0).any():
         X = X.copy()
@@ -37,7 +48,7 @@ def check_documents(op: str, model: Any, X: Any, name: str = "X") -> Any:
     return X
 
 
-def check_document(op: str, model: Any, X: Any) -> Any:
+def check_document(op: str, model: MACH, X: Any) -> Any:
     """Checks a single document [1, D] as `check_documents` does."""
     document = check_documents(op, model, X)
     if document.shape[0] != 1:
@@ -60,7 +71,7 @@ def values_at(row: Any, features: NDArray[np.int64]) -> NDArray[np.float32]:
     return values
 
 
-def values_dtype(model: MACH) -> torch.dtype:
+def values_dtype(model: MACH | MACHHead) -> torch.dtype:
     """Returns the dtype in which documents go through the model."""
     return torch.float64 if model.bucket_weight.dtype == torch.float64 else torch.float32
 
@@ -73,7 +84,7 @@ def document_tensors(model: MACH, X: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def resolve_labels(
-    op: str, model: MACH, labels: Labels, names: Sequence[str], documents: int | None = None
+    op: str, model: MACH | MACHHead, labels: Labels, names: Sequence[str], documents: int | None = None
 ) -> NDArray[np.int64]:
     """Returns the numbers of labels that are given by number or name, [m]. With `documents` N also [N, m].
 
@@ -159,7 +170,7 @@ class Numbers(Sequence[str]):
         return 2**31
 
 
-def label_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
+def label_names_of(op: str, model: MACH | MACHHead, names: Names) -> Sequence[str]:
     """Returns names of all labels: the given ones, those in the model, or numbers."""
     if names is None:
         names = kept.label_names(model.attachments, model.num_labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,25 @@ class Attributions:
     n_steps: int = 0
     rival: int | None = None
     text: str | None = field(default=None, repr=False)
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the attributions are sums over the last dimension of an encoder's input.
+
+        Example:
+            >>> import torch, mach_ext
+            >>> head = mach_ext.MACHHead(8, 6, num_repetitions=8, num_buckets=4)
+            >>> encoder, x = lambda x: x.mean(1), torch.ones(1, 3, 8)
+            >>> for names in (None, ["a", "dog", "barks"]):
+            ...     result = mach_ext.explain.integrated_gradients(
+            ...         head, x, 1, encoder=encoder, feature_names=names
+            ...     )
+            ...     print(result.is_summed, result.shape, result.attributions.shape)
+            False (3, 8) (1, 24)
+            True (3, 8) (1, 3)
+        """
+        return self.shape is not None and len(self.features) < math.prod(self.shape)
 
     def row(self, label: int | None = None) -> int:
         """Returns the position of a label in `labels`.

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from mach_ext import functional as F
-from mach_ext.explain._arguments import check_model, document_tensors, values_dtype
+from mach_ext.explain._arguments import Names, check_model, document_tensors, values_dtype
 from mach_ext.explain._path import (
     DocumentPath,
     Nodes,
     active_fraction,
     block_size,
+    bucket_columns,
     is_mean_logit,
     merge_gradient,
 )
@@ -26,15 +27,15 @@ from mach_ext.nn import MACH, check_parameters, first_layer
 class LinearPath(DocumentPath):
     """The path of linear MACH. A bucket's logit is affine along it, and only the merge bends the score."""
 
-    def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+    def __init__(self, op: str, model: MACH, X: Any, baseline: Any, feature_names: Names) -> None:
         """Checks the document and the baseline."""
-        super().__init__(op, model, X, baseline)
-        self.numbers_a_label = model.num_repetitions * len(self.features)
+        super().__init__(op, model, X, baseline, feature_names)
+        self.numbers_a_label = model.num_repetitions * len(self.rows)
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, nnz, m]
         """Returns the bucket weights of the document's features."""
         weight = first_layer(self.model).weight
-        return torch.stack([w[self.features[:, None], b] for w, b in zip(weight, buckets, strict=True)])
+        return torch.stack([w[self.rows[:, None], b] for w, b in zip(weight, buckets, strict=True)])
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
         """Returns the logits of the document and the baseline."""
@@ -72,9 +73,9 @@ class HiddenPath(DocumentPath):
     `start + a * step`, both [C, H1], at position a of the path.
     """
 
-    def __init__(self, op: str, model: MACH, X: Any, baseline: Any) -> None:
+    def __init__(self, op: str, model: MACH, X: Any, baseline: Any, feature_names: Names) -> None:
         """Computes the first layer's pre-activations at the baseline, and how they change along the path."""
-        super().__init__(op, model, X, baseline)
+        super().__init__(op, model, X, baseline, feature_names)
         self.copies = model.num_repetitions if model.encoder == "independent" else 1
         self.numbers_a_label = model.num_repetitions * max(model.hidden_sizes)
         bias = first_layer(model).bias[0].double()
@@ -88,18 +89,17 @@ class HiddenPath(DocumentPath):
         """Yields rows [nnz, C * H1] of the encoder's weight for the document's features, block by block."""
         encoder = first_layer(self.model).weight[0]
         size = block_size(encoder.shape[1])
-        for begin in range(0, len(self.features), size):
+        for begin in range(0, len(self.rows), size):
             at = slice(begin, begin + size)
-            if self._only_rows is None or size < len(self.features):
-                self._only_rows = encoder.index_select(0, self.features[at]).double()
+            if self._only_rows is None or size < len(self.rows):
+                self._only_rows = encoder.index_select(0, self.rows[at]).double()
             yield at, self._only_rows
 
     _only_rows: Tensor | None = None  # the rows, if they fit in a single block
 
     def columns(self, buckets: Tensor) -> Tensor:  # [R, H, m]
         """Returns the bucket weights on the last hidden layer."""
-        weight = self.model.bucket_weight.detach()
-        return torch.stack([w.index_select(1, b) for w, b in zip(weight, buckets, strict=True)])
+        return bucket_columns(self.model, buckets)
 
     def logits(self, columns: Tensor, bias: Tensor) -> Tensor:
         """Returns the logits of the document and the baseline."""
@@ -200,8 +200,8 @@ class HiddenPath(DocumentPath):
         return pulled.transpose(0, 1).flatten(1)
 
 
-def path_of(op: str, model: MACH, X: Any, baseline: Any) -> DocumentPath:
-    """Returns the path from a baseline to a document through a model."""
-    check_model(op, model)
+def document_path(op: str, model: Any, X: Any, baseline: Any, feature_names: Names) -> DocumentPath:
+    """Returns the path from a baseline to a document through a model, or to hidden units through a head."""
+    model = check_model(op, model)
     check_parameters(op, model)
-    return (LinearPath if model.is_linear else HiddenPath)(op, model, X, baseline)
+    return (LinearPath if model.is_linear else HiddenPath)(op, model, X, baseline, feature_names)

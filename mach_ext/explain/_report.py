@@ -22,6 +22,7 @@ from mach_ext.merges import SCALES
 
 _SHOWN_FEATURES = 20  # features that are drawn as bars
 _SHOWN_WORDS = 120  # features that are listed if the document's text is not known
+_SHOWN_TOKENS = 1000  # entries of an input that are listed in their order
 _VERDICTS = {
     "signal": "The label's own votes keep it in the top k.",
     "collision": "Without the votes of labels in its buckets, the label leaves the top k.",
@@ -127,7 +128,7 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
         "pieces": _pieces(explanation, row, scale, vectorizer),
         "chart": bars_chart(top, scale),
         "others": len(explanation.features) - len(top),
-        "hidden": 0 if in_text else len(effects) - _SHOWN_WORDS,
+        "hidden": 0 if in_text else len(effects) - _shown(explanation),
         "rest": float(effects.sum() - sum(effect for _, effect in top)),
     }
 
@@ -151,13 +152,18 @@ def _sigmoid(x: float) -> float:
 
 
 def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
-    """Cuts the text into shaded words and pieces between them. Without text, lists features by effect."""
+    """Cuts the text into shaded words and pieces between them.
+
+    Without text, lists features by effect. Sums, such as those of tokens, are listed in their order.
+    """
     effects = explanation.attributions[row]
     if explanation.text is None or vectorizer is None:
-        order = np.argsort(-np.abs(effects), kind="stable")[:_SHOWN_WORDS]
+        order = (
+            np.arange(len(effects)) if explanation.is_summed else np.argsort(-np.abs(effects), kind="stable")
+        )
         return [
             _Piece(explanation.feature_names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
-            for i in order
+            for i in order[: _shown(explanation)]
         ]
     effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
     words = [
@@ -166,6 +172,11 @@ def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vecto
         if feature in effect_of  # the vocabulary may lack the word
     ]
     return _shaded(explanation.text, words, scale)
+
+
+def _shown(explanation: Attributions) -> int:
+    """Returns how many features are listed without text."""
+    return _SHOWN_TOKENS if explanation.is_summed else _SHOWN_WORDS
 
 
 def _shaded(text: str, words: Sequence[tuple[int, int, float]], scale: float) -> list[_Piece]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mach_ext._memory import memory_errors
 from mach_ext.explain._arguments import Names, feature_names_of, id_in_words, label_names_of, resolve_ids
 from mach_ext.explain._decoding import document_to_explain, own_scores
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, checked_k
 
 
@@ -54,11 +55,12 @@ class LeaveOneOut:
 
 @memory_errors("ask for fewer features")
 def leave_one_out(
-    model: MACH,
+    model: MACH | MACHHead,
     X: Any,
     k: int | None = None,
     features: Sequence[int | str] | None = None,
     *,
+    encoder: Any = None,
     feature_names: Names = None,
     label_names: Names = None,
 ) -> LeaveOneOut:
@@ -68,10 +70,11 @@ def leave_one_out(
     keep their values. So the document's norm becomes smaller.
 
     Args:
-        model: The model.
-        X: The document [1, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head.
+        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H].
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         features: Features to remove, by number or name. None: all features of the document.
+        encoder: Must be None. The message for any other says what to use.
         feature_names: Names of all D features. None: those kept with the model, or numbers.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 
@@ -96,7 +99,12 @@ def leave_one_out(
         without hoot: ['owl'] -> ['pig']
     """
     op = "leave_one_out"
-    document = document_to_explain(op, model, X)
+    if encoder is not None:
+        raise ValueError(
+            f"{op}: encoder must be None, got {type(encoder).__name__}; to remove parts of its input, use "
+            "captum.attr.FeatureAblation with captum_inputs(head, X, labels, encoder=encoder)"
+        )
+    model, document = document_to_explain(op, model, X)
     k = checked_k(op, k, model.num_labels)
     feature_names = feature_names_of(op, model, feature_names)
     label_names = label_names_of(op, model, label_names)

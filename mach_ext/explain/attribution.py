@@ -16,14 +16,16 @@ from mach_ext.explain._arguments import (
     Labels,
     Names,
     check_documents,
-    feature_names_of,
+    check_model,
     label_names_of,
     resolve_labels,
 )
-from mach_ext.explain._decoding import own_scores
-from mach_ext.explain._encoder_paths import path_of
-from mach_ext.explain._path import PANEL, Rule, is_mean_logit
+from mach_ext.explain._decoding import best_of_hidden
+from mach_ext.explain._encoder import Encoder, input_tensor
+from mach_ext.explain._input_path import path_of
+from mach_ext.explain._path import PANEL, Path, Rule, is_mean_logit
 from mach_ext.explain.result import Explanation
+from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, checked_k
 
 METHODS = ("exact", "gausslegendre")
@@ -49,10 +51,11 @@ class StepsWarning(UserWarning):
 
 @memory_errors("ask for fewer labels or lower n_steps")
 def integrated_gradients(
-    model: MACH,
+    model: MACH | MACHHead,
     X: Any,
     labels: Labels | None = None,
     *,
+    encoder: Any = None,
     method: str | None = None,
     score: str = "logit",
     baseline: Any = None,
@@ -69,23 +72,38 @@ def integrated_gradients(
     rows of the document's features are read. The source is Sundararajan et al., 2017, "Axiomatic Attribution
     for Deep Networks".
 
+    A head is explained in two ways. Without `encoder` its documents are hidden units, and it is linear MACH
+    on them. With `encoder` its document is an input of any shape [1, ...], such as the embeddings of tokens
+    [1, T, E]. All its positions get attributions, and `Explanation.shape` is the shape of the input.
+
+    The encoder runs in eval mode, without autocast, and its mode is restored. So are modules that a function
+    names. Other modules must be in eval mode already. Parameters get no gradients. The encoder must not let
+    an input of a batch depend on the others.
+
     Without `n_steps` the steps start at 32 and double. They stop when |delta| <= tolerance * (|F(x)| +
     |F(baseline)|) for every label, twice in a row. Once could be chance. The tolerance limits the sum of a
-    label's attributions. A single attribution can be wrong by a few times as much.
+    label's attributions. A single attribution can be wrong by a few times as much. Through `encoder`, only
+    those pieces of the path are divided whose own deltas count.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: The document [1, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H]. With
+            `encoder`, a floating-point tensor or NumPy array [1, ...].
         labels: Labels by number or name. None: the model's top 5.
+        encoder: For a head, a differentiable callable from inputs [N, ...] to hidden units [N, H], such as a
+            `torch.nn.Module`. A head with `per_repetition` needs [N, R, H].
         method: "exact" is a closed form for scores that are a mean of logits. "gausslegendre" works for any
-            score. None: exact if possible.
+            score and through any encoder. None: exact if possible.
         score: "logit": the mean of the R logits. "model": the score of the model's own merge.
-        baseline: D numbers, such as a SciPy sparse document [1, D] or a mean document `X_train.mean(0)`.
-            None: the empty document.
+        baseline: D numbers, such as a SciPy sparse document [1, D] or a mean document `X_train.mean(0)`. With
+            `encoder`, an input. None: the empty document, or an input of zeros.
         n_steps: Steps of "gausslegendre", Captum's rule of this name. None: they are chosen by `tolerance`.
         tolerance: The accepted relative delta if `n_steps` is None.
         max_steps: The largest number of steps if `n_steps` is None. A `StepsWarning` says if it is too small.
-        feature_names: Names of all D features. None: those kept with the model, or numbers.
+        feature_names: Names of all D features. None: those kept with the model, or numbers. With `encoder`,
+            a name for each position of the flattened input. Or give a name for each entry of the leading
+            dimensions, such as the T tokens of [1, T, E]. Then attributions are summed over the last
+            dimension. None: positions such as "1,5".
         label_names: Names of all L labels. None: those kept with the model, or numbers.
         text: The raw text, kept for the report.
 
@@ -93,9 +111,11 @@ def integrated_gradients(
         The attributions [m, nnz], with the scores and the deltas.
 
     Raises:
-        TypeError: An argument has the wrong type.
+        TypeError: An argument has the wrong type. The input of an encoder is of integers, such as token ids.
         ValueError: A shape is wrong, a label is out of range or unknown, or there is no feature.
-        ValueError: `method` is "exact" for a score that is not a mean of logits.
+        ValueError: `method` is "exact" for a score that is not a mean of logits, or through an encoder.
+        ValueError: The encoder returns hidden units of a wrong shape or device. They are not finite, not the
+            same each time, or have no gradient.
 
     Example:
         >>> from scipy import sparse
@@ -113,17 +133,28 @@ def integrated_gradients(
         (['bark', 'hoot'], [[2.8, -0.6], [-0.42, 1.76]])
         >>> bool(abs(result.delta).max() < 1e-5)
         True
+
+        Through an encoder, a number for each token:
+
+        >>> import torch
+        >>> layer = torch.nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True)
+        >>> head = mach_ext.MACHHead(8, 6, num_repetitions=8, num_buckets=4)
+        >>> tokens, embeddings = ["a", "dog", "barks"], torch.randn(1, 3, 8)
+        >>> result = mach_ext.explain.integrated_gradients(
+        ...     head, embeddings, [1, 2], encoder=lambda x: layer.eval()(x).mean(1), feature_names=tokens
+        ... )
+        >>> result.feature_names, result.attributions.shape, result.method
+        (['a', 'dog', 'barks'], (2, 3), 'gausslegendre')
     """
     op = "integrated_gradients"
-    path = path_of(op, model, X, baseline)
-    rule = _check_rule(op, model, method, score, n_steps, tolerance, max_steps)
+    path = path_of(op, model, X, baseline, encoder, feature_names)
+    rule = _check_rule(op, path, method, score, n_steps, tolerance, max_steps)
     if labels is None:
-        labels = model.predict(path.document)[1][0]
-    label_names = label_names_of(op, model, label_names)
-    ids = resolve_labels(op, model, labels, label_names)
-    feature_names = feature_names_of(op, model, feature_names)
-    m, nnz = len(ids), len(path.features)
-    check_memory(f"{op}: attributions", 16 * m * nnz, "ask for fewer labels", labels=m, features=nnz)
+        labels = path.top_labels()
+    label_names = label_names_of(op, path.model, label_names)
+    ids = resolve_labels(op, path.model, labels, label_names)
+    m, n = len(ids), len(path.feature_names)
+    check_memory(f"{op}: attributions", 16 * m * n, "ask for fewer labels", labels=m, features=n)
     blocks = [path.explain(block, rule) for block in path.label_blocks(ids)]
     attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
     scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
@@ -137,13 +168,13 @@ def integrated_gradients(
             StepsWarning,
             stacklevel=3,  # the caller stands behind the wrapper `memory_errors`
         )
-    features = path.features.cpu().numpy()
-    scale = "mean_logit" if score == "logit" else model.merge
+    merge = path.model.merge
+    scale = "mean_logit" if score == "logit" else merge
     return Explanation(
-        features=features,
-        feature_names=[feature_names[feature] for feature in features.tolist()],
-        values=path.x.cpu().numpy().astype(np.float32),
-        baselines=path.b.cpu().numpy().astype(np.float32),
+        features=path.features,
+        feature_names=path.feature_names,
+        values=path.values,
+        baselines=path.baselines,
         labels=ids,
         label_names=[label_names[label] for label in ids.tolist()],
         scores=scores[:, 0],
@@ -152,27 +183,36 @@ def integrated_gradients(
         delta=delta,
         score=score,
         scale=scale,
-        model_scores=scores[:, 0] if scale == model.merge else own_scores(model, path.document, ids)[0],
-        model_scale=model.merge,
+        model_scores=scores[:, 0] if scale == merge else path.own_scores(ids),
+        model_scale=merge,
         method=rule.method,
         n_steps=steps,
         text=text,
+        shape=path.shape,
     )
 
 
 @memory_errors("pass fewer documents at a time or lower k")
 def explain_topk(
-    model: MACH, X: Any, k: int | None = None, texts: Sequence[str] | None = None, **options: Any
+    model: MACH | MACHHead,
+    X: Any,
+    k: int | None = None,
+    texts: Sequence[str] | None = None,
+    *,
+    encoder: Any = None,
+    **options: Any,
 ) -> Iterator[Explanation]:
     """Explains the top k of each document with `integrated_gradients`, one document at a time.
 
     The top k is that of the model's own merge.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. With `encoder`,
+            inputs [N, ...].
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         texts: Raw texts [N], kept for the reports.
+        encoder: As in `integrated_gradients`.
         **options: Further arguments of `integrated_gradients`.
 
     Yields:
@@ -197,30 +237,40 @@ def explain_topk(
         ['dog'] ['bark']
     """
     op = "explain_topk"
-    X, k = check_documents(op, model, X), checked_k(op, k, model.num_labels)
-    empty = np.flatnonzero(np.diff(X.indptr) == 0)
-    if empty.size and options.get("baseline") is None:
-        raise ValueError(f"{op}: X, row {empty[0]}: a document must have a feature to be explained, got none")
+    if encoder is None:
+        model = check_model(op, model)
+        X, k = check_documents(op, model, X), checked_k(op, k, model.num_labels)
+        empty = np.flatnonzero(np.diff(X.indptr) == 0)
+        if empty.size and options.get("baseline") is None:
+            row = empty[0]
+            raise ValueError(f"{op}: X, row {row}: a document must have a feature to be explained, got none")
+        labels = model.predict(X, k)[1]
+    else:
+        encoding = Encoder(op, model, encoder)
+        X, k = input_tensor(op, encoding.head, X), checked_k(op, k, encoding.head.num_labels)
+        labels = best_of_hidden(op, encoding.head, encoding.hidden(X), k)
     if texts is not None and len(texts) != X.shape[0]:
         raise ValueError(f"{op}: texts must be N={X.shape[0]}, got {len(texts)}")
-    _, labels = model.predict(X, k)
     for n in range(X.shape[0]):
         text = None if texts is None else texts[n]
-        yield integrated_gradients(model, X[n], labels[n], text=text, **options)
+        yield integrated_gradients(model, X[n : n + 1], labels[n], encoder=encoder, text=text, **options)
 
 
 @memory_errors("lower n_steps")
-def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options: Any) -> Explanation:
+def contrast(
+    model: MACH | MACHHead, X: Any, label: int | str, rival: int | str, *, encoder: Any = None, **options: Any
+) -> Explanation:
     """Explains why the model prefers `label` to `rival`: attributions of the difference of their scores.
 
     With logit scores, a bucket that both labels share cancels. So nothing is left of labels that share all
     buckets.
 
     Args:
-        model: The model. It is used in eval mode.
-        X: The document [1, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head. It is used in eval mode.
+        X: As in `integrated_gradients`.
         label: A label, by number or name.
         rival: The label that it is compared with.
+        encoder: As in `integrated_gradients`.
         **options: Further arguments of `integrated_gradients`.
 
     Returns:
@@ -243,7 +293,7 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
         >>> result.label_names, [(name, round(effect, 2)) for name, effect in result.top()]
         (['dog rather than owl'], [('bark', 3.21), ('hoot', -2.35)])
     """
-    pair = integrated_gradients(model, X, [label, rival], **options)
+    pair = integrated_gradients(model, X, [label, rival], encoder=encoder, **options)
     difference = {
         name: getattr(pair, name)[:1] - getattr(pair, name)[1:]
         for name in ("scores", "model_scores", "baseline_scores", "attributions", "delta")
@@ -254,20 +304,24 @@ def contrast(model: MACH, X: Any, label: int | str, rival: int | str, **options:
 
 
 def _check_rule(
-    op: str, model: MACH, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
+    op: str, path: Path, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> Rule:
     """Checks the arguments that say what is integrated and how."""
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
-    exact = is_mean_logit(model, score)
+    exact = path.has_closed_form and is_mean_logit(path.model, score)
     if method is None:
         method = "exact" if exact and n_steps is None else "gausslegendre"
     if method not in METHODS:
         raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "exact" and not path.has_closed_form:
+        raise ValueError(
+            f'{op}: method must be "gausslegendre" through an encoder, which has no closed form, got "exact"'
+        )
     if method == "exact" and not exact:
         raise ValueError(
             f'{op}: method="exact" needs a mean of logits (score="logit"); this model\'s own merge is '
-            f'{model.merge}: use method="gausslegendre"'
+            f'{path.model.merge}: use method="gausslegendre"'
         )
     if n_steps is not None and (method == "exact" or F.as_int(op, "n_steps", n_steps) < 1):
         raise ValueError(f"{op}: n_steps must be at least 1, and is for gausslegendre only, got {n_steps}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach_ext import functional as F
@@ -15,12 +16,21 @@ from mach_ext.explain._arguments import (
     Labels,
     Names,
     check_documents,
+    check_model,
     label_names_of,
     resolve_labels,
     values_dtype,
 )
+from mach_ext.explain._encoder import Encoder, hidden_tensor, input_tensor
+from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_parameters
+
+_TRANSFORMS: dict[Any, type[nn.Module]] = {
+    None: nn.Identity,
+    torch.sigmoid: nn.Sigmoid,
+    nn.functional.logsigmoid: nn.LogSigmoid,
+}
 
 
 class CaptumForward(nn.Module):
@@ -42,12 +52,7 @@ class CaptumForward(nn.Module):
         merge = MODEL_MERGES["mean_logit" if score == "logit" else model.merge]
         self.mach, self.merge = model, merge.reduction
         self.first_relu, self.second_relu = nn.ReLU(), nn.ReLU()
-        modules: dict[Any, type[nn.Module]] = {
-            None: nn.Identity,
-            torch.sigmoid: nn.Sigmoid,
-            nn.functional.logsigmoid: nn.LogSigmoid,
-        }
-        self.transform = modules[merge.transform]()
+        self.transform = _TRANSFORMS[merge.transform]()
 
     def forward(
         self,
@@ -83,26 +88,82 @@ class CaptumForward(nn.Module):
         return F.merge_repetitions(self.transform(logits), self.merge)
 
 
+class HeadForward(nn.Module):
+    """A module that computes the scores [N, m] of inputs of an encoder and a head, for `captum_inputs`.
+
+    The encoder and the head are submodules, so algorithms for layers reach the layers of both. Each call runs
+    the encoder in eval mode and without autocast, and restores its mode. As in `CaptumForward`, each
+    non-linearity of the head is a module that is used once.
+    """
+
+    def __init__(self, op: str, head: MACHHead, encoder: Any, score: str) -> None:
+        """Wraps a head and an encoder.
+
+        Args:
+            op: How messages call the function.
+            head: The head.
+            encoder: The encoder.
+            score: "logit" or "model", as in `MACHHead.label_scores`.
+
+        Raises:
+            TypeError: The model is not a head, or the encoder is not callable.
+        """
+        super().__init__()
+        self.encoding = Encoder(op, head, encoder)
+        self.head, self.encoder = head, encoder
+        merge = MODEL_MERGES["mean_logit" if score == "logit" else head.merge]
+        self.merge, self.transform = merge.reduction, _TRANSFORMS[merge.transform]()
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:  # [N, ...], [N, m] -> [N, m]
+        """Returns scores [N, m].
+
+        Args:
+            inputs: Inputs of the encoder [N, ...].
+            labels: Numbers of labels [N, m].
+        """
+        with self.encoding.evaluating():
+            hidden = self.encoding(inputs)
+        weight, bias = self.head.bucket_weight.detach(), self.head.bucket_bias.detach()
+        logits = F.label_logits(hidden, weight, bias, self.head.hash, labels, validate=False)
+        return F.merge_repetitions(self.transform(logits), self.merge)
+
+
 @memory_errors("pass fewer documents at a time or fewer labels")
 def captum_inputs(
-    model: MACH, X: Any, labels: Labels, *, score: str = "logit", label_names: Names = None
-) -> tuple[CaptumForward, Tensor, tuple[Tensor, Tensor]]:
-    """Prepares a batch of documents for any algorithm of Captum.
+    model: MACH | MACHHead,
+    X: Any,
+    labels: Labels,
+    *,
+    encoder: Any = None,
+    score: str = "logit",
+    label_names: Names = None,
+) -> tuple[CaptumForward | HeadForward, Tensor, tuple[Tensor, ...]]:
+    """Prepares a batch of documents, hidden units or inputs of an encoder for any algorithm of Captum.
 
-    Captum repeats and cuts its arguments along their first dimension. So documents are padded to P features.
-    The values are the differentiable input. Padding gets an attribution of exactly 0. Only the R * m buckets
-    of the labels are computed.
+    Captum repeats and cuts its arguments along their first dimension. So documents of a `MACH` are padded to
+    P features. Their values are the differentiable input, and padding gets an attribution of exactly 0.
+
+    The differentiable input of a head is dense. It is hidden units [N, H], or [N, R, H] if the head has
+    `per_repetition`. With `encoder` it is an input [N, ...] of the encoder. Captum's methods for layers take
+    the layers of `forward.encoder`.
+
+    Only the R * m buckets of the labels are computed.
 
     Args:
-        model: The model.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head its hidden units, and with `encoder` a
+            dense tensor or NumPy array [N, ...].
         labels: Labels [m] for every document, or numbers [N, m]. Captum's `target` is a position in them.
+        encoder: A callable from inputs to the hidden units of a head, as in `integrated_gradients`. To be
+            reached by DeepLift or by methods for layers, it must be a `torch.nn.Module`. Call its `eval()` if
+            it recomputes activations in the backward pass.
         score: "logit" or "model", as in `MACH.label_scores`.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 
     Returns:
-        A module that computes scores [N, m], the values [N, P], and a pair of further arguments. The pair
-        holds indices [N, P], which are -1 for padding, and labels [N, m].
+        A module that computes scores [N, m], its differentiable input, and a tuple of further arguments. For
+        a `MACH` these are indices [N, P], which are -1 for padding, and labels [N, m]. For a head they are
+        labels [N, m] alone.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -120,10 +181,23 @@ def captum_inputs(
         >>> algorithm.attribute(inputs, additional_forward_args=args, target=1).round(decimals=2)
         tensor([[-1.1400],
                 [ 2.8000]])
+
+        Through an encoder:
+
+        >>> import torch
+        >>> encoder, head = torch.nn.Linear(5, 8), mach_ext.MACHHead(8, 6, num_repetitions=8, num_buckets=4)
+        >>> forward, inputs, args = mach_ext.explain.captum_inputs(
+        ...     head, torch.ones(2, 5), [0, 1], encoder=encoder
+        ... )
+        >>> IntegratedGradients(forward).attribute(inputs, additional_forward_args=args, target=1).shape
+        torch.Size([2, 5])
     """
     op = "captum_inputs"
     if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
+    if encoder is not None or isinstance(model, MACHHead):
+        return _head_inputs(op, model, X, labels, encoder, score, label_names)
+    model = check_model(op, model)
     X = check_documents(op, model, X)
     check_parameters(op, model)
     N, lengths = X.shape[0], np.diff(X.indptr)
@@ -140,5 +214,20 @@ def captum_inputs(
     values[real], indices[real] = X.data, X.indices
     device = model.bucket_bias.device
     inputs = torch.from_numpy(values).to(device, values_dtype(model))
-    asked = torch.from_numpy(np.broadcast_to(ids, (N, ids.shape[-1])).copy()).to(device)
+    asked = _labels_of_each(ids, N, device)
     return CaptumForward(model, score), inputs, (torch.from_numpy(indices).to(device), asked)
+
+
+def _head_inputs(
+    op: str, head: Any, X: Any, labels: Labels, encoder: Any, score: str, label_names: Names
+) -> tuple[HeadForward, Tensor, tuple[Tensor]]:
+    """Prepares inputs of an encoder, or hidden units of a head alone."""
+    forward = HeadForward(op, head, nn.Identity() if encoder is None else encoder, score)
+    inputs = hidden_tensor(op, head, X) if encoder is None else input_tensor(op, head, X)
+    ids = resolve_labels(op, head, labels, label_names_of(op, head, label_names), documents=len(inputs))
+    return forward, inputs, (_labels_of_each(ids, len(inputs), inputs.device),)
+
+
+def _labels_of_each(ids: NDArray[np.int64], N: int, device: torch.device) -> Tensor:  # [N, m]
+    """Returns the labels of each document as a tensor."""
+    return torch.from_numpy(np.broadcast_to(ids, (N, ids.shape[-1])).copy()).to(device)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mach_ext._memory import memory_errors
 from mach_ext.explain._arguments import Names, check_model, label_names_of, resolve_labels
 from mach_ext.explain._decoding import decode_one, rival_of
+from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH
 
@@ -94,10 +95,11 @@ class Collisions:
 
 @memory_errors("ask for fewer mates")
 def collisions(
-    model: MACH,
+    model: MACH | MACHHead,
     X: Any,
     label: int | str,
     *,
+    encoder: Any = None,
     k: int | None = None,
     show: int = 10,
     label_names: Names = None,
@@ -120,17 +122,19 @@ def collisions(
     Ranks and scores are those of the model's own merge.
 
     Args:
-        model: The model.
-        X: The document [1, D], a SciPy, NumPy or torch matrix. None: the result
-            only says which labels share buckets.
+        model: The model, or a head.
+        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H]. With
+            `encoder`, an input [1, ...]. None: the result only says which labels share buckets.
         label: The label, by number or name.
+        encoder: For a head, the encoder of `X`, as in `integrated_gradients`.
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         show: The largest number of labels in `mates`.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A shape is wrong, the label is unknown, or the document has no feature.
+        ValueError: A shape is wrong, the label is unknown, or the document has no feature. The encoder is
+            refused as in `integrated_gradients`.
 
     Example:
         >>> from scipy import sparse
@@ -146,7 +150,8 @@ def collisions(
         2 collision 0.01 -1.25
     """
     op = "collisions"
-    check_model(op, model)
+    if not isinstance(model, MACHHead):
+        check_model(op, model)
     label_names = label_names_of(op, model, label_names)
     ids = resolve_labels(op, model, label, label_names)
     if len(ids) != 1:
@@ -158,7 +163,7 @@ def collisions(
         order = np.argsort(-shared.sum(1), kind="stable")[:show]
         return replace(result, mates=_mates(order, mates, shared, label_names))
 
-    logits, best, best_scores, k = decode_one(op, model, X, k)
+    logits, best, best_scores, k = decode_one(op, model, X, k, encoder)
     R = model.num_repetitions
     buckets = model.hash.buckets_of(torch.from_numpy(mates)).cpu().numpy()
     own = logits[np.arange(R), label_buckets]  # [R]
@@ -192,7 +197,9 @@ def collisions(
     )
 
 
-def _bucket_mates(model: MACH, label: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]:
+def _bucket_mates(
+    model: MACH | MACHHead, label: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[int]]:
     """Returns labels [M] that share a bucket with a label, where they share one [M, R], and its R buckets."""
     buckets: list[int] = model.hash.buckets_of(torch.tensor([label])).flatten().tolist()
     members = [model.hash.labels_in(r, bucket).cpu().numpy() for r, bucket in enumerate(buckets)]
@@ -238,6 +245,6 @@ def _mates(
     )
 
 
-def _score(model: MACH, logits: NDArray[np.float64]) -> float:
+def _score(model: MACH | MACHHead, logits: NDArray[np.float64]) -> float:
     """Returns the score that the model's own merge gives some votes."""
     return float(MODEL_MERGES[model.merge].label_scores(torch.from_numpy(logits)[None, None]))

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 class Explanation(Attributions):
     """Attributions of the scores of m labels to the nnz features of a document.
 
+    Through an encoder of your own, the features are all positions of the flattened input. So
+    `attributions.reshape(m, *shape)` has the shape of the input. If the attributions are summed over the last
+    dimension, the features are the entries of the leading dimensions.
+
     Attributes:
         features: Numbers of the features at which the document or the baseline is not zero, ascending [nnz].
         feature_names: Their names [nnz].
-        values, baselines: Values of the document and the baseline at these features [nnz], float32.
+        values, baselines: Values of the document and the baseline at these features [nnz], float32. With sums
+            over the last dimension, the Euclidean lengths of these vectors.
         labels: Numbers of the labels [m].
         label_names: Their names [m].
         scores, baseline_scores: The explained scores of the document and the baseline [m]. They come from the
@@ -41,6 +46,8 @@ class Explanation(Attributions):
         n_steps: Number of steps. 0: the exact method.
         rival: The label whose score was subtracted, in a contrast.
         text: The raw text, if it was given.
+        shape: The shape of an encoder's input, without the dimension of the batch. None: a sparse document or
+            hidden units.
 
     Example:
         >>> from scipy import sparse

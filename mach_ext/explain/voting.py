@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mach_ext._memory import check_import, memory_errors
 from mach_ext.explain._arguments import Labels, Names, label_names_of, resolve_labels
 from mach_ext.explain._decoding import decode_one, rival_of
+from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH
 
@@ -80,23 +81,32 @@ class Votes:
 
 @memory_errors("ask for fewer labels")
 def votes(
-    model: MACH, X: Any, labels: Labels | None = None, *, k: int | None = None, label_names: Names = None
+    model: MACH | MACHHead,
+    X: Any,
+    labels: Labels | None = None,
+    *,
+    encoder: Any = None,
+    k: int | None = None,
+    label_names: Names = None,
 ) -> Votes:
     """Returns the R votes (bucket logits) for each label, their spread, and the agreement of the votes.
 
     Ranks are those of the model's own merge.
 
     Args:
-        model: The model.
-        X: The document [1, D], a SciPy, NumPy or torch matrix.
+        model: The model, or a head.
+        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H]. With
+            `encoder`, an input [1, ...].
         labels: Labels by number or name. None: the top k.
+        encoder: For a head, the encoder of `X`, as in `integrated_gradients`.
         k: Size of the top k in `Votes.rivals` and `Votes.agreement`, 1 ... L. None: 5, or L if there are
             fewer labels.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A shape is wrong, a label is unknown, or the document has no feature.
+        ValueError: A shape is wrong, a label is unknown, or the document has no feature. The encoder is
+            refused as in `integrated_gradients`.
 
     Example:
         >>> from scipy import sparse
@@ -114,7 +124,7 @@ def votes(
         owl: 0.01 ± 0.82
     """
     op = "votes"
-    logits, best, _, k = decode_one(op, model, X, k)
+    logits, best, _, k = decode_one(op, model, X, k, encoder)
     label_names = label_names_of(op, model, label_names)
     ids = resolve_labels(op, model, best[:k] if labels is None else labels, label_names)
     R = model.num_repetitions

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext._memory import memory_errors
-from mach_ext.functional._autograd import first_order, own_precision
+from mach_ext.functional._autograd import first_order, needs_grad, own_precision
 from mach_ext.functional._checks import (
     check_answer,
     check_bias,
@@ -84,7 +84,12 @@ def bucket_bce(
         check_float32_or_64(op, "bias", bias)
     check_hash(op, hash, weight.shape[0], weight.shape[2], hidden.device)
     labels = check_label_csr(op, label_indices, label_indptr, hidden.shape[0], hidden.device, hash, validate)
-    loss: Tensor = _BucketBCE.apply(hidden, weight, bias, *labels, hash.buckets)
+    inputs = (hidden, weight, bias, *labels, hash.buckets)
+    if needs_grad(hidden, weight, bias):
+        loss: Tensor = _BucketBCE.apply(*inputs)
+    else:
+        total, _ = _loss_and_gradients((False, False, False), *inputs)
+        loss = _mean(total, len(hidden), weight)
     return check_answer(loss, hash, validate)
 
 
@@ -146,9 +151,12 @@ def linear_bucket_bce(
     check_hash(op, hash, R, B, values.device)
     N = indptr.shape[0] - 1
     labels = check_label_csr(op, label_indices, label_indptr, N, values.device, hash, validate)
-    loss: Tensor = _LinearBucketBCE.apply(
-        sparse_grad, values, indices, indptr, weight, bias, *labels, hash.buckets
-    )
+    inputs = (values, indices, indptr, weight, bias, *labels, hash.buckets)
+    if needs_grad(values, weight, bias):
+        loss: Tensor = _LinearBucketBCE.apply(sparse_grad, *inputs)
+    else:
+        total, _ = _linear_loss_and_gradients(False, (False, False, False), *inputs)
+        loss = _mean(total, N, weight)
     return check_answer(loss, hash, validate)
 
 
@@ -164,7 +172,7 @@ class _BucketBCE(torch.autograd.Function):
         hidden, weight = inputs[:2]
         ctx.num_documents = len(hidden)
         _keep(ctx, gradients, inputs)
-        return (total / (len(hidden) * len(weight))).to(hidden.dtype)
+        return _mean(total, len(hidden), weight)
 
     @staticmethod
     @first_order
@@ -191,10 +199,13 @@ def _loss_and_gradients(
     # The scale is 1 / R and not 1 / (N R). Under torch.compile, a number that depends on N would make a new
     # graph for every N.
     targets = Targets(buckets, label_indices, label_indptr, 1 / R if any(needs) else None)
+    size = group_size(N, B, hidden.element_size(), hidden.device)
+    # All groups take the same memory. What is freed between groups would not all go back to the system.
+    memory = None if torch.compiler.is_compiling() else hidden.new_empty(N * min(size, R) * B)
     with own_precision(hidden.device):
-        for at in groups(R, group_size(N, B, hidden.element_size(), hidden.device)):
+        for at in groups(R, size):
             group = Group(of_group(hidden, at), weight[at])
-            outputs = (group.new_logits(hidden.dtype), None, _slice(grad_bias, at))
+            outputs = (group.new_logits(hidden.dtype, memory), None, _slice(grad_bias, at))
             gradient, losses = bce_of_group(group, _slice(bias, at), targets, at, *outputs)
             total += losses.sum()
             if grad_hidden is not None:
@@ -211,11 +222,11 @@ class _LinearBucketBCE(torch.autograd.Function):
     def forward(ctx, sparse_grad, *inputs):  # type: ignore[no-untyped-def]
         needs = tuple(ctx.needs_input_grad[i] for i in _DIFFERENTIABLE)
         total, gradients = _linear_loss_and_gradients(sparse_grad, needs, *inputs)
-        values, _, indptr, weight = inputs[:4]
+        _, _, indptr, weight = inputs[:4]
         ctx.num_documents = len(indptr) - 1
         ctx.weight_shape, ctx.sparse_grad, ctx.needs = weight.shape, sparse_grad, needs
         _keep(ctx, gradients, inputs)
-        return (total / (ctx.num_documents * len(weight))).to(values.dtype)
+        return _mean(total, ctx.num_documents, weight)
 
     @staticmethod
     @first_order
@@ -291,15 +302,20 @@ def _take(ctx: Any, compute: Callable[..., list[Tensor | None]]) -> list[Tensor 
     """Return the gradients, which are the caller's from now on unless the graph was compiled."""
     if ctx.is_compiled:
         return list(ctx.saved_tensors)
-    gradients, ctx.gradients = ctx.gradients, None
+    gradients = vars(ctx).pop("gradients", None)  # in one step, because threads may share a graph
     return compute(*ctx.saved_tensors) if gradients is None else gradients
 
 
 def _scale(gradients: list[Tensor | None], factor: Tensor) -> list[Tensor | None]:
-    """Multiply the gradients by a factor, in place unless the graph is compiled."""
-    if torch.compiler.is_compiling():
+    """Multiply the gradients by a factor, in place unless the graph is compiled or the factor is batched."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(factor):
         return [None if gradient is None else factor * gradient for gradient in gradients]
     return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
+
+
+def _mean(total: Tensor, num_documents: int, weight: Tensor) -> Tensor:
+    """Return the loss from the sum over documents and repetitions."""
+    return (total / (num_documents * len(weight))).to(weight.dtype)
 
 
 def _slice(t: Tensor | None, at: slice) -> Tensor | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +134,52 @@ class Recipe:
         """Returns the hyper-parameters in the order of `Hyperparameters`."""
         given = {**self.hyperparameters, "seed": self.seed}
         return {name: given.get(name) for name in SETTINGS}
+
+    def train(
+        self,
+        model: nn.MACH,
+        dataset: data.Dataset,
+        output: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> training.Progress:
+        """Trains a model of this recipe on a dataset.
+
+        Args:
+            model: The model, as `model` returns it.
+            dataset: The dataset.
+            output: A folder for checkpoints and the best model of gradient training. Support vector machines
+                have neither.
+            progress: Show progress bars on standard error.
+        """
+        if self.svm:
+            return self._solve(model, dataset, progress)
+        return self._fit(model, dataset, output, progress)
+
+    def _solve(self, model: nn.MACH, dataset: data.Dataset, progress: bool) -> training.Progress:
+        """Trains support vector machines."""
+        started = time.monotonic()
+        C = _given_or(self.C, 1.0)
+        svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
+        return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
+
+    def _fit(self, model: nn.MACH, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:
+        """Trains by gradients."""
+        dev, settings = dataset.dev, self.fit_arguments()
+        if settings["epochs"] is None:
+            settings["epochs"] = default_sizes(dataset)["epochs"]
+        return training.fit(
+            model,
+            dataset.train.X,
+            dataset.train.Y,
+            None if dev is None else dev.X,
+            None if dev is None else dev.Y,
+            filtered_dev=None if dev is None else dev.filtered,
+            output=output,
+            resume=self.resume,
+            repetitions_at_a_time=self.repetitions_at_a_time,
+            progress=progress,
+            **settings,
+        )
 
 
 def _given_or(value: Any, default: Any) -> Any:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mach_ext import data, nn, svm, training
+from mach_ext import data, nn, training
 from mach_ext.runs import labels, record
 from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
 from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import write_metrics
-from mach_ext.runs.recipe import Recipe, default_sizes
+from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
 
 log = logging.getLogger("mach_ext")
@@ -212,37 +211,19 @@ def _solve(
     model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
 ) -> training.Progress:
     """Trains support vector machines. They cannot be resumed, so the folder changes only at the end."""
-    started = time.monotonic()
-    C = 1.0 if recipe.C is None else recipe.C
-    svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
+    state = recipe.train(model, dataset, progress=progress)
     with training.lock_run(folder):
         if not overwrite:  # another run may have ended in this folder meanwhile
             record.refuse_to_replace(folder)
         training.delete_checkpoint(folder)
         model.save(folder)
-    return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
+    return state
 
 
 def _fit(
     model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
 ) -> training.Progress:
     """Trains by gradients."""
-    dev = dataset.dev
     if not overwrite and not (recipe.resume and training.has_checkpoint(folder)):
         record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
-    settings = recipe.fit_arguments()
-    if settings["epochs"] is None:
-        settings["epochs"] = default_sizes(dataset)["epochs"]
-    return training.fit(
-        model,
-        dataset.train.X,
-        dataset.train.Y,
-        None if dev is None else dev.X,
-        None if dev is None else dev.Y,
-        filtered_dev=None if dev is None else dev.filtered,
-        output=folder,
-        resume=recipe.resume,
-        repetitions_at_a_time=recipe.repetitions_at_a_time,
-        progress=progress,
-        **settings,
-    )
+    return recipe.train(model, dataset, folder, progress)

@@ -18,7 +18,7 @@ def step_dropout(device: torch.device, seed: int, step: int) -> Dropout:
     nothing. On a GPU PyTorch's own dropout is faster and needs less memory, but it only draws from the global
     generators.
     """
-    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
     if device.type == "cuda":
         torch.manual_seed(drawn)
         return True

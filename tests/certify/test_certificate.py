@@ -130,7 +130,11 @@ def test_nothing_is_shown_where_float32_overflows(name, merge):
         (ValueError, r"support keeps values >= 0, but X has -", {"X": -draw()}),
         (ValueError, r"X must have D=60 columns, got shape \(7, 50\)", {"X": draw(columns=50)}),
         (ValueError, r"Y must be \[N, L\] = \[7, 90\], got shape \(7, 60\)", {"Y": draw()}),
-        (TypeError, r"certify: model must be a mach_ext.MACH, got NoneType", {"model": None}),
+        (
+            TypeError,
+            r"certify: model must be a mach_ext.MACH or a mach_ext.MACHHead, got NoneType",
+            {"model": None},
+        ),
         (
             TypeError,
             r"float32 or float64, which model.float\(\) makes them, got torch.bfloat16",

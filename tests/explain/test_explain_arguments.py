@@ -31,7 +31,11 @@ def test_errors():
         (lambda: ig(model, X, 1), ValueError, "one document .* explain_topk takes many"),
         (lambda: ig(model, x[:, :5], 1), ValueError, f"must have D={D} columns"),
         (lambda: ig(model, x.toarray().tolist(), 1), TypeError, "must be a SciPy sparse matrix"),
-        (lambda: ig("model", x, 1), TypeError, "model must be a mach_ext.MACH, got str"),
+        (
+            lambda: ig("model", x, 1),
+            TypeError,
+            "model must be a mach_ext.MACH or a mach_ext.MACHHead, got str",
+        ),
         (lambda: ig(model, x, 1, baseline=np.zeros(3)), ValueError, f"baseline must have D={D} columns"),
         (lambda: ig(model, x, 1, method="simpson"), ValueError, "method must be one of"),
         (lambda: ig(model, x, 1, score="prob"), ValueError, 'score must be "logit" or "model"'),

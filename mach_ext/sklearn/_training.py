@@ -1,0 +1,52 @@
+"""A model for documents and labels, by the rules of `mach_ext.train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from mach_ext import data, training
+from mach_ext.data.matrices import Csr
+from mach_ext.nn import MACH
+from mach_ext.runs.arguments import check_device
+from mach_ext.runs.recipe import SETTINGS, Recipe
+
+# Parameters of the estimator that are arguments of `Recipe` under the same name.
+_ARGUMENTS = (
+    "num_repetitions", "num_buckets", "hidden_size", "encoder", "merge", "feature_dropout", "hidden_dropout",
+    "svm", "C", "repetitions_at_a_time",
+)  # fmt: skip
+
+
+def train_model(parameters: Mapping[str, Any], X: Csr, Y: Csr) -> tuple[MACH, training.Progress]:
+    """Return a trained model and the progress of its training.
+
+    Args:
+        parameters: The parameters of the estimator.
+        X: Documents [N, D].
+        Y: Labels [N, L].
+    """
+    device = parameters["device"]
+    check_device(device)
+    recipe = Recipe(
+        **{name: parameters[name] for name in _ARGUMENTS},
+        seed=_seed(parameters["random_state"]),
+        hyperparameters={name: parameters[name] for name in SETTINGS if name != "seed"},
+    )
+    dataset = data.Dataset("y", Path(), data.Split(X, Y))
+    if parameters["holdout"]:
+        dataset = data.hold_out(dataset)
+    recipe = recipe.with_solver(dataset, device)
+    model = recipe.model(dataset).to(device)
+    return model, recipe.train(model, dataset, progress=bool(parameters["progress"]))
+
+
+def _seed(random_state: Any) -> Any:
+    """Return an integer as it is. None and a `RandomState` draw a seed."""
+    if isinstance(random_state, (int, np.integer)):
+        return random_state
+    return int(check_random_state(random_state).randint(2**31 - 1))

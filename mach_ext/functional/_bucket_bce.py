@@ -49,7 +49,8 @@ def bucket_bce(
     z is `bucket_logits(hidden, weight, bias)`. P(n, r) is the *set* of buckets of document n's labels in
     repetition r, so two labels in a bucket count once. The repetitions are computed in groups, so a large
     [N, R, B] is never held. A group of several has at most 64 MiB of logits on CUDA, and 512 KiB on the CPU.
-    Gradients are computed in the same pass, and the backward pass gives them away. So they are held once.
+    All groups take the same memory. Gradients are computed in the same pass if they are needed, and the
+    backward pass gives them away. So they are held once.
 
     Args:
         hidden: As in `bucket_logits`.

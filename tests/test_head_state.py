@@ -94,7 +94,7 @@ def test_a_head_that_two_models_share():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     state = both.state_dict()
-    assert [name for name in state if "fingerprint" in name] == [f"{i}.1.hash.fingerprint" for i in (0, 1)]
+    assert [name for name in state if ".hash." in name] == [f"{i}.1.hash._extra_state" for i in (0, 1)]
     both.load_state_dict(state)
 
 
@@ -111,8 +111,8 @@ def test_a_hash_that_two_heads_share():
 
 def test_the_state_of_a_head():
     state = build().state_dict()
-    assert list(state) == ["bucket_weight", "bucket_bias", "logit_adjustment", "hash.fingerprint"]
-    assert bytes(state["hash.fingerprint"].tolist()).decode() == "L=20 B=5 R=3 seed=0"
+    assert list(state) == ["bucket_weight", "bucket_bias", "logit_adjustment", "hash._extra_state"]
+    assert bytes(state["hash._extra_state"].tolist()).decode() == "L=20 B=5 R=3 seed=0"
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -137,7 +137,7 @@ def test_states_of_another_hash_leave_the_head_as_it_was(nested, strict, assign)
 
 def test_states_that_lack_or_add_something():
     state = with_random_weights(build()).state_dict()
-    without = {name: value for name, value in state.items() if name != "hash.fingerprint"}
+    without = {name: value for name, value in state.items() if name != "hash._extra_state"}
     head = build()
     head.load_state_dict(without)  # a state of before there were fingerprints
     assert head.bucket_weight.equal(state["bucket_weight"])
@@ -155,13 +155,13 @@ def test_states_that_lack_or_add_something():
     with pytest.raises(RuntimeError, match=r"size mismatch for bucket_bias"):
         head.load_state_dict({**state, "bucket_bias": torch.zeros(2, 2)})
     with pytest.raises(RuntimeError, match="the weights are of label hash 'x', this model has"):
-        head.load_state_dict({**state, "hash.fingerprint": "x"})
+        head.load_state_dict({**state, "hash._extra_state": "x"})
 
 
 def former(state, prefix="", fingerprint="hash.fingerprint"):
     """A model's state as it was before models had a head."""
     names = {name: name.replace("head.", "") for name in state}
-    names["head.hash.fingerprint"] = fingerprint
+    names["head.hash._extra_state"] = fingerprint
     return {prefix + names[name]: value for name, value in state.items()}
 
 

@@ -136,6 +136,7 @@ def test_dense_predictions_are_refused_where_memory_is_short(monkeypatch):
     Y[:, ::500] = 1
     estimator = MACHClassifier(svm=True).fit(np.eye(4), Y)
     monkeypatch.setattr(available, "available_memory", lambda device="cpu", swap=False: 1 << 26)
+    monkeypatch.setattr(available, "free_in_heap", lambda: 0)
     with pytest.raises(MemoryError, match=r"MACHClassifier.predict: .*fit on a sparse indicator"):
         estimator.predict(np.eye(4)[np.zeros(8000, int)])
 

@@ -17,6 +17,7 @@ from mach_ext.merges import MODEL_MERGES
 
 USUAL_K = 5  # the default number of labels for a document
 ENCODERS = ("shared", "independent")
+SCORES = ("logit", "model")
 _WEIGHTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -115,7 +116,7 @@ def check_merge(op: str, merge: str) -> None:
 
 def check_score(op: str, score: str) -> None:
     """Refuse an unknown score."""
-    if score not in ("logit", "model"):
+    if score not in SCORES:
         raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_advice
-from mach_ext._model_checks import check_scores, checked_k
+from mach_ext._model_checks import check_scores, checked_k, values_dtype
 from mach_ext.data import check_columns, iter_on_device
 from mach_ext.functional._bucket_forward import fused_scores, rounded_weight, takes_fused
 from mach_ext.functional._merge import topk_of
@@ -142,9 +142,7 @@ def document_batches(
     """Yield the number of the first document of each batch, and the batch on the model's device."""
     batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
     for start, values, indices, indptr in batches:
-        if model.bucket_weight.dtype == torch.float64:
-            values = values.double()
-        yield start, (values, indices, indptr)
+        yield start, (values.to(values_dtype(model)), indices, indptr)
 
 
 def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from mach_ext import compression
 from mach_ext._memory import check_memory
-from mach_ext._model_folder.record import Shape, configuration_of, parameter_shapes, read_model_record
+from mach_ext._model_folder.record import (
+    Shape,
+    configuration_of,
+    kind_of,
+    parameter_shapes,
+    read_model_record,
+)
 from mach_ext._model_folder.saving import ADVICE
 from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, read_tensors
 from mach_ext.data.files import open_file
@@ -56,8 +62,7 @@ def _load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.de
     try:
         label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
         with torch.device("meta"):  # Its parameters become those of the file.
-            kind = "head" if "head" in record else "model"
-            model = make[kind](**record[kind], hash=label_hash)
+            model = make[kind_of(record)](**configuration_of(record), hash=label_hash)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
     model.load_parameters(tensors, assign=True)

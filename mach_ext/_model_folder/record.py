@@ -111,9 +111,14 @@ def files_of(folder: Path) -> set[str]:
     return {record["weights"]["file"], *record["attachments"].values()}
 
 
+def kind_of(record: dict[str, Any]) -> str:
+    """Return whether a record describes a "model" or a "head"."""
+    return "head" if "head" in record else "model"
+
+
 def configuration_of(record: dict[str, Any]) -> dict[str, Any]:
     """Return the constructor arguments of the model or head that a record describes."""
-    configuration: dict[str, Any] = record["head"] if "head" in record else record["model"]
+    configuration: dict[str, Any] = record[kind_of(record)]
     return configuration
 
 

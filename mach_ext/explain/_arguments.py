@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mach_ext._model_checks import SCORES as SCORES
 from mach_ext._model_checks import values_dtype
 from mach_ext.data import attachments as kept
 from mach_ext.data import check_columns, name_key
@@ -21,7 +22,6 @@ from mach_ext.nn import check_model as model_or_head
 
 Labels: TypeAlias = "int | str | Sequence[int | str] | NDArray[Any] | Tensor"
 Names: TypeAlias = "Sequence[str] | None"
-SCORES = ("logit", "model")
 
 
 def check_model(op: str, model: Any) -> MACH:

@@ -11,8 +11,8 @@ import numpy as np
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._model_checks import check_score
 from mach_ext.explain._arguments import (
-    SCORES,
     Labels,
     Names,
     check_documents,
@@ -307,8 +307,7 @@ def _check_rule(
     op: str, path: Path, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> Rule:
     """Checks the arguments that say what is integrated and how."""
-    if score not in SCORES:
-        raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
+    check_score(op, score)
     exact = path.has_closed_form and is_mean_logit(path.model, score)
     if method is None:
         method = "exact" if exact and n_steps is None else "gausslegendre"

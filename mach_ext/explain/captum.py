@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._model_checks import check_score
 from mach_ext.explain._arguments import (
-    SCORES,
     Labels,
     Names,
     check_documents,
@@ -193,8 +193,7 @@ def captum_inputs(
         torch.Size([2, 5])
     """
     op = "captum_inputs"
-    if score not in SCORES:
-        raise ValueError(f'{op}: score must be "logit" or "model", got {score!r}')
+    check_score(op, score)
     if encoder is not None or isinstance(model, MACHHead):
         return _head_inputs(op, model, X, labels, encoder, score, label_names)
     model = check_model(op, model)

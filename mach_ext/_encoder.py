@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from mach_ext import functional as F
+from mach_ext._dense_features import _DenseFeatures
 from mach_ext._dropout import Dropout, drop
 from mach_ext._memory import memory_errors
 
 
-class _Encoder(nn.Module):
+class _Encoder(_DenseFeatures):
     """The part of `mach_ext.MACH` from documents to hidden units. Linear MACH has dropout alone."""
 
-    num_features: int
     hidden_sizes: tuple[int, ...]  # () for linear MACH
     encoder: str
     feature_dropout: float
@@ -21,7 +21,7 @@ class _Encoder(nn.Module):
 
     def _make_layers(self, copies: int) -> int:
         """Make the parameters of so many encoders, without values, and return the width of the last layer."""
-        D, sizes = self.num_features, self.hidden_sizes
+        D, sizes = self.num_columns, self.hidden_sizes
         if sizes:
             self.encoder_weight = nn.Parameter(torch.empty(D, copies * sizes[0]))
             self.encoder_bias = nn.Parameter(torch.empty(copies * sizes[0]))
@@ -59,6 +59,7 @@ class _Encoder(nn.Module):
         indices: Tensor,  # [nnz]
         indptr: Tensor,  # [N + 1]
         *,
+        dense: Tensor | None = None,  # [N, E]
         sparse_grad: bool = False,
         validate: bool = True,
         dropout: Dropout = None,
@@ -71,6 +72,7 @@ class _Encoder(nn.Module):
             values: Non-zeros of the documents, [nnz].
             indices: Feature of each non-zero, [nnz].
             indptr: Start of each document, [N + 1].
+            dense: As in `forward`.
             sparse_grad: As in `forward`.
             validate: As in `forward`.
             dropout: As in `forward`.
@@ -91,6 +93,7 @@ class _Encoder(nn.Module):
         """
         if self.is_linear:
             raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
         hidden = F.sparse_linear(
             self.drop_features(values, dropout=dropout),
             indices,

@@ -79,6 +79,7 @@ def check_hidden(op: str, hidden: Tensor, weight: Tensor) -> None:
 
 def check_configuration(
     num_features: int,
+    num_dense: int,
     sizes: tuple[int, ...],
     encoder: str,
     merge: str,
@@ -88,6 +89,8 @@ def check_configuration(
     """Refuse sizes, names and probabilities that are not valid."""
     if num_features < 1:
         raise ValueError(f"MACH: num_features must be at least 1, got {num_features}")
+    if num_dense < 0:
+        raise ValueError(f"MACH: num_dense must be at least 0, got {num_dense}")
     if len(sizes) not in (1, 2) or any(size < (len(sizes) == 2) for size in sizes):
         raise ValueError(
             f"MACH: hidden_size must be 0 (linear), one size or a pair of positive sizes, got {sizes}"

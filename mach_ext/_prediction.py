@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mach_ext import functional as F
+from mach_ext._dense_features import JoinedRows, checked_documents, joined_when_taken
 from mach_ext._memory import check_memory, memory_advice
 from mach_ext._model_checks import check_scores, checked_k, values_dtype
-from mach_ext.data import check_columns, iter_on_device
+from mach_ext.data import iter_on_device
 from mach_ext.functional._bucket_forward import fused_scores, rounded_weight, takes_fused
 from mach_ext.functional._merge import topk_of
 from mach_ext.merges import MODEL_MERGES, Merge
@@ -29,7 +30,7 @@ def predict(
     model: Any, X: Any, k: int | None, batch_size: int | None, precision: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Implement `MACH.predict`."""
-    X = check_columns(X, "MACH.predict: X", model.num_features)
+    X = checked_documents("MACH.predict: X", model, X)
     k = checked_k("MACH.predict", k, model.num_labels, least=0)
     if batch_size is None:
         batch_size = predict_batch(model.num_repetitions, model.num_buckets)
@@ -140,7 +141,8 @@ def document_batches(
     model: Any, X: Any, batch_size: int
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
     """Yield the number of the first document of each batch, and the batch on the model's device."""
-    batches = iter_on_device(_batches(X, batch_size), model.bucket_bias.device)
+    rows = _batches(joined_when_taken(model, X), batch_size)
+    batches = iter_on_device(rows, model.bucket_bias.device)
     for start, values, indices, indptr in batches:
         yield start, (values.to(values_dtype(model)), indices, indptr)
 
@@ -148,6 +150,11 @@ def document_batches(
 def _batches(X: Any, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield consecutive documents of a canonical CSR matrix, as copies, with the number of the first."""
     for start in range(0, X.shape[0], batch_size):
+        if isinstance(X, JoinedRows):
+            joined = X[start : start + batch_size]
+            values, indices, indptr = map(torch.from_numpy, (joined.data, joined.indices, joined.indptr))
+            yield start, values, indices, indptr
+            continue
         indptr = X.indptr[start : start + batch_size + 1]
         at = slice(indptr[0], indptr[-1])
         arrays = (X.data[at], X.indices[at], indptr - indptr[0])

@@ -70,7 +70,7 @@ class MACH(_Encoder, _HashedLabels):
     The parameters are:
 
     * `encoder_weight` [D, H] or [D, R * H], and `encoder_bias`. This weight takes the documents and suits
-      sparse gradients.
+      sparse gradients. With E dense features it has D + E rows, and so has `bucket_weight` in linear MACH.
     * `hidden_weight` and `hidden_bias`, if there is a second hidden layer.
     * those of `head`, a `mach_ext.MACHHead`: `bucket_weight` [R, H, B] and `bucket_bias` [R, B]. In linear
       MACH `bucket_weight` is [R, D, B] and takes the documents. The head also holds `logit_adjustment`,
@@ -90,6 +90,8 @@ class MACH(_Encoder, _HashedLabels):
         hidden_dropout: Probability of dropping a hidden unit in training.
         hash: A label hash with these L, B and R, to use in place of the seeded one. The buckets may be
             learned.
+        num_dense: E, the number of dense features beside the D sparse ones, such as the size of a sentence
+            embedding. Documents are then a `mach_ext.data.HybridMatrix`.
 
     Raises:
         TypeError: A size is not an integer.
@@ -121,9 +123,11 @@ class MACH(_Encoder, _HashedLabels):
         feature_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
         hash: LabelHash | None = None,
+        num_dense: int = 0,
     ) -> None:
         super().__init__()
         num_features = F.as_int("MACH", "num_features", num_features)
+        num_dense = F.as_int("MACH", "num_dense", num_dense)
         num_labels = F.as_int("MACH", "num_labels", num_labels)
         num_repetitions = F.as_int("MACH", "num_repetitions", num_repetitions)
         num_buckets = F.as_int("MACH", "num_buckets", num_buckets)
@@ -132,8 +136,8 @@ class MACH(_Encoder, _HashedLabels):
         sizes = tuple(F.as_int("MACH", "hidden_size", size) for size in given)
         feature_dropout = checked_probability("feature_dropout", feature_dropout)
         hidden_dropout = checked_probability("hidden_dropout", hidden_dropout)
-        check_configuration(num_features, sizes, encoder, merge, feature_dropout, hidden_dropout)
-        self.num_features = num_features
+        check_configuration(num_features, num_dense, sizes, encoder, merge, feature_dropout, hidden_dropout)
+        self.num_features, self.num_dense = num_features, num_dense
         self.hidden_sizes = tuple(size for size in sizes if size)  # () for linear MACH
         self.encoder = encoder
         self.seed = seed
@@ -141,13 +145,14 @@ class MACH(_Encoder, _HashedLabels):
         self.hidden_dropout = hidden_dropout
         # Files that belong to the model, by name. `save` and `load` keep them with the weights.
         self.attachments: dict[str, bytes] = {}
-        R, B, D = num_repetitions, num_buckets, num_features
+        R, B = num_repetitions, num_buckets
         hash = LabelHash(num_labels, B, R, seed) if hash is None else hash
         if (shape := (hash.num_labels, hash.num_buckets, hash.num_repetitions)) != (num_labels, B, R):
             raise ValueError(f"MACH: hash has (L, B, R) = {shape}, expected {(num_labels, B, R)}")
         is_independent = encoder == "independent" and not self.is_linear
         copies = R if is_independent else 1
-        check_weights_fit(D, R, B, self.hidden_sizes, copies)
+        check_weights_fit(self.num_columns, R, B, self.hidden_sizes, copies)
+        self._make_scaling()
         width = self._make_layers(copies)
         device = torch.get_default_device()
         with torch.device("meta"):  # Weights are drawn in one go, the encoder's first.
@@ -192,8 +197,9 @@ class MACH(_Encoder, _HashedLabels):
             num_features=10, num_labels=20, num_repetitions=8, num
         """
         hidden = "x".join(map(str, self.hidden_sizes)) or "0 (linear)"
+        dense = f"num_dense={self.num_dense}, " if self.num_dense else ""
         return (
-            f"num_features={self.num_features}, num_labels={self.num_labels}, "
+            f"num_features={self.num_features}, {dense}num_labels={self.num_labels}, "
             f"num_repetitions={self.num_repetitions}, num_buckets={self.num_buckets}, hidden_size={hidden}, "
             f"encoder={self.encoder}, merge={self.merge}, seed={self.seed}"
         )
@@ -245,6 +251,7 @@ class MACH(_Encoder, _HashedLabels):
         label_indices: Tensor | None = None,  # [label nnz]
         label_indptr: Tensor | None = None,  # [N + 1]
         *,
+        dense: Tensor | None = None,  # [N, E]
         sparse_grad: bool = False,
         validate: bool = True,
         dropout: Dropout = None,
@@ -261,6 +268,8 @@ class MACH(_Encoder, _HashedLabels):
             indptr: Start of each document, [N + 1].
             label_indices: Labels of the documents, [label nnz]. Give both label arguments or neither.
             label_indptr: Start of the labels of each document, [N + 1].
+            dense: The dense features of a model with `num_dense=E`, [N, E]. They are centred and scaled here.
+                None means that the documents have D + E columns already, as `join` returns them.
             sparse_grad: If true, the weight that takes the documents gets a sparse gradient of the rows that
                 occur. `mach_ext.optim` and `torch.optim.SparseAdam` take it. If false, the gradient is dense,
                 which every optimiser and wrapper takes.
@@ -295,7 +304,8 @@ class MACH(_Encoder, _HashedLabels):
                     f"MACH: precision is for bucket logits; the loss has none, got {precision!r}"
                 )
             Y = (label_indices, label_indptr)
-            return self.loss(*X, *Y, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
+            return self.loss(*X, *Y, dense=dense, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
+        values, indices, indptr = X = self.join_tensors(*X, dense)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.bucket_forward(
@@ -315,6 +325,7 @@ class MACH(_Encoder, _HashedLabels):
         label_indices: Tensor,  # [label nnz]
         label_indptr: Tensor,  # [N + 1]
         *,
+        dense: Tensor | None = None,  # [N, E]
         sparse_grad: bool = False,
         validate: bool = True,
         dropout: Dropout = None,
@@ -330,6 +341,7 @@ class MACH(_Encoder, _HashedLabels):
             indptr: Start of each document, [N + 1].
             label_indices: Labels of the documents, [label nnz].
             label_indptr: Start of the labels of each document, [N + 1].
+            dense: As in `forward`.
             sparse_grad: As in `forward`.
             validate: As in `forward`.
             dropout: As in `forward`.
@@ -356,6 +368,7 @@ class MACH(_Encoder, _HashedLabels):
             call = "ddp(values, indices, indptr, label_indices, label_indptr)"
             check_wrapper("MACH.loss", self, call, sparse_grad)
         labels = (label_indices, label_indptr)
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             weight, bias = self.bucket_weight, self.bucket_bias
@@ -374,6 +387,7 @@ class MACH(_Encoder, _HashedLabels):
         indptr: Tensor,  # [N + 1]
         labels: Tensor,  # [m] or [N, m]
         *,
+        dense: Tensor | None = None,  # [N, E]
         validate: bool = True,
         dropout: Dropout = None,
     ) -> Tensor:  # [N, m, R]
@@ -386,6 +400,7 @@ class MACH(_Encoder, _HashedLabels):
             indices: Feature of each non-zero, [nnz].
             indptr: Start of each document, [N + 1].
             labels: [m], the same for every document, or [N, m].
+            dense: As in `forward`.
             validate: As in `forward`.
             dropout: As in `forward`.
 
@@ -403,6 +418,7 @@ class MACH(_Encoder, _HashedLabels):
             >>> model.label_logits(*X, torch.tensor([7, 9, 11])).shape
             torch.Size([1, 3, 8])
         """
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             weight, bias = self.bucket_weight, self.bucket_bias
@@ -419,6 +435,7 @@ class MACH(_Encoder, _HashedLabels):
         labels: Tensor,  # [m] or [N, m]
         score: str = "logit",
         *,
+        dense: Tensor | None = None,  # [N, E]
         validate: bool = True,
         dropout: Dropout = None,
     ) -> Tensor:  # [N, m]
@@ -432,6 +449,7 @@ class MACH(_Encoder, _HashedLabels):
             indptr: Start of each document, [N + 1].
             labels: [m], the same for every document, or [N, m].
             score: "logit" is the mean of the R bucket logits. "model" is the model's own merge.
+            dense: As in `forward`.
             validate: As in `forward`.
             dropout: As in `forward`.
 
@@ -450,7 +468,8 @@ class MACH(_Encoder, _HashedLabels):
             tensor([[0.1250]], grad_fn=<_MergeScoresBackward>)
         """
         check_score("MACH.label_scores", score)
-        logits = self.label_logits(values, indices, indptr, labels, validate=validate, dropout=dropout)
+        X = self.join_tensors(values, indices, indptr, dense)
+        logits = self.label_logits(*X, labels, validate=validate, dropout=dropout)
         merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return merge.label_scores(logits)
 
@@ -462,6 +481,7 @@ class MACH(_Encoder, _HashedLabels):
         indptr: Tensor,  # [N + 1]
         k: int,
         *,
+        dense: Tensor | None = None,  # [N, E]
         validate: bool = True,
         dropout: Dropout = None,
         precision: str = "float32",
@@ -475,6 +495,7 @@ class MACH(_Encoder, _HashedLabels):
             indices: Feature of each non-zero, [nnz].
             indptr: Start of each document, [N + 1].
             k: The number of labels, from 0 to L.
+            dense: As in `forward`.
             validate: As in `forward`.
             dropout: As in `forward`.
             precision: As in `forward`. The decode is exact for the bucket scores of either precision.
@@ -494,7 +515,7 @@ class MACH(_Encoder, _HashedLabels):
             >>> labels.shape
             torch.Size([1, 3])
         """
-        X = (values, indices, indptr)
+        X = self.join_tensors(values, indices, indptr, dense)
         if precision == "bfloat16" and not self.is_linear and self._owns_logits(inputs=True):
             return self.head.topk(self.encode(*X, validate=validate, dropout=dropout), k, precision=precision)
         options = _prediction.precision_option(precision)
@@ -511,7 +532,8 @@ class MACH(_Encoder, _HashedLabels):
 
         Args:
             X: [N, D], a SciPy sparse matrix, a NumPy array or a torch tensor. [D] is one document. Duplicates
-                are summed. NaN and infinities are refused.
+                are summed. NaN and infinities are refused. A model with dense features takes a
+                `mach_ext.data.HybridMatrix`.
             k: The number of labels, from 0 to L. None means 5, or L if there are fewer labels.
             batch_size: Documents in a batch. None takes at most 256, with bucket scores within 256 MiB.
                 Scores of different batch sizes may differ in their last bits, because BLAS sums in another
@@ -564,6 +586,7 @@ class MACH(_Encoder, _HashedLabels):
         """
         return {
             "num_features": self.num_features,
+            **({"num_dense": self.num_dense} if self.num_dense else {}),
             "num_labels": self.num_labels,
             "num_repetitions": self.num_repetitions,
             "num_buckets": self.num_buckets,

@@ -21,6 +21,7 @@ from mach_ext._model_folder.record import (
     kind_of,
     parameter_shapes,
     read_model_record,
+    scaling_shapes,
 )
 from mach_ext._model_folder.saving import ADVICE
 from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, read_tensors
@@ -94,7 +95,7 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
     """Compare the header of a tensor file with the claims of the record."""
     steps = record["weights"].get("steps", {})
     R, B = shapes["bucket_bias"]
-    expected = dict(shapes)
+    expected = shapes | scaling_shapes(configuration_of(record))
     if record["hash"]["kind"] == "table":
         expected["hash.buckets"] = (R, configuration_of(record)["num_labels"])
     if "logit_adjustment" in header:

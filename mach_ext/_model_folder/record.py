@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from mach_ext.data.records import ANY, check_record, digest_of, read_record
 
 # The formats of a model folder. Format 1 has uncompressed weights, and format 2 has compressed weights.
-# Format 3 has either. Its attachments also say how documents become rows. Format 4, which `save` writes, also
-# says whether it holds a model or a head alone.
-FORMATS = (1, 2, 3, 4)
+# Format 3 has either. Its attachments also say how documents become rows. Format 4 also says whether it holds
+# a model or a head alone. Format 5, which `save` writes, may have a model with dense features.
+FORMATS = (1, 2, 3, 4, 5)
 ATTACHMENT = re.compile(r"[\w-]+\.\w+")
 # The names of files that `save` writes beside model.json. Only such files are ever deleted, and only if a
 # record names them.
@@ -24,6 +24,7 @@ Shape: TypeAlias = tuple[int, ...]
 _size = range(1, 2**62)
 MODEL_SCHEMA = {
     "num_features": _size,
+    "num_dense?": _size,
     "num_labels": range(1, 2**31 - 1),
     "num_repetitions": _size,
     "num_buckets": range(2, 2**31),
@@ -66,7 +67,7 @@ def read_model_record(folder: Path) -> dict[str, Any]:
         what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
     if type(record["format"]) is not int or record["format"] not in FORMATS:
-        raise ValueError(f"{file}: format must be 1 to 4 for this mach_ext, got {record['format']!r}")
+        raise ValueError(f"{file}: format must be 1 to 5 for this mach_ext, got {record['format']!r}")
     is_head = record["format"] >= 4 and "head" in record
     schema = {"head": _HEAD_SCHEMA} if is_head else {"model": MODEL_SCHEMA}
     check_record(record, f"{file}: not a model record", _SCHEMA | schema)
@@ -132,7 +133,8 @@ def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
     if "in_features" in configuration:
         last = configuration["in_features"]
     else:
-        last, sizes = configuration["num_features"], configuration["hidden_size"] or []
+        last = configuration["num_features"] + configuration.get("num_dense", 0)
+        sizes = configuration["hidden_size"] or []
         copies = R if configuration["encoder"] == "independent" else 1
         if sizes:
             shapes |= {"encoder_weight": (last, copies * sizes[0]), "encoder_bias": (copies * sizes[0],)}
@@ -140,3 +142,9 @@ def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
             shapes |= {"hidden_weight": (copies, *sizes), "hidden_bias": (copies, *sizes[1:])}
         last = sizes[-1] if sizes else last
     return shapes | {"bucket_weight": (R, last, B), "bucket_bias": (R, B)}
+
+
+def scaling_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
+    """Return the shapes of the center and the scale of dense features, if the model has any."""
+    E = configuration.get("num_dense", 0)
+    return {"dense_center": (E,), "dense_scale": (1,)} if E else {}

@@ -14,7 +14,7 @@ from mach_ext._distributed import check_whole
 from mach_ext._memory import check_memory
 from mach_ext._model_folder.journal import lock, replacing
 from mach_ext._model_folder.protocol import SavableModel
-from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name, parameter_shapes
+from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name, parameter_shapes, scaling_shapes
 from mach_ext._model_folder.tensors import (
     check_dtypes,
     check_finite,
@@ -87,6 +87,8 @@ def _tensors_of(
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
     if model.logit_adjustment.any():
         tensors["logit_adjustment"] = model.logit_adjustment.to(tensors["bucket_bias"])
+    for name in scaling_shapes(model.configuration()):
+        tensors[name] = getattr(model, name).to(tensors["bucket_bias"])
     check_finite(op, tensors, " and fit float32" if steps else "")
     for name, step in steps.items():
         try:

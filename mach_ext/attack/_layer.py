@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory
 from mach_ext._model_checks import values_dtype
 from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
-from mach_ext.data import check_columns
 from mach_ext.functional import _products
 from mach_ext.functional._products import bce_of_group, group_of
 from mach_ext.functional._repetitions import group_size, groups, of_group
@@ -51,7 +51,7 @@ class Layer:
 
     def documents(self, op: str, X: Any) -> tuple[Any, Any]:
         """Returns documents as the user passed them, and as checked CSR without stored zeros."""
-        given, X = X, check_columns(X, f"{op}: X", self.model.num_features)
+        given, X = X, joined_documents(f"{op}: X", self.model, X)
         if not (scipy.sparse.issparse(given) and given.ndim == 2):
             given = X
         if not (X.data != 0).all():

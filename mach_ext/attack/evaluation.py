@@ -184,7 +184,7 @@ def _checked_transfer(op: str, model: Any, encoder: Encoder | None, transfer: An
             "a perturbation yourself"
         )
     transfer = attacked_model(op, transfer)
-    ours, theirs = ((m.num_features, m.num_labels) for m in (model, transfer))
+    ours, theirs = ((m.num_columns, m.num_labels) for m in (model, transfer))
     if ours != theirs:
         raise ValueError(f"{op}: transfer must have the model's (features, labels) {ours}, got {theirs}")
     return transfer

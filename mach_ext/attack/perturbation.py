@@ -79,9 +79,9 @@ class Perturbation:
     def _layer(self, model: MACH | MACHHead | None) -> Layer:
         """Returns the first layer of this model or another."""
         model = self.model if model is None else attacked_model("Perturbation", model)
-        if model.num_features != self.X.shape[1]:
+        if model.num_columns != self.X.shape[1]:
             raise ValueError(
-                f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_features}"
+                f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_columns}"
             )
         return Layer("Perturbation", model)
 

@@ -32,7 +32,7 @@ class Direction:
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yields the first feature and the end of each tile."""
-        D = self.network.model.num_features
+        D = self.network.model.num_columns
         width = self.network.bucket_bias.numel() if self.a is None else self.a.shape[1]
         step = max(64, HELD // (4 * max(width, len(self.labels))))
         return ((begin, min(D, begin + step)) for begin in range(0, D, step))
@@ -69,7 +69,7 @@ class Insertion:
     @property
     def number(self) -> int:
         """The number of products that new features can add to a sum over features."""
-        return self.network.model.num_features if self.everywhere else self.count
+        return self.network.model.num_columns if self.everywhere else self.count
 
     # ------------------------------------------------------------------- bounds that hold for all documents
 

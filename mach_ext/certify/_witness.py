@@ -81,7 +81,7 @@ def record_ranks(
             np.concatenate([witness.features for _, _, witness in tried]),
             np.concatenate(([0], np.cumsum(lengths))),
         ),
-        (len(tried), model.num_features),
+        (len(tried), model.num_columns),
     )
     X.sort_indices()
     ranked = model.predict(X, k)[1]

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from mach_ext import functional as F
+from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext.attack.threats import Dense, ThreatModel, threat_model
 from mach_ext.certify._bounds import Bounds
 from mach_ext.certify._curve import Curve
 from mach_ext.certify.result import Certificate
-from mach_ext.data import check_columns, check_labels
+from mach_ext.data import check_labels
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, check_model, checked_k, evaluating
 
@@ -43,7 +44,7 @@ def check(model: MACH | MACHHead, threat: str | ThreatModel, op: str = "certify"
     if isinstance(threat, Dense) and not model.is_linear:
         raise ValueError(
             f"{op}: threat model dense is certified for linear MACH (hidden_size=0) only: it moves every "
-            f"hidden unit by up to epsilon times the sum of its D={model.num_features} absolute weights, so "
+            f"hidden unit by up to epsilon times the sum of its D={model.num_columns} absolute weights, so "
             "bounds are vacuous at every useful epsilon; support, insert(m), l1, l2, delete are certified"
         )
     dtypes = {parameter.dtype for parameter in model.parameters()}
@@ -202,7 +203,7 @@ def margin_bounds(
 
 def _documents(op: str, model: MACH, X: Any) -> Any:
     """Returns documents as canonical CSR without stored zeros."""
-    X = check_columns(X, f"{op}: X", model.num_features)
+    X = joined_documents(f"{op}: X", model, X)
     if not (X.data != 0).all():
         X = X.copy()
         X.eliminate_zeros()

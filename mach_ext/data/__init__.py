@@ -37,8 +37,9 @@ from mach_ext.data.formats.npz import read_matrix, read_npz, write_npz
 from mach_ext.data.formats.svmlight import read_svmlight
 from mach_ext.data.formats.xmc import iter_xmc, read_xmc, write_xmc
 from mach_ext.data.home import data_home
+from mach_ext.data.hybrid import HybridMatrix, check_dense, row_features
 from mach_ext.data.json_text import json_line, write_json
-from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_features, row_lengths
+from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_lengths
 from mach_ext.data.registry import NAMES, fetch, is_registered, known_name, load, locate
 from mach_ext.data.text import Vectorizer
 
@@ -49,6 +50,7 @@ __all__ = [
     "Batch",
     "Columns",
     "Dataset",
+    "HybridMatrix",
     "Split",
     "Vectorizer",
     "as_scipy",
@@ -56,6 +58,7 @@ __all__ = [
     "atomic_write",
     "check_columns",
     "check_csr",
+    "check_dense",
     "check_labels",
     "data_home",
     "decode_line",

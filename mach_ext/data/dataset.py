@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from mach_ext.data.matrices import Csr, row_features
+from mach_ext.data.hybrid import HybridMatrix, row_features
+from mach_ext.data.matrices import Csr
 from mach_ext.data.parsing import check_names
 from mach_ext.data.text import Vectorizer
 
@@ -28,6 +30,8 @@ class Split:
         texts: The N raw texts. None: the source has no texts.
         unseen: Labels [N, U] that the model does not know. It is set only if the data were read for a model.
         filtered: An entry [N, L] is 1 if the label must not count as an answer (`filter_labels_test.txt`).
+        dense: Dense features beside X, such as embeddings [N, E], perhaps memory-mapped. None: there are
+            none.
 
     Example:
         >>> from scipy import sparse
@@ -42,10 +46,25 @@ class Split:
     texts: Sequence[str] | None = None
     unseen: Csr | None = None
     filtered: Csr | None = None
+    dense: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         """Returns the number of documents N."""
         return int(self.X.shape[0])
+
+    @functools.cached_property
+    def documents(self) -> Csr | HybridMatrix:
+        """The documents as models take them: X, or a `HybridMatrix` if there are dense features.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Split
+            >>> eye = sparse.eye(3, format="csr")
+            >>> Split(eye, eye, dense=np.ones((3, 2))).documents.shape
+            (3, 5)
+        """
+        return self.X if self.dense is None else HybridMatrix(self.X, self.dense)
 
     @property
     def without_features(self) -> int:
@@ -58,7 +77,7 @@ class Split:
             >>> Split(X, sparse.eye(2, format="csr")).without_features
             1
         """
-        return int((row_features(self.X) == 0).sum())
+        return int((row_features(self.documents) == 0).sum())
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:
         """Returns the documents with these row numbers, in this order.
@@ -77,7 +96,8 @@ class Split:
         texts = None if self.texts is None else [self.texts[row] for row in rows]
         unseen = None if self.unseen is None else self.unseen[rows]
         filtered = None if self.filtered is None else self.filtered[rows]
-        return Split(self.X[rows], self.Y[rows], texts, unseen, filtered)
+        dense = None if self.dense is None else self.dense[rows]
+        return Split(self.X[rows], self.Y[rows], texts, unseen, filtered, dense)
 
     @property
     def truth(self) -> Csr:
@@ -114,6 +134,7 @@ class Columns:
         label_names: Name of each label, or None.
         feature_names: Name of each feature, or None.
         vectorizer: Turns raw text into rows of X, or None.
+        num_dense: Number of dense features E, or 0.
 
     Example:
         >>> from pathlib import Path
@@ -131,6 +152,7 @@ class Columns:
     label_names: Sequence[str] | None = None
     feature_names: Sequence[str] | None = None
     vectorizer: Vectorizer | None = None
+    num_dense: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +216,20 @@ class Dataset:
         return int(self.train.X.shape[1])
 
     @property
+    def num_dense(self) -> int:
+        """Number of dense features E, or 0.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import Dataset, Split
+            >>> eye = sparse.eye(3, format="csr")
+            >>> Dataset("three", "three", Split(eye, eye, dense=np.ones((3, 2)))).num_dense
+            2
+        """
+        return 0 if self.train.dense is None else int(self.train.dense.shape[1])
+
+    @property
     def num_labels(self) -> int:
         """Number of labels L.
 
@@ -241,6 +277,7 @@ class Dataset:
             self.label_names,
             self.feature_names,
             self.vectorizer,
+            self.num_dense,
         )
 
     @property
@@ -275,6 +312,7 @@ class Dataset:
             "name": self.name,
             "path": str(self.path),
             "num_features": self.num_features,
+            "num_dense": self.num_dense,
             "num_labels": self.num_labels,
             "num_labels_in_train": int(np.unique(self.train.Y.indices).size),
             "label_names": self.label_names is not None,

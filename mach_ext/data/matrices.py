@@ -194,27 +194,6 @@ def _to_csr(matrix: Any, name: str) -> Csr:
     return scipy.sparse.csr_matrix(matrix)
 
 
-def row_features(X: Csr) -> NDArray[np.integer[Any]]:
-    """Returns how many features each row of a canonical CSR matrix has [N].
-
-    A stored zero does not count as a feature.
-
-    Args:
-        X: Features [N, D], canonical CSR.
-
-    Example:
-        >>> from scipy import sparse
-        >>> from mach_ext.data import row_features
-        >>> row_features(sparse.csr_matrix([[0.0, 0.5], [1.0, 2.0], [0.0, 0.0]])).tolist()
-        [1, 2, 0]
-    """
-    if not X.data.all():
-        X = X.copy()
-        X.eliminate_zeros()
-    counts: NDArray[np.integer[Any]] = np.diff(X.indptr)
-    return counts
-
-
 def row_lengths(X: Csr) -> NDArray[np.float64]:
     """Returns the Euclidean length of each row of a canonical CSR matrix [N], float64.
 

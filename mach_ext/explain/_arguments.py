@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mach_ext._dense_features import joined_documents
 from mach_ext._model_checks import SCORES as SCORES
 from mach_ext._model_checks import values_dtype
 from mach_ext.data import attachments as kept
-from mach_ext.data import check_columns, name_key
+from mach_ext.data import name_key
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH
 from mach_ext.nn import check_model as model_or_head
@@ -42,7 +43,7 @@ def check_model(op: str, model: Any) -> MACH:
 
 def check_documents(op: str, model: MACH, X: Any, name: str = "X") -> Any:
     """Returns documents as canonical CSR without stored zeros, with the model's D columns."""
-    X = check_columns(X, f"{op}: {name}", model.num_features)
+    X = joined_documents(f"{op}: {name}", model, X)
     if (X.data == 0).any():
         X = X.copy()
         X.eliminate_zeros()
@@ -174,10 +175,16 @@ def label_names_of(op: str, model: MACH | MACHHead, names: Names) -> Sequence[st
 
 
 def feature_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
-    """Returns names of all features: the given ones, those in the model, or numbers."""
+    """Returns names of all features: the given ones, those in the model, or numbers.
+
+    The E dense features of a model come last. They are called "dense 0", "dense 1", and so on.
+    """
+    D, E = model.num_features, model.num_dense
     if names is None:
-        names = kept.feature_names(model.attachments, model.num_features)
-    return _names(op, "feature", names, model.num_features, "D")
+        names = kept.feature_names(model.attachments, D)
+    if names is not None and E and not isinstance(names, Numbers) and len(names) == D:
+        names = [*names, *(f"dense {e}" for e in range(E))]
+    return _names(op, "feature", names, D + E, "D + E" if E else "D")
 
 
 def _names(op: str, kind: str, names: Names, count: int, size: str) -> Sequence[str]:

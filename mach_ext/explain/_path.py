@@ -178,7 +178,7 @@ class DocumentPath(Path):
         """
         self.op, self.model = op, model
         self.document = check_document(op, model, X)
-        self.baseline = scipy.sparse.csr_matrix((1, model.num_features), dtype=np.float32)
+        self.baseline = scipy.sparse.csr_matrix((1, model.num_columns), dtype=np.float32)
         if baseline is not None:
             self.baseline = check_documents(op, model, baseline, "baseline")
             if self.baseline.shape[0] != 1:

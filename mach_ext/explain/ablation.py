@@ -111,7 +111,7 @@ def leave_one_out(
     present = document.indices.astype(np.int64)
     chosen = present
     if features is not None:
-        chosen = resolve_ids(op, "feature", features, model.num_features, "D", feature_names)
+        chosen = resolve_ids(op, "feature", features, model.num_columns, "D", feature_names)
         absent = np.setdiff1d(chosen, present)
         if absent.size:
             raise ValueError(f"{op}: the document has no feature {id_in_words(absent[0], feature_names)}")

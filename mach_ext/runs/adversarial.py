@@ -326,7 +326,7 @@ def attack_run(
         load_seconds: Time to load the model and the dataset in seconds, for the record.
     """
     split, part = split_of(dataset, settings.split), slice(0, settings.sample)
-    X, Y, truth = split.X[part], split.Y[part], split.truth[part]
+    X, Y, truth = split.documents[part], split.Y[part], split.truth[part]
     threat, grid = settings.threat, settings.grid
     if settings.certify:
         certify.check(model, threat, spell("certify"))
@@ -380,7 +380,7 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
     settings, model, dataset, k = run.settings, run.model, run.dataset, run.result["k"]
     split = dataset.splits[settings.split]
     first = slice(0, min(256, settings.sample or 256))
-    X, Y = split.X[first], split.Y[first]
+    X, Y = split.documents[first], split.Y[first]
     method = attack.create(
         settings.method, model, settings.threat, settings.goal, k, settings.seed, settings.steps
     )

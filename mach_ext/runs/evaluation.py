@@ -71,7 +71,7 @@ def evaluate(
     q = frequencies.inverse_propensity(unseen)  # before the prediction, because A and B can be too large
     k = max((*ks, *recall_ks), default=0)
     labels = training.answers(
-        model, documents.X, k, documents.filtered, _ranking(model, neighbors, precision)
+        model, documents.documents, k, documents.filtered, _ranking(model, neighbors, precision)
     )
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
     result["bands"] = metrics.evaluate_by_band(truth, labels, frequencies.bands(unseen), ks, recall_ks, q)

@@ -67,11 +67,11 @@ def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number:
     if not 0 <= number < len(documents):
         last = len(documents) - 1
         raise ValueError(f"{argument} must be in 0 ... {last}, the {split} split, got {number}")
-    if not data.row_features(documents.X[number]).any():
+    if not data.row_features(documents.documents[number]).any():
         raise ValueError(f"{argument} {number}: the document has no features: nothing to explain")
     keeps_features = {"vectorizer.json", "features.json"} & set(model.attachments)
     return Document(
-        documents.X[number],
+        documents.documents[number],
         f"{dataset.name}, {split}, document {number}",
         None if documents.texts is None else documents.texts[number],
         documents.Y[number].indices.tolist(),

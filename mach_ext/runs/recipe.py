@@ -121,6 +121,7 @@ class Recipe:
             num_buckets=_given_or(self.num_buckets, sizes["num_buckets"]),
             hidden_size=hidden_size,
             encoder=encoder,
+            num_dense=dataset.num_dense,
             merge=_given_or(self.merge, "mean_logprob" if self.svm else "mean_logit"),
             seed=self.seed,
             feature_dropout=self.feature_dropout,
@@ -161,7 +162,7 @@ class Recipe:
         """Trains support vector machines."""
         started = time.monotonic()
         C = _given_or(self.C, 1.0)
-        svm.fit_svm(model, dataset.train.X, dataset.train.Y, C=C, progress=progress)
+        svm.fit_svm(model, dataset.train.documents, dataset.train.Y, C=C, progress=progress)
         return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
     def _fit(self, model: nn.MACH, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:
@@ -171,9 +172,9 @@ class Recipe:
             settings["epochs"] = default_sizes(dataset)["epochs"]
         return training.fit(
             model,
-            dataset.train.X,
+            dataset.train.documents,
             dataset.train.Y,
-            None if dev is None else dev.X,
+            None if dev is None else dev.documents,
             None if dev is None else dev.Y,
             filtered_dev=None if dev is None else dev.filtered,
             output=output,

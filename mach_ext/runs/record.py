@@ -101,7 +101,7 @@ def _check_names(dataset: data.Dataset) -> None:
 
 def checksums(split: data.Split) -> list[int]:
     """Returns checksums of documents and labels. They depend on the order of the rows."""
-    return [training.checksum(split.X), training.checksum(split.Y)]
+    return [training.checksum(split.documents), training.checksum(split.Y)]
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:
@@ -160,6 +160,7 @@ def columns_of(model: nn.MACH) -> data.Columns:
         kept.label_names(model.attachments, L),
         kept.feature_names(model.attachments, D),
         kept.vectorizer(model.attachments, D),
+        model.num_dense,
     )
 
 

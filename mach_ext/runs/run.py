@@ -346,7 +346,7 @@ class Run:
         if X is not None:
             blocks = rows(data.check_csr(X, "predict: X"))
         elif split is not None:
-            blocks = rows(split_of(self.dataset(dataset, svmlight_base), split).X)
+            blocks = rows(split_of(self.dataset(dataset, svmlight_base), split).documents)
         else:
             blocks = documents(
                 self.columns, texts=texts, file=file, stream=stream, format=format,

@@ -144,7 +144,7 @@ class Workload:
 
     def first_weight(self) -> Tensor:
         """Returns a random weight of the first layer's shape. Rows that do not occur are never written."""
-        weight = torch.zeros(self.model.num_features, self.width, device=self.device)
+        weight = torch.zeros(self.model.num_columns, self.width, device=self.device)
         weight[self.rows] = torch.randn(len(self.rows), self.width, device=self.device)
         return weight
 

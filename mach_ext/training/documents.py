@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from mach_ext import metrics
-from mach_ext.data import check_csr, check_labels, row_lengths
+from mach_ext._dense_features import checked_documents
+from mach_ext.data import HybridMatrix, check_labels, row_lengths
 from mach_ext.nn import MACH
+
+_ROWS = 4096  # rows of dense features that are read at a time
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class TrainingData:
         filtered_dev: [N_dev, L], non-zero where a label must not be answered, or None.
     """
 
-    X: Any  # [N, D]
+    X: Any  # [N, D], or a HybridMatrix
     Y: Any  # [N, L]
     dev: tuple[Any, Any] | None = None  # the same of validation documents
     filtered_dev: Any = None  # [N_dev, L], non-zero where a label is no answer
@@ -45,6 +48,11 @@ class TrainingData:
         """Return shape, non-zeros and checksum of each matrix. A checkpoint recognises its data by these."""
         matrices = zip(("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False)
         return {name: [*matrix.shape, int(matrix.nnz), checksum(matrix)] for name, matrix in matrices}
+
+    @property
+    def sparse_features(self) -> Any:
+        """The documents without their dense features, if they have them apart, [N, D]."""
+        return self.X.sparse if isinstance(self.X, HybridMatrix) else self.X
 
 
 def check_training_data(
@@ -68,16 +76,16 @@ def check_training_data(
 
 def check_documents(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MACH) -> tuple[Any, Any]:
     """Check documents and labels of the model's sizes, and return them in canonical CSR form."""
-    X, Y = check_csr(X, f"{op}: {x_name}"), check_labels(Y, f"{op}: {y_name}", allow_weights=False)
+    X = checked_documents(f"{op}: {x_name}", model, X)
+    Y = check_labels(Y, f"{op}: {y_name}", allow_weights=False)
     if X.shape[0] != Y.shape[0]:
         raise ValueError(
             f"{op}: {x_name} and {y_name} must have as many rows, got {X.shape[0]} and {Y.shape[0]}"
         )
-    for name, matrix, columns in ((x_name, X, model.num_features), (y_name, Y, model.num_labels)):
-        if matrix.shape[1] != columns:
-            raise ValueError(
-                f"{op}: {name} must have the model's {columns} columns, got shape {matrix.shape}"
-            )
+    if Y.shape[1] != model.num_labels:
+        raise ValueError(
+            f"{op}: {y_name} must have the model's {model.num_labels} columns, got shape {Y.shape}"
+        )
     return X, Y
 
 
@@ -104,10 +112,10 @@ def typical_length(X: Any) -> float:
 
 
 def checksum(matrix: Any) -> int:
-    """Return the CRC-32 of a CSR matrix.
+    """Return the CRC-32 of a CSR matrix, or of the parts of a `HybridMatrix`.
 
     Args:
-        matrix: SciPy CSR.
+        matrix: SciPy CSR or `mach_ext.data.HybridMatrix`.
 
     Example:
         >>> import scipy.sparse
@@ -115,6 +123,13 @@ def checksum(matrix: Any) -> int:
         >>> checksum(scipy.sparse.eye(3, format="csr")) == checksum(scipy.sparse.eye(4, format="csr"))
         False
     """
+    if isinstance(matrix, HybridMatrix):
+        crc = checksum(matrix.sparse)
+        for start in range(0, len(matrix), _ROWS):
+            crc = zlib.crc32(
+                np.ascontiguousarray(matrix.dense[start : start + _ROWS]).view(np.uint8).data, crc
+            )
+        return crc
     crc = 0
     for array in (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)

@@ -60,6 +60,8 @@ class Hyperparameters:
             and for its dev metrics. Training runs without it. 0 means no adjustment. None takes 1 / sqrt(n),
             at most 0.5, where n is the mean number of documents of the labels that occur. Models that do not
             rank by mean_logit take 0.
+        dense_length: Length of the centred dense features of a typical document, relative to the median
+            length of its sparse features. See `MACH.scale_dense`.
 
     Example:
         >>> from mach_ext.training import Hyperparameters
@@ -81,6 +83,7 @@ class Hyperparameters:
     gradient_threshold: float = 0.0
     precision: str = "float32"
     tau: float | None = None
+    dense_length: float = 1.0
 
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")
@@ -141,6 +144,8 @@ class Hyperparameters:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
+        if not (isinstance(self.dense_length, (int, float)) and 0 < self.dense_length < math.inf):
+            raise ValueError(f"fit: dense_length must be finite and above 0, got {self.dense_length!r}")
         for name in ("learning_rate", "encoder_learning_rate", "encoder_eps"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):

@@ -69,4 +69,6 @@ def select_repetitions(model: MACH, first: int, last: int) -> MACH:
     part.bucket_weight = torch.nn.Parameter(model.bucket_weight.data[first:last])
     part.bucket_bias = torch.nn.Parameter(model.bucket_bias.data[first:last])
     part.logit_adjustment = model.logit_adjustment[first:last]
+    if model.num_dense:
+        part.dense_center, part.dense_scale = model.dense_center, model.dense_scale
     return part

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mach_ext._dense_features import joined_when_taken
 from mach_ext._memory import memory_advice
-from mach_ext.data import Batch, iter_batches, iter_on_device
+from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH
 from mach_ext.training.checkpoint import check_progress
@@ -75,7 +76,9 @@ class TrainingRun:
         self.state = Progress()
         self.interrupted = False
         self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
-        length = typical_length(data.X)
+        length = typical_length(data.sparse_features)
+        if model.num_dense and isinstance(data.X, HybridMatrix) and not model.is_scaled:
+            model.scale_dense(data.X.dense, settings.dense_length * length)
         self.optimizer = make_optimizer(model, settings, length)
         self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
         self.do_step: Step
@@ -141,7 +144,7 @@ class TrainingRun:
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the current epoch."""
         batches = iter_batches(
-            self.data.X,
+            joined_when_taken(self.model, self.data.X),
             self.data.Y,
             self.settings.batch_size,
             seed=self.settings.seed,

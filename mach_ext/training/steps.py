@@ -275,7 +275,7 @@ class HiddenStep:
 def _documents(model: MACH, batch: Batch, dropout: Dropout) -> tuple[Tensor, _ops.FeatureOrder]:
     """Return the values of a batch after dropout, in the dtype of the weights, and its feature order."""
     values = batch.values.to(model.bucket_bias.dtype)  # documents are float32
-    order = _ops.feature_order(batch.indices, batch.indptr, model.num_features)
+    order = _ops.feature_order(batch.indices, batch.indptr, model.num_columns)
     return model.drop_features(values, dropout=dropout), order
 
 

@@ -13,11 +13,13 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
+from mach_ext.data import HybridMatrix
 from mach_ext.nn import MACH, check_trainable
 from mach_ext.training.documents import check_documents, typical_length
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
 SLOPE = 4.0
+DENSE_LENGTH = 1.0  # of centred dense features, relative to the sparse ones
 
 
 class ConvergenceWarning(UserWarning):
@@ -107,6 +109,11 @@ def fit_svm(
         if not low <= value <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
+    length = typical_length(X.sparse if isinstance(X, HybridMatrix) else X)
+    if isinstance(X, HybridMatrix):
+        if not model.is_scaled:
+            model.scale_dense(X.dense, DENSE_LENGTH * length)
+        X = model.join(X)
     model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
@@ -119,7 +126,7 @@ def fit_svm(
     )  # fmt: skip
     total = model.num_repetitions * model.num_buckets
     with tqdm(total=total, unit="bucket", disable=not progress, dynamic_ncols=True) as bar:
-        unfinished = _solve(model, X, Y, bar, C=C, tolerance=tolerance, max_passes=max_passes)
+        unfinished = _solve(model, X, Y, length, bar, C=C, tolerance=tolerance, max_passes=max_passes)
     model.eval()
     if unfinished:
         warnings.warn(
@@ -146,10 +153,11 @@ def _check_model(model: MACH) -> None:
 
 
 @torch.no_grad()
-def _solve(model: MACH, X: Any, Y: Any, bar: Any, *, C: float, tolerance: float, max_passes: int) -> int:
+def _solve(
+    model: MACH, X: Any, Y: Any, length: float, bar: Any, *, C: float, tolerance: float, max_passes: int
+) -> int:
     """Solve each bucket, and return how many may not have reached the tolerance."""
     weight, bias, B = model.bucket_weight, model.bucket_bias, model.num_buckets
-    length = typical_length(X)
     values = torch.from_numpy(X.data).to(weight.dtype) / length
     indices = torch.from_numpy(X.indices.astype(np.int32, copy=False))
     indptr = torch.from_numpy(X.indptr.astype(np.int64, copy=False))

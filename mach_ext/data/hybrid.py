@@ -1,0 +1,254 @@
+"""Documents with sparse and dense features side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from numpy.typing import NDArray
+
+from mach_ext._memory import memory_errors
+from mach_ext.data.matrices import Csr, check_csr
+
+_BLOCK = 1 << 22  # numbers of a dense matrix that are in memory at a time while it is checked: 16 MiB
+
+
+class HybridMatrix:
+    """Documents [N, D + E] with D sparse features, such as words, and E dense features, such as embeddings.
+
+    It may stand wherever documents of a model with `num_dense=E` are asked for. Both parts are checked once,
+    when the object is made. The dense part is kept as it is. So a memory-mapped file stays on the disk, and
+    only the rows of a batch are read.
+
+    Args:
+        sparse: [N, D], a matrix in any form that `mach_ext.data.check_csr` takes.
+        dense: [N, E], a NumPy array of real numbers, perhaps memory-mapped, or a torch tensor.
+
+    Attributes:
+        sparse: The sparse features [N, D], canonical CSR float32.
+        dense: The dense features [N, E], as they were given.
+
+    Raises:
+        TypeError: A part is no matrix of real numbers.
+        ValueError: The parts differ in their rows, E is 0, or a number is NaN, infinite or beyond float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy import sparse
+        >>> from mach_ext.data import HybridMatrix
+        >>> X = HybridMatrix(sparse.eye(3, 5, format="csr"), np.ones((3, 2), np.float32))
+        >>> X.shape, X.num_features, X.num_dense
+        ((3, 7), 5, 2)
+        >>> X[1:].shape
+        (2, 7)
+    """
+
+    sparse: Csr
+    dense: NDArray[Any]
+
+    @memory_errors("free memory first, or split the data", "data.HybridMatrix")
+    def __init__(self, sparse: Any, dense: Any) -> None:
+        self.sparse = check_csr(sparse, "HybridMatrix: sparse")
+        self.dense = check_dense(dense, "HybridMatrix: dense")
+        if self.sparse.shape[0] != len(self.dense):
+            raise ValueError(
+                "HybridMatrix: sparse and dense must have as many rows, "
+                f"got {self.sparse.shape[0]} and {len(self.dense)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and D + E.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import HybridMatrix
+            >>> HybridMatrix(sparse.eye(3, 5), np.ones((3, 2))).shape
+            (3, 7)
+        """
+        return self.sparse.shape[0], self.num_features + self.num_dense
+
+    @property
+    def num_features(self) -> int:
+        """D, the number of sparse features.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import HybridMatrix
+            >>> HybridMatrix(sparse.eye(3, 5), np.ones((3, 2))).num_features
+            5
+        """
+        return int(self.sparse.shape[1])
+
+    @property
+    def num_dense(self) -> int:
+        """E, the number of dense features.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import HybridMatrix
+            >>> HybridMatrix(sparse.eye(3, 5), np.ones((3, 2))).num_dense
+            2
+        """
+        return int(self.dense.shape[1])
+
+    @property
+    def nnz(self) -> int:
+        """The number of stored numbers: the non-zeros of the sparse part, and N * E.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import HybridMatrix
+            >>> HybridMatrix(sparse.eye(3, 5), np.ones((3, 2))).nnz
+            9
+        """
+        return int(self.sparse.nnz + self.dense.size)
+
+    def __len__(self) -> int:
+        """Return N, the number of documents."""
+        return len(self.dense)
+
+    def __getitem__(self, rows: Any) -> HybridMatrix:
+        """Return some documents: those of a slice, of row numbers, of a mask, or a single one.
+
+        Only these rows of the dense part are read.
+        """
+        if isinstance(rows, (int, np.integer)):
+            rows = slice(rows, rows + 1 or None)
+        if isinstance(rows, tuple):
+            raise TypeError("HybridMatrix: rows alone can be chosen, got an index of two dimensions")
+        return _of_parts(self.sparse[rows], self.dense[rows])
+
+    def join(self, center: NDArray[Any] | None = None, scale: float = 1.0) -> Csr:
+        """Return the documents as one sparse matrix whose last E columns are `(dense - center) * scale`.
+
+        All E numbers of a row are stored, also those that are 0. `MACH.join` calls this method with the
+        center and the scale of a model.
+
+        Args:
+            center: [E]. None: zeros.
+            scale: A factor.
+
+        Returns:
+            [N, D + E], canonical CSR float32.
+
+        Raises:
+            ValueError: The scaled numbers do not fit float32.
+
+        Example:
+            >>> import numpy as np
+            >>> from scipy import sparse
+            >>> from mach_ext.data import HybridMatrix
+            >>> X = HybridMatrix(sparse.eye(2, 2), np.array([[1.0, 2.0], [3.0, 4.0]]))
+            >>> X.join(center=np.array([2.0, 3.0]), scale=0.5).toarray()
+            array([[ 1. ,  0. , -0.5, -0.5],
+                   [ 0. ,  1. ,  0.5,  0.5]], dtype=float32)
+        """
+        dense = np.asarray(self.dense, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if center is not None:
+                dense = dense - np.asarray(center, np.float32)
+            if scale != 1:
+                dense = dense * np.float32(scale)
+        if (center is not None or scale != 1) and not np.isfinite(dense).all():
+            row = int(np.flatnonzero(~np.isfinite(dense).all(1))[0])
+            raise ValueError(f"HybridMatrix.join, row {row}: centred and scaled numbers must fit float32")
+        return _beside(self.sparse, dense)
+
+
+def _of_parts(sparse: Csr, dense: NDArray[Any]) -> HybridMatrix:
+    """Return a matrix of parts that are known to be valid."""
+    hybrid = object.__new__(HybridMatrix)
+    hybrid.sparse, hybrid.dense = sparse, dense
+    return hybrid
+
+
+def _beside(sparse: Csr, dense: NDArray[np.float32]) -> Csr:
+    """Return a matrix whose rows are the rows of both parts, one behind the other."""
+    (N, D), E = sparse.shape, dense.shape[1]
+    total, counts = sparse.nnz + dense.size, np.diff(sparse.indptr)
+    index_type = np.int32 if max(total, D + E) < 2**31 else np.int64
+    indptr = sparse.indptr + E * np.arange(N + 1, dtype=np.int64)
+    of_sparse = np.arange(sparse.nnz) + E * np.repeat(np.arange(N), counts)
+    of_dense = indptr[1:, None] - E + np.arange(E)
+    data, indices = np.empty(total, np.float32), np.empty(total, index_type)
+    data[of_sparse], indices[of_sparse] = sparse.data, sparse.indices
+    data[of_dense], indices[of_dense] = dense, np.arange(D, D + E, dtype=index_type)
+    joined = scipy.sparse.csr_matrix((data, indices, indptr.astype(index_type)), (N, D + E))
+    joined.has_canonical_format = True
+    return joined
+
+
+def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
+    """Checks a dense matrix completely, block by block, and returns it without a copy.
+
+    Args:
+        matrix: Real numbers [N, E], a NumPy array, perhaps memory-mapped, a torch tensor, or any object with
+            `__array__`.
+        name: How messages call the matrix.
+
+    Returns:
+        A NumPy array [N, E] of the given dtype.
+
+    Raises:
+        TypeError: The argument is no dense matrix of real numbers.
+        ValueError: It has not two dimensions, E is 0, or a number is NaN, infinite or beyond float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from mach_ext.data import check_dense
+        >>> check_dense(np.ones((3, 2), np.float16)).dtype
+        dtype('float16')
+    """
+    if isinstance(matrix, torch.Tensor):
+        matrix = matrix.detach().cpu()
+        matrix = (matrix.float() if matrix.dtype == torch.bfloat16 else matrix).numpy()
+    if scipy.sparse.issparse(matrix) or not hasattr(matrix, "__array__"):
+        raise TypeError(f"{name}: must be a NumPy array or a dense tensor, got {type(matrix).__name__}")
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{name}: must be a NumPy array without a mask, got a masked one")
+    dense: NDArray[Any] = matrix if isinstance(matrix, np.ndarray) else np.asarray(matrix)
+    if dense.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: must hold real numbers, got dtype {dense.dtype}")
+    if dense.ndim != 2 or dense.shape[1] == 0:
+        raise ValueError(f"{name}: must have shape [N, E] with E at least 1, got shape {dense.shape}")
+    rows = max(1, _BLOCK // dense.shape[1])
+    for start in range(0, len(dense), rows):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(dense[start : start + rows], np.float32)).all(1)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite)[0])
+            raise ValueError(f"{name}, row {row}: numbers must be finite and fit float32")
+    return dense
+
+
+def row_features(X: Csr | HybridMatrix) -> NDArray[np.integer[Any]]:
+    """Returns how many features each document has [N], sparse and dense ones together.
+
+    A stored zero does not count as a feature.
+
+    Args:
+        X: Features [N, D], canonical CSR, or a `HybridMatrix`.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data import row_features
+        >>> row_features(sparse.csr_matrix([[0.0, 0.5], [1.0, 2.0], [0.0, 0.0]])).tolist()
+        [1, 2, 0]
+    """
+    if isinstance(X, HybridMatrix):
+        counts: NDArray[np.integer[Any]] = row_features(X.sparse)
+        for start in range(0, len(X), rows := max(1, _BLOCK // X.num_dense)):
+            counts[start : start + rows] += np.count_nonzero(X.dense[start : start + rows], axis=1)
+        return counts
+    if not X.data.all():
+        X = X.copy()
+        X.eliminate_zeros()
+    features: NDArray[np.integer[Any]] = np.diff(X.indptr)
+    return features

@@ -19,6 +19,7 @@ from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH
 from mach_ext.training.checkpoint import check_progress
+from mach_ext.training.companion import Companion
 from mach_ext.training.defaults import default_tau
 from mach_ext.training.documents import TrainingData, typical_length
 from mach_ext.training.dropout import keep_generators, step_dropout
@@ -49,7 +50,10 @@ class TrainingRun:
         folder: Keeps the best epoch and the checkpoints, if the run has a folder.
         memory: Keeps the best epoch of a run without a folder.
         interrupted: Whether Ctrl-C came too late to stop this run. It then stops the next run.
+        companion: What is trained together with the model, or None.
     """
+
+    companion: Companion | None = None
 
     def __init__(
         self,
@@ -87,20 +91,23 @@ class TrainingRun:
             max_documents = min(settings.batch_size, data.num_documents)
             self.do_step = HiddenStep(model, self.optimizer, settings, max_documents)
         self.validation = Validation(data, settings.metric, settings.patience)
-        self.memory = BestInMemory(model)
+        self.memory = BestInMemory(model, self.companion)
         self.folder: RunFolder | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            identity = {
-                "hyperparameters": asdict(settings),
-                "model": model.configuration(),
-                "hash": model.hash.fingerprint(),
-                "length": length,
-                "data": data.fingerprint(),
-            }
-            self.folder = RunFolder(folder, model, self.optimizer, identity)
+            self.folder = RunFolder(folder, model, self.optimizer, self.identity(length), self.companion)
             if not resuming:
                 self.folder.delete_parts()
+
+    def identity(self, length: float) -> dict[str, Any]:
+        """Return what identifies the run, whose documents have this typical length."""
+        return {
+            "hyperparameters": asdict(self.settings),
+            "model": self.model.configuration(),
+            "hash": self.model.hash.fingerprint(),
+            "length": length,
+            "data": self.data.fingerprint(),
+        }
 
     def train(self, checkpoint_seconds: float) -> None:
         """Train from the current progress to the end."""

@@ -6,6 +6,8 @@ part of the layer and its gradient are dense products, which are several times a
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mach_ext.data import Batch

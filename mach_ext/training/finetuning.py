@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mach_ext._memory import memory_errors
 from mach_ext.data import Batch, HybridMatrix
@@ -37,7 +36,8 @@ class EncodedValidation(Validation):
 
     def metrics(self, model: MACH) -> dict[str, float]:
         """Return the metrics of model and encoder on the dev documents."""
-        assert self.dev is not None and self.texts is not None
+        assert self.dev is not None
+        assert self.texts is not None
         X, Y = self.dev
         documents = HybridMatrix(X.sparse, self.encoder.encode(self.texts, progress=False))
         return evaluate_model(model, documents, Y, filtered=self.filtered)
@@ -50,9 +50,8 @@ class FinetuningRun(TrainingRun):
         self, model: MACH, settings: Hyperparameters, data: TrainingData, companion: TrainedEncoder,
         texts_dev: Sequence[str] | None, folder: Path | None, **options: Any,
     ) -> None:  # fmt: skip
-        self.companion = companion
+        self.companion = self.text = companion
         super().__init__(model, settings, data, folder, **options)
-        self.model_step = self.do_step
         self.do_step = self._step_both
         self.model_step.dense_rows.wants_gradient = True
         self.validation = EncodedValidation(data, settings, companion.encoder, texts_dev)
@@ -60,24 +59,25 @@ class FinetuningRun(TrainingRun):
     def identity(self, length: float) -> dict[str, Any]:
         """Return what identifies the run, with the encoder and the texts."""
         checksum = 0
-        for text in self.companion.texts:
+        for text in self.text.texts:
             checksum = zlib.crc32(text.encode("utf-8", "surrogatepass") + b"\0", checksum)
         identity = super().identity(length)
-        identity["hyperparameters"] |= {"encoder": vars(self.companion.settings)}
-        identity["data"] |= {"texts": [len(self.companion.texts), checksum]}
+        identity["hyperparameters"] |= {"encoder": vars(self.text.settings)}
+        identity["data"] |= {"texts": [len(self.text.texts), checksum]}
         return identity
 
     def _step_both(self, batch: Batch, dropout: Dropout) -> float:
         """Make a step of the model on the embeddings of the texts, then a step of the encoder."""
         state = self.state
         step = state.epoch * self.steps_an_epoch + state.batch
-        self.companion.set_step(step, self.settings.epochs * self.steps_an_epoch)
-        self.companion.encoder.train()
+        self.text.set_step(step, self.settings.epochs * self.steps_an_epoch)
+        self.text.encoder.train()
         with torch.enable_grad():
-            dense = self.companion.embed(batch.rows)
+            dense = self.text.embed(batch.rows)
         loss = self.model_step(batch._replace(dense=dense.detach()), dropout)
-        gradient: Tensor = self.model_step.dense_rows.gradient
-        self.companion.step(dense, gradient.to(dense.dtype))
+        gradient = self.model_step.dense_rows.gradient
+        assert gradient is not None
+        self.text.step(dense, gradient.to(dense.dtype))
         return loss
 
 
@@ -194,11 +194,9 @@ def _check_texts(
             "finetune: needs a model with as many dense features as the encoder gives, "
             f"{encoder.num_dense}, and documents as a HybridMatrix, got num_dense={model.num_dense}"
         )
-    for name, given, documents in (
-        ("texts", texts, data.X),
-        ("texts_dev", texts_dev, (data.dev or [None])[0]),
-    ):
-        if (given is None) != (documents is None) or (given is not None and len(given) != len(documents)):
-            count = "none" if given is None else len(given)
-            expected = "none" if documents is None else len(documents)
+    dev = None if data.dev is None else data.dev[0]
+    for name, given, documents in (("texts", texts, data.X), ("texts_dev", texts_dev, dev)):
+        count = "none" if given is None else len(given)
+        expected = "none" if documents is None else documents.shape[0]
+        if count != expected:
             raise ValueError(f"finetune: {name} must be as many as the documents, {expected}, got {count}")

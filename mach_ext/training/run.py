@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from mach_ext._memory import memory_advice
 from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, Dropout
 from mach_ext.training.checkpoint import check_progress
 from mach_ext.training.companion import Companion
 from mach_ext.training.defaults import default_tau
@@ -45,7 +45,8 @@ class TrainingRun:
         state: The progress of the run. `resume` replaces it by that of the checkpoint.
         optimizer: The optimiser of the weights.
         schedule: The learning rates of each step.
-        do_step: The step of this kind of model.
+        model_step: The step of this kind of model.
+        do_step: What makes a step on a batch. Subclasses may do more than `model_step`.
         validation: The dev metrics and the order of the epochs.
         folder: Keeps the best epoch and the checkpoints, if the run has a folder.
         memory: Keeps the best epoch of a run without a folder.
@@ -84,12 +85,14 @@ class TrainingRun:
             model.scale_dense(data.X.dense, settings.dense_length * length)
         self.optimizer = make_optimizer(model, settings, length)
         self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
-        self.do_step: Step
+        step: Step
         if model.is_linear:
-            self.do_step = LinearStep(model, self.optimizer, settings, share)
+            step = LinearStep(model, self.optimizer, settings, share)
         else:
             max_documents = min(settings.batch_size, data.num_documents)
-            self.do_step = HiddenStep(model, self.optimizer, settings, max_documents)
+            step = HiddenStep(model, self.optimizer, settings, max_documents)
+        self.model_step = step
+        self.do_step: Callable[[Batch, Dropout], float] = step
         self.validation = Validation(data, settings.metric, settings.patience)
         self.memory = BestInMemory(model, self.companion)
         self.folder: RunFolder | None = None

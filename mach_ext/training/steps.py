@@ -68,6 +68,8 @@ class LossSum:
 class Step(Protocol):
     """A step on a batch, which returns the mean loss of its documents."""
 
+    dense_rows: DenseRows
+
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
         """Make the step."""
 

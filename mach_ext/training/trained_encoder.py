@@ -103,11 +103,12 @@ class TrainedEncoder:
 
         Texts of about the same length go together, so that there is little padding.
         """
-        order = sorted(range(len(rows)), key=lambda i: len(self.texts[rows[i]]))
+        texts = [self.texts[row] for row in rows.tolist()]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         with self._dropout_of_step(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.narrow):
             for start in range(0, len(order), TOGETHER):
-                chunk = [self.texts[rows[i]] for i in order[start : start + TOGETHER]]
+                chunk = [texts[i] for i in order[start : start + TOGETHER]]
                 tokens = self.encoder.tokenize(chunk)
                 ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
                 parts.append(self.encoder(ids, mask))
@@ -208,7 +209,8 @@ def _groups(encoder: torch.nn.Module, settings: EncoderSettings) -> list[dict[st
     """Return groups of parameters with a rate for each layer, and with or without weight decay."""
     named = [(name, p) for name, p in encoder.named_parameters() if p.requires_grad]
     depths = [int(found[1]) + 1 if (found := _DEPTH.search(name)) else 0 for name, _ in named]
-    last, groups = max(depths, default=0), {}
+    last = max(depths, default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for (name, p), depth in zip(named, depths, strict=True):
         decays = p.dim() > 1 and not _NO_DECAY.search(name)
         group = groups.setdefault(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from mach_ext._memory import memory_advice
-from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
+from mach_ext.data import Batch, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH, Dropout
 from mach_ext.training.checkpoint import check_progress
 from mach_ext.training.companion import Companion
 from mach_ext.training.defaults import default_tau
-from mach_ext.training.documents import TrainingData, typical_length
+from mach_ext.training.documents import TrainingData, sparse_features, typical_length
 from mach_ext.training.dropout import keep_generators, step_dropout
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.keeping import BestInMemory, RunFolder
@@ -80,9 +80,8 @@ class TrainingRun:
         self.state = Progress()
         self.interrupted = False
         self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
-        length = typical_length(data.sparse_features)
-        if model.num_dense and isinstance(data.X, HybridMatrix) and not model.is_scaled:
-            model.scale_dense(data.X.dense, settings.dense_length * length)
+        length = typical_length(sparse_features(model, data.X))
+        model.scale_for_training(data.X, settings.dense_length * length)
         self.optimizer = make_optimizer(model, settings, length)
         self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
         step: Step

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mach_ext import optim
+from mach_ext._dense_features import SCALING
 from mach_ext._model_folder import Header, named_weights, read_tensors, safetensors_dtype
 from mach_ext.nn import MACH
 from mach_ext.training.checkpoint import CHECKPOINT
@@ -20,6 +21,7 @@ def run_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the optimiser's state by name, on the CPU: tensors and plain numbers."""
     tensors = {f"model.{name}": p.detach() for name, p in named_weights(model).items()}
+    tensors |= {f"model.{name}": getattr(model, name) for name in SCALING if model.num_dense}
     if companion is not None:
         tensors |= {f"companion.{name}": tensor for name, tensor in companion.tensors().items()}
     scalars: dict[str, Any] = {}
@@ -86,6 +88,8 @@ def _expected_tensors(model: MACH, optimizer: RowOptimizer) -> dict[str, tuple[s
     expected: dict[str, tuple[str, tuple[int, ...]] | None] = {}
     for name, parameter in named_weights(model).items():
         expected[f"model.{name}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
+    for name in SCALING if model.num_dense else ():
+        expected[f"model.{name}"] = ("F32", tuple(getattr(model, name).shape))
     groups = optimizer.param_groups
     for i, parameter in enumerate(p for group in groups for p in group["params"]):
         for moment in optimizer._moments:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mach_ext._dense_features import joined_when_taken
 from mach_ext._memory import memory_advice
 from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
@@ -144,7 +143,7 @@ class TrainingRun:
     def batches(self) -> Iterator[Batch]:
         """Yield the remaining batches of the current epoch."""
         batches = iter_batches(
-            joined_when_taken(self.model, self.data.X),
+            self.data.X,
             self.data.Y,
             self.settings.batch_size,
             seed=self.settings.seed,

@@ -161,7 +161,9 @@ class DenseRows:
         rows = slice(self._next, self._next + X.shape[0])
         self._next = rows.stop
         if self._next > len(self._array):
-            raise ValueError(f"{self._name}: has {len(self._array)} rows, but {self._source} has more documents")
+            raise ValueError(
+                f"{self._name}: has {len(self._array)} rows, but {self._source} has more documents"
+            )
         return HybridMatrix(X, self._array[rows])
 
     def _file(self) -> Path:

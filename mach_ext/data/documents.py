@@ -100,9 +100,7 @@ def iter_documents(
     rows.check_end()
 
 
-def _vectors(
-    path: Path, columns: Columns, svmlight_base: int | None, remarks: list[str]
-) -> Iterator[Csr]:
+def _vectors(path: Path, columns: Columns, svmlight_base: int | None, remarks: list[str]) -> Iterator[Csr]:
     """Reads the vectors of a file, block by block."""
     kind = suffix_of(path)
     if kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):

@@ -14,9 +14,7 @@ from mach_ext.data.folders.files import SplitFiles
 from mach_ext.data.folders.reading import Reading
 
 
-def add_dense(
-    reading: Reading, splits: dict[str, Split], files: dict[str, SplitFiles]
-) -> dict[str, Split]:
+def add_dense(reading: Reading, splits: dict[str, Split], files: dict[str, SplitFiles]) -> dict[str, Split]:
     """Returns the splits with their dense features, as train or the model has them.
 
     Raises:

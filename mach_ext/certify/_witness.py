@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext import functional as F
-from mach_ext.attack.threats import Delete, ThreatModel, round_down
+from mach_ext.attack._threat_checks import round_down
+from mach_ext.attack.threats import Delete, ThreatModel
 from mach_ext.certify._forms import AffineForm, relu_lines
 from mach_ext.certify._insertion import Direction, Insertion
 from mach_ext.certify._network import Network

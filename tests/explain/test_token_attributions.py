@@ -1,16 +1,20 @@
 """Attributions of words and tokens through a text encoder: Captum, float64 brute force, sums, refusals."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_bert
 import torch
+from explain_cases import Page
 from test_nn import ARCHITECTURES
 
 import mach_ext
 from mach_ext import explain
 from mach_ext.data import HybridMatrix, Vectorizer
+from mach_ext.runs import explanation as runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -211,6 +215,92 @@ def test_features_of_no_vectorizer_are_words_of_their_own(encoder):
     assert "definite article" in why.to_html()
     with pytest.raises(ValueError, match=r"X must be one document \[1, D\], got shape \(2, 3\)"):
         explain.token_attributions(model, encoder, TEXT, LABELS, X=np.eye(2, 3))
+
+
+def test_words_are_cut_out_of_the_text(encoder):
+    model = model_of(encoder, merge="mean_prob")
+    spans = [(4, 13), (24, 27)]
+    found = explain.leave_words_out(model, encoder, TEXT, spans, 3, vectorizer=VECTORIZER)
+    assert found.feature_names == ["unpurring", "dog"]
+    scores, labels = model.predict(document(encoder), 3)
+    assert found.labels.tolist() == labels[0].tolist()
+    np.testing.assert_allclose(found.scores, scores[0], rtol=1e-4)
+    for i, text in enumerate(("The  cats; the dog!", "The unpurring cats; the !")):
+        every = dict(
+            zip(*(each[0].tolist() for each in model.predict(document(encoder, text), L)[::-1]), strict=True)
+        )
+        expected = [every[label] for label in labels[0].tolist()]
+        np.testing.assert_allclose(found.scores + found.changes[i], expected, rtol=1e-4, atol=1e-6)
+        again = model.predict(document(encoder, text), 3)[1][0].tolist()
+        assert set(found.left[i]) == set(labels[0].tolist()) - set(again)
+        assert set(found.entered[i]) == set(again) - set(labels[0].tolist())
+    assert explain.leave_words_out(model, encoder, TEXT, [], 3, vectorizer=VECTORIZER).changes.shape == (0, 3)
+    for span in ((3, 3), (0, 99), (-1, 3)):
+        with pytest.raises(ValueError, match="spans must be in the text of 28 characters, got"):
+            explain.leave_words_out(model, encoder, TEXT, [span], vectorizer=VECTORIZER)
+    with pytest.raises(ValueError, match="leave_words_out: vectorizer must be given"):
+        explain.leave_words_out(model, encoder, TEXT, spans)
+
+
+def test_page_shades_joined_words_and_lists_both_parts(encoder):
+    model = model_of(encoder)
+    why = explain.token_attributions(model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, n_steps=16)
+    page = Page(why.to_html())
+    assert TEXT in "".join(page.texts)
+    shown = [
+        attrs["title"]
+        for tag, attrs in page.elements
+        if tag == "span" and " as a word and " in attrs.get("title", "")
+    ]
+    assert len(shown) == len(LABELS) * len(why.words.names)
+    features, tokens = why.words.of_features[0, 1], why.words.of_tokens[0, 1]
+    assert (
+        shown[1] == f"{features + tokens:+.4f} = {features:+.4f} as a word and {tokens:+.4f} by the encoder"
+    )
+    assert page.texts.count("All words in the order of the text") == len(LABELS)
+    start = page.texts.index("all words")
+    totals = why.words.of_features[0].sum(), why.words.of_tokens[0].sum()
+    cells = [f"{each:+.3f}".replace("-", "\u2212") for each in (sum(totals), *totals)]
+    assert [text for text in page.texts[start + 1 :] if text.strip()][:3] == cells
+    assert "from a text of padding tokens and no words" in " ".join(page.texts)
+    assert "The encoder read 12 tokens." in " ".join(page.texts)
+
+
+def columns_of(encoder, **changes):
+    return mach_ext.data.Columns(
+        3, L, vectorizer=VECTORIZER, num_dense=encoder.num_dense, text_encoder=encoder, **changes
+    )
+
+
+def test_a_run_with_a_text_encoder(encoder):
+    model, columns = model_of(encoder), columns_of(encoder)
+    model.attachments["vectorizer.json"] = VECTORIZER.to_json().encode()
+    text = runs.document_of_text(TEXT, columns)
+    found = runs.explain_document(model, columns, text, None, 3, 2, {"n_steps": 8})
+    assert isinstance(found.explanation, explain.TokenExplanation)
+    assert found.explanation.labels.tolist() == model.predict(document(encoder), 3)[1][0].tolist()
+    assert {name for name, _ in found.top(3)} <= set(found.explanation.words.names)
+    assert set(found.leave_one_out.feature_names) <= set(found.explanation.words.names)
+    assert "removed word" in found.page
+    assert "effect by the encoder" in found.page
+    for options in ({"method": "exact"}, {"tokens": False}):
+        whole = runs.explain_document(model, columns, text, [3], 3, 9, options)
+        assert whole.explanation.method == "exact"
+        assert whole.leave_one_out.feature_names == ["dog", "the", "embedding (32 dimensions)"]
+    with pytest.raises(ValueError, match="method must be one of exact, gausslegendre, got 'other'"):
+        runs.explain_document(model, columns, text, [3], 3, 9, {"method": "other"})
+    unknown = runs.explain_document(
+        model, columns, runs.document_of_text("zebra", columns), [3], 3, 2, {"n_steps": 8}
+    )
+    assert unknown.explanation.words.names == ["zebra"]
+
+
+def test_a_run_whose_features_are_of_no_vectorizer(encoder):
+    model, columns = model_of(encoder), replace(columns_of(encoder), vectorizer=None)
+    text = runs.Document(document(encoder), "A document", TEXT, feature_names=["cat", "dog", "the"])
+    found = runs.explain_document(model, columns, text, [3], 3, 2, {"n_steps": 8})
+    assert found.explanation.words.names[-2:] == ["dog", "the"]
+    assert found.leave_one_out.feature_names == ["dog", "the", "embedding (32 dimensions)"]
 
 
 def test_modes_and_gradients_are_left_alone(encoder):

@@ -7,7 +7,8 @@ Models are trained as they are needed and kept in the user's cache.
 For the first predicted label of each of 500 test documents, features are ordered by an attribution, highest
 first. *Deletion* removes them in that order. *Insertion* puts them in that order into an empty document. The
 score (mean logit) is scaled to 1 for the document and 0 for the empty one. It is followed over 21 steps, and
-the area under its curve is taken. Small is good for deletion, large for insertion. Orders: Integrated
+the area under its curve is taken. Small is good for deletion, large for insertion. All dense features of a
+document are removed and put in together, as one feature. Orders: Integrated
 Gradients (exact), gradient x input, feature ablation (the fall of the score without one feature), and random.
 
 *Stability*: Spearman correlation of the Integrated Gradients of the same document and label in two models of
@@ -48,18 +49,25 @@ Array = np.ndarray[Any, Any]
 
 
 def attributions(model: mach_ext.MACH, x: Any, label: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Each method's attribution of one label to the document's features, [nnz]."""
+    """Each method's attribution of one label to the document's features, [n]."""
     forward, values, (indices, labels) = explain.captum_inputs(model, x, [label])
     values.requires_grad_()
     (gradient,) = torch.autograd.grad(forward(values, indices, labels).sum(), values)
     score = scorer(forward, indices, labels)
-    without = values.detach() * (1 - torch.eye(values.shape[1]))
+    features = features_of(model, values.shape[1])
+    n = int(features.max()) + 1
+    without = values.detach() * torch.from_numpy(features != np.arange(n)[:, None])
     return {
-        "integrated gradients": explain.integrated_gradients(model, x, label).attributions[0],
-        "gradient x input": (gradient * values).detach()[0].numpy(),
+        "integrated gradients": explain.integrated_gradients(model, x, label).bars.effects[0],
+        "gradient x input": np.bincount(features, (gradient * values).detach()[0].numpy()),
         "ablation": score(values.detach())[0] - score(without),
-        "random": rng.random(values.shape[1]),
+        "random": rng.random(n),
     }
+
+
+def features_of(model: mach_ext.MACH, columns: int) -> Array:
+    """The feature of each column of a document, [nnz]. All dense columns are the last feature."""
+    return np.arange(columns).clip(max=columns - max(1, model.num_dense))
 
 
 def scorer(forward: Any, indices: Tensor, labels: Tensor) -> Callable[[Tensor], Array]:
@@ -77,19 +85,20 @@ def scorer(forward: Any, indices: Tensor, labels: Tensor) -> Callable[[Tensor], 
 def areas(model: mach_ext.MACH, x: Any, label: int, attributions: dict[str, Array]) -> tuple[Array, Array]:
     """Curves [methods, 2, STEPS] and the areas under them [methods, 2] of one document."""
     forward, values, (indices, labels) = explain.captum_inputs(model, x, [label])
-    nnz = values.shape[1]
-    taken = np.rint(np.linspace(0, nnz, STEPS)).astype(int)
+    features = features_of(model, values.shape[1])
+    n = int(features.max()) + 1
+    taken = np.rint(np.linspace(0, n, STEPS)).astype(int)
     kept = []
     for method in METHODS:
-        rank = np.empty(nnz, int)
-        rank[np.argsort(-attributions[method], kind="stable")] = np.arange(nnz)
-        first = rank < taken[:, None]  # [STEPS, nnz]
+        rank = np.empty(n, int)
+        rank[np.argsort(-attributions[method], kind="stable")] = np.arange(n)
+        first = (rank < taken[:, None])[:, features]  # [STEPS, nnz]
         kept += [~first, first]
     masks = torch.from_numpy(np.concatenate(kept)).float()
     scores = scorer(forward, indices, labels)(values * masks).reshape(len(METHODS), 2, STEPS)
     whole, empty = scores[0, 0, 0], scores[0, 1, 0]
     curves = (scores - empty) / (whole - empty)
-    return curves, np.trapezoid(curves, taken / nnz, axis=2)
+    return curves, np.trapezoid(curves, taken / n, axis=2)
 
 
 def interval(values: Array, rng: np.random.Generator) -> list[float]:

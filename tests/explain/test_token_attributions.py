@@ -94,8 +94,6 @@ def test_captum_gives_the_same_label_by_label(encoder, name, score):
 @pytest.mark.parametrize("name", ["linear", "independent two layers"])
 def test_float64_brute_force_converges_to_the_same(encoder, name):
     """The definition with thousands of steps, in float64 throughout."""
-    import copy
-
     model = model_of(encoder, name)
     ours = explain.token_attributions(model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, max_steps=8192)
     forward = Whole(copy.deepcopy(model).double(), copy.deepcopy(encoder).double(), "logit")

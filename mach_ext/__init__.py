@@ -61,7 +61,7 @@ __all__ = [
 
 _MODULES = (
     "attack", "certify", "compression", "data", "explain", "functional", "hashing", "head", "merges",
-    "metrics", "neighbors", "nn", "optim", "runs", "sklearn", "svm", "training",
+    "metrics", "neighbors", "nn", "optim", "runs", "sklearn", "svm", "text_encoder", "training",
 )  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",

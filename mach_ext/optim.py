@@ -174,13 +174,16 @@ class _RowOptimizer(torch.optim.Optimizer):
 
     @memory_errors("make a smaller model")
     @torch.no_grad()
-    def step_rows(self, parameter: Tensor, at: int | slice, gradient: Tensor) -> None:
+    def step_rows(
+        self, parameter: Tensor, at: int | slice | tuple[int, slice], gradient: Tensor, **options: float
+    ) -> None:
         """Make the part of a step that updates `parameter[at]` by its dense gradient.
 
         Args:
             parameter: A parameter of this optimiser.
-            at: An index or a slice of its first dimension.
+            at: An index or a slice of its first dimension, or an index with a slice of the second one.
             gradient: The gradient to `parameter[at]`.
+            **options: Entries that take the place of those of the parameter's group, such as `lr`.
 
         Raises:
             ValueError: `begin_step` was not called, or the parameter is not among those of this optimiser.
@@ -201,7 +204,8 @@ class _RowOptimizer(torch.optim.Optimizer):
         def rows(t: Tensor) -> Tensor:
             return t[at].reshape(-1, t.shape[-1])  # This is a view, because t is contiguous.
 
-        self._update(parameter, self._group(parameter), rows, None, gradient.reshape(-1, parameter.shape[-1]))
+        group = {**self._group(parameter), **options}
+        self._update(parameter, group, rows, None, gradient.reshape(-1, parameter.shape[-1]))
 
     @memory_errors("make a smaller model")
     @torch.no_grad()

@@ -49,6 +49,13 @@ Input = Annotated[
         "standard input.",
     ),
 ]  # fmt: skip
+Dense = Annotated[
+    Path | None,
+    option(
+        "--dense", parse=values.path, metavar="FILE",
+        help="The dense features of the documents, a .npy file with a row for each.",
+    ),
+]  # fmt: skip
 Split = Annotated[
     str | None,
     choice(
@@ -88,6 +95,7 @@ def run(
     split: Split = None,
     dataset: OtherDataset = derived("the run's own"),
     input_format: InputFormat = derived("by the file's name or the first line of standard input"),
+    dense: Dense = derived("beside the input, as test.dense.npy is beside test.svm"),
     svmlight_base: SvmlightBase = OWN_BASE,
     model_path: ModelPath = NEWEST_RUN,
     k: TopK = derived("5, or all labels if there are fewer"),
@@ -112,7 +120,11 @@ def run(
     merge = opened.model.merge
     if format != "jsonl" and merge != "mean_logit":
         say(f"scores are on the scale of the model's merge: {nn.SCALES[merge]}")
-    source = {"svmlight_base": svmlight_base, **_source(text, input, split, dataset, input_format)}
+    source = {
+        "svmlight_base": svmlight_base,
+        "dense": dense,
+        **_source(text, input, split, dataset, input_format),
+    }
     blocks = opened.iter_predict(k=k, precision=precision, **source)
     if file is not None:
         _write_file(file, format, merge, blocks, quiet)
@@ -134,6 +146,8 @@ def _check_source(ctx: typer.Context) -> None:
         ctx.fail(f"{given[1]} is not allowed with {given[0]}")
     if ctx.params["dataset"] is not None and ctx.params["split"] is None:
         raise ValueError("--dataset needs --split")
+    if ctx.params["dense"] is not None and ctx.params["split"] is not None:
+        raise ValueError("--dense is not for --split, whose files stand in the dataset")
     if ctx.params["input_format"] is not None and given not in ([], ["--input"]):
         raise ValueError("--input-format is for --input and standard input")
 

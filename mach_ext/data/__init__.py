@@ -26,8 +26,10 @@ from mach_ext._deprecation import renamed_names
 from mach_ext.data.atomic import atomic_path, atomic_write
 from mach_ext.data.batching import Batch, iter_batches, iter_on_device
 from mach_ext.data.dataset import HOLDOUT_RULE, Columns, Dataset, Split, hold_out
+from mach_ext.data.dense import dense_file_of, read_dense
 from mach_ext.data.documents import TEXT_FORMATS, iter_documents, iter_vectors, stream_documents
 from mach_ext.data.downloads import download
+from mach_ext.data.embeddings import TextEmbeddings
 from mach_ext.data.folders.read import read_file, read_folder
 from mach_ext.data.folders.write import write_folder
 from mach_ext.data.formats.jsonl import iter_jsonl, read_jsonl
@@ -52,6 +54,7 @@ __all__ = [
     "Dataset",
     "HybridMatrix",
     "Split",
+    "TextEmbeddings",
     "Vectorizer",
     "as_scipy",
     "atomic_path",
@@ -62,6 +65,7 @@ __all__ = [
     "check_labels",
     "data_home",
     "decode_line",
+    "dense_file_of",
     "download",
     "fetch",
     "hold_out",
@@ -78,6 +82,7 @@ __all__ = [
     "load",
     "locate",
     "name_key",
+    "read_dense",
     "read_file",
     "read_folder",
     "read_jsonl",

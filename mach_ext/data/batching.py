@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext._memory import memory_errors
+from mach_ext.data.hybrid import HybridMatrix
 
 
 class Batch(NamedTuple):
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
         label_indices: Label numbers [number of labels].
         label_indptr: Start of each document in `label_indices` [n + 1].
         rows: Row numbers of the documents in the matrices [n], int64.
+        dense: Dense features of the documents [n, E], float32. None: the documents have none.
 
     Example:
         >>> from scipy import sparse
@@ -43,6 +45,7 @@ class Batch(NamedTuple):
     label_indices: Tensor  # [labels]
     label_indptr: Tensor  # [n + 1]
     rows: NDArray[np.int64]  # [n], row numbers of the documents
+    dense: Tensor | None = None  # [n, E] float32
 
 
 @memory_errors("free memory first, or split the data", "data.iter_batches")
@@ -56,7 +59,7 @@ def iter_batches(
     `mach_ext.data.check_csr`.
 
     Args:
-        X: Features [N, D], SciPy CSR.
+        X: Features [N, D], SciPy CSR or `mach_ext.data.HybridMatrix`.
         Y: Labels [N, L], SciPy CSR.
         batch_size: Documents in a batch. The last batch may have fewer.
         seed: Seed of the shuffling. None: the documents keep their order.
@@ -90,10 +93,11 @@ def iter_batches(
         else:
             numbers = order[first:last]
             x, y = X[numbers], Y[numbers]
-        tensor = torch.from_numpy
-        yield Batch(
-            tensor(x.data), tensor(x.indices), tensor(x.indptr), tensor(y.indices), tensor(y.indptr), numbers
-        )
+        tensor, dense = torch.from_numpy, None
+        if isinstance(x, HybridMatrix):
+            x, dense = x.sparse, tensor(np.array(x.dense, np.float32))
+        csr = tensor(x.data), tensor(x.indices), tensor(x.indptr)
+        yield Batch(*csr, tensor(y.indices), tensor(y.indptr), numbers, dense)
 
 
 def iter_on_device(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from mach_ext.data.embeddings import Encoder, TextEmbeddings
 from mach_ext.data.hybrid import HybridMatrix, row_features
 from mach_ext.data.matrices import Csr
 from mach_ext.data.parsing import check_names
@@ -30,8 +31,8 @@ class Split:
         texts: The N raw texts. None: the source has no texts.
         unseen: Labels [N, U] that the model does not know. It is set only if the data were read for a model.
         filtered: An entry [N, L] is 1 if the label must not count as an answer (`filter_labels_test.txt`).
-        dense: Dense features beside X, such as embeddings [N, E], perhaps memory-mapped. None: there are
-            none.
+        dense: Dense features beside X, such as embeddings [N, E], perhaps memory-mapped, or `TextEmbeddings`,
+            which are computed when they are used. None: there are none.
 
     Example:
         >>> from scipy import sparse
@@ -46,7 +47,7 @@ class Split:
     texts: Sequence[str] | None = None
     unseen: Csr | None = None
     filtered: Csr | None = None
-    dense: NDArray[Any] | None = None
+    dense: NDArray[Any] | TextEmbeddings | None = None
 
     def __len__(self) -> int:
         """Returns the number of documents N."""
@@ -82,6 +83,8 @@ class Split:
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:
         """Returns the documents with these row numbers, in this order.
 
+        The rows of memory-mapped dense features are copied into memory.
+
         Args:
             rows: Row numbers [n].
 
@@ -96,7 +99,9 @@ class Split:
         texts = None if self.texts is None else [self.texts[row] for row in rows]
         unseen = None if self.unseen is None else self.unseen[rows]
         filtered = None if self.filtered is None else self.filtered[rows]
-        dense = None if self.dense is None else self.dense[rows]
+        dense = self.dense
+        if dense is not None:
+            dense = dense.take(rows) if isinstance(dense, TextEmbeddings) else dense[rows]
         return Split(self.X[rows], self.Y[rows], texts, unseen, filtered, dense)
 
     @property
@@ -135,6 +140,8 @@ class Columns:
         feature_names: Name of each feature, or None.
         vectorizer: Turns raw text into rows of X, or None.
         num_dense: Number of dense features E, or 0.
+        text_encoder: Turns texts into the dense features, as a `TextEncoder` of `mach_ext.text_encoder` does,
+            or None.
 
     Example:
         >>> from pathlib import Path
@@ -153,6 +160,7 @@ class Columns:
     feature_names: Sequence[str] | None = None
     vectorizer: Vectorizer | None = None
     num_dense: int = 0
+    text_encoder: Encoder | None = None
 
 
 @dataclass(frozen=True)

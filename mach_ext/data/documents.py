@@ -13,6 +13,7 @@ from typing import Any
 from mach_ext._deprecation import renamed_names
 from mach_ext._memory import memory_errors
 from mach_ext.data.dataset import Columns
+from mach_ext.data.dense import DenseRows
 from mach_ext.data.files import PathLike, suffix_of
 from mach_ext.data.folders.columns import fit_features
 from mach_ext.data.folders.files import SVMLIGHT
@@ -21,6 +22,7 @@ from mach_ext.data.folders.vectors import read_features
 from mach_ext.data.formats.jsonl import iter_jsonl, json_document
 from mach_ext.data.formats.lines import decode_line, read_lines
 from mach_ext.data.formats.xmc import iter_xmc
+from mach_ext.data.hybrid import HybridMatrix
 from mach_ext.data.matrices import Csr
 from mach_ext.data.sources import BYTE_ORDER_MARK, MAX_LINE, check_line, open_input
 from mach_ext.data.text import Vectorizer
@@ -40,7 +42,8 @@ def iter_documents(
     remarks: list[str] | None = None,
     block: int = 1024,
     format: str | None = None,
-) -> Iterator[Csr]:
+    dense: Any = None,
+) -> Iterator[Csr | HybridMatrix]:
     r"""Reads the documents of a file as rows for a model, block by block. Labels in the file are ignored.
 
     A blank line is an empty document in XMC text and in lines of text. In JSON lines and in svmlight files
@@ -59,13 +62,18 @@ def iter_documents(
         remarks: A list that the reader appends sentences for the user to.
         block: Number of texts at a time.
         format: One of `TEXT_FORMATS`, for a file of any name. None: the name decides.
+        dense: The dense features [N, E] of the documents, a matrix or the path of a npy file. None: the text
+            encoder of the model makes them of texts. Without one they are in the file that `dense_file_of`
+            names.
 
     Yields:
-        Rows [n, D], CSR float32.
+        Rows [n, D], CSR float32. A model with dense features gets a `HybridMatrix`.
 
     Raises:
+        FileNotFoundError: The model takes dense features, and there is no file of them.
         ValueError: The suffix is unknown, the file is bad, or it has more features than the model. The
             message gives the line.
+        ValueError: The dense features do not have as many rows as there are documents.
 
     Example:
         >>> from pathlib import Path
@@ -78,15 +86,25 @@ def iter_documents(
     path, remarks, kind = Path(path), [] if remarks is None else remarks, suffix_of(path)
     if svmlight_base is not None and (format is not None or kind not in SVMLIGHT):
         remarks.append(f"{path}: is not an svmlight file; --svmlight-base is ignored")
+    rows = DenseRows(columns, path, dense, path, remarks)
     if format is not None:
         with open_input(path) as file:
-            yield from stream_documents(file, columns, format=format, source=path, block=block)
+            yield from _of_stream(file, columns, rows, format, path, block)
     elif kind == ".jsonl":
-        yield from iter_vectors((text for text, _ in iter_jsonl(path)), columns, block, path)
-    elif kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
-        yield fit_features(read_features(path), columns.num_features, path, remarks)
+        yield from _of_texts((text for text, _ in iter_jsonl(path)), columns, rows, block, path)
     elif kind == ".txt" and columns.vectorizer is not None and _TEXT_LINES.match(path.name):
-        yield from iter_vectors(read_lines(path), columns, block, path)
+        yield from _of_texts(read_lines(path), columns, rows, block, path)
+    else:
+        for X in _vectors(path, columns, svmlight_base, remarks):
+            yield rows.beside(X)
+    rows.check_end()
+
+
+def _vectors(path: Path, columns: Columns, svmlight_base: int | None, remarks: list[str]) -> Iterator[Csr]:
+    """Reads the vectors of a file, block by block."""
+    kind = suffix_of(path)
+    if kind == ".npz" or (kind == ".txt" and "_X_Xf.txt" in path.name):
+        yield fit_features(read_features(path), columns.num_features, path, remarks)
     elif kind == ".txt":
         said: list[str] = []  # each block repeats the same remarks
         for split in iter_xmc(path):
@@ -102,8 +120,12 @@ def iter_documents(
 
 @memory_errors("free memory first, or split the data", "data.iter_vectors")
 def iter_vectors(
-    texts: Iterable[str], columns: Columns, block: int = 1024, source: PathLike = "text"
-) -> Iterator[Csr]:
+    texts: Iterable[str],
+    columns: Columns,
+    block: int = 1024,
+    source: PathLike = "text",
+    dense: Any = None,
+) -> Iterator[Csr | HybridMatrix]:
     """Turns texts into rows for a model, block by block.
 
     Args:
@@ -111,12 +133,14 @@ def iter_vectors(
         columns: The model's columns, with a vectorizer.
         block: Number of texts at a time.
         source: How messages call the texts.
+        dense: The dense features [N, E] of the texts, a matrix or the path of a npy file. None: the text
+            encoder of the model makes them.
 
     Yields:
-        Rows [n, D], CSR float32.
+        Rows [n, D], CSR float32. A model with dense features gets a `HybridMatrix`.
 
     Raises:
-        ValueError: The model has no vectorizer.
+        ValueError: The model has no vectorizer, or there is no source of the dense features that it takes.
 
     Example:
         >>> from mach_ext.data import Columns, Vectorizer, iter_vectors
@@ -124,9 +148,19 @@ def iter_vectors(
         >>> [X.nnz for X in iter_vectors(["a dog", "dog, cat"], columns, block=1)]
         [1, 2]
     """
+    _vectorizer(columns, source)  # refuses texts before anything else
+    rows = DenseRows(columns, source, dense)
+    yield from _of_texts(texts, columns, rows, block, source)
+    rows.check_end()
+
+
+def _of_texts(
+    texts: Iterable[str], columns: Columns, rows: DenseRows, block: int, source: PathLike
+) -> Iterator[Csr | HybridMatrix]:
+    """Turns texts into rows, block by block."""
     vectorizer, texts = _vectorizer(columns, source), iter(texts)
     while chunk := list(itertools.islice(texts, block)):
-        yield vectorizer.transform(chunk)
+        yield rows.beside(vectorizer.transform(chunk), chunk)
 
 
 def _vectorizer(columns: Columns, source: PathLike) -> Vectorizer:
@@ -150,7 +184,8 @@ def stream_documents(
     format: str | None = None,
     source: PathLike = "standard input",
     block: int = 1024,
-) -> Iterator[Csr]:
+    dense: Any = None,
+) -> Iterator[Csr | HybridMatrix]:
     r"""Reads the texts of a stream as rows for a model.
 
     A block holds as many lines as have arrived. So a document never waits for later documents.
@@ -165,13 +200,14 @@ def stream_documents(
             whose "text" is a string, and "text" otherwise.
         source: How messages call the stream.
         block: Maximum number of lines at a time.
+        dense: The dense features [N, E] of the documents, as in `iter_vectors`.
 
     Yields:
-        Rows [n, D], CSR float32.
+        Rows [n, D], CSR float32. A model with dense features gets a `HybridMatrix`.
 
     Raises:
-        ValueError: A line is bad, or the model has no vectorizer. Documents before a bad line are yielded
-            first.
+        ValueError: A line is bad, the model has no vectorizer, or there is no source of the dense features
+            that it takes. Documents before a bad line are yielded first.
 
     Example:
         >>> import io
@@ -180,6 +216,16 @@ def stream_documents(
         >>> [X.getnnz(axis=1).tolist() for X in stream_documents(io.BytesIO(b"a cat\n\ndog, cat"), columns)]
         [[1, 0, 2]]
     """
+    _vectorizer(columns, source)  # refuses texts before anything else
+    rows = DenseRows(columns, source, dense)
+    yield from _of_stream(stream, columns, rows, format, source, block)
+    rows.check_end()
+
+
+def _of_stream(
+    stream: Any, columns: Columns, rows: DenseRows, format: str | None, source: PathLike, block: int
+) -> Iterator[Csr | HybridMatrix]:
+    """Turns the lines of a stream into rows, as many at a time as have arrived."""
     vectorizer, blocks, number = _vectorizer(columns, source), _blocks_of_lines(stream, block, source), 0
     if format is None:
         format, blocks = _format_of(blocks)
@@ -197,7 +243,7 @@ def stream_documents(
                 problem = error
                 break
         if texts:
-            yield vectorizer.transform(texts)
+            yield rows.beside(vectorizer.transform(texts), texts)
         if problem is not None:
             raise problem
 

@@ -13,6 +13,7 @@ import numpy as np
 from mach_ext._deprecation import renamed_argument
 from mach_ext._page import chance, render
 from mach_ext.data import Vectorizer
+from mach_ext.explain._arguments import block_name
 from mach_ext.explain._attributions import Attributions
 from mach_ext.explain._charts import bars_chart, shade, votes_chart
 from mach_ext.explain.ablation import LeaveOneOut
@@ -95,6 +96,8 @@ def explanation_page(
         "page.html.jinja",
         title=title,
         tabs=tabs,
+        sparse=len(explanation.features) - explanation.num_dense,
+        embedding=block_name(explanation.num_dense),
         explanation=explanation,
         verdicts=_VERDICTS,
         leave_one_out=_leave_one_out_rows(leave_one_out),
@@ -112,9 +115,8 @@ def explanation_page(
 
 def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> dict[str, Any]:
     """Returns the attributions in the tab of a label."""
-    effects = explanation.attributions[row]
-    scale = float(np.abs(effects).max()) or 1.0
-    label = int(explanation.labels[row])
+    effects = explanation.bars.effects[row]
+    label, E = int(explanation.labels[row]), explanation.num_dense
     top = explanation.top(_SHOWN_FEATURES, label)
     in_text = explanation.text is not None and vectorizer is not None
     return {
@@ -125,9 +127,10 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
         "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
         "baseline": explanation.baseline_scores[row],
         "delta": explanation.delta[row],
-        "pieces": _pieces(explanation, row, scale, vectorizer),
-        "chart": bars_chart(top, scale),
-        "others": len(explanation.features) - len(top),
+        "embedding": float(explanation.attributions[row, -E:].sum()) if E else None,
+        "pieces": _pieces(explanation, row, vectorizer),
+        "chart": bars_chart(top),
+        "others": len(effects) - len(top),
         "hidden": 0 if in_text else len(effects) - _shown(explanation),
         "rest": float(effects.sum() - sum(effect for _, effect in top)),
     }
@@ -151,21 +154,26 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+def _pieces(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> list[_Piece]:
     """Cuts the text into shaded words and pieces between them.
 
     Without text, lists features by effect. Sums, such as those of tokens, are listed in their order.
     """
-    effects = explanation.attributions[row]
     if explanation.text is None or vectorizer is None:
+        effects, names = explanation.bars.effects[row], explanation.bars.names
+        scale = float(np.abs(effects).max()) or 1.0
         order = (
             np.arange(len(effects)) if explanation.is_summed else np.argsort(-np.abs(effects), kind="stable")
         )
         return [
-            _Piece(explanation.feature_names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
+            _Piece(names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
             for i in order[: _shown(explanation)]
         ]
-    effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
+    # The largest effect of a word has the darkest shade. An embedding has no place in the text.
+    count = len(explanation.features) - explanation.num_dense
+    effects = explanation.attributions[row, :count]
+    scale = float(np.abs(effects).max(initial=0)) or 1.0
+    effect_of = dict(zip(explanation.features[:count].tolist(), effects.tolist(), strict=True))
     words = [
         (start, end, effect_of[feature])
         for start, end, feature in vectorizer.words(explanation.text)

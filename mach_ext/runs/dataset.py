@@ -148,4 +148,5 @@ def log_without_features(where: str, without: int, count: int, rest: str = "") -
 def sizes(dataset: data.Dataset) -> str:
     """Returns counts of documents, features and labels in words."""
     splits = ", ".join(f"{name} {len(split):,}" for name, split in dataset.splits.items())
-    return f"{splits} documents; {dataset.num_features:,} features, {dataset.num_labels:,} labels"
+    dense = f"{dataset.num_dense:,} dense features, " if dataset.num_dense else ""
+    return f"{splits} documents; {dataset.num_features:,} features, {dense}{dataset.num_labels:,} labels"

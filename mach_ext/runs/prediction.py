@@ -44,7 +44,8 @@ class Answer:
     r"""The model's answer for a document.
 
     Attributes:
-        features: How many features of the document the model knows.
+        features: How many features of the document the model knows. Dense features that are not 0 count as
+            well, so a text without any known word has an answer of its own if the run has a text encoder.
         labels: The best labels, best first. A document without features gets those of an empty document.
 
     Example:
@@ -94,8 +95,11 @@ def documents(
     stream: Any = None,
     format: str | None = None,
     svmlight_base: int | None = None,
+    dense: Any = None,
 ) -> Iterator[Any]:
-    """Yields blocks of documents [n, D], CSR, from exactly one source: texts, a file or a binary stream.
+    """Yields blocks of documents from exactly one source: texts, a file or a binary stream.
+
+    A block is a CSR matrix [n, D], or a `HybridMatrix` for a model with dense features.
 
     Args:
         columns: The model's columns.
@@ -104,18 +108,19 @@ def documents(
         stream: A stream that `mach_ext.data.stream_documents` reads.
         format: "text" or "jsonl", for a stream or a file of any name.
         svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
+        dense: The dense features of the documents, a matrix or a npy file, as in `iter_documents`.
     """
     if file is not None:
         remarks: list[str] = []
         yield from data.iter_documents(
-            file, columns, svmlight_base=svmlight_base, remarks=remarks, format=format
+            file, columns, svmlight_base=svmlight_base, remarks=remarks, format=format, dense=dense
         )
         for remark in remarks:
             log.warning("%s", remark)
         return
     log_no_svmlight(svmlight_base)
     if texts is not None:
-        yield from data.iter_vectors(texts, columns)
+        yield from data.iter_vectors(texts, columns, dense=dense)
     else:
         takes_text(columns, "stream")
         if not hasattr(stream, "read1"):
@@ -123,7 +128,25 @@ def documents(
                 "predict: stream must be binary and buffered, as sys.stdin.buffer is, got "
                 f"{type(stream).__name__}"
             )
-        yield from data.stream_documents(stream, columns, format=format)
+        yield from data.stream_documents(stream, columns, format=format, dense=dense)
+
+
+def matrix(X: Any, dense: Any, num_dense: int) -> Any:
+    """Returns documents as a checked matrix. Dense features that are given join them as a `HybridMatrix`.
+
+    Raises:
+        TypeError: X is no matrix.
+        ValueError: X is not valid, or the dense features do not fit.
+    """
+    if dense is None:
+        return X if isinstance(X, data.HybridMatrix) else data.check_csr(X, "predict: X")
+    if isinstance(X, data.HybridMatrix):
+        raise ValueError("predict: X has dense features already, so dense must not be given")
+    if not num_dense:
+        raise ValueError("predict: the model takes no dense features, so dense must not be given")
+    if isinstance(dense, (str, os.PathLike)):
+        dense = data.read_dense(dense)
+    return data.HybridMatrix(data.check_csr(X, "predict: X"), dense)
 
 
 def rows(X: Any, block: int = 4096) -> Iterator[Any]:
@@ -131,7 +154,9 @@ def rows(X: Any, block: int = 4096) -> Iterator[Any]:
     return (X[start : start + block] for start in range(0, X.shape[0], block))
 
 
-def check_source(sources: Sequence[Any], split: Any, dataset: Any, format: str | None) -> None:
+def check_source(
+    sources: Sequence[Any], split: Any, dataset: Any, format: str | None, dense: Any = None
+) -> None:
     """Refuses none or several of texts, X, file, stream and split, and what does not apply to the source."""
     texts, X, file, stream = sources
     given = [each for each in (texts, X, file, stream, split) if each is not None]
@@ -139,6 +164,8 @@ def check_source(sources: Sequence[Any], split: Any, dataset: Any, format: str |
         raise ValueError(f"predict: needs one of texts, X, file, stream, split, got {len(given)}")
     if dataset is not None and split is None:
         raise ValueError(f"{spell('dataset')} needs {spell('split')}")
+    if dense is not None and split is not None:
+        raise ValueError(f"{spell('dense')} is not for {spell('split')}, whose files stand in the dataset")
     if format is not None and file is None and stream is None:
         raise ValueError("predict: format is for file and stream")
 

@@ -22,7 +22,16 @@ from mach_ext.runs.folders import RUNS as RUNS
 from mach_ext.runs.folders import load_model, newest_run, working_folder
 from mach_ext.runs.labels import TrainingLabels
 from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
-from mach_ext.runs.prediction import Answer, Prediction, answers, check_source, checked_texts, documents, rows
+from mach_ext.runs.prediction import (
+    Answer,
+    Prediction,
+    answers,
+    check_source,
+    checked_texts,
+    documents,
+    matrix,
+    rows,
+)
 from mach_ext.runs.summary import summary
 
 log = logging.getLogger("mach_ext")
@@ -307,6 +316,7 @@ class Run:
         dataset: PathLike | None = None,
         k: int | None = None,
         format: str | None = None,
+        dense: Any = None,
         svmlight_base: int | None = None,
         precision: str = "float32",
     ) -> Iterator[list[Answer]]:
@@ -314,13 +324,15 @@ class Run:
 
         Args:
             texts: Documents as texts. A plain string is a single document.
-            X: Documents [N, D], a SciPy, NumPy or torch matrix.
+            X: Documents [N, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`.
             file: A file that ends in .jsonl, .txt (XMC), .svm or .npz, also compressed.
             stream: A binary stream of lines.
             split: A split of the run's dataset, or of `dataset`.
             dataset: Other data than the run's own.
             k: Number of labels of a document. None: 5, or L if there are fewer labels.
             format: "text" or "jsonl", for a stream or a file of any name.
+            dense: Dense features [N, E] of the documents, a matrix or a npy file. None: the run's text
+                encoder makes them, or they are in the file beside `file`.
             svmlight_base: As in `dataset`.
             precision: As in `MACH.predict`.
 
@@ -338,19 +350,19 @@ class Run:
             ...     print(len(block), block[0].labels[0].label)
             40 cat
         """
-        check_source((texts, X, file, stream), split, dataset, format)
+        check_source((texts, X, file, stream), split, dataset, format, dense)
         F.check_precision("predict", precision, self.model.bucket_weight.detach())
         k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spell("k"))
         texts = None if texts is None else checked_texts(texts, self.columns)
         blocks: Iterator[Any]
         if X is not None:
-            blocks = rows(data.check_csr(X, "predict: X"))
+            blocks = rows(matrix(X, dense, self.model.num_dense))
         elif split is not None:
             blocks = rows(split_of(self.dataset(dataset, svmlight_base), split).documents)
         else:
             blocks = documents(
                 self.columns, texts=texts, file=file, stream=stream, format=format,
-                svmlight_base=svmlight_base,
+                svmlight_base=svmlight_base, dense=dense,
             )  # fmt: skip
         names: Any = self.columns.label_names or explain.Numbers()
         return answers(self.model, names, blocks, k, precision)

@@ -174,6 +174,13 @@ def _check_dataset(dataset: data.Dataset) -> None:
                 raise TypeError(f"{where} must be SciPy CSR, got {type(matrix).__name__}")
             if matrix.shape != (len(split), columns):
                 raise ValueError(f"{where} must have shape {(len(split), columns)}, got {matrix.shape}")
+        if (split.dense is None) != (dataset.train.dense is None):
+            raise ValueError(f"train: dataset.{name}.dense must be given for all splits or for none")
+        if split.dense is not None and tuple(split.dense.shape) != (len(split), dataset.num_dense):
+            expected = (len(split), dataset.num_dense)
+            raise ValueError(
+                f"train: dataset.{name}.dense must have shape {expected}, got {split.dense.shape}"
+            )
 
 
 def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) -> Path:

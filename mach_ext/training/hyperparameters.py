@@ -62,6 +62,8 @@ class Hyperparameters:
             rank by mean_logit take 0.
         dense_length: Length of the centred dense features of a typical document, relative to the median
             length of its sparse features. See `MACH.scale_dense`.
+        dense_learning_rate: Learning rate of the rows of the first weight that take dense features. They get
+            a gradient in every batch, so they are stepped like the rest of the network.
 
     Example:
         >>> from mach_ext.training import Hyperparameters
@@ -84,6 +86,7 @@ class Hyperparameters:
     precision: str = "float32"
     tau: float | None = None
     dense_length: float = 1.0
+    dense_learning_rate: float = 0.002
 
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")
@@ -112,7 +115,7 @@ class Hyperparameters:
         """
         defaults: dict[str, Any] = {}
         if model.is_linear:
-            defaults = {"optimizer": "adagrad", "learning_rate": 0.5}
+            defaults = {"optimizer": "adagrad", "learning_rate": 0.5, "dense_learning_rate": 0.5}
         known = cls.__dataclass_fields__
         for name in given:
             if name not in known:
@@ -146,7 +149,7 @@ class Hyperparameters:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
         if not (isinstance(self.dense_length, (int, float)) and 0 < self.dense_length < math.inf):
             raise ValueError(f"fit: dense_length must be finite and above 0, got {self.dense_length!r}")
-        for name in ("learning_rate", "encoder_learning_rate", "encoder_eps"):
+        for name in ("learning_rate", "encoder_learning_rate", "dense_learning_rate", "encoder_eps"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")

@@ -11,6 +11,8 @@ from mach_ext.training.hyperparameters import Hyperparameters
 
 RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
 
+DENSE_EPS = 1e-8  # Adam's eps for the rows of the dense features, which get gradients in every batch
+
 
 def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
     """Return the optimiser of all parameters, for documents of this length."""
@@ -28,7 +30,11 @@ def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> Row
     ]
     make = optim.SparseAdam if adam else optim.SparseAdagrad
     optimizer = make(groups[::-1] if linear else groups)  # Checkpoints number the states in this order.
-    optimizer.param_groups[0 if linear else 1]["eps"] *= length
+    documents = optimizer.param_groups[0 if linear else 1]
+    documents["eps"] *= length
+    # The rows of the dense features are stepped like the rest of the network, at a rate of their own.
+    documents["dense_lr"] = settings.dense_learning_rate / length
+    documents["dense_eps"] = documents["eps"] if linear or not adam else DENSE_EPS / copies * length
     return optimizer
 
 
@@ -38,11 +44,14 @@ class Schedule:
     def __init__(self, optimizer: RowOptimizer, settings: Hyperparameters, steps: int) -> None:
         self.optimizer, self.steps = optimizer, steps
         self.falls = settings.schedule == "linear"
-        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.rates = [
+            {name: group[name] for name in ("lr", "dense_lr") if name in group}
+            for group in optimizer.param_groups
+        ]
 
     def set_rates(self, step: int) -> None:
         """Give the optimiser the rates of a step, counted from 0."""
         if self.falls:
             left = 1 - step / self.steps
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * left
+            for group, rates in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group.update({name: rate * left for name, rate in rates.items()})

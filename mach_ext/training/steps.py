@@ -21,6 +21,7 @@ from mach_ext.functional._products import (
 )
 from mach_ext.functional._repetitions import group_size, groups, of_group
 from mach_ext.nn import MACH, Dropout
+from mach_ext.training.dense_rows import DenseRows
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.optimizer import RowOptimizer
 from mach_ext.training.precision import RowsCopy, product_dtype, round_rows
@@ -67,6 +68,8 @@ class LossSum:
 class Step(Protocol):
     """A step on a batch, which returns the mean loss of its documents."""
 
+    dense_rows: DenseRows
+
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
         """Make the step."""
 
@@ -90,6 +93,7 @@ class LinearStep:
         share: float = 1.0,
     ) -> None:
         self.model, self.optimizer, self.share = model, optimizer, share
+        self.dense_rows = DenseRows(model, optimizer)
         self.rows = RowsCopy(product_dtype(model.bucket_bias.dtype, settings.precision))
 
     @torch.no_grad()
@@ -99,6 +103,7 @@ class LinearStep:
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(batch.indptr) - 1, model.num_repetitions
         values, order = _documents(model, batch, dropout)
+        dense = self.dense_rows.features(batch)
         documents, labels = (values, batch.indices, batch.indptr), _labels(batch)
         total = LossSum(bias.device)
         optimizer.begin_step()
@@ -106,10 +111,16 @@ class LinearStep:
         grad_bias, scale = torch.empty_like(bias), self.share / R / N
         for at in groups(R, group_size(N, bias.shape[1], bias.element_size(), bias.device)):
             gradient = _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)  # [N, G, B]
+            if dense is not None:
+                for g, r in enumerate(range(R)[at]):
+                    self.dense_rows.add(gradient[:, g], dense, rounded[r])
             total.add(_ops.bucket_bce(gradient, None, buckets[at], *labels, scale, None, grad_bias[at]))
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, at, gradient, values, order)
                 round_rows(weight[at], rounded[at], order)
+            if dense is not None:
+                for g, r in enumerate(range(R)[at]):
+                    self.dense_rows.step(r, dense, gradient[:, g], rounded)
         if bias.requires_grad:
             optimizer.step_rows(bias, slice(None), grad_bias)
         return total.mean(N * R)
@@ -136,6 +147,7 @@ class HiddenStep:
         max_documents: int,
     ) -> None:
         self.model, self.optimizer, self.max_documents = model, optimizer, max_documents
+        self.dense_rows = DenseRows(model, optimizer)
         self.gradient_threshold = settings.gradient_threshold
         self.product_dtype = product_dtype(model.bucket_bias.dtype, settings.precision)
         self.rows = RowsCopy(self.product_dtype)
@@ -178,10 +190,14 @@ class HiddenStep:
         """Make the step, and return the mean loss of the documents."""
         model, optimizer = self.model, self.optimizer
         values, order = _documents(model, batch, dropout)
+        dense = self.dense_rows.features(batch)
         with torch.no_grad():
             rounded = self.rows.of(model.encoder_weight)
             documents = (values, batch.indices, batch.indptr)
-            first = _ops.sparse_linear(*documents, rounded, model.encoder_bias, True, order)
+            first = _ops.sparse_linear(*documents, rounded, model.encoder_bias, dense is None, order)
+            if dense is not None:
+                self.dense_rows.add(first, dense, rounded)
+                first.relu_()
         first.requires_grad_()
         encoded = model.encode_hidden(first, dropout=dropout)
         optimizer.zero_grad()
@@ -192,6 +208,8 @@ class HiddenStep:
         with torch.no_grad():
             grad_first = torch.where(first > 0, first.grad, 0)
             self._step_encoder(grad_first, values, order, rounded)
+            if dense is not None:
+                self.dense_rows.step(None, dense, grad_first, rounded)
         return total.mean(len(first) * model.num_repetitions)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mach_ext.data.dense import DENSE, dense_file_of
 from mach_ext.data.files import COMPRESSIONS
 from mach_ext.data.sources import check_regular
 
@@ -41,6 +42,7 @@ class SplitFiles:
     Y: Path | None = None
     texts: Path | None = None
     filtered: Path | None = None
+    dense: Path | None = None
 
 
 def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
@@ -68,10 +70,17 @@ def _files_of_split(folder: Path, split: str) -> list[SplitFiles]:
         "text lines": texts if matrix is None and labels is not None else None,
     }
     return [
-        SplitFiles(kind, path, labels, texts, filtered)
+        SplitFiles(kind, path, labels, texts, filtered, _dense_of(folder, split, path))
         for kind, path in documents.items()
         if path is not None
     ]
+
+
+def _dense_of(folder: Path, split: str, documents: Path) -> Path | None:
+    """Returns the file of a split's dense features. None: there is none."""
+    names = [f"{stem}{part}{DENSE}" for part in PARTS[split] for stem in ("X.", "")]
+    names.append(str(dense_file_of(documents).relative_to(folder)))
+    return find_file(folder, *dict.fromkeys(names))
 
 
 def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles], list[str]]:
@@ -107,6 +116,12 @@ def choose_files(folder: Path, *, for_model: bool) -> tuple[dict[str, SplitFiles
         for other, files in by_format.items()
         for split, left in files.items()
         if other != kind and split not in chosen
+    ]
+    of_splits = {files.dense for each in by_format.values() for files in each.values()}
+    remarks += [
+        f"{path}: is left out, because no documents of a split stand beside it"
+        for path in sorted(folder.glob(f"*{DENSE}*"))
+        if path not in of_splits
     ]
     return chosen, remarks
 

@@ -11,6 +11,7 @@ import scipy
 
 from mach_ext._memory import memory_errors
 from mach_ext.data.dataset import Columns, Dataset, Split
+from mach_ext.data.dense import dense_file_of
 from mach_ext.data.files import PathLike, suffix_of
 from mach_ext.data.folders.files import PARTS, SVMLIGHT, SplitFiles, choose_files, filter_of
 from mach_ext.data.folders.reader import read_splits
@@ -36,13 +37,15 @@ def read_folder(
     Args:
         folder: The folder.
         name: The dataset's name. None: the folder's name.
-        columns: Columns of the model that the data are read for. None: the data define the columns.
+        columns: Columns of the model that the data are read for. None: the data define the columns. With a
+            text encoder, the dense features are `TextEmbeddings`.
         svmlight_base: Number of the first feature in svmlight files, 0 or 1. None: the model's number.
             Without a model "auto" is the default. "auto": 1 if no file has a feature 0, else 0.
         num_threads: Threads of the text parser. 0: all cores.
 
     Raises:
         FileNotFoundError: There is no train file, or no file at all if the data are read for a model.
+        FileNotFoundError: A split lacks its file of dense features, which other splits or the model have.
         ValueError: There are files of two formats, sizes disagree, or a file is bad.
         ValueError: The data are read for a model, and neither the model nor the data say where features
             start.
@@ -74,7 +77,8 @@ def read_file(
     r"""Reads a file of documents with labels for a model. It becomes the test split of a dataset.
 
     Args:
-        path: JSON lines, XMC text or svmlight, according to its suffix.
+        path: JSON lines, XMC text or svmlight, according to its suffix. The dense features of `later.svm`
+            are in `later.dense.npy`.
         columns: The model's columns.
         svmlight_base: Number of the first feature in svmlight files, as in `read_folder`. It must agree with
             the model's number if the model has one.
@@ -99,7 +103,9 @@ def read_file(
     split = next((split for split in PARTS if path.name.startswith(f"{split}.")), None)
     filtered = None if split is None else filter_of(path.parent, split)
     reading = Reading(path.parent, columns, svmlight_base, num_threads)
-    return _dataset(reading, {"test": SplitFiles(kind, path, filtered=filtered)}, path, path.name)
+    beside = dense_file_of(path)
+    files = SplitFiles(kind, path, filtered=filtered, dense=beside if beside.exists() else None)
+    return _dataset(reading, {"test": files}, path, path.name)
 
 
 def read_svmlight_documents(
@@ -137,7 +143,9 @@ def _dataset(reading: Reading, files: dict[str, SplitFiles], path: Path, name: s
     if columns is not None and "train" not in splits:
         D, L = columns.num_features, columns.num_labels
         splits["train"] = Split(
-            scipy.sparse.csr_matrix((0, D), dtype=np.float32), scipy.sparse.csr_matrix((0, L))
+            scipy.sparse.csr_matrix((0, D), dtype=np.float32),
+            scipy.sparse.csr_matrix((0, L)),
+            dense=np.empty((0, columns.num_dense), np.float32) if columns.num_dense else None,
         )
     labels: Sequence[str] | None = None if reading.labels is None else reading.labels.names
     features: Sequence[str] | None = None if reading.features is None else reading.features.names

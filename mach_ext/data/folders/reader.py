@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mach_ext.data.dataset import Split
 from mach_ext.data.folders.columns import fit_columns
+from mach_ext.data.folders.dense import add_dense
 from mach_ext.data.folders.files import SplitFiles
 from mach_ext.data.folders.names import check_model_names, check_names, find_names
 from mach_ext.data.folders.reading import Reading
@@ -39,4 +40,5 @@ def read_splits(reading: Reading, files: dict[str, SplitFiles]) -> dict[str, Spl
     else:
         D, L = splits["train"].X.shape[1], splits["train"].Y.shape[1]
         check_names(reading, D, L)
-    return {split: fit_columns(reading, data, files[split], D, L) for split, data in splits.items()}
+    splits = {split: fit_columns(reading, data, files[split], D, L) for split, data in splits.items()}
+    return splits if reading.documents_only else add_dense(reading, splits, files)

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mach_ext._memory import memory_errors
 from mach_ext.data.atomic import new_folder
 from mach_ext.data.dataset import Dataset
+from mach_ext.data.dense import dense_file_of
 from mach_ext.data.files import COMPRESSIONS, PathLike
 from mach_ext.data.folders.files import PARTS
 from mach_ext.data.formats.names import read_names
@@ -25,7 +28,8 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
     Args:
         folder: The folder to create. It must not exist.
         dataset: The dataset. A `dev` that was held out of train is written as a file of its own.
-        format: "npz" or "xmc". Both keep every value exactly. Only "npz" keeps the texts, each on a line.
+        format: "npz" or "xmc". Both keep every value exactly, and dense features as a npy file beside each
+            split. Only "npz" keeps the texts, each on a line.
         compression: "", ".gz", ".xz" or ".bz2" for "xmc".
 
     Raises:
@@ -57,11 +61,14 @@ def write_folder(folder: PathLike, dataset: Dataset, *, format: str = "npz", com
                 pairs = zip(*data.filtered.nonzero(), strict=True)
                 lines = [f"{document} {label}" for document, label in pairs]
                 _write_lines(temporary / f"filter_labels_{split}.txt", lines)
-            if format == "xmc":
-                write_xmc(temporary / f"{split}.txt{compression}", data.X, data.Y)
-                continue
             part = PARTS[split][0]
-            write_npz(temporary / f"X.{part}.npz", data.X)
+            documents = temporary / (f"{split}.txt{compression}" if format == "xmc" else f"X.{part}.npz")
+            if data.dense is not None:
+                np.save(dense_file_of(documents), np.asarray(data.dense), allow_pickle=False)
+            if format == "xmc":
+                write_xmc(documents, data.X, data.Y)
+                continue
+            write_npz(documents, data.X)
             write_npz(temporary / f"Y.{part}.npz", data.Y)
             if data.texts is not None:
                 _write_lines(temporary / f"X.{part}.txt", data.texts)

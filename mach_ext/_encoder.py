@@ -93,7 +93,7 @@ class _Encoder(_DenseFeatures):
         """
         if self.is_linear:
             raise ValueError("MACH.encode: linear MACH (hidden_size=0) has no hidden layer")
-        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense, validate)
         hidden = F.sparse_linear(
             self.drop_features(values, dropout=dropout),
             indices,

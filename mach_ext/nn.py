@@ -91,7 +91,8 @@ class MACH(_Encoder, _HashedLabels):
         hash: A label hash with these L, B and R, to use in place of the seeded one. The buckets may be
             learned.
         num_dense: E, the number of dense features beside the D sparse ones, such as the size of a sentence
-            embedding. Documents are then a `mach_ext.data.HybridMatrix`.
+            embedding. Documents are then a `mach_ext.data.HybridMatrix`. The model centres and scales the
+            dense features by those of the first `fit`, as `scale_dense` says.
 
     Raises:
         TypeError: A size is not an integer.
@@ -308,7 +309,7 @@ class MACH(_Encoder, _HashedLabels):
                 )
             Y = (label_indices, label_indptr)
             return self.loss(*X, *Y, dense=dense, sparse_grad=sparse_grad, validate=validate, dropout=dropout)
-        values, indices, indptr = X = self.join_tensors(*X, dense)
+        values, indices, indptr = X = self.join_tensors(*X, dense, validate)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             return F.bucket_forward(
@@ -371,7 +372,7 @@ class MACH(_Encoder, _HashedLabels):
             call = "ddp(values, indices, indptr, label_indices, label_indptr)"
             check_wrapper("MACH.loss", self, call, sparse_grad)
         labels = (label_indices, label_indptr)
-        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense, validate)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             weight, bias = self.bucket_weight, self.bucket_bias
@@ -421,7 +422,7 @@ class MACH(_Encoder, _HashedLabels):
             >>> model.label_logits(*X, torch.tensor([7, 9, 11])).shape
             torch.Size([1, 3, 8])
         """
-        values, indices, indptr = self.join_tensors(values, indices, indptr, dense)
+        values, indices, indptr = self.join_tensors(values, indices, indptr, dense, validate)
         if self.is_linear:
             X = (self.drop_features(values, dropout=dropout), indices, indptr)
             weight, bias = self.bucket_weight, self.bucket_bias
@@ -471,7 +472,7 @@ class MACH(_Encoder, _HashedLabels):
             tensor([[0.1250]], grad_fn=<_MergeScoresBackward>)
         """
         check_score("MACH.label_scores", score)
-        X = self.join_tensors(values, indices, indptr, dense)
+        X = self.join_tensors(values, indices, indptr, dense, validate)
         logits = self.label_logits(*X, labels, validate=validate, dropout=dropout)
         merge = MODEL_MERGES["mean_logit" if score == "logit" else self.merge]
         return merge.label_scores(logits)
@@ -518,7 +519,7 @@ class MACH(_Encoder, _HashedLabels):
             >>> labels.shape
             torch.Size([1, 3])
         """
-        X = self.join_tensors(values, indices, indptr, dense)
+        X = self.join_tensors(values, indices, indptr, dense, validate)
         if precision == "bfloat16" and not self.is_linear and self._owns_logits(inputs=True):
             return self.head.topk(self.encode(*X, validate=validate, dropout=dropout), k, precision=precision)
         options = _prediction.precision_option(precision)
@@ -536,7 +537,8 @@ class MACH(_Encoder, _HashedLabels):
         Args:
             X: [N, D], a SciPy sparse matrix, a NumPy array or a torch tensor. [D] is one document. Duplicates
                 are summed. NaN and infinities are refused. A model with dense features takes a
-                `mach_ext.data.HybridMatrix`.
+                `mach_ext.data.HybridMatrix`. A matrix [N, D + E] is taken as what `join` returned, so its
+                last E columns must be centred and scaled already.
             k: The number of labels, from 0 to L. None means 5, or L if there are fewer labels.
             batch_size: Documents in a batch. None takes at most 256, with bucket scores within 256 MiB.
                 Scores of different batch sizes may differ in their last bits, because BLAS sums in another

@@ -95,7 +95,8 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
     """Compare the header of a tensor file with the claims of the record."""
     steps = record["weights"].get("steps", {})
     R, B = shapes["bucket_bias"]
-    expected = shapes | scaling_shapes(configuration_of(record))
+    scaling = scaling_shapes(configuration_of(record))
+    expected = shapes | scaling
     if record["hash"]["kind"] == "table":
         expected["hash.buckets"] = (R, configuration_of(record)["num_labels"])
     if "logit_adjustment" in header:
@@ -112,7 +113,10 @@ def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: di
         raise ValueError(f"{file}: weights must have shapes {expected}, got {shapes_held}")
     if header.get("hash.buckets", ("I32",))[0] != "I32":
         raise ValueError(f"{file}: hash.buckets must be I32, got {header['hash.buckets'][0]}")
-    dtypes = {name: dtype for name, (dtype, _) in header.items() if name not in ("hash.buckets", *steps)}
+    if {header[name][0] for name in scaling} - {"F32"}:
+        raise ValueError(f"{file}: {', '.join(scaling)} must be F32")
+    others = ("hash.buckets", *steps, *scaling)
+    dtypes = {name: dtype for name, (dtype, _) in header.items() if name not in others}
     check_dtypes(str(file), dtypes)
     if steps and dtypes["bucket_bias"] != "F32":
         raise ValueError(f"{file}: compressed weights must be F32, got {dtypes['bucket_bias']}")

@@ -145,6 +145,6 @@ def parameter_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
 
 
 def scaling_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
-    """Return the shapes of the center and the scale of dense features, if the model has any."""
+    """Return the shapes of the float32 buffers that center and scale dense features, if the model has any."""
     E = configuration.get("num_dense", 0)
-    return {"dense_center": (E,), "dense_scale": (1,)} if E else {}
+    return {"dense_center": (E,), "dense_scale": (1,), "dense_is_scaled": (1,)} if E else {}

@@ -88,7 +88,7 @@ def _tensors_of(
     if model.logit_adjustment.any():
         tensors["logit_adjustment"] = model.logit_adjustment.to(tensors["bucket_bias"])
     for name in scaling_shapes(model.configuration()):
-        tensors[name] = getattr(model, name).to(tensors["bucket_bias"])
+        tensors[name] = getattr(model, name).cpu()
     check_finite(op, tensors, " and fit float32" if steps else "")
     for name, step in steps.items():
         try:

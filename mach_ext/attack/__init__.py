@@ -1,7 +1,8 @@
 """Adversarial evaluation: small changes of documents that change their labels, and their effect on P@k.
 
-* The threat models `Dense`, `Support`, `Insert`, `L2`, `L1` and `Delete` say what an attacker may change, and
-  by how much.
+* The threat models `Dense`, `Support`, `Insert`, `L2`, `L1`, `Delete` and `Embedding` say what an attacker
+  may change, and by how much. `Embedding` is about the dense features of a model with `num_dense`. The others
+  are about words, and they leave the dense features as they are. `Dense` is refused for such a model.
 * The attacks `FGSM`, `PGD` and `Greedy`, and the control `Random`, have a method `perturb(X, Y, epsilon)`. It
   returns a `Perturbation`.
 * `evaluate` measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon, with
@@ -60,7 +61,17 @@ from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.perturbation import Perturbation
 from mach_ext.attack.pgd import PGD
-from mach_ext.attack.threats import L1, L2, Delete, Dense, Insert, Support, ThreatModel, threat_model
+from mach_ext.attack.threats import (
+    L1,
+    L2,
+    Delete,
+    Dense,
+    Embedding,
+    Insert,
+    Support,
+    ThreatModel,
+    threat_model,
+)
 
 __all__ = [
     "FGSM",
@@ -71,6 +82,7 @@ __all__ = [
     "PGD",
     "Delete",
     "Dense",
+    "Embedding",
     "Greedy",
     "InputPerturbation",
     "Insert",

@@ -18,10 +18,11 @@ from mach_ext.attack._batch import Batch
 from mach_ext.attack._inputs import InputLayer
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._models import attacked_model, threat_of
+from mach_ext.attack._part import Part, changed_part
 from mach_ext.attack.goals import GOALS, NEAREST, Targets, check_true_labels, first_label, goal_k, is_true
 from mach_ext.attack.input_perturbation import InputPerturbation
 from mach_ext.attack.perturbation import Perturbation
-from mach_ext.attack.threats import Delete, Insert, ThreatModel
+from mach_ext.attack.threats import Delete, Embedding, Insert, ThreatModel
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH
 
@@ -58,6 +59,7 @@ class Attack:
         self.keep_best, self.seed = keep_best, seed
         if batch_size is not None and F.as_int(op, "batch_size", batch_size) < 1:
             raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
+        self._part = changed_part(op, self.model, self.threat_model) if encoder is None else Part()
         self._layer = Layer(op, self.model) if encoder is None else InputLayer(op, self.model, encoder)
         # The usual number of an encoder's inputs depends on their shape.
         usual = self._layer.batch_size if encoder is None else None
@@ -66,6 +68,11 @@ class Attack:
             raise ValueError(
                 f"{op}: threat model must be dense, support, l2 or l1 with encoder=, because its inputs have "
                 f"no words to delete or insert, got {self.threat_model}"
+            )
+        if encoder is not None and isinstance(self.threat_model, Embedding):
+            raise ValueError(
+                f"{op}: threat model must be dense, support, l2 or l1 with encoder=, because all its inputs "
+                f"are embeddings, got {self.threat_model}"
             )
         self._check_threat(op)
 
@@ -81,8 +88,9 @@ class Attack:
         """Returns adversarial documents of X.
 
         Args:
-            X: Documents [N, D], a SciPy, NumPy or torch matrix. With `encoder`, its inputs [N, ...] as a
-                tensor of float32 or float64, or a NumPy array, which gets the head's dtype.
+            X: Documents [N, D], a SciPy, NumPy or torch matrix. For a model with dense features, a
+                `mach_ext.data.HybridMatrix`. With `encoder`, its inputs [N, ...] as a tensor of float32 or
+                float64, or a NumPy array, which gets the head's dtype.
             Y: True labels [N, L], a SciPy, NumPy or torch matrix. The goal "own" does not need them.
             epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
             targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the
@@ -119,12 +127,12 @@ class Attack:
     def _perturb(self, op: str, X: Any, Y: Any, grid: list[float], targets: Any, progress: Any) -> list[Any]:
         """Perturbs all documents batch by batch, at each size of the grid."""
         given, X = self._layer.documents(op, X)
-        self._layer.check_threat(op, X, self.threat_model, grid)
+        self._layer.check_threat(op, self._part.columns(X), self.threat_model, grid)
         Y = check_true_labels(op, self.model, self.goal, X, Y)
         if targets is not None and (self.goal != "negative" or np.shape(targets) != (X.shape[0],)):
             raise ValueError(f'{op}: targets [N] are for goal "negative", a label for each document')
         self._layer.check_memory(op, X, self.threat_model, grid)
-        attack = self._bound(X)
+        attack, radii = self._bound(X), [self._part.radius(epsilon) for epsilon in grid]
         batches: list[list[Batch]] = [[] for _ in grid]
         with attack._layer.evaluating():
             inputs = [attack._copied(X) for _ in grid]
@@ -133,7 +141,7 @@ class Attack:
                 x, indices, indptr = attack._tensors(X[rows])
                 chosen = None if targets is None else np.asarray(targets)[rows]
                 goal = attack._targets(op, X[rows], None if Y is None else Y[rows], chosen)
-                perturbed = attack._batch(start, x, indices, indptr, goal, grid)
+                perturbed = attack._batch(start, x, indices, indptr, goal, radii)
                 if start == 0:  # Shapes and gradients were checked before, with messages that say more.
                     attack._layer.check_encoder(X)
                 for batch, kept, written in zip(perturbed, batches, inputs, strict=True):

@@ -17,7 +17,7 @@ _TILE = 1 << 21  # numbers of a tile of documents x features; 8 MiB stay in the 
 
 
 class Direction:
-    """A matrix [N, D] that exists only tile by tile. It is a gradient G W', or noise."""
+    """A matrix [N, D] over the sparse features, only tile by tile. It is a gradient G W', or noise."""
 
     def __init__(self, layer: Layer, gradient: Tensor | None, N: int, seed: int = 0) -> None:
         """Makes a direction. None as gradient means noise."""
@@ -45,11 +45,12 @@ class Direction:
     @property
     def width(self) -> int:
         """The number of features in a tile."""
-        return min(self.layer.weight.shape[1], max(64, _TILE // max(1, self.N)))
+        features: int = self.layer.model.num_features
+        return min(features, max(64, _TILE // max(1, self.N)))
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yields the first feature and the end of each tile."""
-        D, width = self.layer.weight.shape[1], self.width
+        D, width = self.layer.model.num_features, self.width
         return ((begin, min(D, begin + width)) for begin in range(0, D, width))
 
 

@@ -27,7 +27,8 @@ from mach_ext._user_encoder import (
 from mach_ext.attack._batch import Batch
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._rows import rows_of
-from mach_ext.attack.threats import Support, ThreatModel, check_epsilon, negative_values
+from mach_ext.attack._threat_checks import check_epsilon, negative_values
+from mach_ext.attack.threats import Support, ThreatModel
 from mach_ext.head import MACHHead
 from mach_ext.nn import check_scores, evaluating, predict_batch
 

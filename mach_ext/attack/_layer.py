@@ -17,8 +17,10 @@ from mach_ext import functional as F
 from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory
 from mach_ext._model_checks import values_dtype
+from mach_ext.attack._part import without_zeros
 from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import Delete, Dense, Insert, ThreatModel
+from mach_ext.data import HybridMatrix
 from mach_ext.functional import _products
 from mach_ext.functional._products import bce_of_group, group_of
 from mach_ext.functional._repetitions import group_size, groups, of_group
@@ -52,12 +54,9 @@ class Layer:
     def documents(self, op: str, X: Any) -> tuple[Any, Any]:
         """Returns documents as the user passed them, and as checked CSR without stored zeros."""
         given, X = X, joined_documents(f"{op}: X", self.model, X)
-        if not (scipy.sparse.issparse(given) and given.ndim == 2):
+        if not isinstance(given, HybridMatrix) and not (scipy.sparse.issparse(given) and given.ndim == 2):
             given = X
-        if not (X.data != 0).all():
-            X = X.copy()
-            X.eliminate_zeros()
-        return given, X
+        return given, without_zeros(X, self.model.num_features)
 
     def check_threat(self, op: str, X: Any, threat: ThreatModel, grid: list[float]) -> None:
         """Checks that the threat model fits documents and sizes."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext._user_encoder import Encoder
+from mach_ext.attack._part import unchanged_features
 from mach_ext.attack._scores import Truth, success_rate, summaries
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import NEAREST, first_label, is_true
@@ -50,11 +51,17 @@ class Settings:
             self.model, self.threat, self.goal, self.k, words=words, seed=seed, encoder=self.encoder
         )
 
+    def _unchanged(self) -> dict[str, str]:
+        """Returns which features the threat model leaves as they are, if the model has two kinds."""
+        unchanged = None if self.encoder is not None else unchanged_features(self.model, self.threat)
+        return {} if unchanged is None else {"unchanged": unchanged}
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings, ready for JSON."""
         return {
             "attack": self.method,
             "threat_model": str(self.threat),
+            **self._unchanged(),
             "nonnegative": self.threat.nonnegative,
             "goal": self.goal,
             "k": self.k,

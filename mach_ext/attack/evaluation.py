@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mach_ext._dense_features import checked_documents
 from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
@@ -18,7 +19,7 @@ from mach_ext.attack._tally import Settings, Tally
 from mach_ext.attack.goals import check_true_labels, goal_k
 from mach_ext.attack.methods import METHODS
 from mach_ext.attack.threats import ThreatModel
-from mach_ext.data import check_csr, check_labels
+from mach_ext.data import HybridMatrix, check_labels
 from mach_ext.head import MACHHead
 from mach_ext.metrics import KS
 from mach_ext.nn import MACH, checked_k
@@ -73,7 +74,8 @@ def evaluate(
 
     Args:
         model: The model, or a head as in `FGSM`.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix. With `encoder`, its inputs as in `FGSM.perturb`.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a model with dense features, a
+            `mach_ext.data.HybridMatrix`. With `encoder`, its inputs as in `FGSM.perturb`.
         Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         encoder: The encoder before a head, as in `FGSM`. There are no words to delete or insert.
         method: "fgsm" or "pgd", or "delete" or "insert" for words. "delete" needs the threat model delete,
@@ -131,10 +133,10 @@ def evaluate(
         raise ValueError(f"{op}: epsilons must be at least one number")
     k = goal_k(op, model, "positive" if targeted else goal, k)
     ks = _metric_ks(op, ks, k, model.num_labels)
-    transfer = _checked_transfer(op, model, encoder, transfer)
+    transfer = _checked_transfer(op, model, encoder, transfer, X)
     settings = Settings(model, encoder, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
-    X = check_csr(X, f"{op}: X") if encoder is None else check_inputs(op, model, X)
+    X = checked_documents(f"{op}: X", model, X) if encoder is None else check_inputs(op, model, X)
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
     Y = check_true_labels(op, model, goal, X, Y)
@@ -174,7 +176,7 @@ def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> li
     return list(dict.fromkeys(checked_k(op, each, num_labels) for each in ks))
 
 
-def _checked_transfer(op: str, model: Any, encoder: Encoder | None, transfer: Any) -> Any:
+def _checked_transfer(op: str, model: Any, encoder: Encoder | None, transfer: Any, X: Any) -> Any:
     """Returns the other model. Refuses one whose numbers of features or labels differ."""
     if transfer is None:
         return None
@@ -185,6 +187,14 @@ def _checked_transfer(op: str, model: Any, encoder: Encoder | None, transfer: An
         )
     transfer = attacked_model(op, transfer)
     ours, theirs = ((m.num_columns, m.num_labels) for m in (model, transfer))
-    if ours != theirs:
-        raise ValueError(f"{op}: transfer must have the model's (features, labels) {ours}, got {theirs}")
+    if ours != theirs or model.num_dense != transfer.num_dense:
+        dense = f", {transfer.num_dense} of the features dense" if ours == theirs else ""
+        raise ValueError(
+            f"{op}: transfer must have the model's (features, labels) {ours}, got {theirs}{dense}"
+        )
+    if model.num_dense and not isinstance(X, HybridMatrix):
+        raise ValueError(
+            f"{op}: X must be a HybridMatrix if transfer is given, because each model centres and scales the "
+            f"dense features in its own way, got {type(X).__name__}"
+        )
     return transfer

@@ -9,8 +9,9 @@ from mach_ext.attack._base import Attack
 from mach_ext.attack._batch import Batch, restore_others
 from mach_ext.attack._dense import Direction, Entries, best_new_features, sign_pass
 from mach_ext.attack._rows import rows_of
+from mach_ext.attack._threat_checks import round_down
 from mach_ext.attack.goals import Targets
-from mach_ext.attack.threats import Dense, Insert, round_down
+from mach_ext.attack.threats import Dense, Insert
 
 
 class FGSM(Attack):
@@ -103,7 +104,8 @@ class FGSM(Attack):
         """Takes the step on the document's own features and on new ones."""
         if not epsilon:
             return clean
-        moved = self.threat_model.vertex(clean.x, slope, clean.rows, len(clean.indptr) - 1, epsilon)
+        threat = self._part.on(self.threat_model, clean.indices)
+        moved = threat.vertex(clean.x, slope, clean.rows, len(clean.indptr) - 1, epsilon)
         best = self._choose(clean, clean, moved, goal)
         return self._improve(clean, best, goal, epsilon)
 

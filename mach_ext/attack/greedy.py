@@ -8,9 +8,10 @@ from torch import Tensor
 
 from mach_ext.attack._batch import Batch
 from mach_ext.attack._rows import first_of_rows, rank_in_rows
+from mach_ext.attack._threat_checks import round_down
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import Targets
-from mach_ext.attack.threats import Delete, Insert, round_down
+from mach_ext.attack.threats import Delete, Insert
 
 
 class Greedy(FGSM):
@@ -55,12 +56,13 @@ class Greedy(FGSM):
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
             return [self._insert(clean, goal, epsilon, self.threat_model.m) for epsilon in grid]
         clean = best = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
+        fixed = ~self._part.contains(indices)
         values, asked, by_count = x, {int(epsilon) for epsilon in grid}, {0: clean}
         for count in range(1, max(asked, default=0) + 1):
             first = self._layer.first(values, indices, indptr)
             _, gradient = self._gradient(first, goal)
             effect = -self._layer.to_values(gradient, indices, indptr) * values
-            effect[values == 0] = -math.inf
+            effect[(values == 0) | fixed] = -math.inf
             chosen = first_of_rows(rank_in_rows(effect, clean.rows), clean.rows, len(indptr) - 1)
             chosen = chosen[effect[chosen] > 0]
             if not len(chosen):  # no further word helps in any document

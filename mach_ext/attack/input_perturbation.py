@@ -13,7 +13,8 @@ from torch import Tensor
 from mach_ext._memory import memory_errors
 from mach_ext.attack._batch import Batch, joined, joined_targets
 from mach_ext.attack._inputs import InputLayer
-from mach_ext.attack.threats import Support, ThreatModel, holds_on_all_entries
+from mach_ext.attack._threat_checks import holds_on_all_entries
+from mach_ext.attack.threats import Support, ThreatModel
 from mach_ext.nn import checked_k
 
 _CHECKED = 1 << 20  # entries that are compared at a time, in float64

@@ -76,10 +76,12 @@ class Random(FGSM):
         """Perturbs a batch of documents at each size of the grid."""
         if isinstance(self.threat_model, Delete):
             generator = torch.Generator(x.device).manual_seed(self.seed + start)
-            order = rank_in_rows(torch.rand(x.shape, generator=generator, device=x.device), rows_of(indptr))
+            free = self._part.contains(indices)
+            key = torch.rand(x.shape, generator=generator, device=x.device).where(free, -1.0)
+            order = rank_in_rows(key, rows_of(indptr))
             rank = torch.empty_like(order)
             rank[order] = torch.arange(len(order), device=x.device) - indptr[rows_of(indptr)]
             clean_loss = self._loss(self._layer.first(x, indices, indptr), goal)
             clean = Batch(start, x, x, indices, indptr, clean_loss, clean_loss)
-            return [self._choose(clean, clean, torch.where(rank < e, 0.0, x), goal) for e in grid]
+            return [self._choose(clean, clean, torch.where((rank < e) & free, 0.0, x), goal) for e in grid]
         return super()._batch(start, x, indices, indptr, goal, grid)

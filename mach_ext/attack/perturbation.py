@@ -17,8 +17,12 @@ from mach_ext.attack._batch import Batch, joined, joined_targets
 from mach_ext.attack._dense import Entries, sign_pass
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._models import attacked_model
+from mach_ext.attack._part import changed_part, without_zeros
 from mach_ext.attack._rows import norms
-from mach_ext.attack.threats import ThreatModel
+from mach_ext.attack._scaling import Scaling
+from mach_ext.attack._threat_checks import in_ball
+from mach_ext.attack.threats import Embedding, ThreatModel
+from mach_ext.data import HybridMatrix
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, check_scores, checked_k, evaluating, predict_batch
 
@@ -27,7 +31,8 @@ class Perturbation:
     """Adversarial documents, kept as changes of X and written out only if asked for.
 
     Attributes:
-        X: The clean documents [N, D], canonical CSR.
+        X: The clean documents [N, D], canonical CSR. For a model with dense features they are joined, as
+            `mach_ext.MACH.join` returns them.
         epsilon: The size of the change.
         threat_model: What the attacker may change.
         loss, clean_loss: Loss of each adversarial and clean document [N], float64. The attack raises it.
@@ -53,6 +58,8 @@ class Perturbation:
         """Joins the batches of an attack. `given` are the documents as the user passed them."""
         self.model, self.threat_model, self.X, self.epsilon = model, threat, X, epsilon
         self._batches, self._given = batches, given
+        self._part = changed_part("Perturbation", model, threat)
+        self._scaling = Scaling.of(model)
         self.loss, self.clean_loss = joined(batches, "loss"), joined(batches, "clean_loss")
         self.targets = joined_targets(batches)
 
@@ -64,7 +71,14 @@ class Perturbation:
 
     def _first(self, layer: Layer, batch: Batch) -> Tensor:
         """Returns the first layer of a batch's adversarial documents."""
-        first = layer.first(batch.values.to(layer.dtype), batch.indices, batch.indptr)
+        values = batch.values.to(layer.dtype)
+        if layer.model is not self.model and self._scaling is not None:
+            dense = batch.indices >= self.model.num_features
+            other = Scaling.of(layer.model)
+            assert other is not None
+            values = values.clone()
+            values[dense] = other.join(self._scaling.raw(values[dense])).to(layer.dtype)
+        first = layer.first(values, batch.indices, batch.indptr)
         if batch.offset is None:
             return first
         if layer.model is self.model:
@@ -79,10 +93,12 @@ class Perturbation:
     def _layer(self, model: MACH | MACHHead | None) -> Layer:
         """Returns the first layer of this model or another."""
         model = self.model if model is None else attacked_model("Perturbation", model)
-        if model.num_columns != self.X.shape[1]:
-            raise ValueError(
-                f"Perturbation: model must have D={self.X.shape[1]} features, got {model.num_columns}"
-            )
+        ours, theirs = ((m.num_features, m.num_dense) for m in (self.model, model))
+        if ours != theirs:
+            must, got = "D={} features", "{}"
+            if ours[1] or theirs[1]:
+                must, got = f"{must} and E={{}} dense ones", f"{got} and {{}}"
+            raise ValueError(f"Perturbation: model must have {must.format(*ours)}, got {got.format(*theirs)}")
         return Layer("Perturbation", model)
 
     @memory_errors("perturb fewer documents at a time")
@@ -174,7 +190,8 @@ class Perturbation:
     def norms(self) -> dict[str, NDArray[np.float64]]:
         """Norms of each document's change, and numbers of features, by name [N].
 
-        "linf", "l2" and "l1" are norms. "added" and "removed" count features that appear and disappear.
+        "linf", "l2" and "l1" are norms. With `Embedding` they are in the units of epsilon. "added" and
+        "removed" count sparse features that appear and disappear.
 
         Example:
             >>> from scipy import sparse
@@ -224,14 +241,14 @@ class Perturbation:
             measures["added"] -= changed_own
             measures["l2"] = measures["l2"].sqrt()
         else:
-            change, rows = (batch.values.double() - batch.x.double()).abs(), batch.rows
-            zero = change.new_zeros(N)
+            change, rows = (batch.values.double() - batch.x.double()).abs() / self._part.scale, batch.rows
+            zero, is_word = change.new_zeros(N), batch.indices < self.model.num_features
             measures = {
                 "linf": zero.scatter_reduce(0, rows, change, "amax"),
                 "l2": norms(change, rows, N, 2.0),
                 "l1": norms(change, rows, N, 1.0),
-                "added": zero.index_add(0, rows, ((batch.x == 0) & (batch.values != 0)).double()),
-                "removed": zero.index_add(0, rows, ((batch.x != 0) & (batch.values == 0)).double()),
+                "added": zero.index_add(0, rows, (is_word & (batch.x == 0) & (batch.values != 0)).double()),
+                "removed": zero.index_add(0, rows, (is_word & (batch.x != 0) & (batch.values == 0)).double()),
             }
         return {name: t.cpu().double().numpy() for name, t in measures.items()}
 
@@ -240,6 +257,7 @@ class Perturbation:
         """Writes the adversarial documents as canonical SciPy CSR [N, D].
 
         With epsilon 0 the result has the same bits and dtype as X. If X has duplicates, it has their sums.
+        For a model with dense features the documents are joined, [N, D + E]. `to_hybrid` writes both kinds.
 
         Args:
             max_bytes: The largest accepted size in bytes, if all features are changed.
@@ -258,6 +276,8 @@ class Perturbation:
             >>> mach_ext.attack.FGSM(model).perturb(X, Y, epsilon=0.5).to_csr()[0].toarray().round(2)
             array([[0.5, 0.9, 0. , 0. , 0. , 0. ]], dtype=float32)
         """
+        if self.epsilon == 0 and isinstance(self._given, HybridMatrix):
+            return self.X.copy()
         if self.epsilon == 0:
             clean = scipy.sparse.csr_matrix(self._given, copy=True)
             clean.sum_duplicates()  # the sums may not fit this dtype
@@ -281,8 +301,7 @@ class Perturbation:
         if not batch.directions:
             block = scipy.sparse.csr_matrix(tuple(arrays), (N, D), copy=True)
             block.sort_indices()
-            block.eliminate_zeros()
-            return block
+            return without_zeros(block, self.model.num_features)
         return scipy.sparse.hstack([after for _, after in self._tiles(batch)], format="csr")
 
     def _tiles(self, batch: Batch) -> Iterator[tuple[Any, Any]]:
@@ -296,8 +315,76 @@ class Perturbation:
             yield before, scipy.sparse.csr_matrix(torch.where(change == 0, x, moved).numpy())
 
     @memory_errors("perturb fewer documents at a time")
+    def to_hybrid(self) -> HybridMatrix:
+        """Writes the adversarial documents of a model with dense features, as they are before the model.
+
+        Its dense features are neither centred nor scaled. What the attack left as it is has the bits of X, if
+        X was a `mach_ext.data.HybridMatrix`. Changed dense features are float32, or float64 if X has float64.
+        Their rounding does not lead out of the threat model. The model's answers to this matrix are those of
+        `predict` up to rounding.
+
+        Raises:
+            ValueError: The model takes no dense features.
+
+        Example:
+            >>> import numpy as np, scipy.sparse, mach_ext
+            >>> Y = scipy.sparse.eye(6, format="csr")  # document i has label i
+            >>> X = mach_ext.data.HybridMatrix(Y, np.eye(6, 4, dtype=np.float32))
+            >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0, num_dense=4)
+            >>> mach_ext.fit_svm(model, X, Y, progress=False)
+            >>> perturbed = mach_ext.attack.FGSM(model, "embedding").perturb(X, Y, epsilon=0.5)
+            >>> perturbed.to_hybrid().dense[0].tolist()
+            [0.5, 0.5, 0.5, 0.5]
+        """
+        if self._scaling is None:
+            raise ValueError("Perturbation.to_hybrid: the model takes no dense features; use to_csr()")
+        given, D = self._given if isinstance(self._given, HybridMatrix) else None, self.model.num_features
+        if given is not None and self.epsilon == 0:
+            return given
+        if isinstance(self.threat_model, Embedding):
+            dense = [self._dense(batch)[1] for batch in self._batches]
+            words = self.X[:, :D] if given is None else given.sparse
+            return HybridMatrix(words, torch.cat(dense).numpy() if dense else np.empty((0, self._scaling.E)))
+        words = self.to_csr()[:, :D]
+        return HybridMatrix(words, self._scaling.raw_rows(self.X) if given is None else given.dense)
+
+    def _dense(self, batch: Batch) -> tuple[Tensor, Tensor]:  # [n, E], [n, E]
+        """Returns the dense features of a batch before and after the change, as they are before the model."""
+        assert self._scaling is not None
+        rows = slice(batch.start, batch.start + len(batch.indptr) - 1)
+        at = self._part.contains(batch.indices)
+        change = (batch.values[at].double() - batch.x[at].double()).cpu() / self._part.scale
+        if isinstance(self._given, HybridMatrix):
+            given = np.asarray(self._given.dense[rows])
+            before = torch.from_numpy(given.astype(np.float64 if given.dtype == np.float64 else np.float32))
+        else:
+            before = torch.from_numpy(self._scaling.raw_rows(self.X[rows]))
+        x = before.flatten()
+        of = torch.arange(len(before)).repeat_interleave(self._scaling.E)
+        moved = (x.double() + change).to(x.dtype)
+        after = self.threat_model.project(x, moved, of, len(before), self.epsilon)
+        return before, after.view_as(before)
+
+    def _holds_beside(self, adversarial: Any) -> bool:
+        """Returns whether the joined documents, and those before the model, are within the threat model."""
+        D, threat = self.model.num_features, self.threat_model
+        if not isinstance(threat, Embedding):
+            same = (self.X[:, D:] != adversarial[:, D:]).nnz == 0
+            return bool(same and threat.holds(self.X[:, :D], adversarial[:, :D], self.epsilon))
+        before, after = (X[:, D:].toarray().astype(np.float64) for X in (self.X, adversarial))
+        change = scipy.sparse.csr_matrix((after - before) / self._part.scale)
+        within = np.isfinite(change.data).all() and in_ball(change, threat.norm, self.epsilon)
+        if not within or (self.X[:, :D] != adversarial[:, :D]).nnz:
+            return False
+        given = self._given
+        return not isinstance(given, HybridMatrix) or threat.holds(given, self.to_hybrid(), self.epsilon)
+
+    @memory_errors("perturb fewer documents at a time")
     def changes(self, n: int) -> list[tuple[int, float, float]]:
         """Returns the changes of document n as a list of feature, old value and new value.
+
+        The numbers D, D + 1 and so on are those of dense features. Their values are as they were given, not
+        centred and scaled.
 
         Args:
             n: Number of the document.
@@ -328,6 +415,10 @@ class Perturbation:
                 moved.update(zip((at + begin).tolist(), change[row, at].tolist(), strict=True))
             return [(f, old.get(f, 0.0), old.get(f, 0.0) + by) for f, by in sorted(moved.items())]
         own = slice(int(batch.indptr[row]), int(batch.indptr[row + 1]))
+        if isinstance(self.threat_model, Embedding):
+            old_row, new_row = (dense[row].tolist() for dense in self._dense(batch))
+            D = self.model.num_features
+            return [(D + e, a, b) for e, (a, b) in enumerate(zip(old_row, new_row, strict=True)) if a != b]
         arrays = (batch.indices[own].tolist(), batch.x[own].tolist(), batch.values[own].tolist())
         return sorted((f, a, b) for f, a, b in zip(*arrays, strict=True) if a != b)
 
@@ -349,6 +440,8 @@ class Perturbation:
             True
         """
         threat, dense = self.threat_model, [batch for batch in self._batches if batch.directions]
+        if self._scaling is not None:
+            return self._holds_beside(self.to_csr())
         if not dense:
             return threat.holds(self.X, self.to_csr(), self.epsilon)
         limit = self.epsilon * (1 + 1e-6)

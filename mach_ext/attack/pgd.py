@@ -9,9 +9,10 @@ import torch
 
 from mach_ext import functional as F
 from mach_ext.attack._batch import Batch, merge_batches
+from mach_ext.attack._threat_checks import round_down
+from mach_ext.attack._threat_model import ROUNDING, Step
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import Targets
-from mach_ext.attack.threats import ROUNDING, Step, round_down
 
 
 class PGD(FGSM):
@@ -63,7 +64,8 @@ class PGD(FGSM):
 
     def _improve(self, clean: Batch, best: Batch, goal: Targets, epsilon: float) -> Batch:
         """Improves the best documents in several runs."""
-        N, rows, layer, threat = len(clean.indptr) - 1, clean.rows, self._layer, self.threat_model
+        N, rows, layer = len(clean.indptr) - 1, clean.rows, self._layer
+        threat = self._part.on(self.threat_model, clean.indices)
         generator = torch.Generator(rows.device).manual_seed(self.seed + clean.start)
         for run in range(1 + self.restarts):
             values = clean.x

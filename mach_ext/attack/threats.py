@@ -7,212 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from mach_ext.attack._rows import first_of_rows, norms, rank_in_rows
-
-ROUNDING = 1e-7  # relative distance to a bound, so that rounded sums do not exceed it
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of `PGD`."""
-
-    number: int  # counts from 0
-    size: float  # in the norm of the threat model
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """What an attacker may do to a document x: which features may change, and how far.
-
-    epsilon is the radius of a ball around x. For `Delete` it is a number of words.
-
-    Attributes:
-        nonnegative: True: values stay >= 0, as term weights are. Documents with negative values are refused.
-        name: Name of the threat model, as in `threat_model`.
-        norm: Norm of the ball.
-
-    Example:
-        >>> from mach_ext.attack import Insert, L2, Support
-        >>> [str(threat) for threat in (Support(), Insert(m=10), L2(nonnegative=False))]
-        ['support', 'insert(10)', 'l2']
-    """
-
-    nonnegative: bool = True
-
-    name = ""
-    norm = math.inf
-
-    def __str__(self) -> str:
-        """Returns the name."""
-        return self.name
-
-    def check(self, op: str, X: Any, epsilon: float) -> None:
-        """Checks that the threat model fits documents and epsilon.
-
-        Args:
-            op: How messages call the function.
-            X: Documents [N, D], SciPy CSR.
-            epsilon: The size of the change.
-
-        Raises:
-            ValueError: It does not fit.
-
-        Example:
-            >>> from scipy import sparse
-            >>> from mach_ext.attack import Support
-            >>> Support().check("demo", sparse.csr_matrix([[0.5, 1.0]]), 0.1)
-            >>> Support().check("demo", sparse.csr_matrix([[0.5, 1.0]]), -1)
-            Traceback (most recent call last):
-            ...
-            ValueError: demo: epsilon must be a number >= 0, got -1
-        """
-        check_epsilon(op, epsilon)
-        if self.nonnegative and X.nnz and X.data.min() < 0:
-            row = int(np.searchsorted(X.indptr, np.argmin(X.data), side="right")) - 1
-            raise negative_values(op, self, X.data.min(), row)
-
-    def bounds(self, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        """Returns the lowest and the highest value of each feature by itself, float64.
-
-        Args:
-            x: Values of features [nnz].
-            epsilon: The size of the change.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.attack import Support
-            >>> low, high = Support().bounds(torch.tensor([0.5, 1.0]), epsilon=0.75)
-            >>> low.tolist(), high.tolist()
-            ([0.0, 0.25], [1.25, 1.75])
-        """
-        low, high = x.double() - epsilon, x.double() + epsilon
-        return (low.clamp(min=0) if self.nonnegative else low), high
-
-    def project(self, x: Tensor, y: Tensor, rows: Tensor, N: int, epsilon: float) -> Tensor:
-        """Moves values y into the set around x. Rounding never leads out of the set.
-
-        `L2` and `L1` move them on a straight line to x.
-
-        Args:
-            x: Clean values [nnz].
-            y: Values to move [nnz].
-            rows: Document of each value [nnz].
-            N: Number of documents.
-            epsilon: The size of the change.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.attack import Support
-            >>> x, y = torch.tensor([0.5, 1.0]), torch.tensor([2.0, 1.5])
-            >>> Support().project(x, y, rows=torch.tensor([0, 0]), N=1, epsilon=0.75)
-            tensor([1.2500, 1.5000])
-        """
-        low, high = self.bounds(x, epsilon)
-        inside = y.double().clamp(low, high)
-        change = inside - x.double()
-        if self.norm != math.inf:
-            size = norms(change, rows, N, self.norm)
-            shrink = (epsilon * (1 - ROUNDING) / size).clamp(max=1)  # 0 / 0 and eps / 0: nothing to shrink
-            change = change * shrink.nan_to_num(1.0)[rows]
-            inside = x.double() + change
-        limit = (inside - x.double()).abs()
-        if x.dtype == torch.float64:  # The sums x + change are rounded to this dtype, too.
-            limit = torch.minimum(limit, change.abs().clamp(max=epsilon))
-        near = inside.to(x.dtype)
-        beyond = (near.double() - x.double()).abs() > limit
-        return torch.where(beyond, near.nextafter(x), near)
-
-    def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
-        """Returns the step of a given size that increases a linear function with gradient g the most.
-
-        Args:
-            g: Gradient [nnz].
-            rows: Document of each value [nnz].
-            N: Number of documents.
-            size: Size of the step in the norm of the threat model.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.attack import L2, Support
-            >>> g, rows = torch.tensor([3.0, -4.0]), torch.tensor([0, 0])
-            >>> Support().step(g, rows, 1, size=0.5), L2().step(g, rows, 1, size=0.5)
-            (tensor([ 0.5000, -0.5000]), tensor([ 0.3000, -0.4000]))
-        """
-        return g.sign() * size
-
-    def vertex(self, x: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float) -> Tensor:
-        """Returns the point at which FGSM ends: the step of size epsilon, projected.
-
-        Args:
-            x: Clean values [nnz].
-            g: Gradient [nnz].
-            rows: Document of each value [nnz].
-            N: Number of documents.
-            epsilon: The size of the change.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.attack import Support
-            >>> x, g = torch.tensor([0.5, 1.0]), torch.tensor([3.0, -4.0])
-            >>> Support().vertex(x, g, rows=torch.tensor([0, 0]), N=1, epsilon=0.75)
-            tensor([1.2500, 0.2500])
-        """
-        return self.project(x, x + self.step(g, rows, N, epsilon), rows, N, epsilon)
-
-    def advance(
-        self, x: Tensor, now: Tensor, g: Tensor, rows: Tensor, N: int, epsilon: float, step: Step
-    ) -> Tensor:
-        """Returns PGD's next point: a step from `now`, projected.
-
-        Args:
-            x: Clean values [nnz].
-            now: Present values [nnz].
-            g: Gradient at the present values [nnz].
-            rows: Document of each value [nnz].
-            N: Number of documents.
-            epsilon: The size of the change.
-            step: Number and size of the step.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.attack import Support
-            >>> from mach_ext.attack.threats import Step
-            >>> x, g, rows = torch.tensor([0.5, 1.0]), torch.tensor([3.0, -4.0]), torch.tensor([0, 0])
-            >>> Support().advance(x, x, g, rows, N=1, epsilon=0.75, step=Step(number=0, size=0.25))
-            tensor([0.7500, 0.7500])
-        """
-        return self.project(x, now + self.step(g, rows, N, step.size), rows, N, epsilon)
-
-    def holds(self, X: Any, adversarial: Any, epsilon: float) -> bool:
-        """Returns whether all documents `adversarial` are within this threat model around X.
-
-        The numbers of both matrices are compared in float64, up to its rounding.
-
-        Args:
-            X: Clean documents [N, D], a SciPy, NumPy or torch matrix.
-            adversarial: Changed documents [N, D], a SciPy, NumPy or torch matrix.
-            epsilon: The size of the change.
-
-        Example:
-            >>> from scipy import sparse
-            >>> from mach_ext.attack import Support
-            >>> X = sparse.csr_matrix([[0.5, 1.0, 0.0]])
-            >>> Support().holds(X, sparse.csr_matrix([[0.75, 1.0, 0.0]]), epsilon=0.25)
-            True
-            >>> Support().holds(X, sparse.csr_matrix([[0.5, 1.0, 0.25]]), epsilon=0.25)  # a new feature
-            False
-        """
-        X, adversarial = _to_float64(X), _to_float64(adversarial)
-        change = _change(self, X, adversarial)
-        return change is not None and self._holds(X, change, epsilon)
-
-    def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
-        """Returns whether a change is within this threat model. It is not checked for negative values."""
-        return _in_ball(change, self.norm, epsilon) and not _change_outside(X, change).nnz
+from mach_ext.attack._threat_checks import change_outside, in_ball
+from mach_ext.attack._threat_model import Step, ThreatModel
+from mach_ext.data import HybridMatrix
 
 
 @dataclass(frozen=True)
@@ -240,7 +41,7 @@ class Dense(ThreatModel):
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
         """Returns whether a change is within this threat model."""
-        return _in_ball(change, self.norm, epsilon)
+        return in_ball(change, self.norm, epsilon)
 
 
 @dataclass(frozen=True)
@@ -315,8 +116,8 @@ class Insert(ThreatModel):
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
         """Returns whether a change is within this threat model."""
-        new = np.diff(_change_outside(X, change).indptr).max(initial=0)
-        return _in_ball(change, self.norm, epsilon) and bool(new <= self.m)
+        new = np.diff(change_outside(X, change).indptr).max(initial=0)
+        return in_ball(change, self.norm, epsilon) and bool(new <= self.m)
 
 
 @dataclass(frozen=True)
@@ -353,8 +154,7 @@ class L2(ThreatModel):
             >>> L2().step(torch.tensor([3.0, -4.0]), rows=torch.tensor([0, 0]), N=1, size=0.5)
             tensor([ 0.3000, -0.4000])
         """
-        scale = (size / norms(g.double(), rows, N, 2.0)).nan_to_num(0.0, posinf=0.0)
-        return (g.double() * scale[rows]).to(g.dtype)
+        return _along(g, rows, N, size)
 
 
 @dataclass(frozen=True)
@@ -488,15 +288,99 @@ class Delete(ThreatModel):
         return bool(same and np.diff(change.indptr).max(initial=0) <= epsilon)
 
 
-_THREATS: dict[str, type[ThreatModel]] = {t.name: t for t in (Dense, Support, Insert, L2, L1, Delete)}
+@dataclass(frozen=True)
+class Embedding(ThreatModel):
+    """The dense features of a document may change within a ball of radius epsilon. Its words stay.
+
+    It is for models with dense features (`mach_ext.MACH(num_dense=E)`), such as sentence embeddings. epsilon
+    is in the units of the dense features as they were given, before the model centres and scales them. So
+    0.1 is a tenth of an embedding of length 1, whatever the model.
+
+    Attributes:
+        norm: `math.inf`: each dense feature may change by at most epsilon. 2: the Euclidean length of the
+            change is at most epsilon.
+
+    Raises:
+        ValueError: `norm` is another number, or `nonnegative` is True.
+
+    Example:
+        >>> import numpy as np, scipy.sparse, mach_ext
+        >>> Y = scipy.sparse.eye(6, format="csr")  # document i has label i
+        >>> X = mach_ext.data.HybridMatrix(Y, np.eye(6, 4, dtype=np.float32))
+        >>> model = mach_ext.MACH(6, 6, num_repetitions=8, num_buckets=4, hidden_size=0, num_dense=4)
+        >>> mach_ext.fit_svm(model, X, Y, progress=False)
+        >>> perturbed = mach_ext.attack.FGSM(model, "embedding(l2)").perturb(X, Y, epsilon=0.5)
+        >>> perturbed.norms["l2"].round(3).tolist()
+        [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+
+    nonnegative: bool = False
+    norm: float = math.inf
+
+    name = "embedding"
+
+    def __post_init__(self) -> None:
+        """Checks the norm."""
+        if self.norm not in (2, math.inf):
+            raise ValueError(f"Embedding: norm must be 2 or math.inf, got {self.norm!r}")
+        if self.nonnegative:
+            raise ValueError("Embedding: nonnegative must be False, because dense features have both signs")
+
+    def __str__(self) -> str:
+        """Returns the name, with the norm if it is 2."""
+        return f"{self.name}(l2)" if self.norm == 2 else self.name
+
+    def step(self, g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
+        """Returns the step of a given size that increases a linear function with gradient g the most.
+
+        Args:
+            g: Gradient [nnz].
+            rows: Document of each value [nnz].
+            N: Number of documents.
+            size: Size of the step in the norm of the ball.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.attack import Embedding
+            >>> g, rows = torch.tensor([3.0, -4.0]), torch.tensor([0, 0])
+            >>> Embedding().step(g, rows, 1, size=0.5), Embedding(norm=2).step(g, rows, 1, size=0.5)
+            (tensor([ 0.5000, -0.5000]), tensor([ 0.3000, -0.4000]))
+        """
+        return _along(g, rows, N, size) if self.norm == 2 else super().step(g, rows, N, size)
+
+    def _changeable(self, X: Any, adversarial: Any) -> tuple[Any, Any]:
+        """Returns the dense features of both documents. None and None: the words have changed."""
+        if not isinstance(X, HybridMatrix):
+            raise TypeError(
+                "Embedding.holds: documents must be a HybridMatrix, whose dense features have their own "
+                f"units, got {type(X).__name__}"
+            )
+        same = (X.sparse != adversarial.sparse).nnz == 0
+        return (X.dense.astype(np.float64), adversarial.dense.astype(np.float64)) if same else (None, None)
+
+    def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
+        """Returns whether a change is within this threat model."""
+        return in_ball(change, self.norm, epsilon)
+
+
+def _along(g: Tensor, rows: Tensor, N: int, size: float) -> Tensor:
+    """Returns the step of a Euclidean length along a gradient g [nnz]."""
+    scale = (size / norms(g.double(), rows, N, 2.0)).nan_to_num(0.0, posinf=0.0)
+    return (g.double() * scale[rows]).to(g.dtype)
+
+
+_THREATS: dict[str, type[ThreatModel]] = {
+    t.name: t for t in (Dense, Support, Insert, L2, L1, Delete, Embedding)
+}
+_NORMS = {"linf": math.inf, "l2": 2.0}
 
 
 def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> ThreatModel:
     """Returns the threat model of a name.
 
     Args:
-        text: "dense", "support", "insert", "insert(10)", "l2", "l1" or "delete". A threat model is returned
-            unchanged.
+        text: "dense", "support", "insert", "insert(10)", "l2", "l1", "delete", "embedding" or
+            "embedding(l2)". A threat model is returned unchanged.
         nonnegative: Whether values stay >= 0. None: the threat model's default.
 
     Raises:
@@ -510,72 +394,13 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     if isinstance(text, ThreatModel):
         return text
     name, parenthesis, rest = str(text).partition("(")
-    count = rest.removesuffix(")")
-    if name not in _THREATS or (parenthesis and (name != "insert" or count == rest or not count.isdecimal())):
-        known = ", ".join(_THREATS)
-        raise ValueError(f"threat model must be one of {known}, or as insert(10), got {text!r}")
+    argument = rest.removesuffix(")") if rest.endswith(")") else ""
     options: dict[str, Any] = {} if nonnegative is None else {"nonnegative": nonnegative}
-    if parenthesis:
-        options["m"] = int(count)
+    if name == "insert" and argument.isdecimal():
+        options["m"] = int(argument)
+    elif name == "embedding" and argument in _NORMS:
+        options["norm"] = _NORMS[argument]
+    elif name not in _THREATS or parenthesis:
+        known = ", ".join((*_THREATS, "embedding(l2)"))
+        raise ValueError(f"threat model must be one of {known}, or as insert(10), got {text!r}")
     return _THREATS[name](**options)
-
-
-def check_epsilon(op: str, epsilon: Any) -> None:
-    """Refuses a size that is no number or negative."""
-    if not (isinstance(epsilon, (int, float, np.number)) and 0 <= epsilon < math.inf):
-        raise ValueError(f"{op}: epsilon must be a number >= 0, got {epsilon!r}")
-
-
-def negative_values(op: str, threat: ThreatModel, value: float, row: int) -> ValueError:
-    """Returns the error for a negative value where the threat model keeps values >= 0."""
-    return ValueError(
-        f"{op}: threat model {threat} keeps values >= 0, but X has {value:g} in row {row}; "
-        f"use {type(threat).__name__}(nonnegative=False) for such features"
-    )
-
-
-def holds_on_all_entries(threat: ThreatModel, X: Any, adversarial: Any, epsilon: float) -> bool:
-    """Returns whether matrices are within a threat model's ball. Entries that are 0 may change, too."""
-    change = _change(threat, _to_float64(X), _to_float64(adversarial))
-    return change is not None and _in_ball(change, threat.norm, epsilon)
-
-
-def _change(threat: ThreatModel, X: Any, adversarial: Any) -> Any:
-    """Returns the change of documents. None: it is not finite, or it leads to values that must not be < 0."""
-    change = adversarial - X
-    change.eliminate_zeros()
-    is_negative = threat.nonnegative and adversarial.data.min(initial=0) < 0
-    return None if is_negative or not np.isfinite(change.data).all() else change
-
-
-def _to_float64(X: Any) -> Any:
-    """Returns CSR of float64. Duplicates are summed in float64, not in a smaller dtype of their own."""
-    return scipy.sparse.csr_matrix(scipy.sparse.coo_matrix(X).astype(np.float64))
-
-
-def _in_ball(change: Any, norm: float, epsilon: float) -> bool:
-    """Returns whether the change of every document is within a ball of radius epsilon."""
-    rows = np.repeat(np.arange(change.shape[0]), np.diff(change.indptr))
-    size = np.abs(change.data)
-    if norm == math.inf:
-        reached = size
-    elif norm == 1:
-        reached = np.bincount(rows, size, minlength=1)
-    else:
-        reached = np.sqrt(np.bincount(rows, size**2, minlength=1))
-    return bool(reached.max(initial=0.0) <= epsilon * (1 + 1e-12))
-
-
-def _change_outside(X: Any, change: Any) -> Any:
-    """Returns the part of a change at features at which X is 0."""
-    outside = scipy.sparse.csr_matrix(change - change.multiply(X != 0))
-    outside.eliminate_zeros()
-    return outside
-
-
-def round_down(epsilon: float, dtype: torch.dtype) -> float:
-    """Returns the largest number of the dtype that is not above epsilon."""
-    near = torch.tensor(epsilon, dtype=dtype)
-    if near.double().item() > epsilon:
-        near = near.nextafter(near.new_tensor(0.0))
-    return float(near)

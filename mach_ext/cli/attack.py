@@ -55,7 +55,7 @@ Threat = Annotated[
     option(
         "--threat", parse=values.threat, metavar="MODEL", panel="Attack",
         help="What may change. support: a document's own features. dense: all features. insert(M): M new "
-        "features, too. Others are l2, l1 and delete.",
+        "features, too. Others are l2, l1 and delete. embedding and embedding(l2): dense features alone.",
     ),
 ]  # fmt: skip
 Signed = Annotated[bool, switch("--signed", panel="Attack", help="Let values fall below 0.")]
@@ -161,6 +161,8 @@ def _show_attack(title: str, result: dict[str, Any], sizes: Sequence[float]) -> 
         f"{one_line(title)}: {result['attack']}, threat model {result['threat_model']}, "
         f"goal {result['goal']}, {result['documents']:,} documents"
     )
+    if "unchanged" in result:
+        show(f"The {result['unchanged']} stay as they are.")
     names = [name for name in result["clean"] if not name.endswith("interval")]
     show(f"\n{'eps':>10}" + "".join(f"{name:>9}" for name in names) + f"{'|change|':>10}{'added':>9}")
     for entry in result["adversarial"]:

@@ -25,6 +25,7 @@ from mach_ext.cli.options import (
     TopK,
     choice,
     option,
+    switch,
 )
 from mach_ext.cli.predict import from_shell
 from mach_ext.cli.values import derived
@@ -84,6 +85,13 @@ Show = Annotated[
         help="The number of features of a label.",
     ),
 ]
+Dimensions = Annotated[
+    bool,
+    switch(
+        "--dimensions", panel="Output",
+        help="Show each dimension of an embedding. Otherwise the embedding is a single feature.",
+    ),
+]  # fmt: skip
 Html = Annotated[
     Path | None,
     option("--html", parse=values.path, metavar="FILE", panel="Output", help="Also write one HTML page."),
@@ -105,6 +113,7 @@ def run(
     score: Score = "logit",
     n_steps: Steps = derived("as many as are needed"),
     show: Show = 10,
+    dimensions: Dimensions = False,
     html: Html = None,
     output: Output = None,
     device: Device = "cpu",
@@ -139,6 +148,8 @@ def run(
         score=score,
         n_steps=n_steps,
     )
+    if dimensions:
+        result = result.by_dimension()
     with all_done() as then:
         then(_show_explanation, result, show)
         if output is not None:
@@ -156,7 +167,8 @@ def _show_explanation(result: runs.RunExplanation, rows: int) -> None:
     title, true = result.document.title, result.document.true_labels
     joiners = "\u200c\u200d"  # not printable, but part of words
     text = "".join(c if c.isprintable() or c in joiners else " " for c in explanation.text or "")
-    show(f"{one_line(title)}: {report.shortened(text, 300) or f'{len(explanation.features)} features'}")
+    features = f"{len(explanation.bars.names)} features"
+    show(f"{one_line(title)}: {report.shortened(text, 300) or features}")
     low, high = float(voted.logits.min()), float(voted.logits.max())
     scale, model_scale = nn.SCALES[explanation.scale], nn.SCALES[explanation.model_scale]
     steps = f"{explanation.n_steps} steps" if explanation.n_steps else "exact"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
-from mach_ext.data.matrices import Csr, check_csr
+from mach_ext.data.matrices import Csr, check_csr, from_torch
 
-_BLOCK = 1 << 22  # numbers of a dense matrix that are in memory at a time while it is checked: 16 MiB
+_BLOCK = 1 << 22  # so many numbers of a dense matrix are read at a time: 16 MiB as float32
 
 
 class HybridMatrix:
@@ -20,7 +21,10 @@ class HybridMatrix:
 
     It may stand wherever documents of a model with `num_dense=E` are asked for. Both parts are checked once,
     when the object is made. The dense part is kept as it is. So a memory-mapped file stays on the disk, and
-    only the rows of a batch are read.
+    only the rows of a batch are read. As everywhere in mach_ext, documents are float32: other numbers are
+    rounded when they are used.
+
+    Pass the dense features as the encoder gave them. The model centres and scales them itself.
 
     Args:
         sparse: [N, D], a matrix in any form that `mach_ext.data.check_csr` takes.
@@ -114,15 +118,43 @@ class HybridMatrix:
         """Return N, the number of documents."""
         return len(self.dense)
 
+    def __repr__(self) -> str:
+        """Return the sizes."""
+        return (
+            f"HybridMatrix({len(self)} documents, {self.num_features} sparse features with {self.sparse.nnz} "
+            f"non-zeros, {self.num_dense} dense features of dtype {self.dense.dtype})"
+        )
+
     def __getitem__(self, rows: Any) -> HybridMatrix:
         """Return some documents: those of a slice, of row numbers, of a mask, or a single one.
 
         Only these rows of the dense part are read.
+
+        Raises:
+            TypeError: The index is neither a slice nor integers nor a mask of one dimension.
+            IndexError: A row does not exist, or a mask has another length.
         """
-        if isinstance(rows, (int, np.integer)):
-            rows = slice(rows, rows + 1 or None)
         if isinstance(rows, tuple):
             raise TypeError("HybridMatrix: rows alone can be chosen, got an index of two dimensions")
+        if not isinstance(rows, slice):
+            given, rows = rows, np.asarray(rows)
+            if rows.size == 0 and not isinstance(given, np.ndarray):
+                rows = rows.astype(np.int64)  # NumPy makes floats of an empty list.
+            if rows.ndim > 1 or rows.dtype.kind not in ("iu" if rows.ndim == 0 else "iub"):
+                raise TypeError(
+                    "HybridMatrix: rows must be a slice, integers or a mask of one dimension, got "
+                    f"{type(given).__name__} of dtype {rows.dtype} and shape {rows.shape}"
+                )
+            rows = rows.reshape(-1)
+            if rows.dtype.kind == "b":
+                if len(rows) != len(self):
+                    raise IndexError(f"HybridMatrix: a mask must have N={len(self)} rows, got {len(rows)}")
+                rows = np.flatnonzero(rows)
+            elif rows.size and not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
+                raise IndexError(
+                    f"HybridMatrix: rows must be in {-len(self)} ... {len(self) - 1}, got {rows.min()} to "
+                    f"{rows.max()}"
+                )
         return _of_parts(self.sparse[rows], self.dense[rows])
 
     def join(self, center: NDArray[Any] | None = None, scale: float = 1.0) -> Csr:
@@ -156,10 +188,17 @@ class HybridMatrix:
                 dense = dense - np.asarray(center, np.float32)
             if scale != 1:
                 dense = dense * np.float32(scale)
-        if (center is not None or scale != 1) and not np.isfinite(dense).all():
-            row = int(np.flatnonzero(~np.isfinite(dense).all(1))[0])
-            raise ValueError(f"HybridMatrix.join, row {row}: centred and scaled numbers must fit float32")
+        if not np.isfinite(dense).all():
+            raise JoinOverflow(int(np.flatnonzero(~np.isfinite(dense).all(1))[0]))
         return _beside(self.sparse, dense)
+
+
+class JoinOverflow(ValueError):
+    """A centred and scaled number of a row does not fit float32."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"HybridMatrix.join, row {row}: centred and scaled numbers must fit float32")
+        self.row = row
 
 
 def _of_parts(sparse: Csr, dense: NDArray[Any]) -> HybridMatrix:
@@ -185,6 +224,12 @@ def _beside(sparse: Csr, dense: NDArray[np.float32]) -> Csr:
     return joined
 
 
+def row_blocks(dense: NDArray[Any]) -> Iterator[slice]:
+    """Yield slices of the rows of a dense matrix, so that a part of it is in memory at a time."""
+    rows = max(1, _BLOCK // dense.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(dense), rows))
+
+
 def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
     """Checks a dense matrix completely, block by block, and returns it without a copy.
 
@@ -194,7 +239,7 @@ def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
         name: How messages call the matrix.
 
     Returns:
-        A NumPy array [N, E] of the given dtype.
+        A NumPy array [N, E] of the given dtype. Half-precision tensors become float32.
 
     Raises:
         TypeError: The argument is no dense matrix of real numbers.
@@ -207,23 +252,24 @@ def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
         dtype('float16')
     """
     if isinstance(matrix, torch.Tensor):
-        matrix = matrix.detach().cpu()
-        matrix = (matrix.float() if matrix.dtype == torch.bfloat16 else matrix).numpy()
+        if matrix.layout != torch.strided:
+            layout = str(matrix.layout).removeprefix("torch.")
+            raise TypeError(f"{name}: must be a NumPy array or a dense tensor, got one of layout {layout}")
+        matrix = from_torch(matrix, name)
     if scipy.sparse.issparse(matrix) or not hasattr(matrix, "__array__"):
         raise TypeError(f"{name}: must be a NumPy array or a dense tensor, got {type(matrix).__name__}")
     if isinstance(matrix, np.ma.MaskedArray):
         raise TypeError(f"{name}: must be a NumPy array without a mask, got a masked one")
-    dense: NDArray[Any] = matrix if isinstance(matrix, np.ndarray) else np.asarray(matrix)
+    dense: NDArray[Any] = matrix if type(matrix) in (np.ndarray, np.memmap) else np.asarray(matrix)
     if dense.dtype.kind not in "fiub":
         raise TypeError(f"{name}: must hold real numbers, got dtype {dense.dtype}")
     if dense.ndim != 2 or dense.shape[1] == 0:
         raise ValueError(f"{name}: must have shape [N, E] with E at least 1, got shape {dense.shape}")
-    rows = max(1, _BLOCK // dense.shape[1])
-    for start in range(0, len(dense), rows):
+    for rows in row_blocks(dense):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(dense[start : start + rows], np.float32)).all(1)
+            finite = np.isfinite(np.asarray(dense[rows], np.float32)).all(1)
         if not finite.all():
-            row = start + int(np.flatnonzero(~finite)[0])
+            row = rows.start + int(np.flatnonzero(~finite)[0])
             raise ValueError(f"{name}, row {row}: numbers must be finite and fit float32")
     return dense
 
@@ -244,8 +290,8 @@ def row_features(X: Csr | HybridMatrix) -> NDArray[np.integer[Any]]:
     """
     if isinstance(X, HybridMatrix):
         counts: NDArray[np.integer[Any]] = row_features(X.sparse)
-        for start in range(0, len(X), rows := max(1, _BLOCK // X.num_dense)):
-            counts[start : start + rows] += np.count_nonzero(X.dense[start : start + rows], axis=1)
+        for rows in row_blocks(X.dense):
+            counts[rows] += np.count_nonzero(X.dense[rows], axis=1)
         return counts
     if not X.data.all():
         X = X.copy()

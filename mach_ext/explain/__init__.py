@@ -6,6 +6,10 @@
 * `votes` says how the repetitions voted. `collisions` tells whether a score is a label's own or comes from
   labels in the same buckets. `leave_one_out` shows what removing a feature does to the top k.
 
+Documents of a model with dense features are a `mach_ext.data.HybridMatrix`. Each dense feature gets an
+attribution, and charts show their sum as one bar. The baseline of a dense feature is its average over the
+training documents, which is the zero of the model.
+
 These functions also take a `MACHHead`. They explain its hidden units, or with `encoder=` the input of any
 differentiable encoder in front of it.
 
@@ -61,6 +65,7 @@ from mach_ext.explain.captum import HeadForward as HeadForward
 from mach_ext.explain.captum import captum_inputs
 from mach_ext.explain.collision_check import Collisions, Mate, collisions
 from mach_ext.explain.result import Explanation
+from mach_ext.explain.tokens import TokenExplanation, token_attributions
 from mach_ext.explain.voting import Votes, votes
 
 __all__ = [
@@ -69,6 +74,7 @@ __all__ = [
     "LeaveOneOut",
     "Mate",
     "StepsWarning",
+    "TokenExplanation",
     "Votes",
     "captum_inputs",
     "collisions",
@@ -76,6 +82,7 @@ __all__ = [
     "explain_topk",
     "integrated_gradients",
     "leave_one_out",
+    "token_attributions",
     "votes",
 ]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from mach_ext._dense_features import joined_documents
 from mach_ext._model_checks import SCORES as SCORES
 from mach_ext._model_checks import values_dtype
+from mach_ext.data import HybridMatrix, name_key
 from mach_ext.data import attachments as kept
-from mach_ext.data import name_key
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH
 from mach_ext.nn import check_model as model_or_head
@@ -42,12 +42,26 @@ def check_model(op: str, model: Any) -> MACH:
 
 
 def check_documents(op: str, model: MACH, X: Any, name: str = "X") -> Any:
-    """Returns documents as canonical CSR without stored zeros, with the model's D columns."""
+    """Returns documents as canonical CSR [N, D + E]. A row stores all E dense features and no other zero."""
     X = joined_documents(f"{op}: {name}", model, X)
+    if model.num_dense:
+        D = model.num_features
+        sparse: Any = _without_zeros(X[:, :D])
+        return HybridMatrix(sparse, X[:, D:].toarray()).join()
+    return _without_zeros(X)
+
+
+def _without_zeros(X: Any) -> Any:
+    """Returns a CSR matrix without stored zeros."""
     if (X.data == 0).any():
         X = X.copy()
         X.eliminate_zeros()
     return X
+
+
+def block_name(num_dense: int) -> str:
+    """Returns how charts and tables call all E dense features together."""
+    return f"embedding ({num_dense:,} dimension{'s' * (num_dense != 1)})"
 
 
 def check_document(op: str, model: MACH, X: Any) -> Any:
@@ -167,6 +181,23 @@ class Numbers(Sequence[str]):
         return 2**31
 
 
+class _ColumnNumbers(Numbers):
+    """Names of columns without names, of which those from column D on are dense features.
+
+    The number D + E stands for all of them.
+    """
+
+    def __init__(self, num_features: int, num_dense: int) -> None:
+        self._sizes = num_features, num_dense
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a number as a string, or the name of a dense feature or of all of them."""
+        D, E = self._sizes
+        if index < D:
+            return str(index)
+        return block_name(E) if index == D + E else f"dense {index - D}"
+
+
 def label_names_of(op: str, model: MACH | MACHHead, names: Names) -> Sequence[str]:
     """Returns names of all labels: the given ones, those in the model, or numbers."""
     if names is None:
@@ -182,6 +213,8 @@ def feature_names_of(op: str, model: MACH, names: Names) -> Sequence[str]:
     D, E = model.num_features, model.num_dense
     if names is None:
         names = kept.feature_names(model.attachments, D)
+    if names is None and E:
+        names = _ColumnNumbers(D, E)
     if names is not None and E and not isinstance(names, Numbers) and len(names) == D:
         names = [*names, *(f"dense {e}" for e in range(E))]
     return _names(op, "feature", names, D + E, "D + E" if E else "D")

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mach_ext.explain._arguments import block_name
+
+
+class Bars(NamedTuple):
+    """What charts and tables show of attributions: n bars for each label.
+
+    Attributes:
+        features: The number of each bar's feature [n]. The bar of all dense features has the number D + E.
+        names: Their names [n].
+        effects: The attributions, or sums of attributions [m, n].
+    """
+
+    features: NDArray[np.int64]
+    names: list[str]
+    effects: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,32 @@ class Attributions:
     rival: int | None = None
     text: str | None = field(default=None, repr=False)
     shape: tuple[int, ...] | None = None
+    num_dense: int = 0
+    per_dimension: bool = False
+
+    @property
+    def bars(self) -> Bars:
+        """What charts and tables show: a bar for each feature, and one bar for all dense features together.
+
+        After `Explanation.by_dimension`, each dense feature has a bar of its own.
+
+        Example:
+            >>> import numpy as np, mach_ext
+            >>> from scipy import sparse
+            >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=0, num_dense=3)
+            >>> x = mach_ext.data.HybridMatrix(sparse.csr_matrix([[0.5, 0.0]]), np.ones((1, 3)))
+            >>> result = mach_ext.explain.integrated_gradients(model, x, [1, 4])
+            >>> result.bars.names, result.bars.effects.shape, result.attributions.shape
+            (['0', 'embedding (3 dimensions)'], (2, 2), (2, 4))
+        """
+        E = 0 if self.per_dimension else self.num_dense
+        if not E:
+            return Bars(self.features, self.feature_names, self.attributions)
+        return Bars(
+            np.append(self.features[:-E], self.features[-1] + 1),
+            [*self.feature_names[:-E], block_name(E)],
+            np.column_stack((self.attributions[:, :-E], self.attributions[:, -E:].sum(1))),
+        )
 
     @property
     def is_summed(self) -> bool:
@@ -80,7 +123,8 @@ class Attributions:
     def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
         """Returns the n features of largest absolute attribution, as pairs of a name and an attribution.
 
-        Among equal attributions the lowest feature number comes first.
+        Among equal attributions the lowest feature number comes first. Dense features count as one feature,
+        except after `Explanation.by_dimension`.
 
         Args:
             n: The number of features.
@@ -104,6 +148,7 @@ class Attributions:
             >>> [(name, round(effect, 2)) for name, effect in result.top()]
             [('bark', 2.8), ('hoot', -0.6)]
         """
-        row = self.attributions[self.row(label)]
+        bars = self.bars
+        row = bars.effects[self.row(label)]
         order = np.argsort(-np.abs(row), kind="stable")[:n]
-        return [(self.feature_names[i], float(row[i])) for i in order]
+        return [(bars.names[i], float(row[i])) for i in order]

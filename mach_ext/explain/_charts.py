@@ -23,6 +23,8 @@ _RGB = {True: (33, 102, 172), False: (216, 105, 35)}
 def attribution_lines(explanation: Attributions, label: int, n: int = 10, width: int = 24) -> list[str]:
     """Returns the n features of largest effect as lines of text with bars. Positive bars go to the right.
 
+    All dense features together are one of them, as in `Explanation.top`.
+
     Example:
         >>> from scipy import sparse
         >>> import mach_ext
@@ -42,7 +44,7 @@ def attribution_lines(explanation: Attributions, label: int, n: int = 10, width:
     """
     top = explanation.top(n, label)
     max_effect = max((abs(effect) for _, effect in top), default=0.0) or 1.0
-    others = len(explanation.features) - len(top)
+    others = len(explanation.bars.names) - len(top)
     last = f"{others} others"
     name_width = min(28, max(text_width(name) for name in [last, *(name for name, _ in top)]))
     lines = []
@@ -124,7 +126,7 @@ def shade(effect: float, scale: float) -> str:
     return f"background:rgba({r},{g},{b},{0.9 * strength:.2f}){ink}"
 
 
-def bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
+def bars_chart(top: list[tuple[str, float]]) -> dict[str, Any]:
     """Returns the geometry of horizontal bars. Zero is inside the chart only if effects have both signs."""
     negative = max((-effect for _, effect in top if effect < 0), default=0.0)
     positive = max((effect for _, effect in top if effect > 0), default=0.0)
@@ -137,7 +139,7 @@ def bars_chart(top: list[tuple[str, float]], scale: float) -> dict[str, Any]:
         size = abs(effect) * unit
         rows.append(
             {
-                "name": shortened(name, 24),
+                "name": shortened(name, 26),
                 "full": name,
                 "y": 20 * i,
                 "x": zero if effect > 0 else zero - size,

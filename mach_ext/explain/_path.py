@@ -77,6 +77,7 @@ class Path:
     values: NDArray[np.float32]  # [n], of the input
     baselines: NDArray[np.float32]  # [n], of the baseline
     shape: tuple[int, ...] | None = None  # of an input that is no document
+    num_dense = 0  # how many of the last features are dense
 
     def label_blocks(self, ids: NDArray[np.int64]) -> list[Tensor]:
         """Splits labels into blocks whose temporaries fit in BLOCK_BYTES."""
@@ -176,7 +177,7 @@ class DocumentPath(Path):
         Raises:
             ValueError: There is more than one document or baseline, or no feature.
         """
-        self.op, self.model = op, model
+        self.op, self.model, self.num_dense = op, model, model.num_dense
         self.document = check_document(op, model, X)
         self.baseline = scipy.sparse.csr_matrix((1, model.num_columns), dtype=np.float32)
         if baseline is not None:

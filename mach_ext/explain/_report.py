@@ -13,8 +13,10 @@ import numpy as np
 from mach_ext._deprecation import renamed_argument
 from mach_ext._page import chance, render
 from mach_ext.data import Vectorizer
+from mach_ext.explain._arguments import block_name
 from mach_ext.explain._attributions import Attributions
 from mach_ext.explain._charts import bars_chart, shade, votes_chart
+from mach_ext.explain._token_attributions import TokenAttributions
 from mach_ext.explain.ablation import LeaveOneOut
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
@@ -79,7 +81,8 @@ def explanation_page(
         >>> "<title>A document that barks</title>" in page
         True
     """
-    in_text = explanation.text is not None and vectorizer is not None
+    by_token = isinstance(explanation, TokenAttributions)
+    in_text = explanation.text is not None and (vectorizer is not None or by_token)
     checked = {check.label: check for check in collisions}
     tabs = [
         {
@@ -95,6 +98,9 @@ def explanation_page(
         "page.html.jinja",
         title=title,
         tabs=tabs,
+        by_token=by_token,
+        sparse=len(explanation.features) - explanation.num_dense,
+        embedding=block_name(explanation.num_dense),
         explanation=explanation,
         verdicts=_VERDICTS,
         leave_one_out=_leave_one_out_rows(leave_one_out),
@@ -112,11 +118,9 @@ def explanation_page(
 
 def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> dict[str, Any]:
     """Returns the attributions in the tab of a label."""
-    effects = explanation.attributions[row]
-    scale = float(np.abs(effects).max()) or 1.0
-    label = int(explanation.labels[row])
+    effects = explanation.bars.effects[row]
+    label, E = int(explanation.labels[row]), explanation.num_dense
     top = explanation.top(_SHOWN_FEATURES, label)
-    in_text = explanation.text is not None and vectorizer is not None
     return {
         "name": explanation.label_names[row],
         "id": label,
@@ -125,11 +129,13 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
         "probability": _sigmoid(explanation.scores[row]) if explanation.score == "logit" else None,
         "baseline": explanation.baseline_scores[row],
         "delta": explanation.delta[row],
-        "pieces": _pieces(explanation, row, scale, vectorizer),
-        "chart": bars_chart(top, scale),
-        "others": len(explanation.features) - len(top),
-        "hidden": 0 if in_text else len(effects) - _shown(explanation),
+        "embedding": float(explanation.attributions[row, -E:].sum()) if E else None,
+        "pieces": _pieces(explanation, row, vectorizer),
+        "chart": bars_chart(top),
+        "others": len(effects) - len(top),
+        "hidden": 0 if explanation.text is not None else len(effects) - _shown(explanation),
         "rest": float(effects.sum() - sum(effect for _, effect in top)),
+        "words": _word_rows(explanation, row) if isinstance(explanation, TokenAttributions) else [],
     }
 
 
@@ -151,27 +157,72 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def _pieces(explanation: Attributions, row: int, scale: float, vectorizer: Vectorizer | None) -> list[_Piece]:
+def _word_rows(explanation: TokenAttributions, row: int) -> list[dict[str, Any]]:
+    """Returns the words of a text in their order, with both parts of their effects on a label."""
+    names, _, features, tokens = explanation.words
+    parts = np.stack(((features + tokens)[row], features[row], tokens[row]), 1)
+    scale = _scale(parts[:, 0])
+    return [
+        {
+            "name": name,
+            "style": shade(cells[0], scale),
+            "cells": [f"{c:+.3f}".replace("-", "\u2212") for c in cells],
+        }
+        for name, cells in zip([*names, "all words"], [*parts.tolist(), parts.sum(0).tolist()], strict=True)
+    ]
+
+
+def _scale(effects: np.ndarray[Any, Any]) -> float:
+    """Returns the largest absolute effect, which has the darkest shade. 1 if there is none."""
+    return float(np.abs(effects).max(initial=0)) or 1.0
+
+
+def _pieces(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> list[_Piece]:
     """Cuts the text into shaded words and pieces between them.
 
     Without text, lists features by effect. Sums, such as those of tokens, are listed in their order.
     """
-    effects = explanation.attributions[row]
+    if isinstance(explanation, TokenAttributions) and explanation.text is not None:
+        return _token_pieces(explanation, explanation.text, row)
     if explanation.text is None or vectorizer is None:
+        effects, names = explanation.bars.effects[row], explanation.bars.names
+        scale = _scale(effects)
         order = (
             np.arange(len(effects)) if explanation.is_summed else np.argsort(-np.abs(effects), kind="stable")
         )
         return [
-            _Piece(explanation.feature_names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
+            _Piece(names[i], shade(effects[i], scale), f"{effects[i]:+.4f}")
             for i in order[: _shown(explanation)]
         ]
-    effect_of = dict(zip(explanation.features.tolist(), effects.tolist(), strict=True))
+    # The largest effect of a word has the darkest shade. An embedding has no place in the text.
+    count = len(explanation.features) - explanation.num_dense
+    effects = explanation.attributions[row, :count]
+    scale = _scale(effects)
+    effect_of = dict(zip(explanation.features[:count].tolist(), effects.tolist(), strict=True))
     words = [
         (start, end, effect_of[feature])
         for start, end, feature in vectorizer.words(explanation.text)
         if feature in effect_of  # the vocabulary may lack the word
     ]
     return _shaded(explanation.text, words, scale)
+
+
+def _token_pieces(explanation: TokenAttributions, text: str, row: int) -> list[_Piece]:
+    """Cuts the text into shaded words and pieces between them. Titles state both parts of the effects."""
+    _, spans, features, tokens = explanation.words
+    effects = (features + tokens)[row]
+    scale, pieces, done = _scale(effects), [], 0
+    for w in np.argsort(spans[:, 0], kind="stable").tolist():
+        start, end = spans[w].tolist()
+        if start < done or start == end:  # a special token has no letters
+            continue
+        pieces.append(_Piece(text[done:start]))
+        title = (
+            f"{effects[w]:+.4f} = {features[row, w]:+.4f} as a word and {tokens[row, w]:+.4f} by the encoder"
+        )
+        pieces.append(_Piece(text[start:end], shade(effects[w], scale), title))
+        done = end
+    return [*pieces, _Piece(text[done:])]
 
 
 def _shown(explanation: Attributions) -> int:

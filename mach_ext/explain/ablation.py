@@ -11,7 +11,15 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
-from mach_ext.explain._arguments import Names, feature_names_of, id_in_words, label_names_of, resolve_ids
+from mach_ext.explain._arguments import (
+    Names,
+    Numbers,
+    block_name,
+    feature_names_of,
+    id_in_words,
+    label_names_of,
+    resolve_ids,
+)
 from mach_ext.explain._decoding import document_to_explain, own_scores
 from mach_ext.head import MACHHead
 from mach_ext.nn import MACH, checked_k
@@ -22,7 +30,8 @@ class LeaveOneOut:
     """The effect of removing each feature of a document. See `leave_one_out`.
 
     Attributes:
-        features, feature_names: Numbers and names of the removed features [n].
+        features, feature_names: Numbers and names of the removed features [n]. All dense features together
+            have the number D + E.
         labels, label_names: The document's top k.
         scores: Scores of the top k by the model's own merge [k].
         changes: Score without the feature minus score [n, k].
@@ -69,9 +78,14 @@ def leave_one_out(
     The document without the feature is scored and decoded again, so the effects are exact. Other features
     keep their values. So the document's norm becomes smaller.
 
+    The E dense features of a document are removed together, as one feature of the number D + E. Without them
+    the document has the average embedding of the training documents. Their own numbers D ... D + E - 1 remove
+    a single dimension.
+
     Args:
         model: The model, or a head.
-        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H].
+        X: The document [1, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`. For a head,
+            hidden units [1, H].
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         features: Features to remove, by number or name. None: all features of the document.
         encoder: Must be None. The message for any other says what to use.
@@ -106,15 +120,8 @@ def leave_one_out(
         )
     model, document = document_to_explain(op, model, X)
     k = checked_k(op, k, model.num_labels)
-    feature_names = feature_names_of(op, model, feature_names)
+    chosen, feature_names = _features_to_remove(op, model, document, features, feature_names)
     label_names = label_names_of(op, model, label_names)
-    present = document.indices.astype(np.int64)
-    chosen = present
-    if features is not None:
-        chosen = resolve_ids(op, "feature", features, model.num_columns, "D", feature_names)
-        absent = np.setdiff1d(chosen, present)
-        if absent.size:
-            raise ValueError(f"{op}: the document has no feature {id_in_words(absent[0], feature_names)}")
     labels = model.predict(document, k)[1][0]
     scores = own_scores(model, document, labels)[0]
     changes = np.empty((len(chosen), k))
@@ -123,7 +130,9 @@ def leave_one_out(
     for start in range(0, len(chosen), size):
         block = chosen[start : start + size]
         without = scipy.sparse.vstack([document] * len(block), format="csr")
-        without.data[np.arange(len(block)) * document.nnz + np.searchsorted(present, block)] = 0
+        is_removed = document.indices == block[:, None]
+        is_removed[block == model.num_columns] = document.indices >= model.num_features
+        without.data[is_removed.ravel()] = 0
         without.eliminate_zeros()
         changes[start : start + size] = own_scores(model, without, labels) - scores
         for row in model.predict(without, k)[1]:
@@ -140,3 +149,24 @@ def leave_one_out(
         entered=entered,
         merge=model.merge,
     )
+
+
+def _features_to_remove(
+    op: str, model: MACH, document: Any, features: Any, names: Names
+) -> tuple[NDArray[np.int64], Sequence[str]]:
+    """Returns the numbers of the features to remove, and the names of all features.
+
+    All dense features together have the number D + E.
+    """
+    names, E = feature_names_of(op, model, names), model.num_dense
+    if E and not isinstance(names, Numbers):
+        names = [*names, block_name(E)]
+    present = document.indices[document.indices < model.num_features].astype(np.int64)
+    if features is None:
+        return (np.append(present, model.num_columns) if E else present), names
+    count, size = (model.num_columns + 1, "D + E + 1") if E else (model.num_features, "D")
+    chosen = resolve_ids(op, "feature", features, count, size, names)
+    absent = np.setdiff1d(chosen[chosen < model.num_features], present)
+    if absent.size:
+        raise ValueError(f"{op}: the document has no feature {id_in_words(absent[0], names)}")
+    return chosen, names

@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mach_ext import functional as F
+from mach_ext._dense_features import checked_documents
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._model_checks import check_score
+from mach_ext.data import row_features
 from mach_ext.explain._arguments import (
     Labels,
     Names,
-    check_documents,
     check_model,
     label_names_of,
     resolve_labels,
@@ -72,6 +74,11 @@ def integrated_gradients(
     rows of the document's features are read. The source is Sundararajan et al., 2017, "Axiomatic Attribution
     for Deep Networks".
 
+    A model with dense features takes a `mach_ext.data.HybridMatrix`. Each of the E dense features gets an
+    attribution. Charts and pages show their sum as one bar, or each alone after `Explanation.by_dimension`.
+    The baseline of a dense feature is its mean over the training documents, which `MACH.scale_dense` made the
+    zero of the model.
+
     A head is explained in two ways. Without `encoder` its documents are hidden units, and it is linear MACH
     on them. With `encoder` its document is an input of any shape [1, ...], such as the embeddings of tokens
     [1, T, E]. All its positions get attributions, and `Explanation.shape` is the shape of the input.
@@ -87,8 +94,8 @@ def integrated_gradients(
 
     Args:
         model: The model, or a head. It is used in eval mode.
-        X: The document [1, D], a SciPy, NumPy or torch matrix. For a head, hidden units [1, H]. With
-            `encoder`, a floating-point tensor or NumPy array [1, ...].
+        X: The document [1, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`. For a head,
+            hidden units [1, H]. With `encoder`, a floating-point tensor or NumPy array [1, ...].
         labels: Labels by number or name. None: the model's top 5.
         encoder: For a head, a differentiable callable from inputs [N, ...] to hidden units [N, H], such as a
             `torch.nn.Module`. A head with `per_repetition` needs [N, R, H].
@@ -96,14 +103,15 @@ def integrated_gradients(
             score and through any encoder. None: exact if possible.
         score: "logit": the mean of the R logits. "model": the score of the model's own merge.
         baseline: D numbers, such as a SciPy sparse document [1, D] or a mean document `X_train.mean(0)`. With
-            `encoder`, an input. None: the empty document, or an input of zeros.
+            dense features, a `HybridMatrix` of one row. With `encoder`, an input. None: the empty document
+            with average dense features, or an input of zeros.
         n_steps: Steps of "gausslegendre", Captum's rule of this name. None: they are chosen by `tolerance`.
         tolerance: The accepted relative delta if `n_steps` is None.
         max_steps: The largest number of steps if `n_steps` is None. A `StepsWarning` says if it is too small.
-        feature_names: Names of all D features. None: those kept with the model, or numbers. With `encoder`,
-            a name for each position of the flattened input. Or give a name for each entry of the leading
-            dimensions, such as the T tokens of [1, T, E]. Then attributions are summed over the last
-            dimension. None: positions such as "1,5".
+        feature_names: Names of all D features, or of all D + E. None: those kept with the model, or numbers.
+            With `encoder`, a name for each position of the flattened input. Or give a name for each entry of
+            the leading dimensions, such as the T tokens of [1, T, E]. Then attributions are summed over the
+            last dimension. None: positions such as "1,5".
         label_names: Names of all L labels. None: those kept with the model, or numbers.
         text: The raw text, kept for the report.
 
@@ -148,47 +156,17 @@ def integrated_gradients(
     """
     op = "integrated_gradients"
     path = path_of(op, model, X, baseline, encoder, feature_names)
-    rule = _check_rule(op, path, method, score, n_steps, tolerance, max_steps)
+    rule = check_rule(op, path, method, score, n_steps, tolerance, max_steps)
     if labels is None:
         labels = path.top_labels()
-    label_names = label_names_of(op, path.model, label_names)
-    ids = resolve_labels(op, path.model, labels, label_names)
-    m, n = len(ids), len(path.feature_names)
-    check_memory(f"{op}: attributions", 16 * m * n, "ask for fewer labels", labels=m, features=n)
-    blocks = [path.explain(block, rule) for block in path.label_blocks(ids)]
-    attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
-    scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
-    delta = attributions.sum(1) - (scores[:, 0] - scores[:, 1])
-    steps = max(block.steps for block in blocks)
-    if not all(block.met for block in blocks):
-        worst = np.argmax(np.abs(delta) - tolerance * np.abs(scores).sum(1))
-        warnings.warn(
-            f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g}: after {steps} steps label "
-            f"{ids[worst]} has delta {delta[worst]:.3g}",
-            StepsWarning,
-            stacklevel=3,  # the caller stands behind the wrapper `memory_errors`
-        )
-    merge = path.model.merge
-    scale = "mean_logit" if score == "logit" else merge
+    names = label_names_of(op, path.model, label_names)
+    ids = resolve_labels(op, path.model, labels, names)
     return Explanation(
-        features=path.features,
-        feature_names=path.feature_names,
-        values=path.values,
-        baselines=path.baselines,
-        labels=ids,
-        label_names=[label_names[label] for label in ids.tolist()],
-        scores=scores[:, 0],
-        baseline_scores=scores[:, 1],
-        attributions=attributions,
-        delta=delta,
-        score=score,
-        scale=scale,
-        model_scores=scores[:, 0] if scale == merge else path.own_scores(ids),
-        model_scale=merge,
-        method=rule.method,
-        n_steps=steps,
+        **explain_path(op, path, ids, rule),
+        label_names=[names[label] for label in ids.tolist()],
         text=text,
         shape=path.shape,
+        num_dense=path.num_dense,
     )
 
 
@@ -208,8 +186,8 @@ def explain_topk(
 
     Args:
         model: The model, or a head. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. With `encoder`,
-            inputs [N, ...].
+        X: Documents [N, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`. For a head,
+            hidden units [N, H]. With `encoder`, inputs [N, ...].
         k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
         texts: Raw texts [N], kept for the reports.
         encoder: As in `integrated_gradients`.
@@ -239,9 +217,10 @@ def explain_topk(
     op = "explain_topk"
     if encoder is None:
         model = check_model(op, model)
-        X, k = check_documents(op, model, X), checked_k(op, k, model.num_labels)
-        empty = np.flatnonzero(np.diff(X.indptr) == 0)
-        if empty.size and options.get("baseline") is None:
+        X, k = checked_documents(f"{op}: X", model, X), checked_k(op, k, model.num_labels)
+        # A document of a model with dense features always has these.
+        empty = np.flatnonzero(row_features(X) == 0)
+        if empty.size and not model.num_dense and options.get("baseline") is None:
             row = empty[0]
             raise ValueError(f"{op}: X, row {row}: a document must have a feature to be explained, got none")
         labels = model.predict(X, k)[1]
@@ -303,7 +282,7 @@ def contrast(
     return replace(pair, labels=pair.labels[:1], label_names=names, rival=rival_id, **difference)
 
 
-def _check_rule(
+def check_rule(
     op: str, path: Path, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> Rule:
     """Checks the arguments that say what is integrated and how."""
@@ -329,3 +308,41 @@ def _check_rule(
     if F.as_int(op, "max_steps", max_steps) < PANEL:
         raise ValueError(f"{op}: max_steps must be at least {PANEL}, got {max_steps}")
     return Rule(score, method, n_steps, tolerance, max_steps)
+
+
+def explain_path(op: str, path: Path, labels: NDArray[np.int64], rule: Rule) -> dict[str, Any]:
+    """Returns attributions, scores and deltas of labels, as arguments of `Explanation`."""
+    m, n = len(labels), len(path.feature_names)
+    check_memory(f"{op}: attributions", 16 * m * n, "ask for fewer labels", labels=m, features=n)
+    blocks = [path.explain(block, rule) for block in path.label_blocks(labels)]
+    attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
+    scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
+    delta = attributions.sum(1) - (scores[:, 0] - scores[:, 1])
+    steps = max(block.steps for block in blocks)
+    if not all(block.met for block in blocks):
+        worst = np.argmax(np.abs(delta) - rule.tolerance * np.abs(scores).sum(1))
+        warnings.warn(
+            f"{op}: max_steps {rule.max_steps} do not meet tolerance {rule.tolerance:g}: after {steps} steps "
+            f"label {labels[worst]} has delta {delta[worst]:.3g}",
+            StepsWarning,
+            stacklevel=4,  # the caller stands behind `op` and its wrapper `memory_errors`
+        )
+    merge = path.model.merge
+    scale = "mean_logit" if rule.score == "logit" else merge
+    return {
+        "features": path.features,
+        "feature_names": path.feature_names,
+        "values": path.values,
+        "baselines": path.baselines,
+        "labels": labels,
+        "scores": scores[:, 0],
+        "baseline_scores": scores[:, 1],
+        "attributions": attributions,
+        "delta": delta,
+        "score": rule.score,
+        "scale": scale,
+        "model_scores": scores[:, 0] if scale == merge else path.own_scores(labels),
+        "model_scale": merge,
+        "method": rule.method,
+        "n_steps": steps,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ class Explanation(Attributions):
         text: The raw text, if it was given.
         shape: The shape of an encoder's input, without the dimension of the batch. None: a sparse document or
             hidden units.
+        num_dense: How many features are dense. They are the last ones, and all E of them are there.
+        per_dimension: Whether charts, tables and pages show each dense feature alone.
 
     Example:
         >>> from scipy import sparse
@@ -59,6 +61,26 @@ class Explanation(Attributions):
         >>> result.scores.round(2).tolist(), result.attributions.round(2).tolist()
         ([2.46, -0.2], [[2.8], [0.58]])
     """
+
+    def by_dimension(self) -> Explanation:
+        """Returns the explanation so that charts, tables and pages show each dense feature alone.
+
+        Attributions are the same. By default all dense features share a bar, because a single dimension of an
+        embedding means little to a reader.
+
+        Example:
+            >>> import numpy as np, mach_ext
+            >>> from scipy import sparse
+            >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=0, num_dense=2)
+            >>> x = mach_ext.data.HybridMatrix(sparse.csr_matrix([[0.5, 0.0]]), np.ones((1, 2)))
+            >>> names = ["cat", "dog"]
+            >>> result = mach_ext.explain.integrated_gradients(model, x, 1, feature_names=names)
+            >>> [name for name, _ in result.top()]
+            ['cat', 'embedding (2 dimensions)']
+            >>> [name for name, _ in result.by_dimension().top()]
+            ['cat', 'dense 0', 'dense 1']
+        """
+        return replace(self, per_dimension=True)
 
     @memory_errors("ask for fewer labels")
     def as_dict(self) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def check_documents(op: str, values: Any, indices: Any, indptr: Any) -> None:
     _check_device(op, "indptr", indptr, values.device)
 
 
-def _is_readable(t: Tensor) -> bool:
+def is_readable(t: Tensor) -> bool:
     """Return whether the contents of a tensor are checked.
 
     Those of a GPU's would be waited for. A tensor that is traced, or a fake tensor, has no contents.
@@ -162,7 +162,7 @@ def check_contents(
 
     `prefix` is "label_" for labels.
     """
-    if not validate or not _is_readable(indices):
+    if not validate or not is_readable(indices):
         return
     fault, row, position = _ops.check_csr(
         None if values is None else values.detach(), indices, indptr, num_columns
@@ -250,7 +250,7 @@ def check_answer(out: Tensor, hash: LabelHash, validate: bool) -> Tensor:
 
     If it contains NaN, buckets that were written to may be the cause. This is checked, and raises an error.
     """
-    if validate and _is_readable(out) and math.isnan(out.detach().sum()):
+    if validate and is_readable(out) and math.isnan(out.detach().sum()):
         hash.check_contents()
     return out
 
@@ -271,7 +271,7 @@ def labels_by_document(op: str, labels: Any, N: int, hash: LabelHash, validate: 
         labels = labels.expand(N, -1)
     elif labels.shape[0] != N:
         raise ValueError(f"{op}: labels must be [m] or [N={N}, m], got {list(labels.shape)}")
-    if validate and _is_readable(labels) and labels.numel():
+    if validate and is_readable(labels) and labels.numel():
         low, high = labels.aminmax()
         if low < 0 or high >= hash.num_labels:
             wrong = int(low if low < 0 else high)

@@ -6,7 +6,7 @@ import functools
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,13 @@ class RunExplanation:
             >>> run.explain("a cat that sleeps", labels=["cat"]).leave_one_out.feature_names
             ['a', 'cat']
         """
-        effects = np.abs(self.explanation.attributions)
-        largest = np.unique(np.argsort(-effects, axis=1)[:, : self.features])
+        bars = self.explanation.bars
+        largest = np.unique(np.argsort(-np.abs(bars.effects), axis=1)[:, : self.features])
         return explain.leave_one_out(
             self.model,
             self.document.X,
             self.k,
-            self.explanation.features[largest].tolist(),
+            bars.features[largest].tolist(),
             feature_names=self.document.feature_names,
             label_names=self.document.label_names,
         )
@@ -155,6 +155,17 @@ class RunExplanation:
             self.document.title,
             self.document.true_labels,
         )
+
+    def by_dimension(self) -> RunExplanation:
+        """Returns the explanation so that charts, tables and pages show each dense feature alone.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `RunExplanation`
+            >>> run.explain("a cat that sleeps").by_dimension().explanation.per_dimension
+            True
+        """
+        return replace(self, explanation=self.explanation.by_dimension())
 
     def top(self, n: int = 10, label: int | None = None) -> list[tuple[str, float]]:
         """Returns the n features of largest absolute attribution, as pairs of a name and an attribution.

@@ -91,7 +91,7 @@ class Recipe:
             and self.hidden_size is None
             and str(device) == "cpu"
         ):
-            prefer = svm.prefer_svm(dataset.train.Y, dataset.num_features)
+            prefer = svm.prefer_svm(dataset.train.Y, dataset.num_features + dataset.num_dense)
             recipe = replace(self, svm=prefer)
             if prefer:
                 other = spell("svm", value=False)
@@ -192,4 +192,5 @@ def _given_or(value: Any, default: Any) -> Any:
 
 def default_sizes(dataset: data.Dataset) -> dict[str, Any]:
     """Returns sizes and epochs for a dataset, used if none are given."""
-    return training.default_sizes(len(dataset.train), dataset.num_features, dataset.num_labels)
+    columns = dataset.num_features + dataset.num_dense
+    return training.default_sizes(len(dataset.train), columns, dataset.num_labels)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mach_ext import functional as F
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._prediction import document_batches
+from mach_ext.data import HybridMatrix
 from mach_ext.data.matrices import Csr
 from mach_ext.merges import MODEL_MERGES
 from mach_ext.nn import MACH, check_scores, checked_k, predict_batch
@@ -45,7 +46,7 @@ def check_rule(k: Any, threshold: Any, num_labels: int) -> tuple[int, float | No
 
 
 @memory_errors(_ADVICE, _OP)
-def best_indicator(model: MACH, X: Csr, k: int, threshold: float | None) -> Csr:
+def best_indicator(model: MACH, X: Csr | HybridMatrix, k: int, threshold: float | None) -> Csr:
     """Return the indicator [N, L] of the best k labels, or of those among them that reach the threshold."""
     if threshold is None:
         labels = model.predict(X, k)[1]
@@ -59,7 +60,7 @@ def best_indicator(model: MACH, X: Csr, k: int, threshold: float | None) -> Csr:
 
 
 @memory_errors("pass fewer documents at a time", "MACHClassifier.decision_function")
-def all_scores(model: MACH, X: Csr) -> NDArray[np.float32]:
+def all_scores(model: MACH, X: Csr | HybridMatrix) -> NDArray[np.float32]:
     """Return the scores [N, L] of all labels. They equal those of `MACH.predict`, to the bit."""
     out = np.empty((X.shape[0], model.num_labels), np.float32)
     with torch.inference_mode():
@@ -70,7 +71,9 @@ def all_scores(model: MACH, X: Csr) -> NDArray[np.float32]:
     return out
 
 
-def _pairs(model: MACH, X: Csr, k: int, threshold: float) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+def _pairs(
+    model: MACH, X: Csr | HybridMatrix, k: int, threshold: float
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Return documents and labels of theirs: of the best k, those that reach the threshold.
 
     Raises:
@@ -97,7 +100,7 @@ def _all_merged(op: str, model: MACH, scores: Tensor, rows: Tensor) -> Iterator[
         yield part, merged
 
 
-def _merged_batches(model: MACH, X: Csr) -> Iterator[tuple[int, Tensor]]:
+def _merged_batches(model: MACH, X: Csr | HybridMatrix) -> Iterator[tuple[int, Tensor]]:
     """Yield the first document of each batch, and its bucket scores [n, R, B], transformed for the merge.
 
     The batches are those of `MACH.predict`, so that the scores have the same bits.

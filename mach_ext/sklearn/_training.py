@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from mach_ext import data, training
+from mach_ext.data import HybridMatrix
 from mach_ext.data.matrices import Csr
 from mach_ext.nn import MACH
 from mach_ext.runs.arguments import check_device
@@ -22,12 +23,14 @@ _ARGUMENTS = (
 )  # fmt: skip
 
 
-def train_model(parameters: Mapping[str, Any], X: Csr, Y: Csr) -> tuple[MACH, training.Progress]:
+def train_model(
+    parameters: Mapping[str, Any], X: Csr | HybridMatrix, Y: Csr
+) -> tuple[MACH, training.Progress]:
     """Return a trained model and the progress of its training.
 
     Args:
         parameters: The parameters of the estimator.
-        X: Documents [N, D].
+        X: Documents [N, D], or with dense features.
         Y: Labels [N, L].
     """
     for name in ("holdout", "progress"):
@@ -40,7 +43,8 @@ def train_model(parameters: Mapping[str, Any], X: Csr, Y: Csr) -> tuple[MACH, tr
         seed=_seed(parameters["random_state"]),
         hyperparameters={name: parameters[name] for name in SETTINGS if name != "seed"},
     )
-    dataset = data.Dataset("y", Path(), data.Split(X, Y))
+    sparse, dense = (X.sparse, X.dense) if isinstance(X, HybridMatrix) else (X, None)
+    dataset = data.Dataset("y", Path(), data.Split(sparse, Y, dense=dense))
     if parameters["holdout"]:
         dataset = data.hold_out(dataset)
     recipe = recipe.with_solver(dataset, device)

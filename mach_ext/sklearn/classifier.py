@@ -13,11 +13,11 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from mach_ext._memory import check_memory
-from mach_ext.data import check_columns
+from mach_ext.data import HybridMatrix, check_columns
 from mach_ext.data.matrices import Csr
 from mach_ext.nn import checked_k
 from mach_ext.sklearn._decoding import all_scores, best_indicator, check_rule
-from mach_ext.sklearn._documents import read_documents
+from mach_ext.sklearn._documents import checked_num_dense, read_documents
 from mach_ext.sklearn._targets import (
     CLASSES,
     DENSE,
@@ -61,12 +61,17 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         merge: How the scores of a label's buckets are merged, as in `MACH`.
         feature_dropout: Probability that a non-zero feature is dropped in training.
         hidden_dropout: Probability that a hidden unit is dropped in training.
+        num_dense: E, the number of dense features, such as the size of a sentence embedding. They are the
+            last E columns of X, as a `FeatureUnion` of a vectorizer and an encoder gives them. They are
+            centred and scaled, as `MACH.scale_dense` says. If E is the number of all columns, there are no
+            sparse features.
         svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
             many documents and no argument is given that needs gradient training.
         C: Misclassification cost of each support vector machine. None: 1.
         repetitions_at_a_time: Number of repetitions that are trained together. Linear MACH only. See `fit`.
         holdout: Hold a tenth of the documents out, to keep the epoch that is best on them.
-        epochs: As in `mach_ext.training.Hyperparameters`, like all arguments from here to `tau`.
+        epochs: As in `mach_ext.training.Hyperparameters`, like all arguments from here to
+            `dense_length`.
         batch_size: Documents in a step.
         optimizer: "adam" or "adagrad".
         learning_rate: Learning rate of everything but the encoder's rows.
@@ -78,6 +83,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gradient_threshold: Gradients of probabilities below it enter the backward pass together.
         precision: "float32", "tf32" or "bfloat16".
         tau: Strength of the logit adjustment.
+        dense_length: Length of typical dense features, as a multiple of the length of the sparse ones.
         k: Number of labels that `predict` gives each document, and `predict_topk` by default. None: 5, or L
             if there are fewer labels. With a threshold, `predict` gives at most k labels, and None sets no
             limit. Neither k nor the threshold changes the `predict` of classes.
@@ -95,7 +101,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_: The names of the labels [L], sorted. They are 0 to L - 1 if `y` was an indicator.
         model_: The `mach_ext.MACH`. `model_.save(folder)` writes it without the estimator.
         history_: The record of each epoch, as in `mach_ext.training.Progress`.
-        n_features_in_: D, the number of features.
+        n_features_in_: D, the number of features, or D + E with dense ones.
         feature_names_in_: The names of the features, if X had names that are strings.
 
     Example:
@@ -120,6 +126,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         merge: str | None = None,
         feature_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        num_dense: int = 0,
         svm: bool | None = None,
         C: float | None = None,
         repetitions_at_a_time: int | None = None,
@@ -136,6 +143,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gradient_threshold: float | None = None,
         precision: str | None = None,
         tau: float | None = None,
+        dense_length: float | None = None,
         k: int | None = None,
         threshold: float | None = None,
         device: str = "cpu",
@@ -149,6 +157,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.merge = merge
         self.feature_dropout = feature_dropout
         self.hidden_dropout = hidden_dropout
+        self.num_dense = num_dense
         self.svm = svm
         self.C = C
         self.repetitions_at_a_time = repetitions_at_a_time
@@ -165,6 +174,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.gradient_threshold = gradient_threshold
         self.precision = precision
         self.tau = tau
+        self.dense_length = dense_length
         self.k = k
         self.threshold = threshold
         self.device = device
@@ -175,7 +185,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train a model. What a former fit left is replaced, but only if this fit succeeds.
 
         Args:
-            X: Documents [N, D], SciPy sparse of any format or dense.
+            X: Documents [N, D], SciPy sparse of any format or dense. With `num_dense`, they have D + E
+                columns, or are a `mach_ext.data.HybridMatrix`.
             y: The labels of the documents, in one of the four forms.
 
         Returns:
@@ -206,7 +217,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any) -> None:
         """Implement `fit`, without its care for a failure."""
-        X = read_documents(self, X, reset=True)
+        X = read_documents(self, X, checked_num_dense(self.num_dense), reset=True)
         target = read_target(y)
         check_consistent_length(X, target.content)
         classes, Y = target.encode()
@@ -377,10 +388,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = self.classes_[csr.indices].tolist()
         return [names[start:end] for start, end in zip(csr.indptr[:-1], csr.indptr[1:], strict=True)]
 
-    def _documents(self, X: Any) -> Csr:
+    def _documents(self, X: Any) -> Csr | HybridMatrix:
         """Return checked documents for a fitted model."""
         check_is_fitted(self, "model_")
-        return read_documents(self, X)
+        return read_documents(self, X, self.model_.num_dense)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -19,11 +19,13 @@ from mach_ext.training.checkpoint import CHECKPOINT, CHECKPOINT_FORMAT, checkpoi
 from mach_ext.training.defaults import default_sizes
 from mach_ext.training.documents import checksum, typical_length
 from mach_ext.training.evaluation import answers, evaluate_model
+from mach_ext.training.finetuning import finetune
 from mach_ext.training.folder import delete_checkpoint, has_checkpoint, lock_run
 from mach_ext.training.hyperparameters import METRICS, OPTIMIZERS, PRECISIONS, SCHEDULES, Hyperparameters
 from mach_ext.training.loop import fit
 from mach_ext.training.memory import expected_memory
 from mach_ext.training.progress import Progress, TrainingInterrupted
+from mach_ext.training.trained_encoder import EncoderSettings
 
 __all__ = [
     "CHECKPOINT",
@@ -32,6 +34,7 @@ __all__ = [
     "OPTIMIZERS",
     "PRECISIONS",
     "SCHEDULES",
+    "EncoderSettings",
     "Hyperparameters",
     "Progress",
     "TrainingInterrupted",
@@ -42,6 +45,7 @@ __all__ = [
     "delete_checkpoint",
     "evaluate_model",
     "expected_memory",
+    "finetune",
     "fit",
     "has_checkpoint",
     "lock_run",

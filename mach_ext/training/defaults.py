@@ -27,7 +27,7 @@ def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dic
 
     Args:
         num_documents: N, the number of training documents.
-        num_features: D, the number of features.
+        num_features: D, the number of features. Dense features count as well.
         num_labels: L, the number of labels.
 
     Returns:
@@ -60,7 +60,7 @@ def prefer_svm(Y: Any, num_features: int) -> bool:
 
     Args:
         Y: Labels [N, L], SciPy sparse.
-        num_features: D, the number of features.
+        num_features: D, the number of features. Dense features count as well.
 
     Example:
         >>> import numpy as np, scipy.sparse

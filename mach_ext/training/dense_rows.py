@@ -6,6 +6,8 @@ part of the layer and its gradient are dense products, which are several times a
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mach_ext.data import Batch
@@ -14,18 +16,25 @@ from mach_ext.training.optimizer import RowOptimizer
 
 
 class DenseRows:
-    """The rows D to D + E of the weight that takes the documents: their products and their steps."""
+    """The rows D to D + E of the weight that takes the documents: their products and their steps.
+
+    Attributes:
+        wants_gradient: Whether the gradient to the dense features themselves is kept.
+        gradient: That gradient for the last batch [N, E], before centring and scaling. `features` clears it.
+    """
 
     def __init__(self, model: MACH, optimizer: RowOptimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.weight = model.bucket_weight if model.is_linear else model.encoder_weight
         self.rows = slice(model.num_features, None)
+        self.wants_gradient = False
+        self.gradient: Tensor | None = None
 
     def features(self, batch: Batch) -> Tensor | None:  # [N, E]
         """Return the centred and scaled dense features of a batch. None: they are apart in no matrix."""
         if batch.dense is None:
             return None
-        model = self.model
+        model, self.gradient = self.model, None
         return (batch.dense.to(self.weight.dtype) - model.dense_center) * model.dense_scale
 
     def add(self, first: Tensor, dense: Tensor, weight: Tensor) -> None:
@@ -45,10 +54,23 @@ class DenseRows:
     ) -> None:
         """Step the rows by their gradient, at their own rate, and round them for the next step."""
         product = rounded.dtype
+        if self.wants_gradient:
+            self._add_gradient(gradient.to(product) @ rounded[self._place(at)].T)
+        if not self.weight.requires_grad:
+            return
         grad_rows = (dense.to(product).T @ gradient.to(product)).to(gradient.dtype)
-        place = self.rows if at is None else (at, self.rows)
+        place = self._place(at)
         group = next(group for group in self.optimizer.param_groups if "dense_lr" in group)
         options = {"lr": group["dense_lr"], "eps": group["dense_eps"]}
         self.optimizer.step_rows(self.weight, place, grad_rows, **options)
         if product != self.weight.dtype:
             rounded[place] = self.weight.detach()[place].to(product)
+
+    def _place(self, at: int | None) -> Any:
+        """Return where the rows are in the weight: of a repetition of linear MACH, or of the encoder."""
+        return self.rows if at is None else (at, self.rows)
+
+    def _add_gradient(self, part: Tensor) -> None:
+        """Add a part of the gradient to the dense features."""
+        part = part.to(self.weight.dtype) * self.model.dense_scale
+        self.gradient = part if self.gradient is None else self.gradient.add_(part)

@@ -49,11 +49,6 @@ class TrainingData:
         matrices = zip(("X", "Y", "X_dev", "Y_dev"), (self.X, self.Y, *(self.dev or ())), strict=False)
         return {name: [*matrix.shape, int(matrix.nnz), checksum(matrix)] for name, matrix in matrices}
 
-    @property
-    def sparse_features(self) -> Any:
-        """The documents without their dense features, if they have them apart, [N, D]."""
-        return self.X.sparse if isinstance(self.X, HybridMatrix) else self.X
-
 
 def check_training_data(
     model: MACH, X: Any, Y: Any, X_dev: Any = None, Y_dev: Any = None, filtered_dev: Any = None
@@ -87,6 +82,13 @@ def check_documents(op: str, x_name: str, y_name: str, X: Any, Y: Any, model: MA
             f"{op}: {y_name} must have the model's {model.num_labels} columns, got shape {Y.shape}"
         )
     return X, Y
+
+
+def sparse_features(model: MACH, X: Any) -> Any:
+    """Return checked documents of a model without their dense features, [N, D]."""
+    if isinstance(X, HybridMatrix):
+        return X.sparse
+    return X[:, : model.num_features] if model.num_dense else X
 
 
 def typical_length(X: Any) -> float:

@@ -23,6 +23,7 @@ from mach_ext.training.checkpoint import (
     identity_of,
     read_checkpoint,
 )
+from mach_ext.training.companion import Companion
 from mach_ext.training.folder import delete_part, part_folders, tensor_files
 from mach_ext.training.optimizer import RowOptimizer
 from mach_ext.training.progress import Progress
@@ -39,6 +40,7 @@ class RunFolder:
         identity: What identifies this run. A checkpoint of another run is refused.
         file: The record of the checkpoint.
         saved: Digest of the weights in the folder, or None if this run has not saved any.
+        companion: What is trained together with the model, or None.
     """
 
     def __init__(
@@ -47,14 +49,16 @@ class RunFolder:
         model: MACH,
         optimizer: RowOptimizer,
         identity: dict[str, Any],
+        companion: Companion | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.identity = folder, model, optimizer, identity
+        self.companion = companion
         self.file = folder / f"{CHECKPOINT}.json"
         self.saved: str | None = None
 
     def write_checkpoint(self, state: Progress) -> None:
         """Write weights, optimiser state and progress, and then remove the former checkpoint."""
-        tensors, scalars = run_tensors(self.model, self.optimizer)
+        tensors, scalars = run_tensors(self.model, self.optimizer, self.companion)
         digest = tensors_digest(tensors)
         # Each tensor file gets a new name. A checkpoint becomes current when the JSON file names it.
         name = f"{CHECKPOINT}-{state.epoch}-{state.batch}-{digest[:12]}.safetensors"
@@ -108,12 +112,16 @@ class RunFolder:
 
     def load_tensors(self, record: dict[str, Any]) -> None:
         """Load the weights and the optimiser state of the checkpoint with this record."""
-        load_run_tensors(self.folder / record["tensors"], record, self.model, self.optimizer)
+        load_run_tensors(self.folder / record["tensors"], record, self.model, self.optimizer, self.companion)
 
     def keep_model(self) -> None:
         """Save the model as that of the best epoch."""
+        if self.companion is not None:
+            self.companion.save(self.folder, self.model.attachments)
         self.model.save(self.folder)
         self.saved = read_model_record(self.folder)["weights"]["sha256"]
+        if self.companion is not None:
+            self.companion.delete_others(self.folder, self.model.attachments)
 
     def load_model(self) -> None:
         """Load the best epoch's weights into the model.
@@ -128,7 +136,11 @@ class RunFolder:
                 f"with weights of SHA-256 {self.saved}, got {digest}"
             )
         with collisions_known():  # The warning was given when the model was made.
-            self.model.load_state_dict(load(self.folder).state_dict())
+            best = load(self.folder)
+            self.model.load_state_dict(best.state_dict())
+        if self.companion is not None:
+            self.companion.load_saved(self.folder, best.attachments)
+            self.model.attachments.update(best.attachments)
 
     def delete_parts(self) -> None:
         """Remove the folders of repetitions trained in turn."""
@@ -139,15 +151,20 @@ class RunFolder:
 class BestInMemory:
     """The weights of the best epoch of a run without a folder."""
 
-    def __init__(self, model: MACH) -> None:
-        self.model = model
+    def __init__(self, model: MACH, companion: Companion | None = None) -> None:
+        self.model, self.companion = model, companion
         self.weights: dict[str, Tensor] | None = None
+        self.companion_weights: dict[str, Tensor] = {}
 
     def keep_model(self) -> None:
         """Copy the weights of the model and its logit adjustment."""
         self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        if self.companion is not None:
+            self.companion_weights = {name: t.clone() for name, t in self.companion.weights().items()}
 
     def load_model(self) -> None:
         """Load the best epoch's weights into the model."""
         assert self.weights is not None
         self.model.load_state_dict(self.weights)
+        if self.companion is not None:
+            self.companion.load_weights(self.companion_weights)

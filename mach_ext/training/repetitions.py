@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from mach_ext._dense_features import SCALING
 from mach_ext._progress import tqdm
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.nn import MACH
@@ -69,6 +70,6 @@ def select_repetitions(model: MACH, first: int, last: int) -> MACH:
     part.bucket_weight = torch.nn.Parameter(model.bucket_weight.data[first:last])
     part.bucket_bias = torch.nn.Parameter(model.bucket_bias.data[first:last])
     part.logit_adjustment = model.logit_adjustment[first:last]
-    if model.num_dense:
-        part.dense_center, part.dense_scale = model.dense_center, model.dense_scale
+    for name in SCALING if model.num_dense else ():
+        setattr(part, name, getattr(model, name))
     return part

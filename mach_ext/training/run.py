@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mach_ext._memory import memory_advice
-from mach_ext.data import Batch, HybridMatrix, iter_batches, iter_on_device
+from mach_ext.data import Batch, iter_batches, iter_on_device
 from mach_ext.functional import own_precision
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, Dropout
 from mach_ext.training.checkpoint import check_progress
+from mach_ext.training.companion import Companion
 from mach_ext.training.defaults import default_tau
-from mach_ext.training.documents import TrainingData, typical_length
+from mach_ext.training.documents import TrainingData, sparse_features, typical_length
 from mach_ext.training.dropout import keep_generators, step_dropout
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.keeping import BestInMemory, RunFolder
@@ -44,12 +45,16 @@ class TrainingRun:
         state: The progress of the run. `resume` replaces it by that of the checkpoint.
         optimizer: The optimiser of the weights.
         schedule: The learning rates of each step.
-        do_step: The step of this kind of model.
+        model_step: The step of this kind of model.
+        do_step: What makes a step on a batch. Subclasses may do more than `model_step`.
         validation: The dev metrics and the order of the epochs.
         folder: Keeps the best epoch and the checkpoints, if the run has a folder.
         memory: Keeps the best epoch of a run without a folder.
         interrupted: Whether Ctrl-C came too late to stop this run. It then stops the next run.
+        companion: What is trained together with the model, or None.
     """
+
+    companion: Companion | None = None
 
     def __init__(
         self,
@@ -75,32 +80,36 @@ class TrainingRun:
         self.state = Progress()
         self.interrupted = False
         self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
-        length = typical_length(data.sparse_features)
-        if model.num_dense and isinstance(data.X, HybridMatrix) and not model.is_scaled:
-            model.scale_dense(data.X.dense, settings.dense_length * length)
+        length = typical_length(sparse_features(model, data.X))
+        model.scale_for_training(data.X, settings.dense_length * length)
         self.optimizer = make_optimizer(model, settings, length)
         self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
-        self.do_step: Step
+        step: Step
         if model.is_linear:
-            self.do_step = LinearStep(model, self.optimizer, settings, share)
+            step = LinearStep(model, self.optimizer, settings, share)
         else:
             max_documents = min(settings.batch_size, data.num_documents)
-            self.do_step = HiddenStep(model, self.optimizer, settings, max_documents)
+            step = HiddenStep(model, self.optimizer, settings, max_documents)
+        self.model_step = step
+        self.do_step: Callable[[Batch, Dropout], float] = step
         self.validation = Validation(data, settings.metric, settings.patience)
-        self.memory = BestInMemory(model)
+        self.memory = BestInMemory(model, self.companion)
         self.folder: RunFolder | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            identity = {
-                "hyperparameters": asdict(settings),
-                "model": model.configuration(),
-                "hash": model.hash.fingerprint(),
-                "length": length,
-                "data": data.fingerprint(),
-            }
-            self.folder = RunFolder(folder, model, self.optimizer, identity)
+            self.folder = RunFolder(folder, model, self.optimizer, self.identity(length), self.companion)
             if not resuming:
                 self.folder.delete_parts()
+
+    def identity(self, length: float) -> dict[str, Any]:
+        """Return what identifies the run, whose documents have this typical length."""
+        return {
+            "hyperparameters": asdict(self.settings),
+            "model": self.model.configuration(),
+            "hash": self.model.hash.fingerprint(),
+            "length": length,
+            "data": self.data.fingerprint(),
+        }
 
     def train(self, checkpoint_seconds: float) -> None:
         """Train from the current progress to the end."""

@@ -68,6 +68,8 @@ class LossSum:
 class Step(Protocol):
     """A step on a batch, which returns the mean loss of its documents."""
 
+    dense_rows: DenseRows
+
     def __call__(self, batch: Batch, dropout: Dropout) -> float:
         """Make the step."""
 
@@ -116,9 +118,9 @@ class LinearStep:
             if weight.requires_grad:
                 optimizer.step_sparse_linear(weight, at, gradient, values, order)
                 round_rows(weight[at], rounded[at], order)
-                if dense is not None:
-                    for g, r in enumerate(range(R)[at]):
-                        self.dense_rows.step(r, dense, gradient[:, g], rounded)
+            if dense is not None:
+                for g, r in enumerate(range(R)[at]):
+                    self.dense_rows.step(r, dense, gradient[:, g], rounded)
         if bias.requires_grad:
             optimizer.step_rows(bias, slice(None), grad_bias)
         return total.mean(N * R)
@@ -206,7 +208,7 @@ class HiddenStep:
         with torch.no_grad():
             grad_first = torch.where(first > 0, first.grad, 0)
             self._step_encoder(grad_first, values, order, rounded)
-            if dense is not None and model.encoder_weight.requires_grad:
+            if dense is not None:
                 self.dense_rows.step(None, dense, grad_first, rounded)
         return total.mean(len(first) * model.num_repetitions)
 

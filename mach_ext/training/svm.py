@@ -11,11 +11,11 @@ import torch
 
 from mach_ext import _ops
 from mach_ext import functional as F
+from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._progress import tqdm
-from mach_ext.data import HybridMatrix
 from mach_ext.nn import MACH, check_trainable
-from mach_ext.training.documents import check_documents, typical_length
+from mach_ext.training.documents import check_documents, sparse_features, typical_length
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
 SLOPE = 4.0
@@ -109,14 +109,12 @@ def fit_svm(
         if not low <= value <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
-    length = typical_length(X.sparse if isinstance(X, HybridMatrix) else X)
-    if isinstance(X, HybridMatrix):
-        if not model.is_scaled:
-            model.scale_dense(X.dense, DENSE_LENGTH * length)
-        X = model.join(X)
+    length = typical_length(sparse_features(model, X))
     model.hash.check_contents()
     if X.shape[0] == 0:
         raise ValueError("fit_svm: needs at least one document, got N=0")
+    model.scale_for_training(X, DENSE_LENGTH * length)
+    X = joined_documents("fit_svm: X", model, X)
     threads = min(torch.get_num_threads(), math.ceil(model.num_buckets / _ops.SVM_TILE))
     check_memory(
         "fit_svm: a copy of X, and what each thread keeps of a bucket",

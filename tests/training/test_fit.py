@@ -68,7 +68,7 @@ def test_same_seed_same_bits_and_another_seed_others():
     ("change", "error", "message"),
     [
         ({"X": X.toarray().tolist()}, TypeError, "fit: X: must be a SciPy sparse matrix"),
-        ({"X": X[:, :59]}, ValueError, r"fit: X must have the model's 60 columns, got shape \(300, 59\)"),
+        ({"X": X[:, :59]}, ValueError, r"fit: X must have D=60 columns, got shape \(300, 59\)"),
         ({"Y": Y[:, :59]}, ValueError, r"fit: Y must have the model's 60 columns, got shape \(300, 59\)"),
         ({"Y": Y[:299]}, ValueError, "as many rows, got 300 and 299"),
         ({"X_dev": X}, ValueError, "X_dev and Y_dev must be given together"),

@@ -124,6 +124,19 @@ def text_encoder(attachments: Attachments, num_dense: int) -> dict[str, Any] | N
     return record
 
 
+def run_encoder(attachments: Attachments) -> str | None:
+    """Returns the name of the trained encoder's folder in the run's folder. None: the run has none.
+
+    Raises:
+        ValueError: The attachment is no record of an encoder.
+    """
+    name = "text_encoder.json"
+    if name not in attachments:
+        return None
+    record: dict[str, Any] = parse_record(attachments[name], _source(name), TEXT_ENCODER)
+    return record["name"] if "base" in record else None
+
+
 # -------------------------------------------------------------------------------------------- run record
 
 

@@ -127,7 +127,7 @@ class OpenedRun:
         seconds: dict[str, float] = {}
         with timer(seconds, "load"):
             model = load_model(path, device)
-        encoder = encoder_of(model.attachments, model.num_dense, text_encoder, device, progress, str(path))
+        encoder = encoder_of(model.attachments, model.num_dense, text_encoder, device, progress, path)
         return cls(path, model, seconds=seconds, text_encoder=encoder)
 
     @functools.cached_property

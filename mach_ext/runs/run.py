@@ -15,6 +15,7 @@ from mach_ext.runs.arguments import as_path, spell
 from mach_ext.runs.dataset import log_no_svmlight, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
 from mach_ext.runs.files import check_folder, timer
+from mach_ext.runs.finetuning import copy_encoder
 from mach_ext.runs.folders import RUNS as RUNS
 from mach_ext.runs.folders import load_model
 from mach_ext.runs.labels import TrainingLabels
@@ -454,6 +455,7 @@ class Run(OpenedRun):
             TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses bad A and B
         before = compressed.measure(self.folder, self.model, loaded if compare else None, name, propensity)
         compressed.save_copy(self.model, folder, quantization_step, overwrite)
+        copy_encoder(self.folder, folder, self.model.attachments)
         log.info("model: %s", folder)
         model = nn.load(folder, self.model.bucket_bias.device)
         after = compressed.measure(folder, model, loaded, name, propensity)

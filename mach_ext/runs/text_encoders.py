@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,15 +112,20 @@ def encoder_of(
     path: PathLike | None = None,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
-    owner: str = "the run",
+    folder: Path | None = None,
 ) -> RunEncoder | None:
     """Returns the text encoder that a model keeps the record of. None: it keeps none.
+
+    An encoder that was trained with the model is in the run's folder.
 
     Raises:
         ValueError: The record is damaged, or `path` is given for a model without a text encoder.
     """
     record = kept.text_encoder(attachments, num_dense)
+    owner = "the run" if folder is None else str(folder)
     if record is not None:
+        if path is None and folder is not None and (own := kept.run_encoder(attachments)) is not None:
+            path = folder / own
         return RunEncoder(record, path, device, progress, owner)
     if path is not None:
         raise ValueError(f"{owner} has no text encoder, so {spell('text_encoder')} must not be given")
@@ -155,7 +161,7 @@ def with_embeddings(dataset: data.Dataset, encoder: RunEncoder) -> data.Dataset:
     argument = spell("text_encoder")
     if dataset.train.dense is not None:
         raise ValueError(f"{dataset.path}: has dense features already, so {argument} must not be given")
-    made = {}
+    made: dict[str, Any] = {}
     for name, split in dataset.splits.items():
         if split.texts is None:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mach_ext.runs import labels, record
 from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
 from mach_ext.runs.files import check_folder, check_utf8, timer
+from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
@@ -37,6 +39,9 @@ def train(
     feature_dropout: float = 0.0,
     hidden_dropout: float = 0.0,
     text_encoder: TextEncoder | str | os.PathLike[str] | None = None,
+    finetune: bool = False,
+    finetune_epochs: int | None = None,
+    text_learning_rate: float | None = None,
     seed: int = 0,
     svm: bool | None = None,
     C: float | None = None,
@@ -68,6 +73,9 @@ def train(
         hidden_dropout: Probability that a hidden unit is dropped in training.
         text_encoder: A text encoder, or its folder or name as `TextEncoder.load` takes it. The embeddings of
             the texts become dense features beside the words. The run keeps the encoder's name and digest.
+        finetune: Then train the text encoder and the model together, and keep the encoder in the run folder.
+        finetune_epochs: Passes over the documents in this second training. None: 2.
+        text_learning_rate: Learning rate of the text encoder. None: 5e-5.
         seed: Seed of the label hash, the weights and the batches.
         svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
             many documents and no argument is given that needs gradient training.
@@ -110,6 +118,7 @@ def train(
         merge=merge, feature_dropout=feature_dropout, hidden_dropout=hidden_dropout, seed=seed, svm=svm, C=C,
         repetitions_at_a_time=repetitions_at_a_time, resume=resume, hyperparameters=hyperparameters,
     )  # fmt: skip
+    tuning = Finetuning.of(finetune, finetune_epochs, text_learning_rate, recipe, text_encoder)
     check_device(device)
     if output is not None:
         check_folder(spell("output", "train"), as_path("output", output, "train"))
@@ -130,16 +139,22 @@ def train(
         with timer(seconds, "embed"):
             _embed(loaded)
     _log_gaps(loaded)
-    recipe = recipe.with_solver(loaded, device)
+    recipe = replace(recipe, svm=False) if finetune else recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
     log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
-    model.attachments = record.attachments(loaded, settings=recipe.settings(), propensity=propensity)
+    model.attachments = record.attachments(
+        loaded, settings=recipe.settings() | tuning.settings(), propensity=propensity
+    )
     labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses bad A and B before the work
     solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
-        state = solve(model, loaded, folder, recipe, overwrite, progress)
+        if not (resumed and finetune and is_finetuning(folder)):
+            state = solve(model, loaded, folder, recipe, overwrite, progress)
+            delete_encoders(folder, model.attachments)
+        if finetune:
+            state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume

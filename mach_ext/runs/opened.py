@@ -16,7 +16,7 @@ from mach_ext.runs.files import check_folder, timer
 from mach_ext.runs.folders import load_model, newest_run, working_folder
 from mach_ext.runs.metrics_file import output_folder, read_metrics
 from mach_ext.runs.summary import summary
-from mach_ext.runs.text_encoders import RunEncoder, encoder_of
+from mach_ext.runs.text_encoders import RunEncoder, encoder_of, text_encoder_of
 from mach_ext.text_encoder import TextEncoder
 
 PathLike = str | os.PathLike[str]
@@ -156,8 +156,7 @@ class OpenedRun:
             >>> run.text_encoder is None  # the run was trained without one
             True
         """
-        encoder: Any = self.columns.text_encoder
-        return None if encoder is None else encoder.encoder
+        return text_encoder_of(self.columns)
 
     @property
     def metrics(self) -> dict[str, Any]:

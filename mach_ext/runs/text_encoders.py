@@ -132,6 +132,18 @@ def encoder_of(
     return None
 
 
+def text_encoder_of(columns: data.Columns) -> TextEncoder | None:
+    """Returns the text encoder of a model, loaded. None: it has none, or an object that only embeds texts.
+
+    Raises:
+        ImportError: The package transformers is missing.
+        ValueError: The encoder is not there, or it is another one.
+    """
+    encoder = columns.text_encoder
+    encoder = encoder.encoder if isinstance(encoder, RunEncoder) else encoder
+    return encoder if isinstance(encoder, TextEncoder) else None
+
+
 def load_encoder(given: TextEncoder | PathLike, device: str | torch.device, progress: bool) -> RunEncoder:
     """Loads the encoder for a training, or takes one that is loaded.
 

@@ -57,7 +57,8 @@ Method = Annotated[
     str | None,
     choice(
         "--method", choices=METHODS, metavar="METHOD", panel="Model",
-        help="How the path integral is computed: exact or gausslegendre.",
+        help="How the path integral is computed: exact or gausslegendre. With a text encoder, exact takes "
+        "the embedding for a single feature, and gausslegendre explains the tokens of the text.",
     ),
 ]  # fmt: skip
 Score = Annotated[
@@ -89,7 +90,8 @@ Dimensions = Annotated[
     bool,
     switch(
         "--dimensions", panel="Output",
-        help="Show each dimension of an embedding. Otherwise the embedding is a single feature.",
+        help="Show each dimension of an embedding. Otherwise the tokens of the text are shown, or the "
+        "embedding as a single feature.",
     ),
 ]  # fmt: skip
 Html = Annotated[
@@ -147,6 +149,7 @@ def run(
         method=method,
         score=score,
         n_steps=n_steps,
+        **({"tokens": False} if dimensions else {}),
     )
     if dimensions:
         result = result.by_dimension()

@@ -5,6 +5,8 @@
 * `captum_inputs` gives the same scores to any algorithm of Captum.
 * `votes` says how the repetitions voted. `collisions` tells whether a score is a label's own or comes from
   labels in the same buckets. `leave_one_out` shows what removing a feature does to the top k.
+* `token_attributions` explains a text that a model reads by its words and through a text encoder.
+  `leave_words_out` cuts words out of such a text.
 
 Documents of a model with dense features are a `mach_ext.data.HybridMatrix`. Each dense feature gets an
 attribution, and charts show their sum as one bar. The baseline of a dense feature is its average over the
@@ -65,7 +67,7 @@ from mach_ext.explain.captum import HeadForward as HeadForward
 from mach_ext.explain.captum import captum_inputs
 from mach_ext.explain.collision_check import Collisions, Mate, collisions
 from mach_ext.explain.result import Explanation
-from mach_ext.explain.tokens import TokenExplanation, token_attributions
+from mach_ext.explain.tokens import TokenExplanation, leave_words_out, token_attributions
 from mach_ext.explain.voting import Votes, votes
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "explain_topk",
     "integrated_gradients",
     "leave_one_out",
+    "leave_words_out",
     "token_attributions",
     "votes",
 ]

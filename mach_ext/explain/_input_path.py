@@ -41,6 +41,7 @@ class InputPath(Path):
     model: MACHHead
     has_closed_form = False
     shape: tuple[int, ...]
+    cuts: tuple[float, ...] = ()  # where the path is cut before anything is known of it
 
     def __init__(self, op: str, head: Any, encoder: Any, X: Any, baseline: Any, feature_names: Names) -> None:
         """Checks the input, the baseline and the encoder.
@@ -110,7 +111,10 @@ class InputPath(Path):
         score_at = {0.0: scores[:, 1].double(), 1.0: scores[:, 0].double()}
         panel = self.nodes(PANEL, PANEL)
         done = self.x.new_zeros(len(bound), len(self.x))
-        pieces, done_pieces, met_before = [(0.0, 1.0)], 0, False
+        cuts = self.cuts if PANEL * (len(self.cuts) + 1) <= rule.max_steps else ()
+        if cuts:
+            score_at.update(zip(cuts, self._scores_at([*cuts], columns, bias, rule.score), strict=True))
+        pieces, done_pieces, met_before = [*itertools.pairwise((0.0, *cuts, 1.0))], 0, False
         while True:
             rough, long_pieces = torch.zeros_like(done), []
             for start, end in pieces:

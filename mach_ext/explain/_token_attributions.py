@@ -19,7 +19,7 @@ class WordEffects(NamedTuple):
 
     Attributes:
         names: The words as they stand in the text [W].
-        spans: Start and end of each in the text [W, 2]. A special token has (0, 0).
+        spans: Start and end of each in the text [W, 2]. (0, 0): it is not in the text.
         of_features: The part of each effect that the word has as a feature [m, W], such as its TF-IDF value.
         of_tokens: The part that it has through its tokens and the encoder [m, W].
     """
@@ -47,7 +47,7 @@ class TokenAttributions(Attributions):
 
         A word gets the attributions of its tokens. The attribution of a feature is divided equally among the
         places where the feature stands in the text, and at a place among the words there by their letters.
-        Text that the encoder did not read has words of its own.
+        Text that the encoder did not read has words of its own. So has a feature that is nowhere in the text.
 
         Example:
             >>> from mach_ext.explain import TokenExplanation
@@ -72,8 +72,9 @@ class TokenAttributions(Attributions):
 
     def _with_features(self, names: list[str], spans: Ints, of_tokens: NDArray[np.float64]) -> WordEffects:
         """Divides the attributions of the features among words, and adds words that have no token."""
-        features = self.occurrences[:, 2]
-        effects = self.attributions[:, features] / np.bincount(features, minlength=1)[features]
+        features, P = self.occurrences[:, 2], len(self.features) - len(self.tokens)
+        times = np.bincount(features, minlength=P)
+        effects = self.attributions[:, features] / times[features]
         text, rows, columns, shares = self.text or "", [], [], []
         names = [text[a:b] if a < b else name for (a, b), name in zip(spans.tolist(), names, strict=True)]
         read = np.flatnonzero(spans[:, 0] < spans[:, 1])
@@ -90,13 +91,15 @@ class TokenAttributions(Attributions):
             rows += [k] * len(at)
             columns += at.tolist()
             shares += (letters / letters.sum()).tolist()
-        of_features = np.zeros((len(self.labels), len(names) + len(unread)))
-        np.add.at(of_features, (slice(None), columns), effects[:, rows] * shares)
+        placed = np.zeros((len(self.labels), len(names) + len(unread)))
+        np.add.at(placed, (slice(None), columns), effects[:, rows] * shares)
+        elsewhere = np.flatnonzero(times == 0)
+        new = [*unread, *[(0, 0)] * len(elsewhere)]
         return WordEffects(
-            [*names, *(text[start:end] for start, end in unread)],
-            np.array([*spans.tolist(), *unread], np.int64).reshape(-1, 2),
-            of_features,
-            np.pad(of_tokens, ((0, 0), (0, len(unread)))),
+            [*names, *(text[a:b] for a, b in unread), *(self.feature_names[i] for i in elsewhere)],
+            np.array([*spans.tolist(), *new], np.int64).reshape(-1, 2),
+            np.column_stack((placed, self.attributions[:, elsewhere])),
+            np.pad(of_tokens, ((0, 0), (0, len(new)))),
         )
 
     @property

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mach_ext._memory import memory_errors
-from mach_ext.data import Vectorizer
+from mach_ext.data import HybridMatrix, Vectorizer, check_columns
 from mach_ext.data import attachments as kept
-from mach_ext.explain._arguments import Labels, Names, label_names_of, resolve_labels
+from mach_ext.explain._arguments import Labels, Names, feature_names_of, label_names_of, resolve_labels
+from mach_ext.explain._decoding import own_scores
 from mach_ext.explain._text_path import BASELINES, TextPath, tokenized
 from mach_ext.explain._token_attributions import TokenAttributions
+from mach_ext.explain.ablation import LeaveOneOut
 from mach_ext.explain.attribution import check_rule, explain_path
 from mach_ext.explain.result import Explanation
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, checked_k
 
 if TYPE_CHECKING:
     from mach_ext.text_encoder import TextEncoder
@@ -83,12 +87,14 @@ def token_attributions(
     text: str,
     labels: Labels | None = None,
     *,
+    X: Any = None,
     vectorizer: Vectorizer | None = None,
     baseline: str = "pad",
     score: str = "logit",
     n_steps: int | None = None,
     tolerance: float = 1e-3,
     max_steps: int = 1024,
+    feature_names: Names = None,
     label_names: Names = None,
 ) -> TokenExplanation:
     """Computes Integrated Gradients of a text that a model reads in two ways: by its words and by an encoder.
@@ -108,12 +114,17 @@ def token_attributions(
         encoder: The encoder that made its dense features.
         text: The text.
         labels: Labels by number or name. None: the model's top 5.
-        vectorizer: Turns the text into D features. None: the one that is kept with the model.
+        X: The D features of the text [1, D], if no vectorizer makes them. The sparse part of a `HybridMatrix`
+            is taken.
+        vectorizer: Turns the text into D features, and says where they are in the text. None: the one that is
+            kept with the model.
         baseline: "pad" is the reference text. "zero" has vectors of zeros in place of the padding token's.
         score: As in `integrated_gradients`.
         n_steps: As in `integrated_gradients`.
         tolerance: As in `integrated_gradients`.
         max_steps: As in `integrated_gradients`.
+        feature_names: Names of all D features. None: the words of the vectorizer, those kept with the model,
+            or numbers.
         label_names: Names of all L labels. None: those kept with the model, or numbers.
 
     Raises:
@@ -137,16 +148,18 @@ def token_attributions(
     op = "token_attributions"
     _check_parts(op, model, encoder, text)
     vectorizer = _checked_vectorizer(op, model, vectorizer)
+    row = _features_of(op, model, text, X, vectorizer)
     if baseline not in BASELINES:
         raise ValueError(f"{op}: baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
-    row, read = vectorizer.transform([text]), tokenized(encoder, text)
+    read = tokenized(encoder, text)
     path = TextPath(op, model, encoder, read, row, baseline)
     rule = check_rule(op, path, None, score, n_steps, tolerance, max_steps)
     names = label_names_of(op, model, label_names)
     ids = resolve_labels(op, model, path.top_labels() if labels is None else labels, names)
-    path.feature_names = [*(vectorizer.vocabulary[d] for d in row.indices.tolist()), *read.names]
-    place = {column: at for at, column in enumerate(row.indices.tolist())}
-    spans = [(start, end, place[d]) for start, end, d in vectorizer.words(text) if d in place]
+    if feature_names is None and vectorizer is not None:
+        feature_names = vectorizer.vocabulary
+    words = feature_names_of(op, model, feature_names)
+    path.feature_names = [*(words[d] for d in row.indices.tolist()), *read.names]
     return TokenExplanation(
         **explain_path(op, path, ids, rule),
         label_names=[names[label] for label in ids.tolist()],
@@ -154,9 +167,79 @@ def token_attributions(
         tokens=read.names,
         token_spans=read.spans,
         token_words=read.words,
-        occurrences=np.array(spans, np.int64).reshape(-1, 3),
+        occurrences=_occurrences(row, text, vectorizer),
         truncated=read.truncated,
         baseline=baseline,
+    )
+
+
+@memory_errors("ask for fewer words")
+def leave_words_out(
+    model: MACH,
+    encoder: TextEncoder,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    k: int | None = None,
+    *,
+    vectorizer: Vectorizer | None = None,
+    label_names: Names = None,
+) -> LeaveOneOut:
+    """Cuts words out of a text in turn, asks the model again, and returns the effect on the top k.
+
+    The shorter text is read anew, by the vectorizer and by the encoder. So the effects are exact.
+
+    Args:
+        model: A model with `num_dense` dense features. It is used in eval mode.
+        encoder: The encoder that made its dense features.
+        text: The text.
+        spans: Start and end of each word, such as those of `TokenExplanation.words`.
+        k: Size of the top k, 1 ... L. None: 5, or L if there are fewer labels.
+        vectorizer: Turns texts into D features. None: the one that is kept with the model.
+        label_names: Names of all L labels. None: those kept with the model, or numbers.
+
+    Returns:
+        The effects. `features` are positions in `spans`.
+
+    Raises:
+        TypeError: As in `token_attributions`.
+        ValueError: As in `token_attributions`, or a span is empty or beyond the text.
+
+    Example:
+        >>> import mach_ext
+        >>> from mach_ext.text_encoder import TextEncoder
+        >>> encoder = TextEncoder.load("encoder")
+        >>> words = mach_ext.data.Vectorizer(["cat", "dog"], [1.0, 1.0])
+        >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=8, num_dense=32)
+        >>> effects = mach_ext.explain.leave_words_out(
+        ...     model, encoder, "a purring cat", [(2, 9), (10, 13)], k=2, vectorizer=words
+        ... )
+        >>> effects.feature_names, effects.changes.shape
+        (['purring', 'cat'], (2, 2))
+    """
+    op = "leave_words_out"
+    _check_parts(op, model, encoder, text)
+    vectorizer = _checked_vectorizer(op, model, vectorizer)
+    if vectorizer is None:
+        raise ValueError(f"{op}: vectorizer must be given, because the model keeps none")
+    k = checked_k(op, k, model.num_labels)
+    for start, end in spans:
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"{op}: spans must be in the text of {len(text)} characters, got {(start, end)}")
+    texts = [text, *(text[:start] + text[end:] for start, end in spans)]
+    X = HybridMatrix(vectorizer.transform(texts), encoder.encode(texts, progress=False))
+    best = model.predict(X, k)[1]
+    labels, names = best[0], label_names_of(op, model, label_names)
+    scores = own_scores(model, model.join(X), labels)
+    return LeaveOneOut(
+        features=np.arange(len(spans)),
+        feature_names=[text[start:end] for start, end in spans],
+        labels=labels,
+        label_names=[names[label] for label in labels.tolist()],
+        scores=scores[0],
+        changes=scores[1:] - scores[0],
+        left=[tuple(label for label in labels.tolist() if label not in row) for row in best[1:]],
+        entered=[tuple(label for label in row.tolist() if label not in labels) for row in best[1:]],
+        merge=model.merge,
     )
 
 
@@ -183,12 +266,33 @@ def _check_parts(op: str, model: Any, encoder: Any, text: Any) -> None:
         raise ValueError(f"{op}: encoder must be on {devices[0]} like the model, got {devices[1]}")
 
 
-def _checked_vectorizer(op: str, model: MACH, vectorizer: Any) -> Vectorizer:
-    """Returns the given vectorizer, or the model's own."""
-    if vectorizer is None:
-        vectorizer = kept.vectorizer(model.attachments, model.num_features)
+def _features_of(op: str, model: MACH, text: str, X: Any, vectorizer: Vectorizer | None) -> Any:
+    """Returns the features of a text [1, D], CSR without stored zeros."""
+    if X is None:
         if vectorizer is None:
-            raise ValueError(f"{op}: vectorizer must be given, because the model keeps none")
+            raise ValueError(f"{op}: vectorizer or X must be given, because the model keeps no vectorizer")
+        return vectorizer.transform([text])
+    row = check_columns(X.sparse if isinstance(X, HybridMatrix) else X, f"{op}: X", model.num_features)
+    if row.shape[0] != 1:
+        raise ValueError(f"{op}: X must be one document [1, D], got shape {row.shape}")
+    row = row.copy()
+    row.eliminate_zeros()
+    return row
+
+
+def _occurrences(row: Any, text: str, vectorizer: Vectorizer | None) -> NDArray[np.int64]:
+    """Returns where features stand in a text [K, 3]: start, end, and position among the features."""
+    if vectorizer is None:
+        return np.empty((0, 3), np.int64)
+    place = {column: at for at, column in enumerate(row.indices.tolist())}
+    spans = [(start, end, place[d]) for start, end, d in vectorizer.words(text) if d in place]
+    return np.array(spans, np.int64).reshape(-1, 3)
+
+
+def _checked_vectorizer(op: str, model: MACH, vectorizer: Any) -> Vectorizer | None:
+    """Returns the given vectorizer, or the model's own. None: there is none."""
+    if vectorizer is None:
+        return kept.vectorizer(model.attachments, model.num_features)
     if not isinstance(vectorizer, Vectorizer):
         raise TypeError(f"{op}: vectorizer must be a Vectorizer, got {type(vectorizer).__name__}")
     if (count := len(vectorizer.vocabulary)) != model.num_features:

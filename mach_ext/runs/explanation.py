@@ -16,6 +16,7 @@ from mach_ext import data, explain, nn, report
 from mach_ext.runs.arguments import spell, takes_text
 from mach_ext.runs.dataset import split_of
 from mach_ext.runs.files import write
+from mach_ext.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ class Document:
     true_labels: list[int] | None = None
     feature_names: Sequence[str] | None = None
     label_names: Sequence[str] | None = None
+
+
+def text_encoder_of(columns: data.Columns) -> TextEncoder | None:
+    """Returns the text encoder of a run, whose tokens can be explained. None: it has none.
+
+    An object that gives nothing but embeddings is none.
+    """
+    encoder = columns.text_encoder
+    return encoder if isinstance(encoder, TextEncoder) else None
 
 
 def document_of_text(text: str, columns: data.Columns) -> Document:
@@ -125,13 +135,27 @@ class RunExplanation:
             >>> run.explain("a cat that sleeps", labels=["cat"]).leave_one_out.feature_names
             ['a', 'cat']
         """
-        bars = self.explanation.bars
+        bars, vectorizer = self.explanation.bars, self.columns.vectorizer
         largest = np.unique(np.argsort(-np.abs(bars.effects), axis=1)[:, : self.features])
+        features = bars.features[largest].tolist()
+        if isinstance(self.explanation, explain.TokenExplanation):
+            encoder, spans = text_encoder_of(self.columns), self.explanation.words.spans[largest]
+            if encoder is not None and vectorizer is not None:
+                return explain.leave_words_out(
+                    self.model,
+                    encoder,
+                    self.explanation.text or "",
+                    [(start, end) for start, end in spans.tolist() if start < end],
+                    self.k,
+                    vectorizer=vectorizer,
+                    label_names=self.document.label_names,
+                )
+            features = [*self.explanation.features[: -len(self.explanation.tokens)], self.model.num_columns]
         return explain.leave_one_out(
             self.model,
             self.document.X,
             self.k,
-            bars.features[largest].tolist(),
+            features,
             feature_names=self.document.feature_names,
             label_names=self.document.label_names,
         )
@@ -256,22 +280,35 @@ def explain_document(
         labels: Labels by number or name. None: the model's top k.
         k: Size of the top k.
         features: As in `RunExplanation`.
-        options: Further arguments of `mach_ext.explain.integrated_gradients`.
+        options: Further arguments of `mach_ext.explain.integrated_gradients`. If the model has a text encoder
+            and the text is known, those of `mach_ext.explain.token_attributions`. Then `tokens=False` or
+            `method="exact"` explains the embedding as one feature, or by its dimensions.
     """
     X, names = document.X, document.label_names
     if isinstance(labels, (str, int, np.integer)):
         labels = [labels]
-    explanation = explain.integrated_gradients(
-        model,
-        X,
-        model.predict(X, k)[1][0] if labels is None else list(labels),
-        feature_names=document.feature_names,
-        label_names=names,
-        text=document.text,
-        **options,
-    )
+    labels = model.predict(X, k)[1][0] if labels is None else list(labels)
+    explanation = _attributions(model, columns, document, labels, options)
     votes = explain.votes(model, X, explanation.labels, k=k, label_names=names)
     collisions = [
         explain.collisions(model, X, label, k=k, label_names=names) for label in explanation.labels.tolist()
     ]
     return RunExplanation(document, explanation, votes, collisions, k, features, model, columns)
+
+
+def _attributions(
+    model: nn.MACH, columns: data.Columns, document: Document, labels: Any, options: dict[str, Any]
+) -> explain.Explanation:
+    """Explains a document by its features, or by its words and tokens."""
+    tokens = options.get("tokens", True)
+    common = {name: value for name, value in options.items() if name != "tokens"}
+    common.update(feature_names=document.feature_names, label_names=document.label_names)
+    by_path = common.get("method") in (None, "gausslegendre")
+    encoder = text_encoder_of(columns) if tokens and by_path and document.text is not None else None
+    if encoder is None or document.text is None:
+        return explain.integrated_gradients(model, document.X, labels, text=document.text, **common)
+    common.pop("method", None)
+    X, vectorizer = document.X, columns.vectorizer
+    return explain.token_attributions(
+        model, encoder, document.text, labels, X=X, vectorizer=vectorizer, **common
+    )

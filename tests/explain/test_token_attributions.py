@@ -197,6 +197,22 @@ def test_texts_without_a_known_word(encoder, text):
     why.plot()
 
 
+def test_features_of_no_vectorizer_are_words_of_their_own(encoder):
+    model = model_of(encoder)
+    X = document(encoder)
+    names = ["cat", "dog", "definite article"]
+    options = {"n_steps": 8, "feature_names": names}
+    why = explain.token_attributions(model, encoder, TEXT, LABELS, X=X, **options)
+    usual = explain.token_attributions(model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, n_steps=8)
+    np.testing.assert_array_equal(why.attributions, usual.attributions)
+    assert why.words.names == [*usual.words.names, "dog", "definite article"]
+    np.testing.assert_array_equal(why.words.of_features[:, -2:], why.attributions[:, :2])
+    np.testing.assert_allclose(why.bars.effects.sum(1), usual.bars.effects.sum(1))
+    assert "definite article" in why.to_html()
+    with pytest.raises(ValueError, match=r"X must be one document \[1, D\], got shape \(2, 3\)"):
+        explain.token_attributions(model, encoder, TEXT, LABELS, X=np.eye(2, 3))
+
+
 def test_modes_and_gradients_are_left_alone(encoder):
     model = model_of(encoder, hidden_dropout=0.5)
     before = explain.token_attributions(model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, n_steps=8)
@@ -213,7 +229,7 @@ def test_modes_and_gradients_are_left_alone(encoder):
 
 def test_the_models_own_vectorizer_and_names(encoder):
     model = model_of(encoder)
-    with pytest.raises(ValueError, match="vectorizer must be given, because the model keeps none"):
+    with pytest.raises(ValueError, match="vectorizer or X must be given"):
         explain.token_attributions(model, encoder, TEXT)
     model.attachments["vectorizer.json"] = VECTORIZER.to_json().encode()
     names = [f"label {label}" for label in range(L)]

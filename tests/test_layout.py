@@ -28,6 +28,7 @@ PUBLIC = {
     "certify.certify",
     "cli.run",  # the commands, whose parameters are their options
     "explain.integrated_gradients",
+    "explain.token_attributions",
     "functional.bucket_forward",
     "functional.linear_bucket_bce",
     "head.MACHHead.__init__",

@@ -11,6 +11,7 @@ from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     OWN_PROPENSITY,
     Device,
     ModelPath,
@@ -18,6 +19,7 @@ from mach_ext.cli.options import (
     Output,
     Propensity,
     Quiet,
+    RunEncoder,
     Seed,
     Split,
     SvmlightBase,
@@ -100,6 +102,7 @@ Report = Annotated[
 
 def run(
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     k: TopK = derived("5, or what the model has"),
     split: Split = "test",
     sample: Sample = derived("all"),
@@ -134,7 +137,7 @@ def run(
         check_folder("--output", output)
     if report is not None:
         check_file("--report", report)
-    opened = runs.Run.open(model_path, device)
+    opened = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet)
     result = opened.attack(
         method, epsilons=eps, threat_model=threat, dataset=dataset, transfer=transfer,
         svmlight_base=svmlight_base, output=output, progress=not quiet, save=False, signed=signed, goal=goal,

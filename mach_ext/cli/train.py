@@ -51,6 +51,14 @@ NoHoldout = Annotated[
 Resume = Annotated[
     bool, switch("--resume", panel="Output", help="Continue from the last checkpoint in the folder.")
 ]
+TextEncoder = Annotated[
+    str | None,
+    option(
+        "--text-encoder", parse=values.nonempty, metavar="ENCODER", panel="Model",
+        help="A sentence encoder, whose embeddings of the texts stand beside their words: a folder, an "
+        "installed package, or a name on the Hugging Face hub.",
+    ),
+]  # fmt: skip
 HashFunctions = Annotated[
     int | None,
     option(
@@ -218,6 +226,7 @@ def run(
     num_buckets: Buckets = derived("the power of two next to half the labels, 16 to 2048"),
     hidden_size: HiddenSize = derived("256, 128 or 512, by the data's size"),
     encoder: Encoder = derived("independent, or shared with --hidden-size"),
+    text_encoder: TextEncoder = None,
     merge: Merge = derived("mean_logit, or mean_logprob with --svm"),
     hidden_dropout: Dropout = 0.0,
     feature_dropout: FeatureDropout = 0.0,

@@ -65,6 +65,7 @@ from mach_ext.explain.captum import HeadForward as HeadForward
 from mach_ext.explain.captum import captum_inputs
 from mach_ext.explain.collision_check import Collisions, Mate, collisions
 from mach_ext.explain.result import Explanation
+from mach_ext.explain.tokens import TokenExplanation, token_attributions
 from mach_ext.explain.voting import Votes, votes
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "LeaveOneOut",
     "Mate",
     "StepsWarning",
+    "TokenExplanation",
     "Votes",
     "captum_inputs",
     "collisions",
@@ -80,6 +82,7 @@ __all__ = [
     "explain_topk",
     "integrated_gradients",
     "leave_one_out",
+    "token_attributions",
     "votes",
 ]
 

@@ -16,6 +16,7 @@ from mach_ext.data import Vectorizer
 from mach_ext.explain._arguments import block_name
 from mach_ext.explain._attributions import Attributions
 from mach_ext.explain._charts import bars_chart, shade, votes_chart
+from mach_ext.explain._token_attributions import TokenAttributions
 from mach_ext.explain.ablation import LeaveOneOut
 from mach_ext.explain.collision_check import Collisions
 from mach_ext.explain.voting import Votes
@@ -80,7 +81,8 @@ def explanation_page(
         >>> "<title>A document that barks</title>" in page
         True
     """
-    in_text = explanation.text is not None and vectorizer is not None
+    by_token = isinstance(explanation, TokenAttributions)
+    in_text = explanation.text is not None and (vectorizer is not None or by_token)
     checked = {check.label: check for check in collisions}
     tabs = [
         {
@@ -96,6 +98,7 @@ def explanation_page(
         "page.html.jinja",
         title=title,
         tabs=tabs,
+        by_token=by_token,
         sparse=len(explanation.features) - explanation.num_dense,
         embedding=block_name(explanation.num_dense),
         explanation=explanation,
@@ -118,7 +121,6 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
     effects = explanation.bars.effects[row]
     label, E = int(explanation.labels[row]), explanation.num_dense
     top = explanation.top(_SHOWN_FEATURES, label)
-    in_text = explanation.text is not None and vectorizer is not None
     return {
         "name": explanation.label_names[row],
         "id": label,
@@ -131,8 +133,9 @@ def _tab(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> 
         "pieces": _pieces(explanation, row, vectorizer),
         "chart": bars_chart(top),
         "others": len(effects) - len(top),
-        "hidden": 0 if in_text else len(effects) - _shown(explanation),
+        "hidden": 0 if explanation.text is not None else len(effects) - _shown(explanation),
         "rest": float(effects.sum() - sum(effect for _, effect in top)),
+        "words": _word_rows(explanation, row) if isinstance(explanation, TokenAttributions) else [],
     }
 
 
@@ -154,14 +157,36 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
+def _word_rows(explanation: TokenAttributions, row: int) -> list[dict[str, Any]]:
+    """Returns the words of a text in their order, with both parts of their effects on a label."""
+    names, _, features, tokens = explanation.words
+    parts = np.stack(((features + tokens)[row], features[row], tokens[row]), 1)
+    scale = _scale(parts[:, 0])
+    return [
+        {
+            "name": name,
+            "style": shade(cells[0], scale),
+            "cells": [f"{c:+.3f}".replace("-", "\u2212") for c in cells],
+        }
+        for name, cells in zip([*names, "all words"], [*parts.tolist(), parts.sum(0).tolist()], strict=True)
+    ]
+
+
+def _scale(effects: np.ndarray[Any, Any]) -> float:
+    """Returns the largest absolute effect, which has the darkest shade. 1 if there is none."""
+    return float(np.abs(effects).max(initial=0)) or 1.0
+
+
 def _pieces(explanation: Attributions, row: int, vectorizer: Vectorizer | None) -> list[_Piece]:
     """Cuts the text into shaded words and pieces between them.
 
     Without text, lists features by effect. Sums, such as those of tokens, are listed in their order.
     """
+    if isinstance(explanation, TokenAttributions) and explanation.text is not None:
+        return _token_pieces(explanation, explanation.text, row)
     if explanation.text is None or vectorizer is None:
         effects, names = explanation.bars.effects[row], explanation.bars.names
-        scale = float(np.abs(effects).max()) or 1.0
+        scale = _scale(effects)
         order = (
             np.arange(len(effects)) if explanation.is_summed else np.argsort(-np.abs(effects), kind="stable")
         )
@@ -172,7 +197,7 @@ def _pieces(explanation: Attributions, row: int, vectorizer: Vectorizer | None) 
     # The largest effect of a word has the darkest shade. An embedding has no place in the text.
     count = len(explanation.features) - explanation.num_dense
     effects = explanation.attributions[row, :count]
-    scale = float(np.abs(effects).max(initial=0)) or 1.0
+    scale = _scale(effects)
     effect_of = dict(zip(explanation.features[:count].tolist(), effects.tolist(), strict=True))
     words = [
         (start, end, effect_of[feature])
@@ -180,6 +205,24 @@ def _pieces(explanation: Attributions, row: int, vectorizer: Vectorizer | None) 
         if feature in effect_of  # the vocabulary may lack the word
     ]
     return _shaded(explanation.text, words, scale)
+
+
+def _token_pieces(explanation: TokenAttributions, text: str, row: int) -> list[_Piece]:
+    """Cuts the text into shaded words and pieces between them. Titles state both parts of the effects."""
+    _, spans, features, tokens = explanation.words
+    effects = (features + tokens)[row]
+    scale, pieces, done = _scale(effects), [], 0
+    for w in np.argsort(spans[:, 0], kind="stable").tolist():
+        start, end = spans[w].tolist()
+        if start < done or start == end:  # a special token has no letters
+            continue
+        pieces.append(_Piece(text[done:start]))
+        title = (
+            f"{effects[w]:+.4f} = {features[row, w]:+.4f} as a word and {tokens[row, w]:+.4f} by the encoder"
+        )
+        pieces.append(_Piece(text[start:end], shade(effects[w], scale), title))
+        done = end
+    return [*pieces, _Piece(text[done:])]
 
 
 def _shown(explanation: Attributions) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mach_ext import functional as F
 from mach_ext._dense_features import checked_documents
@@ -155,44 +156,14 @@ def integrated_gradients(
     """
     op = "integrated_gradients"
     path = path_of(op, model, X, baseline, encoder, feature_names)
-    rule = _check_rule(op, path, method, score, n_steps, tolerance, max_steps)
+    rule = check_rule(op, path, method, score, n_steps, tolerance, max_steps)
     if labels is None:
         labels = path.top_labels()
     names = label_names_of(op, path.model, label_names)
     ids = resolve_labels(op, path.model, labels, names)
-    m, n = len(ids), len(path.feature_names)
-    check_memory(f"{op}: attributions", 16 * m * n, "ask for fewer labels", labels=m, features=n)
-    blocks = [path.explain(block, rule) for block in path.label_blocks(ids)]
-    attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
-    scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
-    delta = attributions.sum(1) - (scores[:, 0] - scores[:, 1])
-    steps = max(block.steps for block in blocks)
-    if not all(block.met for block in blocks):
-        worst = np.argmax(np.abs(delta) - tolerance * np.abs(scores).sum(1))
-        warnings.warn(
-            f"{op}: max_steps {max_steps} do not meet tolerance {tolerance:g}: after {steps} steps label "
-            f"{ids[worst]} has delta {delta[worst]:.3g}",
-            StepsWarning,
-            stacklevel=3,  # the caller stands behind the wrapper `memory_errors`
-        )
-    merge, scale = path.model.merge, "mean_logit" if score == "logit" else path.model.merge
     return Explanation(
-        features=path.features,
-        feature_names=path.feature_names,
-        values=path.values,
-        baselines=path.baselines,
-        labels=ids,
+        **explain_path(op, path, ids, rule),
         label_names=[names[label] for label in ids.tolist()],
-        scores=scores[:, 0],
-        baseline_scores=scores[:, 1],
-        attributions=attributions,
-        delta=delta,
-        score=score,
-        scale=scale,
-        model_scores=scores[:, 0] if scale == merge else path.own_scores(ids),
-        model_scale=merge,
-        method=rule.method,
-        n_steps=steps,
         text=text,
         shape=path.shape,
         num_dense=path.num_dense,
@@ -311,7 +282,7 @@ def contrast(
     return replace(pair, labels=pair.labels[:1], label_names=names, rival=rival_id, **difference)
 
 
-def _check_rule(
+def check_rule(
     op: str, path: Path, method: str | None, score: str, n_steps: Any, tolerance: float, max_steps: int
 ) -> Rule:
     """Checks the arguments that say what is integrated and how."""
@@ -337,3 +308,41 @@ def _check_rule(
     if F.as_int(op, "max_steps", max_steps) < PANEL:
         raise ValueError(f"{op}: max_steps must be at least {PANEL}, got {max_steps}")
     return Rule(score, method, n_steps, tolerance, max_steps)
+
+
+def explain_path(op: str, path: Path, labels: NDArray[np.int64], rule: Rule) -> dict[str, Any]:
+    """Returns attributions, scores and deltas of labels, as arguments of `Explanation`."""
+    m, n = len(labels), len(path.feature_names)
+    check_memory(f"{op}: attributions", 16 * m * n, "ask for fewer labels", labels=m, features=n)
+    blocks = [path.explain(block, rule) for block in path.label_blocks(labels)]
+    attributions = np.concatenate([block.attributions.cpu().numpy() for block in blocks])
+    scores = np.concatenate([block.scores.double().cpu().numpy() for block in blocks])
+    delta = attributions.sum(1) - (scores[:, 0] - scores[:, 1])
+    steps = max(block.steps for block in blocks)
+    if not all(block.met for block in blocks):
+        worst = np.argmax(np.abs(delta) - rule.tolerance * np.abs(scores).sum(1))
+        warnings.warn(
+            f"{op}: max_steps {rule.max_steps} do not meet tolerance {rule.tolerance:g}: after {steps} steps "
+            f"label {labels[worst]} has delta {delta[worst]:.3g}",
+            StepsWarning,
+            stacklevel=4,  # the caller stands behind `op` and its wrapper `memory_errors`
+        )
+    merge = path.model.merge
+    scale = "mean_logit" if rule.score == "logit" else merge
+    return {
+        "features": path.features,
+        "feature_names": path.feature_names,
+        "values": path.values,
+        "baselines": path.baselines,
+        "labels": labels,
+        "scores": scores[:, 0],
+        "baseline_scores": scores[:, 1],
+        "attributions": attributions,
+        "delta": delta,
+        "score": rule.score,
+        "scale": scale,
+        "model_scores": scores[:, 0] if scale == merge else path.own_scores(labels),
+        "model_scale": merge,
+        "method": rule.method,
+        "n_steps": steps,
+    }

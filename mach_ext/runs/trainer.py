@@ -17,6 +17,8 @@ from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
+from mach_ext.runs.text_encoders import check_resumed, load_encoder, with_embeddings
+from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
 
@@ -34,6 +36,7 @@ def train(
     merge: str | None = None,
     feature_dropout: float = 0.0,
     hidden_dropout: float = 0.0,
+    text_encoder: TextEncoder | str | os.PathLike[str] | None = None,
     seed: int = 0,
     svm: bool | None = None,
     C: float | None = None,
@@ -63,6 +66,8 @@ def train(
         merge: How the scores of a label's buckets are merged, as in `MACH`.
         feature_dropout: Probability that a non-zero feature is dropped in training.
         hidden_dropout: Probability that a hidden unit is dropped in training.
+        text_encoder: A text encoder, or its folder or name as `TextEncoder.load` takes it. The embeddings of
+            the texts become dense features beside the words. The run keeps the encoder's name and digest.
         seed: Seed of the label hash, the weights and the batches.
         svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
             many documents and no argument is given that needs gradient training.
@@ -83,6 +88,7 @@ def train(
         The run, whose model has the weights of the best epoch.
 
     Raises:
+        ImportError: A text encoder is given, and the package transformers is missing.
         TypeError: An argument or the dataset has the wrong type.
         ValueError: An argument or the dataset is bad, or the folder holds another run.
         OSError: The folder cannot be written to.
@@ -111,10 +117,18 @@ def train(
     with timer(seconds, "load"):
         loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
     folder = _run_folder(loaded, output)
-    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
     resumed = resume and training.has_checkpoint(folder)
     if not (overwrite or resumed):
         record.refuse_to_replace(folder)
+    encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
+    if encoded is not None:
+        loaded = with_embeddings(loaded, encoded)
+    if resumed and (started := training.checkpoint_record(folder).get("run")):
+        check_resumed(started, encoded)
+    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
+    if encoded is not None:
+        with timer(seconds, "embed"):
+            _embed(loaded)
     _log_gaps(loaded)
     recipe = recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
@@ -129,7 +143,7 @@ def train(
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume
-    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
+    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded, text_encoder=encoded)
     if evaluate:
         write_training_metrics(run, measure(run))
     return run
@@ -197,6 +211,13 @@ def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) ->
     if folder.exists() and dataset.path.exists() and folder.samefile(dataset.path):
         raise ValueError(f"{spell('output', 'train')} must not be the folder of the dataset, got {folder}")
     return folder
+
+
+def _embed(dataset: data.Dataset) -> None:
+    """Computes the embeddings of all splits."""
+    for split in dataset.splits.values():
+        assert isinstance(split.dense, data.TextEmbeddings)
+        _ = split.dense.array
 
 
 def _log_gaps(dataset: data.Dataset) -> None:

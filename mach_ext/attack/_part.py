@@ -81,11 +81,11 @@ def changed_part(op: str, model: Any, threat: ThreatModel) -> Part:
     return Part(0, D)
 
 
-def unchanged_features(model: Any, threat: ThreatModel) -> str | None:
+def unchanged_features(model: Any, threat: ThreatModel, behind_encoder: bool = False) -> str | None:
     """Returns which features of documents the threat model leaves as they are, in words. None: none."""
-    if not model.num_dense:
+    if not getattr(model, "num_dense", 0):
         return None
-    return "sparse features" if isinstance(threat, Embedding) else "dense features"
+    return "sparse features" if behind_encoder or isinstance(threat, Embedding) else "dense features"
 
 
 class ThreatOnPart:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import HybridMatrix, check_columns, check_csr, check_dense
-from mach_ext.data.hybrid import JoinOverflow
+from mach_ext.data.hybrid import JoinOverflow, row_blocks
 from mach_ext.data.matrices import Csr
 from mach_ext.functional._checks import check_contents, check_documents, is_readable
 
 SCALING = ("dense_center", "dense_scale", "dense_is_scaled")  # the buffers of a model with dense features
-_BLOCK = 1 << 22  # numbers of a dense matrix that are summed at a time
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -325,12 +324,10 @@ def _center_and_spread(dense: NDArray[Any]) -> tuple[NDArray[np.float32], float]
     Both are those of the float32 numbers that models take. A second pass sums the squares, because a
     difference of two large sums would lose the spread.
     """
-    rows = max(1, _BLOCK // dense.shape[1])
-    blocks = [slice(start, start + rows) for start in range(0, len(dense), rows)]
-    total = sum(np.asarray(dense[block], np.float32).sum(0, dtype=np.float64) for block in blocks)
+    total = sum(np.asarray(dense[block], np.float32).sum(0, dtype=np.float64) for block in row_blocks(dense))
     center = (total / len(dense)).astype(np.float32)
     squares = 0.0
-    for block in blocks:
+    for block in row_blocks(dense):
         differences = np.asarray(dense[block], np.float32) - center.astype(np.float64)
         squares += float(np.vdot(differences, differences))
     return center, math.sqrt(squares / len(dense))

@@ -148,11 +148,11 @@ def check_finite_hidden(op: str, hidden: Tensor) -> None:
         )
 
 
-def check_repeatable(op: str, hidden: Tensor, again: Tensor) -> None:
+def check_repeatable(op: str, hidden: Tensor, again: Tensor, what: str = "hidden units") -> None:
     """Refuse an encoder that gave other hidden units for an input when it was asked again."""
     if float((hidden - again).double().norm()) > _SAME * float(again.double().norm()):
         raise ValueError(
-            f"{op}: encoder must return the same hidden units for an input each time, got others the second "
+            f"{op}: encoder must return the same {what} for an input each time, got others the second "
             "time; call eval() on the modules that it uses, and let no input of a batch depend on the others"
         )
 

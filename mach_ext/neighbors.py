@@ -5,7 +5,8 @@ one by one. So do the few documents of a rare label. `Neighbors` keeps the train
 of a candidate label it adds the share of the nearest documents that have the label.
 
 Each document costs a sparse product with all training documents. This takes milliseconds for 10^5 training
-documents and a tenth of a second for 10^6. docs/results/accuracy.md shows what re-ranking gains.
+documents and a tenth of a second for 10^6. Dense features, such as embeddings, add a dense product.
+docs/results/accuracy.md shows what re-ranking gains.
 
 Example:
     >>> import numpy as np, scipy.sparse
@@ -25,7 +26,9 @@ import scipy
 from numpy.typing import NDArray
 
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext.data import check_columns, check_csr, check_labels, row_lengths
+from mach_ext.data import HybridMatrix, check_columns, check_csr, check_labels, row_lengths
+from mach_ext.data.hybrid import row_blocks
+from mach_ext.data.matrices import Csr
 from mach_ext.functional import as_int
 
 __all__ = ["Neighbors"]
@@ -37,19 +40,26 @@ class Neighbors:
     """The training documents, which `nearest` searches for the documents nearest to another by cosine.
 
     The object keeps Y and a transposed copy of X with rows of unit length. This takes 8 bytes for each
-    non-zero of each.
+    non-zero of each, and 4 bytes for each dense feature.
+
+    With dense features, both parts of a row are scaled to unit length. The mean of the training documents is
+    first subtracted from the dense part, because embeddings of all documents point in about one direction.
+    With both parts, the cosine is a mean: (cosine of the sparse parts + `dense_weight`^2 * cosine of the
+    dense parts) / (1 + `dense_weight`^2).
 
     Args:
-        X: Training documents [N, D], a SciPy, NumPy or torch matrix.
+        X: Training documents [N, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`. The
+            documents of the other methods then are one, too.
         Y: Their labels [N, L], a SciPy, NumPy or torch matrix.
         n: How many neighbours count.
         power: The weight of a neighbour is its cosine to this power. A larger power favours the nearest
             neighbours.
+        dense_weight: The length of the dense part of a row. The sparse part has length 1.
 
     Raises:
         TypeError: A matrix or a number has a wrong type.
-        ValueError: A matrix is not valid, X and Y differ in their rows, `n` is below 1, or `power` is
-            negative or not finite.
+        ValueError: A matrix is not valid, X and Y differ in their rows, or `n` is below 1. `power` or
+            `dense_weight` is negative or not finite.
 
     Example:
         >>> import numpy as np, scipy.sparse, mach_ext
@@ -63,34 +73,44 @@ class Neighbors:
     """
 
     @memory_errors("pass fewer training documents")
-    def __init__(self, X: Any, Y: Any, n: int = 50, power: float = 6.0) -> None:
-        X, Y = check_csr(X, "Neighbors: X"), check_labels(Y, "Neighbors: Y", allow_weights=False)
+    def __init__(self, X: Any, Y: Any, n: int = 50, power: float = 6.0, dense_weight: float = 1.0) -> None:
+        X = X if isinstance(X, HybridMatrix) else check_csr(X, "Neighbors: X")
+        Y = check_labels(Y, "Neighbors: Y", allow_weights=False)
         if X.shape[0] != Y.shape[0]:
             raise ValueError(f"Neighbors: X and Y must have as many rows, got {X.shape[0]} and {Y.shape[0]}")
         self.n, self.power = as_int("Neighbors", "n", n), _not_negative("Neighbors: power", power)
         if self.n < 1:
             raise ValueError(f"Neighbors: n must be at least 1, got {n}")
+        self._dense_weight = _not_negative("Neighbors: dense_weight", dense_weight)
+        sparse = X.sparse if isinstance(X, HybridMatrix) else X
         # While the copy of X is made, its rows and their lengths are held as float64.
-        needed, (N, D) = 16 * X.nnz + 4 * X.shape[1] + 4 * Y.nnz, X.shape
+        needed, (N, D) = 16 * sparse.nnz + 4 * sparse.shape[1] + 4 * Y.nnz, X.shape
+        needed += 4 * X.dense.size if isinstance(X, HybridMatrix) else 0
         check_memory("Neighbors: copies of X and Y", needed, "pass fewer documents", N=N, D=D)
-        self._documents = _unit_rows(X).T.tocsr()  # [D, N], so that a document needs only its features' rows
+        self._center: NDArray[np.float32] | None = None  # [E], if there are dense features
+        if isinstance(X, HybridMatrix):
+            self._center = _mean_row(X.dense)
+            sparse, self._dense = self._unit_parts(X)  # [N, D], [N, E]
+        else:
+            sparse = _unit_rows(X)
+        self._documents = sparse.T.tocsr()  # [D, N], so that a document needs only its features' rows
         self._labels = Y.astype(np.float32)
 
     @memory_errors("pass fewer documents at a time")
-    def nearest(self, X: Any) -> scipy.sparse.csr_matrix:
+    def nearest(self, X: Any) -> Csr:
         """Return the cosines of the n nearest training documents.
 
         Only cosines above 0 count. Of equal cosines, that of the earlier training document is taken.
 
         Args:
-            X: Documents [documents, D], a SciPy, NumPy or torch matrix.
+            X: Documents [documents, D], a SciPy, NumPy or torch matrix, or a `mach_ext.data.HybridMatrix`.
 
         Returns:
             A CSR matrix [documents, N].
 
         Raises:
-            TypeError: `X` is not a matrix.
-            ValueError: `X` is not valid or does not have D columns.
+            TypeError: `X` is not a matrix, or the training documents have dense features and `X` has none.
+            ValueError: `X` is not valid or does not have the features of the training documents.
 
         Example:
             >>> import numpy as np, scipy.sparse, mach_ext
@@ -99,8 +119,8 @@ class Neighbors:
             >>> near.toarray().round(4)
             array([[1.    , 0.7071, 0.    ]], dtype=float32)
         """
-        D, N = self._documents.shape
-        X = check_columns(X, "Neighbors.nearest: X", D)
+        N = self._documents.shape[1]
+        X = self._checked("Neighbors.nearest: X", X)
         pieces = [self._nearest(X[piece]) for piece in self._pieces(X.shape[0])]
         return scipy.sparse.vstack([scipy.sparse.csr_matrix((0, N), dtype=np.float32), *pieces], format="csr")
 
@@ -108,23 +128,55 @@ class Neighbors:
         at_a_time = max(1, min(128, _COSINES // max(self._documents.shape[1], 1)))
         return (slice(start, start + at_a_time) for start in range(0, documents, at_a_time))
 
-    def _nearest(self, X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-        cosines = (_unit_rows(X) @ self._documents).tocsr()
+    def _checked(self, what: str, X: Any) -> Csr | HybridMatrix:
+        """Return documents after a check that they have the features of the training documents."""
+        D = self._documents.shape[0]
+        if self._center is None:
+            if isinstance(X, HybridMatrix):
+                raise TypeError(f"{what} must be a matrix, because the training documents are one, got {X!r}")
+            return check_columns(X, what, D)
+        E = len(self._center)
+        if not isinstance(X, HybridMatrix):
+            raise TypeError(
+                f"{what} must be a mach_ext.data.HybridMatrix, because the training documents are one, "
+                f"got {type(X).__name__}"
+            )
+        if (X.num_features, X.num_dense) != (D, E):
+            raise ValueError(
+                f"{what} must have D={D} sparse and E={E} dense features, "
+                f"got {X.num_features} and {X.num_dense}"
+            )
+        return X
+
+    def _unit_parts(self, X: HybridMatrix) -> tuple[Csr, NDArray[np.float32]]:
+        """Return sparse parts [., D] and dense parts [., E] that are rows of length 1 together."""
+        assert self._center is not None
+        center, weight = self._center, self._dense_weight
+        sparse, dense = _unit_rows(X.sparse), np.empty(X.dense.shape, np.float32)
+        has_words = row_lengths(X.sparse) > 0
+        shares = np.ones(len(X), np.float32)
+        for rows in row_blocks(X.dense):
+            exact = np.asarray(X.dense[rows], np.float32).astype(np.float64) - center
+            lengths = np.sqrt((exact**2).sum(1))
+            whole = np.hypot(has_words[rows], weight * (lengths > 0))
+            whole[whole == 0] = lengths[lengths == 0] = 1
+            dense[rows] = exact * (weight / (lengths * whole))[:, None]
+            shares[rows] = 1 / whole
+        sparse.data *= np.repeat(shares, np.diff(sparse.indptr))
+        return sparse, dense
+
+    def _nearest(self, X: Csr | HybridMatrix) -> Csr:
+        sparse, dense = self._unit_parts(X) if isinstance(X, HybridMatrix) else (_unit_rows(X), None)
+        cosines = (sparse @ self._documents).tocsr()
+        if dense is not None:
+            summed = dense @ self._dense.T  # [documents, N], by BLAS
+            rows = np.repeat(np.arange(len(dense)), np.diff(cosines.indptr))
+            summed[rows, cosines.indices] += cosines.data
+            return _kept([(np.arange(row.size), row) for row in summed], self.n, summed.shape)
         cosines.sort_indices()
-        kept, counts = [np.zeros(0, np.int64)], [0]
-        for first, last in zip(cosines.indptr[:-1], cosines.indptr[1:], strict=True):
-            row = cosines.data[first:last]
-            best = np.flatnonzero(row > 0)
-            if best.size > self.n:
-                least = np.partition(row[best], best.size - self.n)[best.size - self.n]
-                above, equal = np.flatnonzero(row > least), np.flatnonzero(row == least)
-                best = np.sort(np.concatenate((above, equal[: self.n - above.size])))
-            kept.append(first + best)
-            counts.append(best.size)
-        at = np.concatenate(kept)
-        return scipy.sparse.csr_matrix(
-            (cosines.data[at], cosines.indices[at], np.cumsum(counts)), cosines.shape
-        )
+        ends = zip(cosines.indptr[:-1], cosines.indptr[1:], strict=True)
+        found = [(cosines.indices[first:last], cosines.data[first:last]) for first, last in ends]
+        return _kept(found, self.n, cosines.shape)
 
     @memory_errors("pass fewer documents at a time")
     def shares(self, X: Any, labels: Any) -> NDArray[np.float32]:
@@ -134,15 +186,15 @@ class Neighbors:
         neighbours.
 
         Args:
-            X: Documents [documents, D], a SciPy, NumPy or torch matrix.
+            X: As in `nearest`.
             labels: [documents, k] integers.
 
         Returns:
             [documents, k], each in [0, 1].
 
         Raises:
-            TypeError: `X` is not a matrix, or the labels are not integers.
-            ValueError: `X` is not valid, or the labels are not [documents, k].
+            TypeError: As in `nearest`, or the labels are not integers.
+            ValueError: As in `nearest`, or the labels are not [documents, k].
 
         Example:
             >>> import numpy as np, scipy.sparse, mach_ext
@@ -151,7 +203,7 @@ class Neighbors:
             >>> mach_ext.Neighbors(X, Y, n=2, power=2).shares(X[:1], [[0, 1, 2]]).round(4)
             array([[0.6667, 0.3333, 0.    ]], dtype=float32)
         """
-        X = check_columns(X, "Neighbors.shares: X", self._documents.shape[0])
+        X = self._checked("Neighbors.shares: X", X)
         labels = np.asarray(labels)
         if labels.dtype.kind not in "iu":
             raise TypeError(f"Neighbors.shares: labels must be integers, got dtype {labels.dtype}")
@@ -162,7 +214,7 @@ class Neighbors:
             shares[piece] = self._shares(self._nearest(X[piece]), labels[piece].astype(np.int64))
         return shares
 
-    def _shares(self, near: scipy.sparse.csr_matrix, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _shares(self, near: Csr, labels: NDArray[np.int64]) -> NDArray[np.float64]:
         weights = near.astype(np.float64)
         counts = np.diff(weights.indptr)
         starts = weights.indptr[:-1][counts > 0]
@@ -196,7 +248,7 @@ class Neighbors:
         Let MACH predict more candidates than you need, such as 200. Re-rank them, and take the first ones.
 
         Args:
-            X: [N, D], the documents.
+            X: The documents, as in `nearest`.
             scores: [N, k], as `MACH.predict` returns them.
             labels: [N, k], as `MACH.predict` returns them.
             weight: In units of the scores. 0 leaves the order as it is. The default is for mean logits. For a
@@ -207,8 +259,8 @@ class Neighbors:
             comes first.
 
         Raises:
-            TypeError: `X` is not a matrix, or an argument has a wrong type.
-            ValueError: `X` is not valid, shapes do not fit, or the weight is negative or not finite.
+            TypeError: As in `nearest`, or an argument has a wrong type.
+            ValueError: As in `nearest`, shapes do not fit, or the weight is negative or not finite.
 
         Example:
             >>> import numpy as np, scipy.sparse, mach_ext
@@ -233,7 +285,34 @@ class Neighbors:
         return np.take_along_axis(scores, order, 1), np.take_along_axis(labels, order, 1).astype(np.int64)
 
 
-def _unit_rows(X: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+def _kept(
+    found: list[tuple[NDArray[np.integer[Any]], NDArray[np.float32]]], n: int, shape: tuple[int, int]
+) -> Csr:
+    """Return the n largest cosines of each row, given columns in ascending order and their cosines."""
+    data: list[NDArray[Any]] = [np.zeros(0, np.float32)]
+    indices: list[NDArray[Any]] = [np.zeros(0, np.int64)]
+    counts = [0]
+    for columns, row in found:
+        best = np.flatnonzero(row > 0)
+        if best.size > n:
+            least = np.partition(row[best], best.size - n)[best.size - n]
+            above, equal = np.flatnonzero(row > least), np.flatnonzero(row == least)
+            best = np.sort(np.concatenate((above, equal[: n - above.size])))
+        data.append(row[best])
+        indices.append(columns[best])
+        counts.append(best.size)
+    return scipy.sparse.csr_matrix((np.concatenate(data), np.concatenate(indices), np.cumsum(counts)), shape)
+
+
+def _mean_row(dense: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the mean of the rows, [E]."""
+    total = np.zeros(dense.shape[1])
+    for rows in row_blocks(dense):
+        total += np.asarray(dense[rows], np.float32).sum(0, dtype=np.float64)
+    return (total / max(1, len(dense))).astype(np.float32)
+
+
+def _unit_rows(X: Csr) -> Csr:
     """Scale rows [., D] to length 1. Rows without features stay empty."""
     lengths = row_lengths(X)
     lengths[lengths == 0] = 1

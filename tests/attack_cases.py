@@ -22,7 +22,7 @@ def true_losses(model, X, Y):
     for n, label in zip(*Y.nonzero(), strict=True):
         targets[n, torch.arange(model.num_repetitions), model.hash.buckets[:, label].long()] = 1
     double = mach_ext.MACH(**model.configuration()).double()
-    double.load_parameters({k: v.double() for k, v in model.named_parameters()})
+    double.load_parameters({k: v.double() for k, v in model.state_dict().items()})
     double.requires_grad_(False)
     x = X if isinstance(X, torch.Tensor) else torch.from_numpy(X.toarray())
     logits = dense_forward(double, x.double())

@@ -113,7 +113,7 @@ def test_constant_columns_beside_others():
 
 def test_blocks_do_not_change_the_sums(monkeypatch):
     whole, parts = build(), build(scaled=False)
-    monkeypatch.setattr("mach_ext._dense_features._BLOCK", 2 * E)
+    monkeypatch.setattr("mach_ext.data.hybrid._BLOCK", 2 * E)
     parts.scale_dense(DENSE)
     np.testing.assert_allclose(parts.dense_center, whole.dense_center, rtol=1e-7)
     np.testing.assert_allclose(parts.dense_scale, whole.dense_scale, rtol=1e-6)

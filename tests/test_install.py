@@ -25,6 +25,7 @@ import mach_ext
 from mach_ext import _C, _ops, cli, compression, data, nn
 
 MODELS = sorted(FIXTURES.glob("model_v*"))
+DENSE = sorted(FIXTURES.glob("dense_v*"))
 
 
 def script(path, text):
@@ -613,9 +614,25 @@ def test_models_of_former_formats_answer_as_they_did(folder, capsys):
     assert [[label["label"] for label in row] for row in printed] == best
 
 
+@pytest.mark.parametrize("folder", DENSE, ids=lambda folder: folder.name)
+def test_models_with_dense_features_answer_as_they_did(folder):
+    asked = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    model = mach_ext.load(folder)
+    assert model.is_scaled
+    assert model.num_dense == 3
+    X = data.HybridMatrix(np.array(asked["sparse"]), np.array(asked["dense"]))
+    scores, labels = model.predict(X, 3)
+    np.testing.assert_allclose(scores, asked["scores"], rtol=1e-4, atol=1e-4)
+    assert labels.tolist() == asked["labels"]
+    assert labels[:, 0].tolist() == [*range(6)]
+    blind = model.predict(data.HybridMatrix(X.sparse, np.tile(model.dense_center, (6, 1))), 1)[1]
+    assert (blind.ravel() != labels[:, 0]).any()  # the words alone do not tell the labels apart
+
+
 def test_there_is_a_model_of_each_format():
-    formats = [json.loads((folder / "model.json").read_text())["format"] for folder in MODELS]
-    assert {*formats} == {1, 2, 3, 4}
+    formats = [json.loads((folder / "model.json").read_text())["format"] for folder in MODELS + DENSE]
+    assert {*formats} == {1, 2, 3, 4, 5}
+    assert [nn.is_compressed(folder) for folder in DENSE] == [False, True]
     assert nn.is_compressed(ROOT / "tests/fixtures/model_v2")
     assert not nn.is_compressed(ROOT / "tests/fixtures/model_v1")
 
@@ -624,7 +641,7 @@ def test_there_is_a_model_of_each_format():
 def test_the_format_in_force_has_plain_and_compressed_weights(tmp_path, step):
     model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
     model.save(tmp_path, step)
-    assert json.loads((tmp_path / "model.json").read_text())["format"] == 4
+    assert json.loads((tmp_path / "model.json").read_text())["format"] == 5
     assert nn.is_compressed(tmp_path) is (step is not None)
     assert mach_ext.load(tmp_path).num_labels == 20
 

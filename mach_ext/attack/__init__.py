@@ -56,6 +56,7 @@ from mach_ext.attack.evaluation import evaluate
 from mach_ext.attack.fgsm import FGSM
 from mach_ext.attack.goals import GOALS
 from mach_ext.attack.greedy import Greedy
+from mach_ext.attack.hybrid_inputs import HybridInputs
 from mach_ext.attack.input_perturbation import InputPerturbation
 from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
@@ -72,6 +73,7 @@ from mach_ext.attack.threats import (
     ThreatModel,
     threat_model,
 )
+from mach_ext.attack.token_encoder import TokenEncoder
 
 __all__ = [
     "FGSM",
@@ -84,12 +86,14 @@ __all__ = [
     "Dense",
     "Embedding",
     "Greedy",
+    "HybridInputs",
     "InputPerturbation",
     "Insert",
     "Perturbation",
     "Random",
     "Support",
     "ThreatModel",
+    "TokenEncoder",
     "create",
     "evaluate",
     "threat_model",

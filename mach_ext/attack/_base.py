@@ -15,6 +15,7 @@ from mach_ext import functional as F
 from mach_ext._memory import memory_advice
 from mach_ext._user_encoder import Encoder
 from mach_ext.attack._batch import Batch
+from mach_ext.attack._hybrid_inputs import HybridInputLayer
 from mach_ext.attack._inputs import InputLayer
 from mach_ext.attack._layer import Layer
 from mach_ext.attack._models import attacked_model, threat_of
@@ -54,13 +55,14 @@ class Attack:
         if goal not in GOALS:
             raise ValueError(f"{op}: goal must be one of {', '.join(GOALS)}, got {goal!r}")
         self.goal = goal
-        self.threat_model = threat_of(model, self.usual_threat if threat_model is None else threat_model)
+        threat = self.usual_threat if threat_model is None else threat_model
+        self.threat_model = threat_of(model if encoder is None else None, threat)
         self.k = goal_k(op, self.model, goal, k)
         self.keep_best, self.seed = keep_best, seed
         if batch_size is not None and F.as_int(op, "batch_size", batch_size) < 1:
             raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
         self._part = changed_part(op, self.model, self.threat_model) if encoder is None else Part()
-        self._layer = Layer(op, self.model) if encoder is None else InputLayer(op, self.model, encoder)
+        self._layer = _layer(op, self.model, encoder)
         # The usual number of an encoder's inputs depends on their shape.
         usual = self._layer.batch_size if encoder is None else None
         self.batch_size = usual if batch_size is None else batch_size
@@ -90,7 +92,8 @@ class Attack:
         Args:
             X: Documents [N, D], a SciPy, NumPy or torch matrix. For a model with dense features, a
                 `mach_ext.data.HybridMatrix`. With `encoder`, its inputs [N, ...] as a tensor of float32 or
-                float64, or a NumPy array, which gets the head's dtype.
+                float64, or a NumPy array, which gets the head's dtype. With `encoder` and a model with dense
+                features, a `HybridInputs`.
             Y: True labels [N, L], a SciPy, NumPy or torch matrix. The goal "own" does not need them.
             epsilon: The size of the change, or several sizes. The perturbations of several sizes share work.
             targets: The false label that is to enter the top k, for each document [N]. -1: none. Only the
@@ -135,9 +138,10 @@ class Attack:
         attack, radii = self._bound(X), [self._part.radius(epsilon) for epsilon in grid]
         batches: list[list[Batch]] = [[] for _ in grid]
         with attack._layer.evaluating():
-            inputs = [attack._copied(X) for _ in grid]
+            inputs, whole = [attack._copied(X) for _ in grid], attack._layer
             for start in range(0, X.shape[0], attack._documents_at_a_time):
                 rows = slice(start, min(X.shape[0], start + attack._documents_at_a_time))
+                attack._layer = whole.of_rows(rows)
                 x, indices, indptr = attack._tensors(X[rows])
                 chosen = None if targets is None else np.asarray(targets)[rows]
                 goal = attack._targets(op, X[rows], None if Y is None else Y[rows], chosen)
@@ -149,6 +153,7 @@ class Attack:
                     kept.append(attack._kept(batch, written))
                 if progress is not None:
                     progress(rows.stop - rows.start)
+            attack._layer = whole
         return [
             attack._result(given, X, epsilon, kept, written)
             for epsilon, kept, written in zip(grid, batches, inputs, strict=True)
@@ -167,8 +172,9 @@ class Attack:
 
     def _copied(self, X: Any) -> Tensor | None:
         """Returns a copy of inputs to write to. The perturbation of a model keeps batches."""
-        is_of_inputs = isinstance(self._layer, InputLayer)
-        return X.clone(memory_format=torch.contiguous_format) if is_of_inputs else None
+        if not isinstance(self._layer, InputLayer):
+            return None
+        return self._layer.inputs(X).clone(memory_format=torch.contiguous_format)
 
     def _kept(self, batch: Batch, inputs: Tensor | None) -> Batch:
         """Returns what the result keeps of a batch, when the batch has been written to the inputs."""
@@ -184,7 +190,8 @@ class Attack:
         if inputs is None:
             return Perturbation(self.model, self.threat_model, X, epsilon, batches, given)
         assert isinstance(self._layer, InputLayer)
-        return InputPerturbation(self._layer, self.threat_model, X, epsilon, batches, inputs)
+        clean = self._layer.inputs(X)
+        return InputPerturbation(self._layer, self.threat_model, clean, epsilon, batches, inputs)
 
     def _ranked(self, X: Any, k: int) -> NDArray[np.int64]:  # [N, k]
         """Returns the top k of clean documents."""
@@ -248,3 +255,10 @@ class Attack:
     def _is_better(self, loss: Tensor, best: Tensor) -> Tensor:
         """Returns which documents have a larger loss than before. Without `keep_best` all documents count."""
         return loss > best if self.keep_best else torch.ones_like(loss, dtype=torch.bool)
+
+
+def _layer(op: str, model: Any, encoder: Encoder | None) -> Layer:
+    """Returns what the attack changes the input of."""
+    if encoder is None:
+        return Layer(op, model)
+    return (HybridInputLayer if isinstance(model, MACH) else InputLayer)(op, model, encoder)

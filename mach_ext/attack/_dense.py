@@ -45,7 +45,8 @@ class Direction:
     @property
     def width(self) -> int:
         """The number of features in a tile."""
-        return min(self.layer.model.num_features, max(64, _TILE // max(1, self.N)))
+        features: int = self.layer.model.num_features
+        return min(features, max(64, _TILE // max(1, self.N)))
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yields the first feature and the end of each tile."""

@@ -29,7 +29,6 @@ from mach_ext.attack._layer import Layer
 from mach_ext.attack._rows import rows_of
 from mach_ext.attack._threat_checks import check_epsilon, negative_values
 from mach_ext.attack.threats import Support, ThreatModel
-from mach_ext.head import MACHHead
 from mach_ext.nn import check_scores, evaluating, predict_batch
 
 # So many entries of inputs go through an encoder at a time, and so many inputs at most.
@@ -47,14 +46,14 @@ class InputLayer(Layer):
 
     is_sparse = False
 
-    def __init__(self, op: str, head: MACHHead, encoder: Encoder) -> None:
+    def __init__(self, op: str, head: Any, encoder: Encoder) -> None:
         """Checks the head's parameters and hash tables."""
         self._check_model(op, head)
         self.op, self.encoder = op, encoder
         self.input_shape: tuple[int, ...] = ()
         self._batch_size: int | None = None
 
-    def for_documents(self, X: Tensor, batch_size: int | None) -> InputLayer:
+    def for_documents(self, X: Any, batch_size: int | None) -> InputLayer:
         """Returns the layer for inputs of this shape. None as batch size stands for the usual one."""
         layer = copy.copy(self)
         layer.input_shape, layer._batch_size = tuple(X.shape[1:]), batch_size
@@ -79,9 +78,9 @@ class InputLayer(Layer):
 
     # ------------------------------------------------------------------------------------------- documents
 
-    def documents(self, op: str, X: Any) -> tuple[Tensor, Tensor]:
+    def documents(self, op: str, X: Any) -> tuple[Any, Any]:
         """Returns checked inputs."""
-        X = _inputs(op, self.model, X)
+        X = checked_inputs(op, self.model, X)
         return X, X
 
     def check_threat(self, op: str, X: Tensor, threat: ThreatModel, grid: list[float]) -> None:
@@ -126,9 +125,9 @@ class InputLayer(Layer):
         scores, labels = np.empty((N, k), np.float32), np.empty((N, k), np.int64)
         with self.evaluating():
             start = 0
-            for hidden in self._hidden_by_batch(X):
-                for part in hidden.split(decoded):
-                    best, ids = self.model.topk(part, k)
+            for last in self._last_by_batch(X):
+                for part in last.split(decoded):
+                    best, ids = self.decode(part, k)
                     check_scores(op, self.model, best)
                     at = slice(start, start + len(part))
                     scores[at], labels[at] = best.cpu().numpy(), ids.cpu().numpy()
@@ -139,12 +138,22 @@ class InputLayer(Layer):
         """Returns the hidden units of inputs."""
         with self.evaluating():
             none = torch.empty(self._hidden_shape(0), dtype=self.dtype, device=self.device)
-            return torch.cat([none, *self._hidden_by_batch(X)])
+            return torch.cat([none, *self._last_by_batch(X)])
 
-    def _hidden_by_batch(self, X: Tensor) -> Iterator[Tensor]:
-        """Yields the hidden units of inputs batch by batch."""
-        for part in X.split(self.batch_size) if len(X) else ():
-            yield self.hidden(part.to(self.device))
+    def _last_by_batch(self, X: Tensor) -> Iterator[Tensor]:
+        """Yields what `last` returns for inputs, batch by batch."""
+        for start in range(0, len(X), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.of_rows(rows).last(X[rows].to(self.device))
+
+    def decode(self, last: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Returns scores and labels of the top k, for what `last` returned."""
+        return self.model.topk(last, k)  # type: ignore[no-any-return]
+
+    def inputs(self, X: Any) -> Tensor:  # [N, ...]
+        """Returns what the attack changes of checked documents."""
+        inputs: Tensor = X
+        return inputs
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -207,7 +216,7 @@ class InputLayer(Layer):
         return found
 
 
-def _inputs(op: str, head: MACHHead, X: Any) -> Tensor:
+def checked_inputs(op: str, head: Any, X: Any) -> Tensor:
     """Returns checked inputs [N, ...] as a dense tensor. Its memory may be the user's."""
     inputs = check_inputs(op, head, X)
     if inputs.dtype not in (torch.float32, torch.float64):

@@ -103,6 +103,10 @@ class Layer:
         """Returns the layer for documents like X and a size of batches."""
         return self
 
+    def of_rows(self, rows: slice) -> Layer:
+        """Returns the layer for some of the documents that it is for."""
+        return self
+
     # -------------------------------------------------------------------------------------------- functions
 
     @property
@@ -128,6 +132,10 @@ class Layer:
         hidden: Tensor = self.model.encode_hidden(first.flatten(1).relu(), dropout=False)
         return hidden
 
+    def last(self, first: Tensor) -> Tensor:  # [N, H] or [N, R, H] or, for linear MACH, [N, R, B]
+        """Returns what the losses take: the last hidden layer or, for linear MACH, the bucket logits."""
+        return first if self.is_linear else self.hidden(first)
+
     def logits(self, first: Tensor) -> Tensor:  # [N, R, B]
         """Returns the bucket logits."""
         if self.is_linear:
@@ -145,11 +153,11 @@ class Layer:
         """Returns losses [N] in float64 and their gradient to the first layer [N, C, M]."""
         with torch.enable_grad(), self._recording(gradient):
             leaf = first.detach().requires_grad_(gradient)
-            last = leaf if self.is_linear else self.hidden(leaf)
+            last = self.last(leaf)
             if goal.pairs is not None:
                 return self._differences(leaf, last, goal, gradient)
         loss, to_last = self._cross_entropy(last.detach(), goal.labels, gradient)
-        if to_last is None or self.is_linear:
+        if to_last is None or last is leaf:
             return loss, to_last
         return loss, self._to_first(last, leaf, to_last)
 

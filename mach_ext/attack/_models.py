@@ -17,7 +17,8 @@ def attacked_model(op: str, model: Any, encoder: Any = None) -> Any:
             f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}"
         )
     if encoder is not None:
-        check_encoder(op, model, encoder)
+        if not (isinstance(model, MACH) and model.num_dense and callable(encoder)):
+            check_encoder(op, model, encoder)
         return model
     if isinstance(model, MACH):
         return model
@@ -30,8 +31,9 @@ def attacked_model(op: str, model: Any, encoder: Any = None) -> Any:
 
 
 def threat_of(model: Any, threat: str | ThreatModel) -> ThreatModel:
-    """Returns the threat model of a name. For a head, a name allows negative values.
+    """Returns the threat model of a name. For a head and behind an encoder, a name allows negative values.
 
     Words have weights of at least 0. Hidden units and embeddings have both signs.
     """
-    return threat_model(threat, nonnegative=False if isinstance(model, MACHHead) else None)
+    has_signs = model is None or isinstance(model, MACHHead)
+    return threat_model(threat, nonnegative=False if has_signs else None)

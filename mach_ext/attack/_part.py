@@ -22,11 +22,13 @@ class Part:
     Attributes:
         begin, end: The first column and the end. None as `end`: every entry may change.
         scale: How much a column of joined documents changes if a feature changes by 1.
+        center_size: The largest absolute value of a center of these columns, scaled.
     """
 
     begin: int = 0
     end: int | None = None
     scale: float = 1.0
+    center_size: float = 0.0
 
     @property
     def is_whole(self) -> bool:
@@ -66,7 +68,8 @@ def changed_part(op: str, model: Any, threat: ThreatModel) -> Part:
             raise ValueError(
                 f"{op}: threat model {threat} changes dense features, but the model takes none (num_dense=0)"
             )
-        return Part(D, D + E, float(model.dense_scale))
+        scale = float(model.dense_scale)
+        return Part(D, D + E, scale, scale * float(model.dense_center.abs().max()))
     if not E:
         return Part()
     if isinstance(threat, Dense):
@@ -78,11 +81,11 @@ def changed_part(op: str, model: Any, threat: ThreatModel) -> Part:
     return Part(0, D)
 
 
-def unchanged_features(model: Any, threat: ThreatModel) -> str | None:
+def unchanged_features(model: Any, threat: ThreatModel, behind_encoder: bool = False) -> str | None:
     """Returns which features of documents the threat model leaves as they are, in words. None: none."""
-    if not model.num_dense:
+    if not getattr(model, "num_dense", 0):
         return None
-    return "sparse features" if isinstance(threat, Embedding) else "dense features"
+    return "sparse features" if behind_encoder or isinstance(threat, Embedding) else "dense features"
 
 
 class ThreatOnPart:

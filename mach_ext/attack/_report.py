@@ -67,7 +67,7 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
             proven = [entry["certified"][name] for entry in entries]
             curve.plot(range(len(grid)), proven, "--", color=drawn.get_color(), linewidth=1.2)
     curve.set_xticks(range(len(grid)), [f"{size:g}" for size in grid])
-    curve.set_xlabel("words removed" if result["attack"] == "delete" else "eps")
+    curve.set_xlabel(_size_label(result))
     certified = ", dashed: certified" if "certified" in entries[0] else ""
     curve.set_title(f"P@k by size; dotted: noise{certified}", fontsize=11)
     curve.legend(frameon=False)
@@ -75,6 +75,14 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _size_label(result: dict[str, Any]) -> str:
+    """Returns what the sizes of an attack measure."""
+    if result["attack"] == "delete":
+        return "words removed"
+    is_of_dense = str(result["threat_model"]).startswith("embedding")
+    return "eps, in units of the dense features" if is_of_dense else "eps"
 
 
 @renamed_argument("wanted", "sizes")

@@ -53,7 +53,7 @@ class Settings:
 
     def _unchanged(self) -> dict[str, str]:
         """Returns which features the threat model leaves as they are, if the model has two kinds."""
-        unchanged = None if self.encoder is not None else unchanged_features(self.model, self.threat)
+        unchanged = unchanged_features(self.model, self.threat, self.encoder is not None)
         return {} if unchanged is None else {"unchanged": unchanged}
 
     def as_dict(self) -> dict[str, Any]:

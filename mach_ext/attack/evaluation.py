@@ -12,7 +12,6 @@ from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
 from mach_ext._progress import tqdm
 from mach_ext._user_encoder import Encoder
-from mach_ext.attack._inputs import check_inputs
 from mach_ext.attack._models import attacked_model, threat_of
 from mach_ext.attack._scores import Truth
 from mach_ext.attack._tally import Settings, Tally
@@ -126,7 +125,7 @@ def evaluate(
         eps 0.5: P@1 0.17 attacked, 0.83 with noise
     """
     op = "evaluate"
-    threat = _threat_of(op, method, model, threat_model)
+    threat = _threat_of(op, method, model if encoder is None else None, threat_model)
     model = attacked_model(op, model, encoder)
     grid = [float(e) for e in epsilons]
     if not grid:
@@ -136,7 +135,7 @@ def evaluate(
     transfer = _checked_transfer(op, model, encoder, transfer, X)
     settings = Settings(model, encoder, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
-    X = checked_documents(f"{op}: X", model, X) if encoder is None else check_inputs(op, model, X)
+    X = checked_documents(f"{op}: X", model, X) if encoder is None else attacks[0]._layer.documents(op, X)[1]
     if X.shape[0] == 0:
         raise ValueError(f"{op}: X must have at least one document, got N=0")
     Y = check_true_labels(op, model, goal, X, Y)

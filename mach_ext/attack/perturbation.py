@@ -76,6 +76,7 @@ class Perturbation:
             dense = batch.indices >= self.model.num_features
             other = Scaling.of(layer.model)
             assert other is not None
+            values = values.clone()
             values[dense] = other.join(self._scaling.raw(values[dense])).to(layer.dtype)
         first = layer.first(values, batch.indices, batch.indptr)
         if batch.offset is None:
@@ -94,12 +95,10 @@ class Perturbation:
         model = self.model if model is None else attacked_model("Perturbation", model)
         ours, theirs = ((m.num_features, m.num_dense) for m in (self.model, model))
         if ours != theirs:
-            dense = (
-                (f" and E={ours[1]} dense ones", f" and {theirs[1]}") if ours[1] or theirs[1] else ("", "")
-            )
-            raise ValueError(
-                f"Perturbation: model must have D={ours[0]} features{dense[0]}, got {theirs[0]}{dense[1]}"
-            )
+            must, got = "D={} features", "{}"
+            if ours[1] or theirs[1]:
+                must, got = f"{must} and E={{}} dense ones", f"{got} and {{}}"
+            raise ValueError(f"Perturbation: model must have {must.format(*ours)}, got {got.format(*theirs)}")
         return Layer("Perturbation", model)
 
     @memory_errors("perturb fewer documents at a time")
@@ -321,8 +320,8 @@ class Perturbation:
 
         Its dense features are neither centred nor scaled. What the attack left as it is has the bits of X, if
         X was a `mach_ext.data.HybridMatrix`. Changed dense features are float32, or float64 if X has float64.
-        Rounding them again does not lead out of the threat model. The model's answers to this matrix are those
-        of `predict` up to rounding.
+        Their rounding does not lead out of the threat model. The model's answers to this matrix are those of
+        `predict` up to rounding.
 
         Raises:
             ValueError: The model takes no dense features.
@@ -375,11 +374,10 @@ class Perturbation:
         before, after = (X[:, D:].toarray().astype(np.float64) for X in (self.X, adversarial))
         change = scipy.sparse.csr_matrix((after - before) / self._part.scale)
         within = np.isfinite(change.data).all() and in_ball(change, threat.norm, self.epsilon)
-        given = self._given if isinstance(self._given, HybridMatrix) else None
-        same = (self.X[:, :D] != adversarial[:, :D]).nnz == 0
-        return bool(
-            within and same and (given is None or threat.holds(given, self.to_hybrid(), self.epsilon))
-        )
+        if not within or (self.X[:, :D] != adversarial[:, :D]).nnz:
+            return False
+        given = self._given
+        return not isinstance(given, HybridMatrix) or threat.holds(given, self.to_hybrid(), self.epsilon)
 
     @memory_errors("perturb fewer documents at a time")
     def changes(self, n: int) -> list[tuple[int, float, float]]:

@@ -356,7 +356,7 @@ class Embedding(ThreatModel):
                 f"units, got {type(X).__name__}"
             )
         same = (X.sparse != adversarial.sparse).nnz == 0
-        return (X.dense, adversarial.dense) if same else (None, None)
+        return (X.dense.astype(np.float64), adversarial.dense.astype(np.float64)) if same else (None, None)
 
     def _holds(self, X: Any, change: Any, epsilon: float) -> bool:
         """Returns whether a change is within this threat model."""
@@ -401,8 +401,6 @@ def threat_model(text: str | ThreatModel, nonnegative: bool | None = None) -> Th
     elif name == "embedding" and argument in _NORMS:
         options["norm"] = _NORMS[argument]
     elif name not in _THREATS or parenthesis:
-        known = ", ".join(_THREATS)
-        raise ValueError(
-            f"threat model must be one of {known}, or as insert(10) or embedding(l2), got {text!r}"
-        )
+        known = ", ".join((*_THREATS, "embedding(l2)"))
+        raise ValueError(f"threat model must be one of {known}, or as insert(10), got {text!r}")
     return _THREATS[name](**options)

@@ -7,6 +7,10 @@
 An attack gives an upper bound of robust P@k, and a certificate gives a lower bound: certified <= robust <=
 attacked.
 
+For a model with dense features, a threat model of words leaves these as they are. `Embedding` encloses a
+change of the dense features alone. Neither covers an attacker who changes both. An encoder that embeds other
+words is such an attacker.
+
 A `MACHHead` is certified as linear MACH. The threat is then a change of its hidden units.
 
 **Margins.** With the merge `mean_logit` the lead of label t over label l is 1/R sum_r (z[r, b_r(t)] - z[r,

@@ -78,7 +78,8 @@ class Curve:
         """Returns the sizes between which certified P@k falls to zero. The bisection starts from the grid."""
         correct = self.correct & (np.arange(self.labels.shape[1]) < k)
         if not self.bounds.insertion.possible:  # nothing can change a document without features
-            correct = correct & (np.diff(self.X.indptr) > 0)[:, None]
+            movable = self.bounds.propagation.part.columns(self.X)
+            correct = correct & (np.diff(movable.indptr) > 0)[:, None]
         if not correct.any():
             return -1.0, 0.0
         holds = [bool((correct & (o < k)).any()) for o in overtakers]

@@ -32,7 +32,7 @@ class Direction:
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yields the first feature and the end of each tile."""
-        D = self.network.model.num_columns
+        D = self.network.model.num_features  # A dense feature is never new.
         width = self.network.bucket_bias.numel() if self.a is None else self.a.shape[1]
         step = max(64, HELD // (4 * max(width, len(self.labels))))
         return ((begin, min(D, begin + step)) for begin in range(0, D, step))
@@ -63,7 +63,8 @@ class Insertion:
         self.up, self.down = self._extremes()
         self.norm = 0.0  # the largest sum of norms of `count` rows of the encoder
         if self.count and not network.model.is_linear and not network.two_layers:
-            norms = vector_norm(network.first.weight[0], dim=1, dtype=torch.float64)
+            words = network.first.weight[0, : network.model.num_features]
+            norms = vector_norm(words, dim=1, dtype=torch.float64)
             self.norm = float(norms.topk(self.count).values.sum())
 
     @property
@@ -84,7 +85,7 @@ class Insertion:
             nothing = torch.zeros(layer.shape[0], layer.shape[2], dtype=torch.float64, device=layer.device)
             return nothing, nothing
         up, down = [], []
-        for weight in layer:  # [D, M]
+        for weight in layer[:, : self.network.model.num_features]:  # [D, M]
             up.append(self._best(weight if self.nonnegative else weight.abs()))
             down.append(self._best(-weight) if self.nonnegative else up[-1])
         return torch.stack(up), torch.stack(down)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mach_ext.attack._part import changed_part
 from mach_ext.attack.threats import ThreatModel
 from mach_ext.certify._forms import AffineForm, HiddenForm, relu_lines
 from mach_ext.certify._insertion import Insertion
@@ -40,6 +41,7 @@ class Propagation:
     def __init__(self, network: Network, threat: ThreatModel, insertion: Insertion) -> None:
         """Takes the model, the threat model and what an attacker may insert."""
         self.network, self.threat, self.insertion = network, threat, insertion
+        self.part = changed_part("certify", network.model, threat)
 
     def forms(self, X: Any, documents: Sequence[int], epsilon: float) -> Iterator[AffineForm]:
         """Yields the documents' forms. A few documents at a time are in memory."""
@@ -64,7 +66,9 @@ class Propagation:
         x = torch.from_numpy(rows.data).to(self.network.device).double()
         own = torch.from_numpy(rows.indices).to(self.network.device).long()
         parts = list(zip(rows.indptr[:-1].tolist(), rows.indptr[1:].tolist(), strict=True))
-        return _Group(documents, own, parts, [Reach(self.threat, x[a:b], epsilon) for a, b in parts])
+        free, part = self.part.contains(own), self.part
+        reaches = [Reach(self.threat, x[a:b], epsilon, free[a:b], part) for a, b in parts]
+        return _Group(documents, own, parts, reaches)
 
     def _linear(self, group: _Group, epsilon: float) -> Iterator[AffineForm]:
         """Yields the forms of linear MACH, whose logits are affine functions already."""

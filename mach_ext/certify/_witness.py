@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach_ext import functional as F
+from mach_ext.attack._part import changed_part
 from mach_ext.attack._threat_checks import round_down
 from mach_ext.attack.threats import Delete, ThreatModel
 from mach_ext.certify._forms import AffineForm, relu_lines
@@ -32,14 +33,16 @@ class Witnesses:
     def __init__(self, network: Network, threat: ThreatModel, insertion: Insertion) -> None:
         """Takes the model, the threat model and what an attacker may insert."""
         self.network, self.threat, self.insertion = network, threat, insertion
+        self.part = changed_part("certify", network.model, threat)
 
     def minimizer(self, form: AffineForm, g: Tensor, t: int, label: Tensor) -> Witness:
         """Returns the document within reach at which g [n], a bound of t's lead over a label, is lowest."""
-        reach, epsilon = form.reach, form.reach.epsilon
+        reach, epsilon = form.reach, form.reach.inner
         moved = (reach.x + reach.change(g[:, None])[:, 0]).float()
         if not isinstance(self.threat, Delete):
             rows = torch.zeros(len(moved), dtype=torch.int64, device=moved.device)
-            moved = self.threat.project(reach.x.float(), moved, rows, 1, epsilon)
+            threat = self.part.on(self.threat, form.own)
+            moved = threat.project(reach.x.float(), moved, rows, 1, epsilon)
         features, values = form.own, moved
         if self.insertion.possible and not self.network.two_layers:
             new, sizes = self._inserted(form, t, label)

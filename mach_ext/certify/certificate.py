@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mach_ext import functional as F
 from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext.attack._part import changed_part, unchanged_features, without_zeros
 from mach_ext.attack.threats import Dense, ThreatModel, threat_model
 from mach_ext.certify._bounds import Bounds
 from mach_ext.certify._curve import Curve
@@ -32,7 +33,8 @@ def check(model: MACH | MACHHead, threat: str | ThreatModel, op: str = "certify"
     Raises:
         TypeError: `model` is no `MACH` and no `MACHHead`, or its parameters are neither float32 nor float64.
         ValueError: The threat model is "dense" and the model has hidden layers, or the name is unknown. Each
-            repetition of the head has hidden units of its own.
+            repetition of the head has hidden units of its own. The threat model does not fit the model's
+            features, as "embedding" without dense features.
 
     Example:
         >>> import mach_ext
@@ -41,12 +43,13 @@ def check(model: MACH | MACHHead, threat: str | ThreatModel, op: str = "certify"
         Insert(nonnegative=True, m=3)
     """
     model, threat = check_model(op, model), threat_model(threat)
-    if isinstance(threat, Dense) and not model.is_linear:
+    if isinstance(threat, Dense) and not model.is_linear and not model.num_dense:
         raise ValueError(
             f"{op}: threat model dense is certified for linear MACH (hidden_size=0) only: it moves every "
             f"hidden unit by up to epsilon times the sum of its D={model.num_columns} absolute weights, so "
             "bounds are vacuous at every useful epsilon; support, insert(m), l1, l2, delete are certified"
         )
+    changed_part(op, model, threat)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes not in ({torch.float32}, {torch.float64}):
         names = ", ".join(sorted(map(str, dtypes)))
@@ -75,6 +78,10 @@ def certify(
     label is certified, or a document of the threat set takes it from the top. That document was found and
     tried. With hidden layers, and for lower ranks, the result is a lower bound.
 
+    For a model with dense features, a certificate holds for changes of the words alone or, with "embedding",
+    of the dense features alone. A text whose words change also has another embedding. So a certificate of
+    words says nothing about such a text. `Certificate.unchanged` names the part that must stay.
+
     A label with the same score counts as overtaking. The exception is two labels that share all buckets,
     because the lower number stays first. epsilon = 0 is the clean document.
 
@@ -84,8 +91,9 @@ def certify(
 
     Args:
         model: The model, or a head. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
-            negative, which needs a threat model such as `Support(nonnegative=False)`.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a model with dense features, a
+            `mach_ext.data.HybridMatrix`. For a head, hidden units [N, H]. They may be negative, which needs a
+            threat model such as `Support(nonnegative=False)`.
         Y: True labels [N, L], a SciPy, NumPy or torch matrix.
         epsilons: Sizes of the change. For "delete" they are numbers of words.
         threat_model: A threat model or its name, as in `mach_ext.attack`. "dense" works for linear MACH only.
@@ -124,8 +132,9 @@ def certify(
         raise ValueError(f"{op}: Y must be [N, L] = [{X.shape[0]}, {model.num_labels}], got shape {Y.shape}")
     if not len(epsilons):
         raise ValueError(f"{op}: epsilons must be at least one number")
+    changing = changed_part(op, model, threat).columns(X)
     for epsilon in epsilons:
-        threat.check(op, X, epsilon)
+        threat.check(op, changing, epsilon)
     grid = sorted({float(epsilon) for epsilon in epsilons})
     E, N = len(grid), X.shape[0]
     advice = "pass fewer documents or epsilons at a time, or lower k"
@@ -140,7 +149,8 @@ def certify(
         overtakers, attained = curve.over(grid, progress)
         ranks = sorted({1, 3, 5, k} & set(range(k + 1))) if zero else ()
         zeros = {rank: curve.zero(rank, grid, overtakers) for rank in ranks}
-    return Certificate(str(threat), grid, labels, correct, overtakers, attained, zeros)
+    unchanged = unchanged_features(model, threat)
+    return Certificate(str(threat), grid, labels, correct, overtakers, attained, zeros, unchanged)
 
 
 @memory_errors("pass fewer documents at a time")
@@ -160,8 +170,9 @@ def margin_bounds(
 
     Args:
         model: The model, or a head. It is used in eval mode.
-        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a head, hidden units [N, H]. They may be
-            negative, which needs a threat model such as `Support(nonnegative=False)`.
+        X: Documents [N, D], a SciPy, NumPy or torch matrix. For a model with dense features, a
+            `mach_ext.data.HybridMatrix`. For a head, hidden units [N, H]. They may be negative, which needs a
+            threat model such as `Support(nonnegative=False)`.
         pairs: Two labels for each document [N, 2].
         epsilon: The size of the change.
         threat_model: A threat model or its name, as in `mach_ext.attack`.
@@ -186,7 +197,7 @@ def margin_bounds(
     op = "margin_bounds"
     model, threat = check_model(op, model), check(model, threat_model, op)
     X = _documents(op, model, X)
-    threat.check(op, X, epsilon)
+    threat.check(op, changed_part(op, model, threat).columns(X), epsilon)
     pairs = np.asarray(pairs)
     if pairs.shape != (X.shape[0], 2) or pairs.dtype.kind not in "iu":
         raise ValueError(f"{op}: pairs must be labels [N, 2] = [{X.shape[0]}, 2], got shape {pairs.shape}")
@@ -202,9 +213,5 @@ def margin_bounds(
 
 
 def _documents(op: str, model: MACH, X: Any) -> Any:
-    """Returns documents as canonical CSR without stored zeros."""
-    X = joined_documents(f"{op}: X", model, X)
-    if not (X.data != 0).all():
-        X = X.copy()
-        X.eliminate_zeros()
-    return X
+    """Returns documents as canonical CSR without stored zeros. All dense features are stored."""
+    return without_zeros(joined_documents(f"{op}: X", model, X), model.num_features)

@@ -30,6 +30,8 @@ class Certificate:
             at the first size, or nowhere if this is -1. It is zero at the second size, which is inf if none
             was found. The bisection stops within 2 %. Documents without features are left out if the threat
             model cannot change them.
+        unchanged: The features that must stay as they are for the certificate to hold: "dense features" or
+            "sparse features". None: the model has features of one kind.
 
     Example:
         >>> from scipy import sparse
@@ -52,6 +54,7 @@ class Certificate:
     overtakers: NDArray[np.int64]
     attained: NDArray[np.int64]
     zero: dict[int, tuple[float, float]]
+    unchanged: str | None = None
 
     def certified(self, k: int) -> NDArray[np.bool_]:  # [E, N, K]
         """Returns which right labels provably stay in the top k [E, N, K], whatever the change.
@@ -153,9 +156,9 @@ class Certificate:
     def as_dict(self, ks: Sequence[int] = (1, 3, 5)) -> dict[str, Any]:
         """Returns the curves and the zeros, ready for JSON.
 
-        The keys are "threat_model", "documents", "sizes" and "zero". An entry of "sizes" has "epsilon", "P@1"
-        and so on, and "robust P@1" with its two bounds. "zero" maps "P@1" and so on to two sizes. None stands
-        for infinity.
+        The keys are "threat_model", "documents", "sizes" and "zero", and "unchanged" if it is not None. An
+        entry of "sizes" has "epsilon", "P@1" and so on, and "robust P@1" with its two bounds. "zero" maps
+        "P@1" and so on to two sizes. None stands for infinity.
 
         Args:
             ks: The k of P@k. Those above the k of `certify` are left out.
@@ -186,6 +189,7 @@ class Certificate:
         zero = {f"P@{k}": [None if math.isinf(z) else z for z in self.zero[k]] for k in ks if k in self.zero}
         return {
             "threat_model": self.threat_model,
+            **({} if self.unchanged is None else {"unchanged": self.unchanged}),
             "documents": len(self.labels),
             "sizes": sizes,
             "zero": zero,

@@ -11,6 +11,7 @@ from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     OWN_PROPENSITY,
     Device,
     ModelPath,
@@ -18,6 +19,7 @@ from mach_ext.cli.options import (
     Output,
     Propensity,
     Quiet,
+    RunEncoder,
     Seed,
     Split,
     SvmlightBase,
@@ -53,7 +55,7 @@ Threat = Annotated[
     option(
         "--threat", parse=values.threat, metavar="MODEL", panel="Attack",
         help="What may change. support: a document's own features. dense: all features. insert(M): M new "
-        "features, too. Others are l2, l1 and delete.",
+        "features, too. Others are l2, l1 and delete. embedding and embedding(l2): dense features alone.",
     ),
 ]  # fmt: skip
 Signed = Annotated[bool, switch("--signed", panel="Attack", help="Let values fall below 0.")]
@@ -100,6 +102,7 @@ Report = Annotated[
 
 def run(
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     k: TopK = derived("5, or what the model has"),
     split: Split = "test",
     sample: Sample = derived("all"),
@@ -134,7 +137,7 @@ def run(
         check_folder("--output", output)
     if report is not None:
         check_file("--report", report)
-    opened = runs.Run.open(model_path, device)
+    opened = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet)
     result = opened.attack(
         method, epsilons=eps, threat_model=threat, dataset=dataset, transfer=transfer,
         svmlight_base=svmlight_base, output=output, progress=not quiet, save=False, signed=signed, goal=goal,
@@ -158,6 +161,8 @@ def _show_attack(title: str, result: dict[str, Any], sizes: Sequence[float]) -> 
         f"{one_line(title)}: {result['attack']}, threat model {result['threat_model']}, "
         f"goal {result['goal']}, {result['documents']:,} documents"
     )
+    if "unchanged" in result:
+        show(f"The {result['unchanged']} stay as they are.")
     names = [name for name in result["clean"] if not name.endswith("interval")]
     show(f"\n{'eps':>10}" + "".join(f"{name:>9}" for name in names) + f"{'|change|':>10}{'added':>9}")
     for entry in result["adversarial"]:

@@ -10,6 +10,7 @@ from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     OWN_PROPENSITY,
     SPLITS,
     Device,
@@ -18,6 +19,8 @@ from mach_ext.cli.options import (
     Output,
     Overwrite,
     Propensity,
+    Quiet,
+    RunEncoder,
     SvmlightBase,
     choice,
     option,
@@ -46,6 +49,7 @@ Split = Annotated[
 
 def run(
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     step: Step = 0.5,
     split: Split = "test",
     dataset: OtherDataset = derived("the run's own"),
@@ -54,6 +58,7 @@ def run(
     output: Output = derived("<run>-small"),
     overwrite: Overwrite = False,
     device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Write a copy of a run whose model file is about ten times smaller.
 
@@ -63,11 +68,11 @@ def run(
     from mach_ext import runs
     from mach_ext.cli.results import all_done
     from mach_ext.runs.compressed import copy_folder
-    from mach_ext.runs.run import newest_run
+    from mach_ext.runs.folders import newest_run
 
     folder = model_path or newest_run()
     copy_folder(folder, output)
-    copy = runs.Run.open(folder, device).make_copy(
+    copy = runs.Run.open(folder, device, text_encoder=text_encoder, progress=not quiet).make_copy(
         output,
         step,
         None if split == "none" else split,

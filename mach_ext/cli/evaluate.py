@@ -7,6 +7,7 @@ from typing import Annotated
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     OWN_PROPENSITY,
     Device,
     ModelPath,
@@ -14,6 +15,8 @@ from mach_ext.cli.options import (
     Output,
     Precision,
     Propensity,
+    Quiet,
+    RunEncoder,
     Split,
     SvmlightBase,
     switch,
@@ -33,6 +36,7 @@ Neighbors = Annotated[
 
 def run(
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     neighbors: Neighbors = False,
     split: Split = "test",
     dataset: OtherDataset = derived("the run's own"),
@@ -40,6 +44,7 @@ def run(
     propensity: Propensity = OWN_PROPENSITY,
     output: Output = derived("the run's folder"),
     device: Device = "cpu",
+    quiet: Quiet = False,
     precision: Precision = "float32",
 ) -> None:
     """Measure a run: precision, nDCG, recall and their propensity-scored forms.
@@ -54,7 +59,7 @@ def run(
 
     if output is not None:
         check_folder(spell("output"), output)
-    opened = runs.Run.open(model_path, device)
+    opened = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet)
     result = opened.evaluate(
         split,
         dataset=dataset,

@@ -13,10 +13,13 @@ from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     Device,
     ModelPath,
     OtherDataset,
     Output,
+    Quiet,
+    RunEncoder,
     Split,
     SvmlightBase,
     TopK,
@@ -105,6 +108,7 @@ def run(
     dataset: OtherDataset = derived("the run's own"),
     svmlight_base: SvmlightBase = OWN_BASE,
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     label: Label = None,
     k: TopK = derived("5, or all labels if there are fewer"),
     method: Method = derived("exact if it applies"),
@@ -115,6 +119,7 @@ def run(
     html: Html = None,
     output: Output = None,
     device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Explain why a document gets its labels: which words add to each score, and by how much.
 
@@ -132,7 +137,7 @@ def run(
         check_file("--html", html)
     if output is not None:
         check_folder("--output", output)
-    result = runs.Run.open(model_path, device).explain(
+    result = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet).explain(
         None if text is None else from_shell(text, "--text 1"),
         sample_id=sample_id,
         split=split,

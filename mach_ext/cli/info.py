@@ -6,7 +6,7 @@ import json
 import math
 from typing import Annotated, Any
 
-from mach_ext._terminal import escaped, show
+from mach_ext._terminal import escaped, one_line, show
 from mach_ext.cli.options import NEWEST_RUN, ModelPath, switch
 
 EXAMPLE = "mach-ext info --json"
@@ -25,6 +25,11 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
         show(json.dumps(record, indent=2))
         return
     show(f"{escaped(str(opened.folder))}\n{model}")
+    if (encoder := record["text_encoder"]) is not None:
+        show(
+            f"\ntext encoder  {one_line(encoder['name'])}: {encoder['num_dense']} dense features of at most "
+            f"{encoder['max_length']} tokens\n  digest      {encoder['digest']}"
+        )
     total = sum(p.numel() for p in model.parameters())
     show(f"\nparameters  {total:,}")
     for name, parameter in named_weights(model).items():

@@ -107,6 +107,13 @@ TopK = Annotated[
     int | None,
     option("--k", "--top-k", parse=values.positive, metavar="K", help="The number of labels.", panel="Model"),
 ]
+RunEncoder = Annotated[
+    str | None,
+    option(
+        "--text-encoder", parse=values.nonempty, metavar="ENCODER", panel="Model",
+        help="Where the run's text encoder is now: a folder, an installed package, or a name on the hub.",
+    ),
+]  # fmt: skip
 Output = Annotated[
     Path | None,
     option("--output", parse=values.path, metavar="DIR", panel="Output", help="The folder to write to."),
@@ -143,4 +150,5 @@ Quiet = Annotated[bool, switch("--quiet", panel="Common", help="Show no progress
 
 NEWEST_RUN = values.derived("the newest in runs/")
 OWN_PROPENSITY = values.derived("as the run keeps them")
+OWN_ENCODER = values.derived("where it was at the training, if the run has one")
 OWN_BASE = values.derived("as the model keeps it")

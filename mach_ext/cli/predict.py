@@ -19,6 +19,7 @@ from mach_ext.cli import values
 from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
+    OWN_ENCODER,
     SPLITS,
     Device,
     ModelPath,
@@ -26,6 +27,7 @@ from mach_ext.cli.options import (
     Output,
     Precision,
     Quiet,
+    RunEncoder,
     SvmlightBase,
     choice,
     option,
@@ -98,6 +100,7 @@ def run(
     dense: Dense = derived("beside the input, as test.dense.npy is beside test.svm"),
     svmlight_base: SvmlightBase = OWN_BASE,
     model_path: ModelPath = NEWEST_RUN,
+    text_encoder: RunEncoder = OWN_ENCODER,
     k: TopK = derived("5, or all labels if there are fewer"),
     format: Format = derived("table on a terminal, else tsv"),
     output: Output = derived("standard output"),
@@ -115,7 +118,7 @@ def run(
     if format is None:
         format = "table" if output is None and sys.stdout.isatty() else "tsv"
     file = None if output is None else _output_file(output, format, input)
-    opened = runs.Run.open(model_path, device)
+    opened = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet)
     k = nn.checked_k("predict", k, opened.model.num_labels, least=0, name="--k")
     merge = opened.model.merge
     if format != "jsonl" and merge != "mean_logit":

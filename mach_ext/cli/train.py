@@ -51,6 +51,49 @@ NoHoldout = Annotated[
 Resume = Annotated[
     bool, switch("--resume", panel="Output", help="Continue from the last checkpoint in the folder.")
 ]
+TextEncoder = Annotated[
+    str | None,
+    option(
+        "--text-encoder", parse=values.nonempty, metavar="ENCODER", panel="Model",
+        help="A sentence encoder, whose embeddings of the texts stand beside their words: a folder, an "
+        "installed package, or a name on the Hugging Face hub.",
+    ),
+]  # fmt: skip
+Finetune = Annotated[
+    bool,
+    switch(
+        "--finetune", panel="Model",
+        help="Then train the sentence encoder with the model, and keep the encoder in the run folder.",
+    ),
+]  # fmt: skip
+FinetuneEpochs = Annotated[
+    int | None,
+    option(
+        "--finetune-epochs", parse=values.positive, metavar="N", panel="Training",
+        help="Passes over the documents while the sentence encoder is trained.",
+    ),
+]  # fmt: skip
+TextLearningRate = Annotated[
+    float | None,
+    option(
+        "--text-learning-rate", parse=values.rate, metavar="RATE", panel="Training",
+        help="The learning rate of the sentence encoder.",
+    ),
+]  # fmt: skip
+DenseLearningRate = Annotated[
+    float | None,
+    option(
+        "--dense-learning-rate", parse=values.rate, metavar="RATE", panel="Training",
+        help="The learning rate of the weights that take dense features.",
+    ),
+]  # fmt: skip
+DenseLength = Annotated[
+    float | None,
+    option(
+        "--dense-length", parse=values.above_0, metavar="X", panel="Training",
+        help="The length of a document's centred dense features, relative to its sparse features.",
+    ),
+]  # fmt: skip
 HashFunctions = Annotated[
     int | None,
     option(
@@ -218,6 +261,8 @@ def run(
     num_buckets: Buckets = derived("the power of two next to half the labels, 16 to 2048"),
     hidden_size: HiddenSize = derived("256, 128 or 512, by the data's size"),
     encoder: Encoder = derived("independent, or shared with --hidden-size"),
+    text_encoder: TextEncoder = None,
+    finetune: Finetune = False,
     merge: Merge = derived("mean_logit, or mean_logprob with --svm"),
     hidden_dropout: Dropout = 0.0,
     feature_dropout: FeatureDropout = 0.0,
@@ -229,6 +274,10 @@ def run(
     learning_rate: LearningRate = derived("0.002, or 0.5 for linear models"),
     encoder_learning_rate: EncoderLearningRate = derived("0.3"),
     encoder_eps: EncoderEps = derived("0.0001"),
+    dense_learning_rate: DenseLearningRate = derived("0.1, or 0.5 for linear models"),
+    dense_length: DenseLength = derived("1"),
+    finetune_epochs: FinetuneEpochs = derived("2 with --finetune"),
+    text_learning_rate: TextLearningRate = derived("0.00005"),
     schedule: Schedule = derived("linear"),
     gradient_threshold: GradientThreshold = derived("0, which is exact"),
     negligible_gradient: NegligibleGradient = None,

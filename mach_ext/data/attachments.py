@@ -2,13 +2,15 @@
 
 `run.json` says what the model was trained on. `labels.json` and `features.json` are lists of names.
 `vectorizer.json` also has the names of the features. `label_counts.npy` says how many training documents each
-label has. A model can have any of them. Each is checked against the model's sizes.
+label has. `text_encoder.json` says which encoder made the dense features of texts. A model can have any of
+them. Each is checked against the model's sizes.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +96,47 @@ def _parse_vectorizer(content: bytes) -> Vectorizer:
     return Vectorizer.from_json(content, source=_source("vectorizer.json"))
 
 
+# ------------------------------------------------------------------------------------------ text encoder
+
+# The schema of `text_encoder.json`, which `mach_ext.text_encoder.TextEncoder.record` writes.
+TEXT_ENCODER = {
+    "name": str,
+    "revision": (str, type(None)),
+    "digest": re.compile(r"[0-9a-f]{64}"),
+    "max_length": range(1, 2**31),
+    "num_dense": range(1, 2**31),
+    "*": ANY,
+}
+
+
+def text_encoder(attachments: Attachments, num_dense: int) -> dict[str, Any] | None:
+    """Returns the record of the text encoder that made the model's dense features. None: there is none.
+
+    Raises:
+        ValueError: The attachment is no such record, or the encoder has not E dense features.
+    """
+    name = "text_encoder.json"
+    if name not in attachments:
+        return None
+    record: dict[str, Any] = parse_record(attachments[name], _source(name), TEXT_ENCODER)
+    if record["num_dense"] != num_dense:
+        raise ValueError(f"{_source(name)}: num_dense must be E={num_dense}, got {record['num_dense']}")
+    return record
+
+
+def run_encoder(attachments: Attachments) -> str | None:
+    """Returns the name of the trained encoder's folder in the run's folder. None: the run has none.
+
+    Raises:
+        ValueError: The attachment is no record of an encoder.
+    """
+    name = "text_encoder.json"
+    if name not in attachments:
+        return None
+    record: dict[str, Any] = parse_record(attachments[name], _source(name), TEXT_ENCODER)
+    return record["name"] if "base" in record else None
+
+
 # -------------------------------------------------------------------------------------------- run record
 
 
@@ -110,6 +153,7 @@ RUN = {
     "reader?": {"svmlight_base?": _BASE, "svmlight_label_base?": _BASE},
     "propensity?": ([float, float], type(None)),
     "train_documents?": _COUNT,
+    "text_encoder?": {"name": str, "digest": str, "*": ANY},
     "threads?": _COUNT,
     "versions?": {"*": ANY},
     "*": ANY,

@@ -1,4 +1,4 @@
-"""Files of dense features, such as embeddings: how they are named, opened, and joined to blocks of documents."""
+"""Files of dense features, such as embeddings: how they are named, opened, and joined to documents."""
 
 from __future__ import annotations
 
@@ -171,8 +171,8 @@ class DenseRows:
         E = self._columns.num_dense
         if self._beside is None:
             raise ValueError(
-                f"{self._source}: the model takes E={E} dense features, and it has no text encoder that makes "
-                "them of texts; predict(dense=...) and predict --dense take them as a matrix"
+                f"{self._source}: the model takes E={E} dense features, and it has no text encoder that "
+                "makes them of texts; predict(dense=...) and predict --dense take them as a matrix"
             )
         if not self._beside.exists():
             raise FileNotFoundError(missing_dense(self._beside, self._source, self._columns))

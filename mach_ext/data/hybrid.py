@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from mach_ext._memory import memory_errors
 from mach_ext.data.matrices import Csr, check_csr, from_torch
 
-_BLOCK = 1 << 22  # numbers of a dense matrix that are in memory at a time while it is checked: 16 MiB
+_BLOCK = 1 << 22  # so many numbers of a dense matrix are read at a time: 16 MiB as float32
 
 
 class HybridMatrix:
@@ -223,6 +224,12 @@ def _beside(sparse: Csr, dense: NDArray[np.float32]) -> Csr:
     return joined
 
 
+def row_blocks(dense: NDArray[Any]) -> Iterator[slice]:
+    """Yield slices of the rows of a dense matrix, so that a part of it is in memory at a time."""
+    rows = max(1, _BLOCK // dense.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(dense), rows))
+
+
 def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
     """Checks a dense matrix completely, block by block, and returns it without a copy.
 
@@ -258,12 +265,11 @@ def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
         raise TypeError(f"{name}: must hold real numbers, got dtype {dense.dtype}")
     if dense.ndim != 2 or dense.shape[1] == 0:
         raise ValueError(f"{name}: must have shape [N, E] with E at least 1, got shape {dense.shape}")
-    rows = max(1, _BLOCK // dense.shape[1])
-    for start in range(0, len(dense), rows):
+    for rows in row_blocks(dense):
         with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(dense[start : start + rows], np.float32)).all(1)
+            finite = np.isfinite(np.asarray(dense[rows], np.float32)).all(1)
         if not finite.all():
-            row = start + int(np.flatnonzero(~finite)[0])
+            row = rows.start + int(np.flatnonzero(~finite)[0])
             raise ValueError(f"{name}, row {row}: numbers must be finite and fit float32")
     return dense
 
@@ -284,8 +290,8 @@ def row_features(X: Csr | HybridMatrix) -> NDArray[np.integer[Any]]:
     """
     if isinstance(X, HybridMatrix):
         counts: NDArray[np.integer[Any]] = row_features(X.sparse)
-        for start in range(0, len(X), rows := max(1, _BLOCK // X.num_dense)):
-            counts[start : start + rows] += np.count_nonzero(X.dense[start : start + rows], axis=1)
+        for rows in row_blocks(X.dense):
+            counts[rows] += np.count_nonzero(X.dense[rows], axis=1)
         return counts
     if not X.data.all():
         X = X.copy()

@@ -388,7 +388,7 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
     before, after = model.predict(X, k)[1], perturbation.predict(k)[1]
     label_names: Any = dataset.label_names or explain.Numbers()
     feature_names: Any = dataset.feature_names or explain.Numbers()
-    clean_loss, loss = perturbation.clean_loss, perturbation.loss
+    clean_loss, loss, D = perturbation.clean_loss, perturbation.loss, model.num_features
     records = []
     for n in sorted(range(X.shape[0]), key=lambda n: clean_loss[n] - loss[n])[:8]:
         changes = perturbation.changes(n)
@@ -401,7 +401,9 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
             "true": [label_names[label] for label in sorted(true)],
             "before": [(label_names[label], label in true) for label in before[n].tolist()],
             "after": [(label_names[label], label in true) for label in after[n].tolist()],
-            "changes": [(feature_names[feature], old, new) for feature, old, new in largest],
+            "changes": [
+                (feature_names[f] if f < D else f"dense feature {f - D}", old, new) for f, old, new in largest
+            ],
             "others": len(changes) - len(largest),
         })  # fmt: skip
     return records

@@ -24,6 +24,7 @@ def load_dataset(
     dataset: str | os.PathLike[str] | None = None,
     *,
     svmlight_base: int | None = None,
+    columns: data.Columns | None = None,
 ) -> data.Dataset:
     r"""Loads the run's own dataset, or another one, with the model's columns.
 
@@ -35,6 +36,7 @@ def load_dataset(
         dataset: Other data: a name or a folder as in `mach_ext.data.load`, or a file of documents with
             labels. None: the run's own dataset.
         svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
+        columns: The model's columns. None: as `columns_of` returns them.
 
     Raises:
         ValueError: The model does not keep its dataset, the columns differ from the model's, or a file is
@@ -69,7 +71,8 @@ def load_dataset(
     if own and base is None:
         base = "auto"  # as in training, for an old model that does not keep the base
     try:
-        loaded = data.load(name, holdout=False, columns=columns_of(model), svmlight_base=base)
+        columns = columns or columns_of(model)
+        loaded = data.load(name, holdout=False, columns=columns, svmlight_base=base)
     except FileNotFoundError as error:
         if dataset is not None:
             raise

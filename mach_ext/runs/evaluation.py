@@ -109,4 +109,4 @@ def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbor
         raise ValueError(f"{argument} adds to mean logits; this model ranks by {model.merge}")
     if len(dataset.train) == 0:
         raise ValueError(f"{dataset.path}: has no train split, which {argument} needs")
-    return Neighbors(dataset.train.X, dataset.train.Y)
+    return Neighbors(dataset.train.documents, dataset.train.Y)

@@ -2,7 +2,8 @@
 
 A run's model carries these attachments. `run.json` holds the dataset, how its files were read, and constants
 of metrics. `labels.json` holds the names of labels. `features.json` or `vectorizer.json` holds the names of
-features. `label_counts.npy` says how many training documents each label has.
+features. `label_counts.npy` says how many training documents each label has. `text_encoder.json` names the
+encoder that made the dense features of texts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import platform
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mach_ext.data.files import open_file
 from mach_ext.data.parsing import check_names
 from mach_ext.data.records import check_record, parse_record
 from mach_ext.runs.arguments import as_propensity, spell
+from mach_ext.runs.text_encoders import RunEncoder, attachment, encoder_of
 
 
 def attachments(
@@ -79,7 +82,10 @@ def attachments(
             "mach_ext": __version__, "torch": torch.__version__, "python": platform.python_version()
         },
     }  # fmt: skip
-    files = {"run.json": json.dumps(run, indent=2).encode()}
+    files = attachment(dataset)
+    if files:  # a training that goes on looks into this record alone
+        run["text_encoder"] = json.loads(files["text_encoder.json"])
+    files["run.json"] = json.dumps(run, indent=2).encode()
     if dataset.label_names is not None:
         files["labels.json"] = json.dumps(list(dataset.label_names)).encode()
     if dataset.vectorizer is not None:
@@ -100,8 +106,16 @@ def _check_names(dataset: data.Dataset) -> None:
 
 
 def checksums(split: data.Split) -> list[int]:
-    """Returns checksums of documents and labels. They depend on the order of the rows."""
-    return [training.checksum(split.documents), training.checksum(split.Y)]
+    """Returns checksums of documents and labels. They depend on the order of the rows.
+
+    Embeddings of texts count by their texts, so that no split is embedded for its checksum.
+    """
+    if not isinstance(split.dense, data.TextEmbeddings):
+        return [training.checksum(split.documents), training.checksum(split.Y)]
+    documents = training.checksum(split.X)
+    for text in split.dense.texts:
+        documents = zlib.crc32(text.encode("utf-8", "surrogatepass") + b"\n", documents)
+    return [documents, training.checksum(split.Y)]
 
 
 def record_of(model: nn.MACH) -> dict[str, Any]:
@@ -129,11 +143,13 @@ def record_of(model: nn.MACH) -> dict[str, Any]:
     return kept.run_record(model.attachments)
 
 
-def columns_of(model: nn.MACH) -> data.Columns:
+def columns_of(model: nn.MACH, text_encoder: RunEncoder | None = None) -> data.Columns:
     r"""Returns the meaning of the model's columns. Every file for the model is read with it.
 
     Args:
         model: The model.
+        text_encoder: The encoder that makes the dense features of texts. None: the one that the model keeps
+            the record of, if there is one.
 
     Raises:
         ValueError: An attachment is damaged or does not fit the model's sizes.
@@ -161,6 +177,7 @@ def columns_of(model: nn.MACH) -> data.Columns:
         kept.feature_names(model.attachments, D),
         kept.vectorizer(model.attachments, D),
         model.num_dense,
+        text_encoder or encoder_of(model.attachments, model.num_dense, device=model.bucket_bias.device),
     )
 
 

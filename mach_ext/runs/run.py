@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from mach_ext import attack, data, explain, nn
+from mach_ext import attack, explain, nn
 from mach_ext import functional as F
 from mach_ext.runs import compressed, evaluation, record
 from mach_ext.runs.adversarial import AttackSettings, RunAttack, attack_run
-from mach_ext.runs.arguments import as_path, check_device, spell
-from mach_ext.runs.dataset import load_dataset, log_no_svmlight, log_remarks, split_of
+from mach_ext.runs.arguments import as_path, spell
+from mach_ext.runs.dataset import log_no_svmlight, split_of
 from mach_ext.runs.explanation import RunExplanation, document_of_split, document_of_text, explain_document
 from mach_ext.runs.files import check_folder, timer
+from mach_ext.runs.finetuning import copy_encoder
 from mach_ext.runs.folders import RUNS as RUNS
-from mach_ext.runs.folders import load_model, newest_run, working_folder
+from mach_ext.runs.folders import load_model
 from mach_ext.runs.labels import TrainingLabels
-from mach_ext.runs.metrics_file import add_attack, add_metrics, output_folder, read_metrics
+from mach_ext.runs.metrics_file import add_attack, add_metrics
+from mach_ext.runs.opened import OpenedRun
 from mach_ext.runs.prediction import (
     Answer,
     Prediction,
@@ -32,14 +31,13 @@ from mach_ext.runs.prediction import (
     matrix,
     rows,
 )
-from mach_ext.runs.summary import summary
 
 log = logging.getLogger("mach_ext")
 
 PathLike = str | os.PathLike[str]
 
 
-class Run:
+class Run(OpenedRun):
     r"""A trained model in its folder, with the dataset that it was trained on.
 
     `Run.open` opens a run, and `mach_ext.train` makes one. Each method does the same as the command of its
@@ -67,148 +65,6 @@ class Run:
         >>> run.explain("a cat that sleeps", labels=["cat"]).top(1)[0][0]
         'cat'
     """
-
-    def __init__(
-        self,
-        folder: PathLike,
-        model: nn.MACH,
-        *,
-        history: list[dict[str, Any]] | None = None,
-        seconds: dict[str, float] | None = None,
-        dataset: data.Dataset | None = None,
-    ) -> None:
-        """Makes a run of a model that is in memory already.
-
-        Args:
-            folder: The run's folder.
-            model: The model.
-            history: An entry for each epoch.
-            seconds: Time of each stage in seconds.
-            dataset: The dataset that the model was trained on.
-        """
-        self._folder, self._home = Path(folder), working_folder()
-        self.model = model
-        self.history = history
-        self.seconds = {} if seconds is None else seconds
-        self._datasets: dict[tuple[str | None, int | None, Path | None], data.Dataset] = {}
-        if dataset is not None:
-            self._datasets[None, None, None] = dataset
-
-    def __repr__(self) -> str:
-        """Returns the folder."""
-        return f"Run({str(self.folder)!r})"
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder. It is absolute if the program has changed to another folder.
-
-        Example:
-            >>> from pathlib import Path
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> run.folder
-            PosixPath('runs/pets')
-        """
-        return self._placed(self._folder)
-
-    def _placed(self, path: Path) -> Path:
-        """Returns a path that was relative when the run was opened or trained."""
-        if self._home is None or self._home == working_folder():
-            return path
-        return self._home / path
-
-    @classmethod
-    def open(cls, folder: PathLike | None = None, device: str = "cpu") -> Run:
-        """Opens the run in a folder.
-
-        Args:
-            folder: The run's folder. None: the newest run in runs/.
-            device: "cpu", "cuda" or "cuda:N".
-
-        Raises:
-            ValueError: There is no model, or it is damaged.
-
-        Example:
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> mach_ext.Run.open("runs/pets")
-            Run('runs/pets')
-        """
-        check_device(device)
-        path = newest_run() if folder is None else as_path("folder", folder, "Run.open")
-        seconds: dict[str, float] = {}
-        with timer(seconds, "load"):
-            model = load_model(path, device)
-        return cls(path, model, seconds=seconds)
-
-    @functools.cached_property
-    def columns(self) -> data.Columns:
-        """The meaning of the model's features and labels: names, and how files are read.
-
-        Example:
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> run.columns.label_names, run.columns.feature_names
-            (['cat', 'dog'], ['a', 'cat', 'dog'])
-        """
-        return record.columns_of(self.model)
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """The content of `metrics.json`. It is empty if nothing was measured.
-
-        Example:
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> run.metrics["test"]["P@1"]
-            1.0
-        """
-        return read_metrics(self.folder / "metrics.json")
-
-    def info(self) -> dict[str, Any]:
-        """Returns shape, parameters, memory, collisions and the training record, ready for JSON.
-
-        Example:
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> run.info()["model"]["num_labels"]
-            2
-        """
-        return summary(self.folder, self.model)
-
-    def dataset(self, dataset: PathLike | None = None, svmlight_base: int | None = None) -> data.Dataset:
-        """Returns the dataset that the run was trained on, or another one, read with the model's columns.
-
-        It stays in memory, so that it is read only once.
-
-        Args:
-            dataset: Other data: a name, a folder, or a file of documents with labels.
-            svmlight_base: Number of the first feature in svmlight files, if the model does not keep it.
-
-        Raises:
-            TypeError: `dataset` is not a name or a path.
-            ValueError: The dataset is not there, has other columns than the model, or a file is bad.
-
-        Example:
-            >>> import mach_ext
-            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `Run`
-            >>> {name: len(split) for name, split in run.dataset().splits.items()}
-            {'train': 36, 'dev': 4, 'test': 40}
-        """
-        if isinstance(dataset, data.Dataset):
-            raise TypeError(
-                f"{spell('dataset')} must be a name or a path, got a Dataset; for its metrics there is "
-                "mach_ext.runs.evaluate(run.model, dataset, split)"
-            )
-        place = None if dataset is None else str(as_path("dataset", dataset))
-        key = (place, svmlight_base, None if place is None else working_folder())
-        if key not in self._datasets:
-            with timer(self.seconds, "load"):
-                loaded = load_dataset(self.model, self.folder, dataset, svmlight_base=svmlight_base)
-            log_remarks(loaded, svmlight_base)
-            self._datasets[key] = loaded
-        loaded, path = self._datasets[key], self._placed(self._datasets[key].path)
-        return loaded if dataset is not None or path == loaded.path else replace(loaded, path=path)
 
     def evaluate(
         self,
@@ -546,7 +402,7 @@ class Run:
             svmlight_base=svmlight_base, overwrite=overwrite, compare=False,
         )  # fmt: skip
         copy.write_metrics()
-        return Run(copy.folder, copy.model, dataset=copy.dataset)
+        return Run(copy.folder, copy.model, dataset=copy.dataset, text_encoder=self._encoder)
 
     def make_copy(
         self,
@@ -599,14 +455,8 @@ class Run:
             TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses bad A and B
         before = compressed.measure(self.folder, self.model, loaded if compare else None, name, propensity)
         compressed.save_copy(self.model, folder, quantization_step, overwrite)
+        copy_encoder(self.folder, folder, self.model.attachments)
         log.info("model: %s", folder)
         model = nn.load(folder, self.model.bucket_bias.device)
         after = compressed.measure(folder, model, loaded, name, propensity)
         return compressed.Copy(folder, model, loaded, name, before, after)
-
-    def _check_output(self, op: str, output: PathLike | None) -> Path:
-        """Returns the folder of results, after a check that it can be written to."""
-        path = None if output is None else as_path("output", output, op)
-        if path is not None:
-            check_folder(spell("output", op), path)
-        return output_folder(path, self.folder)

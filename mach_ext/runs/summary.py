@@ -7,6 +7,7 @@ from typing import Any
 
 from mach_ext import _ops, nn, training
 from mach_ext._model_folder import named_weights
+from mach_ext.data import attachments as kept
 from mach_ext.data.records import ANY, read_record
 
 
@@ -18,6 +19,7 @@ def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "model": model.configuration(),
+        "text_encoder": kept.text_encoder(model.attachments, model.num_dense),
         "parameters": {name: list(p.shape) for name, p in named_weights(model).items()},
         "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": hash,

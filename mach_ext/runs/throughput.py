@@ -104,6 +104,8 @@ def measure_throughput(
 ) -> list[Throughput]:
     """Times each kernel and path of a model on random documents, with torch's number of threads.
 
+    A model with dense features gets random ones beside the words.
+
     `merge_topk` alone gets logits like those of a trained model. `predict` uses the model's own logits.
     Random weights make logits nearly flat, which is the slowest case. The training step runs last, because it
     changes the weights of the model.
@@ -137,7 +139,8 @@ def measure_throughput(
     k = checked_k("measure_throughput", k, model.num_labels, name=spell("k"))
     if not seconds > 0:
         raise ValueError(f"measure_throughput: seconds must be above 0, got {seconds}")
-    documents = random_documents(batch_size, model.num_features, model.num_labels, nonzeros, seed=seed)
+    sizes = (batch_size, model.num_features, model.num_labels, nonzeros)
+    documents = random_documents(*sizes, seed=seed, num_dense=model.num_dense)
     workload = Workload(model.eval(), *documents, k)
     results = []
     for name in (bar := tqdm(workload.names(), leave=False, disable=not progress)):

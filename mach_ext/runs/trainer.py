@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from mach_ext.runs import labels, record
 from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
 from mach_ext.runs.files import check_folder, check_utf8, timer
+from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
+from mach_ext.runs.text_encoders import check_resumed, load_encoder, with_embeddings
+from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
 
@@ -34,6 +38,10 @@ def train(
     merge: str | None = None,
     feature_dropout: float = 0.0,
     hidden_dropout: float = 0.0,
+    text_encoder: TextEncoder | str | os.PathLike[str] | None = None,
+    finetune: bool = False,
+    finetune_epochs: int | None = None,
+    text_learning_rate: float | None = None,
     seed: int = 0,
     svm: bool | None = None,
     C: float | None = None,
@@ -63,6 +71,11 @@ def train(
         merge: How the scores of a label's buckets are merged, as in `MACH`.
         feature_dropout: Probability that a non-zero feature is dropped in training.
         hidden_dropout: Probability that a hidden unit is dropped in training.
+        text_encoder: A text encoder, or its folder or name as `TextEncoder.load` takes it. The embeddings of
+            the texts become dense features beside the words. The run keeps the encoder's name and digest.
+        finetune: Then train the text encoder and the model together, and keep the encoder in the run folder.
+        finetune_epochs: Passes over the documents in this second training. None: 2.
+        text_learning_rate: Learning rate of the text encoder. None: 5e-5.
         seed: Seed of the label hash, the weights and the batches.
         svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
             many documents and no argument is given that needs gradient training.
@@ -83,6 +96,7 @@ def train(
         The run, whose model has the weights of the best epoch.
 
     Raises:
+        ImportError: A text encoder is given, and the package transformers is missing.
         TypeError: An argument or the dataset has the wrong type.
         ValueError: An argument or the dataset is bad, or the folder holds another run.
         OSError: The folder cannot be written to.
@@ -104,6 +118,7 @@ def train(
         merge=merge, feature_dropout=feature_dropout, hidden_dropout=hidden_dropout, seed=seed, svm=svm, C=C,
         repetitions_at_a_time=repetitions_at_a_time, resume=resume, hyperparameters=hyperparameters,
     )  # fmt: skip
+    tuning = Finetuning.of(finetune, finetune_epochs, text_learning_rate, recipe, text_encoder)
     check_device(device)
     if output is not None:
         check_folder(spell("output", "train"), as_path("output", output, "train"))
@@ -111,25 +126,39 @@ def train(
     with timer(seconds, "load"):
         loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
     folder = _run_folder(loaded, output)
-    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
     resumed = resume and training.has_checkpoint(folder)
     if not (overwrite or resumed):
         record.refuse_to_replace(folder)
+    encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
+    if encoded is not None:
+        loaded = with_embeddings(loaded, encoded)
+    if resumed and (started := training.checkpoint_record(folder).get("run")):
+        check_resumed(started, encoded)
+    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
+    if encoded is not None:
+        with timer(seconds, "embed"):
+            _embed(loaded)
     _log_gaps(loaded)
-    recipe = recipe.with_solver(loaded, device)
+    recipe = replace(recipe, svm=False) if finetune else recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
     log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
-    model.attachments = record.attachments(loaded, settings=recipe.settings(), propensity=propensity)
+    model.attachments = record.attachments(
+        loaded, settings=recipe.settings() | tuning.settings(), propensity=propensity
+    )
     labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses bad A and B before the work
     solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
-        state = solve(model, loaded, folder, recipe, overwrite, progress)
+        if not (resumed and finetune and is_finetuning(folder)):
+            state = solve(model, loaded, folder, recipe, overwrite, progress)
+            delete_encoders(folder, model.attachments)
+        if finetune:
+            state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume
-    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded)
+    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded, text_encoder=encoded)
     if evaluate:
         write_training_metrics(run, measure(run))
     return run
@@ -197,6 +226,13 @@ def _run_folder(dataset: data.Dataset, output: str | os.PathLike[str] | None) ->
     if folder.exists() and dataset.path.exists() and folder.samefile(dataset.path):
         raise ValueError(f"{spell('output', 'train')} must not be the folder of the dataset, got {folder}")
     return folder
+
+
+def _embed(dataset: data.Dataset) -> None:
+    """Computes the embeddings of all splits."""
+    for split in dataset.splits.values():
+        assert isinstance(split.dense, data.TextEmbeddings)
+        _ = split.dense.array
 
 
 def _log_gaps(dataset: data.Dataset) -> None:

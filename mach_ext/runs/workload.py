@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mach_ext import _ops, attack, data, explain, optim
 from mach_ext import functional as F
+from mach_ext._dense_features import joined_when_taken
 from mach_ext.hashing import LabelHash
 from mach_ext.nn import MACH
 from mach_ext.training import Hyperparameters
@@ -52,6 +54,8 @@ class Work:
 class Workload:
     """A model with the documents [N, D] and labels [N, L] on which its works are measured.
 
+    The documents of a model with dense features are a `HybridMatrix`.
+
     Example:
         >>> import mach_ext
         >>> from mach_ext.runs.workload import Workload, random_documents
@@ -88,7 +92,7 @@ class Workload:
     @cached_property
     def batch(self) -> data.Batch:
         """All documents and labels as a mini-batch on the device."""
-        (batch,) = data.iter_batches(self.X, self.Y, self.X.shape[0])
+        (batch,) = data.iter_batches(joined_when_taken(self.model, self.X), self.Y, self.X.shape[0])
         moved = {name: t.to(self.device) for name, t in batch._asdict().items() if name != "rows"}
         return batch._replace(**moved)
 
@@ -240,7 +244,8 @@ def _attributions(w: Workload) -> Parts:
 
 def _attack(w: Workload) -> Parts:
     """FGSM of a single size. Its forward and backward pass each read all needed weights."""
-    fgsm = attack.FGSM(w.model)
+    # Centred dense features are of either sign.
+    fgsm = attack.FGSM(w.model, attack.Support(nonnegative=not w.model.num_dense))
     bytes_moved = 16 * w.X.nnz + 2 * (w.first_bytes + w.upper_bytes)
     return partial(fgsm.perturb, w.X, w.Y, 0.01), w.N, w.Y.nnz, bytes_moved
 
@@ -273,9 +278,18 @@ WORKS: dict[str, Callable[[Workload], Parts]] = {
 
 
 def random_documents(
-    num_documents: int, num_features: int, num_labels: int, nonzeros: int = 75, labels: int = 5, seed: int = 0
-) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
+    num_documents: int,
+    num_features: int,
+    num_labels: int,
+    nonzeros: int = 75,
+    labels: int = 5,
+    seed: int = 0,
+    num_dense: int = 0,
+) -> tuple[scipy.sparse.csr_matrix | data.HybridMatrix, scipy.sparse.csr_matrix]:
     """Returns documents [N, D] and labels [N, L]. Features follow Zipf's law, as words do.
+
+    With dense features, the documents are a `HybridMatrix`. Its dense features are drawn from N(0, 1 / E), so
+    that rows have a length of about 1.
 
     Args:
         num_documents: The number of documents, N.
@@ -284,6 +298,7 @@ def random_documents(
         nonzeros: The number of words that are drawn for a document. A word that is drawn twice counts once.
         labels: The number of labels that are drawn for a document.
         seed: The seed of the random numbers.
+        num_dense: The number of dense features, E.
 
     Example:
         >>> from mach_ext.runs.workload import random_documents
@@ -296,7 +311,11 @@ def random_documents(
     words = rng.choice(num_features, (num_documents, nonzeros), p=frequency / frequency.sum())
     words = rng.permutation(num_features)[words]  # features are numbered at random, as in vocabularies
     wanted = rng.integers(0, num_labels, (num_documents, labels))
-    return _matrix(words, num_features, rng), _matrix(wanted, num_labels)
+    X, Y = _matrix(words, num_features, rng), _matrix(wanted, num_labels)
+    if not num_dense:
+        return X, Y
+    dense = rng.standard_normal((num_documents, num_dense), np.float32) / math.sqrt(num_dense)
+    return data.HybridMatrix(X, dense), Y
 
 
 def _matrix(columns: Any, width: int, rng: np.random.Generator | None = None) -> scipy.sparse.csr_matrix:

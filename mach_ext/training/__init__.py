@@ -10,6 +10,8 @@ Example:
     (('adam', 'adagrad'), ('linear', 'constant'), ('float32', 'tf32', 'bfloat16'))
     >>> training.METRICS  # what may pick the best epoch
     ('P@1', 'P@3', 'P@5', 'nDCG@1', 'nDCG@3', 'nDCG@5')
+    >>> training.FINETUNING_EPOCHS  # of `finetune`, if none are given
+    2
     >>> training.CHECKPOINT, training.CHECKPOINT_FORMAT  # the name of the files, and the number in them
     ('checkpoint', 2)
 """
@@ -19,7 +21,7 @@ from mach_ext.training.checkpoint import CHECKPOINT, CHECKPOINT_FORMAT, checkpoi
 from mach_ext.training.defaults import default_sizes
 from mach_ext.training.documents import checksum, typical_length
 from mach_ext.training.evaluation import answers, evaluate_model
-from mach_ext.training.finetuning import finetune
+from mach_ext.training.finetuning import FINETUNING_EPOCHS, finetune
 from mach_ext.training.folder import delete_checkpoint, has_checkpoint, lock_run
 from mach_ext.training.hyperparameters import METRICS, OPTIMIZERS, PRECISIONS, SCHEDULES, Hyperparameters
 from mach_ext.training.loop import fit
@@ -30,6 +32,7 @@ from mach_ext.training.trained_encoder import EncoderSettings
 __all__ = [
     "CHECKPOINT",
     "CHECKPOINT_FORMAT",
+    "FINETUNING_EPOCHS",
     "METRICS",
     "OPTIMIZERS",
     "PRECISIONS",

@@ -61,8 +61,7 @@ class DenseRows:
         grad_rows = (dense.to(product).T @ gradient.to(product)).to(gradient.dtype)
         place = self._place(at)
         group = next(group for group in self.optimizer.param_groups if "dense_lr" in group)
-        options = {"lr": group["dense_lr"], "eps": group["dense_eps"]}
-        self.optimizer.step_rows(self.weight, place, grad_rows, **options)
+        self.optimizer.step_rows(self.weight, place, grad_rows, lr=group["dense_lr"])
         if product != self.weight.dtype:
             rounded[place] = self.weight.detach()[place].to(product)
 

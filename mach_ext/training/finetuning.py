@@ -23,6 +23,7 @@ from mach_ext.training.validation import Validation
 
 # Rates of the model in fine-tuning, relative to those of `fit`. The model comes trained.
 GENTLE = 0.25
+FINETUNING_EPOCHS = 2
 
 
 class EncodedValidation(Validation):
@@ -182,7 +183,7 @@ def _settings(model: MACH, given: dict[str, Any]) -> Hyperparameters:
     names = ("learning_rate", "encoder_learning_rate", "dense_learning_rate")
     defaults: dict[str, Any] = {name: GENTLE * getattr(usual, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Hyperparameters.of(model, **{"epochs": 2, **defaults, **chosen})
+    return Hyperparameters.of(model, **{"epochs": FINETUNING_EPOCHS, **defaults, **chosen})
 
 
 def _check_texts(

@@ -62,8 +62,9 @@ class Hyperparameters:
             rank by mean_logit take 0.
         dense_length: Length of the centred dense features of a typical document, relative to the median
             length of its sparse features. See `MACH.scale_dense`.
-        dense_learning_rate: Learning rate of the rows of the first weight that take dense features. They get
-            a gradient in every batch, so they are stepped like the rest of the network.
+        dense_learning_rate: Learning rate of the rows of that weight that take dense features, such as
+            embeddings. It is lower than that of the other rows, because these get a gradient from every
+            document. Adam's eps is the same. It is divided by the median length of the sparse features.
 
     Example:
         >>> from mach_ext.training import Hyperparameters
@@ -86,7 +87,7 @@ class Hyperparameters:
     precision: str = "float32"
     tau: float | None = None
     dense_length: float = 1.0
-    dense_learning_rate: float = 0.002
+    dense_learning_rate: float = 0.1
 
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")

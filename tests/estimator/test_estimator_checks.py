@@ -22,7 +22,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # None is expected to fail. scikit-learn itself skips the check of `predict_proba`, which the estimator does
 # not have, and that of array API inputs unless the environment sets SCIPY_ARRAY_API.
-ESTIMATORS = [MACHClassifier(), MACHClassifier(threshold=0.0, hidden_size=32), MACHClassifier(svm=True), MACHClassifier(num_dense=1)]
+ESTIMATORS = [
+    MACHClassifier(),
+    MACHClassifier(threshold=0.0, hidden_size=32),
+    MACHClassifier(svm=True),
+    MACHClassifier(num_dense=1),
+]
 
 
 @parametrize_with_checks(ESTIMATORS)

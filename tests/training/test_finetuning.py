@@ -183,7 +183,7 @@ finetune(t.model_of(feature_dropout=0.1), encoder, texts, X, Y, texts, X, Y, epo
 
 
 def test_resumes_with_the_same_bits(folder, tmp_path):
-    """A run that is killed twice, once between the batches of a step, ends with the files of a run that is not."""
+    """A run that is killed twice, once between the batches of a step, ends as one that is not."""
     from helpers import ROOT
 
     path = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "training")]

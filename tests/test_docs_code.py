@@ -130,6 +130,7 @@ def run_block(block, place, namespace):
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_the_page_runs(page, tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MACH_DATA", os.environ.get("MACH_DATA", ""))  # a page may set it for itself
     torch.manual_seed(0)
     namespace = {"__name__": "page", "mach_ext": mach_ext}
     for block in blocks((ROOT / page).read_text(encoding="utf-8")):

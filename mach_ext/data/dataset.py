@@ -78,6 +78,8 @@ class Split:
             >>> Split(X, sparse.eye(2, format="csr")).without_features
             1
         """
+        if isinstance(self.dense, TextEmbeddings):  # every text has one, and it may not be computed yet
+            return 0
         return int((row_features(self.documents) == 0).sum())
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Split:

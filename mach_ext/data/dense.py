@@ -127,17 +127,23 @@ class DenseRows:
     ) -> None:
         self._columns, self._source, self._next = columns, source, 0
         self._beside = None if beside is None else dense_file_of(beside)
+        self._remarks = remarks
         self._name, self._array = "dense", None
         if not columns.num_dense:
             if dense is not None:
                 raise ValueError(f"{source}: the model takes no dense features, so dense must not be given")
-            if self._beside is not None and self._beside.exists() and remarks is not None:
-                remarks.append(f"{self._beside}: is left out, because the model takes no dense features")
+            self._leave_out("the model takes no dense features")
         elif isinstance(dense, (str, os.PathLike)):
             self._open(Path(dense))
         elif dense is not None:
             self._array = check_dense(dense)
             check_dense_shape(self._name, self._array.shape, None, columns.num_dense)
+
+    def _leave_out(self, reason: str) -> None:
+        """Adds a remark if there is a file beside the documents that is not used."""
+        if self._remarks is not None and self._beside is not None and self._beside.exists():
+            self._remarks.append(f"{self._beside}: is left out, because {reason}")
+            self._remarks = None  # once is enough
 
     def _open(self, path: Path) -> None:
         """Opens a file of dense features."""
@@ -154,6 +160,7 @@ class DenseRows:
         if not columns.num_dense:
             return X
         if self._array is None and texts is not None and columns.text_encoder is not None:
+            self._leave_out("the run's text encoder makes the dense features of the texts")
             return HybridMatrix(X, columns.text_encoder.encode(texts))
         if self._array is None:
             self._open(self._file())

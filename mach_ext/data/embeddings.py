@@ -58,15 +58,18 @@ class TextEmbeddings:
         >>> dense = TextEmbeddings(Lengths(), ["cat", "mouse", "elk"])
         >>> dense.shape
         (3, 1)
-        >>> dense.take(np.array([1])).array.tolist()
+        >>> dense.take(np.array([1])).array.tolist()  # all texts are embedded together
         working
         [[5.0]]
+        >>> dense.array.tolist()
+        [[3.0], [5.0], [3.0]]
     """
 
     ndim = 2
 
     def __init__(self, encoder: Encoder, texts: Sequence[str]) -> None:
         self.encoder, self.texts = encoder, texts
+        self._whole: tuple[TextEmbeddings, NDArray[np.integer[Any]]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,7 +85,7 @@ class TextEmbeddings:
 
     @functools.cached_property
     def array(self) -> NDArray[Any]:
-        """The embeddings [N, E], perhaps memory-mapped.
+        """The embeddings [N, E], perhaps memory-mapped. Rows that were taken are copied into memory.
 
         Example:
             >>> import types
@@ -92,10 +95,17 @@ class TextEmbeddings:
             >>> TextEmbeddings(encoder, ["cat"]).array.tolist()
             [[1.0, 1.0]]
         """
-        return self.encoder.embed(self.texts)
+        if self._whole is None:
+            return self.encoder.embed(self.texts)
+        whole, rows = self._whole
+        part: NDArray[Any] = whole.array[rows]
+        return part
 
     def take(self, rows: NDArray[np.integer[Any]]) -> TextEmbeddings:
         """Returns the embeddings of the texts with these row numbers, which are not computed yet.
+
+        They are computed together with those of all the other texts, so that a corpus is embedded once and
+        not again for each part that is held out.
 
         Args:
             rows: Row numbers [n].
@@ -108,7 +118,10 @@ class TextEmbeddings:
             >>> TextEmbeddings(encoder, ["cat", "mouse"]).take(np.array([1])).texts
             ['mouse']
         """
-        return TextEmbeddings(self.encoder, [self.texts[row] for row in rows])
+        part = TextEmbeddings(self.encoder, [self.texts[row] for row in rows])
+        whole, numbers = self._whole or (self, np.arange(len(self)))
+        part._whole = whole, numbers[rows]
+        return part
 
     def __len__(self) -> int:
         """Returns N."""

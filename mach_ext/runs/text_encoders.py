@@ -211,5 +211,7 @@ def attachment(dataset: data.Dataset) -> dict[str, bytes]:
     """Returns the file that keeps the text encoder of a dataset, if its dense features are embeddings."""
     if not isinstance(dataset.train.dense, data.TextEmbeddings):
         return {}
-    encoder: Any = dataset.train.dense.encoder
+    encoder = dataset.train.dense.encoder
+    if not isinstance(encoder, (RunEncoder, TextEncoder)):  # any object that embeds texts
+        return {}
     return {"text_encoder.json": json.dumps(encoder.record(), indent=2).encode()}

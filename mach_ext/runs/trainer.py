@@ -19,7 +19,7 @@ from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, 
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
-from mach_ext.runs.text_encoders import check_resumed, load_encoder, with_embeddings
+from mach_ext.runs.text_encoders import RunEncoder, check_resumed, load_encoder, with_embeddings
 from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
@@ -124,14 +124,12 @@ def train(
         check_folder(spell("output", "train"), as_path("output", output, "train"))
     seconds: dict[str, float] = {}
     with timer(seconds, "load"):
-        loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base)
+        encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
+        loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
     folder = _run_folder(loaded, output)
     resumed = resume and training.has_checkpoint(folder)
     if not (overwrite or resumed):
         record.refuse_to_replace(folder)
-    encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
-    if encoded is not None:
-        loaded = with_embeddings(loaded, encoded)
     if resumed and (started := training.checkpoint_record(folder).get("run")):
         check_resumed(started, encoded)
     log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
@@ -181,14 +179,22 @@ def load_dataset(
     *,
     holdout: bool = True,
     svmlight_base: int | None = None,
+    encoder: RunEncoder | None = None,
 ) -> data.Dataset:
-    """Loads a dataset with its own columns and logs its readers' remarks. A loaded one is only checked."""
+    """Loads a dataset with its own columns and logs its readers' remarks. A loaded one is only checked.
+
+    With an encoder, the embeddings of the texts become dense features. They are not computed yet.
+    """
     if isinstance(dataset, data.Dataset):
         _check_dataset(dataset)
+        holdout = False
     else:
         as_path("dataset", dataset, "train")
         threads = torch.get_num_threads()
-        dataset = data.load(dataset, holdout=holdout, svmlight_base=svmlight_base, num_threads=threads)
+        dataset = data.load(dataset, holdout=False, svmlight_base=svmlight_base, num_threads=threads)
+    if encoder is not None:  # before a part is held out, so that train is embedded as a whole
+        dataset = with_embeddings(dataset, encoder)
+    dataset = data.hold_out(dataset) if holdout else dataset
     log_remarks(dataset, svmlight_base)
     return dataset
 

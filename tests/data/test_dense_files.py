@@ -255,6 +255,51 @@ def test_data_for_a_model_follow_its_dense_features(tmp_path):
         data.read_file(tmp_path / "plain" / "test.txt", model)
 
 
+class Lengths:
+    """Embeds a text as its length, three times."""
+
+    num_dense = 3
+
+    def encode(self, texts):
+        return np.array([[len(text)] * 3 for text in texts], np.float32)
+
+    def embed(self, texts):
+        raise AssertionError("no split is used")
+
+
+def test_an_encoder_stands_before_the_files(tmp_path):
+    vectorizer = data.Vectorizer(["word0", "all"], [1.0, 1.0])
+    columns = Columns(
+        2, 2, label_names=["l0", "l1"], vectorizer=vectorizer, num_dense=3, text_encoder=Lengths()
+    )
+    folder_of("jsonl", tmp_path / "d")
+    np.save(tmp_path / "d" / "test.dense.npy", numbers(3))
+    left_out = (
+        "test.dense.npy: is left out, because the run's text encoder makes the dense features of the texts"
+    )
+    read = read_folder(tmp_path / "d", columns=columns)
+    assert isinstance(read.test.dense, data.TextEmbeddings)
+    assert read.info()["splits"]["test"]["without_features"] == 0
+    assert read.remarks[-1].endswith(left_out)
+    remarks, expected = [], [[9.0] * 3] * 3
+    documents = tmp_path / "d" / "test.jsonl"
+    (rows,) = data.iter_documents(documents, columns, remarks=remarks)
+    assert rows.dense.tolist() == expected
+    assert [remark.endswith(left_out) for remark in remarks] == [True]
+    (given,) = data.iter_documents(documents, columns, dense=numbers(3, columns=3))
+    assert np.array_equal(given.dense, numbers(3, columns=3))
+    (streamed,) = data.stream_documents(io.BytesIO(b"word0 all\nword1 all\nword2 all\n"), columns)
+    assert streamed.dense.tolist() == expected
+    assert (streamed.sparse != rows.sparse).nnz == 0
+    data.write_xmc(tmp_path / "later.txt", np.eye(2), np.eye(2))
+    with pytest.raises(
+        FileNotFoundError, match="later.dense.npy: .* which have no texts for the run's text enco"
+    ):
+        blocks(tmp_path / "later.txt", columns)
+    np.save(tmp_path / "later.dense.npy", numbers(2, columns=3))
+    assert np.array_equal(blocks(tmp_path / "later.txt", columns)[:, 2:], numbers(2, columns=3))
+
+
 # ------------------------------------------------------------------------------------------- block by block
 
 

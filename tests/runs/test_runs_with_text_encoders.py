@@ -203,7 +203,7 @@ def test_an_encoder_that_is_elsewhere_or_another(trained, tmp_path):
         assert f"has digest {TextEncoder.load(folder / 'encoder').digest}" in error
         assert f"digest {digest}" in error
         with pytest.raises(
-            ValueError, match=r"run needs its text encoder .* text_encoder says where it is now"
+            ValueError, match=r"run needs its text encoder .* \(text_encoder says where it is now\)"
         ):
             mach_ext.Run.open(tmp_path / "run").predict("a cat")
         moved = mach_ext.Run.open(tmp_path / "run", text_encoder=tmp_path / "moved" / "encoder")
@@ -278,30 +278,40 @@ def test_both_doors_train_the_same_bits(trained, encoder, tmp_path, monkeypatch)
         mach_ext.train(folder / "texts", output="c", text_encoder=changed, progress=False, **SMALL)
 
 
-def test_a_split_is_embedded_when_it_is_used():
-    class Counting:
-        num_dense, calls = 2, 0
+class Counting:
+    """Embeds a text as its length and 1, and keeps the numbers of texts that it was asked for."""
 
-        def embed(self, texts):
-            self.calls += 1
-            return np.array([[len(text), 1] for text in texts], np.float32)
+    num_dense = 2
 
+    def __init__(self):
+        self.calls = []
+
+    def embed(self, texts):
+        self.calls.append(len(texts))
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+
+def test_a_split_is_embedded_once_when_it_is_used():
     encoder, texts = Counting(), [f"text {'x' * i}" for i in range(40)]
     eye = data.check_csr(np.eye(40))
-    split = data.Split(eye, eye, texts, dense=TextEmbeddings(encoder, texts))
-    whole = data.Dataset("d", "d", split)
-    held = data.hold_out(whole)
+
+    def split(texts):
+        return data.Split(eye, eye, texts, dense=TextEmbeddings(encoder, texts))
+
+    held = data.hold_out(data.Dataset("d", "d", split(texts), test=split(texts)))
     assert (held.num_dense, held.columns.num_dense, held.train.dense.shape) == (2, 2, (36, 2))
     first = checksums(held.train)
-    assert encoder.calls == 0
-    assert held.dev.documents.dense.tolist() == [[len(text), 1] for text in held.dev.texts]
-    assert held.dev.documents is held.dev.documents
-    assert np.array_equal(held.dev.dense[1:3], np.asarray(held.dev.dense)[1:3])
-    assert encoder.calls == 1
-    other = data.Split(split.X, split.Y, texts, dense=TextEmbeddings(encoder, [*texts[:-1], "another"]))
-    assert (
-        checksums(data.hold_out(data.Dataset("d", "d", other)).train) != first or other.dense.texts == texts
-    )
+    assert encoder.calls == []
+    for part in (held.dev, held.train):
+        assert part.documents.dense.tolist() == [[len(text), 1] for text in part.texts]
+        assert part.documents is part.documents
+    assert encoder.calls == [40]  # train as a whole, and not test
+    again = held.train.take(np.array([5, 3]))
+    assert np.array_equal(again.dense, held.train.dense[[5, 3]])
+    assert encoder.calls == [40]
+    one, other = held.train.texts[0], f"{held.train.texts[0]}."
+    changed = data.hold_out(data.Dataset("d", "d", split([other if text == one else text for text in texts])))
+    assert checksums(changed.train) != first
 
 
 # ---------------------------------------------------------------------------------------------------- kills
@@ -309,14 +319,14 @@ def test_a_split_is_embedded_when_it_is_used():
 
 def test_killed_in_the_embedding_and_in_the_training(trained, tmp_path):
     commands, folder = trained
-    write_texts(tmp_path / "texts", train=6000, words=29)
+    write_texts(tmp_path / "texts", train=4500, words=29)
     train = ("train", "--dataset", "texts", "--text-encoder", folder / "encoder", *SIZES[:-3], "--quiet",
-             "--batch-size", 500, "--epochs", 40)  # fmt: skip
+             "--batch-size", 500, "--epochs", 15)  # fmt: skip
     code, _, err = commands(tmp_path, *train, "--output", "whole", env={"MACH_DATA": str(tmp_path / "one")})
     assert code == 0, err
     home = {"MACH_DATA": str(tmp_path / "two")}
     blocks = kill_when(
-        commands, tmp_path, lambda: find_large(tmp_path / "two" / "embeddings", 5e5), *train, "--output",
+        commands, tmp_path, lambda: find_large(tmp_path / "two" / "embeddings", 2e5), *train, "--output",
         "run", env=home,
     )  # fmt: skip
     assert blocks.exists()

@@ -15,6 +15,9 @@ for the others. These files are optional.
 * `labels.txt` and `features.txt` hold the names of columns. Each line is `name` or `id TAB name`, in the
   order of ids. `labels.json` and `features.json` hold lists of names instead.
 * `X.trn.txt` beside matrices holds the documents' texts.
+* `X.trn.dense.npy` or `train.dense.npy` holds dense features of the documents, such as embeddings [N, E]. It
+  may also have the name of the documents' file, as `dense_file_of` gives it. All splits have such a file, or
+  none. It is memory-mapped, so it must not be compressed.
 * `vectorizer.json` holds a `mach_ext.data.Vectorizer`.
 * `filter_labels_test.txt` holds pairs `document label` that a metric must not count as answers.
 

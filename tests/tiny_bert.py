@@ -13,6 +13,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and the forks of tests do not go together
 
 WORDS = [
     "a", "cat", "dog", "bird", "fish", "purr", "bark", "sing", "swim", "big", "small", "red", "old", "in",

@@ -7,7 +7,7 @@ An entry is a folder, named by the digest of the encoder, the precision and the 
 * `blocks.partial` is there while the entry is filled. It begins with a digest of the plan, which is the sizes
   of the blocks. Then each block has its vectors, and in 32 bytes the SHA-256 of its number and vectors.
   Blocks are only ever appended, and each is on the disk before the next begins. After a kill, a power cut or
-  a full disk the blocks up to the first damaged one still count, and the rest is cut off.
+  a full disk the blocks up to the first damaged one still count. The rest is cut off.
 
 The blocks hold distinct texts, longest first, so that a block and its batches are the same in every run.
 """
@@ -209,6 +209,7 @@ class EmbeddingCache:
                 return None
         except (FileNotFoundError, ValueError):
             return None
+        delete_file(self._blocks)  # a kill may have left them beside the whole file
         return np.load(self._file, mmap_mode="r", allow_pickle=False), record["truncated"]
 
     def blocks(self, stops: Ints) -> Blocks:

@@ -129,7 +129,7 @@ def _pooling(file: Path, must_exist: bool) -> str:
     chosen = [key.removeprefix("pooling_mode_") for key in sorted(config) if config[key] is True]
     chosen = [name for name in chosen if f"pooling_mode_{name}" in config]
     if "pooling_mode" in config:
-        chosen = [_FLAGS.get(name, str(name)) for name in _listed(config["pooling_mode"])]
+        chosen = [_FLAGS.get(str(name), str(name)) for name in _listed(config["pooling_mode"])]
     names = {flag: name for name, flag in _FLAGS.items()}
     if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(f"{file}: pooling must be one of {', '.join(POOLINGS)}, got {quote(chosen)}")

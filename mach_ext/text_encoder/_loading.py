@@ -32,9 +32,13 @@ def load_model(layout: Layout) -> nn.Module:
         ValueError: It is no encoder, transformers does not know it, or a weight is missing or not finite.
     """
     library, folder = transformers(), layout.folder
+    _check_kind(layout)
     config = _read(folder, lambda: library.AutoConfig.from_pretrained(folder, **_LOCAL))
-    _check_kind(folder, config)
+    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise ValueError(f"{folder}: {_ENCODER}, got {config.model_type} with a decoder")
+    _check_code(layout)
     options = {"dtype": torch.float32, "use_safetensors": True}
+    options["ignore_mismatched_sizes"] = True  # the report names them
     model, report = _read(
         folder,
         lambda: library.AutoModel.from_pretrained(
@@ -47,12 +51,15 @@ def load_model(layout: Layout) -> nn.Module:
     absent = sorted(name for name in report["missing_keys"] if name in needed)
     absent += sorted(str(key[0]) for key in report["mismatched_keys"])
     if absent:
-        raise ValueError(f"{folder}: the weights must be those of config.json, but {quote(absent)} are not")
+        names = ", ".join(absent[:3]) + (" and others" if len(absent) > 3 else "")
+        raise ValueError(f"{folder}: the weights must be those of config.json, but not so: {names}")
     check_finite(str(folder), needed)
     module: nn.Module = model.eval()
     return module
 
 
+_ENCODER = "the model must be an encoder, such as BERT, in which tokens see the tokens on both sides"
+_NO_CODE = "the model must be one of transformers, because code that comes with a model is never run"
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -69,16 +76,23 @@ def _read(folder: Path, function: Any) -> Any:
         raise ValueError(f"{folder}: must be a text encoder for transformers, got: {kind}: {cause}") from None
 
 
-def _check_kind(folder: Path, config: Any) -> None:
-    """Refuses all but encoders: models whose tokens see the tokens on both sides."""
+def _check_kind(layout: Layout) -> None:
+    """Refuses all but the kinds of models that are trained as encoders."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-    rule = "the model must be an encoder, such as BERT, in which tokens see the tokens on both sides"
-    kind = str(config.model_type)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{folder}: {rule}, got {kind}, an encoder with a decoder")
-    if getattr(config, "is_decoder", False) or kind not in ENCODERS:
-        raise ValueError(f"{folder}: {rule}, got {kind}")
+    kind = layout.config.get("model_type")
+    if isinstance(kind, str) and kind not in ENCODERS:
+        if "auto_map" in layout.config:
+            raise ValueError(f"{layout.folder}: {_NO_CODE}, got {quote(kind)}")
+        raise ValueError(f"{layout.folder}: {_ENCODER}, got {quote(kind)}")
+
+
+def _check_code(layout: Layout) -> None:
+    """Refuses a model with code of its own that is no class of transformers."""
+    code, classes = layout.config.get("auto_map"), layout.config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(code, dict) and "AutoModel" in code and not hasattr(transformers(), str(name)):
+        raise ValueError(f"{layout.folder}: {_NO_CODE}, got {quote(name)}")
 
 
 def load_tokenizer(layout: Layout, model: nn.Module, max_length: int | None) -> Tokenizer:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from mach_ext._memory import memory_shortage
 from mach_ext.data.files import PathLike
 from mach_ext.data.parsing import quote
 from mach_ext.text_encoder._layout import WEIGHTS
@@ -116,11 +117,12 @@ def _download(name: str, revision: str | None) -> Path:
     """Fetches an encoder from the hub, unless it is in the hub's cache. The folder's name is the commit."""
     transformers()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
+    except Exception as error:  # its errors are of many kinds, and of other kinds in each version
+        if memory_shortage(error) is not None:
+            raise
         cause = " ".join(str(error).split())[:300]
         at = "" if revision is None else f" at revision {revision}"
         raise ValueError(

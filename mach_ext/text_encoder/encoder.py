@@ -56,7 +56,6 @@ class TextEncoder(nn.Module):
         model: The model of transformers, without its pooler.
         name: The path of the folder, the name of the package, or the name on the hub.
         revision: The commit of an encoder from the hub. None: it is from elsewhere.
-        max_length: The number of tokens that texts are cut to, special tokens included.
         pooling: "mean" or "max" over the tokens of a text, or "cls", the vector of the first token.
         normalize: Whether embeddings are divided by their Euclidean length.
         num_dense: E, the number of entries of an embedding.
@@ -73,7 +72,6 @@ class TextEncoder(nn.Module):
         self.model = model
         self.name, self.revision = place.name, place.revision
         self.pooling, self.normalize = layout.pooling, layout.normalize
-        self.max_length = tokenizer.max_length
         self._tokenizer, self._layout = tokenizer, layout
         self._files = tokenizer_files(layout.folder)
         self.num_dense = self._probe()
@@ -104,8 +102,8 @@ class TextEncoder(nn.Module):
         Raises:
             ImportError: The package transformers is not installed.
             TypeError: `max_length` is not an integer.
-            ValueError: There is no such encoder, a file is missing or damaged, the weights are pickled, the
-                model is no encoder, `max_length` is out of range, or the digest is another.
+            ValueError: There is no such encoder, or a file is missing, damaged or a pickle. Or the model is
+                no encoder, `max_length` is out of range, or the digest is another.
 
         Example:
             >>> from mach_ext.text_encoder import TextEncoder
@@ -121,7 +119,7 @@ class TextEncoder(nn.Module):
                 f"TextEncoder.load: the encoder at {place.name} has digest {got}, the model was trained with "
                 f"{digest}; give its folder"
             )
-        return encoder.to(device)
+        return encoder.eval().to(device)
 
     @classmethod
     def from_record(
@@ -153,6 +151,17 @@ class TextEncoder(nn.Module):
             device=device,
             digest=record["digest"],
         )
+
+    @property
+    def max_length(self) -> int:
+        """The number of tokens that texts are cut to, special tokens included.
+
+        Example:
+            >>> from mach_ext.text_encoder import TextEncoder
+            >>> TextEncoder.load("encoder").max_length
+            32
+        """
+        return self._tokenizer.max_length
 
     @property
     def digest(self) -> str:
@@ -322,8 +331,10 @@ class TextEncoder(nn.Module):
         """
         op = "TextEncoder.encode"
         rows = check_texts(op, texts)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"{op}: batch_size must be a whole number above 0, got {batch_size!r}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            raise TypeError(f"{op}: batch_size must be an integer, got {type(batch_size).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"{op}: batch_size must be at least 1, got {batch_size}")
         self._check_precision(op, precision)
         corpus = Corpus(self._tokenizer, rows, progress)
         self._remark(corpus.truncated, len(rows), remarks)

@@ -50,9 +50,14 @@ class TokenAttributions(Attributions):
         Text that the encoder did not read has words of its own. So has a feature that is nowhere in the text.
 
         Example:
-            >>> from mach_ext.explain import TokenExplanation
-            >>> TokenExplanation.words.__class__.__name__
-            'cached_property'
+            >>> import mach_ext
+            >>> from mach_ext.text_encoder import TextEncoder
+            >>> encoder = TextEncoder.load("encoder")
+            >>> words = mach_ext.data.Vectorizer(["cat", "dog"], [1.0, 1.0])
+            >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=8, num_dense=32)
+            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", [1], vectorizer=words)
+            >>> why.words.names, why.words.spans.tolist(), why.words.of_tokens.shape
+            (['purring', 'cats'], [[0, 7], [8, 12]], (1, 2))
         """
         T = len(self.tokens)
         of_tokens = self.attributions[:, self.attributions.shape[1] - T :]
@@ -107,9 +112,14 @@ class TokenAttributions(Attributions):
         """What charts and tables show: a bar for each word of the text.
 
         Example:
-            >>> from mach_ext.explain import TokenExplanation
-            >>> isinstance(TokenExplanation.bars, property)
-            True
+            >>> import mach_ext
+            >>> from mach_ext.text_encoder import TextEncoder
+            >>> encoder = TextEncoder.load("encoder")
+            >>> words = mach_ext.data.Vectorizer(["cat", "dog"], [1.0, 1.0])
+            >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=8, num_dense=32)
+            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", [1], vectorizer=words)
+            >>> why.bars.names, why.bars.effects.shape
+            (['purring', 'cats'], (1, 2))
         """
         words = self.words
         return Bars(np.arange(len(words.names)), words.names, words.of_features + words.of_tokens)

@@ -89,7 +89,7 @@ def examples():
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name.startswith("mach_ext.text_encoder"):  # their examples load this folder
+    if name.startswith(("mach_ext.text_encoder", "mach_ext.attack.")):  # their examples load this folder
         tiny_bert.write("encoder")
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in doctests(importlib.import_module(name)):

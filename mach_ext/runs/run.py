@@ -332,9 +332,11 @@ class Run(OpenedRun):
             with timer(self.seconds, "load"):
                 other = load_model(path, str(self.model.bucket_bias.device), "transfer")
         seconds = self.seconds.get("load", 0.0)
+        encoder = self.text_encoder if chosen.method == "words" else None
         result = attack_run(
-            self.model, loaded, chosen, transfer=other, progress=progress, load_seconds=seconds
-        )
+            self.model, loaded, chosen, transfer=other, text_encoder=encoder, progress=progress,
+            load_seconds=seconds,
+        )  # fmt: skip
         if save:
             result.write_record(folder)
             add_attack(folder, self.folder, self.model, *result.entry(dataset is None))

@@ -47,8 +47,8 @@ Eps = Annotated[
     Any,
     option(
         "--eps", parse=values.sizes_of_changes, metavar="E[,E2,...]", panel="Attack",
-        help="The sizes of the change. For delete and words they are numbers of words. A single size is expanded to a "
-        "curve of six.",
+        help="The sizes of the change. For delete and words they are numbers of words. A single size is "
+        "expanded to a curve of six.",
     ),
 ]  # fmt: skip
 Threat = Annotated[

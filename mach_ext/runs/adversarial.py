@@ -353,7 +353,7 @@ def attack_run(
             log.warning("certified figures count the answers that the filter file excludes, too")
     labels = TrainingLabels.of(model, dataset, settings.propensity)
     seconds = {"load": load_seconds}
-    shared = {
+    shared: dict[str, Any] = {
         "goal": settings.goal, "targeted": settings.targeted, "k": settings.k,
         "inverse_propensity": labels.inverse_propensity(truth.shape[1] - model.num_labels),
         "bands": labels.bands(), "truth": truth, "seed": settings.seed, "progress": progress,
@@ -361,13 +361,13 @@ def attack_run(
     }  # fmt: skip
     if settings.method == "words":
         with timer(seconds, "attack"):
-            parts = {"encoder": text_encoder, "vectorizer": dataset.vectorizer}
-            counts = [int(size) for size in grid]
-            result = attack.evaluate_texts(model, split.texts[part], Y, words=counts, **parts, **shared)
+            shared |= {"encoder": text_encoder, "vectorizer": dataset.vectorizer}
+            texts = [] if split.texts is None else split.texts[part]
+            result = attack.evaluate_texts(model, texts, Y, words=[int(size) for size in grid], **shared)
         return RunAttack(settings, result, model, dataset, labels, seconds, text_encoder)
     X = split.documents[part]
     with timer(seconds, "attack"):
-        how = {"method": settings.method, "threat_model": threat, "steps": settings.steps}
+        how: dict[str, Any] = {"method": settings.method, "threat_model": threat, "steps": settings.steps}
         result = attack.evaluate(model, X, Y, epsilons=grid, transfer=transfer, **how, **shared)
     if settings.certify:
         with timer(seconds, "certify"):

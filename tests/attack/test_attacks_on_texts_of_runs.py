@@ -26,9 +26,8 @@ def write_dataset(folder):
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     data = write_dataset(folder / "pets")
-    return mach_ext.train(
-        str(data), svm=True, num_repetitions=8, num_buckets=4, progress=False, output=folder / "run"
-    )
+    sizes = {"num_repetitions": 8, "num_buckets": 4}
+    return mach_ext.train(str(data), svm=True, output=folder / "run", progress=False, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +67,13 @@ def test_words_and_embeddings_of_a_run_with_a_text_encoder(hybrid):
     text = found.dataset.splits["test"].texts[0]
     assert len(found.page()) > 1000
     for threat, unchanged in (("embedding(l2)", "sparse features"), ("support", "dense features")):
-        of_threat = hybrid.attack(
-            "fgsm", epsilons=[0.2], threat_model=threat, certify=True, k=1, progress=False
-        )
+        of_threat = hybrid.attack(threat_model=threat, epsilons=[0.2], certify=True, k=1, progress=False)
         assert of_threat.result["unchanged"] == unchanged
         entry = of_threat.adversarial[1]
         assert entry["certified"]["P@1"] <= entry["metrics"]["P@1"]
         assert f"The {unchanged} stay as they are." in of_threat.page()
-    assert "dense feature" in hybrid.attack("fgsm", 0.2, "embedding", progress=False, save=False).page()
+    of_dense = hybrid.attack(threat_model="embedding", epsilons=[0.2], progress=False, save=False)
+    assert "dense feature" in of_dense.page()
     assert text == "a big cat and a bird"
 
 
@@ -83,7 +81,7 @@ def test_refusals(plain):
     for arguments, message in (
         ({"threat_model": "support"}, "method words changes texts, so threat_model must not be given"),
         ({"certify": True}, "method words changes texts, so certify must not be given"),
-        ({"epsilons": 0.5}, "sizes of words must be whole numbers, got 0.5"),
+        ({"epsilons": 0.5}, "sizes of words must be whole numbers, got .0.5"),
         ({"transfer": plain}, "method words must be without transfer"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,6 +7,8 @@
   returns a `Perturbation`.
 * `evaluate` measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon, with
   bootstrap intervals.
+* `WordDeletion` deletes words of texts, and `evaluate_texts` measures it. TF-IDF and embedding follow the
+  changed text.
 * All of them also take a `mach_ext.MACHHead` in place of a model. Its documents are hidden units [N, H]. With
   `encoder` they are the inputs of any differentiable encoder: dense arrays [N, ...]. The result is then an
   `InputPerturbation`.
@@ -62,6 +64,8 @@ from mach_ext.attack.methods import METHODS, create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.perturbation import Perturbation
 from mach_ext.attack.pgd import PGD
+from mach_ext.attack.text_evaluation import evaluate_texts
+from mach_ext.attack.text_perturbation import TextPerturbation
 from mach_ext.attack.threats import (
     L1,
     L2,
@@ -74,6 +78,7 @@ from mach_ext.attack.threats import (
     threat_model,
 )
 from mach_ext.attack.token_encoder import TokenEncoder
+from mach_ext.attack.word_deletion import RandomDeletion, WordDeletion
 
 __all__ = [
     "FGSM",
@@ -91,11 +96,15 @@ __all__ = [
     "Insert",
     "Perturbation",
     "Random",
+    "RandomDeletion",
     "Support",
+    "TextPerturbation",
     "ThreatModel",
     "TokenEncoder",
+    "WordDeletion",
     "create",
     "evaluate",
+    "evaluate_texts",
     "threat_model",
 ]
 

@@ -52,7 +52,9 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
         at = [x + 0.27 * (i - 1) for x in range(len(names))]
         bars.bar(at, heights, 0.25, label=label, color=colour, yerr=errors, error_kw={"elinewidth": 0.8})
     bars.set_xticks(range(len(names)), names)
-    bars.set_title(f"{result['attack']}, {result['threat_model']}, eps = {shown['epsilon']:g}", fontsize=11)
+    threat = "" if result["attack"] == "words" else f"{result['threat_model']}, "
+    size = f"{shown['epsilon']:g} removed" if not threat else f"eps = {shown['epsilon']:g}"
+    bars.set_title(f"{result['attack']}, {threat}{size}", fontsize=11)
     bars.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.2))
     grid = [entry["epsilon"] for entry in entries]
     for name in [n for n in names if n.startswith("P@")]:
@@ -79,7 +81,7 @@ def plot_attack(result: dict[str, Any], sizes: Sequence[float]) -> Figure:
 
 def _size_label(result: dict[str, Any]) -> str:
     """Returns what the sizes of an attack measure."""
-    if result["attack"] == "delete":
+    if result["attack"] in ("delete", "words"):
         return "words removed"
     is_of_dense = str(result["threat_model"]).startswith("embedding")
     return "eps, in units of the dense features" if is_of_dense else "eps"

@@ -131,7 +131,7 @@ def evaluate(
     if not grid:
         raise ValueError(f"{op}: epsilons must be at least one number")
     k = goal_k(op, model, "positive" if targeted else goal, k)
-    ks = _metric_ks(op, ks, k, model.num_labels)
+    ks = metric_ks(op, ks, k, model.num_labels)
     transfer = _checked_transfer(op, model, encoder, transfer, X)
     settings = Settings(model, encoder, method, threat, grid, goal, targeted, k, transfer, steps, seed)
     attacks = settings.attacks()
@@ -168,7 +168,7 @@ def _threat_of(op: str, method: str, model: Any, threat: str | ThreatModel) -> T
     return known
 
 
-def _metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
+def metric_ks(op: str, ks: Sequence[int] | None, k: int, num_labels: int) -> list[int]:
     """Returns the k of the metrics."""
     if ks is None:
         ks = [usual for usual in (*KS, k) if usual <= k]

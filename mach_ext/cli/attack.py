@@ -32,22 +32,23 @@ from mach_ext.cli.values import derived
 
 EXAMPLE = "mach-ext attack --eps 0.01 --attack fgsm --report page.html"
 
-METHODS = ("fgsm", "pgd", "delete", "insert")
+METHODS = ("fgsm", "pgd", "delete", "insert", "words")
 GOALS = ("untargeted", "own")
 
 Attack = Annotated[
     str,
     choice(
         "--attack", choices=METHODS, metavar="METHOD", panel="Attack",
-        help="fgsm takes one step and pgd takes several. delete removes words and insert adds words.",
+        help="fgsm takes one step and pgd takes several. delete removes words and insert adds words, of the "
+        "sparse features alone. words deletes words of the texts, and all features follow.",
     ),
 ]  # fmt: skip
 Eps = Annotated[
     Any,
     option(
         "--eps", parse=values.sizes_of_changes, metavar="E[,E2,...]", panel="Attack",
-        help="The sizes of the change. For delete they are numbers of words. A single size is expanded to a "
-        "curve of six.",
+        help="The sizes of the change. For delete and words they are numbers of words. A single size is "
+        "expanded to a curve of six.",
     ),
 ]  # fmt: skip
 Threat = Annotated[
@@ -110,7 +111,7 @@ def run(
     svmlight_base: SvmlightBase = OWN_BASE,
     propensity: Propensity = OWN_PROPENSITY,
     method: Attack = "fgsm",
-    eps: Eps = derived("0.01, or 1,2,3 for delete"),
+    eps: Eps = derived("0.01, or 1,2,3 for delete and words"),
     threat: Threat = derived("support, or the one of delete or insert"),
     signed: Signed = False,
     goal: Goal = "untargeted",
@@ -157,10 +158,14 @@ def run(
 def _show_attack(title: str, result: dict[str, Any], sizes: Sequence[float]) -> None:
     from mach_ext import report
 
+    threat = "" if result["attack"] == "words" else f"threat model {result['threat_model']}, "
     show(
-        f"{one_line(title)}: {result['attack']}, threat model {result['threat_model']}, "
+        f"{one_line(title)}: {result['attack']}, {threat}"
         f"goal {result['goal']}, {result['documents']:,} documents"
     )
+    if "documents_per_second" in result:
+        speed = f"{result['documents_per_second']:,.1f} documents a second"
+        show(f"Words of the texts are deleted, and all features follow ({speed}).")
     if "unchanged" in result:
         show(f"The {result['unchanged']} stay as they are.")
     names = [name for name in result["clean"] if not name.endswith("interval")]

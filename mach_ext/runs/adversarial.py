@@ -18,6 +18,8 @@ from mach_ext.runs.files import timer, write, write_record
 from mach_ext.runs.labels import TrainingLabels
 
 GOALS = ("untargeted", "own")
+METHODS = (*attack.METHODS, "words")
+_OF_WORDS = ("delete", "words")  # methods whose sizes are numbers of words
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class AttackSettings:
     """What is done to which documents in an adversarial evaluation.
 
     Attributes:
-        method: "fgsm", "pgd", "delete" or "insert".
-        epsilons: Requested sizes, or a single size. None: 0.01, or 1, 2 and 3 words for "delete".
+        method: "fgsm", "pgd", "delete", "insert" or "words". "delete" removes features. "words" deletes words
+            of the texts, and all features are made again from the changed texts.
+        epsilons: Requested sizes, or a single size. None: 0.01, or 1, 2 and 3 words for "delete" and "words".
         threat_model: A threat model or its name, as in `mach_ext.attack.threat_model`. None: the method's
             own, else "support".
         signed: Whether values may fall below 0.
@@ -67,7 +70,7 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         """Checks the attributes, and converts numbers to Python's own."""
-        for name, value, allowed in (("method", self.method, attack.METHODS), ("goal", self.goal, GOALS)):
+        for name, value, allowed in (("method", self.method, METHODS), ("goal", self.goal, GOALS)):
             if value not in allowed:
                 raise ValueError(f"attack: {name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, least in (("sample", 1), ("steps", 1), ("seed", 0)):
@@ -80,6 +83,15 @@ class AttackSettings:
             object.__setattr__(self, name, number)
         if self.epsilons is not None:
             object.__setattr__(self, "epsilons", _checked_sizes(self.epsilons))
+        if self.method == "words":
+            for name in ("threat_model", "signed", "certify"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"attack: method words changes texts, so {spell(name)} must not be given, "
+                        f"got {getattr(self, name)!r}"
+                    )
+            if not all(size.is_integer() for size in self.sizes):
+                raise ValueError(f"attack: sizes of words must be whole numbers, got {self.epsilons!r}")
 
     @property
     def threat(self) -> attack.ThreatModel:
@@ -90,7 +102,7 @@ class AttackSettings:
             >>> AttackSettings("delete").threat
             Delete(nonnegative=False)
         """
-        default = {"delete": "delete", "insert": "insert(3)"}.get(self.method, "support")
+        default = {"delete": "delete", "words": "delete", "insert": "insert(3)"}.get(self.method, "support")
         return attack.threat_model(self.threat_model or default, False if self.signed else None)
 
     @property
@@ -104,7 +116,7 @@ class AttackSettings:
         """
         if self.epsilons is not None:
             return _checked_sizes(self.epsilons)
-        return [1.0, 2.0, 3.0] if self.method == "delete" else [0.01]
+        return [1.0, 2.0, 3.0] if self.method in _OF_WORDS else [0.01]
 
     @property
     def grid(self) -> list[float]:
@@ -116,7 +128,7 @@ class AttackSettings:
             [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
         """
         grid = {0.0, *self.sizes}
-        if len(self.sizes) == 1 and self.method != "delete":
+        if len(self.sizes) == 1 and self.method not in _OF_WORDS:
             grid |= {round(self.sizes[0] * factor, 12) for factor in (0.1, 0.3, 3, 10, 30)}
         return sorted(grid)
 
@@ -140,6 +152,7 @@ class RunAttack:
         model, dataset: The model and the attacked dataset.
         labels: How often labels occur in training.
         seconds: Time of each stage in seconds.
+        text_encoder: The encoder that made the dense features, for method "words".
 
     Example:
         >>> from pathlib import Path
@@ -160,6 +173,7 @@ class RunAttack:
     dataset: data.Dataset = field(repr=False)
     labels: TrainingLabels = field(repr=False)
     seconds: dict[str, float] = field(repr=False)
+    text_encoder: Any = field(default=None, repr=False)
 
     @property
     def clean(self) -> dict[str, Any]:
@@ -238,7 +252,8 @@ class RunAttack:
         how = {key: result[key] for key in ("attack", "threat_model", "goal", "nonnegative", "steps")}
         signed = "" if threat.nonnegative else " signed"
         steps = "" if result["steps"] is None else f" {result['steps']} steps"
-        name = f"{settings.method} {threat}{signed}{steps} {settings.goal} {settings.split}{whole}"
+        of = "" if settings.method == "words" else f" {threat}{signed}"
+        name = f"{settings.method}{of}{steps} {settings.goal} {settings.split}{whole}"
         short = {f"{entry['epsilon']:g}": entry["metrics"] for entry in self.adversarial}
         return name, {**how, "clean": self.clean, "adversarial": short}
 
@@ -312,6 +327,7 @@ def attack_run(
     settings: AttackSettings,
     *,
     transfer: nn.MACH | None = None,
+    text_encoder: Any = None,
     progress: bool = True,
     load_seconds: float = 0.0,
 ) -> RunAttack:
@@ -322,38 +338,37 @@ def attack_run(
         dataset: Documents and their labels.
         settings: What is done.
         transfer: Another model that also labels the changed documents.
+        text_encoder: The encoder that made the dense features, for method "words".
         progress: Show progress bars.
         load_seconds: Time to load the model and the dataset in seconds, for the record.
     """
     split, part = split_of(dataset, settings.split), slice(0, settings.sample)
-    X, Y, truth = split.documents[part], split.Y[part], split.truth[part]
+    Y, truth = split.Y[part], split.truth[part]
     threat, grid = settings.threat, settings.grid
+    if settings.method == "words":
+        _check_texts(split, dataset, transfer)
     if settings.certify:
         certify.check(model, threat, spell("certify"))
         if split.filtered is not None:
             log.warning("certified figures count the answers that the filter file excludes, too")
     labels = TrainingLabels.of(model, dataset, settings.propensity)
     seconds = {"load": load_seconds}
+    shared: dict[str, Any] = {
+        "goal": settings.goal, "targeted": settings.targeted, "k": settings.k,
+        "inverse_propensity": labels.inverse_propensity(truth.shape[1] - model.num_labels),
+        "bands": labels.bands(), "truth": truth, "seed": settings.seed, "progress": progress,
+        "filtered": None if split.filtered is None else split.filtered[part],
+    }  # fmt: skip
+    if settings.method == "words":
+        with timer(seconds, "attack"):
+            shared |= {"encoder": text_encoder, "vectorizer": dataset.vectorizer}
+            texts = [] if split.texts is None else split.texts[part]
+            result = attack.evaluate_texts(model, texts, Y, words=[int(size) for size in grid], **shared)
+        return RunAttack(settings, result, model, dataset, labels, seconds, text_encoder)
+    X = split.documents[part]
     with timer(seconds, "attack"):
-        result = attack.evaluate(
-            model,
-            X,
-            Y,
-            method=settings.method,
-            threat_model=threat,
-            epsilons=grid,
-            goal=settings.goal,
-            targeted=settings.targeted,
-            k=settings.k,
-            inverse_propensity=labels.inverse_propensity(truth.shape[1] - model.num_labels),
-            bands=labels.bands(),
-            truth=truth,
-            filtered=None if split.filtered is None else split.filtered[part],
-            transfer=transfer,
-            steps=settings.steps,
-            seed=settings.seed,
-            progress=progress,
-        )
+        how: dict[str, Any] = {"method": settings.method, "threat_model": threat, "steps": settings.steps}
+        result = attack.evaluate(model, X, Y, epsilons=grid, transfer=transfer, **how, **shared)
     if settings.certify:
         with timer(seconds, "certify"):
             certificate = certify.certify(
@@ -361,6 +376,17 @@ def attack_run(
             )
         _add_certificate(result, certificate)
     return RunAttack(settings, result, model, dataset, labels, seconds)
+
+
+def _check_texts(split: data.Split, dataset: data.Dataset, transfer: nn.MACH | None) -> None:
+    """Refuses what an attack on texts cannot use."""
+    if transfer is not None:
+        raise ValueError(f"attack: method words must be without {spell('transfer')}, because texts change")
+    if split.texts is None or dataset.vectorizer is None:
+        lacks = "texts" if split.texts is None else "a vectorizer, which makes features of texts"
+        raise ValueError(
+            f"attack: method words needs texts and a vectorizer, but {dataset.name} has no {lacks}"
+        )
 
 
 def _add_certificate(result: dict[str, Any], certificate: certify.Certificate) -> None:
@@ -379,19 +405,21 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
     """
     settings, model, dataset, k = run.settings, run.model, run.dataset, run.result["k"]
     split = dataset.splits[settings.split]
-    first = slice(0, min(256, settings.sample or 256))
-    X, Y = split.documents[first], split.Y[first]
-    method = attack.create(
-        settings.method, model, settings.threat, settings.goal, k, settings.seed, settings.steps
-    )
-    perturbation = method.perturb(X, Y, settings.sizes[-1])
-    before, after = model.predict(X, k)[1], perturbation.predict(k)[1]
+    perturbation, before = _perturbed(run, split, slice(0, min(256, settings.sample or 256)))
+    after, Y = perturbation.predict(k)[1], split.Y
     label_names: Any = dataset.label_names or explain.Numbers()
     feature_names: Any = dataset.feature_names or explain.Numbers()
-    clean_loss, loss, D = perturbation.clean_loss, perturbation.loss, model.num_features
+    clean_loss, loss = perturbation.clean_loss, perturbation.loss
+
+    def name_of(feature: Any) -> str:
+        if isinstance(feature, str):
+            return feature
+        dense = feature - model.num_features
+        return f"dense feature {dense}" if dense >= 0 else str(feature_names[feature])
+
     records = []
-    for n in sorted(range(X.shape[0]), key=lambda n: clean_loss[n] - loss[n])[:8]:
-        changes = perturbation.changes(n)
+    for n in sorted(range(len(before)), key=lambda n: clean_loss[n] - loss[n])[:8]:
+        changes = _changes(perturbation, n)
         largest = sorted(changes, key=lambda change: -abs(change[2] - change[1]))[:12]
         true = set(Y[n].indices.tolist())
         records.append({
@@ -401,9 +429,30 @@ def samples(run: RunAttack) -> list[dict[str, Any]]:
             "true": [label_names[label] for label in sorted(true)],
             "before": [(label_names[label], label in true) for label in before[n].tolist()],
             "after": [(label_names[label], label in true) for label in after[n].tolist()],
-            "changes": [
-                (feature_names[f] if f < D else f"dense feature {f - D}", old, new) for f, old, new in largest
-            ],
+            "changes": [(name_of(feature), old, new) for feature, old, new in largest],
             "others": len(changes) - len(largest),
         })  # fmt: skip
     return records
+
+
+def _perturbed(run: RunAttack, split: data.Split, rows: slice) -> tuple[Any, Any]:
+    """Returns some documents under the attack, and their clean top k."""
+    settings, model, k = run.settings, run.model, run.result["k"]
+    if settings.method == "words":
+        assert split.texts is not None
+        deletion = attack.WordDeletion(model, run.text_encoder, run.dataset.vectorizer, settings.goal, k)
+        texts = deletion.perturb(split.texts[rows], split.Y[rows], int(settings.sizes[-1]))
+        return texts, model.predict(split.documents[rows], k)[1]
+    method = attack.create(
+        settings.method, model, settings.threat, settings.goal, k, settings.seed, settings.steps
+    )
+    X = split.documents[rows]
+    return method.perturb(X, split.Y[rows], settings.sizes[-1]), model.predict(X, k)[1]
+
+
+def _changes(perturbation: Any, n: int) -> list[tuple[Any, float, float]]:
+    """Returns the changes of a document: feature, or word of a text, with its old and new value."""
+    if isinstance(perturbation, attack.TextPerturbation):
+        return [(word, 1.0, 0.0) for _, word in perturbation.deleted(n)]
+    changes: list[tuple[Any, float, float]] = perturbation.changes(n)
+    return changes

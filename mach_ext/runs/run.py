@@ -300,10 +300,12 @@ class Run(OpenedRun):
         """Measures P@k and nDCG@k, clean and under attack, for each size of the change.
 
         Args:
-            method: "fgsm" (a single step), "pgd" (several steps), "delete" or "insert" (words).
-            epsilons: Sizes. None: 0.01, or 1, 2 and 3 words for "delete". A single size is expanded to a
-                curve of six.
-            threat_model: "support", "dense", "insert(3)", "l2", "l1" or "delete". None: the method decides.
+            method: "fgsm" (a single step), "pgd" (several steps), "delete" or "insert" (words of the sparse
+                features), or "words" (words of the texts, from which all features are made again).
+            epsilons: Sizes. None: 0.01, or 1, 2 and 3 words for "delete" and "words". A single size is
+                expanded to a curve of six.
+            threat_model: "support", "dense", "insert(3)", "l2", "l1", "delete", "embedding" or
+                "embedding(l2)". None: the method decides.
             dataset: Other data than the run's own.
             transfer: Another run, which also labels the changed documents.
             svmlight_base: As in `dataset`.
@@ -333,9 +335,11 @@ class Run(OpenedRun):
             with timer(self.seconds, "load"):
                 other = load_model(path, str(self.model.bucket_bias.device), "transfer")
         seconds = self.seconds.get("load", 0.0)
+        encoder = self.text_encoder if chosen.method == "words" else None
         result = attack_run(
-            self.model, loaded, chosen, transfer=other, progress=progress, load_seconds=seconds
-        )
+            self.model, loaded, chosen, transfer=other, text_encoder=encoder, progress=progress,
+            load_seconds=seconds,
+        )  # fmt: skip
         if save:
             result.write_record(folder)
             add_attack(folder, self.folder, self.model, *result.entry(dataset is None))

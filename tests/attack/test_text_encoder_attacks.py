@@ -60,7 +60,7 @@ def test_fgsm_takes_the_gradient_through_encoder_and_model(name, encoder):
     np.testing.assert_allclose(found.loss, true_losses(model, model.join(written), Y), rtol=1e-3)
     np.testing.assert_allclose(found.predict(5)[0], model.predict(written, 5)[0], rtol=1e-3, atol=1e-3)
     if name == "linear":
-        with pytest.raises(ValueError, match="linear MACH .* has no hidden layer"):
+        with pytest.raises(ValueError, match=r"linear MACH .* has no hidden layer"):
             found.hidden()
     else:
         values, indices, indptr = (torch.from_numpy(a) for a in _arrays(X.sparse))
@@ -105,7 +105,7 @@ def test_evaluate_and_heads(encoder):
 
 
 def test_refusals(encoder):
-    model, tokens, X, clean = case("shared", encoder)
+    model, tokens, X, _ = case("shared", encoder)
     Y = labels_of()
     with pytest.raises(TypeError, match=r"X must be a mach_ext\.attack\.HybridInputs with encoder="):
         FGSM(model, encoder=tokens).perturb(X.inputs, Y, 0.1)

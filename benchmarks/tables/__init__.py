@@ -10,6 +10,7 @@ from tables import accuracy, faithfulness, robustness, speed
 TABLES: dict[str, Callable[[Path], str]] = {
     "benchmarks": speed.benchmarks,
     "certified": robustness.certified,
+    "embeddings": accuracy.embeddings,
     "faithfulness": faithfulness.faithfulness,
     "half": accuracy.half,
     "levers": accuracy.levers,

@@ -93,6 +93,17 @@ def peers(folder: Path) -> str:
     return text
 
 
+def embeddings(folder: Path) -> str:
+    """The final figures of words, embeddings and both, the best first."""
+    kept = read("embeddings", folder)
+    kept = kept[kept["split"] == "test"]
+    kept = kept.sort_values(["dataset", "P@1"], ascending=[False, False], kind="stable")
+    table = kept[["dataset", "system", "features"]].rename(columns={"dataset": "data"})
+    table["P@1 / P@3 / P@5"] = joined(kept, P)
+    table["training, s"] = kept["training_seconds"].map("{:.0f}".format)
+    return markdown(table)
+
+
 def levers(folder: Path) -> str:
     """A row a lever, by dataset, the best mean P@1 first."""
     kept = read("levers", folder)

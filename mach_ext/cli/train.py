@@ -274,7 +274,7 @@ def run(
     learning_rate: LearningRate = derived("0.002, or 0.5 for linear models"),
     encoder_learning_rate: EncoderLearningRate = derived("0.3"),
     encoder_eps: EncoderEps = derived("0.0001"),
-    dense_learning_rate: DenseLearningRate = derived("0.1, or 0.5 for linear models"),
+    dense_learning_rate: DenseLearningRate = derived("0.3, or 0.5 for linear models"),
     dense_length: DenseLength = derived("1"),
     finetune_epochs: FinetuneEpochs = derived("2 with --finetune"),
     text_learning_rate: TextLearningRate = derived("0.00005"),

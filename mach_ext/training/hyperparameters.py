@@ -63,8 +63,8 @@ class Hyperparameters:
         dense_length: Length of the centred dense features of a typical document, relative to the median
             length of its sparse features. See `MACH.scale_dense`.
         dense_learning_rate: Learning rate of the rows of that weight that take dense features, such as
-            embeddings. It is lower than that of the other rows, because these get a gradient from every
-            document. Adam's eps is the same. It is divided by the median length of the sparse features.
+            embeddings. Adam's eps is that of the other rows. `fit` divides the rate by the median length of
+            the sparse features.
 
     Example:
         >>> from mach_ext.training import Hyperparameters
@@ -87,7 +87,7 @@ class Hyperparameters:
     precision: str = "float32"
     tau: float | None = None
     dense_length: float = 1.0
-    dense_learning_rate: float = 0.1
+    dense_learning_rate: float = 0.3
 
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")

@@ -55,7 +55,7 @@ class TokenAttributions(Attributions):
             >>> encoder = TextEncoder.load("encoder")
             >>> words = mach_ext.data.Vectorizer(["cat", "dog"], [1.0, 1.0])
             >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=8, num_dense=32)
-            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", [1], vectorizer=words)
+            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", 1, vectorizer=words)
             >>> why.words.names, why.words.spans.tolist(), why.words.of_tokens.shape
             (['purring', 'cats'], [[0, 7], [8, 12]], (1, 2))
         """
@@ -117,7 +117,7 @@ class TokenAttributions(Attributions):
             >>> encoder = TextEncoder.load("encoder")
             >>> words = mach_ext.data.Vectorizer(["cat", "dog"], [1.0, 1.0])
             >>> model = mach_ext.MACH(2, 6, num_repetitions=8, num_buckets=4, hidden_size=8, num_dense=32)
-            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", [1], vectorizer=words)
+            >>> why = mach_ext.explain.token_attributions(model, encoder, "purring cats", 1, vectorizer=words)
             >>> why.bars.names, why.bars.effects.shape
             (['purring', 'cats'], (1, 2))
         """

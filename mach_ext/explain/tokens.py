@@ -142,7 +142,7 @@ def token_attributions(
         >>> why = mach_ext.explain.token_attributions(
         ...     model, encoder, "a purring cat", [1, 4], vectorizer=words
         ... )
-        >>> why.attributions.shape, abs(why.delta).max() < 0.01
+        >>> why.attributions.shape, bool(abs(why.delta).max() < 0.01)
         ((2, 7), True)
     """
     op = "token_attributions"

@@ -293,7 +293,7 @@ def test_an_encoder_stands_before_the_files(tmp_path):
     assert (streamed.sparse != rows.sparse).nnz == 0
     data.write_xmc(tmp_path / "later.txt", np.eye(2), np.eye(2))
     with pytest.raises(
-        FileNotFoundError, match="later.dense.npy: .* which have no texts for the run's text enco"
+        FileNotFoundError, match=r"later\.dense\.npy: .* which have no texts for the run's text enco"
     ):
         blocks(tmp_path / "later.txt", columns)
     np.save(tmp_path / "later.dense.npy", numbers(2, columns=3))

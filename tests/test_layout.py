@@ -25,6 +25,7 @@ PUBLIC = {
     "_reference.bucket_svm",
     "_reference.sparse_adam",
     "attack.evaluate",
+    "attack.evaluate_texts",
     "certify.certify",
     "cli.run",  # the commands, whose parameters are their options
     "explain.integrated_gradients",

@@ -113,7 +113,7 @@ def run(
     k: TopK = derived("5, or all labels if there are fewer"),
     method: Method = derived("exact if it applies"),
     score: Score = "logit",
-    n_steps: Steps = derived("as many as are needed"),
+    n_steps: Steps = derived("as many as are needed, or 64 through a text encoder"),
     show: Show = 10,
     dimensions: Dimensions = False,
     html: Html = None,

@@ -299,6 +299,8 @@ def _attributions(
     if encoder is None or document.text is None:
         return explain.integrated_gradients(model, document.X, labels, text=document.text, **common)
     common.pop("method", None)
+    if common.get("n_steps") is None:
+        common.pop("n_steps", None)  # the usual steps, because as many as are needed may take minutes
     X, vectorizer = document.X, columns.vectorizer
     return explain.token_attributions(
         model, encoder, document.text, labels, X=X, vectorizer=vectorizer, **common

@@ -240,9 +240,6 @@ class MACH(_Encoder, _HashedLabels):
         for former, name in _FORMER_NAMES.items():
             if (value := state_dict.pop(prefix + former, None)) is not None:
                 state_dict.setdefault(f"{prefix}head.{name}", value)
-        for name in ("dense_center", "dense_scale") if self.num_dense else ():
-            # Checkpoints do not hold them, because `fit` finds them again.
-            state_dict.setdefault(prefix + name, getattr(self, name))
         if not is_of_other_hash(self.hash, state_dict, f"{prefix}head."):
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 

@@ -104,8 +104,8 @@ class TextEmbeddings:
     def take(self, rows: NDArray[np.integer[Any]]) -> TextEmbeddings:
         """Returns the embeddings of the texts with these row numbers, which are not computed yet.
 
-        They are computed together with those of all the other texts, so that a corpus is embedded once and
-        not again for each part that is held out.
+        They are computed together with those of all the other texts. So a corpus is embedded once, and not
+        again for each part that is held out.
 
         Args:
             rows: Row numbers [n].

@@ -129,8 +129,8 @@ def token_attributions(
 
     Raises:
         TypeError: The model is not a `MACH`, the encoder is not a `TextEncoder`, or the text is no string.
-        ValueError: The encoder or the vectorizer does not fit the model, a label is out of range or unknown,
-            or another argument is out of range.
+        ValueError: The encoder or the vectorizer does not fit the model, a label is unknown, or another
+            argument is out of range.
 
     Example:
         >>> import mach_ext

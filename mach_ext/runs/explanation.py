@@ -16,8 +16,7 @@ from mach_ext import data, explain, nn, report
 from mach_ext.runs.arguments import spell, takes_text
 from mach_ext.runs.dataset import split_of
 from mach_ext.runs.files import write
-from mach_ext.runs.text_encoders import RunEncoder
-from mach_ext.text_encoder import TextEncoder
+from mach_ext.runs.text_encoders import text_encoder_of
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,6 @@ class Document:
     true_labels: list[int] | None = None
     feature_names: Sequence[str] | None = None
     label_names: Sequence[str] | None = None
-
-
-def text_encoder_of(columns: data.Columns) -> TextEncoder | None:
-    """Returns the text encoder of a run, whose tokens can be explained. None: it has none.
-
-    An object that gives nothing but embeddings is none.
-
-    Raises:
-        ImportError: The package transformers is missing.
-        ValueError: The encoder is not where the run's record says, or it is another one.
-    """
-    encoder = columns.text_encoder
-    if isinstance(encoder, RunEncoder):
-        return encoder.encoder
-    return encoder if isinstance(encoder, TextEncoder) else None
 
 
 def document_of_text(text: str, columns: data.Columns) -> Document:

@@ -45,7 +45,7 @@ class Answer:
 
     Attributes:
         features: How many features of the document the model knows. Dense features that are not 0 count as
-            well, so a text without any known word has an answer of its own if the run has a text encoder.
+            well. So a text of unknown words has an answer of its own if the run has a text encoder.
         labels: The best labels, best first. A document without features gets those of an empty document.
 
     Example:

@@ -19,7 +19,7 @@ from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, 
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
-from mach_ext.runs.text_encoders import RunEncoder, check_resumed, load_encoder, with_embeddings
+from mach_ext.runs.text_encoders import RunEncoder, check_apart, check_resumed, load_encoder, with_embeddings
 from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
@@ -74,6 +74,7 @@ def train(
         text_encoder: A text encoder, or its folder or name as `TextEncoder.load` takes it. The embeddings of
             the texts become dense features beside the words. The run keeps the encoder's name and digest.
         finetune: Then train the text encoder and the model together, and keep the encoder in the run folder.
+            A `TextEncoder` that is given is trained in place.
         finetune_epochs: Passes over the documents in this second training. None: 2.
         text_learning_rate: Learning rate of the text encoder. None: 5e-5.
         seed: Seed of the label hash, the weights and the batches.
@@ -127,25 +128,13 @@ def train(
         encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
         loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
     folder = _run_folder(loaded, output)
-    resumed = resume and training.has_checkpoint(folder)
-    if not (overwrite or resumed):
-        record.refuse_to_replace(folder)
-    if resumed and (started := training.checkpoint_record(folder).get("run")):
-        check_resumed(started, encoded)
-    log.info("dataset %s from %s: %s", loaded.name, loaded.path, sizes(loaded))
-    if encoded is not None:
-        with timer(seconds, "embed"):
-            _embed(loaded)
-    _log_gaps(loaded)
+    resumed = _begin(folder, loaded, encoded, resume, overwrite, seconds)
     recipe = replace(recipe, svm=False) if finetune else recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
     log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
-    model.attachments = record.attachments(
-        loaded, settings=recipe.settings() | tuning.settings(), propensity=propensity
-    )
-    labels.TrainingLabels.of(model, loaded).inverse_propensity()  # refuses bad A and B before the work
+    _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
     solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
         if not (resumed and finetune and is_finetuning(folder)):
@@ -160,6 +149,44 @@ def train(
     if evaluate:
         write_training_metrics(run, measure(run))
     return run
+
+
+def _begin(
+    folder: Path,
+    dataset: data.Dataset,
+    encoder: RunEncoder | None,
+    resume: bool,
+    overwrite: bool,
+    seconds: dict[str, float],
+) -> bool:
+    """Checks that the training may begin in its folder, and embeds texts. Returns whether it goes on there.
+
+    Raises:
+        ValueError: The folder holds another run.
+    """
+    resumed = resume and training.has_checkpoint(folder)
+    if not (overwrite or resumed):
+        record.refuse_to_replace(folder)
+    if resumed and (started := training.checkpoint_record(folder).get("run")):
+        check_resumed(started, encoder)
+    check_apart(dataset, folder)
+    log.info("dataset %s from %s: %s", dataset.name, dataset.path, sizes(dataset))
+    if encoder is not None:
+        with timer(seconds, "embed"):
+            _embed(dataset)
+    _log_gaps(dataset)
+    return resumed
+
+
+def _attach(
+    model: nn.MACH,
+    dataset: data.Dataset,
+    settings: dict[str, Any],
+    propensity: tuple[float, float] | None,
+) -> None:
+    """Gives the model what later commands need of the data. Bad A and B are refused before the work."""
+    model.attachments = record.attachments(dataset, settings=settings, propensity=propensity)
+    labels.TrainingLabels.of(model, dataset).inverse_propensity()
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -211,6 +238,9 @@ def _check_dataset(dataset: data.Dataset) -> None:
                 raise ValueError(f"{where} must have shape {(len(split), columns)}, got {matrix.shape}")
         if (split.dense is None) != (dataset.train.dense is None):
             raise ValueError(f"train: dataset.{name}.dense must be given for all splits or for none")
+        if split.dense is not None and not hasattr(split.dense, "shape"):
+            kind = type(split.dense).__name__
+            raise TypeError(f"train: dataset.{name}.dense must be a NumPy array [N, E], got {kind}")
         if split.dense is not None and tuple(split.dense.shape) != (len(split), dataset.num_dense):
             expected = (len(split), dataset.num_dense)
             raise ValueError(

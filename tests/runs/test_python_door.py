@@ -111,6 +111,11 @@ def test_a_dataset_made_by_hand(here):
             TypeError,
             r"dataset\.train\.X must be SciPy CSR, got ndarray",
         ),
+        (
+            {"train": data.Split(X, Y, dense=[[1.0]] * 60)},
+            TypeError,
+            r"dataset\.train\.dense must be a NumPy array \[N, E\], got list",
+        ),
         ({"train": data.Split(X, Y[:50])}, ValueError, r"dataset\.train\.Y must have shape \(60, 6\), got"),
         ({"test": data.Split(*matrices(9, 5))}, ValueError, r"dataset\.test\.X must have shape \(9, 20\)"),
         ({"name": "../mine"}, ValueError, r"named .* '\.\./mine'; give output"),

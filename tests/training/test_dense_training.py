@@ -121,6 +121,20 @@ def test_a_fit_is_that_of_its_steps_by_autograd():
 # ------------------------------------------------------------------------------------- center and scale
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_feature_dropout_drops_dense_features(kind):
+    """A fit drops what `loss(dense=)` drops in training mode: of all features the same share."""
+    model = build(kind, feature_dropout=0.75)
+    settings = training.Hyperparameters.of(model, batch_size=N)
+    run = TrainingRun(model, settings, training.documents.TrainingData(X, Y))
+    (batch,) = run.batches()
+    rows = run.model_step.dense_rows
+    kept = rows.features(batch, torch.Generator().manual_seed(0))
+    whole = rows.features(batch, False)
+    assert (kept != 0).float().mean() == pytest.approx(0.25, abs=0.05)
+    torch.testing.assert_close(kept[kept != 0], 4 * whole[kept != 0])
+
+
 def test_the_length_of_the_dense_features():
     for words in (WORDS, 8 * WORDS):
         length = training.typical_length(words)

@@ -49,8 +49,8 @@ class DenseRows:
     def add(self, first: Tensor, dense: Tensor, weight: Tensor) -> None:
         """Add the share of dense features to pre-activations [N, M], for a weight [D + E, M]."""
         weight = weight[self.rows]
-        if first.dtype == weight.dtype and first.is_contiguous():
-            first.addmm_(dense, weight)
+        if first.dtype == weight.dtype:
+            first.addmm_(dense, weight)  # with the same bits for a repetition alone or among others
         else:
             first += (dense.to(weight.dtype) @ weight).to(first.dtype)
 

@@ -206,3 +206,15 @@ def test_a_new_run_does_not_delete_the_encoder_that_it_is_trained_on(home):
     with pytest.raises(ValueError, match=message):
         mach_ext.train(dataset, output=home / "run", overwrite=True, progress=False)
     assert mach_ext.Run.open(home / "run").text_encoder.digest == TextEncoder.load(own).digest
+
+
+def test_one_document_is_explained_without_the_embeddings_of_its_split(home, monkeypatch):
+    """A split can be large, and the data folder of a server read-only."""
+    monkeypatch.setenv("MACH_DATA", str(home / "empty"))
+    run = mach_ext.Run.open(home / "run")
+    alone = run.explain(sample_id=3, k=1, n_steps=8)
+    assert not (home / "empty").exists()
+    monkeypatch.setenv("MACH_DATA", str(home / "data"))
+    run.predict(split="test", k=1)  # embeds the split
+    beside = run.explain(sample_id=3, k=1, n_steps=8)
+    np.testing.assert_allclose(alone.explanation.scores, beside.explanation.scores, atol=1e-5)

@@ -135,11 +135,8 @@ def train(
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
     _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
-    solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
-        if not (resumed and finetune and is_finetuning(folder)):
-            state = solve(model, loaded, folder, recipe, overwrite, progress)
-            delete_encoders(folder, model.attachments)
+        state = _learn(model, loaded, folder, recipe, overwrite, tuning, progress)
         if finetune:
             state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
     if state.best_epoch is not None:
@@ -149,6 +146,19 @@ def train(
     if evaluate:
         write_training_metrics(run, measure(run))
     return run
+
+
+def _learn(
+    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, tuning: Finetuning,
+    progress: bool,
+) -> training.Progress:  # fmt: skip
+    """Trains the model, unless a training that goes on has come to its fine-tuning."""
+    if recipe.resume and tuning.epochs and is_finetuning(folder):
+        return training.Progress()
+    solve = _solve if recipe.svm else _fit
+    state = solve(model, dataset, folder, recipe, overwrite, progress)
+    delete_encoders(folder, model.attachments)
+    return state
 
 
 def _begin(

@@ -1,7 +1,8 @@
 """The rows of a model's first weight that take the dense features, in a step of training.
 
-The sparse features go through the row operators. The dense features of a batch [N, E] are a matrix, so their
-part of the layer and its gradient are dense products, which are several times as fast.
+The sparse features go through the row operators. The dense features of a
+batch [N, E] are a matrix. So their part of the layer and its gradient are dense products, which are several
+times as fast.
 """
 
 from __future__ import annotations

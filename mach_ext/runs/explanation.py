@@ -50,7 +50,7 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
         raise TypeError(f"explain: {spell('text')} must be a string, got {type(text).__name__}")
     takes_text(columns, "text")
     (X,) = data.iter_vectors([text], columns)
-    if not data.row_features(X).any():
+    if not columns.num_dense and not data.row_features(X).any():
         argument = spell("text")
         raise ValueError(f"{argument}: none of its words is in the model's vocabulary: nothing to explain")
     return Document(X, "Explanation of a text", text)
@@ -69,7 +69,7 @@ def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number:
         last = len(documents) - 1
         raise ValueError(f"{argument} must be in 0 ... {last}, the {split} split, got {number}")
     X = _document(documents, number)
-    if not data.row_features(X).any():
+    if not model.num_dense and not data.row_features(X).any():
         raise ValueError(f"{argument} {number}: the document has no features: nothing to explain")
     keeps_features = {"vectorizer.json", "features.json"} & set(model.attachments)
     return Document(

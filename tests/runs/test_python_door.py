@@ -130,6 +130,25 @@ def test_a_dataset_made_by_hand(here):
     assert [file.name for file in here.iterdir()] == ["r"]
 
 
+def test_dense_features_of_zero_are_no_empty_document(here):
+    """The model centres them, so a document of zeros has scores and reasons of its own."""
+    X, Y = matrices()
+    split = data.Split(X, Y, dense=np.arange(60.0)[:, None] % 7 - 1)
+    run = mach_ext.train(by_hand(train=split), output="r", holdout=False, evaluate=False, **QUIET)
+    zeros = data.HybridMatrix(scipy.sparse.csr_matrix((1, D)), np.zeros((1, 1)))
+    ((answer,),) = run.iter_predict(X=zeros, k=1)
+    assert answer.features == 0
+    assert answer.labels[0].score == pytest.approx(float(run.model.predict(zeros, 1)[0][0, 0]))
+    number = runs.explanation.document_of_split(run.model, by_hand(test=zero_split()), "test", 0)
+    assert number.X.shape == (1, D + 1)
+
+
+def zero_split():
+    """A split of one document whose features are all 0."""
+    label = scipy.sparse.csr_matrix(np.eye(1, L, dtype=np.float32))
+    return data.Split(scipy.sparse.csr_matrix((1, D), dtype=np.float32), label, dense=np.zeros((1, 1)))
+
+
 def test_a_run_stays_where_it_is(here, texts, monkeypatch):
     (here / "data").symlink_to(texts)
     run = mach_ext.train("data", output="r", evaluate=False, **QUIET)

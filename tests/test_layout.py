@@ -41,6 +41,7 @@ PUBLIC = {
     "runs.Run.iter_predict",
     "runs.train",
     "sklearn.MACHClassifier.__init__",
+    "training.finetune",
     "training.fit",
 }
 

@@ -113,7 +113,7 @@ def run(
     k: TopK = derived("5, or all labels if there are fewer"),
     method: Method = derived("exact if it applies"),
     score: Score = "logit",
-    n_steps: Steps = derived("as many as are needed"),
+    n_steps: Steps = derived("as many as are needed, or 64 through a text encoder"),
     show: Show = 10,
     dimensions: Dimensions = False,
     html: Html = None,
@@ -137,6 +137,7 @@ def run(
         check_file("--html", html)
     if output is not None:
         check_folder("--output", output)
+    whole: dict[str, Any] = {"tokens": False} if dimensions else {}
     result = runs.Run.open(model_path, device, text_encoder=text_encoder, progress=not quiet).explain(
         None if text is None else from_shell(text, "--text 1"),
         sample_id=sample_id,
@@ -149,7 +150,7 @@ def run(
         method=method,
         score=score,
         n_steps=n_steps,
-        **({"tokens": False} if dimensions else {}),
+        **whole,
     )
     if dimensions:
         result = result.by_dimension()

@@ -107,6 +107,7 @@ TEXT_ENCODER = {
     "num_dense": range(1, 2**31),
     "*": ANY,
 }
+RUN_ENCODER = re.compile(r"text_encoder-[0-9a-f]{12}")  # the folder of a trained encoder in a run
 
 
 def text_encoder(attachments: Attachments, num_dense: int) -> dict[str, Any] | None:
@@ -128,13 +129,19 @@ def run_encoder(attachments: Attachments) -> str | None:
     """Returns the name of the trained encoder's folder in the run's folder. None: the run has none.
 
     Raises:
-        ValueError: The attachment is no record of an encoder.
+        ValueError: The attachment is no record of an encoder, or the name leads elsewhere.
     """
     name = "text_encoder.json"
     if name not in attachments:
         return None
     record: dict[str, Any] = parse_record(attachments[name], _source(name), TEXT_ENCODER)
-    return record["name"] if "base" in record else None
+    if "base" not in record:
+        return None
+    folder: str = record["name"]
+    if not RUN_ENCODER.fullmatch(folder):
+        rule = "name must be that of a trained encoder in the run's folder"
+        raise ValueError(f"{_source(name)}: {rule}, got {quote(folder)}")
+    return folder
 
 
 # -------------------------------------------------------------------------------------------- run record

@@ -45,9 +45,9 @@ class TokenAttributions(Attributions):
     def words(self) -> WordEffects:
         """The effects of the words of the text, whose sum is that of all attributions.
 
-        A word gets the attributions of its tokens. The attribution of a feature is divided equally among the
-        places where the feature stands in the text, and at a place among the words there by their letters.
-        Text that the encoder did not read has words of its own. So has a feature that is nowhere in the text.
+        A word gets the attributions of its tokens. A feature divides its attribution equally among its places
+        in the text. At each place the words there share it by their letters. Text that the encoder
+        did not read has words of its own. So has a feature that is nowhere in the text.
 
         Example:
             >>> import mach_ext
@@ -62,7 +62,9 @@ class TokenAttributions(Attributions):
         T = len(self.tokens)
         of_tokens = self.attributions[:, self.attributions.shape[1] - T :]
         is_shown = (self.token_words >= 0) | (of_tokens != 0).any(0)
-        names, spans, groups = [], [], np.full(T, -1)
+        names: list[str] = []
+        spans: list[list[int]] = []
+        groups = np.full(T, -1)
         for t in np.flatnonzero(is_shown).tolist():
             start, end = self.token_spans[t].tolist()
             if t and self.token_words[t] >= 0 and self.token_words[t] == self.token_words[t - 1]:
@@ -72,7 +74,7 @@ class TokenAttributions(Attributions):
                 names.append(self.tokens[t])
             groups[t] = len(spans) - 1
         joined = np.zeros((len(self.labels), len(spans)))
-        np.add.at(joined, (slice(None), groups[is_shown]), of_tokens[:, is_shown])
+        np.add.at(joined.T, groups[is_shown], of_tokens[:, is_shown].T)
         return self._with_features(names, np.array(spans, np.int64).reshape(-1, 2), joined)
 
     def _with_features(self, names: list[str], spans: Ints, of_tokens: NDArray[np.float64]) -> WordEffects:
@@ -97,7 +99,7 @@ class TokenAttributions(Attributions):
             columns += at.tolist()
             shares += (letters / letters.sum()).tolist()
         placed = np.zeros((len(self.labels), len(names) + len(unread)))
-        np.add.at(placed, (slice(None), columns), effects[:, rows] * shares)
+        np.add.at(placed.T, np.array(columns, np.int64), (effects[:, rows] * shares).T)
         elsewhere = np.flatnonzero(times == 0)
         new = [*unread, *[(0, 0)] * len(elsewhere)]
         return WordEffects(

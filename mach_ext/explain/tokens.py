@@ -14,7 +14,7 @@ from mach_ext.data import HybridMatrix, Vectorizer, check_columns
 from mach_ext.data import attachments as kept
 from mach_ext.explain._arguments import Labels, Names, feature_names_of, label_names_of, resolve_labels
 from mach_ext.explain._decoding import own_scores
-from mach_ext.explain._text_path import BASELINES, TextPath, tokenized
+from mach_ext.explain._text_path import BASELINES, USUAL_STEPS, TextPath, tokenized
 from mach_ext.explain._token_attributions import TokenAttributions
 from mach_ext.explain.ablation import LeaveOneOut
 from mach_ext.explain.attribution import check_rule, explain_path
@@ -91,7 +91,7 @@ def token_attributions(
     vectorizer: Vectorizer | None = None,
     baseline: str = "pad",
     score: str = "logit",
-    n_steps: int | None = None,
+    n_steps: int | None = USUAL_STEPS,
     tolerance: float = 1e-3,
     max_steps: int = 1024,
     feature_names: Names = None,
@@ -120,7 +120,8 @@ def token_attributions(
             kept with the model.
         baseline: "pad" is the reference text. "zero" has vectors of zeros in place of the padding token's.
         score: As in `integrated_gradients`.
-        n_steps: As in `integrated_gradients`.
+        n_steps: Steps along the path. `delta` says how exact they are. None: they are chosen by `tolerance`,
+            which takes minutes with a large encoder.
         tolerance: As in `integrated_gradients`.
         max_steps: As in `integrated_gradients`.
         feature_names: Names of all D features. None: the words of the vectorizer, those kept with the model,
@@ -129,8 +130,8 @@ def token_attributions(
 
     Raises:
         TypeError: The model is not a `MACH`, the encoder is not a `TextEncoder`, or the text is no string.
-        ValueError: The encoder or the vectorizer does not fit the model, a label is out of range or unknown,
-            or another argument is out of range.
+        ValueError: The encoder or the vectorizer does not fit the model, a label is unknown, or another
+            argument is out of range.
 
     Example:
         >>> import mach_ext

@@ -50,7 +50,7 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
         raise TypeError(f"explain: {spell('text')} must be a string, got {type(text).__name__}")
     takes_text(columns, "text")
     (X,) = data.iter_vectors([text], columns)
-    if not data.row_features(X).any():
+    if not columns.num_dense and not data.row_features(X).any():
         argument = spell("text")
         raise ValueError(f"{argument}: none of its words is in the model's vocabulary: nothing to explain")
     return Document(X, "Explanation of a text", text)
@@ -68,17 +68,26 @@ def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number:
     if not 0 <= number < len(documents):
         last = len(documents) - 1
         raise ValueError(f"{argument} must be in 0 ... {last}, the {split} split, got {number}")
-    if not data.row_features(documents.documents[number]).any():
+    X = _document(documents, number)
+    if not model.num_dense and not data.row_features(X).any():
         raise ValueError(f"{argument} {number}: the document has no features: nothing to explain")
     keeps_features = {"vectorizer.json", "features.json"} & set(model.attachments)
     return Document(
-        documents.documents[number],
+        X,
         f"{dataset.name}, {split}, document {number}",
         None if documents.texts is None else documents.texts[number],
         documents.Y[number].indices.tolist(),
         None if keeps_features else dataset.feature_names,
         None if "labels.json" in model.attachments else dataset.label_names,
     )
+
+
+def _document(split: data.Split, number: int) -> Any:
+    """Returns a document of a split. Its text is embedded alone, because the split may be large."""
+    dense = split.dense
+    if isinstance(dense, data.TextEmbeddings) and "array" not in vars(dense):
+        return data.HybridMatrix(split.X[number], dense.encoder.encode([dense.texts[number]]))
+    return split.documents[number]
 
 
 @dataclass(frozen=True)
@@ -299,6 +308,8 @@ def _attributions(
     if encoder is None or document.text is None:
         return explain.integrated_gradients(model, document.X, labels, text=document.text, **common)
     common.pop("method", None)
+    if common.get("n_steps") is None:
+        common.pop("n_steps", None)  # the usual steps, because as many as are needed may take minutes
     X, vectorizer = document.X, columns.vectorizer
     return explain.token_attributions(
         model, encoder, document.text, labels, X=X, vectorizer=vectorizer, **common

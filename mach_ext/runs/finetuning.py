@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from mach_ext.training.finetuning import GENTLE
 
 log = logging.getLogger("mach_ext")
 
-_FOLDER = re.compile(r"text_encoder-[0-9a-f]{12}")
 _RATES = ("learning_rate", "encoder_learning_rate", "dense_learning_rate")
-_SHARED = (*_RATES, "batch_size", "precision", "metric", "patience", "encoder_eps", "tau")
+_SHARED = (
+    *_RATES, "batch_size", "optimizer", "schedule", "gradient_threshold", "precision", "metric", "patience",
+    "encoder_eps", "tau",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,17 @@ def delete_encoders(folder: Path, attachments: kept.Attachments) -> None:
     """Removes trained encoders of former runs from a run folder."""
     record = kept.run_encoder(attachments)
     for other in folder.glob("text_encoder-*"):
-        if _FOLDER.fullmatch(other.name) and other.name != record:
+        if kept.RUN_ENCODER.fullmatch(other.name) and other.name != record:
             shutil.rmtree(other)
 
 
 def copy_encoder(source: Path, target: Path, attachments: kept.Attachments) -> None:
-    """Copies the trained encoder of a run into the folder of its copy. Nothing is done if there is none."""
+    """Copies the trained encoder of a run into the folder of its copy. Nothing is done if there is none.
+
+    An encoder that is not in the run's folder any more stays where it is.
+    """
     name = kept.run_encoder(attachments)
-    if name is None or (target / name).exists():
+    if name is None or (target / name).exists() or not (source / name).is_dir():
         return
     target.mkdir(parents=True, exist_ok=True)
     with new_folder(target / name) as temporary:

@@ -45,8 +45,9 @@ class Answer:
 
     Attributes:
         features: How many features of the document the model knows. Dense features that are not 0 count as
-            well. So a text of unknown words has an answer of its own if the run has a text encoder.
-        labels: The best labels, best first. A document without features gets those of an empty document.
+            well.
+        labels: The best labels, best first. A document without features gets those of an empty document. If
+            the model takes dense features, each document has an answer of its own.
 
     Example:
         >>> from pathlib import Path
@@ -175,6 +176,7 @@ def answers(
 ) -> Iterator[list[Answer]]:
     """Yields answers block by block, as they are computed. Memory does not grow with N."""
     documents = unknown = 0
+    has_dense = model.num_dense > 0  # then no document is empty: dense features of 0 are numbers like others
     model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
     for X in blocks:
         scores, labels = model.predict(X, k, **options)
@@ -182,10 +184,11 @@ def answers(
         features = data.row_features(X).tolist()
         for count, row_scores, row_labels in zip(features, scores.tolist(), labels.tolist(), strict=True):
             pairs = zip(row_labels, row_scores, strict=True)
-            best = [Prediction(names[label], score if count else math.nan, label) for label, score in pairs]
+            known = count or has_dense
+            best = [Prediction(names[label], score if known else math.nan, label) for label, score in pairs]
             block.append(Answer(count, best))
         documents += len(block)
-        unknown += features.count(0)
+        unknown += 0 if has_dense else features.count(0)
         yield block
     rest = " that the model knows. Their labels are those of an empty document, without scores"
     log_without_features("", unknown, documents, rest)

@@ -300,8 +300,8 @@ class Run(OpenedRun):
         """Measures P@k and nDCG@k, clean and under attack, for each size of the change.
 
         Args:
-            method: "fgsm" (a single step), "pgd" (several steps), "delete" or "insert" (words of the sparse
-                features), or "words" (words of the texts, from which all features are made again).
+            method: "fgsm" (a single step) or "pgd" (several steps). "delete" and "insert" are about words of
+                the sparse features. "words" deletes words of the texts. All features are then made again.
             epsilons: Sizes. None: 0.01, or 1, 2 and 3 words for "delete" and "words". A single size is
                 expanded to a curve of six.
             threat_model: "support", "dense", "insert(3)", "l2", "l1", "delete", "embedding" or

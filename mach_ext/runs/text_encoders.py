@@ -48,6 +48,8 @@ class RunEncoder:
         progress: bool | None = None,
         owner: str = "the run",
     ) -> None:
+        if path is not None and Path(path).is_dir():  # the program may change its folder before the first use
+            path = Path(path).absolute()
         self._record, self._path, self._device, self._owner = record, path, device, owner
         self.progress = sys.stderr.isatty() if progress is None else progress
         self._has_remarked = False
@@ -63,6 +65,12 @@ class RunEncoder:
     def num_dense(self) -> int:
         """E, the size of an embedding."""
         return int(self._record["num_dense"])
+
+    @property
+    def place(self) -> PathLike:
+        """The folder or the name that the encoder is loaded from."""
+        place: PathLike = self._record["name"] if self._path is None else self._path
+        return place
 
     def record(self) -> dict[str, Any]:
         """Returns what identifies the encoder."""
@@ -207,6 +215,23 @@ def check_resumed(started: dict[str, Any], encoder: RunEncoder | None) -> None:
         )
 
 
+def check_apart(dataset: data.Dataset, folder: Path) -> None:
+    """Refuses an encoder that belongs to the run in a folder, because a new run there would delete it.
+
+    Raises:
+        ValueError: The encoder is in the folder.
+    """
+    encoder = getattr(dataset.train.dense, "encoder", None)
+    if not isinstance(encoder, (RunEncoder, TextEncoder)):
+        return
+    place = Path(encoder.place if isinstance(encoder, RunEncoder) else encoder.name).resolve()
+    if place.parent == folder.resolve() and kept.RUN_ENCODER.fullmatch(place.name):
+        raise ValueError(
+            f"train: {place}: belongs to the run in {folder}, which is replaced with its encoder; copy the "
+            f"encoder to another folder first, or give another {spell('output')}"
+        )
+
+
 def attachment(dataset: data.Dataset) -> dict[str, bytes]:
     """Returns the file that keeps the text encoder of a dataset, if its dense features are embeddings."""
     if not isinstance(dataset.train.dense, data.TextEmbeddings):
@@ -214,4 +239,7 @@ def attachment(dataset: data.Dataset) -> dict[str, bytes]:
     encoder = dataset.train.dense.encoder
     if not isinstance(encoder, (RunEncoder, TextEncoder)):  # any object that embeds texts
         return {}
-    return {"text_encoder.json": json.dumps(encoder.record(), indent=2).encode()}
+    record = encoder.record()
+    if isinstance(encoder, RunEncoder) and "base" in record:  # its name is a folder in another run
+        record = encoder.encoder.record()
+    return {"text_encoder.json": json.dumps(record, indent=2).encode()}

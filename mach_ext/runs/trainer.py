@@ -19,7 +19,7 @@ from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, 
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
-from mach_ext.runs.text_encoders import RunEncoder, check_resumed, load_encoder, with_embeddings
+from mach_ext.runs.text_encoders import RunEncoder, check_apart, check_resumed, load_encoder, with_embeddings
 from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
@@ -74,6 +74,7 @@ def train(
         text_encoder: A text encoder, or its folder or name as `TextEncoder.load` takes it. The embeddings of
             the texts become dense features beside the words. The run keeps the encoder's name and digest.
         finetune: Then train the text encoder and the model together, and keep the encoder in the run folder.
+            A `TextEncoder` that is given is trained in place.
         finetune_epochs: Passes over the documents in this second training. None: 2.
         text_learning_rate: Learning rate of the text encoder. None: 5e-5.
         seed: Seed of the label hash, the weights and the batches.
@@ -134,11 +135,8 @@ def train(
     if propensity is None and resumed:
         propensity = record.kept_propensity(folder)
     _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
-    solve = _solve if recipe.svm else _fit
     with timer(seconds, "train"):
-        if not (resumed and finetune and is_finetuning(folder)):
-            state = solve(model, loaded, folder, recipe, overwrite, progress)
-            delete_encoders(folder, model.attachments)
+        state = _learn(model, loaded, folder, recipe, overwrite, tuning, progress)
         if finetune:
             state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
     if state.best_epoch is not None:
@@ -148,6 +146,19 @@ def train(
     if evaluate:
         write_training_metrics(run, measure(run))
     return run
+
+
+def _learn(
+    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, tuning: Finetuning,
+    progress: bool,
+) -> training.Progress:  # fmt: skip
+    """Trains the model, unless a training that goes on has come to its fine-tuning."""
+    if recipe.resume and tuning.epochs and is_finetuning(folder):
+        return training.Progress()
+    solve = _solve if recipe.svm else _fit
+    state = solve(model, dataset, folder, recipe, overwrite, progress)
+    delete_encoders(folder, model.attachments)
+    return state
 
 
 def _begin(
@@ -168,6 +179,7 @@ def _begin(
         record.refuse_to_replace(folder)
     if resumed and (started := training.checkpoint_record(folder).get("run")):
         check_resumed(started, encoder)
+    check_apart(dataset, folder)
     log.info("dataset %s from %s: %s", dataset.name, dataset.path, sizes(dataset))
     if encoder is not None:
         with timer(seconds, "embed"):
@@ -236,6 +248,9 @@ def _check_dataset(dataset: data.Dataset) -> None:
                 raise ValueError(f"{where} must have shape {(len(split), columns)}, got {matrix.shape}")
         if (split.dense is None) != (dataset.train.dense is None):
             raise ValueError(f"train: dataset.{name}.dense must be given for all splits or for none")
+        if split.dense is not None and not hasattr(split.dense, "shape"):
+            kind = type(split.dense).__name__
+            raise TypeError(f"train: dataset.{name}.dense must be a NumPy array [N, E], got {kind}")
         if split.dense is not None and tuple(split.dense.shape) != (len(split), dataset.num_dense):
             expected = (len(split), dataset.num_dense)
             raise ValueError(

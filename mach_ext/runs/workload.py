@@ -92,8 +92,18 @@ class Workload:
     @cached_property
     def batch(self) -> data.Batch:
         """All documents and labels as a mini-batch on the device."""
-        (batch,) = data.iter_batches(joined_when_taken(self.model, self.X), self.Y, self.X.shape[0])
-        moved = {name: t.to(self.device) for name, t in batch._asdict().items() if name != "rows"}
+        return self._batch_of(joined_when_taken(self.model, self.X))
+
+    @cached_property
+    def training_batch(self) -> data.Batch:
+        """The same batch as training takes it, with the dense features apart."""
+        return self._batch_of(self.X)
+
+    def _batch_of(self, X: Any) -> data.Batch:
+        (batch,) = data.iter_batches(X, self.Y, self.X.shape[0])
+        moved: dict[str, Any] = {
+            name: t.to(self.device) for name, t in batch._asdict().items() if isinstance(t, Tensor)
+        }
         return batch._replace(**moved)
 
     @cached_property
@@ -256,7 +266,7 @@ def _training_step(w: Workload) -> Parts:
     run = TrainingRun(w.model.train(), settings, TrainingData(w.X, w.Y))
     times = 4 if w.model.is_linear else 6
     bytes_moved = 8 * w.X.nnz + times * (w.first_bytes + w.upper_bytes)
-    return partial(run.do_step, w.batch, True), w.N, w.Y.nnz, bytes_moved
+    return partial(run.do_step, w.training_batch, True), w.N, w.Y.nnz, bytes_moved
 
 
 _PATHS = {f"merge_topk, {path}": partial(_merge_topk, path=path) for path in ("direct", "scan", "lists")}

@@ -71,7 +71,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         repetitions_at_a_time: Number of repetitions that are trained together. Linear MACH only. See `fit`.
         holdout: Hold a tenth of the documents out, to keep the epoch that is best on them.
         epochs: As in `mach_ext.training.Hyperparameters`, like all arguments from here to
-            `dense_length`.
+            `dense_learning_rate`.
         batch_size: Documents in a step.
         optimizer: "adam" or "adagrad".
         learning_rate: Learning rate of everything but the encoder's rows.
@@ -84,6 +84,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         precision: "float32", "tf32" or "bfloat16".
         tau: Strength of the logit adjustment.
         dense_length: Length of typical dense features, as a multiple of the length of the sparse ones.
+        dense_learning_rate: Learning rate of the weights that take dense features.
         k: Number of labels that `predict` gives each document, and `predict_topk` by default. None: 5, or L
             if there are fewer labels. With a threshold, `predict` gives at most k labels, and None sets no
             limit. Neither k nor the threshold changes the `predict` of classes.
@@ -144,6 +145,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         precision: str | None = None,
         tau: float | None = None,
         dense_length: float | None = None,
+        dense_learning_rate: float | None = None,
         k: int | None = None,
         threshold: float | None = None,
         device: str = "cpu",
@@ -175,6 +177,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.precision = precision
         self.tau = tau
         self.dense_length = dense_length
+        self.dense_learning_rate = dense_learning_rate
         self.k = k
         self.threshold = threshold
         self.device = device

@@ -58,8 +58,9 @@ def _records(settings: dict[str, Any]) -> dict[str, Any]:
         for i, kind in enumerate(kinds)
     ]
     pooling = {f"pooling_mode_{flag}": name == settings["pooling"] for name, flag in _FLAGS.items()}
+    config = {key: value for key, value in settings["config"].items() if key != "torch_dtype"}
     return {
-        "config.json": settings["config"],
+        "config.json": {**config, "dtype": "float32"},  # others may load the weights as it says
         "modules.json": modules,
         "1_Pooling/config.json": {"word_embedding_dimension": settings["num_dense"], **pooling},
         "sentence_bert_config.json": {

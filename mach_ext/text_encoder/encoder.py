@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mach_ext._memory import memory_errors, memory_shortage
+from mach_ext._memory import check_memory, memory_errors, memory_shortage
 from mach_ext.data.files import PathLike
 from mach_ext.data.home import data_home
 from mach_ext.data.records import ANY, check_record
@@ -338,6 +338,8 @@ class TextEncoder(nn.Module):
         self._check_precision(op, precision)
         corpus = Corpus(self._tokenizer, rows, progress)
         self._remark(corpus.truncated, len(rows), remarks)
+        size = 4 * self.num_dense * (len(corpus) + len(rows))
+        check_memory(f"{op}: the embeddings", size, "use embed, which keeps them in a file", N=len(rows))
         vectors = np.empty((len(corpus), self.num_dense), np.float32)
         with (
             self._inference(precision),

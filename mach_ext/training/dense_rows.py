@@ -1,17 +1,19 @@
 """The rows of a model's first weight that take the dense features, in a step of training.
 
-The sparse features go through the row operators. The dense features of a batch [N, E] are a matrix, so their
-part of the layer and its gradient are dense products, which are several times as fast.
+The sparse features go through the row operators. The dense features of a
+batch [N, E] are a matrix. So their part of the layer and its gradient are dense products, which are several
+times as fast.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mach_ext.data import Batch
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, Dropout
 from mach_ext.training.optimizer import RowOptimizer
 
 
@@ -29,19 +31,27 @@ class DenseRows:
         self.rows = slice(model.num_features, None)
         self.wants_gradient = False
         self.gradient: Tensor | None = None
+        self._kept: Tensor | None = None  # [N, E], what feature dropout multiplies by
 
-    def features(self, batch: Batch) -> Tensor | None:  # [N, E]
-        """Return the centred and scaled dense features of a batch. None: they are apart in no matrix."""
+    def features(self, batch: Batch, dropout: Dropout) -> Tensor | None:  # [N, E]
+        """Return the centred and scaled dense features of a batch. None: they are apart in no matrix.
+
+        Feature dropout drops them like other features.
+        """
         if batch.dense is None:
             return None
-        model, self.gradient = self.model, None
-        return (batch.dense.to(self.weight.dtype) - model.dense_center) * model.dense_scale
+        model, self.gradient, self._kept = self.model, None, None
+        dense = (batch.dense.to(self.weight.dtype) - model.dense_center) * model.dense_scale
+        if not model.feature_dropout:
+            return dense
+        self._kept = model.drop_features(torch.ones_like(dense), dropout=dropout)
+        return dense * self._kept
 
     def add(self, first: Tensor, dense: Tensor, weight: Tensor) -> None:
         """Add the share of dense features to pre-activations [N, M], for a weight [D + E, M]."""
         weight = weight[self.rows]
-        if first.dtype == weight.dtype and first.is_contiguous():
-            first.addmm_(dense, weight)
+        if first.dtype == weight.dtype:
+            first.addmm_(dense, weight)  # with the same bits for a repetition alone or among others
         else:
             first += (dense.to(weight.dtype) @ weight).to(first.dtype)
 
@@ -72,4 +82,6 @@ class DenseRows:
     def _add_gradient(self, part: Tensor) -> None:
         """Add a part of the gradient to the dense features."""
         part = part.to(self.weight.dtype) * self.model.dense_scale
+        if self._kept is not None:
+            part *= self._kept
         self.gradient = part if self.gradient is None else self.gradient.add_(part)

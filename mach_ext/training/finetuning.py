@@ -11,6 +11,7 @@ import torch
 
 from mach_ext._memory import memory_errors
 from mach_ext.data import Batch, HybridMatrix
+from mach_ext.data.parsing import quote
 from mach_ext.nn import MACH, Dropout, check_finite, check_trainable
 from mach_ext.training.documents import TrainingData, check_training_data
 from mach_ext.training.evaluation import evaluate_model
@@ -132,9 +133,10 @@ def finetune(
         The progress of the run, as `fit` returns it.
 
     Raises:
-        TypeError: As in `fit`.
+        TypeError: As in `fit`, or a text is not a string.
         ValueError: As in `fit`. The texts are not as many as the documents, or the encoder gives another
-            number of dense features than the model takes.
+            number of dense features than the model takes. No parameter of the encoder requires gradients, or
+            the validation documents are no `HybridMatrix`.
         FloatingPointError: The loss became NaN or infinite.
         MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.
         TrainingInterrupted: Ctrl-C was pressed. The state is saved in `output`.
@@ -172,8 +174,10 @@ def finetune(
         if resume:
             run.resume()
         check_finite("finetune", model)
-        run.train(checkpoint_minutes * 60)
-    encoder.eval()
+        try:
+            run.train(checkpoint_minutes * 60)
+        finally:
+            encoder.eval()
     return run.state
 
 
@@ -195,8 +199,18 @@ def _check_texts(
             "finetune: needs a model with as many dense features as the encoder gives, "
             f"{encoder.num_dense}, and documents as a HybridMatrix, got num_dense={model.num_dense}"
         )
+    if not any(p.requires_grad for p in encoder.parameters()):
+        raise ValueError(
+            "finetune: encoder must have parameters that require gradients, got none; fit trains a model on "
+            "the embeddings of an encoder that stays as it is"
+        )
     dev = None if data.dev is None else data.dev[0]
+    if dev is not None and not isinstance(dev, HybridMatrix):
+        raise ValueError(f"finetune: X_dev must be a HybridMatrix like X, got {type(dev).__name__}")
     for name, given, documents in (("texts", texts, data.X), ("texts_dev", texts_dev, dev)):
+        each = () if given is None else given
+        if isinstance(given, str) or not all(isinstance(text, str) for text in each):
+            raise TypeError(f"finetune: {name} must be a list of strings, got {quote(given)}")
         count = "none" if given is None else len(given)
         expected = "none" if documents is None else documents.shape[0]
         if count != expected:

@@ -64,7 +64,7 @@ class Hyperparameters:
             length of its sparse features. See `MACH.scale_dense`.
         dense_learning_rate: Learning rate of the rows of that weight that take dense features, such as
             embeddings. Adam's eps is that of the other rows. `fit` divides the rate by the median length of
-            the sparse features.
+            the sparse features. In a joined matrix, dense features have the rate of the others.
 
     Example:
         >>> from mach_ext.training import Hyperparameters

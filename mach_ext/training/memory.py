@@ -57,8 +57,10 @@ def expected_memory(
     # their gradient, and autograd's tensors for a second layer.
     target = torch.device(device)
     G = min(R, group_size(batch_size, B, 4, target))
-    features, E = nonzeros + model.num_dense, model.num_dense
-    step = 4 * (G + 1) * batch_size * B + 32 * features * batch_size
+    step = 4 * (G + 1) * batch_size * B + 32 * nonzeros * batch_size
+    # Dense features are read, scaled and multiplied, and their rows have a gradient.
+    E, width = model.num_dense, B if model.is_linear else model.encoder_weight.shape[1]
+    step += 4 * E * (3 * batch_size + width)
     if not model.is_linear:
         between = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden_"))
         step += 4 * G * model.hidden_sizes[-1] * B + 4 * between + 4 * hidden
@@ -78,7 +80,7 @@ def expected_memory(
     if target.type == "cuda":
         # The scan of merge_topk holds scores as bytes, and the candidates for the default k.
         decode += documents * (R * B + 8 * min(model.num_labels, 2048 + 4 * math.isqrt(5 * model.num_labels)))
-        step += 32 * features * batch_size  # buffers of the library's sort, and the next batch
+        step += 32 * nonzeros * batch_size  # buffers of the library's sort, and the next batch
     elif index:
         # merge_topk holds the scores of a chunk of documents as bytes: 64 or more, whose scores take 12 MiB.
         decode += min(documents, max(64, (3 << 20) // (R * B))) * R * B

@@ -103,7 +103,7 @@ class LinearStep:
         weight, bias, buckets = model.bucket_weight, model.bucket_bias, model.hash.buckets
         N, R = len(batch.indptr) - 1, model.num_repetitions
         values, order = _documents(model, batch, dropout)
-        dense = self.dense_rows.features(batch)
+        dense = self.dense_rows.features(batch, dropout)
         documents, labels = (values, batch.indices, batch.indptr), _labels(batch)
         total = LossSum(bias.device)
         optimizer.begin_step()
@@ -190,7 +190,7 @@ class HiddenStep:
         """Make the step, and return the mean loss of the documents."""
         model, optimizer = self.model, self.optimizer
         values, order = _documents(model, batch, dropout)
-        dense = self.dense_rows.features(batch)
+        dense = self.dense_rows.features(batch, dropout)
         with torch.no_grad():
             rounded = self.rows.of(model.encoder_weight)
             documents = (values, batch.indices, batch.indptr)

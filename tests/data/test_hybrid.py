@@ -41,7 +41,7 @@ def mapped(folder, dense, mode="r"):
         DENSE > 0,
         np.asfortranarray(DENSE),
         np.ascontiguousarray(DENSE[::-1])[::-1],
-        np.matrix(DENSE),
+        DENSE.view(np.matrix),
         torch.from_numpy(DENSE),
         torch.from_numpy(DENSE).double().requires_grad_(),
         torch.from_numpy(DENSE).half(),

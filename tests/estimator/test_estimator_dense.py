@@ -55,11 +55,13 @@ def test_all_methods_are_those_of_the_model():
     np.testing.assert_array_equal(by_threshold.predict(STACKED), by_threshold.decision_function(X) >= 0)
 
 
-def test_the_same_bits_as_train():
+def test_the_same_bits_as_train(tmp_path):
     classifier = fitted(epochs=2)
     split = mach_ext.data.Split(WORDS, scipy.sparse.csr_matrix(np.eye(L)[LABELS]), dense=DENSE)
     given = {**SIZES, "epochs": 2, "holdout": False, "svm": False}
-    run = mach_ext.train(mach_ext.data.Dataset("d", "d", split), **given, output=None, progress=False)
+    run = mach_ext.train(
+        mach_ext.data.Dataset("d", "d", split), **given, output=tmp_path / "run", progress=False
+    )
     assert all(
         a.equal(b) for a, b in zip(classifier.model_.parameters(), run.model.parameters(), strict=True)
     )

@@ -95,7 +95,9 @@ def test_captum_gives_the_same_label_by_label(encoder, name, score):
 def test_float64_brute_force_converges_to_the_same(encoder, name):
     """The definition with thousands of steps, in float64 throughout."""
     model = model_of(encoder, name)
-    ours = explain.token_attributions(model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, max_steps=8192)
+    ours = explain.token_attributions(
+        model, encoder, TEXT, LABELS, vectorizer=VECTORIZER, n_steps=None, max_steps=8192
+    )
     forward = Whole(copy.deepcopy(model).double(), copy.deepcopy(encoder).double(), "logit")
     wide = forward.encoder
     ids, mask, *_ = wide.tokenize([TEXT])
@@ -122,7 +124,7 @@ def test_float64_brute_force_converges_to_the_same(encoder, name):
 def test_words_and_tokens_add_up_to_the_score(encoder, baseline):
     model = model_of(encoder, "independent")
     why = explain.token_attributions(
-        model, encoder, TEXT, vectorizer=VECTORIZER, baseline=baseline, tolerance=1e-3
+        model, encoder, TEXT, vectorizer=VECTORIZER, baseline=baseline, n_steps=None, tolerance=1e-3
     )
     X = document(encoder)
     assert why.labels.tolist() == model.predict(X)[1][0].tolist()
@@ -353,7 +355,7 @@ def test_refusals(encoder):
     with pytest.raises(ValueError, match='score must be "logit" or "model"'):
         call(score="own")
     with pytest.warns(explain.StepsWarning, match="token_attributions: max_steps 32 do not meet") as warned:
-        call(max_steps=32, tolerance=1e-9)
+        call(n_steps=None, max_steps=32, tolerance=1e-9)
     assert warned[0].filename == __file__
 
 

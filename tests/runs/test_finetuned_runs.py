@@ -145,3 +145,76 @@ def test_arguments_that_do_not_fit(home, options, message):
     with pytest.raises(ValueError, match=message):
         train(home, "none", **options)
     assert not (home / "none").exists()
+
+
+def test_another_run_on_the_dataset_finds_the_encoder(home):
+    """The dataset of a fine-tuned run has embeddings of an encoder in that run's folder."""
+    first = mach_ext.Run.open(home / "run")
+    options = {"epochs": 1, "batch_size": 8, "hidden_size": 8, "num_buckets": 8, "num_repetitions": 8}
+    mach_ext.train(first.dataset(), output=home / "second", progress=False, evaluate=False, **options)
+    second = mach_ext.Run.open(home / "second")
+    assert second.text_encoder.digest == first.text_encoder.digest
+    assert len(second.predict(["a cat"], k=1)[0]) == 1
+
+
+def test_the_encoder_is_found_from_another_working_folder(home, monkeypatch, tmp_path):
+    """It is loaded at its first use, when the program may have gone elsewhere."""
+    monkeypatch.chdir(home)
+    own, given = mach_ext.Run.open("run"), home.glob("run/text_encoder-*/config.json")
+    shutil.copytree(next(given).parent, home / "elsewhere")
+    moved = mach_ext.Run.open("run", text_encoder="elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert own.predict("a cat", k=1) == moved.predict("a cat", k=1)
+
+
+def test_a_record_does_not_lead_out_of_the_folder(home, tmp_path):
+    """A damaged record would make `compress` copy any folder."""
+    run = mach_ext.Run.open(home / "run")
+    record = json.loads(run.model.attachments["text_encoder.json"])
+    run.model.attachments["text_encoder.json"] = json.dumps({**record, "name": "../bert"}).encode()
+    run.model.save(tmp_path / "damaged")
+    with pytest.raises(ValueError, match=r"text_encoder\.json of the model: name must be that of a trained"):
+        mach_ext.Run.open(tmp_path / "damaged")
+
+
+def test_a_copy_of_a_run_whose_encoder_is_elsewhere(home, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "run")
+    (own,) = [folder for folder in (tmp_path / "run").glob("text_encoder-*") if folder.is_dir()]
+    shutil.move(own, tmp_path / "moved")
+    run = mach_ext.Run.open(tmp_path / "run", text_encoder=tmp_path / "moved")
+    copy = run.compress(tmp_path / "small", split=None)
+    assert copy.predict("a cat", k=1)[0][0].label
+    assert [each for each in (tmp_path / "small").iterdir() if each.is_dir()] == []
+
+
+def test_both_trainings_have_the_same_optimiser(home):
+    """A learning rate for one optimiser is a wrong one for the other."""
+    options = {"optimizer": "adagrad", "schedule": "constant", "learning_rate": 0.2, "epochs": 1}
+    train(home, "adagrad", finetune_epochs=1, evaluate=False, **options)
+    given = mach_ext.training.read_checkpoint(home / "adagrad")["hyperparameters"]
+    assert (given["optimizer"], given["schedule"], given["learning_rate"]) == ("adagrad", "constant", 0.05)
+
+
+def test_a_new_run_does_not_delete_the_encoder_that_it_is_trained_on(home):
+    """The encoder of the run in the folder would be removed with that run."""
+    (own,) = [folder for folder in (home / "run").glob("text_encoder-*") if folder.is_dir()]
+    message = r"belongs to the run in .*run, which is replaced with its encoder; copy the encoder to another"
+    for finetune in (False, True):
+        with pytest.raises(ValueError, match=message):
+            train(home, "run", text_encoder=own, finetune=finetune, text_learning_rate=None, overwrite=True)
+    dataset = mach_ext.Run.open(home / "run").dataset()
+    with pytest.raises(ValueError, match=message):
+        mach_ext.train(dataset, output=home / "run", overwrite=True, progress=False)
+    assert mach_ext.Run.open(home / "run").text_encoder.digest == TextEncoder.load(own).digest
+
+
+def test_one_document_is_explained_without_the_embeddings_of_its_split(home, monkeypatch):
+    """A split can be large, and the data folder of a server read-only."""
+    monkeypatch.setenv("MACH_DATA", str(home / "empty"))
+    run = mach_ext.Run.open(home / "run")
+    alone = run.explain(sample_id=3, k=1, n_steps=8)
+    assert not (home / "empty").exists()
+    monkeypatch.setenv("MACH_DATA", str(home / "data"))
+    run.predict(split="test", k=1)  # embeds the split
+    beside = run.explain(sample_id=3, k=1, n_steps=8)
+    np.testing.assert_allclose(alone.explanation.scores, beside.explanation.scores, atol=1e-5)

@@ -111,6 +111,11 @@ def test_a_dataset_made_by_hand(here):
             TypeError,
             r"dataset\.train\.X must be SciPy CSR, got ndarray",
         ),
+        (
+            {"train": data.Split(X, Y, dense=[[1.0]] * 60)},
+            TypeError,
+            r"dataset\.train\.dense must be a NumPy array \[N, E\], got list",
+        ),
         ({"train": data.Split(X, Y[:50])}, ValueError, r"dataset\.train\.Y must have shape \(60, 6\), got"),
         ({"test": data.Split(*matrices(9, 5))}, ValueError, r"dataset\.test\.X must have shape \(9, 20\)"),
         ({"name": "../mine"}, ValueError, r"named .* '\.\./mine'; give output"),
@@ -123,6 +128,25 @@ def test_a_dataset_made_by_hand(here):
     with pytest.raises(TypeError, match=r"got a Dataset; .* mach_ext\.runs\.evaluate"):
         run.evaluate(dataset=by_hand())
     assert [file.name for file in here.iterdir()] == ["r"]
+
+
+def test_dense_features_of_zero_are_no_empty_document(here):
+    """The model centres them, so a document of zeros has scores and reasons of its own."""
+    X, Y = matrices()
+    split = data.Split(X, Y, dense=np.arange(60.0)[:, None] % 7 - 1)
+    run = mach_ext.train(by_hand(train=split), output="r", holdout=False, evaluate=False, **QUIET)
+    zeros = data.HybridMatrix(scipy.sparse.csr_matrix((1, D)), np.zeros((1, 1)))
+    ((answer,),) = run.iter_predict(X=zeros, k=1)
+    assert answer.features == 0
+    assert answer.labels[0].score == pytest.approx(float(run.model.predict(zeros, 1)[0][0, 0]))
+    number = runs.explanation.document_of_split(run.model, by_hand(test=zero_split()), "test", 0)
+    assert number.X.shape == (1, D + 1)
+
+
+def zero_split():
+    """A split of one document whose features are all 0."""
+    label = scipy.sparse.csr_matrix(np.eye(1, L, dtype=np.float32))
+    return data.Split(scipy.sparse.csr_matrix((1, D), dtype=np.float32), label, dense=np.zeros((1, 1)))
 
 
 def test_a_run_stays_where_it_is(here, texts, monkeypatch):

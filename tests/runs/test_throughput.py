@@ -10,16 +10,17 @@ from mach_ext.runs.workload import WORKS, Workload, random_documents
 N, D, L, R, B, H, K = 12, 60, 200, 3, 128, 8, 4
 
 
-def of_sizes(hidden=H, encoder="shared"):
-    model = mach_ext.MACH(D, L, R, B, hidden, encoder)
-    return Workload(model, *random_documents(N, D, L, nonzeros=9, labels=2), K)
+def of_sizes(hidden=H, encoder="shared", num_dense=0):
+    model = mach_ext.MACH(D, L, R, B, hidden, encoder, num_dense=num_dense)
+    return Workload(model, *random_documents(N, D, L, nonzeros=9, labels=2, num_dense=num_dense), K)
 
 
+@pytest.mark.parametrize("num_dense", [0, 5])
 @pytest.mark.parametrize(
     ("hidden", "encoder"), [(H, "shared"), (H, "independent"), ((H, 4), "shared"), (0, "shared")]
 )
-def test_every_work_runs(hidden, encoder):
-    workload = of_sizes(hidden, encoder)
+def test_every_work_runs(hidden, encoder, num_dense):
+    workload = of_sizes(hidden, encoder, num_dense)
     for name in workload.names():
         work = workload.work(name)
         work.call()
@@ -29,6 +30,18 @@ def test_every_work_runs(hidden, encoder):
         assert work.bytes > 0, name
     missing = set() if hidden else {"bucket_bce", "label_logits"}
     assert {*workload.names()} == WORKS.keys() - missing
+
+
+def test_dense_features_are_rows_of_the_first_layer_that_all_documents_have():
+    bare, w = of_sizes(), of_sizes(num_dense=5)
+    assert w.X.nnz == bare.X.nnz + 5 * N
+    assert len(w.rows) == len(bare.rows) + 5
+    assert w.work("sparse_linear").bytes == 8 * w.X.nnz + 4 * H * (len(w.rows) + N)
+    lengths = (w.X.dense**2).sum(1)
+    assert 0.2 < lengths.mean() < 5
+    model = mach_ext.MACH(D, L, R, B, H, num_dense=5)
+    works = [result.work for result in measure_throughput(model, batch_size=8, seconds=0.001)]
+    assert works == bare.names()
 
 
 def test_bytes_of_a_product_with_documents():

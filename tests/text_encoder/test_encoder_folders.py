@@ -255,7 +255,11 @@ def test_weights_in_half_precision_and_in_parts(folder, tmp_path, tiny):
         safetensors.torch.save_file({n: tensors[n] for n in some}, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(some, file)
     tiny_bert.write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+    edit(folder / "config.json", torch_dtype="float16", dtype=None)
     assert TextEncoder.load(folder).digest == encoder.digest
+    encoder.save(tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert (config["dtype"], "torch_dtype" in config) == ("float32", False)
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,15 @@ def test_the_dense_features_tell_labels_apart(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_documents_joined_or_apart_give_the_same_bits(kind, tmp_path):
+def test_documents_joined_or_apart_or_on_disk(kind, tmp_path):
+    """Joined rows go through the row operators and others through BLAS, so these differ by rounding."""
     apart, joined = fitted(kind), build(kind)
     joined.scale_dense(DENSE, training.typical_length(WORDS))
     fitted(model=joined, documents=joined.join(X))
-    assert same_bits(state(apart), state(joined))
+    assert joined.dense_center.equal(apart.dense_center)
+    assert joined.dense_scale.equal(apart.dense_scale)
+    scores = apart.predict(X, L)[0]
+    np.testing.assert_allclose(joined.predict(X, L)[0], scores, atol=2e-3 * np.abs(scores).max())
     np.save(tmp_path / "dense.npy", DENSE)
     mapped = HybridMatrix(WORDS, np.load(tmp_path / "dense.npy", mmap_mode="r"))
     assert same_bits(state(apart), state(fitted(kind, mapped)))
@@ -115,6 +119,20 @@ def test_a_fit_is_that_of_its_steps_by_autograd():
 
 
 # ------------------------------------------------------------------------------------- center and scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_feature_dropout_drops_dense_features(kind):
+    """A fit drops what `loss(dense=)` drops in training mode: of all features the same share."""
+    model = build(kind, feature_dropout=0.75)
+    settings = training.Hyperparameters.of(model, batch_size=N)
+    run = TrainingRun(model, settings, training.documents.TrainingData(X, Y))
+    (batch,) = run.batches()
+    rows = run.model_step.dense_rows
+    kept = rows.features(batch, torch.Generator().manual_seed(0))
+    whole = rows.features(batch, False)
+    assert (kept != 0).float().mean() == pytest.approx(0.25, abs=0.05)
+    torch.testing.assert_close(kept[kept != 0], 4 * whole[kept != 0])
 
 
 def test_the_length_of_the_dense_features():
@@ -363,9 +381,12 @@ def test_a_center_that_is_not_finite_is_not_saved(tmp_path):
 def test_dense_features_count_in_the_memory_of_a_step(kind):
     wide = mach_ext.MACH(D + E, L, num_repetitions=4, num_buckets=6, **KINDS[kind])
     model = build(kind)
+    width = 6 if model.is_linear else model.encoder_weight.shape[1]
     for device in ("cpu", "cuda"):
         given = training.expected_memory(model, 32, 10, device)
-        assert given["training, peak"] == training.expected_memory(wide, 32, 10 + E, device)["training, peak"]
+        bare = training.expected_memory(wide, 32, 10, device)
+        assert given["training, peak"] - bare["training, peak"] == 4 * E * (3 * 32 + width)
+        assert given["predicting, peak"] > bare["predicting, peak"]
         assert given["weights"] == training.expected_memory(wide)["weights"]
 
 

@@ -228,6 +228,70 @@ def test_bad_arguments(encoder, change, message):
         finetune(**{**given, **change})
 
 
+def test_validation_documents_joined_are_refused_before_the_work(encoder):
+    """They would have no sparse part that the new embeddings could join."""
+    texts, X, Y = corpus(encoder)
+    model = model_of()
+    joined = model.join(X)
+    with pytest.raises(ValueError, match="finetune: X_dev must be a HybridMatrix like X, got csr_matrix"):
+        finetune(model, encoder, texts, X, Y, texts, joined, Y, progress=False)
+
+
+@pytest.mark.parametrize("texts", ["x" * N, [None] * N])
+def test_texts_are_a_list_of_strings(encoder, texts):
+    """A single string is not N texts of a letter."""
+    _, X, Y = corpus(encoder)
+    with pytest.raises(TypeError, match="finetune: texts must be a list of strings, got"):
+        finetune(model_of(), encoder, texts, X, Y, progress=False)
+
+
+def test_an_encoder_without_trainable_parameters_is_refused(encoder):
+    texts, X, Y = corpus(encoder)
+    encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="finetune: encoder must have parameters that require gradients"):
+        finetune(model_of(), encoder, texts, X, Y, progress=False)
+
+
+def test_a_failure_leaves_the_encoder_in_evaluation_mode(encoder, monkeypatch):
+    """Otherwise its later embeddings would have dropout."""
+    texts, X, Y = corpus(encoder)
+
+    def fails(run, dense, gradient):
+        assert run.encoder.training
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainedEncoder, "step", fails)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model_of(), encoder, texts, X, Y, progress=False, batch_size=8)
+    assert not encoder.training
+
+
+@pytest.mark.parametrize("hidden_size", [8, 0])
+def test_gradient_to_dense_features_that_are_dropped(encoder, hidden_size):
+    """It is that of autograd with the same features dropped."""
+    texts, X, Y = corpus(encoder)
+    model = model_of(hidden_size, feature_dropout=0.5)
+    model.scale_dense(X.dense)
+    torch.nn.init.normal_(model.bucket_weight, std=0.3)
+    settings = Hyperparameters.of(model, epochs=1, batch_size=N)
+    trained = TrainedEncoder(encoder, texts, EncoderSettings(), 0, "float32")
+    run = FinetuningRun(model, settings, check_training_data(model, X, Y), trained, None, None)
+    (batch,) = run.batches()
+    twin, steps = copy.deepcopy(model).double().eval(), run.model_step
+    generator = torch.Generator().manual_seed(5)
+    values = model.drop_features(batch.values, dropout=generator).double()
+    kept = model.drop_features(torch.ones_like(batch.dense), dropout=generator)
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    dense = batch.dense.double().requires_grad_()
+    center = twin.dense_center.double()
+    dropped = center + (dense - center) * kept  # what the model centres to the dropped features
+    labels = (batch.label_indices, batch.label_indptr)
+    loss = twin.loss(values, batch.indices, batch.indptr, *labels, dense=dropped)
+    loss.backward()
+    assert steps(batch, torch.Generator().manual_seed(5)) == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(steps.dense_rows.gradient.double(), dense.grad, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "change", [{"learning_rate": -1}, {"warmup": 2}, {"accumulate": 0}, {"max_norm": "1"}]
 )

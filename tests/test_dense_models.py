@@ -425,6 +425,9 @@ def test_copies_and_states():
     with pytest.raises(RuntimeError, match="dense_center"):
         build(num_dense=0).load_state_dict(build().state_dict())
     assert not [name for name in build(num_dense=0).state_dict() if "dense" in name]
+    for name in ("dense_center", "dense_scale"):  # without it the model would answer by another center
+        with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
+            build(scaled=False).load_state_dict({n: t for n, t in model.state_dict().items() if n != name})
 
 
 def test_configuration_and_repr():

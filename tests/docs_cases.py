@@ -71,7 +71,7 @@ def definitions_and_encoder():
     need_transformers()
     if (data.data_home() / "wordnet").is_dir():
         whole = data.load("wordnet", holdout=False)
-        parts = {name: split.take(np.arange(600)) for name, split in whole.splits.items()}
+        parts = {name: split.take(np.arange(300)) for name, split in whole.splits.items()}
         data.write_folder("wordnet", dataclasses.replace(whole, **parts))
     else:
         animals("wordnet")

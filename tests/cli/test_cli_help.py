@@ -13,7 +13,7 @@ from command_cases import commands, help_texts
 from helpers import ROOT
 from typer import rich_utils
 
-from mach_ext import attack, cli, data, explain, functional, nn, runs, training
+from mach_ext import cli, data, explain, functional, nn, runs, training
 from mach_ext.cli import attack as attack_command
 from mach_ext.cli import data as data_command
 from mach_ext.cli import explain as explain_command
@@ -104,7 +104,7 @@ def test_choices_are_those_of_the_library():
     assert predict.TEXT_FORMATS == data.TEXT_FORMATS
     assert explain_command.METHODS == explain.METHODS
     assert explain_command.SCORES == explain.SCORES
-    assert tuple(attack.METHODS) == attack_command.METHODS
+    assert runs.adversarial.METHODS == attack_command.METHODS
     assert attack_command.GOALS == runs.adversarial.GOALS
     assert data_command.FORMATS == ("npz", "xmc")
 

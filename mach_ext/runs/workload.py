@@ -101,14 +101,9 @@ class Workload:
 
     def _batch_of(self, X: Any) -> data.Batch:
         (batch,) = data.iter_batches(X, self.Y, self.X.shape[0])
-<<<<<<< HEAD
         moved: dict[str, Any] = {
             name: t.to(self.device) for name, t in batch._asdict().items() if isinstance(t, Tensor)
         }
-=======
-        fields = batch._asdict().items()
-        moved: dict[str, Any] = {name: t.to(self.device) for name, t in fields if isinstance(t, Tensor)}
->>>>>>> co
         return batch._replace(**moved)
 
     @cached_property

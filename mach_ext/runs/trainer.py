@@ -132,7 +132,7 @@ def train(
     recipe = replace(recipe, svm=False) if finetune else recipe.with_solver(loaded, device)
     model = recipe.model(loaded).to(device)
     log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
-    propensity = propensity or (record.kept_propensity(folder) if resumed else None)
+    propensity = record.kept_propensity(folder) if propensity is None and resumed else propensity
     _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
     with timer(seconds, "train"):
         state = _learn(model, loaded, folder, recipe, overwrite, tuning, progress)

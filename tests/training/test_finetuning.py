@@ -89,7 +89,8 @@ def test_it_learns_what_the_frozen_encoder_does_not_say(encoder):
     model, before = model_of(), copy.deepcopy(encoder.state_dict())
     record = finetune(
         model, encoder, texts, X, Y, texts, X, Y, epochs=8, batch_size=8, learning_rate=0.02,
-        dense_learning_rate=0.3, encoder_settings=EncoderSettings(learning_rate=3e-3), progress=False,
+        dense_learning_rate=0.02, encoder_eps=1e-8, progress=False,
+        encoder_settings=EncoderSettings(learning_rate=3e-3),
     )  # fmt: skip
     assert any(not torch.equal(before[name], t) for name, t in encoder.state_dict().items())
     assert record.history[-1]["loss"] < record.history[0]["loss"] / 1.2

@@ -20,6 +20,7 @@ from mach_ext.attack.goals import Targets
 from mach_ext.attack.threats import Support
 from mach_ext.attack.token_encoder import TokenEncoder
 from mach_ext.data import HybridMatrix, Vectorizer
+from mach_ext.data import attachments as kept
 from mach_ext.data.matrices import Csr
 from mach_ext.head import MACHHead
 
@@ -40,6 +41,8 @@ class TextModel:
             raise ValueError(f"{op}: {need if E else none}, got {type(encoder).__name__}")
         if encoder is not None and encoder.num_dense != E:
             raise ValueError(f"{op}: encoder must give embeddings of E={E} entries, got {encoder.num_dense}")
+        if encoder is not None and not is_head:
+            kept.check_encoder(op, self.model.attachments, E, encoder)
         D = 0 if is_head else self.model.num_features
         if (vectorizer is not None) != (D > 0) or (
             vectorizer is not None and len(vectorizer.vocabulary) != D

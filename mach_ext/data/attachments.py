@@ -144,6 +144,22 @@ def run_encoder(attachments: Attachments) -> str | None:
     return folder
 
 
+def check_encoder(op: str, attachments: Attachments, num_dense: int, encoder: Any) -> None:
+    """Refuses another encoder than the one that the model's dense features come from, if the model names it.
+
+    Raises:
+        ValueError: The digests differ.
+    """
+    record = text_encoder(attachments, num_dense)
+    if record is None or not hasattr(encoder, "digest"):
+        return
+    if (digest := encoder.digest) != record["digest"]:
+        raise ValueError(
+            f"{op}: encoder must be the one of the model, {record['name']} with digest {record['digest']}, "
+            f"got digest {digest}"
+        )
+
+
 # -------------------------------------------------------------------------------------------- run record
 
 

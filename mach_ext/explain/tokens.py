@@ -262,6 +262,7 @@ def _check_parts(op: str, model: Any, encoder: Any, text: Any) -> None:
             f"{op}: encoder must give the E={model.num_dense} dense features of the model, "
             f"got embeddings of {encoder.num_dense} numbers"
         )
+    kept.check_encoder(op, model.attachments, model.num_dense, encoder)
     devices = model.bucket_bias.device, next(encoder.parameters()).device
     if devices[0] != devices[1]:
         raise ValueError(f"{op}: encoder must be on {devices[0]} like the model, got {devices[1]}")

@@ -5,9 +5,9 @@ An entry is a folder, named by the digest of the encoder, the precision and the 
 * `embeddings.npy` has the embeddings [N, E], float32. `embeddings.json` has their SHA-256. It is written
   last, so an entry is whole only with both.
 * `blocks.partial` is there while the entry is filled. It begins with a digest of the plan, which is the sizes
-  of the blocks. Then each block has its vectors, and in 32 bytes the SHA-256 of its number and vectors.
-  Blocks are only ever appended, and each is on the disk before the next begins. After a kill, a power cut or
-  a full disk the blocks up to the first damaged one still count. The rest is cut off.
+  of blocks and batches. Then each block has its vectors, and in 32 bytes the SHA-256 of its number and
+  vectors. Blocks are only ever appended, and each is on the disk before the next begins. After a kill, a
+  power cut or a full disk the blocks up to the first damaged one still count. The rest is cut off.
 
 The blocks hold distinct texts, longest first, so that a block and its batches are the same in every run.
 """
@@ -35,9 +35,7 @@ from mach_ext.data.json_text import write_json
 from mach_ext.data.records import ANY, digest_of, read_record, seal
 from mach_ext.data.temporaries import clear_temporaries
 
-BLOCK_TOKENS = (
-    1 << 16
-)  # A block has so many tokens, padding included: ten seconds of a small encoder on a core.
+BLOCK_TOKENS = 1 << 15  # A block has so many tokens or more: some seconds of a small encoder on a core.
 _SUM = 32  # bytes of a SHA-256
 _TOGETHER = 4096  # rows of the final file that are written at a time
 _SCHEMA = {
@@ -64,19 +62,18 @@ def corpus_key(encoder_digest: str, precision: str, texts: Sequence[str]) -> str
     return digest.hexdigest()
 
 
-def block_stops(lengths: Ints, batch_size: int) -> Ints:
+def block_stops(lengths: Ints, batches: Sequence[slice]) -> Ints:
     """Returns where blocks of texts end. A block is whole batches with at least `BLOCK_TOKENS` in all.
 
     Args:
-        lengths: Tokens of each text [U], descending.
-        batch_size: Texts in a batch. Each takes as many tokens as the longest of the batch.
+        lengths: Tokens of each text [U].
+        batches: All batches in their order.
     """
     stops, tokens = [], 0
-    for start in range(0, len(lengths), batch_size):
-        stop = min(start + batch_size, len(lengths))
-        tokens += int(lengths[start]) * (stop - start)
-        if tokens >= BLOCK_TOKENS or stop == len(lengths):
-            stops.append(stop)
+    for batch in batches:
+        tokens += int(lengths[batch].sum())
+        if tokens >= BLOCK_TOKENS or batch.stop == len(lengths):
+            stops.append(batch.stop)
             tokens = 0
     return np.array(stops, np.int64)
 
@@ -86,7 +83,7 @@ class Blocks:
 
     Args:
         path: The file.
-        key: What the embeddings are computed from.
+        plan: What the embeddings are computed from and how. If the file has another plan, it begins anew.
         stops: Where each block of texts ends.
         num_dense: Entries of a vector.
 
@@ -94,10 +91,9 @@ class Blocks:
         done: The number of whole blocks in the file.
     """
 
-    def __init__(self, path: Path, key: str, stops: Ints, num_dense: int) -> None:
+    def __init__(self, path: Path, plan: str, stops: Ints, num_dense: int) -> None:
         self.path, self.stops, self.num_dense, self.done = path, stops, num_dense, 0
-        plan = f"blocks 1 {key} {num_dense} {stops.tolist()}".encode()
-        self._plan = hashlib.sha256(plan).digest()
+        self._plan = hashlib.sha256(f"{plan} {num_dense} {stops.tolist()}".encode()).digest()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             self._find_whole()
@@ -212,8 +208,17 @@ class EmbeddingCache:
         delete_file(self._blocks)  # a kill may have left them beside the whole file
         return np.load(self._file, mmap_mode="r", allow_pickle=False), record["truncated"]
 
-    def blocks(self, stops: Ints) -> Blocks:
-        """Opens the file of blocks, after a look at the room on the disk."""
+    def blocks(self, lengths: Ints, batches: Sequence[slice]) -> Blocks:
+        """Opens the file of blocks, after a look at the room on the disk.
+
+        Args:
+            lengths: Tokens of each text in the blocks [U].
+            batches: The batches that are embedded, in their order.
+
+        Raises:
+            OSError: There is too little room.
+        """
+        stops = block_stops(lengths, batches)
         row = 4 * self.shape[1]
         there = self._blocks.stat().st_size if self._blocks.exists() else 0
         needed = max(0, row * int(stops[-1]) - there) + row * self.shape[0]
@@ -221,7 +226,8 @@ class EmbeddingCache:
         if needed > free:
             sizes = f"the embeddings take {size_in_words(needed)}, and {size_in_words(free)} are free"
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(self.folder))
-        return Blocks(self._blocks, self.key, stops, self.shape[1])
+        plan = f"blocks 1 {self.key} {[batch.stop for batch in batches]}"
+        return Blocks(self._blocks, plan, stops, self.shape[1])
 
     def finish(self, blocks: Blocks, rows: Ints, truncated: int, encoder: dict[str, Any]) -> None:
         """Makes the final files of the whole blocks.

@@ -155,6 +155,21 @@ class Corpus:
         """Returns U, the number of distinct texts."""
         return len(self.lengths)
 
+    def batches(self, most_tokens: int, most_texts: int | None = None) -> list[slice]:
+        """Returns batches of distinct texts that cover all of them.
+
+        Args:
+            most_tokens: Tokens in a batch, padding included. A single text may have more.
+            most_texts: Texts in a batch. None: any number.
+        """
+        start, batches = 0, []
+        while start < len(self):
+            texts = max(1, most_tokens // int(self.lengths[start]))  # the first is the longest
+            stop = min(len(self), start + min(texts, most_texts or texts))
+            batches.append(slice(start, stop))
+            start = stop
+        return batches
+
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Returns token numbers and attention mask of some distinct texts, both [n, T], int64."""
         lengths = self.lengths[start:stop]

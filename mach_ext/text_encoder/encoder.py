@@ -15,7 +15,7 @@ from mach_ext._memory import check_memory, memory_errors, memory_shortage
 from mach_ext.data.files import PathLike
 from mach_ext.data.home import data_home
 from mach_ext.data.records import ANY, check_record
-from mach_ext.text_encoder._cache import EmbeddingCache, block_stops, corpus_key
+from mach_ext.text_encoder._cache import EmbeddingCache, corpus_key
 from mach_ext.text_encoder._layout import POOLINGS, Layout, read_layout
 from mach_ext.text_encoder._loading import encoder_digest, load_model, load_tokenizer, tokenizer_files
 from mach_ext.text_encoder._locating import Place, locate
@@ -32,7 +32,9 @@ from mach_ext.text_encoder._tokens import (
 Vectors = NDArray[np.float32]
 
 _PRECISIONS = ("float32", "bfloat16")
-_BATCH = {"cpu": 32, "cuda": 256}  # texts that `embed` passes through the model at a time
+# Tokens that pass through the model at a time. On the CPU larger batches leave its caches: all-MiniLM-L6-v2
+# takes texts of 165 tokens twice as fast 4 at a time as 32 at a time. Short texts lose nothing.
+_BATCH_TOKENS = {"cpu": 1 << 10, "cuda": 1 << 15}
 _RECORD = {
     "name": str,
     "revision": (str, type(None)),
@@ -312,7 +314,8 @@ class TextEncoder(nn.Module):
 
         Args:
             texts: The N texts.
-            batch_size: Texts that pass through the model at a time.
+            batch_size: The largest number of texts that pass through the model at a time. On the CPU they are
+                fewer if they are long, because that is faster.
             progress: Show a progress bar.
             precision: "float32", or on a GPU "bfloat16". The result is float32 for both.
             remarks: A list to which a sentence about texts that were cut is added.
@@ -345,8 +348,7 @@ class TextEncoder(nn.Module):
             self._inference(precision),
             progress_bar("encode", "token", int(corpus.lengths.sum()), 0, progress) as bar,
         ):
-            for start in range(0, len(corpus), batch_size):
-                at = slice(start, start + batch_size)
+            for at in corpus.batches(self._batch_tokens(), batch_size):
                 vectors[at] = self._batch(op, corpus, at)
                 bar.update(int(corpus.lengths[at].sum()))
         return vectors[corpus.rows]
@@ -412,17 +414,20 @@ class TextEncoder(nn.Module):
     def _fill(self, store: EmbeddingCache, texts: list[str], progress: bool, precision: str) -> None:
         """Embeds texts block by block into a cache."""
         op, corpus = "TextEncoder.embed", Corpus(self._tokenizer, texts, progress)
-        batch = _BATCH["cpu" if self._device.type == "cpu" else "cuda"]
-        stops = block_stops(corpus.lengths, batch)
-        tokens = np.append(0, np.cumsum(corpus.lengths))
-        with store.blocks(stops) as blocks, self._inference(precision):
-            start = blocks.texts_done
-            with progress_bar("embed", "token", int(tokens[-1]), int(tokens[start]), progress) as bar:
-                for stop in stops[blocks.done :].tolist():
-                    batches = (slice(at, min(at + batch, stop)) for at in range(start, stop, batch))
-                    blocks.append(np.concatenate([self._batch(op, corpus, at) for at in batches]))
-                    bar.update(int(tokens[stop] - tokens[start]))
-                    start = stop
+        batches = corpus.batches(self._batch_tokens())
+        with store.blocks(corpus.lengths, batches) as blocks, self._inference(precision):
+            done = blocks.texts_done
+            tokens = int(corpus.lengths[:done].sum()), int(corpus.lengths.sum())
+            parts: list[Vectors] = []  # of a block
+            with progress_bar("embed", "token", tokens[1], tokens[0], progress) as bar:
+                for at in batches:
+                    if at.start < done:
+                        continue
+                    parts.append(self._batch(op, corpus, at))
+                    bar.update(int(corpus.lengths[at].sum()))
+                    if at.stop == blocks.stops[blocks.done]:
+                        blocks.append(np.concatenate(parts))
+                        parts.clear()
             store.finish(blocks, corpus.rows, corpus.truncated, self.record())
 
     def _batch(self, op: str, corpus: Corpus, at: slice) -> Vectors:
@@ -434,6 +439,10 @@ class TextEncoder(nn.Module):
             text = int(np.flatnonzero(corpus.rows == at.start + row)[0])
             raise ValueError(f"{op}: embeddings must be finite, got NaN or infinity for texts[{text}]")
         return vectors
+
+    def _batch_tokens(self) -> int:
+        """Returns how many tokens should pass through the model at a time."""
+        return _BATCH_TOKENS["cpu" if self._device.type == "cpu" else "cuda"]
 
     def _probe(self) -> int:
         """Embeds an empty text, and returns the number of entries.

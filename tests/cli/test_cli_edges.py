@@ -13,7 +13,7 @@ import pytest
 from command_cases import NAMES, SHOWN, UNSAFE, write_texts
 
 from mach_ext import _terminal, cli, data, nn, runs
-from mach_ext.runs import run
+from mach_ext.runs import opened
 
 
 @pytest.fixture
@@ -412,7 +412,7 @@ def test_paths_are_checked_before_the_work(here, capsys, monkeypatch, argv, mess
     def fail(*args, **kwargs):
         raise AssertionError("work")
 
-    for module, name in ((data, "load"), (run, "load_dataset"), (nn.MACH, "predict")):
+    for module, name in ((data, "load"), (opened, "load_dataset"), (nn.MACH, "predict")):
         monkeypatch.setattr(module, name, fail)
     before = sorted(here.rglob("*"))
     assert cli.main(argv) == 1

@@ -19,7 +19,6 @@ from mach_ext.cli import data as data_command
 from mach_ext.cli import explain as explain_command
 from mach_ext.cli import options, predict, train
 from mach_ext.cli.values import Derived
-from mach_ext.runs import adversarial
 
 COMMANDS = {name: command for name, command in commands() if not hasattr(command, "commands")}
 ENVIRONMENT = {
@@ -105,7 +104,7 @@ def test_choices_are_those_of_the_library():
     assert predict.TEXT_FORMATS == data.TEXT_FORMATS
     assert explain_command.METHODS == explain.METHODS
     assert explain_command.SCORES == explain.SCORES
-    assert adversarial.METHODS == attack_command.METHODS
+    assert runs.adversarial.METHODS == attack_command.METHODS
     assert attack_command.GOALS == runs.adversarial.GOALS
     assert data_command.FORMATS == ("npz", "xmc")
 

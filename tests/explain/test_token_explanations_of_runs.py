@@ -52,7 +52,7 @@ def test_a_text_is_explained_by_its_words_and_tokens(run, tmp_path):
     (answer,) = run.predict([TEXT], k=2)
     assert found.labels.tolist() == [best.id for best in answer]
     np.testing.assert_allclose(found.model_scores, [best.score for best in answer], rtol=1e-4, atol=1e-5)
-    bound = 1e-3 * (np.abs(found.scores) + np.abs(found.baseline_scores))
+    bound = 1e-2 * (np.abs(found.scores) + np.abs(found.baseline_scores))  # at 64 steps
     assert (np.abs(found.delta) <= bound).all()
     why.save(tmp_path / "why")
     kept = json.loads((tmp_path / "why" / "explanation.json").read_text())

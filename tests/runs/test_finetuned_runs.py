@@ -70,6 +70,16 @@ def test_the_run_has_an_encoder_of_its_own(home):
     assert np.allclose(run.model.predict(X)[0], scores, atol=1e-5)
 
 
+def test_the_encoder_before_training_is_refused(home):
+    """Its embeddings have the same size, so that wrong attributions would go unnoticed."""
+    run, former = mach_ext.Run.open(home / "run"), TextEncoder.load(home / "bert")
+    vectorizer = run.columns.vectorizer
+    with pytest.raises(ValueError, match="token_attributions: encoder must be the one of the model"):
+        mach_ext.explain.token_attributions(run.model, former, "a cat", [0], vectorizer=vectorizer)
+    with pytest.raises(ValueError, match="WordDeletion: encoder must be the one of the model"):
+        mach_ext.attack.WordDeletion(run.model, former, vectorizer)
+
+
 def test_metrics_are_those_of_the_trained_encoder(home):
     run = mach_ext.Run.open(home / "run")
     kept = json.loads((home / "run" / "metrics.json").read_text())

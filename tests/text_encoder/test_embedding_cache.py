@@ -17,15 +17,16 @@ from helpers import killed_at
 
 from mach_ext.text_encoder import TextEncoder, _cache
 from mach_ext.text_encoder import encoder as encoder_module
+from mach_ext.text_encoder._tokens import Corpus
 
 TEXTS = [" ".join(random.Random(i).choices(tiny_bert.WORDS, k=i % 23)) for i in range(120)]
 
 
 @pytest.fixture
 def many_blocks(monkeypatch):
-    """A block for each batch of four texts."""
+    """A block for each batch, and a batch for each 60 tokens: two long texts or more short ones."""
     monkeypatch.setattr(_cache, "BLOCK_TOKENS", 1)
-    monkeypatch.setattr(encoder_module, "_BATCH", {"cpu": 4})
+    monkeypatch.setattr(encoder_module, "_BATCH_TOKENS", {"cpu": 60})
 
 
 @pytest.fixture
@@ -125,7 +126,9 @@ def test_going_on_computes_the_rest_alone(tiny, tmp_path, whole, monkeypatch):
         tiny.embed(TEXTS, cache, progress=False)
     done = calls[:-1]
     tiny.embed(TEXTS, cache, progress=False)
-    assert calls[10:] == [*range(done[-1] + 4, len({*TEXTS}), 4)]
+    assert done == [*range(0, 18, 2)]  # two of 24 tokens at a time
+    assert calls[10] == 18
+    assert calls[10:] == sorted({*calls[10:]})
     assert content(cache) == whole
     calls.clear()
     tiny.embed(TEXTS, cache, progress=False)
@@ -141,7 +144,7 @@ def test_bar_starts_at_what_is_done(tiny, tmp_path, many_blocks, monkeypatch, ca
     lengths = sorted((len(tiny.tokenize([text]).input_ids[0]) for text in {*TEXTS}), reverse=True)
     assert (what, unit, shown) == ("embed", "token", True)
     assert total == sum(lengths)
-    assert done in [sum(lengths[:n]) for n in range(4, 40, 4)]
+    assert done in [sum(lengths[:n]) for n in range(1, 60)]
 
 
 class NoBar:
@@ -177,7 +180,7 @@ def test_torn_and_damaged_blocks(tiny, tmp_path, whole):
         at = rng.randrange(len(blocks))
         damaged.append(blocks[:at] + bytes([blocks[at] ^ 1 << rng.randrange(8)]) + blocks[at + 1 :])
         damaged.append(blocks[:at] + bytes(len(blocks) - at))
-    size = 4 * tiny.num_dense * 4 + 32
+    size = 4 * tiny.num_dense * 2 + 32
     damaged.append(blocks[:32] + blocks[32 + size : 32 + 2 * size] * 2)  # a block in the place of another
     folder = path.parent
     for number, blocks in enumerate(damaged):
@@ -218,9 +221,9 @@ def test_blocks_beside_a_whole_entry_are_deleted(tiny, tmp_path):
 def test_other_blocks_than_planned_do_not_count(tiny, tmp_path, whole, monkeypatch):
     """As after an update of the package that makes larger blocks."""
     cache = tmp_path / "cache"
-    monkeypatch.setattr(encoder_module, "_BATCH", {"cpu": 5})
+    monkeypatch.setattr(encoder_module, "_BATCH_TOKENS", {"cpu": 70})
     half_filled(tiny, cache)
-    monkeypatch.setattr(encoder_module, "_BATCH", {"cpu": 4})
+    monkeypatch.setattr(encoder_module, "_BATCH_TOKENS", {"cpu": 60})
     tiny.embed(TEXTS, cache, progress=False)
     assert content(cache) == whole
 
@@ -344,7 +347,14 @@ def test_no_texts_need_no_file(tiny, tmp_path):
 def test_blocks_are_whole_batches(monkeypatch):
     monkeypatch.setattr(_cache, "BLOCK_TOKENS", 100)
     lengths = np.array([30] * 5 + [9] * 20 + [2] * 7)
-    stops = _cache.block_stops(lengths, 4)
-    assert stops.tolist() == [4, 8, 20, 32]  # 120, 120, 36 + 36 + 36, the rest
-    assert _cache.block_stops(lengths[:1], 4).tolist() == [1]
-    assert _cache.block_stops(lengths[:0], 4).tolist() == []
+    corpus = Corpus.__new__(Corpus)
+    corpus.lengths = lengths
+    batches = corpus.batches(90)
+    stops = [batch.stop for batch in batches]
+    assert stops == [3, 6, 16, 26, 32]  # 30 30 30, 30 30 9, 10 * 9, 9 * 9 + 2, the rest
+    assert [batch.start for batch in batches] == [0, *stops[:-1]]
+    assert _cache.block_stops(lengths, batches).tolist() == [6, 26, 32]  # 90 + 69, 90 + 83, 12
+    assert [batch.stop for batch in corpus.batches(90, 4)] == [3, 6, 10, 14, 18, 22, 26, 30, 32]
+    assert len(corpus.batches(1)) == 32
+    corpus.lengths = lengths[:0]
+    assert corpus.batches(90) == []

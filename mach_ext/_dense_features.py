@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import HybridMatrix, check_columns, check_csr, check_dense
-from mach_ext.data.hybrid import JoinOverflow, row_blocks
+from mach_ext.data.hybrid import JoinOverflow, mean_row, row_blocks
 from mach_ext.data.matrices import Csr
 from mach_ext.functional._checks import check_contents, check_documents, is_readable
 
@@ -324,8 +324,7 @@ def _center_and_spread(dense: NDArray[Any]) -> tuple[NDArray[np.float32], float]
     Both are those of the float32 numbers that models take. A second pass sums the squares, because a
     difference of two large sums would lose the spread.
     """
-    total = sum(np.asarray(dense[block], np.float32).sum(0, dtype=np.float64) for block in row_blocks(dense))
-    center = (total / len(dense)).astype(np.float32)
+    center = mean_row(dense)
     squares = 0.0
     for block in row_blocks(dense):
         differences = np.asarray(dense[block], np.float32) - center.astype(np.float64)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import HybridMatrix, check_columns, check_csr, check_labels, row_lengths
-from mach_ext.data.hybrid import row_blocks
+from mach_ext.data.hybrid import mean_row, row_blocks
 from mach_ext.data.matrices import Csr
 from mach_ext.functional import as_int
 
@@ -89,7 +89,7 @@ class Neighbors:
         check_memory("Neighbors: copies of X and Y", needed, "pass fewer documents", N=N, D=D)
         self._center: NDArray[np.float32] | None = None  # [E], if there are dense features
         if isinstance(X, HybridMatrix):
-            self._center = _mean_row(X.dense)
+            self._center = mean_row(X.dense)
             sparse, self._dense = self._unit_parts(X)  # [N, D], [N, E]
         else:
             sparse = _unit_rows(X)
@@ -302,14 +302,6 @@ def _kept(
         indices.append(columns[best])
         counts.append(best.size)
     return scipy.sparse.csr_matrix((np.concatenate(data), np.concatenate(indices), np.cumsum(counts)), shape)
-
-
-def _mean_row(dense: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the mean of the rows, [E]."""
-    total = np.zeros(dense.shape[1])
-    for rows in row_blocks(dense):
-        total += np.asarray(dense[rows], np.float32).sum(0, dtype=np.float64)
-    return (total / max(1, len(dense))).astype(np.float32)
 
 
 def _unit_rows(X: Csr) -> Csr:

@@ -230,6 +230,14 @@ def row_blocks(dense: NDArray[Any]) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(dense), rows))
 
 
+def mean_row(dense: NDArray[Any]) -> NDArray[np.float32]:
+    """Returns the mean of the rows [E], summed in float64 block by block. Without rows it is 0."""
+    total = np.zeros(dense.shape[1])
+    for rows in row_blocks(dense):
+        total += np.asarray(dense[rows], np.float32).sum(0, dtype=np.float64)
+    return (total / max(1, len(dense))).astype(np.float32)
+
+
 def check_dense(matrix: Any, name: str = "dense") -> NDArray[Any]:
     """Checks a dense matrix completely, block by block, and returns it without a copy.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,6 @@ from mach_ext.runs.arguments import spell
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.text_encoders import RunEncoder, encoder_of, with_embeddings
 from mach_ext.training.finetuning import GENTLE
-
-log = logging.getLogger("mach_ext")
 
 _RATES = ("learning_rate", "encoder_learning_rate", "dense_learning_rate")
 _SHARED = (

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mach_ext import data
 from mach_ext.data import attachments as kept
+from mach_ext.data.folders.files import PARTS
 from mach_ext.runs.arguments import spell
 from mach_ext.text_encoder import TextEncoder
 
@@ -186,13 +187,10 @@ def with_embeddings(dataset: data.Dataset, encoder: RunEncoder) -> data.Dataset:
         if split.texts is None:
             raise ValueError(
                 f"{dataset.path}: {argument} needs the texts of all splits, and {name} has none; they are "
-                f"lines of JSON, or X.{_PART[name]}.txt beside the matrices, with a text on each line"
+                f"lines of JSON, or X.{PARTS[name][0]}.txt beside the matrices, with a text on each line"
             )
         made[name] = replace(split, dense=data.TextEmbeddings(encoder, split.texts))
     return replace(dataset, **made)
-
-
-_PART = {"train": "trn", "dev": "dev", "test": "tst"}
 
 
 def check_resumed(started: dict[str, Any], encoder: RunEncoder | None) -> None:

@@ -11,6 +11,11 @@ from mach_ext._dropout import Dropout, drop
 from mach_ext._memory import memory_errors
 
 
+def initial_std(name: str, shape: tuple[int, ...]) -> float:
+    """Return the standard deviation that the initial values of a weight are drawn with."""
+    return 0.1 if name == "encoder_weight" else float(shape[-2]) ** -0.5
+
+
 class _Encoder(_DenseFeatures):
     """The part of `mach_ext.MACH` from documents to hidden units. Linear MACH has dropout alone."""
 
@@ -37,7 +42,7 @@ class _Encoder(_DenseFeatures):
             if name.endswith("_bias"):
                 parameter.zero_()
             else:
-                std = 0.1 if name == "encoder_weight" else parameter.shape[-2] ** -0.5
+                std = initial_std(name, parameter.shape)
                 drawn = parameter if parameter.is_cpu else torch.empty_like(parameter, device="cpu")
                 parameter.copy_(drawn.normal_(0, std, generator=generator))
 

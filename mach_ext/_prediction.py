@@ -119,8 +119,9 @@ def precision_option(precision: str) -> dict[str, Any]:
 
 def _is_rounded(model: Any, precision: str) -> bool:
     """Return whether a precision needs a copy of the bucket weight, kept beside it."""
-    is_parameter = "bucket_weight" in model.head._parameters
-    return is_parameter and precision == "bfloat16" and model.bucket_weight.dtype != torch.bfloat16
+    if precision != "bfloat16":
+        return False
+    return "bucket_weight" in model.head._parameters and model.bucket_weight.dtype != torch.bfloat16
 
 
 def _batch_bytes(model: Any, documents: int, precision: str) -> int:

@@ -156,7 +156,7 @@ def test_pruned_and_parametrized_weights_are_kept_as_they_are_used(tmp_path, who
 def test_the_record_of_a_head(tmp_path):
     head_of(per_repetition=True).save(tmp_path)
     record = record_of(tmp_path)
-    assert record["format"] == 5
+    assert record["format"] == 6
     assert record["head"] == {**SIZES, "merge": "mean_logit", "seed": 0, "per_repetition": True}
     assert "model" not in record
     mach_ext.MACH(10, L, R, B, hidden_size=H).save(
@@ -244,7 +244,7 @@ def test_other_types_at_every_place_of_a_record(tmp_path, options):
     ("change", "message"),
     [
         (lambda record: record.update(format=3), "model is missing"),
-        (lambda record: record.update(format=6), "format must be 1 to 5 for this mach_ext, got 6"),
+        (lambda record: record.update(format=7), "format must be 1 to 6 for this mach_ext, got 7"),
         (lambda record: record.update(model=record["head"]), "must have no key 'model'"),
         (lambda record: record["head"].update(encoder="shared"), "must have no key 'encoder'"),
         (lambda record: record["head"].update(merge="mean"), "MACHHead: merge must be one of"),

@@ -6,11 +6,11 @@ admits one writer at a time. Readers take no lock. They start again if `model.js
 read.
 """
 
+from mach_ext._model_folder.extents import Shape
 from mach_ext._model_folder.journal import delete, lock
 from mach_ext._model_folder.loading import load
 from mach_ext._model_folder.record import (
     MODEL_SCHEMA,
-    Shape,
     files_of,
     is_compressed,
     parameter_shapes,

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from mach_ext import compression
 from mach_ext._memory import check_memory
+from mach_ext._model_folder.extents import Extent, Shape, part_shapes, whole_extent
 from mach_ext._model_folder.record import (
-    Shape,
     configuration_of,
     kind_of,
     parameter_shapes,
     read_model_record,
     scaling_shapes,
+    shards_of,
 )
 from mach_ext._model_folder.saving import ADVICE
-from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite, read_tensors
+from mach_ext._model_folder.shards import read_part
+from mach_ext._model_folder.tensors import Header, check_dtypes, check_finite
 from mach_ext.data.files import open_file
 from mach_ext.hashing import LabelHash
 
@@ -72,15 +74,11 @@ def _load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.de
 
 
 def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    file, steps = folder / record["weights"]["file"], record["weights"].get("steps", {})
-    shapes = parameter_shapes(configuration_of(record))
-    tensors = read_tensors(
-        file,
-        "truncated or edited",
-        lambda header: _check_header(file, header, record, shapes),
-        record["weights"]["sha256"],
-    )
+    configuration, steps = configuration_of(record), record["weights"].get("steps", {})
+    shapes = parameter_shapes(configuration)
+    tensors = read_weights(folder, record, whole_extent(configuration))
     decoded = sum(4 * math.prod(shapes[name]) for name in steps)
+    file = folder / shards_of(record)[0].file
     check_memory(f"load: the compressed weights in {file}", decoded, ADVICE)
     for name, step in steps.items():
         try:
@@ -91,16 +89,31 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_header(file: Path, header: Header, record: dict[str, Any], shapes: dict[str, Shape]) -> None:
+def read_weights(folder: Path, record: dict[str, Any], extent: Extent) -> dict[str, Tensor]:
+    """Read the tensors of a model record that belong to an extent. Compressed weights stay streams."""
+    configuration, shards = configuration_of(record), shards_of(record)
+    shapes = parameter_shapes(configuration)
+
+    def check(file: Path, header: Header, held: Extent) -> None:
+        _check_header(file, header, record, part_shapes(shapes, configuration, held), held)
+
+    if len(shards) > 1:
+        held = part_shapes(shapes, configuration, extent).values()
+        check_memory(f"load: the weights in the shards of {folder}", 4 * sum(map(math.prod, held)), ADVICE)
+    return read_part(folder, shards, "truncated or edited", check, configuration, extent)
+
+
+def _check_header(
+    file: Path, header: Header, record: dict[str, Any], shapes: dict[str, Shape], extent: Extent
+) -> None:
     """Compare the header of a tensor file with the claims of the record."""
-    steps = record["weights"].get("steps", {})
-    R, B = shapes["bucket_bias"]
-    scaling = scaling_shapes(configuration_of(record))
+    steps, configuration = record["weights"].get("steps", {}), configuration_of(record)
+    scaling = part_shapes(scaling_shapes(configuration), configuration, extent)
     expected = shapes | scaling
     if record["hash"]["kind"] == "table":
-        expected["hash.buckets"] = (R, configuration_of(record)["num_labels"])
+        expected["hash.buckets"] = (len(extent.repetitions), configuration["num_labels"])
     if "logit_adjustment" in header:
-        expected["logit_adjustment"] = (R, B)
+        expected["logit_adjustment"] = shapes["bucket_bias"]
     shapes_held = {name: shape for name, (_, shape) in header.items()}
     for name, step in steps.items():
         if not (name in shapes and name.endswith("weight") and step > 0):

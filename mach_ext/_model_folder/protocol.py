@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mach_ext._model_folder.extents import Extent
 from mach_ext.hashing import LabelHash
 
 
@@ -22,3 +23,20 @@ class SavableModel(Protocol):
     @property
     def bucket_weight(self) -> nn.Parameter:
         """The weight of the bucket classifiers."""
+
+
+class SavablePart(Protocol):
+    """The part of a model that a process holds, as its folder knows it.
+
+    Attributes:
+        model: The model of the part's repetitions.
+        extent: What the part holds.
+        seed: The seed of the whole label hash. None: it is a table.
+    """
+
+    model: Any
+    extent: Extent
+    seed: int | None
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the constructor arguments of the whole model."""

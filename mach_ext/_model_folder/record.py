@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from mach_ext._model_folder.extents import (
+    Shape,
+    Shard,
+    check_shards,
+    joint_digest,
+    shard_of,
+    whole_extent,
+)
 from mach_ext.data.records import ANY, check_record, digest_of, read_record
 
 # The formats of a model folder. Format 1 has uncompressed weights, and format 2 has compressed weights.
 # Format 3 has either. Its attachments also say how documents become rows. Format 4 also says whether it holds
-# a model or a head alone. Format 5, which `save` writes, may have a model with dense features.
-FORMATS = (1, 2, 3, 4, 5)
+# a model or a head alone. Format 5 may have a model with dense features. Format 6, which `save` writes, may
+# have its weights in several files.
+FORMATS = (1, 2, 3, 4, 5, 6)
 ATTACHMENT = re.compile(r"[\w-]+\.\w+")
 # The names of files that `save` writes beside model.json. Only such files are ever deleted, and only if a
 # record names them.
 OWN_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.\w+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-Shape: TypeAlias = tuple[int, ...]
-
 
 _size = range(1, 2**62)
 MODEL_SCHEMA = {
@@ -44,10 +50,18 @@ _HEAD_SCHEMA = {
     "seed": int,
     "per_repetition": bool,
 }
+_start = range(2**62)
 _SCHEMA = {
     "format": int,
     "hash": {"kind": {"seeded", "table"}, "seed": (int, type(None))},
-    "weights": {"file": str, "sha256": SHA256, "steps?": {"*": float}},
+    "weights": {
+        "file?": str,
+        "sha256": SHA256,
+        "steps?": {"*": float},
+        "shards?": [
+            {"file": str, "sha256": SHA256, "repetitions": [_start, _start], "units": [_start, _start]}
+        ],
+    },
     "attachments": {"*": str},
     "sha256": SHA256,
 }
@@ -67,14 +81,13 @@ def read_model_record(folder: Path) -> dict[str, Any]:
         what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
     if type(record["format"]) is not int or record["format"] not in FORMATS:
-        raise ValueError(f"{file}: format must be 1 to 5 for this mach_ext, got {record['format']!r}")
+        raise ValueError(f"{file}: format must be 1 to 6 for this mach_ext, got {record['format']!r}")
     is_head = record["format"] >= 4 and "head" in record
     schema = {"head": _HEAD_SCHEMA} if is_head else {"model": MODEL_SCHEMA}
     check_record(record, f"{file}: not a model record", _SCHEMA | schema)
     if record["sha256"] != digest_of(record):
         raise ValueError(f"{file}: edited: its contents do not match their SHA-256")
-    if record["weights"]["file"] != own_name("weights.safetensors", record["weights"]["sha256"]):
-        raise ValueError(f"{file}: not a model record: weights.file must carry the digest of the weights")
+    _check_weights(f"{file}: not a model record", record)
     for name, attached in record["attachments"].items():
         stem, dot, suffix = name.partition(".")
         own = re.escape(f"{stem}-") + "[0-9a-f]{12}" + re.escape(dot + suffix)
@@ -84,6 +97,28 @@ def read_model_record(folder: Path) -> dict[str, Any]:
                 f"like labels-0123456789ab.json, got {name!r}: {attached!r}"
             )
     return record
+
+
+def _check_weights(what: str, record: dict[str, Any]) -> None:
+    """Refuse weights whose files and digests do not fit together."""
+    weights = record["weights"]
+    if ("file" in weights) == ("shards" in weights) or ("shards" in weights and "steps" in weights):
+        raise ValueError(f"{what}: weights must have a file, or shards without steps")
+    shards = shards_of(record)
+    if "shards" in weights:
+        check_shards(what, shards, configuration_of(record))
+        if weights["sha256"] != joint_digest(shard.sha256 for shard in shards):
+            raise ValueError(f"{what}: weights.sha256 must be the digest of the shards")
+    if any(shard.file != own_name("weights.safetensors", shard.sha256) for shard in shards):
+        raise ValueError(f"{what}: weights.file must carry the digest of the weights")
+
+
+def shards_of(record: dict[str, Any]) -> list[Shard]:
+    """Return the shards of a model record. A model in one file has one."""
+    weights, configuration = record["weights"], configuration_of(record)
+    if "shards" not in weights:
+        return [Shard(weights["file"], weights["sha256"], whole_extent(configuration))]
+    return [shard_of(entry) for entry in weights["shards"]]
 
 
 def own_name(name: str, digest: str) -> str:
@@ -109,7 +144,7 @@ def files_of(folder: Path) -> set[str]:
         record = read_model_record(folder)
     except ValueError:
         return set()
-    return {record["weights"]["file"], *record["attachments"].values()}
+    return {*(shard.file for shard in shards_of(record)), *record["attachments"].values()}
 
 
 def kind_of(record: dict[str, Any]) -> str:

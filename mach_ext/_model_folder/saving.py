@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +15,9 @@ from torch import Tensor
 from mach_ext import compression
 from mach_ext._distributed import check_whole
 from mach_ext._memory import check_memory
+from mach_ext._model_folder.extents import Shard, cut_of, entry_of, joint_digest
 from mach_ext._model_folder.journal import lock, replacing
-from mach_ext._model_folder.protocol import SavableModel
+from mach_ext._model_folder.protocol import SavableModel, SavablePart
 from mach_ext._model_folder.record import ATTACHMENT, FORMATS, own_name, parameter_shapes, scaling_shapes
 from mach_ext._model_folder.tensors import (
     check_dtypes,
@@ -36,29 +40,113 @@ def save(op: str, model: SavableModel, folder: Path, step: float | None) -> None
     """Implement `MACH.save` and `MACHHead.save`, which messages call `op`."""
     weights = _weights_of(model)
     check_whole(op, weights.values())
-    attached = {}
-    for name, content in model.attachments.items():
-        if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):
-            raise ValueError(f"{op}: an attachment must be bytes, named like labels.json, got {name!r}")
-        attached[name] = own_name(name, hashlib.sha256(content).hexdigest())
+    attached = _attached_files(op, model.attachments)
     steps = {} if step is None else _steps(op, model, weights, step)
     tensors = _tensors_of(op, model, weights, steps)
     digest = tensors_digest(tensors)
     file = own_name("weights.safetensors", digest)
-    configuration = model.configuration()
-    record = {
-        "format": FORMATS[-1],
-        ("model" if "num_features" in configuration else "head"): configuration,
-        "hash": {"kind": "table" if model.hash.seed is None else "seeded", "seed": model.hash.seed},
-        "weights": {"file": file, "sha256": digest} | ({"steps": steps} if steps else {}),
-        "attachments": attached,
-    }
+    weights_entry = {"file": file, "sha256": digest} | ({"steps": steps} if steps else {})
+    record = _record(model.configuration(), model.hash.seed, weights_entry, attached)
     with lock(folder, op), replacing(folder, {file, *attached.values()}):
         save_tensors(folder / file, tensors)
-        for name, own in attached.items():
-            with atomic_write(folder / own) as out:
-                out.write(model.attachments[name])
-        write_json(folder / "model.json", seal(record))
+        _write_record(folder, record, model.attachments)
+
+
+def save_part(op: str, part: SavablePart, folder: Path, collect: Callable[[Any], list[Any]]) -> None:
+    """Save a model of which each process holds a part. Each writes its own file, and the first the record.
+
+    All processes call this function at the same time. If one of them fails, all raise its error, and the
+    former model stays.
+
+    Args:
+        op: How messages call the operation.
+        part: The part of this process.
+        folder: The folder of the model.
+        collect: Returns the values of all processes, in their order.
+
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: Weights are not finite, or another run is training in the folder.
+    """
+    tensors, attached = _part_tensors(op, part), _attached_files(op, part.model.attachments)
+    digest = tensors_digest(tensors)
+    own = Shard(own_name("weights.safetensors", digest), digest, part.extent)
+    shards: list[Shard] = collect(own)
+    files = {*(shard.file for shard in shards), *attached.values()}
+    entries = [entry_of(shard) for shard in shards]
+    weights = {"sha256": joint_digest(shard.sha256 for shard in shards), "shards": entries}
+    record = _record(part.configuration(), part.seed, weights, attached)
+    is_first = part.extent.is_first
+    with contextlib.ExitStack() as stack:
+        with failing_together(collect):
+            if is_first:
+                stack.enter_context(lock(folder, op))
+                stack.enter_context(replacing(folder, files))
+        with failing_together(collect):
+            save_tensors(folder / own.file, tensors)
+        with failing_together(collect):
+            if is_first:
+                _write_record(folder, record, part.model.attachments)
+    collect(None)  # Nobody goes on before the files of the former model are gone.
+
+
+@contextlib.contextmanager
+def failing_together(collect: Callable[[Any], list[Any]]) -> Iterator[None]:
+    """Let a block end on all processes before any goes on. If it fails on one, all raise its error."""
+    failure: Exception | None = None
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        failure = error
+    for each in collect(failure):
+        if each is not None:
+            raise each
+
+
+def _part_tensors(op: str, part: SavablePart) -> dict[str, Tensor]:
+    """Return the tensors of a part to write, by name."""
+    model, configuration = part.model, part.configuration()
+    tensors: dict[str, Tensor] = {**named_weights(model)}
+    tensors |= {"logit_adjustment": model.logit_adjustment.to(model.bucket_bias)}
+    tensors |= {name: getattr(model, name) for name in scaling_shapes(configuration)}
+    if part.seed is None:
+        tensors["hash.buckets"] = model.hash.buckets
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_finite(op, {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()})
+    if part.extent.is_first:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if cut_of(name, configuration) is not None}
+
+
+def _attached_files(op: str, attachments: dict[str, bytes]) -> dict[str, str]:
+    """Return the file of each attachment."""
+    attached = {}
+    for name, content in attachments.items():
+        if not ATTACHMENT.fullmatch(name) or not isinstance(content, bytes):
+            raise ValueError(f"{op}: an attachment must be bytes, named like labels.json, got {name!r}")
+        attached[name] = own_name(name, hashlib.sha256(content).hexdigest())
+    return attached
+
+
+def _record(
+    configuration: dict[str, Any], seed: int | None, weights: dict[str, Any], attached: dict[str, str]
+) -> dict[str, Any]:
+    """Return the content of `model.json`."""
+    return {
+        "format": FORMATS[-1],
+        ("model" if "num_features" in configuration else "head"): configuration,
+        "hash": {"kind": "table" if seed is None else "seeded", "seed": seed},
+        "weights": weights,
+        "attachments": attached,
+    }
+
+
+def _write_record(folder: Path, record: dict[str, Any], attachments: dict[str, bytes]) -> None:
+    """Write the attachments, and then `model.json`, which makes the new model the folder's."""
+    for name, own in record["attachments"].items():
+        with atomic_write(folder / own) as out:
+            out.write(attachments[name])
+    write_json(folder / "model.json", seal(record))
 
 
 def _weights_of(model: SavableModel) -> dict[str, Tensor]:

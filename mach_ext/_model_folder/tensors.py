@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mach_ext._memory import check_room, memory_shortage
-from mach_ext._model_folder.record import Shape
+from mach_ext._model_folder.extents import Shape
 from mach_ext.data.atomic import atomic_write
 from mach_ext.data.files import open_file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mach_ext.data import atomic_path, write_json
+from mach_ext.distributed import current_ranks
 
 log = logging.getLogger("mach_ext")
 
@@ -77,7 +78,14 @@ def name_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to. The folder is created if needed."""
+    """Gives a temporary name to write to. The folder is created if needed.
+
+    Of several processes that work together, only the first writes the file.
+    """
+    if not current_ranks().is_first:
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere) / "file"
+        return
     with name_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
@@ -92,7 +100,9 @@ def write(file: Path, content: bytes, what: str = "written") -> None:
 
 
 def write_record(file: Path, record: Any) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes JSON whole or not at all. Of several processes that work together, only the first writes."""
+    if not current_ranks().is_first:
+        return
     with name_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record)

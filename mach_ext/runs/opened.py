@@ -143,6 +143,18 @@ class OpenedRun:
         return record.columns_of(self.model, self._encoder)
 
     @property
+    def measured(self) -> Any:
+        """What predicts the labels that are measured: the model, or its parts on several processes.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `OpenedRun`
+            >>> run.measured is run.model
+            True
+        """
+        return self.model
+
+    @property
     def text_encoder(self) -> TextEncoder | None:
         """The text encoder that made the dense features of the texts. It is loaded at the first access.
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mach_ext import data, nn, svm, training
+from mach_ext.distributed import Ranks
+from mach_ext.distributed.part import ModelPart
 from mach_ext.runs.arguments import as_real, plain, spell
+from mach_ext.training.loop import fit_part
 
 log = logging.getLogger("mach_ext")
 
@@ -105,6 +108,16 @@ class Recipe:
 
     def model(self, dataset: data.Dataset) -> nn.MACH:
         """Returns a new model of the requested sizes. Default sizes follow from the dataset."""
+        return nn.MACH(**self.configuration(dataset))
+
+    def part(self, dataset: data.Dataset, ranks: Ranks) -> ModelPart:
+        """Returns the part of such a model that this process trains. Rank 0 chooses the sizes for all."""
+        if ranks.size == 1:
+            return ModelPart.alone(self.model(dataset))
+        return ModelPart.new(ranks.broadcast(self.configuration(dataset)), ranks)
+
+    def configuration(self, dataset: data.Dataset) -> dict[str, Any]:
+        """Returns the arguments of a new model, as `MACH.configuration` does."""
         sizes, hidden_size = default_sizes(dataset), self.hidden_size
         encoder = _given_or(self.encoder, "shared")
         if isinstance(hidden_size, (int, float)):
@@ -114,19 +127,19 @@ class Recipe:
             sizes |= svm.default_svm_sizes(dataset.num_labels)
         elif hidden_size is None:
             hidden_size, encoder = (sizes["hidden_size"],), _given_or(self.encoder, sizes["encoder"])
-        return nn.MACH(
-            dataset.num_features,
-            dataset.num_labels,
-            num_repetitions=_given_or(self.num_repetitions, sizes["num_repetitions"]),
-            num_buckets=_given_or(self.num_buckets, sizes["num_buckets"]),
-            hidden_size=hidden_size,
-            encoder=encoder,
-            num_dense=dataset.num_dense,
-            merge=_given_or(self.merge, "mean_logprob" if self.svm else "mean_logit"),
-            seed=self.seed,
-            feature_dropout=self.feature_dropout,
-            hidden_dropout=self.hidden_dropout if any(hidden_size) else 0.0,
-        )
+        return {
+            "num_features": dataset.num_features,
+            **({"num_dense": dataset.num_dense} if dataset.num_dense else {}),
+            "num_labels": dataset.num_labels,
+            "num_repetitions": _given_or(self.num_repetitions, sizes["num_repetitions"]),
+            "num_buckets": _given_or(self.num_buckets, sizes["num_buckets"]),
+            "hidden_size": list(hidden_size) if any(hidden_size) else 0,
+            "encoder": encoder,
+            "merge": _given_or(self.merge, "mean_logprob" if self.svm else "mean_logit"),
+            "seed": self.seed,
+            "feature_dropout": self.feature_dropout,
+            "hidden_dropout": self.hidden_dropout if any(hidden_size) else 0.0,
+        }
 
     def settings(self) -> dict[str, Any]:
         """Returns the arguments for the record of the run."""
@@ -140,49 +153,52 @@ class Recipe:
 
     def train(
         self,
-        model: nn.MACH,
+        part: ModelPart,
         dataset: data.Dataset,
         output: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> training.Progress:
-        """Trains a model of this recipe on a dataset.
+        """Trains a model of this recipe on a dataset, or the part of it that this process holds.
 
         Args:
-            model: The model, as `model` returns it.
+            part: The part, as `part` returns it.
             dataset: The dataset.
             output: A folder for checkpoints and the best model of gradient training. Support vector machines
                 have neither.
             progress: Show progress bars on standard error.
         """
         if self.svm:
-            return self._solve(model, dataset, progress)
-        return self._fit(model, dataset, output, progress)
+            return self._solve(part, dataset, progress and part.ranks.is_first)
+        return self._fit(part, dataset, output, progress)
 
-    def _solve(self, model: nn.MACH, dataset: data.Dataset, progress: bool) -> training.Progress:
+    def _solve(self, part: ModelPart, dataset: data.Dataset, progress: bool) -> training.Progress:
         """Trains support vector machines."""
         started = time.monotonic()
         C = _given_or(self.C, 1.0)
-        svm.fit_svm(model, dataset.train.documents, dataset.train.Y, C=C, progress=progress)
+        svm.fit_svm(part.model, dataset.train.documents, dataset.train.Y, C=C, progress=progress)
         return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
-    def _fit(self, model: nn.MACH, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:
+    def _fit(self, part: ModelPart, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:
         """Trains by gradients."""
         dev, settings = dataset.dev, self.fit_arguments()
         if settings["epochs"] is None:
             settings["epochs"] = default_sizes(dataset)["epochs"]
-        return training.fit(
-            model,
+        splits = (
             dataset.train.documents,
             dataset.train.Y,
             None if dev is None else dev.documents,
             None if dev is None else dev.Y,
-            filtered_dev=None if dev is None else dev.filtered,
-            output=output,
-            resume=self.resume,
-            repetitions_at_a_time=self.repetitions_at_a_time,
-            progress=progress,
-            **settings,
         )
+        options: dict[str, Any] = {
+            "resume": self.resume, "repetitions_at_a_time": self.repetitions_at_a_time, "progress": progress
+        }  # fmt: skip
+        filtered = None if dev is None else dev.filtered
+        if part.is_alone:
+            return training.fit(
+                part.model, *splits, filtered_dev=filtered, output=output, **options, **settings
+            )
+        chosen = training.Hyperparameters.of(part.model, **settings)
+        return fit_part(part, (*splits, filtered), chosen, output, **options)
 
 
 def _given_or(value: Any, default: Any) -> Any:

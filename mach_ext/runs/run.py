@@ -106,7 +106,7 @@ class Run(OpenedRun):
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
         with timer(self.seconds, "evaluate"):
             result = evaluation.evaluate(
-                self.model, loaded, split, neighbors=train, propensity=propensity, precision=precision
+                self.measured, loaded, split, neighbors=train, propensity=propensity, precision=precision
             )
         if save:
             name = evaluation.result_name(split, neighbors, precision)
@@ -137,7 +137,7 @@ class Run(OpenedRun):
         """
         folder = self._check_output("evaluate", output)
         loaded = self.dataset(dataset, svmlight_base)
-        add_metrics(folder, self.folder, self.model, loaded, results, self.seconds, dataset is None)
+        add_metrics(folder, self.folder, self.measured, loaded, results, self.seconds, dataset is None)
 
     def predict(self, texts: Iterable[str] | str | None = None, **source: Any) -> list[list[Prediction]]:
         """Returns the best labels of documents with their names and scores, best first.

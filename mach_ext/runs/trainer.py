@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mach_ext import data, nn, training
+from mach_ext._model_folder.saving import failing_together
+from mach_ext.distributed import Ranks, together
+from mach_ext.distributed.part import ModelPart
+from mach_ext.distributed.ranks import note_launch, was_noted
 from mach_ext.runs import labels, record
 from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
 from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
+from mach_ext.runs.in_parts import RunInParts
 from mach_ext.runs.metrics_file import write_metrics
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
@@ -124,57 +130,85 @@ def train(
     if output is not None:
         check_folder(spell("output", "train"), as_path("output", output, "train"))
     seconds: dict[str, float] = {}
-    with timer(seconds, "load"):
-        encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
-        loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
-    folder = _run_folder(loaded, output)
-    resumed = _begin(folder, loaded, encoded, resume, overwrite, seconds)
-    recipe = replace(recipe, svm=False) if finetune else recipe.with_solver(loaded, device)
-    model = recipe.model(loaded).to(device)
-    log.info("model: %s parameters; run folder %s", f"{sum(p.numel() for p in model.parameters()):,}", folder)
+    with together() as ranks:
+        progress = progress and ranks.is_first
+        with timer(seconds, "load"):
+            encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
+            loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
+        place = _Place(_run_folder(loaded, output), resume, overwrite, ranks)
+        run = _train(recipe, tuning, loaded, encoded, place, propensity, device, progress, seconds)
+        if evaluate:
+            write_training_metrics(run, measure(run))
+    return run
+
+
+@dataclass
+class _Place:
+    """The run folder, and whether the training goes on there or replaces what is there."""
+
+    folder: Path
+    resume: bool
+    overwrite: bool
+    ranks: Ranks
+
+
+def _train(
+    recipe: Recipe, tuning: Finetuning, loaded: data.Dataset, encoded: RunEncoder | None, place: _Place,
+    propensity: tuple[float, float] | None, device: str, progress: bool, seconds: dict[str, float],
+) -> Run:  # fmt: skip
+    """Trains on a dataset that is loaded, in one process or in several."""
+    folder, ranks = place.folder, place.ranks
+    if tuning.epochs and ranks.size > 1:
+        raise ValueError(f"train: {spell('finetune')} is for one process, got {ranks.size} processes")
+    resumed = _begin(place, loaded, encoded, seconds)
+    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, device)
+    recipe = recipe if recipe.svm else replace(recipe, resume=place.resume)
+    part = recipe.part(loaded, ranks)
+    model = part.model.to(device)
+    parameters = sum(ranks.collect(sum(p.numel() for p in model.parameters())))
+    log.info("model: %s parameters; run folder %s", f"{parameters:,}", folder)
     propensity = record.kept_propensity(folder) if propensity is None and resumed else propensity
     _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
     with timer(seconds, "train"):
-        state = _learn(model, loaded, folder, recipe, overwrite, tuning, progress)
-        if finetune:
+        state = _learn(part, loaded, place, recipe, tuning, progress)
+        if tuning.epochs:
             state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume
-    run = Run(folder, model, history=state.history, seconds=seconds, dataset=loaded, text_encoder=encoded)
-    if evaluate:
-        write_training_metrics(run, measure(run))
-    return run
+    options: dict[str, Any] = {
+        "history": state.history, "seconds": seconds, "dataset": loaded, "text_encoder": encoded
+    }  # fmt: skip
+    return Run(folder, model, **options) if part.is_alone else RunInParts(folder, part, **options)
 
 
 def _learn(
-    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, tuning: Finetuning,
-    progress: bool,
-) -> training.Progress:  # fmt: skip
+    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, tuning: Finetuning, progress: bool
+) -> training.Progress:
     """Trains the model, unless a training that goes on has come to its fine-tuning."""
-    if recipe.resume and tuning.epochs and is_finetuning(folder):
+    if recipe.resume and tuning.epochs and is_finetuning(place.folder):
         return training.Progress()
     solve = _solve if recipe.svm else _fit
-    state = solve(model, dataset, folder, recipe, overwrite, progress)
-    delete_encoders(folder, model.attachments)
+    state = solve(part, dataset, place, recipe, progress)
+    if place.ranks.is_first:
+        delete_encoders(place.folder, part.model.attachments)
     return state
 
 
 def _begin(
-    folder: Path,
-    dataset: data.Dataset,
-    encoder: RunEncoder | None,
-    resume: bool,
-    overwrite: bool,
-    seconds: dict[str, float],
+    place: _Place, dataset: data.Dataset, encoder: RunEncoder | None, seconds: dict[str, float]
 ) -> bool:
     """Checks that the training may begin in its folder, and embeds texts. Returns whether it goes on there.
+
+    A training that `torchrun` starts anew after a failure goes on by itself.
 
     Raises:
         ValueError: The folder holds another run.
     """
-    resumed = resume and training.has_checkpoint(folder)
-    if not (overwrite or resumed):
+    folder, ranks, begun = place.folder, place.ranks, f"begun {place.folder.absolute()}"
+    place.resume = place.resume or ranks.broadcast(was_noted(begun))
+    resumed: bool = ranks.broadcast(place.resume and training.has_checkpoint(folder))
+    if not (place.overwrite or place.resume):
         record.refuse_to_replace(folder)
     if resumed and (started := training.checkpoint_record(folder).get("run")):
         check_resumed(started, encoder)
@@ -182,8 +216,17 @@ def _begin(
     log.info("dataset %s from %s: %s", dataset.name, dataset.path, sizes(dataset))
     if encoder is not None:
         with timer(seconds, "embed"):
+            if not ranks.is_first:
+                ranks.barrier()  # The first rank embeds the texts for all, by the cache.
             _embed(dataset)
+            if ranks.is_first:
+                ranks.barrier()
     _log_gaps(dataset)
+    ranks.barrier()  # All have looked into the folder before any writes into it.
+    if ranks.size > 1 and ranks.is_first:
+        if not resumed and folder.exists():
+            training.delete_checkpoint(folder)
+        note_launch(begun)
     return resumed
 
 
@@ -207,7 +250,7 @@ def measure(run: Run) -> dict[str, Any]:
 def write_training_metrics(run: Run, results: dict[str, Any]) -> None:
     """Writes `metrics.json` of a newly trained run. Metrics of an earlier run in the folder are replaced."""
     file, former = run.folder / "metrics.json", {"history": run.history}
-    write_metrics(file, run.folder, run.model, run.dataset(), results, run.seconds, former)
+    write_metrics(file, run.folder, run.measured, run.dataset(), results, run.seconds, former)
 
 
 def load_dataset(
@@ -296,22 +339,27 @@ def _log_gaps(dataset: data.Dataset) -> None:
 
 
 def _solve(
-    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
+    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, progress: bool
 ) -> training.Progress:
     """Trains support vector machines. They cannot be resumed, so the folder changes only at the end."""
-    state = recipe.train(model, dataset, progress=progress)
-    with training.lock_run(folder):
-        if not overwrite:  # another run may have ended in this folder meanwhile
-            record.refuse_to_replace(folder)
-        training.delete_checkpoint(folder)
-        model.save(folder)
+    state = recipe.train(part, dataset, progress=progress)
+    with contextlib.ExitStack() as stack:
+        with failing_together(part.ranks.collect):
+            if part.ranks.is_first:
+                stack.enter_context(training.lock_run(place.folder))
+                if not (place.overwrite or place.resume):  # another run may have ended here meanwhile
+                    record.refuse_to_replace(place.folder)
+                training.delete_checkpoint(place.folder)
+        part.save(place.folder)
     return state
 
 
 def _fit(
-    model: nn.MACH, dataset: data.Dataset, folder: Path, recipe: Recipe, overwrite: bool, progress: bool
+    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, progress: bool
 ) -> training.Progress:
     """Trains by gradients."""
-    if not overwrite and not (recipe.resume and training.has_checkpoint(folder)):
-        record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
-    return recipe.train(model, dataset, folder, progress)
+    folder = place.folder
+    with failing_together(part.ranks.collect):
+        if not place.overwrite and not (recipe.resume and training.has_checkpoint(folder)):
+            record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
+    return recipe.train(part, dataset, folder, progress)

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from mach_ext import data, training
 from mach_ext.data import HybridMatrix
 from mach_ext.data.matrices import Csr
+from mach_ext.distributed.part import ModelPart
 from mach_ext.nn import MACH
 from mach_ext.runs.arguments import check_device
 from mach_ext.runs.recipe import SETTINGS, Recipe
@@ -49,7 +50,7 @@ def train_model(
         dataset = data.hold_out(dataset)
     recipe = recipe.with_solver(dataset, device)
     model = recipe.model(dataset).to(device)
-    return model, recipe.train(model, dataset, progress=bool(parameters["progress"]))
+    return model, recipe.train(ModelPart.alone(model), dataset, progress=bool(parameters["progress"]))
 
 
 def _seed(random_state: Any) -> Any:

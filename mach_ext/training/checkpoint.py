@@ -13,15 +13,17 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
-# The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name.
-CHECKPOINT_FORMAT = 2
+# The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name. Since
+# format 3, the tensors may be in several files.
+CHECKPOINT_FORMAT = 3
 _FORMER_HYPERPARAMETERS = {"negligible_gradient": "gradient_threshold"}
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
 _TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
 _SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
 _count = range(2**53)  # Floats hold integers exactly up to here.
+_SHARD = {"file": _TENSORS, "sha256": _SHA256[0], "repetitions": [_count, _count], "units": [_count, _count]}
 _CHECKPOINT_SCHEMA = {
-    "format?": {1, CHECKPOINT_FORMAT},
+    "format?": {1, 2, CHECKPOINT_FORMAT},
     "hyperparameters": {"epochs": _count, "*": ANY},
     "model": {"*": ANY},
     "hash": str,
@@ -38,7 +40,7 @@ _CHECKPOINT_SCHEMA = {
         "history": [{"epoch": _count, "loss?": float, "dev?": {"*": (float, type(None))}, "*": ANY}],
     },
     "scalars": {"*": _count},
-    "tensors": (_TENSORS, type(None)),
+    "tensors": (_TENSORS, type(None), [_SHARD]),
     "run?": {"*": ANY},
     "tensors_sha256?": _SHA256,
     "weights_sha256?": _SHA256,
@@ -107,6 +109,13 @@ def checkpoint_record(folder: Path) -> dict[str, Any]:
         return read_checkpoint(folder)
     except (OSError, ValueError):
         return {}
+
+
+def file_names(tensors: str | list[dict[str, Any]] | None) -> set[str]:
+    """Return the names of the tensor files of a checkpoint, from the entry of its record."""
+    if isinstance(tensors, list):
+        return {entry["file"] for entry in tensors}
+    return set() if tensors is None else {tensors}
 
 
 def identity_of(record: dict[str, Any]) -> dict[str, Any]:

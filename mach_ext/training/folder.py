@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mach_ext import _model_folder
 from mach_ext.data.files import delete_file
-from mach_ext.training.checkpoint import CHECKPOINT, read_checkpoint
+from mach_ext.training.checkpoint import CHECKPOINT, file_names, read_checkpoint
 
 _TENSORS_WITH_DIGEST = re.compile(r"checkpoint-\d+-\d+-[0-9a-f]{12}\.safetensors")
 _HALF_WRITTEN = (
@@ -60,7 +60,7 @@ def tensor_files(folder: Path) -> set[str]:
     """
     names = {file.name for file in folder.iterdir() if _TENSORS_WITH_DIGEST.fullmatch(file.name)}
     with contextlib.suppress(OSError, ValueError):
-        names |= {read_checkpoint(folder)["tensors"]} - {None}
+        names |= file_names(read_checkpoint(folder)["tensors"])
     return names
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mach_ext._model_folder import read_model_record, save_tensors, tensors_digest
+from mach_ext._model_folder.extents import Shard, entry_of, joint_digest
+from mach_ext._model_folder.saving import failing_together
 from mach_ext.data import write_json
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, parse_record, seal
+from mach_ext.distributed.part import ModelPart
 from mach_ext.hashing import collisions_known
 from mach_ext.nn import MACH, load
 from mach_ext.training.checkpoint import (
     CHECKPOINT,
     CHECKPOINT_FORMAT,
     differences,
+    file_names,
     identity_of,
     read_checkpoint,
 )
@@ -35,7 +39,8 @@ class RunFolder:
 
     Attributes:
         folder: The folder.
-        model: The model in training.
+        part: The part of a model that this process trains. All ranks write their parts.
+        model: The model of the part.
         optimizer: Its optimiser.
         identity: What identifies this run. A checkpoint of another run is refused.
         file: The record of the checkpoint.
@@ -46,35 +51,55 @@ class RunFolder:
     def __init__(
         self,
         folder: Path,
-        model: MACH,
+        part: ModelPart,
         optimizer: RowOptimizer,
         identity: dict[str, Any],
         companion: Companion | None = None,
     ) -> None:
-        self.folder, self.model, self.optimizer, self.identity = folder, model, optimizer, identity
+        self.folder, self.part, self.optimizer, self.identity = folder, part, optimizer, identity
+        self.model = part.model
         self.companion = companion
         self.file = folder / f"{CHECKPOINT}.json"
         self.saved: str | None = None
 
     def write_checkpoint(self, state: Progress) -> None:
         """Write weights, optimiser state and progress, and then remove the former checkpoint."""
-        tensors, scalars = run_tensors(self.model, self.optimizer, self.companion)
+        part, ranks = self.part, self.part.ranks
+        tensors, scalars = run_tensors(part, self.optimizer, self.companion)
         digest = tensors_digest(tensors)
         # Each tensor file gets a new name. A checkpoint becomes current when the JSON file names it.
         name = f"{CHECKPOINT}-{state.epoch}-{state.batch}-{digest[:12]}.safetensors"
-        save_tensors(self.folder / name, tensors)
-        self._make_current(state, name, scalars, digest)
+        written: str | list[dict[str, Any]] = name
+        with failing_together(ranks.collect):
+            save_tensors(self.folder / name, tensors)
+        if not part.is_alone:
+            written = [entry_of(shard) for shard in ranks.collect(Shard(name, digest, part.extent))]
+            state = replace(state, loss_sum=part.whole_loss(state.loss_sum))
+            digest = joint_digest(entry["sha256"] for entry in written)
+        self._make_current(state, written, scalars, digest)
 
     def write_end(self, state: Progress) -> None:
         """Shrink the checkpoint to the record of a run that has ended."""
         self._make_current(state, None, {}, None)
 
     def _make_current(
-        self, state: Progress, name: str | None, scalars: dict[str, Any], digest: str | None
+        self,
+        state: Progress,
+        tensors: str | list[dict[str, Any]] | None,
+        scalars: dict[str, Any],
+        digest: str | None,
+    ) -> None:
+        """Write the record of a checkpoint, which the first rank does for all."""
+        with failing_together(self.part.ranks.collect):
+            if self.part.ranks.is_first:
+                self._write_record(state, tensors, scalars, digest)
+
+    def _write_record(
+        self, state: Progress, tensors: Any, scalars: dict[str, Any], digest: str | None
     ) -> None:
         record = {
             "format": CHECKPOINT_FORMAT, **self.identity, "progress": asdict(state), "scalars": scalars,
-            "tensors": name, "tensors_sha256": digest, "weights_sha256": self.saved,
+            "tensors": tensors, "tensors_sha256": digest, "weights_sha256": self.saved,
         }  # fmt: skip
         # The model in the folder has this attachment only after the first epoch, so the checkpoint holds it.
         if "run.json" in self.model.attachments:
@@ -82,7 +107,7 @@ class RunFolder:
             record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
         former = tensor_files(self.folder)
         write_json(self.file, seal(record))
-        for old in former - {name}:
+        for old in former - file_names(tensors):
             delete_file(self.folder / old)
 
     def read_record(self) -> dict[str, Any] | None:
@@ -106,19 +131,19 @@ class RunFolder:
         if record["tensors"] is not None and "sha256" not in record:
             warnings.warn(
                 f"{self.file}: an older checkpoint without digests: damage to it cannot be detected",
-                stacklevel=6,  # above `TrainingRun.resume`, `fit` and its two decorators
+                stacklevel=7,  # above `TrainingRun.resume`, `fit_part`, `fit` and its two decorators
             )
         return record
 
     def load_tensors(self, record: dict[str, Any]) -> None:
         """Load the weights and the optimiser state of the checkpoint with this record."""
-        load_run_tensors(self.folder / record["tensors"], record, self.model, self.optimizer, self.companion)
+        load_run_tensors(self.folder, record, self.part, self.optimizer, self.companion)
 
     def keep_model(self) -> None:
         """Save the model as that of the best epoch."""
         if self.companion is not None:
             self.companion.save(self.folder, self.model.attachments)
-        self.model.save(self.folder)
+        self.part.save(self.folder)
         self.saved = read_model_record(self.folder)["weights"]["sha256"]
         if self.companion is not None:
             self.companion.delete_others(self.folder, self.model.attachments)
@@ -135,6 +160,9 @@ class RunFolder:
                 f"{self.folder / 'model.json'}: must be the model of this run's best epoch, "
                 f"with weights of SHA-256 {self.saved}, got {digest}"
             )
+        if not self.part.is_alone:
+            self.part.load_weights(self.folder)
+            return
         with collisions_known():  # The warning was given when the model was made.
             best = load(self.folder)
             self.model.load_state_dict(best.state_dict())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from mach_ext._deprecation import renamed_argument
 from mach_ext._memory import memory_errors
+from mach_ext._model_folder.saving import failing_together
+from mach_ext.distributed.part import ModelPart
 from mach_ext.nn import MACH, check_finite, check_trainable
 from mach_ext.training.documents import check_training_data
 from mach_ext.training.folder import lock_run
@@ -56,8 +59,7 @@ def fit(
         repetitions_at_a_time: For linear MACH, whose repetitions are independent. So many repetitions are
             trained through all epochs, then the next ones. Optimiser state is kept for that many only.
             Validation data is then used once, at the end. None trains all together, and warns if memory looks
-            too short. The weights are the same up to rounding. The bits are the same if R /
-            repetitions_at_a_time is a power of two.
+            too short. The weights have the same bits.
         progress: Whether to show progress bars on standard error.
         **hyperparameters: Fields of `Hyperparameters`. None means the default for this kind of model.
 
@@ -82,17 +84,63 @@ def fit(
         True
     """
     check_trainable("fit", model)
-    settings = Hyperparameters.of(model, **hyperparameters)
+    return fit_part(
+        ModelPart.alone(model),
+        (X, Y, X_dev, Y_dev, filtered_dev),
+        Hyperparameters.of(model, **hyperparameters),
+        output,
+        resume=resume,
+        checkpoint_minutes=checkpoint_minutes,
+        repetitions_at_a_time=repetitions_at_a_time,
+        progress=progress,
+    )
+
+
+def fit_part(
+    part: ModelPart,
+    documents: tuple[Any, Any, Any, Any, Any],
+    settings: Hyperparameters,
+    output: str | Path | None,
+    *,
+    resume: bool,
+    checkpoint_minutes: float = 10.0,
+    repetitions_at_a_time: int | None = None,
+    progress: bool = True,
+) -> Progress:
+    """Train the part of a model that this process holds, as `fit` trains a model.
+
+    All ranks do so at the same time, with the same documents and settings.
+
+    Args:
+        part: The part.
+        documents: X, Y, X_dev, Y_dev and filtered_dev, as in `fit`.
+        settings: The hyper-parameters.
+        output: As in `fit`.
+        resume: As in `fit`.
+        checkpoint_minutes: As in `fit`.
+        repetitions_at_a_time: As in `fit`. Only for a process alone.
+        progress: As in `fit`.
+    """
+    model, ranks = part.model, part.ranks
     model.hash.check_contents()
-    data = check_training_data(model, X, Y, X_dev, Y_dev, filtered_dev)
+    data = check_training_data(model, *documents)
     if data.dev is not None and settings.metric not in METRICS:
         raise ValueError(f"fit: metric must be one of {', '.join(METRICS)}, got {settings.metric!r}")
     if resume and output is None:
         raise ValueError("fit: resume needs the output folder of the run to continue")
+    if repetitions_at_a_time is not None and not part.is_alone:
+        raise ValueError(
+            f"fit: repetitions_at_a_time is for one process, got {ranks.size} processes, which train "
+            f"{len(part.extent.repetitions)} repetitions or so each"
+        )
     together = repetitions_together(model, data.X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)
-    with lock_run(folder):
-        run = TrainingRun(model, settings, data, folder, resuming=resume, show_progress=progress)
+    with contextlib.ExitStack() as stack:
+        with failing_together(ranks.collect):
+            if ranks.is_first:
+                stack.enter_context(lock_run(folder))
+        shown = progress and ranks.is_first
+        run = TrainingRun(part, settings, data, folder, resuming=resume, show_progress=shown)
         if resume:
             run.resume()
         check_finite("fit", model)

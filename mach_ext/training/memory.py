@@ -120,7 +120,7 @@ def repetitions_together(model: MACH, X: Any, settings: Hyperparameters, given: 
             f"fit: training takes about {more / 2**30:.1f} GiB beside the weights, "
             f"{free / 2**30:.1f} GiB are free on {device}{advice}",
             ResourceWarning,
-            stacklevel=5,  # above `fit`, `memory_errors` and `renamed_argument`
+            stacklevel=6,  # above `fit_part`, `fit`, `memory_errors` and `renamed_argument`
         )
     return R
 

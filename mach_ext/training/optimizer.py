@@ -6,21 +6,22 @@ from typing import TypeAlias
 
 from mach_ext import optim
 from mach_ext._model_folder import named_weights
-from mach_ext.nn import MACH
+from mach_ext.distributed.part import ModelPart
 from mach_ext.training.hyperparameters import Hyperparameters
 
 RowOptimizer: TypeAlias = optim.SparseAdam | optim.SparseAdagrad
 
 
-def make_optimizer(model: MACH, settings: Hyperparameters, length: float) -> RowOptimizer:
-    """Return the optimiser of all parameters, for documents of this length."""
+def make_optimizer(part: ModelPart, settings: Hyperparameters, length: float) -> RowOptimizer:
+    """Return the optimiser of all parameters of a part of a model, for documents of this length."""
+    model = part.model
     named = named_weights(model)
     linear, adam = model.is_linear, settings.optimizer == "adam"
     rows = named.pop("bucket_weight" if linear else "encoder_weight")
     rate = settings.learning_rate if linear else settings.encoder_learning_rate
     # Each repetition's loss counts 1 / R. The gradient of a repetition's own encoder counts 1 / R as well, so
     # eps is divided by R.
-    copies = model.num_repetitions if model.encoder == "independent" else 1
+    copies = part.num_repetitions if model.encoder == "independent" else 1
     eps = {"eps": settings.encoder_eps / copies} if adam and not linear else {}
     groups = [
         {"params": list(named.values()), "lr": settings.learning_rate},

@@ -8,6 +8,7 @@ import torch
 
 from mach_ext._dense_features import SCALING
 from mach_ext._progress import tqdm
+from mach_ext.distributed.part import ModelPart
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.nn import MACH
 from mach_ext.training.folder import delete_checkpoint
@@ -49,14 +50,14 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
 
 def _part_of(run: TrainingRun, first: int, last: int) -> TrainingRun:
     """Return the run of repetitions [first, last)."""
+    model = select_repetitions(run.model, first, last)
     return TrainingRun(
-        select_repetitions(run.model, first, last),
+        ModelPart.alone(model, run.model.num_repetitions),
         replace(run.settings, tau=0.0),  # The whole model is adjusted at the end.
         replace(run.data, dev=None, filtered_dev=None),
         None if run.folder is None else run.folder.folder / f"repetitions-{first}",
         resuming=run.resuming,
         show_progress=run.show_progress,
-        share=(last - first) / run.model.num_repetitions,
     )
 
 

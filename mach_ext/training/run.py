@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mach_ext._memory import memory_advice
 from mach_ext.data import Batch, iter_batches, iter_on_device
+from mach_ext.distributed.part import ModelPart
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH, Dropout
 from mach_ext.training.checkpoint import check_progress
@@ -37,11 +38,15 @@ from mach_ext.training.progress import (
 from mach_ext.training.steps import HiddenStep, LinearStep, LossNotFinite, Step
 from mach_ext.training.validation import Validation
 
+# Ranks agree on checkpoints and on Ctrl-C after so many steps. Between them, independent parts do not wait.
+TOGETHER = 16
+
 
 class TrainingRun:
     """The training of a model on its data, step after step.
 
     Attributes:
+        part: The part of the model that this process trains, which may be all of it.
         state: The progress of the run. `resume` replaces it by that of the checkpoint.
         optimizer: The optimiser of the weights.
         schedule: The learning rates of each step.
@@ -58,20 +63,17 @@ class TrainingRun:
 
     def __init__(
         self,
-        model: MACH,
+        model: MACH | ModelPart,
         settings: Hyperparameters,
         data: TrainingData,
         folder: Path | None = None,
         *,
         resuming: bool = False,
         show_progress: bool = False,
-        share: float = 1.0,
     ) -> None:
-        """Prepare a run.
-
-        `share` is the part of all repetitions that a linear model has. The loss averages over all
-        repetitions.
-        """
+        """Prepare a run. All ranks that hold parts of the model do so at the same time."""
+        self.part = part = model if isinstance(model, ModelPart) else ModelPart.alone(model)
+        model, self.ranks = part.model, part.ranks
         if settings.tau is None:
             settings = replace(settings, tau=default_tau(model, data.label_counts))
         self.model, self.settings, self.data = model, settings, data
@@ -82,14 +84,14 @@ class TrainingRun:
         self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
         length = typical_length(sparse_features(model, data.X))
         model.scale_for_training(data.X, settings.dense_length * length)
-        self.optimizer = make_optimizer(model, settings, length)
+        self.optimizer = make_optimizer(part, settings, length)
         self.schedule = Schedule(self.optimizer, settings, settings.epochs * self.steps_an_epoch)
         step: Step
         if model.is_linear:
-            step = LinearStep(model, self.optimizer, settings, share)
+            step = LinearStep(part, self.optimizer, settings)
         else:
             max_documents = min(settings.batch_size, data.num_documents)
-            step = HiddenStep(model, self.optimizer, settings, max_documents)
+            step = HiddenStep(part, self.optimizer, settings, max_documents)
         self.model_step = step
         self.do_step: Callable[[Batch, Dropout], float] = step
         self.validation = Validation(data, settings.metric, settings.patience)
@@ -97,16 +99,16 @@ class TrainingRun:
         self.folder: RunFolder | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = RunFolder(folder, model, self.optimizer, self.identity(length), self.companion)
-            if not resuming:
+            self.folder = RunFolder(folder, part, self.optimizer, self.identity(length), self.companion)
+            if not resuming and self.ranks.is_first:
                 self.folder.delete_parts()
 
     def identity(self, length: float) -> dict[str, Any]:
         """Return what identifies the run, whose documents have this typical length."""
         return {
             "hyperparameters": asdict(self.settings),
-            "model": self.model.configuration(),
-            "hash": self.model.hash.fingerprint(),
+            "model": self.part.configuration(),
+            "hash": self.part.fingerprint,
             "length": length,
             "data": self.data.fingerprint(),
         }
@@ -136,15 +138,19 @@ class TrainingRun:
                         state.seconds = seconds_before + time.monotonic() - started
                         bar.update(len(batch.rows))
                         bar.set_postfix(loss=f"{state.loss_sum / state.documents:.4f}", refresh=False)
-                        if interrupted.is_set():
+                        if state.batch % TOGETHER and not self.part.is_alone:
+                            continue
+                        is_due = time.monotonic() - last_checkpoint > checkpoint_seconds
+                        stops, saves = self.ranks.any(interrupted.is_set(), is_due)
+                        if stops:
                             self._stop()
-                        if self.folder and time.monotonic() - last_checkpoint > checkpoint_seconds:
+                        if self.folder and saves:
                             self.checkpoint()
                             last_checkpoint = time.monotonic()
                 self.finish_epoch()
                 self.checkpoint()
                 last_checkpoint = time.monotonic()
-                if interrupted.is_set() and state.epoch < epochs:
+                if self.ranks.any(interrupted.is_set())[0] and state.epoch < epochs:
                     self._stop()
             self.interrupted = interrupted.is_set()  # The run is over, but a following run has to stop.
         self.finish()
@@ -168,7 +174,8 @@ class TrainingRun:
         self.schedule.set_rates(step)
         try:
             with own_precision(self.device), product_precision(self.settings.precision):
-                loss = self.do_step(batch, step_dropout(self.device, self.settings.seed, step))
+                dropout = self.part.dropout(step_dropout(self.device, self.settings.seed, step))
+                loss = self.do_step(batch, dropout)
         except LossNotFinite as error:
             raise FloatingPointError(
                 f"fit: {error} in epoch {state.epoch + 1}, step {state.batch + 1}; "
@@ -179,10 +186,11 @@ class TrainingRun:
     def finish_epoch(self) -> None:
         """Add the epoch to the history, and keep the model if it is the best so far."""
         state, dev = self.state, self.data.dev
-        entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": state.loss_sum / state.documents}
+        loss = self.part.whole_loss(state.loss_sum) / state.documents
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": loss}
         with self._adjusted() if dev is not None or self.folder is not None else contextlib.nullcontext():
             if dev is not None:
-                entry["dev"] = self.validation.metrics(self.model)
+                entry["dev"] = self.validation.metrics(self.part.predictor)
             state.end_epoch(entry)
             if self.validation.note_best(state):
                 if self.folder is not None:
@@ -219,7 +227,7 @@ class TrainingRun:
     def offsets(self) -> Tensor:
         """The logit adjustment, which is the same after each epoch."""
         assert self.settings.tau is not None
-        return self.model.logit_offsets(self.data.label_counts, self.settings.tau)
+        return self.part.logit_offsets(self.data.label_counts, self.settings.tau)
 
     def checkpoint(self) -> None:
         """Write a checkpoint if there is a folder."""
@@ -237,8 +245,9 @@ class TrainingRun:
             has_dev = self.data.dev is not None
             check_progress(self.folder.file, state, self.settings, self.steps_an_epoch, has_dev)
             self.folder.load_tensors(record)
-        else:  # The run had ended, and train() loads the best epoch. A kill may have left folders of parts.
-            self.folder.delete_parts()
+            state.loss_sum = self.part.part_of_loss(state.loss_sum)
+        elif self.ranks.is_first:  # The run had ended, and train() loads the best epoch.
+            self.folder.delete_parts()  # A kill may have left folders of parts.
         self.state = state
 
     def _stop(self) -> None:

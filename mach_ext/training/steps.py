@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mach_ext import _ops
 from mach_ext.data import Batch
+from mach_ext.distributed.part import ModelPart
 from mach_ext.functional._bucket_forward import takes_fused
 from mach_ext.functional._products import (
     Group,
@@ -82,17 +83,12 @@ class LinearStep:
     the result is that of `loss.backward()` and `optimizer.step()`.
 
     Attributes:
-        share: The part of all repetitions that the model has. The loss averages over all repetitions.
+        part: The part of a model that is trained. The loss averages over the repetitions of the whole.
     """
 
-    def __init__(
-        self,
-        model: MACH,
-        optimizer: RowOptimizer,
-        settings: Hyperparameters,
-        share: float = 1.0,
-    ) -> None:
-        self.model, self.optimizer, self.share = model, optimizer, share
+    def __init__(self, part: ModelPart, optimizer: RowOptimizer, settings: Hyperparameters) -> None:
+        self.part, self.model, self.optimizer = part, part.model, optimizer
+        model = part.model
         self.dense_rows = DenseRows(model, optimizer)
         self.rows = RowsCopy(product_dtype(model.bucket_bias.dtype, settings.precision))
 
@@ -108,7 +104,7 @@ class LinearStep:
         total = LossSum(bias.device)
         optimizer.begin_step()
         rounded = self.rows.of(weight)
-        grad_bias, scale = torch.empty_like(bias), self.share / R / N
+        grad_bias, scale = torch.empty_like(bias), 1 / self.part.num_repetitions / N
         for at in groups(R, group_size(N, bias.shape[1], bias.element_size(), bias.device)):
             gradient = _ops.sparse_linear(*documents, rounded[at], bias[at], False, order)  # [N, G, B]
             if dense is not None:
@@ -135,18 +131,19 @@ class HiddenStep:
     is known, in memory [G, H, B] that all groups share. Up to rounding, the result is that of
     `loss.backward()` and `optimizer.step()`.
 
+    Of a shared encoder, each process has some units. They are gathered for the classifiers, and the gradients
+    that the classifiers of each process give them are summed.
+
     Attributes:
+        part: The part of a model that is trained. The loss averages over the repetitions of the whole.
         max_documents: The largest number of documents in a batch.
     """
 
     def __init__(
-        self,
-        model: MACH,
-        optimizer: RowOptimizer,
-        settings: Hyperparameters,
-        max_documents: int,
+        self, part: ModelPart, optimizer: RowOptimizer, settings: Hyperparameters, max_documents: int
     ) -> None:
-        self.model, self.optimizer, self.max_documents = model, optimizer, max_documents
+        self.part, self.model, self.optimizer, self.max_documents = part, part.model, optimizer, max_documents
+        model = part.model
         self.dense_rows = DenseRows(model, optimizer)
         self.gradient_threshold = settings.gradient_threshold
         self.product_dtype = product_dtype(model.bucket_bias.dtype, settings.precision)
@@ -198,15 +195,15 @@ class HiddenStep:
             if dense is not None:
                 self.dense_rows.add(first, dense, rounded)
                 first.relu_()
-        first.requires_grad_()
-        encoded = model.encode_hidden(first, dropout=dropout)
+        units = self.part.gather_units(first).requires_grad_()
+        encoded = model.encode_hidden(units, dropout=dropout)
         optimizer.zero_grad()
         optimizer.begin_step()
         total, grad_hidden = self._step_classifiers(encoded.detach(), _labels(batch))
-        encoded.backward(grad_hidden)
-        assert first.grad is not None
+        encoded.backward(self.part.sum_of_parts(grad_hidden))
+        assert units.grad is not None
         with torch.no_grad():
-            grad_first = torch.where(first > 0, first.grad, 0)
+            grad_first = torch.where(first > 0, self.part.own_units(units.grad), 0)
             self._step_encoder(grad_first, values, order, rounded)
             if dense is not None:
                 self.dense_rows.step(None, dense, grad_first, rounded)
@@ -224,7 +221,8 @@ class HiddenStep:
         N, R = len(hidden), model.num_repetitions
         factor = hidden.to(self.product_dtype)
         grad_hidden, grad_bias = torch.zeros_like(hidden), torch.empty_like(bias)
-        total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, 1 / R / N)
+        scale = 1 / self.part.num_repetitions / N
+        total, targets = LossSum(bias.device), Targets(model.hash.buckets, *labels, scale)
         for at in groups(R, self.group_size):
             group = group_of(factor, weight, at, self.product_dtype)
             gradient, losses = self._gradient(group, bias[at], targets, at, grad_bias[at])
@@ -277,7 +275,7 @@ class HiddenStep:
         """Compute a group's gradients, by BLAS or without negligible entries, whichever is faster."""
         if self.gradient_threshold > 0:
             N, _, B = gradient.shape
-            negligible = self.gradient_threshold / self.model.num_repetitions / N
+            negligible = self.gradient_threshold / self.part.num_repetitions / N
             max_kept = int(WORTH_SKIPPING * N * B)
             exact = group.hidden.to(gradient.dtype), group.weight[0].to(gradient.dtype)
             if grad_hidden.dim() == 3:

@@ -1,4 +1,4 @@
-"""The tensor file of a checkpoint: weights and the state of the optimiser, by name."""
+"""The tensor files of a checkpoint: weights and the state of the optimiser, by name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,41 @@ from torch import Tensor
 
 from mach_ext import optim
 from mach_ext._dense_features import SCALING
-from mach_ext._model_folder import Header, named_weights, read_tensors, safetensors_dtype
-from mach_ext.nn import MACH
+from mach_ext._model_folder import (
+    Header,
+    named_weights,
+    parameter_shapes,
+    read_tensors,
+    safetensors_dtype,
+)
+from mach_ext._model_folder.extents import (
+    Extent,
+    Shape,
+    Shard,
+    check_shards,
+    cut_of,
+    part_shapes,
+    shard_of,
+    whole_extent,
+)
+from mach_ext._model_folder.record import scaling_shapes
+from mach_ext._model_folder.shards import read_part
+from mach_ext.distributed.part import ModelPart
 from mach_ext.training.checkpoint import CHECKPOINT
 from mach_ext.training.companion import Companion
 from mach_ext.training.optimizer import RowOptimizer
 
+_WHAT = "not the tensors of a checkpoint"
+
 
 def run_tensors(
-    model: MACH, optimizer: RowOptimizer, companion: Companion | None = None
+    part: ModelPart, optimizer: RowOptimizer, companion: Companion | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights and the optimiser's state by name, on the CPU: tensors and plain numbers."""
+    """Return the weights and the optimiser's state by name, on the CPU: tensors and plain numbers.
+
+    Tensors that no rank holds a part of are those of the first rank.
+    """
+    model = part.model
     tensors = {f"model.{name}": p.detach() for name, p in named_weights(model).items()}
     tensors |= {f"model.{name}": getattr(model, name) for name in SCALING if model.num_dense}
     if companion is not None:
@@ -32,68 +56,118 @@ def run_tensors(
                 tensors[key] = value
             else:
                 scalars[key] = value
+    if not part.extent.is_first:
+        weights = _Weights(part, optimizer)
+        tensors = {key: value for key, value in tensors.items() if weights.cut(key) is not None}
     return {key: value.cpu() for key, value in tensors.items()}, scalars
 
 
 def load_run_tensors(
-    file: Path,
+    folder: Path,
     record: dict[str, Any],
-    model: MACH,
+    part: ModelPart,
     optimizer: RowOptimizer,
     companion: Companion | None = None,
 ) -> None:
-    """Load weights and optimiser state of a checkpoint, after a check that they belong to this run."""
-    expected, scalars = _expected_tensors(model, optimizer), record["scalars"]
+    """Load weights and optimiser state of a checkpoint, after a check that they belong to this run.
+
+    However the files are cut, each rank gets its own part.
+    """
+    weights, scalars = _Weights(part, optimizer), record["scalars"]
     of_companion = {} if companion is None else companion.expected()
     needed = set() if companion is None else set(companion.weights())
 
-    def check(header: Header) -> None:
+    def check(file: Path, header: Header, extent: Extent) -> None:
         prefix = "companion."
         others = {k.removeprefix(prefix): entry for k, entry in header.items() if k.startswith(prefix)}
         header = {k: entry for k, entry in header.items() if not k.startswith(prefix)}
         if not needed <= others.keys() or others != {k: of_companion.get(k) for k in others}:
-            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong names, dtypes or shapes")
-        kept = {name for name in expected if name in header or name.startswith("model.")}
-        # The state of a parameter is complete, or it is absent because there was no step yet.
-        owners = {name.rpartition(".")[0] for name in (*kept, *scalars) if name.startswith("optimizer.")}
-        kept |= {name for name in expected if name.rpartition(".")[0] in owners}
-        if header != {name: expected[name] for name in kept if expected[name] is not None}:
-            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong names, dtypes or shapes")
-        if scalars.keys() != {name for name in kept if expected[name] is None}:
-            names = ", ".join(sorted(scalars)) or "none"
-            raise ValueError(f"{file}: not the tensors of a checkpoint: wrong scalars, got {names}")
+            raise ValueError(f"{file}: {_WHAT}: wrong names, dtypes or shapes")
+        _check_header(file, header, weights.expected(extent), scalars)
 
-    digest = record.get("tensors_sha256")
     try:
-        tensors = read_tensors(file, "not the tensors of a checkpoint", check, digest)
-    except FileNotFoundError:
-        missing = f"a file that it names is missing: {file}: no such file"
-        raise ValueError(f"{file.with_name(CHECKPOINT)}.json: {missing}") from None
+        tensors = _read(folder, record, part, weights, check)
+    except FileNotFoundError as error:
+        missing = f"a file that it names is missing: {error.filename}: no such file"
+        raise ValueError(f"{folder / CHECKPOINT}.json: {missing}") from None
     state = optimizer.state_dict()
     for key, value in {**tensors, **scalars}.items():
         kind, _, rest = key.partition(".")
         if kind == "optimizer":
             i, _, entry = rest.partition(".")
             state["state"].setdefault(int(i), {})[entry] = value
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model.load_parameters(weights)
+    part.model.load_parameters(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
     optimizer.load_state_dict(state)
     if companion is not None:
         prefix = "companion."
         companion.load({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
-def _expected_tensors(model: MACH, optimizer: RowOptimizer) -> dict[str, tuple[str, tuple[int, ...]] | None]:
-    """Return dtype and shape of everything that a checkpoint may hold, by name. Numbers have None."""
-    expected: dict[str, tuple[str, tuple[int, ...]] | None] = {}
-    for name, parameter in named_weights(model).items():
-        expected[f"model.{name}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
-    for name in SCALING if model.num_dense else ():
-        expected[f"model.{name}"] = ("F32", tuple(getattr(model, name).shape))
-    groups = optimizer.param_groups
-    for i, parameter in enumerate(p for group in groups for p in group["params"]):
-        for moment in optimizer._moments:
-            expected[f"optimizer.{i}.{moment}"] = (safetensors_dtype(parameter), tuple(parameter.shape))
-        if isinstance(optimizer, optim.SparseAdam):
-            expected[f"optimizer.{i}.step"] = None
-    return expected
+def _read(folder: Path, record: dict[str, Any], part: ModelPart, weights: _Weights, check: Any) -> Any:
+    """Read the tensors that belong to a part, from one file or from shards."""
+    whole = whole_extent(part.configuration())
+    if isinstance(record["tensors"], str):
+        file, digest = folder / record["tensors"], record.get("tensors_sha256")
+        if part.extent == whole:
+            return read_tensors(file, _WHAT, lambda header: check(file, header, whole), digest)
+        shards = [Shard(file.name, digest or "", whole)]
+    else:
+        shards = [shard_of(entry) for entry in record["tensors"]]
+        check_shards(f"{folder / CHECKPOINT}.json: not a checkpoint", shards, part.configuration())
+
+    def cut(key: str, configuration: dict[str, Any]) -> tuple[int, str] | None:
+        return weights.cut(key)
+
+    return read_part(folder, shards, _WHAT, check, part.configuration(), part.extent, cut)
+
+
+def _check_header(
+    file: Path, header: Header, expected: dict[str, tuple[str, Shape] | None], scalars: dict[str, Any]
+) -> None:
+    """Compare the header of a file with what it may hold."""
+    kept = {name for name in expected if name in header or name.startswith("model.")}
+    # The state of a parameter is complete, or it is absent because there was no step yet.
+    owners = {name.rpartition(".")[0] for name in (*kept, *scalars) if name.startswith("optimizer.")}
+    kept |= {name for name in expected if name.rpartition(".")[0] in owners}
+    if header != {name: expected[name] for name in kept if expected[name] is not None}:
+        raise ValueError(f"{file}: {_WHAT}: wrong names, dtypes or shapes")
+    if scalars.keys() != {name for name in kept if expected[name] is None}:
+        names = ", ".join(sorted(scalars)) or "none"
+        raise ValueError(f"{file}: {_WHAT}: wrong scalars, got {names}")
+
+
+class _Weights:
+    """The weight that each tensor of a checkpoint belongs to, with its shape and how it is cut."""
+
+    def __init__(self, part: ModelPart, optimizer: RowOptimizer) -> None:
+        self.part, self.optimizer = part, optimizer
+        names = {id(parameter): name for name, parameter in named_weights(part.model).items()}
+        groups = optimizer.param_groups
+        self.owners = [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    def _owner(self, key: str) -> str:
+        """Return the name of the weight of a tensor such as model.bucket_bias or optimizer.0.sum."""
+        kind, _, rest = key.partition(".")
+        return self.owners[int(rest.partition(".")[0])] if kind == "optimizer" else rest
+
+    def cut(self, key: str) -> tuple[int, str] | None:
+        """Return how a tensor of a checkpoint is cut, as `cut_of` does."""
+        return cut_of(self._owner(key), self.part.configuration())
+
+    def expected(self, extent: Extent) -> dict[str, tuple[str, Shape] | None]:
+        """Return dtype and shape of everything that a file of an extent may hold. Numbers have None."""
+        configuration, model = self.part.configuration(), self.part.model
+        whole = parameter_shapes(configuration) | scaling_shapes(configuration)
+        shapes = part_shapes(whole, configuration, extent)
+        dtypes = {name: safetensors_dtype(weight) for name, weight in named_weights(model).items()}
+        dtypes |= {name: "F32" for name in SCALING if model.num_dense}
+        expected: dict[str, tuple[str, Shape] | None]
+        expected = {f"model.{name}": (dtypes[name], shape) for name, shape in shapes.items()}
+        for i, name in enumerate(self.owners):
+            for moment in self.optimizer._moments if name in shapes else ():
+                expected[f"optimizer.{i}.{moment}"] = (dtypes[name], shapes[name])
+            if isinstance(self.optimizer, optim.SparseAdam):
+                expected[f"optimizer.{i}.step"] = None
+        return expected

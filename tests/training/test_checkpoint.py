@@ -89,8 +89,8 @@ def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(stopped, whole):
 
 
 def test_a_later_format_is_refused(stopped):
-    edit(stopped, lambda record: record.update(format=3))
-    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, 2, got 3$"):
+    edit(stopped, lambda record: record.update(format=4))
+    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, 2, 3, got 4$"):
         resume(stopped)
 
 

@@ -1,0 +1,322 @@
+"""The processes that work together: how they find each other, exchange tensors, and notice a death."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from mach_ext.distributed.watch import Watch
+
+# The watch ends a run whose process died. A process that is only slow must not end it, so waiting has no
+# bound that a real run could reach.
+PATIENCE = datetime.timedelta(days=30)
+
+
+class Ranks:
+    """The processes of a run, as one of them sees them. A process alone is rank 0 of 1.
+
+    All ranks call the methods that exchange something in the same order.
+
+    Attributes:
+        rank: The number of this process, from 0.
+        size: The number of processes.
+
+    Example:
+        >>> from mach_ext.distributed import Ranks
+        >>> alone = Ranks()
+        >>> alone.share(8), alone.broadcast("a value")
+        (range(0, 8), 'a value')
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
+        self.rank, self.size, self._watch = rank, size, watch
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which prints and writes what is not in shards.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks(rank=1, size=2).is_first
+            False
+        """
+        return self.rank == 0
+
+    def share(self, count: int, rank: int | None = None) -> range:
+        """Return the part of 0 ... count - 1 of a rank. The parts differ in size by 1 at most.
+
+        Args:
+            count: The number of things to share.
+            rank: The rank. None: this one.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> [Ranks(rank, 3).share(8) for rank in range(3)]
+            [range(0, 2), range(2, 5), range(5, 8)]
+        """
+        rank = self.rank if rank is None else rank
+        return range(count * rank // self.size, count * (rank + 1) // self.size)
+
+    def sizes(self, count: int) -> list[int]:
+        """Return the sizes of the parts of all ranks.
+
+        Args:
+            count: The number of things to share.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks(0, 3).sizes(8)
+            [2, 3, 3]
+        """
+        return [len(self.share(count, rank)) for rank in range(self.size)]
+
+    def barrier(self) -> None:
+        """Wait for all ranks.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().barrier()
+        """
+        if self.size > 1:
+            dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return what rank 0 gave. Values are pickled.
+
+        Args:
+            value: The value. That of other ranks is not looked at.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().broadcast([1, 2])
+            [1, 2]
+        """
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order. Values are pickled.
+
+        Args:
+            value: The value of this rank.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().collect("mine")
+            ['mine']
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather(self, t: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+        """Return the tensors of all ranks side by side, in their order.
+
+        Args:
+            t: The tensor of this rank.
+            dim: The dimension in which the tensors differ.
+            sizes: The sizes in this dimension of the tensors of all ranks.
+
+        Returns:
+            A tensor with sum(sizes) entries in dimension `dim`.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().gather(torch.ones(2, 3), 1, [3]).shape
+            torch.Size([2, 3])
+        """
+        if self.size == 1:
+            return t
+        parts = []
+        for rank, size in enumerate(sizes):
+            shape = [*t.shape]
+            shape[dim] = size
+            is_own = rank == self.rank and len(set(sizes)) > 1
+            parts.append(t.contiguous() if is_own else t.new_empty(shape))
+        if len(set(sizes)) == 1:
+            dist.all_gather(parts, t.contiguous())
+        else:  # gloo gathers tensors of one size alone
+            waiting = [dist.broadcast(part, src=rank, async_op=True) for rank, part in enumerate(parts)]
+            for each in waiting:
+                each.wait()
+        return torch.cat(parts, dim)
+
+    def sum(self, t: Tensor) -> Tensor:
+        """Return the sum of the tensors of all ranks, added in the order of the ranks.
+
+        Every rank gets the same bits.
+
+        Args:
+            t: The tensor of this rank. All have the same shape.
+
+        Example:
+            >>> import torch
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().sum(torch.ones(2))
+            tensor([1., 1.])
+        """
+        if self.size == 1:
+            return t
+        total, *others = self.gather(t.unsqueeze(0), 0, [1] * self.size).unbind(0)
+        total = total.clone()
+        for other in others:
+            total += other
+        return total
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set on any rank.
+
+        Args:
+            *flags: The flags of this rank.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().any(True, False)
+            [True, False]
+        """
+        if self.size == 1:
+            return list(flags)
+        both = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in both.tolist()]
+
+    def tell_error(self, message: str) -> bool:
+        """Return whether this process should print an error: no other rank has printed it.
+
+        Args:
+            message: The error.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks().tell_error("k must be at least 1")
+            True
+        """
+        return self._watch is None or self._watch.tell_error(message)
+
+
+_ALONE = Ranks()
+_current = _ALONE
+
+
+def current_ranks() -> Ranks:
+    """Return the ranks of the innermost `together`. Outside of it a process is alone.
+
+    Example:
+        >>> from mach_ext.distributed import current_ranks
+        >>> current_ranks().size
+        1
+    """
+    return _current
+
+
+def is_launched() -> bool:
+    """Return whether `torchrun` or a launcher of its kind started this process beside others.
+
+    Example:
+        >>> from mach_ext.distributed import is_launched
+        >>> is_launched()
+        False
+    """
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return False
+    return os.environ["WORLD_SIZE"] not in ("", "0", "1")
+
+
+def note_launch(key: str) -> None:
+    """Note something for all attempts of this launch: `torchrun` starts its processes anew after a failure."""
+    store = _store_of_launch()
+    if store is not None:
+        store.set(f"mach_ext/{key}", "1")
+
+
+def was_noted(key: str) -> bool:
+    """Return whether a former attempt of this launch has noted something."""
+    store = _store_of_launch() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else None
+    return store is not None and bool(store.check([f"mach_ext/{key}"]))
+
+
+def _store_of_launch() -> Any:
+    """Return the store that `torchrun` itself holds, which outlives the processes. None: it holds none."""
+    if not is_launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Ranks]:
+    """Let the processes that `torchrun` started work together in a block. Alone, nothing changes.
+
+    All of them enter and leave the block. A process group of the program's own is used if there is one. If a
+    process dies, the others print one line and end within seconds.
+
+    Yields:
+        The ranks.
+
+    Raises:
+        ValueError: The processes could not find each other.
+
+    Example:
+        >>> from mach_ext.distributed import together
+        >>> with together() as ranks:
+        ...     ranks.size
+        1
+    """
+    global _current
+    if _current is not _ALONE or not (is_launched() or _has_group()):
+        yield _current
+        return
+    own = not _has_group()
+    if own:
+        _start_group()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
+    _current = Ranks(rank, size, watch)
+    try:
+        try:
+            yield _current
+        except RuntimeError as error:
+            if watch is not None and _is_lost_connection(error):
+                watch.wait_for_loss()
+            raise
+        if watch is not None:
+            dist.barrier()
+            watch.end()
+    finally:
+        _current = _ALONE
+    if own:
+        dist.destroy_process_group()
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _start_group() -> None:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether an exchange failed because another process is gone."""
+    text = str(error)
+    return any(word in text for word in ("onnection", "gloo", "Gloo", "NCCL", "peer", "Broken pipe"))

@@ -1,0 +1,1 @@
+"""Models on several ranks: training and exact decoding with parts of a model on each process."""

@@ -21,6 +21,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -46,7 +47,7 @@ class Gathering(Protocol):
     def size(self) -> int:
         """The number of ranks."""
 
-    def gather(self, tensor: Tensor, dim: int, sizes: list[int]) -> Tensor:
+    def gather(self, t: Tensor, dim: int, sizes: Sequence[int], /) -> Tensor:
         """Return the tensors of all ranks side by side along a dimension, where they have these sizes."""
 
 

@@ -348,6 +348,19 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
     return int(value)
 
 
+def check_part(name: str, part: object, size: int) -> range:
+    """Check that `part` is a range of 1 to `size` consecutive numbers below `size`. None is all of them."""
+    if part is None:
+        return range(size)
+    if not isinstance(part, range):
+        raise TypeError(f"{name} must be a range, got {type(part).__name__}")
+    if part.step != 1 or not 0 <= part.start < part.stop <= size:
+        raise ValueError(
+            f"{name} must be a range of at least one number in [0, {size}) by step 1, got {part}"
+        )
+    return part
+
+
 def check_hash_memory(
     op: str, what: str, needed: int, num_labels: int, num_buckets: int, num_repetitions: int
 ) -> None:

@@ -22,12 +22,23 @@ def _coefficients(seed: int, repetition: int) -> list[int]:
     return [int.from_bytes(digest[i : i + 8], "little") % PRIME for i in range(0, 32, 8)]
 
 
-def hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: int) -> NDArray[np.int32]:
-    """Return the table [R, L] of the seeded family. Besides it, only a few chunks of labels take memory."""
-    polynomials = [_coefficients(seed, r) for r in range(num_repetitions)]
+def hash_labels(
+    num_labels: int,
+    num_buckets: int,
+    num_repetitions: int,
+    seed: int,
+    first_label: int = 0,
+    first_repetition: int = 0,
+) -> NDArray[np.int32]:
+    """Return the table [R, L] of the seeded family. Besides it, only a few chunks of labels take memory.
+
+    Labels and repetitions are counted from the first ones given, so that a part needs no whole table.
+    """
+    polynomials = [_coefficients(seed, first_repetition + r) for r in range(num_repetitions)]
     table = np.empty((num_repetitions, num_labels), dtype=np.int32)
     for start in range(0, num_labels, _CHUNK):
-        label = np.arange(start, min(start + _CHUNK, num_labels), dtype=np.int64)
+        end = min(start + _CHUNK, num_labels)
+        label = np.arange(first_label + start, first_label + end, dtype=np.int64)
         for r, (first, *others) in enumerate(polynomials):
             code = np.full_like(label, first)
             for coefficient in others:  # Horner; code <= p and label < p, so all stays below 2^62
@@ -38,5 +49,5 @@ def hash_labels(num_labels: int, num_buckets: int, num_repetitions: int, seed: i
                     code &= PRIME
                     code += high
             code[code == PRIME] = 0
-            table[r, start : start + _CHUNK] = code.astype(np.int32) % np.int32(num_buckets)
+            table[r, start:end] = code.astype(np.int32) % np.int32(num_buckets)
     return table

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from mach_ext import _ops
-from mach_ext._hash_buckets import BucketTable, check_hash_memory, check_integer, copy_table
+from mach_ext._hash_buckets import BucketTable, check_hash_memory, check_integer, check_part, copy_table
 from mach_ext._hash_collisions import (
     GROUPING_BYTES,
     BucketLoad,
@@ -117,10 +117,8 @@ class LabelHash(BucketTable):
 
     @memory_errors("lower num_labels or num_repetitions")
     def __init__(self, num_labels: int, num_buckets: int, num_repetitions: int, seed: int = 0) -> None:
-        num_labels = check_integer("LabelHash: num_labels", num_labels, 1, MAX_LABELS)
-        num_buckets = check_integer("LabelHash: num_buckets", num_buckets, 2, MAX_BUCKETS)
-        num_repetitions = check_integer("LabelHash: num_repetitions", num_repetitions, 1)
-        seed = check_integer("LabelHash: seed", seed, 0)
+        checked = _check_sizes("LabelHash", num_labels, num_buckets, num_repetitions, seed)
+        num_labels, num_buckets, num_repetitions, seed = checked
         sizes = num_labels, num_buckets, num_repetitions
         is_plausible = collisions_plausible(*sizes)
         needed = num_repetitions * (4 * num_labels + _COEFFICIENTS_BYTES)
@@ -159,6 +157,93 @@ class LabelHash(BucketTable):
         hash._set(copied, num_buckets, None)
         hash._warn_of_collisions()
         return hash
+
+    @classmethod
+    @memory_errors("take a part of fewer labels or repetitions")
+    def seeded_part(
+        cls,
+        num_labels: int,
+        num_buckets: int,
+        num_repetitions: int,
+        seed: int = 0,
+        *,
+        labels: range | None = None,
+        repetitions: range | None = None,
+    ) -> LabelHash:
+        """Make a part of a seeded hash without the rest of its table.
+
+        The part has the buckets that the whole hash has there, and needs memory for these alone. So each of
+        several processes can hold a part of many labels. Labels and repetitions of the part are counted from
+        0. Label j of the part is label `labels[j]` of the whole hash.
+
+        No part warns of collisions. Labels that collide in a part may be told apart by the whole hash.
+
+        Args:
+            num_labels: As in `LabelHash`, of the whole hash.
+            num_buckets: As in `LabelHash`.
+            num_repetitions: As in `LabelHash`, of the whole hash.
+            seed: As in `LabelHash`.
+            labels: The labels of the part, a range within [0, L). None takes all labels.
+            repetitions: The repetitions of the part, a range within [0, R). None takes all repetitions.
+
+        Returns:
+            The part, on the CPU. A part that starts at label 0 and at repetition 0 is itself a seeded hash of
+            these sizes. The `seed` of any other part is None.
+
+        Raises:
+            TypeError: A size is not an integer, or a part is no range.
+            ValueError: A size is out of range. A part is empty, has another step than 1, or is outside the
+                whole hash.
+            MemoryError: The table of buckets needs more memory than there is.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> part = LabelHash.seeded_part(1000, 50, 6, seed=1, labels=range(500, 1000))
+            >>> part.buckets.equal(LabelHash(1000, 50, 6, seed=1).buckets[:, 500:])
+            True
+        """
+        op = "LabelHash.seeded_part"
+        L, B, R, seed = _check_sizes(op, num_labels, num_buckets, num_repetitions, seed)
+        labels = check_part(f"{op}: labels", labels, L)
+        repetitions = check_part(f"{op}: repetitions", repetitions, R)
+        sizes = len(labels), B, len(repetitions)
+        needed = len(repetitions) * (4 * len(labels) + _COEFFICIENTS_BYTES)
+        check_hash_memory(op, "the buckets of the labels", needed, *sizes)
+        table = hash_labels(*sizes, seed, labels.start, repetitions.start)
+        return cls._of_part(table, B, seed, labels, repetitions)
+
+    @memory_errors("take a part of fewer labels or repetitions")
+    def part(self, labels: range | None = None, repetitions: range | None = None) -> LabelHash:
+        """Return the hash of some of the labels and repetitions, as `seeded_part` does for any hash.
+
+        Args:
+            labels: As in `seeded_part`.
+            repetitions: As in `seeded_part`.
+
+        Returns:
+            The part, on the device of this hash. Its buckets are copied.
+
+        Raises:
+            TypeError: A part is no range.
+            ValueError: A part is empty, has another step than 1, or is outside the hash. Or `buckets` was
+                changed in place.
+            MemoryError: The copy needs more memory than there is.
+
+        Example:
+            >>> from mach_ext.hashing import LabelHash
+            >>> LabelHash.from_buckets([[1, 0, 1], [0, 1, 1]]).part(labels=range(1, 3)).buckets.tolist()
+            [[0, 1], [1, 1]]
+        """
+        op = "LabelHash.part"
+        labels = check_part(f"{op}: labels", labels, self.num_labels)
+        repetitions = check_part(f"{op}: repetitions", repetitions, self.num_repetitions)
+        self.check_buckets()
+        sizes = len(labels), self.num_buckets, len(repetitions)
+        check_hash_memory(op, "a copy of the buckets", 4 * sizes[0] * sizes[2], *sizes)
+        rows, columns = (slice(part.start, part.stop) for part in (repetitions, labels))
+        table = self.buckets[rows, columns].cpu().numpy().copy()
+        hash = self._of_part(table, self.num_buckets, self.seed, labels, repetitions)
+        return hash.to(self.buckets.device)
 
     @memory_errors("make a hash of fewer labels or repetitions")
     def label_index(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
@@ -328,6 +413,16 @@ class LabelHash(BucketTable):
             f"num_repetitions={self.num_repetitions}, seed={self.seed})"
         )
 
+    @classmethod
+    def _of_part(
+        cls, table: NDArray[np.int32], num_buckets: int, seed: int | None, labels: range, repetitions: range
+    ) -> LabelHash:
+        """Make a hash of a part's table. The seed describes only what starts at label and repetition 0."""
+        hash = cls.__new__(cls)
+        hash._set(table, num_buckets, None if labels.start or repetitions.start else seed)
+        hash._warned = True  # What collides in a part may be told apart by the whole.
+        return hash
+
     def _set(self, table: NDArray[np.int32], num_buckets: int, seed: int | None) -> None:
         super()._set(table, num_buckets, seed)
         self._groups = None
@@ -352,3 +447,15 @@ class LabelHash(BucketTable):
             return
         self._warned = True
         warnings.warn(collision_message(pairs, *self._sizes()), CollisionWarning, stacklevel=4)
+
+
+def _check_sizes(
+    op: str, num_labels: int, num_buckets: int, num_repetitions: int, seed: int
+) -> tuple[int, int, int, int]:
+    """Check the arguments of a seeded hash, and return them."""
+    return (
+        check_integer(f"{op}: num_labels", num_labels, 1, MAX_LABELS),
+        check_integer(f"{op}: num_buckets", num_buckets, 2, MAX_BUCKETS),
+        check_integer(f"{op}: num_repetitions", num_repetitions, 1),
+        check_integer(f"{op}: seed", seed, 0),
+    )

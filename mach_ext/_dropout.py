@@ -42,7 +42,8 @@ def drop(t: Tensor, p: float, dropout: Dropout, training: bool) -> Tensor:
         if isinstance(dropout, PartOfMasks):
             kept = dropout.draw(t, p)
         else:  # On the CPU these are the bits of nn.functional.dropout for a global generator in this state.
-            kept = torch.empty_like(t).bernoulli_(1 - p, generator=dropout)
+            whole = torch.empty_like(t, memory_format=torch.contiguous_format)
+            kept = whole.bernoulli_(1 - p, generator=dropout)
         return t * kept.div_(1 - p)
     if not (dropout is None or isinstance(dropout, bool)):
         kind = type(dropout).__name__

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
-# How a tensor of this name is cut, for the configuration of its model: the dimension, and a field of `Extent`.
+# How a tensor of this name is cut, for the configuration of its model: the dimension, a field of `Extent`.
 Cut: TypeAlias = Callable[[str, dict[str, Any]], "tuple[int, str] | None"]
 
 
@@ -57,6 +57,14 @@ def cut_of(name: str, configuration: dict[str, Any]) -> tuple[int, str] | None:
     if name.startswith("dense_") or (name.startswith("hidden_") and is_shared):
         return None
     return 0, "repetitions"
+
+
+def has_uncut(configuration: dict[str, Any]) -> bool:
+    """Return whether a model has tensors that are not cut: a second shared layer, or scaled features."""
+    is_shared = configuration.get("encoder", "shared") == "shared"
+    return bool(configuration.get("num_dense")) or (
+        is_shared and len(configuration.get("hidden_size") or []) == 2
+    )
 
 
 def part_shapes(

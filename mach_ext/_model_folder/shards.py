@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mach_ext._model_folder.extents import Cut, Extent, Shard, cut_of
+from mach_ext._model_folder.extents import Cut, Extent, Shard, cut_of, has_uncut
 from mach_ext._model_folder.tensors import Header, read_tensors
 
 
@@ -41,13 +41,14 @@ def read_part(
     """
     read = []
     for shard in shards:
-        if shard.extent.is_first or any(map(_overlap, shard.extent, extent)):
+        holds_uncut = shard.extent.is_first and has_uncut(configuration)
+        if holds_uncut or any(map(_overlap, shard.extent, extent)):
             file = folder / shard.file
             tensors = read_tensors(
                 file, what, lambda header, file=file, shard=shard: check(file, header, shard.extent),  # type: ignore[misc]
                 shard.sha256 or None,
             )  # fmt: skip
-            if shard.extent == extent:  # also compressed weights, which cannot be cut
+            if len(shards) == 1 and shard.extent == extent:  # also compressed weights, which cannot be cut
                 return tensors
             read.append((shard.extent, tensors))
     return {

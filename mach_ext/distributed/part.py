@@ -14,11 +14,11 @@ from mach_ext import _prediction
 from mach_ext import functional as F
 from mach_ext._dense_features import checked_documents
 from mach_ext._dropout import Dropout, PartOfMasks
-from mach_ext._hash_functions import hash_labels
 from mach_ext._model_folder import parameter_shapes, read_model_record
 from mach_ext._model_folder.extents import Extent, part_shapes, whole_extent
 from mach_ext._model_folder.loading import read_weights
 from mach_ext._model_folder.saving import save_part
+from mach_ext.distributed.decode import gather_logits, sharded_topk
 from mach_ext.distributed.drawing import draw_weights
 from mach_ext.distributed.ranks import Ranks
 from mach_ext.hashing import LabelHash, collisions_known
@@ -196,14 +196,11 @@ class ModelPart:
 
     def topk(self, values: Tensor, indices: Tensor, indptr: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the k best labels of one batch of documents, as `MACH.topk` of the whole model does."""
-        from mach_ext.distributed.decode import sharded_topk
-
-        ranks = self.ranks
         own = self.bucket_scores(values, indices, indptr)
-        scores = ranks.gather(own, 1, ranks.sizes(self.num_repetitions))
-        first = ranks.share(self.num_labels).start
-        merge = MODEL_MERGES[self.merge]
-        return sharded_topk(ranks, scores, self._hash_of_labels(), first, self.num_labels, k, merge)
+        scores = gather_logits(self.ranks, own, self.num_repetitions, not self.model.is_linear)
+        first, merge = self.ranks.share(self.num_labels).start, MODEL_MERGES[self.merge]
+        place = self._hash_of_labels(), first, self.num_labels
+        return sharded_topk(self.ranks, scores, *place, k, merge, overwrite=True)
 
     def bucket_scores(self, values: Tensor, indices: Tensor, indptr: Tensor) -> Tensor:
         """Return the bucket logits [N, repetitions, B] of documents in CSR form."""
@@ -216,14 +213,13 @@ class ModelPart:
         logits: Tensor = model.head(model.encode_hidden(self.gather_units(hidden), dropout=False))
         return logits
 
-    def _hash_of_labels(self) -> LabelHash:
-        """Return the buckets of the labels that this rank decodes, in all repetitions."""
-        if self._decode_hash is None:
+    def _hash_of_labels(self) -> LabelHash | None:
+        """Return the buckets of the labels that this rank decodes, in all repetitions. None: it has none."""
+        own = self.ranks.share(self.num_labels)
+        if self._decode_hash is None and own:
             L, B, R = (self._configuration[f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
-            own = self.ranks.share(L)
-            table = hash_labels(L, B, R, self._configuration["seed"])[:, own.start : own.stop]
-            with collisions_known():
-                self._decode_hash = LabelHash.from_buckets(table, B).to(self.model.bucket_bias.device)
+            part = LabelHash.seeded_part(L, B, R, self._configuration["seed"], labels=own)
+            self._decode_hash = part.to(self.model.bucket_bias.device)
         return self._decode_hash
 
     # -------------------------------------------------------------------------------------- model folder
@@ -273,10 +269,9 @@ def _empty_part(configuration: dict[str, Any], extent: Extent, ranks: Ranks, see
     """Return the part of a model with a seeded label hash, without values in its weights."""
     L, B, R = (configuration[f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
     own = extent.repetitions
-    with collisions_known():  # A few repetitions alone always have collisions.
-        hash = LabelHash.from_buckets(hash_labels(L, B, R, seed)[own.start : own.stop], B)
-        with torch.device("meta"):
-            model = MACH(**{**configuration, "num_repetitions": len(own)}, hash=hash)
+    hash = LabelHash.seeded_part(L, B, R, seed, repetitions=own)
+    with torch.device("meta"):
+        model = MACH(**{**configuration, "num_repetitions": len(own)}, hash=hash)
     whole = parameter_shapes(configuration)
     for name, shape in {**whole, **part_shapes(whole, configuration, extent)}.items():
         owner: nn.Module = model.head if name.startswith("bucket_") else model

@@ -236,7 +236,7 @@ def is_launched() -> bool:
 
 
 def note_launch(key: str) -> None:
-    """Note something for all attempts of this launch: `torchrun` starts its processes anew after a failure."""
+    """Note something for all attempts of this launch. `torchrun` starts processes anew after a failure."""
     store = _store_of_launch()
     if store is not None:
         store.set(f"mach_ext/{key}", "1")

@@ -24,7 +24,7 @@ class RunInParts(Run):
         self._part = part
 
     @property
-    def model(self) -> MACH:  # type: ignore[override]
+    def model(self) -> MACH:
         """The whole model, from the run's folder."""
         if self._whole is None:
             self._whole = load_model(self.folder, str(self._part.model.bucket_bias.device))

@@ -194,8 +194,9 @@ class Recipe:
         }  # fmt: skip
         filtered = None if dev is None else dev.filtered
         if part.is_alone:
+            X, Y, X_dev, Y_dev = splits
             return training.fit(
-                part.model, *splits, filtered_dev=filtered, output=output, **options, **settings
+                part.model, X, Y, X_dev, Y_dev, filtered_dev=filtered, output=output, **options, **settings
             )
         chosen = training.Hyperparameters.of(part.model, **settings)
         return fit_part(part, (*splits, filtered), chosen, output, **options)

@@ -13,8 +13,8 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
-# The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name. Since
-# format 3, the tensors may be in several files.
+# The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name.
+# Since format 3, the tensors may be in several files.
 CHECKPOINT_FORMAT = 3
 _FORMER_HYPERPARAMETERS = {"negligible_gradient": "gradient_threshold"}
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}

@@ -260,10 +260,20 @@ class HiddenStep:
             optimizer.step_sparse_linear(model.encoder_weight, None, grad_first.unsqueeze(1), values, order)
             round_rows(model.encoder_weight, rounded, order)
         if model.encoder_bias.requires_grad:
-            optimizer.step_rows(model.encoder_bias, slice(None), grad_first.sum(0))
+            optimizer.step_rows(model.encoder_bias, slice(None), self._sum_of_documents(grad_first))
         for parameter in (model.hidden_weight, model.hidden_bias) if len(model.hidden_sizes) == 2 else ():
             if parameter.grad is not None:
                 optimizer.step_rows(parameter, slice(None), parameter.grad)
+
+    def _sum_of_documents(self, gradient: Tensor) -> Tensor:  # [N, M] -> [M]
+        """Return the gradient to the encoder's bias, with bits that do not depend on other repetitions.
+
+        PyTorch adds the rows of a matrix in an order that depends on the number of its columns.
+        """
+        if self.model.encoder == "shared":
+            return gradient.sum(0)
+        each = gradient.unflatten(1, (self.model.num_repetitions, -1)).unbind(1)
+        return torch.cat([of_repetition.sum(0) for of_repetition in each])
 
     def _classifier_backward(
         self,

@@ -30,6 +30,14 @@ FLAGS = {
 }
 
 
+# Commands whose work several processes share. The first process alone runs the others.
+TOGETHER = ("train", "evaluate", "predict")
+
+
+class ToldByAnother(Exception):
+    """Another of the processes that work together has printed the error of this one."""
+
+
 def _common_options() -> list[Any]:
     """Returns the options that every command accepts, even if its function does not use them."""
 
@@ -105,6 +113,9 @@ class Command(TyperCommand):
         """Runs the command's function with its threads, device, messages and signals in place."""
         import torch  # before `signals`: Ctrl-C during these imports ends the command at once
 
+        from mach_ext.cli.results import failure
+        from mach_ext.distributed import together
+        from mach_ext.distributed.ranks import alone
         from mach_ext.runs.arguments import check_device, use_flags
 
         given = {option.name: ctx.params.pop(option.name) for option in self._extra}
@@ -114,7 +125,18 @@ class Command(TyperCommand):
             if given["threads"] is not None:
                 torch.set_num_threads(given["threads"])
             check_device({**ctx.params, **given}["device"])
-            return super().invoke(ctx)
+            with together() as ranks:
+                try:
+                    if ctx.info_name in TOGETHER:
+                        return super().invoke(ctx)
+                    if ranks.is_first:
+                        with alone():
+                            return super().invoke(ctx)
+                except Exception as error:
+                    if not ranks.tell_error(failure(error) or repr(error)):
+                        raise ToldByAnother from error
+                    raise
+            return None
 
 
 class Group(TyperGroup):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,12 +15,13 @@ import typer
 from mach_ext._terminal import say, standard_streams
 from mach_ext._version import __version__
 from mach_ext.cli import attack, bench, compress, data, evaluate, explain, info, predict, train
-from mach_ext.cli.command import Command, Group, require_command
+from mach_ext.cli.command import Command, Group, ToldByAnother, require_command
 from mach_ext.cli.results import failure
 from mach_ext.cli.usage import UsageError, fault, usage
 
 TRACEBACK = "MACH_EXT_TRACEBACK"  # environment variable: if it is set, errors come with a traceback
 PROGRAM = "mach-ext"
+GRACE = 5  # seconds that the first of several processes gets to print wrong usage before another ends
 COMPLETE = "_MACH_EXT_COMPLETE"  # environment variable: a shell sets it to ask for completions
 
 # Each module has an EXAMPLE and a function `run`. The parameters of `run` are the command's options.
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["predict", "--txt", "a small dog"])  # also prints that the option is called --text
         2
     """
-    with standard_streams():
+    with standard_streams(), _only_errors():
         try:
             try:
                 return _command(sys.argv[1:] if argv is None else list(argv))
@@ -89,8 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(str(interrupt) or "interrupted")
         except BrokenPipeError:  # `mach-ext predict | head`
             return 0
+        except ToldByAnother:
+            return 1
         except Exception as error:
             return _failed(failure(error) or _defect(error))
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    """Silence a process that `torchrun` started beside the first, except for its errors."""
+    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    former = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = former
 
 
 def _command(argv: list[str]) -> int:
@@ -109,10 +129,18 @@ def _command(argv: list[str]) -> int:
             return 0
         return stop.code if isinstance(stop.code, int) else 0
     except UsageError as error:
+        if _is_silent():
+            time.sleep(GRACE)
+            return 2
         print(usage(error), file=sys.stderr)
         say(fault(error), is_error=True)
         return 2
     return 0
+
+
+def _is_silent() -> bool:
+    """Returns whether this is one of several processes, and not the first."""
+    return sys.stderr.name == os.devnull
 
 
 def _defect(error: Exception) -> str:
@@ -122,6 +150,8 @@ def _defect(error: Exception) -> str:
 
 def _failed(text: str) -> int:
     """Shows what went wrong, in one line."""
+    if _is_silent():  # one of several processes, whose errors are seen nevertheless
+        sys.stderr, text = sys.__stderr__ or sys.stderr, f"rank {os.environ['RANK']}: {text}"
     if os.environ.get(TRACEBACK):
         traceback.print_exc()
     say(text, is_error=True)

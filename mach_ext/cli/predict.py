@@ -113,8 +113,11 @@ def run(
     The documents come from --text, --input, --split or standard input.
     """
     from mach_ext import nn, runs
+    from mach_ext.distributed import current_ranks
 
     _check_source(ctx)
+    if not (text or split or _is_named(input)) and not current_ranks().is_first:
+        return  # Only the first process has the standard input.
     if format is None:
         format = "table" if output is None and sys.stdout.isatty() else "tsv"
     file = None if output is None else _output_file(output, format, input)
@@ -140,6 +143,11 @@ def run(
     else:
         write = _writer(sys.stdout, format, merge)
     _predict(blocks, write, sys.stdout, quiet=True)
+
+
+def _is_named(input: Path | None) -> bool:
+    """Returns whether the documents are in a file that has a name, and not on standard input."""
+    return input is not None and str(input) != "-"
 
 
 def _check_source(ctx: typer.Context) -> None:
@@ -242,7 +250,7 @@ def _source(
         return {"split": split, "dataset": dataset}
     if text:
         return {"texts": [from_shell(each, f"--text {n}") for n, each in enumerate(text, 1)]}
-    if file is None or str(file) == "-":
+    if not _is_named(file):
         return {"format": format, "stream": _standard_input(file)}
     return {"format": format, "file": file}
 

@@ -301,6 +301,17 @@ def together() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work alone in a block within `together`, while others wait or do something else."""
+    global _current
+    former, _current = _current, _ALONE
+    try:
+        yield
+    finally:
+        _current = former
+
+
 def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

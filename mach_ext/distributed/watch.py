@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -27,11 +28,13 @@ class Watch:
         self._store: Any = dist.PrefixStore("mach_ext", dist.distributed_c10d._get_default_store())
         self._thread = threading.Thread(target=self._run, name="mach_ext.watch", daemon=True)
         self._thread.start()
+        atexit.register(self._end_of_program)
 
     def end(self) -> None:
         """Say the word, and wait for that of the former rank."""
         dist.send(torch.ones(1), dst=(self.rank + 1) % self.size, group=self.group)
         self._thread.join()
+        atexit.unregister(self._end_of_program)
 
     def wait_for_loss(self) -> None:
         """Wait for the thread to end the process, because an exchange has failed."""
@@ -46,6 +49,13 @@ class Watch:
         if first == message:
             return self._noted("teller", str(self.rank)) == str(self.rank)
         return True
+
+    def _end_of_program(self) -> None:
+        """End the process at once if the work was broken off: the thread of an exchange cannot be stopped."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(1)
 
     def _run(self) -> None:
         try:
@@ -65,7 +75,7 @@ class Watch:
             print(
                 f"mach-ext: rank {self.rank} of {self.size} stops, because rank {lost} ended before the work "
                 "was done; what is in the folder is whole, and --resume continues from the last checkpoint",
-                file=sys.stderr,
+                file=sys.__stderr__ or sys.stderr,
                 flush=True,
             )
         os._exit(1)

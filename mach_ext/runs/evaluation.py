@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
+from mach_ext.distributed.documents import shared_by_documents
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 from mach_ext.runs.arguments import spell
@@ -88,12 +88,14 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
     """Returns a function that predicts the k best labels, and re-ranks them if there are neighbours."""
     model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
 
-    def labels(X: Any, k: int) -> NDArray[np.integer[Any]]:
+    def best(X: Any, k: int) -> tuple[NDArray[Any], ...]:
         candidates = k if neighbors is None else min(max(CANDIDATES, k), model.num_labels)
-        best = model.predict(X, candidates, **options)
-        return best[1] if neighbors is None else neighbors.rerank(X, *best)[1]
+        found = model.predict(X, candidates, **options)
+        return found if neighbors is None else neighbors.rerank(X, *found)
 
-    return labels
+    # The parts of a model share their work by themselves.
+    ask = shared_by_documents(model, best) if isinstance(model, nn.MACH) else best
+    return lambda X, k: ask(X, k)[1]
 
 
 def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbors:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mach_ext import data, nn
+from mach_ext.distributed.documents import shared_by_documents
 from mach_ext.runs.arguments import spell, takes_text
 from mach_ext.runs.dataset import log, log_no_svmlight, log_without_features
 
@@ -172,14 +173,23 @@ def check_source(
 
 
 def answers(
-    model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int, precision: str = "float32"
-) -> Iterator[list[Answer]]:
-    """Yields answers block by block, as they are computed. Memory does not grow with N."""
+    model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int, precision: str = "float32",
+    share: bool = True,
+) -> Iterator[list[Answer]]:  # fmt: skip
+    """Yields answers block by block, as they are computed. Memory does not grow with N.
+
+    Processes that work together share the documents of a block, unless `share` is false.
+    """
     documents = unknown = 0
     has_dense = model.num_dense > 0  # then no document is empty: dense features of 0 are numbers like others
     model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
+
+    def predict(X: Any, k: int) -> Any:
+        return model.predict(X, k, **options)
+
+    ask = shared_by_documents(model, predict) if share else predict
     for X in blocks:
-        scores, labels = model.predict(X, k, **options)
+        scores, labels = ask(X, k)
         block = []
         features = data.row_features(X).tolist()
         for count, row_scores, row_labels in zip(features, scores.tolist(), labels.tolist(), strict=True):

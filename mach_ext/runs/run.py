@@ -221,7 +221,7 @@ class Run(OpenedRun):
                 svmlight_base=svmlight_base, dense=dense,
             )  # fmt: skip
         names: Any = self.columns.label_names or explain.Numbers()
-        return answers(self.model, names, blocks, k, precision)
+        return answers(self.model, names, blocks, k, precision, share=stream is None)
 
     def explain(
         self,

@@ -183,6 +183,10 @@ def signals() -> Iterator[None]:
     handlers = {
         signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt, signal.SIGHUP: interrupt
     }  # fmt: skip
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # torchrun sends SIGTERM where another process has died. A handler of Python's could not run while an
+        # exchange with that process waits, so the signal ends this process by itself.
+        del handlers[signal.SIGTERM]
     ours = [each for each in handlers if signal.getsignal(each) == signal.SIG_DFL]
     for each in ours:
         signal.signal(each, handlers[each])

@@ -140,7 +140,7 @@ def _command(argv: list[str]) -> int:
 
 def _is_silent() -> bool:
     """Returns whether this is one of several processes, and not the first."""
-    return sys.stderr.name == os.devnull
+    return getattr(sys.stderr, "name", None) == os.devnull
 
 
 def _defect(error: Exception) -> str:

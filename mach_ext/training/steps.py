@@ -268,12 +268,10 @@ class HiddenStep:
     def _sum_of_documents(self, gradient: Tensor) -> Tensor:  # [N, M] -> [M]
         """Return the gradient to the encoder's bias, with bits that do not depend on other repetitions.
 
-        PyTorch adds the rows of a matrix in an order that depends on the number of its columns.
+        PyTorch adds up the rows of a matrix in an order that depends on the number of its columns. It adds up
+        each row for itself, so the documents of a unit are put into a row.
         """
-        if self.model.encoder == "shared":
-            return gradient.sum(0)
-        each = gradient.unflatten(1, (self.model.num_repetitions, -1)).unbind(1)
-        return torch.cat([of_repetition.sum(0) for of_repetition in each])
+        return gradient.sum(0) if self.model.encoder == "shared" else gradient.T.contiguous().sum(1)
 
     def _classifier_backward(
         self,

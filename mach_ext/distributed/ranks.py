@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mach_ext.distributed.watch import Watch
+from mach_ext.distributed.watch import Watch, ended_by_launcher
 
 # The watch ends a run whose process died. A process that is only slow must not end it, so waiting has no
 # bound that a real run could reach.
@@ -275,10 +275,16 @@ def together() -> Iterator[Ranks]:
         ...     ranks.size
         1
     """
-    global _current
     if _current is not _ALONE or not (is_launched() or _has_group()):
         yield _current
         return
+    with ended_by_launcher() if is_launched() else contextlib.nullcontext():
+        yield from _together()
+
+
+def _together() -> Iterator[Ranks]:
+    """Implement `together`: start a group if there is none, and watch the ranks until all are done."""
+    global _current
     own = not _has_group()
     if own:
         _start_group()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
 _GRACE = 20.0  # seconds that the watch gets to print its line, before an exchange's own error is raised
+_STOPPING = threading.Lock()  # The first thread that ends the process keeps it.
 
 
 class Watch:
@@ -28,13 +31,13 @@ class Watch:
         self._store: Any = dist.PrefixStore("mach_ext", dist.distributed_c10d._get_default_store())
         self._thread = threading.Thread(target=self._run, name="mach_ext.watch", daemon=True)
         self._thread.start()
-        atexit.register(self._end_of_program)
+        atexit.register(_end_of_program)
 
     def end(self) -> None:
         """Say the word, and wait for that of the former rank."""
         dist.send(torch.ones(1), dst=(self.rank + 1) % self.size, group=self.group)
         self._thread.join()
-        atexit.unregister(self._end_of_program)
+        atexit.unregister(_end_of_program)
 
     def wait_for_loss(self) -> None:
         """Wait for the thread to end the process, because an exchange has failed."""
@@ -50,13 +53,6 @@ class Watch:
             return self._noted("teller", str(self.rank)) == str(self.rank)
         return True
 
-    def _end_of_program(self) -> None:
-        """End the process at once if the work was broken off: the thread of an exchange cannot be stopped."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(1)
-
     def _run(self) -> None:
         try:
             dist.recv(torch.zeros(1), src=(self.rank - 1) % self.size, group=self.group)
@@ -65,6 +61,7 @@ class Watch:
 
     def _stop(self) -> None:
         """End this process. Print why, unless a rank that failed has already said so."""
+        _STOPPING.acquire()
         lost, told = str((self.rank - 1) % self.size), False
         with contextlib.suppress(Exception):
             lost = self._noted("lost", lost)
@@ -72,14 +69,51 @@ class Watch:
         if told:
             time.sleep(1)  # The main thread may be about to print an error of its own.
         else:
-            print(
-                f"mach-ext: rank {self.rank} of {self.size} stops, because rank {lost} ended before the work "
-                "was done; what is in the folder is whole, and --resume continues from the last checkpoint",
-                file=sys.__stderr__ or sys.stderr,
-                flush=True,
-            )
+            _say(f"rank {self.rank} of {self.size} stops, because rank {lost} ended before the work was done")
         os._exit(1)
 
     def _noted(self, name: str, value: str) -> str:
         """Note a value, unless there is one already. Return the one that is noted."""
         return str(self._store.compare_set(name, "", value).decode())
+
+
+@contextlib.contextmanager
+def ended_by_launcher() -> Iterator[None]:
+    """Print one line if `torchrun` ends this process in the block, as it does where another has died.
+
+    A handler of Python's cannot run while the main thread waits for another process. So a thread waits for
+    the signal.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_end, name="mach_ext.end", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _wait_for_end() -> None:
+    signal.sigwait({signal.SIGTERM})
+    if _STOPPING.acquire(blocking=False):
+        rank, size = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
+        _say(f"rank {rank} of {size} stops, because the launcher ended it: another process had ended")
+        os._exit(128 + signal.SIGTERM)
+
+
+def _say(what: str) -> None:
+    """Print why this process stops, in one line."""
+    rest = "what is in the folder is whole, and --resume continues from the last checkpoint"
+    with contextlib.suppress(OSError, ValueError):
+        print(f"mach-ext: {what}; {rest}", file=sys.__stderr__ or sys.stderr, flush=True)
+
+
+def _end_of_program() -> None:
+    """End the process at once if the work was broken off: the thread of an exchange cannot be stopped."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)

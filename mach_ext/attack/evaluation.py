@@ -19,6 +19,7 @@ from mach_ext.attack.goals import check_true_labels, goal_k
 from mach_ext.attack.methods import METHODS
 from mach_ext.attack.threats import ThreatModel
 from mach_ext.data import HybridMatrix, check_labels
+from mach_ext.distributed import current_ranks
 from mach_ext.head import MACHHead
 from mach_ext.metrics import KS
 from mach_ext.nn import MACH, checked_k
@@ -52,7 +53,7 @@ def evaluate(
     """Measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon.
 
     Random noise of the same threat model and size is measured for comparison. The documents are processed
-    batch by batch, so memory does not grow with N.
+    batch by batch, so memory does not grow with N. Processes that work together share the batches.
 
     The result is a dictionary. METRICS stands for a dictionary like `{"P@1": value, "P@1 interval": [low,
     high], ...}`.
@@ -151,12 +152,16 @@ def evaluate(
     attacks = [attack._bound(X) for attack in attacks]
     size = attacks[0]._documents_at_a_time
     tally = Tally(settings, attacks, scored, bands)
-    with tqdm(total=X.shape[0], unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-        for start in range(0, X.shape[0], size):
+    ranks, starts = current_ranks(), range(0, X.shape[0], size)
+    own = starts[ranks.share(len(starts)).start : ranks.share(len(starts)).stop]
+    total = min(X.shape[0], size * len(own))
+    with tqdm(total=total, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
+        for start in own:
             rows = slice(start, start + size)
             x = X[rows]
             tally.add(x, Y[rows], rows)
             bar.update(x.shape[0])
+    tally.gather(ranks)
     return tally.result(resamples)
 
 

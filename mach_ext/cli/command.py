@@ -31,7 +31,7 @@ FLAGS = {
 
 
 # Commands whose work several processes share. The first process alone runs the others.
-TOGETHER = ("train", "evaluate", "predict")
+TOGETHER = ("train", "evaluate", "predict", "attack")
 
 
 class ToldByAnother(Exception):

@@ -132,8 +132,9 @@ class Command(TyperCommand):
                     if ranks.is_first:
                         with alone():
                             return super().invoke(ctx)
-                except Exception as error:
-                    if not ranks.tell_error(failure(error) or repr(error)):
+                except (Exception, KeyboardInterrupt) as error:
+                    words = str(error) if isinstance(error, KeyboardInterrupt) else failure(error)
+                    if not ranks.tell_error(words or repr(error)):
                         raise ToldByAnother from error
                     raise
             return None

@@ -7,6 +7,8 @@ import threading
 import torch
 import torch.distributed
 
+from mach_ext.distributed import Ranks
+
 
 class Threads:
     """The ranks of one process, each in a thread of its own. `on_each` runs a function of (ranks)."""
@@ -36,9 +38,10 @@ class Threads:
         return results
 
 
-class _Thread:
+class _Thread(Ranks):
     def __init__(self, threads, rank):
-        self.threads, self.rank, self.size = threads, rank, threads.size
+        super().__init__(rank, threads.size)
+        self.threads = threads
 
     def gather(self, tensor, dim, sizes):
         assert tensor.shape[dim] == sizes[self.rank]
@@ -47,25 +50,6 @@ class _Thread:
         whole = torch.cat(self.threads.places, dim)
         self.threads.barrier.wait()
         return whole
-
-
-class Processes:
-    """The ranks of a process group, by gathers of equal sizes, which gloo has."""
-
-    def __init__(self, group=None):
-        self.group = group
-        self.rank, self.size = (
-            torch.distributed.get_rank(group),
-            torch.distributed.get_world_size(group),
-        )
-
-    def gather(self, tensor, dim, sizes):
-        assert tensor.shape[dim] == sizes[self.rank]
-        padded = tensor.new_zeros([*tensor.shape[:dim], max(sizes), *tensor.shape[dim + 1 :]])
-        padded.narrow(dim, 0, sizes[self.rank]).copy_(tensor)
-        places = [torch.empty_like(padded) for _ in sizes]
-        torch.distributed.all_gather(places, padded, group=self.group)
-        return torch.cat([place.narrow(dim, 0, size) for place, size in zip(places, sizes, strict=True)], dim)
 
 
 def on_processes(tmp_path, size, function, *arguments):

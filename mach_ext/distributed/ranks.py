@@ -19,6 +19,25 @@ from mach_ext.distributed.watch import Watch, ended_by_launcher
 PATIENCE = datetime.timedelta(days=30)
 
 
+def share(count: int, rank: int, size: int) -> range:
+    """Return the consecutive part of `count` things that one of `size` ranks has. It may be empty.
+
+    Args:
+        count: The number of labels, repetitions or documents.
+        rank: The number of the rank.
+        size: The number of ranks.
+
+    Returns:
+        The part. The parts of two ranks differ by at most 1 in size.
+
+    Example:
+        >>> from mach_ext.distributed.ranks import share
+        >>> [share(10, rank, 3) for rank in range(3)]
+        [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    return range(count * rank // size, count * (rank + 1) // size)
+
+
 class Ranks:
     """The processes of a run, as one of them sees them. A process alone is rank 0 of 1.
 
@@ -27,6 +46,7 @@ class Ranks:
     Attributes:
         rank: The number of this process, from 0.
         size: The number of processes.
+        group: Their process group. None is that of all processes.
 
     Example:
         >>> from mach_ext.distributed import Ranks
@@ -35,8 +55,31 @@ class Ranks:
         (range(0, 8), 'a value')
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
-        self.rank, self.size, self._watch = rank, size, watch
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None, group: Any = None) -> None:
+        self.rank, self.size, self.group, self._watch = rank, size, group, watch
+
+    @classmethod
+    def of_group(cls, group: Any = None) -> Ranks:
+        """Return the ranks of a process group of your own. A process without `torch.distributed` is alone.
+
+        Args:
+            group: The process group, such as `mesh.get_group("head")` of a device mesh. None is that of all
+                processes.
+
+        Raises:
+            ValueError: This process is not in the group.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks.of_group().size
+            1
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise ValueError("Ranks.of_group: this process must be in the group, and is not")
+        return cls(rank, dist.get_world_size(group), group=group)
 
     @property
     def is_first(self) -> bool:
@@ -61,8 +104,7 @@ class Ranks:
             >>> [Ranks(rank, 3).share(8) for rank in range(3)]
             [range(0, 2), range(2, 5), range(5, 8)]
         """
-        rank = self.rank if rank is None else rank
-        return range(count * rank // self.size, count * (rank + 1) // self.size)
+        return share(count, self.rank if rank is None else rank, self.size)
 
     def sizes(self, count: int) -> list[int]:
         """Return the sizes of the parts of all ranks.
@@ -85,7 +127,7 @@ class Ranks:
             >>> Ranks().barrier()
         """
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def broadcast(self, value: Any) -> Any:
         """Return what rank 0 gave. Values are pickled.
@@ -101,7 +143,7 @@ class Ranks:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(values, group=self.group, group_src=0, device=torch.device("cpu"))
         return values[0]
 
     def collect(self, value: Any) -> list[Any]:
@@ -118,7 +160,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def gather(self, t: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -140,19 +182,14 @@ class Ranks:
         """
         if self.size == 1:
             return t
-        parts = []
-        for rank, size in enumerate(sizes):
+        padded, missing = t.contiguous(), max(sizes) - t.shape[dim]  # gloo gathers tensors of one size alone
+        if missing:
             shape = [*t.shape]
-            shape[dim] = size
-            is_own = rank == self.rank and len(set(sizes)) > 1
-            parts.append(t.contiguous() if is_own else t.new_empty(shape))
-        if len(set(sizes)) == 1:
-            dist.all_gather(parts, t.contiguous())
-        else:  # gloo gathers tensors of one size alone
-            waiting = [dist.broadcast(part, src=rank, async_op=True) for rank, part in enumerate(parts)]
-            for each in waiting:
-                each.wait()
-        return torch.cat(parts, dim)
+            shape[dim] = missing
+            padded = torch.cat([t, t.new_zeros(shape)], dim)
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim)
 
     def sum(self, t: Tensor) -> Tensor:
         """Return the sum of the tensors of all ranks, added in the order of the ranks.
@@ -190,7 +227,7 @@ class Ranks:
         if self.size == 1:
             return list(flags)
         both = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(both, dist.ReduceOp.MAX)
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
         return [bool(flag) for flag in both.tolist()]
 
     def tell_error(self, message: str) -> bool:

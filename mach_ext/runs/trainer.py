@@ -135,8 +135,8 @@ def train(
         with timer(seconds, "load"):
             encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
             loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
-        place = _Place(_run_folder(loaded, output), resume, overwrite, ranks)
-        run = _train(recipe, tuning, loaded, encoded, place, propensity, device, progress, seconds)
+        place = _Place(_run_folder(loaded, output), resume, overwrite, ranks, device)
+        run = _train(recipe, tuning, loaded, encoded, place, propensity, progress, seconds)
         if evaluate:
             write_training_metrics(run, measure(run))
     return run
@@ -144,27 +144,28 @@ def train(
 
 @dataclass
 class _Place:
-    """The run folder, and whether the training goes on there or replaces what is there."""
+    """The run folder, whether the training goes on there or replaces what is there, and who trains where."""
 
     folder: Path
     resume: bool
     overwrite: bool
     ranks: Ranks
+    device: str
 
 
 def _train(
     recipe: Recipe, tuning: Finetuning, loaded: data.Dataset, encoded: RunEncoder | None, place: _Place,
-    propensity: tuple[float, float] | None, device: str, progress: bool, seconds: dict[str, float],
+    propensity: tuple[float, float] | None, progress: bool, seconds: dict[str, float],
 ) -> Run:  # fmt: skip
     """Trains on a dataset that is loaded, in one process or in several."""
     folder, ranks = place.folder, place.ranks
     if tuning.epochs and ranks.size > 1:
         raise ValueError(f"train: {spell('finetune')} is for one process, got {ranks.size} processes")
     resumed = _begin(place, loaded, encoded, seconds)
-    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, device)
+    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, place.device)
     recipe = recipe if recipe.svm else replace(recipe, resume=place.resume)
     part = recipe.part(loaded, ranks)
-    model = part.model.to(device)
+    model = part.model.to(place.device)
     parameters = sum(ranks.collect(sum(p.numel() for p in model.parameters())))
     log.info("model: %s parameters; run folder %s", f"{parameters:,}", folder)
     propensity = record.kept_propensity(folder) if propensity is None and resumed else propensity
@@ -206,7 +207,8 @@ def _begin(
         ValueError: The folder holds another run.
     """
     folder, ranks, begun = place.folder, place.ranks, f"begun {place.folder.absolute()}"
-    place.resume = place.resume or ranks.broadcast(was_noted(begun))
+    # Only the machine whose process died is sure to count the attempt.
+    place.resume = place.resume or ranks.any(was_noted(begun))[0]
     resumed: bool = ranks.broadcast(place.resume and training.has_checkpoint(folder))
     if not (place.overwrite or place.resume):
         record.refuse_to_replace(folder)

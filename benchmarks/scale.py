@@ -57,7 +57,7 @@ class Core:
         nonzeros = part.documents * part.shape.nonzeros
         seconds = self.overhead + self.nonzero * nonzeros
         seconds += self.gathered * FLOAT * nonzeros * part.columns
-        seconds += self.stepped * FLOAT * part.columns * (nonzeros + 6 * part.rows)
+        seconds += self.stepped * FLOAT * part.columns * (nonzeros + 6 * part.rows + 3 * part.merged)
         seconds += self.logit * part.documents * part.outputs
         return seconds + part.classifiers * (6 * part.documents * self.flop + self.weight)
 
@@ -137,10 +137,11 @@ class Cluster:
     def step(self, part: Part) -> float:
         nonzeros = part.documents * part.shape.nonzeros
         row = max(SECTOR, FLOAT * part.columns)
-        logits = part.documents * part.outputs
+        # A row is stepped with 8 of its size. To add one of a copy is to read two and to write one.
+        rows = part.rows + 3 / 8 * part.merged
         step = cuda_model.Step(
-            part.shape.half, part.documents, part.shape.hidden, logits, part.classifiers,
-            nonzeros * row, part.rows * row,
+            part.shape.half, part.documents, part.shape.hidden, part.documents * part.outputs,
+            part.classifiers, nonzeros * row, rows * row,
         )  # fmt: skip
         return cuda_model.training_step(step, cuda_model.CARDS[self.card])["mach_ext"]
 

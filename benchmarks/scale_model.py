@@ -92,6 +92,7 @@ class Part:
         outputs: Buckets of all its repetitions.
         columns: Of the weight that takes the documents.
         rows: Of that weight, stepped in a step.
+        merged: Rows of the gradients of all copies, which are added up.
         exchanges: One after the other, in a step.
         copies: Of this part, among the ranks.
     """
@@ -104,6 +105,7 @@ class Part:
     rows: float
     exchanges: tuple[Exchange, ...] = ()
     copies: int = 1
+    merged: float = 0
 
     @property
     def buckets(self) -> int:
@@ -231,8 +233,8 @@ def plan(layout: str, shape: Shape, ranks: int, copies: int = 1) -> Part:
         dense = 2 * (copies - 1) / copies * FLOAT * part.classifiers
         exchanges.insert(0, Exchange("all_reduce", dense, copies, shards))
     stepped = occurring(shape.batch, shape)
-    every = part.exchanges + tuple(exchanges)
-    return replace(part, shape=shape, rows=stepped, exchanges=every, copies=copies)
+    more = {"exchanges": (*part.exchanges, *exchanges), "copies": copies, "merged": copies * rows}
+    return replace(part, shape=shape, rows=stepped, **more)
 
 
 # ------------------------------------------------------------------------------------------------ memory

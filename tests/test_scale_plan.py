@@ -56,6 +56,7 @@ def test_data_parallel_reduces_the_classifiers_and_gathers_rows():
     assert (reduced.operation, reduced.received) == ("all_reduce", 2 * 3 / 4 * 4 * 40 * 8)
     assert rows.received == 3 * occurring(5, SMALL) * (4 * 8 + 8)
     assert part.rows == occurring(20, SMALL)
+    assert part.merged == 4 * occurring(5, SMALL)
 
 
 def test_features_that_occur():

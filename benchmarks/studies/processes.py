@@ -214,7 +214,7 @@ def exchange(operation: str, rows: int, columns: int) -> Callable[[], Any]:
     return lambda: distributed.all_to_all_single(parts, mine)
 
 
-def bursts_of_all(name: str, call: Callable[[], Any], count: int = 20) -> list[Burst]:
+def bursts_of_all(name: str, call: Callable[[], Any], count: int = 12) -> list[Burst]:
     """As `bursts`, of a call that all processes make together. Each call is timed from a barrier on."""
     call()
     once = torch.tensor([time.perf_counter()], dtype=torch.float64)
@@ -225,7 +225,7 @@ def bursts_of_all(name: str, call: Callable[[], Any], count: int = 20) -> list[B
     for _ in range(count):
         start, before, own = time.perf_counter(), others_seconds(), time.process_time()
         samples = []
-        for _ in range(max(3, min(50, int(0.4 / once.item())))):
+        for _ in range(max(3, min(50, int(0.25 / once.item())))):
             distributed.barrier()
             begun = time.perf_counter()
             call()

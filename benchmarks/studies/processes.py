@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from harness import RESULTS, circumstances, interleave, num_threads, others_seconds, write_rows
-from scipy import sparse
 from harness.record import cell, read_rows
+from scipy import sparse
 from studies.rehearsal import REHEARSED
 from torch import distributed, multiprocessing
 

@@ -286,6 +286,11 @@ def against_runs(folder: Path) -> list[tuple[dict[str, str], float]]:
     return pairs
 
 
+def rehearsed(folder: Path) -> list[dict[str, str]]:
+    """The rows of steps of two processes."""
+    return [row for row in read_rows(folder / "scale_measured.csv") if row["part"] in REHEARSED]
+
+
 # ---------------------------------------------------------------------------------------------- a billion
 
 BILLION = 10**9

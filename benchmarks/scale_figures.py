@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import scale
 from cuda_model import CARDS
+from frames import RESULTS
 from prose import Line
 from scale_model import plan
 
@@ -17,7 +18,7 @@ S = scale.SHARED
 
 def lines(results: Any) -> list[Line]:
     """`results` is figures.Results."""
-    return [*sizes(results), *training(results), *prediction(results), *assumptions()]
+    return [*sizes(results), *training(results), *prediction(results), *assumptions(), *trust()]
 
 
 def train(r: Any, gpus: int, layout: str, model: str = "shared", copies: int = 1) -> pd.Series[Any]:
@@ -109,3 +110,9 @@ def assumptions() -> list[Line]:
         ("each GPU has {} GB/s, {} of InfiniBand's 400 Gb/s", far, f"{8 * node.far / 400e9:.1f}"),
         ("Each exchange costs {} us", f"{1e6 * node.latency:.0f}"),
     ]
+
+
+def trust() -> list[Line]:
+    ratios = [predicted / float(row["seconds"]) for row, predicted in scale.against_runs(RESULTS)]
+    near = sum(abs(ratio - 1) <= 0.2 for ratio in ratios)
+    return [("{} of the {} rows are within a fifth", str(near), str(len(ratios)))]

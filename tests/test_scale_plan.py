@@ -1,6 +1,5 @@
 """The arithmetic of MACH on many processes: small cases by hand, what always holds, and the kept plan."""
 
-import math
 import warnings
 from dataclasses import replace
 
@@ -171,14 +170,20 @@ def test_the_kept_plan_is_what_the_model_gives_now():
     assert [{name: value for name, value in row.items() if value} for row in kept] == now
 
 
-def test_steps_and_exchanges_that_were_held_out_are_within_a_fifth():
-    """Of the kept runs, so nothing is timed here."""
+def test_runs_that_were_held_out_are_near_their_predictions():
+    """Of the kept runs, so nothing is timed here. The page says how far data parallel is."""
     pairs = scale.against_runs(RESULTS)
-    calibrated = [
-        row for row in record.read_rows(RESULTS / "scale_measured.csv") if row["use"] == "calibrated"
-    ]
-    shapes = {(row["part"], row["shape"]) for row in calibrated}
+    kept = record.read_rows(RESULTS / "scale_measured.csv")
+    shapes = {(row["part"], row["shape"]) for row in kept if row["use"] == "calibrated"}
     assert not shapes & {(row["part"], row["shape"]) for row, _ in pairs}
     for row, predicted in pairs:
-        if row["part"] == "step" or row["part"].startswith("all_"):
-            assert abs(math.log(predicted / float(row["seconds"]))) < math.log(1.25), row
+        if row["part"] != "data parallel":
+            assert 0.8 <= predicted / float(row["seconds"]) <= 1.25, row
+
+
+def test_by_unit_was_faster_than_data_parallel_in_the_kept_runs():
+    seconds = {(row["shape"], row["part"]): float(row["seconds"]) for row in scale.rehearsed(RESULTS)}
+    shapes = {shape for shape, _ in seconds}
+    assert len(shapes) == 2
+    for shape in shapes:
+        assert seconds[shape, "by unit, gathered"] < 0.8 * seconds[shape, "data parallel"]

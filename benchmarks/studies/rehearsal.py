@@ -95,17 +95,13 @@ def data_parallel(shape: Shape, training: Training) -> Callable[[], None]:
 
 def rows_of_all(rows: Tensor, grads: Tensor, shape: torch.Size) -> Tensor:
     """The sum of the ranks' gradients, of the rows that occur on any of them."""
-    counts = [int(count) for count in gathered(torch.tensor([len(rows)]))]
-    padded = grads.new_empty(max(counts), grads.shape[1])
-    padded[: len(rows)] = grads
-    numbers = gathered(torch.nn.functional.pad(rows, (0, max(counts) - len(rows))))
-    parts = [part[:count] for part, count in zip(gathered(padded), counts, strict=True)]
-    of_all = torch.cat([part[:count] for part, count in zip(numbers, counts, strict=True)])
-    occurring, places = of_all.unique(return_inverse=True)
-    total = grads.new_zeros(len(occurring), grads.shape[1])
-    for place, part in zip(places.split(counts), parts, strict=True):
-        total.index_add_(0, place, part)
-    return torch.sparse_coo_tensor(occurring[None], total, shape, check_invariants=False)
+    counts = gathered(torch.tensor([len(rows)]))
+    most = int(max(counts))
+    numbers = gathered(torch.nn.functional.pad(rows, (0, most - len(rows))))
+    values = gathered(torch.nn.functional.pad(grads, (0, 0, 0, most - len(grads))))
+    of_all = [(n[:c], v[:c]) for n, v, c in zip(numbers, values, map(int, counts), strict=True)]
+    indices, gradients = (torch.cat(parts) for parts in zip(*of_all, strict=True))
+    return torch.sparse_coo_tensor(indices[None], gradients, shape, check_invariants=False).coalesce()
 
 
 def gathered(mine: Tensor) -> list[Tensor]:

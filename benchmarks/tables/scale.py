@@ -97,10 +97,8 @@ def measured(folder: Path) -> str:
 def exchanged(folder: Path) -> str:
     """Why a shared encoder is divided by unit: bytes and time of a step on two processes."""
     lines = []
-    for row, _ in scale.against_runs(folder):
-        if row["part"] not in scale.REHEARSED:
-            continue
-        shape, ranks = scale.measured_shape(row["shape"])
+    runs = [(scale.measured_shape(row["shape"]), row) for row in scale.rehearsed(folder)]
+    for (shape, ranks), row in sorted(runs, key=lambda run: run[0][0].nonzeros):
         layout = scale.REHEARSED[row["part"]]
         eight = part_of(layout, shape, 8)
         lines.append({

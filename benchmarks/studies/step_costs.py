@@ -1,6 +1,6 @@
 """What a training step costs on this machine: its operators, whole steps, and the traffic of two processes.
 
-Run it by `OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks python -m studies.processes [PART ...]`.
+Run it by `OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks python -m studies.step_costs [PART ...]`.
 
 Rows go into results/scale_measured.csv. Those with the use "calibrated" give scale.py its rates of this
 machine. The others are held out: the table in docs/explanation/scale.md sets them beside what scale.py

@@ -281,7 +281,7 @@ def note_launch(key: str) -> None:
 
 def was_noted(key: str) -> bool:
     """Return whether a former attempt of this launch has noted something."""
-    store = _store_of_launch() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else None
+    store = _store_of_launch() if _attempt() else None
     return store is not None and bool(store.check([f"mach_ext/{key}"]))
 
 
@@ -290,7 +290,12 @@ def _store_of_launch() -> Any:
     if not is_launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+
+
+def _attempt() -> int:
+    """Return how often `torchrun` has started the processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -363,8 +368,14 @@ def _start_group() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    options: dict[str, Any] = {}
+    store = _store_of_launch()
+    if store is not None:
+        # Each attempt has its own names in the store. A process could otherwise read where a dead one listened.
+        options["store"] = dist.PrefixStore(f"mach_ext/attempt {_attempt()}", store)
+        options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE, **options)
     except (ValueError, RuntimeError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error

@@ -30,8 +30,8 @@ class Watch:
     def __init__(self, rank: int, size: int, group: Any) -> None:
         self.rank, self.size, self.group = rank, size, group
         # A connection of its own, because the main thread may wait in the store.
-        store = dist.distributed_c10d._get_default_store().clone()
-        self._store: Any = dist.PrefixStore("mach_ext", store)
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store: Any = dist.PrefixStore("mach_ext", store.clone())
         self._thread = threading.Thread(target=self._run, name="mach_ext.watch", daemon=True)
         self._thread.start()
         atexit.register(_end_of_program)

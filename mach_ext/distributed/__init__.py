@@ -10,6 +10,7 @@ Example:
     0 1
 """
 
+from mach_ext.distributed.part import load_part
 from mach_ext.distributed.ranks import Ranks, current_ranks, is_launched, together
 
-__all__ = ["Ranks", "current_ranks", "is_launched", "together"]
+__all__ = ["Ranks", "current_ranks", "is_launched", "load_part", "together"]

@@ -371,7 +371,7 @@ def _start_group() -> None:
     options: dict[str, Any] = {}
     store = _store_of_launch()
     if store is not None:
-        # Each attempt has its own names in the store. A process could otherwise read where a dead one listened.
+        # Each attempt has its own names in the store, so that no process looks for one that is dead.
         options["store"] = dist.PrefixStore(f"mach_ext/attempt {_attempt()}", store)
         options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     try:

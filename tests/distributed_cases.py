@@ -7,6 +7,8 @@ import threading
 import torch
 import torch.distributed
 
+from mach_ext.distributed import Ranks
+
 
 class Threads:
     """The ranks of one process, each in a thread of its own. `on_each` runs a function of (ranks)."""
@@ -26,7 +28,9 @@ class Threads:
                 errors.append(error)
                 self.barrier.abort()
 
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.size)]
+        threads = [
+            threading.Thread(target=run, args=(rank,), name=f"rank {rank}") for rank in range(self.size)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -36,17 +40,30 @@ class Threads:
         return results
 
 
-class _Thread:
+class _Thread(Ranks):
     def __init__(self, threads, rank):
-        self.threads, self.rank, self.size = threads, rank, threads.size
+        super().__init__(rank, threads.size)
+        self.threads = threads
+
+    def collect(self, value):
+        self.threads.places[self.rank] = value
+        self.threads.barrier.wait()
+        values = list(self.threads.places)
+        self.threads.barrier.wait()
+        return values
 
     def gather(self, tensor, dim, sizes):
         assert tensor.shape[dim] == sizes[self.rank]
-        self.threads.places[self.rank] = tensor
-        self.threads.barrier.wait()
-        whole = torch.cat(self.threads.places, dim)
-        self.threads.barrier.wait()
-        return whole
+        return torch.cat(self.collect(tensor), dim)
+
+    def broadcast(self, value):
+        return self.collect(value)[0]
+
+    def barrier(self):
+        self.collect(None)
+
+    def any(self, *flags):
+        return [any(each) for each in zip(*self.collect(flags), strict=True)]
 
 
 class Processes:

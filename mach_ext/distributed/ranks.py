@@ -353,7 +353,7 @@ def _together() -> Iterator[Ranks]:
 def alone() -> Iterator[None]:
     """Let this process work alone in a block within `together`, while others wait or do something else."""
     global _current
-    former, _current = _current, _ALONE
+    former, _current = _current, Ranks()  # not `_ALONE`, for which `together` would look for the others
     try:
         yield
     finally:

@@ -28,7 +28,9 @@ class Threads:
                 errors.append(error)
                 self.barrier.abort()
 
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.size)]
+        threads = [
+            threading.Thread(target=run, args=(rank,), name=f"rank {rank}") for rank in range(self.size)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -43,13 +45,25 @@ class _Thread(Ranks):
         super().__init__(rank, threads.size)
         self.threads = threads
 
+    def collect(self, value):
+        self.threads.places[self.rank] = value
+        self.threads.barrier.wait()
+        values = list(self.threads.places)
+        self.threads.barrier.wait()
+        return values
+
     def gather(self, tensor, dim, sizes):
         assert tensor.shape[dim] == sizes[self.rank]
-        self.threads.places[self.rank] = tensor
-        self.threads.barrier.wait()
-        whole = torch.cat(self.threads.places, dim)
-        self.threads.barrier.wait()
-        return whole
+        return torch.cat(self.collect(tensor), dim)
+
+    def broadcast(self, value):
+        return self.collect(value)[0]
+
+    def barrier(self):
+        self.collect(None)
+
+    def any(self, *flags):
+        return [any(each) for each in zip(*self.collect(flags), strict=True)]
 
 
 def on_processes(tmp_path, size, function, *arguments):

@@ -68,7 +68,8 @@ def save_part(op: str, part: SavablePart, folder: Path, collect: Callable[[Any],
         OSError: A file cannot be written.
         ValueError: Weights are not finite, or another run is training in the folder.
     """
-    tensors, attached = _part_tensors(op, part), _attached_files(op, part.model.attachments)
+    with failing_together(collect):
+        tensors, attached = _part_tensors(op, part), _attached_files(op, part.model.attachments)
     digest = tensors_digest(tensors)
     own = Shard(own_name("weights.safetensors", digest), digest, part.extent)
     shards: list[Shard] = collect(own)

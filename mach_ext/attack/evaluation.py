@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,19 +150,23 @@ def evaluate(
     )
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
     attacks = [attack._bound(X) for attack in attacks]
-    size = attacks[0]._documents_at_a_time
     tally = Tally(settings, attacks, scored, bands)
-    ranks, starts = current_ranks(), range(0, X.shape[0], size)
-    own = starts[ranks.share(len(starts)).start : ranks.share(len(starts)).stop]
-    total = min(X.shape[0], size * len(own))
-    with tqdm(total=total, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-        for start in own:
-            rows = slice(start, start + size)
-            x = X[rows]
-            tally.add(x, Y[rows], rows)
-            bar.update(x.shape[0])
-    tally.gather(ranks)
+    for rows in _own_batches(X.shape[0], attacks[0]._documents_at_a_time, progress):
+        tally.add(X[rows], Y[rows], rows)
+    tally.gather(current_ranks())
     return tally.result(resamples)
+
+
+def _own_batches(count: int, size: int, progress: bool) -> Iterator[slice]:
+    """Yields the batches of documents that this process measures, with a progress bar."""
+    starts = range(0, count, size)
+    own = current_ranks().share(len(starts))
+    batches = [slice(start, min(start + size, count)) for start in starts[own.start : own.stop]]
+    total = sum(rows.stop - rows.start for rows in batches)
+    with tqdm(total=total, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
+        for rows in batches:
+            yield rows
+            bar.update(rows.stop - rows.start)
 
 
 def _threat_of(op: str, method: str, model: Any, threat: str | ThreatModel) -> ThreatModel:

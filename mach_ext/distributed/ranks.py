@@ -283,7 +283,7 @@ def note_launch(key: str) -> None:
 
 def was_noted(key: str) -> bool:
     """Return whether a former attempt of this launch has noted something."""
-    store = _store_of_launch() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else None
+    store = _store_of_launch() if _attempt() else None
     return store is not None and bool(store.check([f"mach_ext/{key}"]))
 
 
@@ -292,7 +292,12 @@ def _store_of_launch() -> Any:
     if not is_launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+
+
+def _attempt() -> int:
+    """Return how often `torchrun` has started the processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -350,7 +355,7 @@ def _together() -> Iterator[Ranks]:
 def alone() -> Iterator[None]:
     """Let this process work alone in a block within `together`, while others wait or do something else."""
     global _current
-    former, _current = _current, _ALONE
+    former, _current = _current, Ranks()  # not `_ALONE`, for which `together` would look for the others
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 _GRACE = 20.0  # seconds that the watch gets to print its line, before an exchange's own error is raised
+_TURN = 3.0  # seconds that another thread gets to end the process, before the launcher's signal does
 _STOPPING = threading.Lock()  # The first thread that ends the process keeps it.
 
 
@@ -28,7 +29,9 @@ class Watch:
 
     def __init__(self, rank: int, size: int, group: Any) -> None:
         self.rank, self.size, self.group = rank, size, group
-        self._store: Any = dist.PrefixStore("mach_ext", dist.distributed_c10d._get_default_store())
+        # A connection of its own, because the main thread may wait in the store.
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store: Any = dist.PrefixStore("mach_ext", store.clone())
         self._thread = threading.Thread(target=self._run, name="mach_ext.watch", daemon=True)
         self._thread.start()
         atexit.register(_end_of_program)
@@ -98,10 +101,10 @@ def ended_by_launcher() -> Iterator[None]:
 
 def _wait_for_end() -> None:
     signal.sigwait({signal.SIGTERM})
-    if _STOPPING.acquire(blocking=False):
+    if _STOPPING.acquire(timeout=_TURN):
         rank, size = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
         _say(f"rank {rank} of {size} stops, because the launcher ended it: another process had ended")
-        os._exit(128 + signal.SIGTERM)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _say(what: str) -> None:

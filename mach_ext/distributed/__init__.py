@@ -28,7 +28,7 @@ __all__ = [
     "gather_logits",
     "is_launched",
     "load_part",
-    "share",
     "sharded_topk",
+    "share",
     "together",
 ]

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from mach_ext.distributed.meeting import private_store
 from mach_ext.distributed.watch import Watch, ended_by_launcher
 
 # The watch ends a run whose process died. A process that is only slow must not end it, so waiting has no
@@ -368,14 +370,10 @@ def _start_group() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    options: dict[str, Any] = {}
-    store = _store_of_launch()
-    if store is not None:
-        # Each attempt has its own names in the store, so that no process looks for one that is dead.
-        options["store"] = dist.PrefixStore(f"mach_ext/attempt {_attempt()}", store)
-        options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     try:
-        dist.init_process_group(backend, timeout=PATIENCE, **options)
+        launched, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = private_store(launched, rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error

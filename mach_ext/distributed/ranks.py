@@ -274,8 +274,12 @@ def is_launched() -> bool:
     return os.environ["WORLD_SIZE"] not in ("", "0", "1")
 
 
+_noted: set[str] = set()  # what this process itself has noted
+
+
 def note_launch(key: str) -> None:
     """Note something for all attempts of this launch. `torchrun` starts processes anew after a failure."""
+    _noted.add(key)
     store = _store_of_launch()
     if store is not None:
         store.set(f"mach_ext/{key}", "1")
@@ -283,7 +287,7 @@ def note_launch(key: str) -> None:
 
 def was_noted(key: str) -> bool:
     """Return whether a former attempt of this launch has noted something."""
-    store = _store_of_launch() if _attempt() else None
+    store = None if key in _noted else _store_of_launch()
     return store is not None and bool(store.check([f"mach_ext/{key}"]))
 
 
@@ -293,11 +297,6 @@ def _store_of_launch() -> Any:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
-
-
-def _attempt() -> int:
-    """Return how often `torchrun` has started the processes anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager

@@ -211,8 +211,7 @@ def _begin(job: _Job, dataset: data.Dataset, encoder: RunEncoder | None) -> bool
         ValueError: The folder holds another run.
     """
     folder, ranks, begun = job.folder, job.ranks, f"begun {job.folder.absolute()}"
-    # Only the machine whose process died is sure to count the attempt.
-    job.resume = job.resume or ranks.any(was_noted(begun))[0]
+    job.resume = job.resume or ranks.broadcast(was_noted(begun))  # The first rank alone makes the note.
     resumed: bool = ranks.broadcast(job.resume and training.has_checkpoint(folder))
     if not (job.overwrite or job.resume):
         record.refuse_to_replace(folder)

@@ -327,7 +327,11 @@ def _start_group() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        # Attempts of a launch have the same store. Without a prefix, a process that is started anew may take
+        # the address that a dead one has left there.
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error

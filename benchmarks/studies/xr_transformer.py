@@ -6,9 +6,10 @@ It wants an environment of its own. libpecos 1.2.8 imports names that transforme
 text encoder of mach_ext needs 5. It runs with transformers 4.44.2, peft 0.12.0 and huggingface-hub 0.36.2.
 The encoder is a package or folder with a BERT checkpoint, of which PECOS takes the pooled first token.
 
-The settings are those of its authors for eurlex-4k, with the package's own learning rate. The label tree has
-levels of 128, 2,048 and 20,430, which get 1, 1 and 2 passes over the texts. Texts end after 32 tokens, which
-7% exceed. These were not searched on dev. Times are CPU seconds of training, with the encoder.
+Loss, batches and negative labels follow the settings of its authors for eurlex-4k. The rest is the default of
+the package. The label tree has levels of 128, 2,048 and 20,430, which get 1, 1 and 2 passes over the texts.
+Texts end after 32 tokens, which 7% of them exceed. None of this was searched on dev. Times are CPU seconds of
+training, with the encoder.
 """
 
 from __future__ import annotations

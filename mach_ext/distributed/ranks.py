@@ -335,17 +335,19 @@ def _together() -> Iterator[Ranks]:
     watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
     _current = Ranks(rank, size, watch)
     try:
-        try:
-            yield _current
-        except RuntimeError as error:
-            if watch is not None and _is_lost_connection(error):
-                watch.wait_for_loss()
-            raise
+        yield _current
         if watch is not None:
             dist.barrier()
-            watch.end()
-    finally:
+    except BaseException as error:
         _current = _ALONE
+        if watch is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+            watch.wait_for_loss()
+        if (watch is None or watch.leave(failed=True)) and own:
+            dist.destroy_process_group()
+        raise
+    _current = _ALONE
+    if watch is not None:
+        watch.leave()
     if own:
         dist.destroy_process_group()
 

@@ -294,13 +294,13 @@ def _together() -> Iterator[Ranks]:
     try:
         try:
             yield _current
+            if watch is not None:
+                dist.barrier()
+                watch.end()
         except RuntimeError as error:
             if watch is not None and _is_lost_connection(error):
                 watch.wait_for_loss()
             raise
-        if watch is not None:
-            dist.barrier()
-            watch.end()
     finally:
         _current = _ALONE
     if own:

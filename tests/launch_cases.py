@@ -10,7 +10,6 @@ import importlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from helpers import TESTS
+from torch.distributed import TCPStore
 
 import mach_ext
 
@@ -101,17 +101,20 @@ def _program(file, name):
 # --------------------------------------------------------------------------------------------------- forks
 
 
-def forked(size, function, folder, *arguments, stdin=os.devnull, **env):
+def forked(size, function, folder, *arguments, stdin=os.devnull, keeps_store=True, **env):
     """How forks of this process end that call a function of (rank, ...). What it returns is the exit code.
 
-    They are alone if `size` is 1.
+    This process keeps the store where they meet, as `torchrun` does, or rank 0 keeps it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **env}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    if keeps_store:
+        place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    else:
+        del store  # Its port is free then.
+    place |= env
     codes = {}
     for rank in range(size):
         pid = os.fork()
@@ -133,6 +136,19 @@ def forked(size, function, folder, *arguments, stdin=os.devnull, **env):
             os.waitpid(pid, 0)
     streams = [[(folder / f"{name} {rank}").read_text() for name in ("out", "err")] for rank in range(size)]
     return [Ended(code, *pair) for code, pair in zip(codes.values(), streams, strict=True)]
+
+
+def on_forks(size, function, folder, *arguments, **env):
+    """What a function returns on each of so many forks, with `folder` as the working folder."""
+    ended = forked(size, _keep_result, folder, folder, function, arguments, **env)
+    assert [each.code for each in ended] == [0] * size, [each.err for each in ended]
+    return [pickle.loads((folder / f"result {rank}").read_bytes()) for rank in range(size)]
+
+
+def _keep_result(rank, folder, function, arguments):
+    os.chdir(folder)
+    result = function(*arguments)
+    Path(f"result {rank}").write_bytes(pickle.dumps(result))
 
 
 def _fork(folder, rank, stdin, function, arguments):

@@ -338,6 +338,7 @@ def _together() -> Iterator[Ranks]:
         yield _current
         if watch is not None:
             dist.barrier()
+            watch.leave()
     except BaseException as error:
         _current = _ALONE
         if watch is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
@@ -346,8 +347,6 @@ def _together() -> Iterator[Ranks]:
             dist.destroy_process_group()
         raise
     _current = _ALONE
-    if watch is not None:
-        watch.leave()
     if own:
         dist.destroy_process_group()
 

@@ -130,8 +130,8 @@ def fit_part(
         raise ValueError("fit: resume needs the output folder of the run to continue")
     if repetitions_at_a_time is not None and not part.is_alone:
         raise ValueError(
-            f"fit: repetitions_at_a_time is for one process, got {ranks.size} processes, which train "
-            f"{len(part.extent.repetitions)} repetitions or so each"
+            f"fit: repetitions_at_a_time is for one process, got {ranks.size} processes, which share "
+            f"{part.num_repetitions} repetitions"
         )
     together = repetitions_together(model, data.X, settings, repetitions_at_a_time)
     folder = None if output is None else Path(output)

@@ -161,10 +161,14 @@ STOPS += "whole, and --resume continues from the last checkpoint"
 
 
 @pytest.mark.parametrize(
-    ("victim", "others"), [(0, wait_for_others), (1, sum_of_others), (2, sleep), (1, work)],
+    ("victim", "others", "keeps_store"),
+    [
+        (0, wait_for_others, True), (1, sum_of_others, True), (2, sleep, True), (1, work, True),
+        (0, sleep, False), (1, sleep, False),
+    ],
 )  # fmt: skip
-def test_the_others_end_if_a_process_is_killed(say, tmp_path, victim, others):
-    ended = forked(3, die, tmp_path, victim, others, tmp_path)
+def test_the_others_end_if_a_process_is_killed(say, tmp_path, victim, others, keeps_store):
+    ended = forked(3, die, tmp_path, victim, others, tmp_path, keeps_store=keeps_store)
     seconds = time.time() - (tmp_path / "killed").stat().st_mtime
     say(f"rank {victim} of 3 killed, the others {others.__name__}: all ended after {seconds:.1f} s")
     assert seconds < 10
@@ -177,7 +181,7 @@ def test_the_others_end_if_a_process_is_killed(say, tmp_path, victim, others):
             (line,) = each.said  # PyTorch adds its own where rank 0, which holds the store, is gone
             named.add(re.search(r"because rank (\d)", line)[1])
             assert line in (STOPS.format(rank, lost) for lost in range(3))
-    if victim == 1:  # Rank 0 holds the notes and stops last, so all name the rank that was lost first.
+    if keeps_store or victim == 1:  # The notes stay where they are, so all name the rank that was lost first.
         assert named == {str(victim)}
 
 

@@ -228,10 +228,12 @@ def _begin(job: _Job, dataset: data.Dataset, encoder: RunEncoder | None) -> bool
                 ranks.barrier()
     _log_gaps(dataset)
     ranks.barrier()  # All have looked into the folder before any writes into it.
-    if ranks.size > 1 and ranks.is_first:
-        if not resumed and folder.exists():
-            training.delete_checkpoint(folder)
-        note_launch(begun)
+    with failing_together(ranks.collect):
+        if ranks.size > 1 and ranks.is_first:
+            if not resumed and folder.exists():
+                with training.lock_run(folder):  # Another run may be training there.
+                    training.delete_checkpoint(folder)
+            note_launch(begun)
     return resumed
 
 

@@ -14,11 +14,12 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mach_ext.distributed.meeting import private_store
-from mach_ext.distributed.watch import Watch, ended_by_launcher
+from mach_ext.distributed.watch import Watch, ended_by_launcher, said_if_slow
 
 # The watch ends a run whose process died. A process that is only slow must not end it, so waiting has no
 # bound that a real run could reach.
 PATIENCE = datetime.timedelta(days=30)
+NOTICE = 60.0  # seconds after which a process says that it waits for others to come
 
 
 def share(count: int, rank: int, size: int) -> range:
@@ -329,10 +330,11 @@ def _together() -> Iterator[Ranks]:
     """Implement `together`: start a group if there is none, and watch the ranks until all are done."""
     global _current
     own = not _has_group()
-    if own:
-        _start_group()
-    rank, size = dist.get_rank(), dist.get_world_size()
-    watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
+    with said_if_slow(NOTICE, "it waits for the other processes, which must all call the same functions"):
+        if own:
+            _start_group()
+        rank, size = dist.get_rank(), dist.get_world_size()
+        watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
     _current = Ranks(rank, size, watch)
     try:
         yield _current

@@ -121,11 +121,27 @@ def _wait_for_end() -> None:
     os._exit(128 + signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def said_if_slow(seconds: float, what: str) -> Iterator[None]:
+    """Print a line if the block takes longer, because a process that waits in silence looks dead."""
+    rank, size = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
+    notice = threading.Timer(seconds, _print, [f"rank {rank} of {size}: {what}"])
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
 def _say(what: str) -> None:
     """Print why this process stops, in one line."""
-    rest = "what is in the folder is whole, and --resume continues from the last checkpoint"
+    _print(f"{what}; what is in the folder is whole, and --resume continues from the last checkpoint")
+
+
+def _print(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(f"mach-ext: {what}; {rest}", file=sys.__stderr__ or sys.stderr, flush=True)
+        print(f"mach-ext: {line}", file=sys.__stderr__ or sys.stderr, flush=True)
 
 
 _OPEN: set[Watch] = set()  # the watches whose threads wait

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from command_cases import write_texts
@@ -140,3 +141,17 @@ def test_a_run_is_measured_within_and_outside_of_together(tmp_path):
     ended = forked(2, train_and_measure, tmp_path, tmp_path / "texts", tmp_path / "run")
     assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
     assert ended[0].out == ended[1].out != ""
+
+
+def come_late(rank):
+    mach_ext.distributed.ranks.NOTICE = 0.3
+    time.sleep(1.5 * rank)
+    with together():
+        pass
+
+
+def test_a_process_says_that_it_waits(tmp_path):
+    ended = forked(2, come_late, tmp_path)
+    line = "rank 0 of 2: it waits for the other processes, which must all call the same functions"
+    assert [each.code for each in ended] == [0, 0]
+    assert [each.said for each in ended] == [[f"mach-ext: {line}"], []]

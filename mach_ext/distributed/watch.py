@@ -117,9 +117,8 @@ def _wait_for_end() -> None:
     signal.sigwait({signal.SIGTERM})
     if _STOPPING.acquire(timeout=_TURN):
         rank, size = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
-        _say(
-            f"rank {rank} of {size} stops, because the launcher ended it, as it does when another process has ended"
-        )
+        why = "the launcher ended it, as it does when another process has ended"
+        _say(f"rank {rank} of {size} stops, because {why}")
     os._exit(128 + signal.SIGTERM)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import scale_figures
 from frames import KS, RESULTS, percent, points, read
 from prose import Line
 from tables.accuracy import COMPRESSED, DEFAULTS
@@ -134,7 +135,8 @@ def precisions(result: pd.Series[Any], digits: int = 2) -> str:
 
 def lines(folder: Path = RESULTS) -> list[Line]:
     results = Results(folder)
-    return [*readme(results), *accuracy(results), *performance(results), *robustness(results)]
+    parts = (readme, accuracy, performance, robustness, scale_figures.lines)
+    return [line for part in parts for line in part(results)]
 
 
 def readme(r: Results) -> list[Line]:

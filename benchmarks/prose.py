@@ -46,6 +46,8 @@ CONSTANTS = re.compile(
             r"\b95 %,? bootstrap|\bbisection to 2 %|\b32 MB of shared L3",
             r"\b0\.04 in eurlex57k and 0\.25 in wordnet",  # of the data
             r"\bwithin 4 GB|\bin under 9 minutes",  # tests hold these two
+            r"\b(?:B =|H =|D =) [\d,]+|\b1,048,576|\bD=20,000|\bB=1,024|\bof 1,024\b|\b8,192 documents|"
+            r"\bof 1,500 rows|\b80 GB do not|\b141 GB do not",  # the design of the plan in scale.md
             # training.default_sizes and svm.prefer_svm
             r"\b16,384 labels|\b10,000 documents|\b(?:than|fit) 1\.2 GB|\b146,000|\b225,000 documents|"
             r"\bwithin 16 and 2,048",

@@ -60,8 +60,8 @@ __all__ = [
 
 
 _MODULES = (
-    "attack", "certify", "compression", "data", "explain", "functional", "hashing", "head", "merges",
-    "metrics", "neighbors", "nn", "optim", "runs", "sklearn", "svm", "text_encoder", "training",
+    "attack", "certify", "compression", "data", "distributed", "explain", "functional", "hashing", "head",
+    "merges", "metrics", "neighbors", "nn", "optim", "runs", "sklearn", "svm", "text_encoder", "training",
 )  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",

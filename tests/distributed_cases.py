@@ -66,25 +66,6 @@ class _Thread(Ranks):
         return [any(each) for each in zip(*self.collect(flags), strict=True)]
 
 
-class Processes:
-    """The ranks of a process group, by gathers of equal sizes, which gloo has."""
-
-    def __init__(self, group=None):
-        self.group = group
-        self.rank, self.size = (
-            torch.distributed.get_rank(group),
-            torch.distributed.get_world_size(group),
-        )
-
-    def gather(self, tensor, dim, sizes):
-        assert tensor.shape[dim] == sizes[self.rank]
-        padded = tensor.new_zeros([*tensor.shape[:dim], max(sizes), *tensor.shape[dim + 1 :]])
-        padded.narrow(dim, 0, sizes[self.rank]).copy_(tensor)
-        places = [torch.empty_like(padded) for _ in sizes]
-        torch.distributed.all_gather(places, padded, group=self.group)
-        return torch.cat([place.narrow(dim, 0, size) for place, size in zip(places, sizes, strict=True)], dim)
-
-
 def on_processes(tmp_path, size, function, *arguments):
     """What a function of (rank, folder) returns on each of some processes."""
     start = torch.multiprocessing.start_processes

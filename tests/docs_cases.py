@@ -5,10 +5,14 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import shutil
+import signal
 import tempfile
+import time
 from pathlib import Path
 
+import launch_cases
 import numpy as np
 import pytest
 import tiny_bert
@@ -93,3 +97,17 @@ def _trained():
     sizes = {"num_repetitions": 4, "num_buckets": 512, "hidden_size": 128}
     mach_ext.train("wordnet", output=f"{folder.name}/quick", epochs=2, progress=False, **sizes)
     return folder
+
+
+def kill_a_process(flags, output, restarts=0):
+    """Trains on two processes and kills the second after the first checkpoint. Returns the exit code.
+
+    The second value is what the processes have said on standard error.
+    """
+    command = ["-m", "mach_ext", "train", "--output", output, *shlex.split(flags)]
+    with launch_cases.started(2, *command, folder=Path.cwd(), restarts=restarts) as launch:
+        while not (Path(output) / "checkpoint.json").is_file():
+            assert launch.poll() is None, Path("err").read_text()
+            time.sleep(0.01)
+        os.kill(launch_cases.descendants(launch.pid)[1], signal.SIGKILL)
+        return launch.wait(launch_cases.SECONDS), Path("err").read_text()

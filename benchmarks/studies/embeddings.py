@@ -4,7 +4,7 @@ Run it by `PYTHONPATH=benchmarks python -m studies.embeddings DATASET [SYSTEM ..
 
 DATASET is "wordnet", or a file of JSON lines with "title" and "abstract" and the "names" of the subjects, as
 tibkat's dev_text.jsonl.xz. Such a file is divided at random into ten parts: eight are train, one is dev and
-one is test. `--every N` takes each N-th record.
+one is test. `--every N` takes each N-th record. Of wordnet it thins out train alone.
 
 Features are "words" (TF-IDF), "embeddings" or "both". The embeddings are centred. Their rows have on average
 the length of a row of words, for all systems. Trees get them as further columns of rows of length 1. Settings
@@ -21,6 +21,7 @@ import lzma
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ FEATURES = ("words", "embeddings", "both")
 
 
 def wordnet(every: int, final: bool) -> data.Dataset:
-    """WordNet's definitions. Its dev is a tenth of train, unless this is final."""
-    return data.load("wordnet", holdout=not final)
+    """WordNet's definitions. Its dev is a tenth of train, unless this is final. Dev and test stay whole."""
+    dataset = data.load("wordnet", holdout=not final)
+    whole = dataset.train
+    rows = np.arange(0, len(whole), every)
+    texts = [(whole.texts or [])[row] for row in rows]
+    return replace(dataset, train=data.Split(whole.X[rows], whole.Y[rows], texts))
 
 
 def records(path: Path, every: int, final: bool) -> data.Dataset:
@@ -73,14 +78,13 @@ def records(path: Path, every: int, final: bool) -> data.Dataset:
     return data.Dataset(path.name.partition(".")[0], path, label_names=known, **splits)
 
 
-def mach(X: Documents, Y: sp.csr_matrix, threads: int, **settings: Any) -> peers.Predict:
+def mach(X: Documents, Y: sp.csr_matrix, threads: int, seed: int = 0) -> peers.Predict:
     """mach_ext with the sizes that `mach-ext train` chooses."""
-    sparse = X.sparse if isinstance(X, data.HybridMatrix) else X
-    chosen = {**training.default_sizes(*sparse.shape, Y.shape[1]), **settings}
+    sparse, num_dense = (X.sparse, X.num_dense) if isinstance(X, data.HybridMatrix) else (X, 0)
+    chosen = training.default_sizes(*sparse.shape, Y.shape[1])
     epochs = chosen.pop("epochs")
-    num_dense = X.num_dense if isinstance(X, data.HybridMatrix) else 0
-    model = mach_ext.MACH(sparse.shape[1], Y.shape[1], num_dense=num_dense, **chosen)
-    mach_ext.fit(model, X, Y, epochs=epochs, gradient_threshold=0.003, progress=False)
+    model = mach_ext.MACH(sparse.shape[1], Y.shape[1], num_dense=num_dense, seed=seed, **chosen)
+    mach_ext.fit(model, X, Y, epochs=epochs, seed=seed, gradient_threshold=0.003, progress=False)
     return lambda X: peers.padded(model.predict(X, min(peers.K, model.num_labels))[1].tolist())
 
 
@@ -119,6 +123,18 @@ def documents(split: data.Split, features: str, vectors: np.ndarray[Any, Any] | 
     return data.HybridMatrix(split.X if features == "both" else empty, vectors)
 
 
+def keep(
+    key: dict[str, Any], asked: data.Split, labels: np.ndarray[Any, Any], threads: int, seconds: float
+) -> None:
+    """Puts the figures of the labels that a system gave into the results, and prints them."""
+    result = metrics.evaluate(asked.truth, labels, (1, 3, 5))
+    about = {"asked": len(asked), "threads": threads}
+    row = key | about | result | {"training_seconds": seconds} | circumstances(RESULTS)
+    write_rows(RESULTS / "embeddings.csv", [row], list(key))
+    shown = " / ".join(f"{100 * result[f'P@{k}']:.2f}" for k in (1, 3, 5))
+    print(", ".join(map(str, key.values())), f": {shown}, {seconds:.0f} s", sep="", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("dataset", help="wordnet, or a file of records")
@@ -129,6 +145,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take each N-th record")
     parser.add_argument("--final", action="store_true", help="see above")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="seed of mach_ext")
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
     load = wordnet if args.dataset == "wordnet" else lambda *rest: records(Path(args.dataset), *rest)
@@ -142,16 +159,13 @@ def main() -> None:
     X = documents(train, args.features, vectors["train"])
     for system in args.systems or SYSTEMS:
         start = time.process_time()
-        predict = SYSTEMS[system](X, train.Y, args.threads)
+        own = {"seed": args.seed} if system == "mach_ext" else {}
+        predict = SYSTEMS[system](X, train.Y, args.threads, **own)
         seconds = time.process_time() - start
         labels = predict(documents(asked, args.features, vectors[name]))
-        result = metrics.evaluate(asked.truth, labels, (1, 3, 5))
         key = {"dataset": dataset.name, "split": name, "system": system, "features": args.features}
-        about = {"documents": len(train), "asked": len(asked), "threads": args.threads}
-        row = key | about | result | {"training_seconds": seconds} | circumstances(RESULTS)
-        write_rows(RESULTS / "embeddings.csv", [row], list(key))
-        shown = " / ".join(f"{100 * result[f'P@{k}']:.2f}" for k in (1, 3, 5))
-        print(f"{dataset.name}, {name}, {system}, {args.features}: {shown}, {seconds:.0f} s", flush=True)
+        key |= {"documents": len(train), "seed": args.seed}
+        keep(key, asked, labels, args.threads, seconds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tables import accuracy, faithfulness, robustness, speed
+from tables import accuracy, faithfulness, robustness, scale, speed
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "benchmarks": speed.benchmarks,
@@ -16,6 +16,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "levers": accuracy.levers,
     "peers": accuracy.peers,
     "robustness": robustness.robustness,
+    "scale_exchanged": scale.exchanged,
+    "scale_measured": scale.measured,
+    "scale_plan": scale.plan,
+    "scale_prediction": scale.prediction,
     "standing": accuracy.standing,
     "threats": robustness.threats,
 }

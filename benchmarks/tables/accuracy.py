@@ -94,11 +94,14 @@ def peers(folder: Path) -> str:
 
 
 def embeddings(folder: Path) -> str:
-    """The final figures of words, embeddings and both, the best first."""
+    """Words, embeddings and both: test before dev, by documents for training, the best first."""
     kept = read("embeddings", folder)
-    kept = kept[kept["split"] == "test"]
-    kept = kept.sort_values(["dataset", "P@1"], ascending=[False, False], kind="stable")
-    table = kept[["dataset", "system", "features"]].rename(columns={"dataset": "data"})
+    kept = kept.sort_values(["dataset", "split", "documents", "P@1"], ascending=False, kind="stable")
+    columns = ["dataset", "split", "documents", "system", "features"]
+    table = kept[columns].rename(columns={"dataset": "data"})
+    seeds = kept.duplicated(columns, keep=False)  # rows that differ in their seeds alone
+    table.loc[seeds, "system"] += ", seed " + kept.loc[seeds, "seed"].astype(str)
+    table["documents"] = table["documents"].map("{:,}".format)
     table["P@1 / P@3 / P@5"] = joined(kept, P)
     table["training, s"] = kept["training_seconds"].map("{:.0f}".format)
     return markdown(table)

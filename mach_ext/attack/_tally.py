@@ -17,6 +17,7 @@ from mach_ext.attack.goals import NEAREST, first_label, is_true
 from mach_ext.attack.methods import create
 from mach_ext.attack.noise import Random
 from mach_ext.attack.threats import ThreatModel
+from mach_ext.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,18 @@ class Tally:
                 success = inside if attack.goal == "negative" else ~inside
                 outcome = np.stack((changed.targets, success))
                 self.outcomes.setdefault((attack.goal, band, i), []).append(outcome)
+
+    def gather(self, ranks: Ranks) -> None:
+        """Takes the measurements of all ranks, of which each has measured its part of the documents."""
+        if ranks.size == 1:
+            return
+        others = ranks.collect((self.tables, self.sizes, self.outcomes))
+        self.tables = {key: [t for tables, _, _ in others for t in tables[key]] for key in self.tables}
+        self.sizes = [[b for _, sizes, _ in others for b in sizes[i]] for i in range(len(self.sizes))]
+        self.outcomes = {}
+        for _, _, outcomes in others:
+            for outcome, parts in outcomes.items():
+                self.outcomes.setdefault(outcome, []).extend(parts)
 
     def result(self, resamples: int) -> dict[str, Any]:
         """Returns the result of `evaluate`."""

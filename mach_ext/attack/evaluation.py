@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mach_ext.attack.goals import check_true_labels, goal_k
 from mach_ext.attack.methods import METHODS
 from mach_ext.attack.threats import ThreatModel
 from mach_ext.data import HybridMatrix, check_labels
+from mach_ext.distributed import current_ranks
 from mach_ext.head import MACHHead
 from mach_ext.metrics import KS
 from mach_ext.nn import MACH, checked_k
@@ -52,7 +53,7 @@ def evaluate(
     """Measures P@k, nDCG@k and PSP@k of clean and adversarial documents over a grid of epsilon.
 
     Random noise of the same threat model and size is measured for comparison. The documents are processed
-    batch by batch, so memory does not grow with N.
+    batch by batch, so memory does not grow with N. Processes that work together share the batches.
 
     The result is a dictionary. METRICS stands for a dictionary like `{"P@1": value, "P@1 interval": [low,
     high], ...}`.
@@ -149,15 +150,23 @@ def evaluate(
     )
     bands = {"all": np.ones(model.num_labels, bool), **(bands or {})}
     attacks = [attack._bound(X) for attack in attacks]
-    size = attacks[0]._documents_at_a_time
     tally = Tally(settings, attacks, scored, bands)
-    with tqdm(total=X.shape[0], unit="doc", disable=not progress, dynamic_ncols=True) as bar:
-        for start in range(0, X.shape[0], size):
-            rows = slice(start, start + size)
-            x = X[rows]
-            tally.add(x, Y[rows], rows)
-            bar.update(x.shape[0])
+    for rows in _own_batches(X.shape[0], attacks[0]._documents_at_a_time, progress):
+        tally.add(X[rows], Y[rows], rows)
+    tally.gather(current_ranks())
     return tally.result(resamples)
+
+
+def _own_batches(count: int, size: int, progress: bool) -> Iterator[slice]:
+    """Yields the batches of documents that this process measures, with a progress bar."""
+    starts = range(0, count, size)
+    own = current_ranks().share(len(starts))
+    batches = [slice(start, min(start + size, count)) for start in starts[own.start : own.stop]]
+    total = sum(rows.stop - rows.start for rows in batches)
+    with tqdm(total=total, unit="doc", disable=not progress, dynamic_ncols=True) as bar:
+        for rows in batches:
+            yield rows
+            bar.update(rows.stop - rows.start)
 
 
 def _threat_of(op: str, method: str, model: Any, threat: str | ThreatModel) -> ThreatModel:

@@ -31,7 +31,7 @@ FLAGS = {
 
 
 # Commands whose work several processes share. The first process alone runs the others.
-TOGETHER = ("train", "evaluate", "predict")
+TOGETHER = ("train", "evaluate", "predict", "attack")
 
 
 class ToldByAnother(Exception):
@@ -132,8 +132,9 @@ class Command(TyperCommand):
                     if ranks.is_first:
                         with alone():
                             return super().invoke(ctx)
-                except Exception as error:
-                    if not ranks.tell_error(failure(error) or repr(error)):
+                except (Exception, KeyboardInterrupt) as error:
+                    words = str(error) if isinstance(error, KeyboardInterrupt) else failure(error)
+                    if not ranks.tell_error(words or repr(error)):
                         raise ToldByAnother from error
                     raise
             return None

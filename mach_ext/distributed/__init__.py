@@ -1,7 +1,11 @@
 """Several processes that work together: those that `torchrun` starts, on one machine or on many.
 
 The repetitions of a model share nothing or little, so each process trains some of them. Under `torchrun`,
-`mach_ext.train` and the commands do so by themselves.
+`mach_ext.train` and the commands do so by themselves. `together` lets a program of your own measure and
+predict in the same way. `load_part` is for a model that is too large for one process.
+
+For a training loop of your own, `HeadPart` is the part of a `mach_ext.MACHHead` that a process has. The
+functions below it decode labels that are shared among processes.
 
 Example:
     >>> from mach_ext.distributed import together
@@ -10,6 +14,21 @@ Example:
     0 1
 """
 
-from mach_ext.distributed.ranks import Ranks, current_ranks, is_launched, together
+from mach_ext.distributed.decode import best_of, candidates, gather_logits, sharded_topk
+from mach_ext.distributed.head import HeadPart
+from mach_ext.distributed.part import load_part
+from mach_ext.distributed.ranks import Ranks, current_ranks, is_launched, share, together
 
-__all__ = ["Ranks", "current_ranks", "is_launched", "together"]
+__all__ = [
+    "HeadPart",
+    "Ranks",
+    "best_of",
+    "candidates",
+    "current_ranks",
+    "gather_logits",
+    "is_launched",
+    "load_part",
+    "sharded_topk",
+    "share",
+    "together",
+]

@@ -5,7 +5,8 @@ exchange k candidates for each document. The result is the same to the bit as th
 
 Example:
     >>> import torch, mach_ext
-    >>> from mach_ext.distributed.decode import best_of, candidates, share
+    >>> from mach_ext.distributed.decode import best_of, candidates
+    >>> from mach_ext.distributed.ranks import share
     >>> from mach_ext.merges import MODEL_MERGES
     >>> hash = mach_ext.LabelHash(num_labels=1000, num_buckets=50, num_repetitions=6)
     >>> scores, merge = torch.rand(2, 6, 50), MODEL_MERGES["mean_logit"]
@@ -21,53 +22,18 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mach_ext import functional as F
 from mach_ext._memory import memory_errors
+from mach_ext.distributed.ranks import Ranks, share
 from mach_ext.functional._checks import FLOATS, check_kind, widen
 from mach_ext.hashing import LabelHash
 from mach_ext.merges import Merge
 
-__all__ = ["best_of", "candidates", "gather_logits", "sharded_topk", "share"]
-
-
-class Gathering(Protocol):
-    """What decoding needs of the ranks that work together."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this rank."""
-
-    @property
-    def size(self) -> int:
-        """The number of ranks."""
-
-    def gather(self, t: Tensor, dim: int, sizes: Sequence[int], /) -> Tensor:
-        """Return the tensors of all ranks side by side along a dimension, where they have these sizes."""
-
-
-def share(count: int, rank: int, size: int) -> range:
-    """Return the consecutive part of `count` things that one of `size` ranks has. It may be empty.
-
-    Args:
-        count: The number of labels, repetitions or documents.
-        rank: The number of the rank.
-        size: The number of ranks.
-
-    Returns:
-        The part. The parts of two ranks differ by at most 1 in size.
-
-    Example:
-        >>> from mach_ext.distributed.decode import share
-        >>> [share(10, rank, 3) for rank in range(3)]
-        [range(0, 3), range(3, 6), range(6, 10)]
-    """
-    return range(count * rank // size, count * (rank + 1) // size)
+__all__ = ["best_of", "candidates", "gather_logits", "sharded_topk"]
 
 
 @memory_errors("pass fewer documents at a time or lower k")
@@ -166,7 +132,7 @@ def best_of(values: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 @memory_errors("pass fewer documents at a time or lower k")
 def sharded_topk(
-    ranks: Gathering,
+    ranks: Ranks,
     scores: Tensor,  # [N, R, B]
     hash_of_range: LabelHash | None,
     first_label: int,
@@ -203,15 +169,12 @@ def sharded_topk(
 
     Example:
         >>> import torch, mach_ext
+        >>> from mach_ext.distributed import Ranks
         >>> from mach_ext.distributed.decode import sharded_topk
         >>> from mach_ext.merges import MODEL_MERGES
-        >>> class Alone:  # the one rank of one process
-        ...     rank, size = 0, 1
-        ...     def gather(self, tensor, dim, sizes):
-        ...         return tensor
         >>> hash = mach_ext.LabelHash.from_buckets([[0, 1, 1], [1, 0, 1]])
         >>> scores = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
-        >>> sharded_topk(Alone(), scores, hash, 0, 3, 2, MODEL_MERGES["mean_logit"])
+        >>> sharded_topk(Ranks(), scores, hash, 0, 3, 2, MODEL_MERGES["mean_logit"])
         (tensor([[2.5000, 2.0000]]), tensor([[2, 0]]))
     """
     op = "sharded_topk"
@@ -232,7 +195,7 @@ def sharded_topk(
 @torch.no_grad()
 @memory_errors("pass fewer documents at a time")
 def gather_logits(
-    ranks: Gathering,
+    ranks: Ranks,
     logits: Tensor,  # [N, R of this rank, B]
     num_repetitions: int,
     repetitions_first: bool = True,
@@ -258,12 +221,9 @@ def gather_logits(
 
     Example:
         >>> import torch
+        >>> from mach_ext.distributed import Ranks
         >>> from mach_ext.distributed.decode import gather_logits
-        >>> class Alone:  # the one rank of one process
-        ...     rank, size = 0, 1
-        ...     def gather(self, tensor, dim, sizes):
-        ...         return tensor
-        >>> gather_logits(Alone(), torch.zeros(5, 3, 4), num_repetitions=3).shape
+        >>> gather_logits(Ranks(), torch.zeros(5, 3, 4), num_repetitions=3).shape
         torch.Size([5, 3, 4])
     """
     op = "gather_logits"

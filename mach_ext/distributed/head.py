@@ -15,81 +15,23 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from mach_ext import _prediction
-from mach_ext._distributed import check_whole, is_distributed
+from mach_ext._distributed import check_whole
 from mach_ext._label_lists import Labels
 from mach_ext._memory import memory_errors
 from mach_ext._model_checks import checked_k
-from mach_ext.distributed.decode import Gathering, gather_logits, sharded_topk, share
+from mach_ext.distributed.decode import gather_logits, sharded_topk
+from mach_ext.distributed.ranks import Ranks, share
 from mach_ext.functional._autograd import first_order
 from mach_ext.functional._checks import widen
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
 
-__all__ = ["GroupRanks", "HeadPart"]
-
-
-class GroupRanks:
-    """The ranks of a process group. A process without `torch.distributed` is alone.
-
-    Args:
-        group: The process group, such as `mesh.get_group("head")` of a device mesh. None is that of all
-            processes.
-
-    Attributes:
-        rank: The number of this process in the group.
-        size: The number of processes in the group.
-
-    Example:
-        >>> from mach_ext.distributed.head import GroupRanks
-        >>> ranks = GroupRanks()
-        >>> ranks.rank, ranks.size
-        (0, 1)
-    """
-
-    def __init__(self, group: Any = None) -> None:
-        self.group = group
-        self.rank, self.size = 0, 1
-        if is_distributed():
-            self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        if self.rank < 0:
-            raise ValueError("GroupRanks: this process must be in the group, and is not")
-
-    def gather(self, t: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
-        """Return the tensors of all ranks side by side, in their order.
-
-        Args:
-            t: The tensor of this rank.
-            dim: The dimension in which the tensors differ.
-            sizes: The sizes in this dimension of the tensors of all ranks.
-
-        Returns:
-            A tensor with sum(sizes) entries in dimension `dim`.
-
-        Example:
-            >>> import torch
-            >>> from mach_ext.distributed.head import GroupRanks
-            >>> GroupRanks().gather(torch.ones(2, 3), 1, [3]).shape
-            torch.Size([2, 3])
-        """
-        if self.size == 1:
-            return t
-        padded = t.contiguous()  # gloo gathers tensors of one size alone
-        if t.shape[dim] < max(sizes):
-            shape = [*t.shape]
-            shape[dim] = max(sizes) - t.shape[dim]
-            padded = torch.cat([t, t.new_zeros(shape)], dim)
-        places = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(places, padded, group=self.group)
-        return torch.cat([place.narrow(dim, 0, size) for place, size in zip(places, sizes, strict=True)], dim)
+__all__ = ["HeadPart"]
 
 
 class HeadPart(nn.Module):
@@ -111,7 +53,7 @@ class HeadPart(nn.Module):
 
     Args:
         head: The whole head, the same on all ranks. Its weights are copied.
-        ranks: The ranks that share the head, as `GroupRanks` makes them of a process group. None is all
+        ranks: The ranks that share the head, as `Ranks.of_group` makes them of a process group. None is all
             processes.
 
     Attributes:
@@ -134,14 +76,14 @@ class HeadPart(nn.Module):
     """
 
     @memory_errors("use more processes, or make a smaller head")
-    def __init__(self, head: MACHHead, ranks: Gathering | None = None) -> None:
+    def __init__(self, head: MACHHead, ranks: Ranks | None = None) -> None:
         super().__init__()
         if not isinstance(head, MACHHead):
             raise TypeError(f"HeadPart: head must be a mach_ext.MACHHead, got {type(head).__name__}")
         check_whole("HeadPart", head.parameters())
         if head.bucket_bias.is_meta:
             raise ValueError("HeadPart: the head must have weights, got one on the meta device")
-        ranks = GroupRanks() if ranks is None else ranks
+        ranks = Ranks.of_group() if ranks is None else ranks
         R = head.num_repetitions
         if ranks.size > R:
             raise ValueError(f"HeadPart: R={R} must be at least the number of ranks, got {ranks.size}")
@@ -345,22 +287,12 @@ def _head_of(like: MACHHead, hash: LabelHash, tensors: dict[str, Tensor]) -> MAC
     return head.train(like.training)
 
 
-def _sum(ranks: Gathering, t: Tensor) -> Tensor:
-    """Return the sum of the tensors of all ranks, added in the order of the ranks."""
-    if ranks.size == 1:
-        return t
-    total, *others = ranks.gather(t.unsqueeze(0), 0, [1] * ranks.size).unbind(0)
-    for other in others:
-        total = total + other
-    return total
-
-
 class _SumOfRanks(torch.autograd.Function):
     """The sum over the ranks. Each rank's own term gets the gradient."""
 
     @staticmethod
     def forward(ctx, t, ranks):  # type: ignore[no-untyped-def]
-        return _sum(ranks, t) if ranks.size > 1 else t.view_as(t)
+        return ranks.sum(t) if ranks.size > 1 else t.view_as(t)
 
     @staticmethod
     @first_order
@@ -379,4 +311,4 @@ class _SumGradients(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return _sum(ctx.ranks, grad), None
+        return ctx.ranks.sum(grad), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from mach_ext import _prediction
 from mach_ext import functional as F
 from mach_ext._dense_features import checked_documents
 from mach_ext._dropout import Dropout, PartOfMasks
-from mach_ext._model_folder import parameter_shapes, read_model_record
+from mach_ext._model_folder import is_compressed, parameter_shapes, read_model_record
 from mach_ext._model_folder.extents import Extent, part_shapes, whole_extent
 from mach_ext._model_folder.loading import read_weights
+from mach_ext._model_folder.record import configuration_of
 from mach_ext._model_folder.saving import save_part
 from mach_ext.distributed.decode import gather_logits, sharded_topk
 from mach_ext.distributed.drawing import draw_weights
-from mach_ext.distributed.ranks import Ranks
+from mach_ext.distributed.ranks import Ranks, current_ranks
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
@@ -84,6 +86,25 @@ class ModelPart:
             if part.model.is_linear:
                 part.model.bucket_weight.zero_()
             part.model.head.reset_biases()
+        return part
+
+    @classmethod
+    def load(cls, folder: Path, ranks: Ranks) -> ModelPart:
+        """Return the part of a rank of the model in a folder, however the model is cut there.
+
+        Raises:
+            ValueError: The folder does not hold such a model, or there are too many ranks.
+        """
+        record = read_model_record(folder)
+        configuration, seed = configuration_of(record), record["hash"]["seed"]
+        if "num_features" not in configuration or seed is None or is_compressed(folder):
+            raise ValueError(
+                f"{folder}: only a model with a seeded label hash that is not compressed can be loaded in "
+                "parts; mach_ext.load reads any model"
+            )
+        part = _empty_part(configuration, extent_of_rank(configuration, ranks), ranks, seed)
+        part.load_weights(folder)
+        part.model.eval()
         return part
 
     def configuration(self) -> dict[str, Any]:
@@ -280,3 +301,37 @@ def _empty_part(configuration: dict[str, Any], extent: Extent, ranks: Ranks, see
     model.head.hash = hash
     model._make_scaling()
     return ModelPart(model, ranks, configuration, extent, seed, f"L={L} B={B} R={R} seed={seed}")
+
+
+def load_part(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> ModelPart:
+    """Read a rank's part of a model: as many repetitions and labels as each of the ranks gets.
+
+    This is for a model that is too large for one process. All ranks of `together` call this function, and
+    then `predict` of the parts. Each rank scores the buckets of its repetitions, and decodes a range of the
+    labels. The answers have the bits of one process. A process alone gets the whole model.
+
+    Args:
+        path: The folder of the model. It may be in one file, or in files of any number of processes.
+        device: Where to put the part.
+
+    Returns:
+        The part, in eval mode.
+
+    Raises:
+        ValueError: The folder does not hold a model with a seeded label hash, or the model is compressed. Or
+            there are more processes than repetitions or hidden units.
+
+    Example:
+        >>> import scipy.sparse, tempfile, mach_ext
+        >>> from mach_ext.distributed import load_part, together
+        >>> folder = tempfile.mkdtemp()
+        >>> mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4).save(folder)
+        >>> X = scipy.sparse.random(3, 10, density=0.3, format="csr", dtype="float32")
+        >>> with together():
+        ...     scores, labels = load_part(folder).predict(X, k=5)
+        >>> labels.shape
+        (3, 5)
+    """
+    part = ModelPart.load(Path(path), current_ranks())
+    part.model.to(device)
+    return part

@@ -11,12 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from mach_ext.distributed.meeting import private_store
 from mach_ext.distributed.watch import Watch, ended_by_launcher
 
 # The watch ends a run whose process died. A process that is only slow must not end it, so waiting has no
 # bound that a real run could reach.
 PATIENCE = datetime.timedelta(days=30)
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """Return the consecutive part of `count` things that one of `size` ranks has. It may be empty.
+
+    Args:
+        count: The number of labels, repetitions or documents.
+        rank: The number of the rank.
+        size: The number of ranks.
+
+    Returns:
+        The part. The parts of two ranks differ by at most 1 in size.
+
+    Example:
+        >>> from mach_ext.distributed.ranks import share
+        >>> [share(10, rank, 3) for rank in range(3)]
+        [range(0, 3), range(3, 6), range(6, 10)]
+    """
+    return range(count * rank // size, count * (rank + 1) // size)
 
 
 class Ranks:
@@ -27,6 +48,7 @@ class Ranks:
     Attributes:
         rank: The number of this process, from 0.
         size: The number of processes.
+        group: Their process group. None is that of all processes.
 
     Example:
         >>> from mach_ext.distributed import Ranks
@@ -35,8 +57,31 @@ class Ranks:
         (range(0, 8), 'a value')
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
-        self.rank, self.size, self._watch = rank, size, watch
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None, group: Any = None) -> None:
+        self.rank, self.size, self.group, self._watch = rank, size, group, watch
+
+    @classmethod
+    def of_group(cls, group: Any = None) -> Ranks:
+        """Return the ranks of a process group of your own. A process without `torch.distributed` is alone.
+
+        Args:
+            group: The process group, such as `mesh.get_group("head")` of a device mesh. None is that of all
+                processes.
+
+        Raises:
+            ValueError: This process is not in the group.
+
+        Example:
+            >>> from mach_ext.distributed import Ranks
+            >>> Ranks.of_group().size
+            1
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise ValueError("Ranks.of_group: this process must be in the group, and is not")
+        return cls(rank, dist.get_world_size(group), group=group)
 
     @property
     def is_first(self) -> bool:
@@ -61,8 +106,7 @@ class Ranks:
             >>> [Ranks(rank, 3).share(8) for rank in range(3)]
             [range(0, 2), range(2, 5), range(5, 8)]
         """
-        rank = self.rank if rank is None else rank
-        return range(count * rank // self.size, count * (rank + 1) // self.size)
+        return share(count, self.rank if rank is None else rank, self.size)
 
     def sizes(self, count: int) -> list[int]:
         """Return the sizes of the parts of all ranks.
@@ -85,7 +129,7 @@ class Ranks:
             >>> Ranks().barrier()
         """
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def broadcast(self, value: Any) -> Any:
         """Return what rank 0 gave. Values are pickled.
@@ -101,7 +145,7 @@ class Ranks:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(values, group=self.group, group_src=0, device=torch.device("cpu"))
         return values[0]
 
     def collect(self, value: Any) -> list[Any]:
@@ -118,7 +162,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def gather(self, t: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -140,19 +184,14 @@ class Ranks:
         """
         if self.size == 1:
             return t
-        parts = []
-        for rank, size in enumerate(sizes):
+        padded, missing = t.contiguous(), max(sizes) - t.shape[dim]  # gloo gathers tensors of one size alone
+        if missing:
             shape = [*t.shape]
-            shape[dim] = size
-            is_own = rank == self.rank and len(set(sizes)) > 1
-            parts.append(t.contiguous() if is_own else t.new_empty(shape))
-        if len(set(sizes)) == 1:
-            dist.all_gather(parts, t.contiguous())
-        else:  # gloo gathers tensors of one size alone
-            waiting = [dist.broadcast(part, src=rank, async_op=True) for rank, part in enumerate(parts)]
-            for each in waiting:
-                each.wait()
-        return torch.cat(parts, dim)
+            shape[dim] = missing
+            padded = torch.cat([t, t.new_zeros(shape)], dim)
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.group)
+        return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim)
 
     def sum(self, t: Tensor) -> Tensor:
         """Return the sum of the tensors of all ranks, added in the order of the ranks.
@@ -190,7 +229,7 @@ class Ranks:
         if self.size == 1:
             return list(flags)
         both = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(both, dist.ReduceOp.MAX)
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
         return [bool(flag) for flag in both.tolist()]
 
     def tell_error(self, message: str) -> bool:
@@ -235,8 +274,12 @@ def is_launched() -> bool:
     return os.environ["WORLD_SIZE"] not in ("", "0", "1")
 
 
+_noted: set[str] = set()  # what this process itself has noted
+
+
 def note_launch(key: str) -> None:
     """Note something for all attempts of this launch. `torchrun` starts processes anew after a failure."""
+    _noted.add(key)
     store = _store_of_launch()
     if store is not None:
         store.set(f"mach_ext/{key}", "1")
@@ -244,7 +287,7 @@ def note_launch(key: str) -> None:
 
 def was_noted(key: str) -> bool:
     """Return whether a former attempt of this launch has noted something."""
-    store = _store_of_launch() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else None
+    store = None if key in _noted else _store_of_launch()
     return store is not None and bool(store.check([f"mach_ext/{key}"]))
 
 
@@ -253,7 +296,7 @@ def _store_of_launch() -> Any:
     if not is_launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -292,17 +335,18 @@ def _together() -> Iterator[Ranks]:
     watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
     _current = Ranks(rank, size, watch)
     try:
-        try:
-            yield _current
-            if watch is not None:
-                dist.barrier()
-                watch.end()
-        except RuntimeError as error:
-            if watch is not None and _is_lost_connection(error):
-                watch.wait_for_loss()
-            raise
-    finally:
+        yield _current
+        if watch is not None:
+            dist.barrier()
+            watch.leave()
+    except BaseException as error:
         _current = _ALONE
+        if watch is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+            watch.wait_for_loss()
+        if (watch is None or watch.leave(failed=True)) and own:
+            dist.destroy_process_group()
+        raise
+    _current = _ALONE
     if own:
         dist.destroy_process_group()
 
@@ -327,10 +371,8 @@ def _start_group() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        # Attempts of a launch have the same store. Without a prefix, a process that is started anew may take
-        # the address that a dead one has left there.
-        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        launched, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        store = private_store(launched, rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

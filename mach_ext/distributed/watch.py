@@ -16,28 +16,44 @@ import torch
 from torch import distributed as dist
 
 _GRACE = 20.0  # seconds that the watch gets to print its line, before an exchange's own error is raised
+_LEAVING = 3.0  # seconds that a rank gets to raise an error of its own after another has
+_DONE, _FAILED = 1.0, 2.0  # what a rank says when it leaves
+_TURN = 3.0  # seconds that another thread gets to end the process, before the launcher's signal does
 _STOPPING = threading.Lock()  # The first thread that ends the process keeps it.
 
 
 class Watch:
-    """A thread that waits for a word of the former rank, which comes at the end of the run.
+    """A thread that waits for a word of the former rank, which comes when that rank leaves the work.
 
     The ranks stand in a ring. If a process dies, its connections close. The next rank then stops, and so do
-    the others in turn. No time limit is needed, so a slow process is never taken for a dead one.
+    the others in turn. No time limit is needed, so a slow process is never taken for a dead one. A rank that
+    raises an error says so. If the next rank does not raise one as well, it stops.
     """
 
     def __init__(self, rank: int, size: int, group: Any) -> None:
         self.rank, self.size, self.group = rank, size, group
-        self._store: Any = dist.PrefixStore("mach_ext", dist.distributed_c10d._get_default_store())
+        # A connection of its own, because the main thread may wait in the store.
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store: Any = dist.PrefixStore("mach_ext", store.clone())
+        self._has_left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mach_ext.watch", daemon=True)
         self._thread.start()
-        atexit.register(_end_of_program)
+        _OPEN.add(self)
 
-    def end(self) -> None:
-        """Say the word, and wait for that of the former rank."""
-        dist.send(torch.ones(1), dst=(self.rank + 1) % self.size, group=self.group)
-        self._thread.join()
-        atexit.unregister(_end_of_program)
+    def leave(self, failed: bool = False) -> bool:
+        """Say the word, and wait for that of the former rank. Return whether it came.
+
+        After a failure the wait is short.
+        """
+        self._has_left.set()
+        word = torch.tensor([_FAILED if failed else _DONE])
+        with contextlib.suppress(RuntimeError) if failed else contextlib.nullcontext():
+            dist.send(word, dst=(self.rank + 1) % self.size, group=self.group)
+        self._thread.join(2 * _LEAVING if failed else None)
+        if self._thread.is_alive():
+            return False
+        _OPEN.discard(self)
+        return True
 
     def wait_for_loss(self) -> None:
         """Wait for the thread to end the process, because an exchange has failed."""
@@ -54,9 +70,10 @@ class Watch:
         return True
 
     def _run(self) -> None:
-        try:
-            dist.recv(torch.zeros(1), src=(self.rank - 1) % self.size, group=self.group)
-        except RuntimeError:
+        word = torch.zeros(1)
+        with contextlib.suppress(RuntimeError):
+            dist.recv(word, src=(self.rank - 1) % self.size, group=self.group)
+        if word != _DONE and not self._has_left.wait(_LEAVING if word == _FAILED else 0):
             self._stop()
 
     def _stop(self) -> None:
@@ -98,10 +115,10 @@ def ended_by_launcher() -> Iterator[None]:
 
 def _wait_for_end() -> None:
     signal.sigwait({signal.SIGTERM})
-    if _STOPPING.acquire(blocking=False):
+    if _STOPPING.acquire(timeout=_TURN):
         rank, size = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
         _say(f"rank {rank} of {size} stops, because the launcher ended it: another process had ended")
-        os._exit(128 + signal.SIGTERM)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _say(what: str) -> None:
@@ -111,8 +128,14 @@ def _say(what: str) -> None:
         print(f"mach-ext: {what}; {rest}", file=sys.__stderr__ or sys.stderr, flush=True)
 
 
+_OPEN: set[Watch] = set()  # the watches whose threads wait
+
+
+@atexit.register
 def _end_of_program() -> None:
-    """End the process at once if the work was broken off: the thread of an exchange cannot be stopped."""
+    """End the process at once if work was broken off: the thread of an exchange cannot be stopped."""
+    if not any(watch._thread.is_alive() for watch in _OPEN):
+        return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -135,44 +135,51 @@ def train(
         with timer(seconds, "load"):
             encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
             loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
-        place = _Place(_run_folder(loaded, output), resume, overwrite, ranks)
-        run = _train(recipe, tuning, loaded, encoded, place, propensity, device, progress, seconds)
+        folder = _run_folder(loaded, output)
+        job = _Job(folder, ranks, resume, overwrite, propensity, device, progress, seconds)
+        run = _train(recipe, tuning, loaded, encoded, job)
         if evaluate:
             write_training_metrics(run, measure(run))
     return run
 
 
 @dataclass
-class _Place:
-    """The run folder, and whether the training goes on there or replaces what is there."""
+class _Job:
+    """Where and how a training is done, in one process or in several."""
 
     folder: Path
+    ranks: Ranks
     resume: bool
     overwrite: bool
-    ranks: Ranks
+    propensity: tuple[float, float] | None
+    device: str
+    progress: bool
+    seconds: dict[str, float]
 
 
 def _train(
-    recipe: Recipe, tuning: Finetuning, loaded: data.Dataset, encoded: RunEncoder | None, place: _Place,
-    propensity: tuple[float, float] | None, device: str, progress: bool, seconds: dict[str, float],
-) -> Run:  # fmt: skip
+    recipe: Recipe, tuning: Finetuning, loaded: data.Dataset, encoded: RunEncoder | None, job: _Job
+) -> Run:
     """Trains on a dataset that is loaded, in one process or in several."""
-    folder, ranks = place.folder, place.ranks
+    folder, ranks, seconds = job.folder, job.ranks, job.seconds
     if tuning.epochs and ranks.size > 1:
         raise ValueError(f"train: {spell('finetune')} is for one process, got {ranks.size} processes")
-    resumed = _begin(place, loaded, encoded, seconds)
-    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, device)
-    recipe = recipe if recipe.svm else replace(recipe, resume=place.resume)
+    resumed = _begin(job, loaded, encoded)
+    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, job.device)
+    recipe = recipe if recipe.svm else replace(recipe, resume=job.resume)
     part = recipe.part(loaded, ranks)
-    model = part.model.to(device)
+    model = part.model.to(job.device)
     parameters = sum(ranks.collect(sum(p.numel() for p in model.parameters())))
     log.info("model: %s parameters; run folder %s", f"{parameters:,}", folder)
-    propensity = record.kept_propensity(folder) if propensity is None and resumed else propensity
-    _attach(model, loaded, recipe.settings() | tuning.settings(), propensity)
+    if job.propensity is None and resumed:
+        job.propensity = record.kept_propensity(folder)
+    _attach(model, loaded, recipe.settings() | tuning.settings(), job.propensity)
     with timer(seconds, "train"):
-        state = _learn(part, loaded, place, recipe, tuning, progress)
+        state = _learn(part, loaded, job, recipe, tuning)
         if tuning.epochs:
-            state, loaded, encoded = finetune_run(model, loaded, encoded, folder, recipe, tuning, progress)
+            state, loaded, encoded = finetune_run(
+                model, loaded, encoded, folder, recipe, tuning, job.progress
+            )
     if state.best_epoch is not None:
         log.info("best epoch %d of %d", state.best_epoch, state.epoch)
     seconds |= {"evaluate": 0.0, "fit": state.seconds}  # includes the time before a resume
@@ -183,21 +190,19 @@ def _train(
 
 
 def _learn(
-    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, tuning: Finetuning, progress: bool
+    part: ModelPart, dataset: data.Dataset, job: _Job, recipe: Recipe, tuning: Finetuning
 ) -> training.Progress:
     """Trains the model, unless a training that goes on has come to its fine-tuning."""
-    if recipe.resume and tuning.epochs and is_finetuning(place.folder):
+    if recipe.resume and tuning.epochs and is_finetuning(job.folder):
         return training.Progress()
     solve = _solve if recipe.svm else _fit
-    state = solve(part, dataset, place, recipe, progress)
-    if place.ranks.is_first:
-        delete_encoders(place.folder, part.model.attachments)
+    state = solve(part, dataset, job, recipe)
+    if job.ranks.is_first:
+        delete_encoders(job.folder, part.model.attachments)
     return state
 
 
-def _begin(
-    place: _Place, dataset: data.Dataset, encoder: RunEncoder | None, seconds: dict[str, float]
-) -> bool:
+def _begin(job: _Job, dataset: data.Dataset, encoder: RunEncoder | None) -> bool:
     """Checks that the training may begin in its folder, and embeds texts. Returns whether it goes on there.
 
     A training that `torchrun` starts anew after a failure goes on by itself.
@@ -205,17 +210,17 @@ def _begin(
     Raises:
         ValueError: The folder holds another run.
     """
-    folder, ranks, begun = place.folder, place.ranks, f"begun {place.folder.absolute()}"
-    place.resume = place.resume or ranks.broadcast(was_noted(begun))
-    resumed: bool = ranks.broadcast(place.resume and training.has_checkpoint(folder))
-    if not (place.overwrite or place.resume):
+    folder, ranks, begun = job.folder, job.ranks, f"begun {job.folder.absolute()}"
+    job.resume = job.resume or ranks.broadcast(was_noted(begun))  # The first rank alone makes the note.
+    resumed: bool = ranks.broadcast(job.resume and training.has_checkpoint(folder))
+    if not (job.overwrite or job.resume):
         record.refuse_to_replace(folder)
     if resumed and (started := training.checkpoint_record(folder).get("run")):
         check_resumed(started, encoder)
     check_apart(dataset, folder)
     log.info("dataset %s from %s: %s", dataset.name, dataset.path, sizes(dataset))
     if encoder is not None:
-        with timer(seconds, "embed"):
+        with timer(job.seconds, "embed"):
             if not ranks.is_first:
                 ranks.barrier()  # The first rank embeds the texts for all, by the cache.
             _embed(dataset)
@@ -338,28 +343,24 @@ def _log_gaps(dataset: data.Dataset) -> None:
         )  # fmt: skip
 
 
-def _solve(
-    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, progress: bool
-) -> training.Progress:
+def _solve(part: ModelPart, dataset: data.Dataset, job: _Job, recipe: Recipe) -> training.Progress:
     """Trains support vector machines. They cannot be resumed, so the folder changes only at the end."""
-    state = recipe.train(part, dataset, progress=progress)
+    state = recipe.train(part, dataset, progress=job.progress)
     with contextlib.ExitStack() as stack:
         with failing_together(part.ranks.collect):
             if part.ranks.is_first:
-                stack.enter_context(training.lock_run(place.folder))
-                if not (place.overwrite or place.resume):  # another run may have ended here meanwhile
-                    record.refuse_to_replace(place.folder)
-                training.delete_checkpoint(place.folder)
-        part.save(place.folder)
+                stack.enter_context(training.lock_run(job.folder))
+                if not (job.overwrite or job.resume):  # another run may have ended here meanwhile
+                    record.refuse_to_replace(job.folder)
+                training.delete_checkpoint(job.folder)
+        part.save(job.folder)
     return state
 
 
-def _fit(
-    part: ModelPart, dataset: data.Dataset, place: _Place, recipe: Recipe, progress: bool
-) -> training.Progress:
+def _fit(part: ModelPart, dataset: data.Dataset, job: _Job, recipe: Recipe) -> training.Progress:
     """Trains by gradients."""
-    folder = place.folder
+    folder = job.folder
     with failing_together(part.ranks.collect):
-        if not place.overwrite and not (recipe.resume and training.has_checkpoint(folder)):
+        if not job.overwrite and not (recipe.resume and training.has_checkpoint(folder)):
             record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
-    return recipe.train(part, dataset, folder, progress)
+    return recipe.train(part, dataset, folder, job.progress)

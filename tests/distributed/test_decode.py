@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from distributed_cases import Processes, Threads, on_processes
+from distributed_cases import Threads, on_processes
 from helpers import FLOATS, bitwise_equal, random_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from merge_cases import DISTRIBUTIONS, MERGES, layout
 
 import mach_ext
 from mach_ext import _reference
+from mach_ext.distributed import Ranks
 from mach_ext.distributed.decode import best_of, candidates, gather_logits, sharded_topk, share
 from mach_ext.merges import MODEL_MERGES, Merge
 
@@ -259,7 +260,7 @@ SIZES = (1000, 37, 5, 3)  # L, B, R, seed
 
 def on_a_process(rank, folder):
     """A rank makes the hash of its labels alone, and logits of its repetitions alone."""
-    ranks = Processes()
+    ranks = Ranks.of_group()
     L, B, R, seed = SIZES
     labels, own = (share(count, ranks.rank, ranks.size) for count in (L, R))
     part = mach_ext.LabelHash.seeded_part(*SIZES, labels=labels)

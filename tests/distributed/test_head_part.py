@@ -13,7 +13,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 import mach_ext
-from mach_ext.distributed.head import GroupRanks, HeadPart
+from mach_ext.distributed import Ranks
+from mach_ext.distributed.head import HeadPart
 from mach_ext.merges import MODEL_MERGES
 
 WIDTH, H, L, R, B, N = 4, 6, 20, 4, 8, 12
@@ -286,7 +287,7 @@ def difference(found, expected, part):
 
 def train_part(rank, folder):
     """The same documents on both ranks, which share the head."""
-    network = train(Network(GroupRanks()))
+    network = train(Network(Ranks.of_group()))
     with torch.no_grad():
         found = network.head.topk(network.encoder(batch(9)[0]), 5)
     gathered = network.head.gather()
@@ -311,7 +312,7 @@ def test_two_ranks_train_as_one_process(tmp_path, say):
 
 def three_ranks(rank, folder):
     """Shares of different sizes, by one gather of padded parts."""
-    ranks = GroupRanks()
+    ranks = Ranks.of_group()
     sizes = [1, 3, 0]
     mine = torch.full((2, sizes[rank]), float(rank))
     part = HeadPart(build(**SIZES), ranks)
@@ -347,7 +348,7 @@ WRAPPED = {
 def train_on_a_mesh(rank, folder, way):
     """Two ranks share a head. Two such pairs take different documents."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "head"))
-    network = Network(GroupRanks(mesh.get_group("head")))
+    network = Network(Ranks.of_group(mesh.get_group("head")))
     wrapped = train(WRAPPED[way](network, mesh["data"]), mesh["data"].get_local_rank())
     x = batch(9)[0]
     with torch.no_grad():
@@ -371,7 +372,7 @@ def test_a_mesh_of_four_ranks_trains_as_one_process(tmp_path, say, way):
 def wrap_all(rank, folder):
     """All ranks of different repetitions in one wrapper, whose weights are not the same."""
     try:
-        DistributedDataParallel(Network(GroupRanks()))
+        DistributedDataParallel(Network(Ranks.of_group()))
     except ValueError as error:
         return str(error)
     return ""

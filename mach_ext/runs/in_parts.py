@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mach_ext.distributed import current_ranks
 from mach_ext.distributed.part import ModelPart
 from mach_ext.nn import MACH
 from mach_ext.runs.folders import load_model
@@ -36,5 +37,5 @@ class RunInParts(Run):
 
     @property
     def measured(self) -> Any:
-        """The parts of all processes, which predict together."""
-        return self._part
+        """The parts of all processes within `together`. Elsewhere this process measures the whole model."""
+        return self._part if current_ranks().size == self._part.ranks.size else self.model

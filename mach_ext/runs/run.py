@@ -105,8 +105,10 @@ class Run(OpenedRun):
         split_of(loaded, split)  # refuses a missing split before any work
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
         with timer(self.seconds, "evaluate"):
+            # The parts of a model compute in its own precision, so another one takes the whole model.
+            measured = self.measured if precision == "float32" else self.model
             result = evaluation.evaluate(
-                self.measured, loaded, split, neighbors=train, propensity=propensity, precision=precision
+                measured, loaded, split, neighbors=train, propensity=propensity, precision=precision
             )
         if save:
             name = evaluation.result_name(split, neighbors, precision)

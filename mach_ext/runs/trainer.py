@@ -14,6 +14,7 @@ import torch
 from mach_ext import data, nn, training
 from mach_ext._model_folder.saving import failing_together
 from mach_ext.distributed import Ranks, together
+from mach_ext.distributed.agreement import check_agreement
 from mach_ext.distributed.part import ModelPart
 from mach_ext.distributed.ranks import note_launch, was_noted
 from mach_ext.runs import labels, record
@@ -137,6 +138,7 @@ def train(
             loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
         folder = _run_folder(loaded, output)
         job = _Job(folder, ranks, resume, overwrite, propensity, device, progress, seconds)
+        _check_agreement(job, recipe, loaded, evaluate)
         run = _train(recipe, tuning, loaded, encoded, job)
         if evaluate:
             write_training_metrics(run, measure(run))
@@ -155,6 +157,14 @@ class _Job:
     device: str
     progress: bool
     seconds: dict[str, float]
+
+
+def _check_agreement(job: _Job, recipe: Recipe, dataset: data.Dataset, evaluate: bool) -> None:
+    """Refuses processes that were called with different arguments, or have other documents."""
+    given = {**vars(recipe), **recipe.hyperparameters, "resume": job.resume, "overwrite": job.overwrite}
+    del given["hyperparameters"]
+    given |= {"propensity": job.propensity, "evaluate": evaluate, "data": sizes(dataset)}
+    check_agreement("train", job.ranks, given)
 
 
 def _train(
@@ -228,10 +238,12 @@ def _begin(job: _Job, dataset: data.Dataset, encoder: RunEncoder | None) -> bool
                 ranks.barrier()
     _log_gaps(dataset)
     ranks.barrier()  # All have looked into the folder before any writes into it.
-    if ranks.size > 1 and ranks.is_first:
-        if not resumed and folder.exists():
-            training.delete_checkpoint(folder)
-        note_launch(begun)
+    with failing_together(ranks.collect):
+        if ranks.size > 1 and ranks.is_first:
+            if not resumed and folder.exists():
+                with training.lock_run(folder):  # Another run may be training there.
+                    training.delete_checkpoint(folder)
+            note_launch(begun)
     return resumed
 
 

@@ -16,6 +16,7 @@ from mach_ext._model_folder.saving import failing_together
 from mach_ext.data import write_json
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, parse_record, seal
+from mach_ext.distributed.agreement import check_shared
 from mach_ext.distributed.part import ModelPart
 from mach_ext.hashing import collisions_known
 from mach_ext.nn import MACH, load
@@ -91,6 +92,8 @@ class RunFolder:
     ) -> None:
         """Write the record of a checkpoint, which the first rank does for all."""
         with failing_together(self.part.ranks.collect):
+            if not self.part.is_alone:
+                check_shared(self.folder, file_names(tensors))
             if self.part.ranks.is_first:
                 self._write_record(state, tensors, scalars, digest)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mach_ext._progress import tqdm
+from mach_ext.distributed import is_launched
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -110,14 +111,18 @@ def write_epoch(state: Progress) -> None:
 
 @contextlib.contextmanager
 def finish_step_on_interrupt() -> Iterator[threading.Event]:
-    """Make Ctrl-C set the event, so that the step can be finished. A second Ctrl-C interrupts at once."""
+    """Make Ctrl-C set the event, so that the step can be finished. A second Ctrl-C interrupts at once.
+
+    Of several processes it does not. A scheduler sends the signal to all of them, and `torchrun` then sends it
+    once more.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def handler(number: int, frame: Any) -> None:
-        if event.is_set():
+        if event.is_set() and not is_launched():
             raise KeyboardInterrupt
         event.set()
 

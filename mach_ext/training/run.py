@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mach_ext._memory import memory_advice
 from mach_ext.data import Batch, iter_batches, iter_on_device
+from mach_ext.distributed.agreement import check_agreement
 from mach_ext.distributed.part import ModelPart
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH, Dropout
@@ -99,7 +100,9 @@ class TrainingRun:
         self.folder: RunFolder | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = RunFolder(folder, part, self.optimizer, self.identity(length), self.companion)
+            identity = self.identity(length)
+            check_agreement("fit", self.ranks, identity["data"])
+            self.folder = RunFolder(folder, part, self.optimizer, identity, self.companion)
             if not resuming and self.ranks.is_first:
                 self.folder.delete_parts()
 
@@ -238,6 +241,8 @@ class TrainingRun:
         """Continue from the checkpoint in the folder if there is one."""
         assert self.folder is not None
         record = self.folder.read_record()
+        found = None if record is None else record.get("sha256")
+        check_agreement("fit", self.ranks, {f"the checkpoint in {self.folder.folder}": found})
         if record is None:
             return
         state = Progress(**record["progress"])

@@ -113,8 +113,8 @@ def write_epoch(state: Progress) -> None:
 def finish_step_on_interrupt() -> Iterator[threading.Event]:
     """Make Ctrl-C set the event, so that the step can be finished. A second Ctrl-C interrupts at once.
 
-    Of several processes it does not. A scheduler sends the signal to all of them, and `torchrun` then sends it
-    once more.
+    Of several processes it does not. A scheduler sends the signal to all of them, and `torchrun` then sends
+    it once more.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -111,6 +111,7 @@ stress: $(VENV)/built
 	PYTHONPATH=tests $(BIN)/python -m stress.run --files $(N) $(FORMATS)
 	PYTHONPATH=tests $(BIN)/python -m stress.writers
 	PYTHONPATH=tests $(BIN)/python -m stress.threads
+	PYTHONPATH=tests $(BIN)/python -m stress.deaths
 
 # Beside other forms: each result goes into benchmarks/results/ as soon as it is there. What needs the real datasets
 # skips without. Throughput alone: .venv/bin/pytest benchmarks --benchmark-only.

@@ -171,10 +171,10 @@ def count_moments(rank, name, folder):
     (folder / f"moments {rank}").write_text(str(moments.count))
 
 
-def die(rank, name, folder, victim, moment):
+def die(rank, name, folder, victim, moment, resume=False):
     """Train until the victim dies."""
     with Moments(moment if rank == victim else None):
-        train(name, folder / "run")
+        train(name, folder / "run", resume=resume)
 
 
 def die_again(name, plan):

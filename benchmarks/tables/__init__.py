@@ -15,6 +15,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "half": accuracy.half,
     "levers": accuracy.levers,
     "peers": accuracy.peers,
+    "processes": speed.processes,
     "robustness": robustness.robustness,
     "scale_exchanged": scale.exchanged,
     "scale_measured": scale.measured,

@@ -100,3 +100,22 @@ def footnotes(kept: pd.DataFrame, compared: pd.DataFrame, folder: Path) -> str:
     if len(stream):
         text += f"STREAM's triad moved {stream.min():.0f} to {stream.max():.0f} GB/s in these runs.\n"
     return text
+
+
+def processes(folder: Path) -> str:
+    """Several processes beside one: weights and P@1 of each number, and the speed on all cores."""
+    kept = read("processes", folder)
+    lines = []
+    for kind, rows in kept.groupby("kind", sort=False):
+        bits = rows[rows["study"] == "bits"].set_index("processes")
+        far = [f"{each:.1g}" if each else "0" for each in bits["difference"].drop(1)]
+        speed = rows[rows["study"] == "speed"]
+        ratio = "-" if speed.empty else f"{speed['speed'].iloc[0]:.2f}"
+        lines.append({
+            "model": kind,
+            "P@1, 1 process": f"{100 * bits['P@1'][1]:.2f}",
+            "P@1, 2 / 3 / 4": " / ".join(f"{100 * each:.2f}" for each in bits["P@1"].drop(1)),
+            "largest difference of weights, 2 / 3 / 4": " / ".join(far),
+            "speed of 2 processes": ratio,
+        })  # fmt: skip
+    return markdown(pd.DataFrame(lines))

@@ -8,6 +8,7 @@
 * ``run``: the loop, in a process that may crash. ``make stress`` starts it.
 * ``writers``: two processes that save into one folder, and a third that loads it.
 * ``threads``: threads that predict beside one that trains, and processes that fork.
+* ``deaths``: a training on two processes, one of which dies again and again.
 * ``memory``: another loop, of operations that may have less and less memory.
 
 Both readers must accept or both refuse. What they read must be the same to the bit. A refusal must be a

@@ -65,7 +65,9 @@ def edit(folder, change, with_digest=True):
 # ----------------------------------------------------------------------------------------------- formats
 
 
-@pytest.mark.parametrize("name", ["checkpoint_v0", "checkpoint_v1", "checkpoint_v2"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint_v0", "checkpoint_v1", "checkpoint_v2", "checkpoint_v3", "checkpoint_v3_shards"]
+)
 def test_checkpoints_of_former_formats_are_resumed(name, tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(FIXTURES / name, folder)

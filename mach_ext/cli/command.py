@@ -115,7 +115,7 @@ class Command(TyperCommand):
 
         from mach_ext.cli.results import failure
         from mach_ext.distributed import together
-        from mach_ext.distributed.ranks import alone
+        from mach_ext.distributed.ranks import alone, is_lost_connection
         from mach_ext.runs.arguments import check_device, use_flags
 
         given = {option.name: ctx.params.pop(option.name) for option in self._extra}
@@ -133,6 +133,8 @@ class Command(TyperCommand):
                         with alone():
                             return super().invoke(ctx)
                 except (Exception, KeyboardInterrupt) as error:
+                    if is_lost_connection(error):
+                        raise  # The watch prints why, unless an error has been told.
                     words = str(error) if isinstance(error, KeyboardInterrupt) else failure(error)
                     if not ranks.tell_error(words or repr(error)):
                         raise ToldByAnother from error

@@ -343,7 +343,7 @@ def _together() -> Iterator[Ranks]:
             watch.leave()
     except BaseException as error:
         _current = _ALONE
-        if watch is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+        if watch is not None and is_lost_connection(error):
             watch.wait_for_loss()
         if (watch is None or watch.leave(failed=True)) and own:
             dist.destroy_process_group()
@@ -381,7 +381,9 @@ def _start_group() -> None:
         raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Return whether an exchange failed because another process is gone."""
     text = str(error)
-    return any(word in text for word in ("onnection", "gloo", "Gloo", "NCCL", "peer", "Broken pipe"))
+    return isinstance(error, RuntimeError) and any(
+        word in text for word in ("onnection", "gloo", "Gloo", "NCCL", "peer", "Broken pipe")
+    )

@@ -10,8 +10,9 @@ from launch_cases import forked
 from together_cases import Steps, corpus, train
 
 import mach_ext
-from mach_ext import data, training
+from mach_ext import cli, data, training
 from mach_ext.distributed import together
+from mach_ext.distributed.watch import Watch
 from mach_ext.training.folder import lock_run
 
 pytestmark = [
@@ -155,3 +156,21 @@ def test_a_process_says_that_it_waits(tmp_path):
     line = "rank 0 of 2: it waits for the other processes, which must all call the same functions"
     assert [each.code for each in ended] == [0, 0]
     assert [each.said for each in ended] == [[f"mach-ext: {line}"], []]
+
+
+def train_until_a_death(rank, texts, folder):
+    """Rank 0 dies in a step. The watch of rank 1 is slower than the exchange that fails."""
+    stops = Watch._stop
+    Watch._stop = lambda watch: (time.sleep(0.5), stops(watch))
+    sizes = ["--hidden-size", 8, "--encoder", "shared", "--hash-functions", 4, "--epochs", 2, "--quiet"]
+    argv = ["train", "--dataset", texts, "--output", folder, *sizes]
+    with Steps(2, lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else None):
+        return cli.main([*map(str, argv)])
+
+
+def test_a_death_is_told_even_if_an_exchange_notices_it_first(tmp_path):
+    write_texts(tmp_path / "texts")
+    ended = forked(2, train_until_a_death, tmp_path, tmp_path / "texts", tmp_path / "run")
+    assert [each.code for each in ended] == [-signal.SIGKILL, 1]
+    (line,) = ended[1].said
+    assert line.startswith("mach-ext: rank 1 of 2 stops, because rank 0 ended before the work was done")

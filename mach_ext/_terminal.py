@@ -20,6 +20,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from mach_ext._launch import is_launched
+
 # Controls, line and paragraph separators, overrides of the writing direction, halves of surrogate pairs.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -183,7 +185,7 @@ def signals() -> Iterator[None]:
     handlers = {
         signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt, signal.SIGHUP: interrupt
     }  # fmt: skip
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if is_launched():
         # torchrun sends SIGTERM where another process has died. A handler of Python's could not run while an
         # exchange with that process waits, so the signal ends this process by itself.
         del handlers[signal.SIGTERM]

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mach_ext._launch import is_beside_first
 from mach_ext._terminal import say, standard_streams
 from mach_ext._version import __version__
 from mach_ext.cli import attack, bench, compress, data, evaluate, explain, info, predict, train
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _only_errors() -> Iterator[None]:
     """Silence a process that `torchrun` started beside the first, except for its errors."""
-    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_beside_first():
         yield
         return
     former = sys.stdout, sys.stderr

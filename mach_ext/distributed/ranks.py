@@ -13,6 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mach_ext._launch import is_launched, mark_rank
 from mach_ext.distributed.meeting import private_store
 from mach_ext.distributed.watch import Watch, ended_by_launcher, said_if_slow
 
@@ -262,19 +263,6 @@ def current_ranks() -> Ranks:
     return _current
 
 
-def is_launched() -> bool:
-    """Return whether `torchrun` or a launcher of its kind started this process beside others.
-
-    Example:
-        >>> from mach_ext.distributed import is_launched
-        >>> is_launched()
-        False
-    """
-    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
-        return False
-    return os.environ["WORLD_SIZE"] not in ("", "0", "1")
-
-
 _noted: set[str] = set()  # what this process itself has noted
 
 
@@ -369,6 +357,7 @@ def _has_group() -> bool:
 
 
 def _start_group() -> None:
+    mark_rank()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

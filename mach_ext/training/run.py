@@ -193,7 +193,8 @@ class TrainingRun:
         entry: dict[str, Any] = {"epoch": state.epoch + 1, "loss": loss}
         with self._adjusted() if dev is not None or self.folder is not None else contextlib.nullcontext():
             if dev is not None:
-                entry["dev"] = self.validation.metrics(self.part.predictor)
+                # From the first rank, so that processors that round differently agree on the best epoch.
+                entry["dev"] = self.ranks.broadcast(self.validation.metrics(self.part.predictor))
             state.end_epoch(entry)
             if self.validation.note_best(state):
                 if self.folder is not None:

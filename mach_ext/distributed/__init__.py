@@ -18,11 +18,12 @@ from mach_ext._launch import is_launched
 from mach_ext.distributed.decode import best_of, candidates, gather_logits, sharded_topk
 from mach_ext.distributed.head import HeadPart
 from mach_ext.distributed.part import load_part
-from mach_ext.distributed.ranks import Ranks, current_ranks, share, together
+from mach_ext.distributed.ranks import Ranks, alone, current_ranks, share, together
 
 __all__ = [
     "HeadPart",
     "Ranks",
+    "alone",
     "best_of",
     "candidates",
     "current_ranks",

@@ -343,7 +343,16 @@ def _together() -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let this process work alone in a block within `together`, while others wait or do something else."""
+    """Let this process work alone in a block, while others wait or do something else.
+
+    Under `torchrun`, `mach_ext.train` uses all ranks. In this block, it uses this process alone.
+
+    Example:
+        >>> from mach_ext.distributed import alone, current_ranks
+        >>> with alone():
+        ...     current_ranks().size
+        1
+    """
     global _current
     former, _current = _current, Ranks()  # not `_ALONE`, for which `together` would look for the others
     try:

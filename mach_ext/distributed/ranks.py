@@ -323,11 +323,13 @@ def _together() -> Iterator[Ranks]:
             _start_group()
         rank, size = dist.get_rank(), dist.get_world_size()
         watch = Watch(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)) if size > 1 else None
-    _current = Ranks(rank, size, watch)
+        # The program's own group may be for GPUs alone, and may end what takes long.
+        group = None if own else dist.new_group(backend=_backend(), timeout=PATIENCE)
+    _current = Ranks(rank, size, watch, group)
     try:
         yield _current
         if watch is not None:
-            dist.barrier()
+            dist.barrier(group=group)
             watch.leave()
     except BaseException as error:
         _current = _ALONE
@@ -365,15 +367,19 @@ def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def _backend() -> str:
+    """Return what exchanges tensors of this machine's devices."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+
+
 def _start_group() -> None:
     mark_rank()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         launched, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         store = private_store(launched, rank, size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ValueError(f"the processes of torchrun could not meet at {place}: {error}") from error

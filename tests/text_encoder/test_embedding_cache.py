@@ -77,11 +77,23 @@ def blocks_size(cache):
 # ----------------------------------------------------------------------------------------------- kills
 
 
+def slowly(work):
+    """Work that pauses before each batch, so that a kill finds the moment on a fast machine, too."""
+    batch = TextEncoder._batch
+
+    def pausing(*arguments):
+        time.sleep(0.03)
+        return batch(*arguments)
+
+    TextEncoder._batch = pausing  # in a process of its own
+    work()
+
+
 def test_killed_at_ten_moments(tiny, tmp_path, whole):
     cache, rng, seen = tmp_path / "killed", random.Random(0), []
     size = 4 * tiny.num_dense * len({*TEXTS})
     for target in sorted(rng.sample(range(size), 10)):
-        pid = child(lambda: tiny.embed(TEXTS, cache, progress=False))
+        pid = child(lambda: slowly(lambda: tiny.embed(TEXTS, cache, progress=False)))
         until = time.monotonic() + 60
         while blocks_size(cache) <= target and time.monotonic() < until:
             time.sleep(0.003)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,25 @@ def predict(
     labels = np.empty((N, k), np.int64)
     with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", model):
         model, options = rounded_model(model, precision), precision_option(precision)
-        for start, X_batch in document_batches(model, X, batch_size):
-            best, ids = model.topk(*X_batch, k, validate=False, dropout=False, **options)
-            check_scores("MACH.predict", model, best)
-            scores[start : start + batch_size] = best.cpu().numpy()
-            labels[start : start + batch_size] = ids.cpu().numpy()
+        topk = functools.partial(model.topk, validate=False, dropout=False, **options)
+        fill(scores, labels, model, X, batch_size, topk)
     return scores, labels
+
+
+def fill(
+    scores: np.ndarray[Any, Any],  # [N, k]
+    labels: np.ndarray[Any, Any],  # [N, k]
+    model: Any,
+    X: Any,
+    batch_size: int,
+    topk: Callable[..., tuple[Tensor, Tensor]],
+) -> None:
+    """Write the best labels of documents and their scores, as `topk` gives those of a batch and k."""
+    for start, X_batch in document_batches(model, X, batch_size):
+        best, ids = topk(*X_batch, scores.shape[1])
+        check_scores("MACH.predict", model, best)
+        scores[start : start + batch_size] = best.cpu().numpy()
+        labels[start : start + batch_size] = ids.cpu().numpy()
 
 
 def rounded_model(model: Any, precision: str) -> Any:

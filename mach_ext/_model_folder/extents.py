@@ -59,24 +59,11 @@ def cut_of(name: str, configuration: dict[str, Any]) -> tuple[int, str] | None:
     return 0, "repetitions"
 
 
-def has_uncut(configuration: dict[str, Any]) -> bool:
-    """Return whether a model has tensors that are not cut: a second shared layer, or scaled features."""
-    is_shared = configuration.get("encoder", "shared") == "shared"
-    return bool(configuration.get("num_dense")) or (
-        is_shared and len(configuration.get("hidden_size") or []) == 2
-    )
-
-
-def part_shapes(
-    shapes: dict[str, Shape], configuration: dict[str, Any], extent: Extent, cut: Cut = cut_of
-) -> dict[str, Shape]:
-    """Return the shapes of the tensors that a part holds, from those of the whole.
-
-    `cut` says how a tensor is cut, as `cut_of` does for the names of weights.
-    """
+def part_shapes(shapes: dict[str, Shape], configuration: dict[str, Any], extent: Extent) -> dict[str, Shape]:
+    """Return the shapes of the tensors that a part holds, from those of the whole."""
     found = {}
     for name, shape in shapes.items():
-        where = cut(name, configuration)
+        where = cut_of(name, configuration)
         if where is None:
             if extent.is_first:
                 found[name] = shape

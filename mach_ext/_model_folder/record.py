@@ -10,6 +10,7 @@ from mach_ext._model_folder.extents import (
     Shape,
     Shard,
     check_shards,
+    cut_of,
     joint_digest,
     shard_of,
     whole_extent,
@@ -183,3 +184,9 @@ def scaling_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
     """Return the shapes of the float32 buffers that center and scale dense features, if the model has any."""
     E = configuration.get("num_dense", 0)
     return {"dense_center": (E,), "dense_scale": (1,), "dense_is_scaled": (1,)} if E else {}
+
+
+def has_uncut(configuration: dict[str, Any]) -> bool:
+    """Return whether a model has tensors that are not cut: a second shared layer, or scaled features."""
+    names = (*parameter_shapes(configuration), *scaling_shapes(configuration))
+    return any(cut_of(name, configuration) is None for name in names)

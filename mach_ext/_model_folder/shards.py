@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mach_ext._model_folder.extents import Cut, Extent, Shard, cut_of, has_uncut
+from mach_ext._model_folder.extents import Cut, Extent, Shard, cut_of
+from mach_ext._model_folder.record import has_uncut
 from mach_ext._model_folder.tensors import Header, read_tensors
 
 
@@ -39,10 +40,9 @@ def read_part(
         ValueError: A file is damaged or holds something else.
         FileNotFoundError: A file does not exist.
     """
-    read = []
+    read, needs_first = [], has_uncut(configuration)
     for shard in shards:
-        holds_uncut = shard.extent.is_first and has_uncut(configuration)
-        if holds_uncut or any(map(_overlap, shard.extent, extent)):
+        if (needs_first and shard.extent.is_first) or any(map(_overlap, shard.extent, extent)):
             file = folder / shard.file
             tensors = read_tensors(
                 file, what, lambda header, file=file, shard=shard: check(file, header, shard.extent),  # type: ignore[misc]

@@ -26,7 +26,7 @@ from mach_ext.distributed.ranks import Ranks, current_ranks
 from mach_ext.hashing import LabelHash, collisions_known
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES
-from mach_ext.nn import MACH, check_scores, checked_k, predict_batch
+from mach_ext.nn import MACH, checked_k, predict_batch
 
 
 class ModelPart:
@@ -83,8 +83,6 @@ class ModelPart:
         with torch.no_grad():
             for name, drawn in draw_weights(configuration, extent, generator).items():
                 getattr(part.model, name).copy_(drawn)
-            if part.model.is_linear:
-                part.model.bucket_weight.zero_()
             part.model.head.reset_biases()
         return part
 
@@ -208,11 +206,7 @@ class ModelPart:
         scores = np.empty((X.shape[0], k), np.float32)
         labels = np.empty((X.shape[0], k), np.int64)
         with torch.inference_mode():
-            for start, batch in _prediction.document_batches(model, X, batch_size):
-                best, ids = self.topk(*batch, k)
-                check_scores("MACH.predict", model, best)
-                scores[start : start + batch_size] = best.cpu().numpy()
-                labels[start : start + batch_size] = ids.cpu().numpy()
+            _prediction.fill(scores, labels, model, X, batch_size, self.topk)
         return scores, labels
 
     def topk(self, values: Tensor, indices: Tensor, indptr: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -287,7 +281,7 @@ def extent_of_rank(configuration: dict[str, Any], ranks: Ranks) -> Extent:
 
 
 def _empty_part(configuration: dict[str, Any], extent: Extent, ranks: Ranks, seed: int) -> ModelPart:
-    """Return the part of a model with a seeded label hash, without values in its weights."""
+    """Return the part of a model with a seeded label hash. Its weights are 0."""
     L, B, R = (configuration[f"num_{name}"] for name in ("labels", "buckets", "repetitions"))
     own = extent.repetitions
     hash = LabelHash.seeded_part(L, B, R, seed, repetitions=own)

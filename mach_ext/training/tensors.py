@@ -13,7 +13,6 @@ from mach_ext._model_folder import (
     Header,
     named_weights,
     parameter_shapes,
-    read_tensors,
     safetensors_dtype,
 )
 from mach_ext._model_folder.extents import (
@@ -57,8 +56,8 @@ def run_tensors(
             else:
                 scalars[key] = value
     if not part.extent.is_first:
-        weights = _Weights(part, optimizer)
-        tensors = {key: value for key, value in tensors.items() if weights.cut(key) is not None}
+        weights, configuration = _Weights(part, optimizer), part.configuration()
+        tensors = {k: value for k, value in tensors.items() if weights.cut(k, configuration) is not None}
     return {key: value.cpu() for key, value in tensors.items()}, scalars
 
 
@@ -107,20 +106,14 @@ def load_run_tensors(
 
 def _read(folder: Path, record: dict[str, Any], part: ModelPart, weights: _Weights, check: Any) -> Any:
     """Read the tensors that belong to a part, from one file or from shards."""
-    whole = whole_extent(part.configuration())
+    configuration = part.configuration()
     if isinstance(record["tensors"], str):
-        file, digest = folder / record["tensors"], record.get("tensors_sha256")
-        if part.extent == whole:
-            return read_tensors(file, _WHAT, lambda header: check(file, header, whole), digest)
-        shards = [Shard(file.name, digest or "", whole)]
+        whole = whole_extent(configuration)
+        shards = [Shard(record["tensors"], record.get("tensors_sha256") or "", whole)]
     else:
         shards = [shard_of(entry) for entry in record["tensors"]]
-        check_shards(f"{folder / CHECKPOINT}.json: not a checkpoint", shards, part.configuration())
-
-    def cut(key: str, configuration: dict[str, Any]) -> tuple[int, str] | None:
-        return weights.cut(key)
-
-    return read_part(folder, shards, _WHAT, check, part.configuration(), part.extent, cut)
+        check_shards(f"{folder / CHECKPOINT}.json: not a checkpoint", shards, configuration)
+    return read_part(folder, shards, _WHAT, check, configuration, part.extent, weights.cut)
 
 
 def _check_header(
@@ -152,9 +145,9 @@ class _Weights:
         kind, _, rest = key.partition(".")
         return self.owners[int(rest.partition(".")[0])] if kind == "optimizer" else rest
 
-    def cut(self, key: str) -> tuple[int, str] | None:
+    def cut(self, key: str, configuration: dict[str, Any]) -> tuple[int, str] | None:
         """Return how a tensor of a checkpoint is cut, as `cut_of` does."""
-        return cut_of(self._owner(key), self.part.configuration())
+        return cut_of(self._owner(key), configuration)
 
     def expected(self, extent: Extent) -> dict[str, tuple[str, Shape] | None]:
         """Return dtype and shape of everything that a file of an extent may hold. Numbers have None."""

@@ -22,13 +22,12 @@ from mach_ext._model_folder.extents import (
     check_shards,
     cut_of,
     entry_of,
-    has_uncut,
     joint_digest,
     part_shapes,
     shard_of,
     whole_extent,
 )
-from mach_ext._model_folder.record import parameter_shapes
+from mach_ext._model_folder.record import has_uncut, parameter_shapes
 from mach_ext._model_folder.saving import save_part
 from mach_ext.data.records import seal
 from mach_ext.distributed import Ranks

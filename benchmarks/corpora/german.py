@@ -26,7 +26,7 @@ _HEAD = re.compile(r"([^\W\d_]{4,}) /.*")  # a headword, then its sound
 _BRACKETS = re.compile(r"\([^)]*\)|\[[^]]*\]|<[^>]*>|\{[^}]*\}")
 _WORD = re.compile(r"[a-z]{3,}")
 _COMMON = {"and", "for", "from", "into", "not", "one", "sb", "sth", "the", "with", "etc"}
-_COMMENT = re.compile(r"\s*(?:see|Synonym|Antonym|Note|\w+):|\s*$")
+_OTHER = re.compile(r"\s*(?:\w+:|\"|$)")  # a remark, an example or an empty line
 
 
 def fetch() -> Path:
@@ -49,7 +49,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, set[str]]]:
         for line in file:
             if match := _HEAD.fullmatch(line.rstrip("\n")):
                 head = match[1]
-            elif " /" in line or _COMMENT.match(line):
+            elif " /" in line or _OTHER.match(line):
                 head = ""  # a headword of several words, or what follows the translations
             elif head:
                 words = _WORD.findall(_BRACKETS.sub(" ", line).lower())

@@ -37,7 +37,7 @@ def read_codes(path: Path) -> Iterator[Document]:
     for chapter in ElementTree.parse(path).getroot().iter("chapter"):
         label = f"chapter {_text(chapter, 'name')}: {_text(chapter, 'desc')}"
         for block in chapter.findall("section"):
-            labels = [label, f"{block.attrib['id']} {_text(block, 'desc')}"]
+            labels = [label, _text(block, "desc")]
             for code in block.findall("diag"):
                 yield from _codes(code, labels)
 

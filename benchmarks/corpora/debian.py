@@ -1,6 +1,7 @@
 """Reads Debian's list of packages: descriptions, tags and what a package needs.
 
 The descriptions are under the licences of their packages. All of these are free by Debian's guidelines.
+A point release of Debian can change a few packages, and so the sizes of the datasets.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from mach_ext.data.parsing import quote
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
@@ -50,12 +53,13 @@ def _records(path: Path) -> Iterator[dict[str, str]]:
                 if record:
                     yield record
                 record = {}
-            elif line[0] in " \t":
+            elif line[0] in " \t" and record:
                 record[field] += "\n" + line[1:]
             else:
                 field, colon, value = line.partition(":")
-                if not colon:
-                    raise ValueError(f"{path}, line {number}: must be `Field: value`, got {line[:60]!r}")
+                if not colon or not (record or field == "Package"):
+                    rule = "must be `Field: value`, and `Package: NAME` at first"
+                    raise ValueError(f"{path}, line {number}: {rule}, got {quote(line)}")
                 record[field] = value.strip()
     if record:
         yield record

@@ -19,6 +19,7 @@ from mach_ext.data import Dataset
 
 fetch = debian_index
 RULE = Rule()
+SIZES = (24_562, 5_738, 23_870, 596)
 
 
 def build(source: Path, rule: Rule = RULE) -> Dataset:

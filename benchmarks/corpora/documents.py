@@ -74,7 +74,9 @@ def assemble(name: str, source: Path, documents: Iterable[Document], rule: Rule)
     kept = {label for label, count in counts.items() if rule.min_count <= count <= most}
     train, test = _keep_labels(train, kept), _keep_labels(test, kept)
     if not train or not test:
-        raise ValueError(f"{source}: {name} must have documents in both splits, got {len(train)}, {len(test)}")
+        raise ValueError(
+            f"{source}: {name} must have documents in both splits, got {len(train)}, {len(test)}"
+        )
     columns = sorted({label for document in train for label in document.labels})
     vectorizer = Vectorizer.fit(
         (document.text for document in train), min_df=rule.min_df, max_features=rule.features

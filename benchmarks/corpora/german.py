@@ -1,9 +1,9 @@
 """The dataset "german": predicts the words of the English translation from the letters of a German word.
 
 A document is a headword of the German-English dictionary of FreeDict that is a single word. The text is its
-runs of 3 and 4 letters, where "0" marks the start and the end of the word. Its labels are the words of all its
-English translations. Remarks in brackets and common words such as "to" are left out. A label must have 2
-training documents. German compounds have much in common, and so documents of one word family share features.
+runs of 3 and 4 letters, where "0" marks the start and the end of the word. Its labels are the words of its
+English translations. Remarks in brackets, common words and words of fewer than 3 letters are left out. Labels
+of a single training document are left out, too. Words of one family share features, as compounds do.
 
 The source is Debian's package dict-freedict-deu-eng. The dictionary is under the GNU General Public License,
 version 3 or later, and comes from the Ding dictionary of Chemnitz University of Technology.
@@ -20,8 +20,9 @@ from corpora.documents import Document, Rule, assemble
 from corpora.sources import debian_package
 from mach_ext.data import Dataset
 
-RULE = Rule(train=60_000, min_count=2)
-FILE = Path("usr/share/dictd/freedict-deu-eng.dict.dz")
+RULE = Rule(min_count=2)
+SIZES = (52_875, 8_305, 39_199, 21_826)
+FILE = "freedict-deu-eng.dict.dz"
 _HEAD = re.compile(r"([^\W\d_]{4,}) /.*")  # a headword, then its sound
 _BRACKETS = re.compile(r"\([^)]*\)|\[[^]]*\]|<[^>]*>|\{[^}]*\}")
 _WORD = re.compile(r"[a-z]{3,}")
@@ -30,7 +31,7 @@ _OTHER = re.compile(r"\s*(?:\w+:|\"|$)")  # a remark, an example or an empty lin
 
 
 def fetch() -> Path:
-    return debian_package("dict-freedict-deu-eng")
+    return debian_package("dict-freedict-deu-eng", f"usr/share/dictd/{FILE}")
 
 
 def build(source: Path, rule: Rule = RULE) -> Dataset:

@@ -19,12 +19,13 @@ from corpora.sources import python_package
 from mach_ext.data import Dataset
 
 RULE = Rule()
-FILE = Path("simple_icd_10_cm/data/icd10c-tabular-April-1-2026.xml")
+SIZES = (37_471, 9_410, 5_948, 10_781)
+FILE = "icd10c-tabular-April-1-2026.xml"
 
 
 def fetch() -> Path:
     sha256 = "6d461d71dc26aedc530ae65f02cfb578a154e49507c32e8241e75f701d4b7e42"
-    return python_package("simple-icd-10-cm", "1.5.0", sha256)
+    return python_package("simple-icd-10-cm", "1.5.0", sha256, f"simple_icd_10_cm/data/{FILE}")
 
 
 def build(source: Path, rule: Rule = RULE) -> Dataset:
@@ -34,7 +35,11 @@ def build(source: Path, rule: Rule = RULE) -> Dataset:
 
 def read_codes(path: Path) -> Iterator[Document]:
     """Reads the chapters, the blocks in them, and the codes in these."""
-    for chapter in ElementTree.parse(path).getroot().iter("chapter"):
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: must be XML, got: {error}") from None
+    for chapter in root.iter("chapter"):
         label = f"chapter {_text(chapter, 'name')}: {_text(chapter, 'desc')}"
         for block in chapter.findall("section"):
             labels = [label, _text(block, "desc")]

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from corpora.documents import Document, Rule, assemble
 from mach_ext.data import Dataset
+from mach_ext.data.parsing import quote
 from mach_ext.data.wordnet import FILES, find_or_fetch
 
 fetch = find_or_fetch
 RULE = Rule(train=80_000)
+SIZES = (80_000, 8_903, 28_663, 73_569)
 POINTERS = {"@", "@i", "~", "~i", "&"}  # to hypernyms, hyponyms and similar adjectives
 MOST_RELATED = 5  # synsets, the first of a line: some synsets have hundreds of hyponyms
 
@@ -32,10 +34,15 @@ def read_glosses(folder: Path) -> Iterator[Document]:
     """Reads the four data files."""
     synsets = {}
     for name in FILES:
-        for line in (folder / name).read_text(encoding="utf-8").splitlines():
-            if not line.startswith("  "):  # the licence
+        for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), start=1):
+            if line.startswith("  "):  # the licence
+                continue
+            try:
                 key, *synset = _parse(line)
-                synsets[key] = synset
+            except (IndexError, ValueError):
+                rule = "must be a line of a WordNet 3.0 data file"
+                raise ValueError(f"{folder / name}, line {number}: {rule}, got {quote(line)}") from None
+            synsets[key] = synset
     for key, (words, related, gloss) in synsets.items():
         labels = {word for other in related[:MOST_RELATED] for word in synsets[other][0]}.union(words)
         yield Document(key, gloss, sorted(label for label in labels if " " not in label))

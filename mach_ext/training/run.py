@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from mach_ext.distributed.agreement import check_agreement
 from mach_ext.distributed.part import ModelPart
 from mach_ext.functional import own_precision
 from mach_ext.nn import MACH, Dropout
+from mach_ext.training.adjustment import choose_tau
 from mach_ext.training.checkpoint import check_progress
 from mach_ext.training.companion import Companion
 from mach_ext.training.defaults import default_tau
@@ -58,6 +58,7 @@ class TrainingRun:
         memory: Keeps the best epoch of a run without a folder.
         interrupted: Whether Ctrl-C came too late to stop this run. It then stops the next run.
         companion: What is trained together with the model, or None.
+        chooses_tau: Whether the strength of the logit adjustment is chosen on dev in the end.
     """
 
     companion: Companion | None = None
@@ -75,12 +76,14 @@ class TrainingRun:
         """Prepare a run. All ranks that hold parts of the model do so at the same time."""
         self.part = part = model if isinstance(model, ModelPart) else ModelPart.alone(model)
         model, self.ranks = part.model, part.ranks
+        self.chooses_tau = settings.tau is None and model.merge == "mean_logit" and data.dev is not None
         if settings.tau is None:
             settings = replace(settings, tau=default_tau(model, data.label_counts))
         self.model, self.settings, self.data = model, settings, data
         self.resuming, self.show_progress = resuming, show_progress
         self.device = model.bucket_bias.device
         self.state = Progress()
+        self._offsets: dict[float, Tensor] = {}  # the logit adjustment by tau, the same after each epoch
         self.interrupted = False
         self.steps_an_epoch = math.ceil(data.num_documents / settings.batch_size)
         length = typical_length(sparse_features(model, data.X))
@@ -208,11 +211,9 @@ class TrainingRun:
     def _adjusted(self) -> Iterator[None]:
         """Give the model its logit adjustment for a block. Training then continues with the same bits."""
         trained = self.model.bucket_bias.detach().clone()
-        self.model.set_logit_adjustment(self.offsets)
+        self.adjust(self.usual_tau)
         yield
-        with torch.no_grad():
-            self.model.bucket_bias.copy_(trained)
-            self.model.logit_adjustment.zero_()
+        self._restore(trained, torch.zeros_like(self.model.logit_adjustment))
 
     def finish(self) -> None:
         """Load the best epoch's weights into the model, and shrink the checkpoint to the run's record."""
@@ -220,18 +221,52 @@ class TrainingRun:
             if self.state.best_epoch is None:  # There was no epoch, so the model is kept as it came.
                 self.folder.keep_model()
             self.folder.load_model()
+            if self.choose_tau():
+                self.folder.keep_model()
             self.folder.write_end(self.state)
         elif self.memory.weights is not None:
             self.memory.load_model()
+            self.choose_tau()
         elif self.state.epoch:
-            self.model.set_logit_adjustment(self.offsets)
+            self.adjust(self.usual_tau)
         self.model.eval()
 
-    @functools.cached_property
-    def offsets(self) -> Tensor:
-        """The logit adjustment, which is the same after each epoch."""
+    def choose_tau(self) -> bool:
+        """Give the model the logit adjustment that is best on dev. Return whether this changes the model."""
+        if not (self.chooses_tau and self.state.history):
+            return False
+        former = (self.model.bucket_bias.detach().clone(), self.model.logit_adjustment.clone())
+
+        def adjust(tau: float) -> None:
+            self._restore(*former)
+            self.adjust(tau)
+
+        tau = choose_tau(self.part.predictor, adjust, *self.validation.documents(), self.usual_tau)
+        tau = self.ranks.broadcast(tau)
+        self.state.history[-1]["tau"] = tau
+        adjust(tau)
+        if torch.equal(self.model.logit_adjustment, former[1]):
+            self._restore(*former)  # Rounding would change the last bits.
+            return False
+        return True
+
+    @property
+    def usual_tau(self) -> float:
+        """The strength of the adjustment while the model is trained."""
         assert self.settings.tau is not None
-        return self.part.logit_offsets(self.data.label_counts, self.settings.tau)
+        return self.settings.tau
+
+    def adjust(self, tau: float) -> None:
+        """Give the model the logit adjustment of a tau."""
+        if tau not in self._offsets:
+            self._offsets[tau] = self.part.logit_offsets(self.data.label_counts, tau)
+        self.model.set_logit_adjustment(self._offsets[tau])
+
+    @torch.no_grad()
+    def _restore(self, bias: Tensor, adjustment: Tensor) -> None:
+        """Put back the bucket biases and their adjustment, to the bit."""
+        self.model.bucket_bias.copy_(bias)
+        self.model.logit_adjustment.copy_(adjustment)
 
     def checkpoint(self) -> None:
         """Write a checkpoint if there is a folder."""

@@ -17,12 +17,15 @@ class Validation:
         self.dev, self.filtered = data.dev, data.filtered_dev
         self.metric, self.patience = metric, patience
 
+    def documents(self) -> tuple[Any, Any, Any]:
+        """Return the dev documents, their labels, and what must not be answered for them."""
+        assert self.dev is not None
+        return *self.dev, self.filtered
+
     def metrics(self, model: MACH) -> dict[str, float]:
         """Return the metrics of the model on the dev documents."""
-        assert self.dev is not None
-        if self.filtered is None:
-            return evaluate_model(model, *self.dev)
-        return evaluate_model(model, *self.dev, filtered=self.filtered)
+        X, Y, filtered = self.documents()
+        return evaluate_model(model, X, Y, filtered=filtered)
 
     def rank(self, entry: dict[str, Any]) -> tuple[float, float]:
         """Return an epoch's dev metric and, for ties, minus its loss.

@@ -9,7 +9,7 @@ from mach_ext.training.run import TrainingRun
 
 @pytest.mark.parametrize("together", [1, 4])
 def test_linear_repetitions_in_turn_are_the_repetitions_together(tmp_path, together):
-    settings = {**options, "learning_rate": 0.5, "epochs": 3}
+    settings = {**options, "learning_rate": 0.5, "epochs": 3, "tau": 0.1}  # else it is chosen on dev, too
     whole, parts = (mach_ext.MACH(60, 60, num_repetitions=8, num_buckets=16, hidden_size=0) for _ in range(2))
     mach_ext.fit(whole, X, Y, **settings)  # no dev data: both end with their last epoch
     record = mach_ext.fit(parts, X, Y, X, Y, output=tmp_path, repetitions_at_a_time=together, **settings)

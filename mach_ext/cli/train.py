@@ -31,6 +31,7 @@ MERGES = ("mean_logit", "mean_prob", "mean_logprob", "min_prob", "median_prob")
 OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+CHOICES = ("race", "rule")
 METRICS = ("P@1", "P@3", "P@5", "nDCG@1", "nDCG@3", "nDCG@5")
 
 Dataset = Annotated[
@@ -147,7 +148,7 @@ FeatureDropout = Annotated[
 Svm = Annotated[
     bool | None,
     typer.Option(
-        "--svm/--no-svm", rich_help_panel="Solver", show_default="--svm if labels have many documents",
+        "--svm/--no-svm", rich_help_panel="Solver", show_default="by the race",
         help="Train a support vector machine for each bucket, without learning rates or epochs.",
     ),
 ]  # fmt: skip
@@ -156,6 +157,14 @@ Cost = Annotated[
     option(
         "--C", parse=values.cost, metavar="C", panel="Solver",
         help="The misclassification cost of each support vector machine.",
+    ),
+]  # fmt: skip
+Choice = Annotated[
+    str,
+    choice(
+        "--choice", choices=CHOICES, metavar="HOW", panel="Solver",
+        help="How solver and rates are chosen where no flag says it: race, which tries them on a sample, or "
+        "rule.",
     ),
 ]  # fmt: skip
 Epochs = Annotated[
@@ -268,6 +277,7 @@ def run(
     feature_dropout: FeatureDropout = 0.0,
     svm: Svm = None,
     C: Cost = derived("1"),
+    choice: Choice = "race",
     epochs: Epochs = derived("5 to 10, fewer for more documents"),
     batch_size: BatchSize = derived("256"),
     optimizer: Optimizer = derived("adam, or adagrad for linear models"),

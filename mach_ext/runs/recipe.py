@@ -81,6 +81,17 @@ class Recipe:
         names += [name for name in ("resume", "hidden_dropout", "feature_dropout") if getattr(self, name)]
         return names
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the arguments ask for a model without hidden layers."""
+        size = self.hidden_size
+        return size is not None and not any(size if isinstance(size, (tuple, list)) else (size,))
+
+    @property
+    def may_be_svm(self) -> bool:
+        """Whether no argument rules out support vector machines."""
+        return self.svm is not False and self.hidden_size is None and not self._for_gradients()
+
     def with_solver(self, dataset: data.Dataset, device: str) -> Recipe:
         """Returns the recipe with a solver chosen for a dataset.
 
@@ -105,6 +116,24 @@ class Recipe:
         if self.C is not None and not recipe.svm:
             raise ValueError(f"{spell('C')} is an option of support vector machines, see {spell('svm')}")
         return recipe
+
+    def continued(self, checkpoint: dict[str, Any]) -> Recipe:
+        """Returns the recipe with what was not given as a checkpoint has it, so that it is not chosen anew.
+
+        Args:
+            checkpoint: The record of the checkpoint.
+        """
+        model, settings = checkpoint["model"], checkpoint["hyperparameters"]
+        sizes = ("num_repetitions", "num_buckets", "hidden_size", "encoder", "merge")
+        taken: dict[str, Any] = {
+            name: model[name] for name in sizes if getattr(self, name) is None and name in model
+        }
+        hyperparameters = dict(self.hyperparameters)
+        if "encoder" not in settings:  # else it is a checkpoint of fine-tuning, whose rates are its own
+            for name in SETTINGS:  # tau is chosen at the end, seed is an argument of its own
+                if name in settings and hyperparameters.get(name) is None and name not in ("tau", "seed"):
+                    hyperparameters[name] = settings[name]
+        return replace(self, svm=False, hyperparameters=hyperparameters, **taken)
 
     def model(self, dataset: data.Dataset) -> nn.MACH:
         """Returns a new model of the requested sizes. Default sizes follow from the dataset."""

@@ -24,6 +24,7 @@ from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.in_parts import RunInParts
 from mach_ext.runs.metrics_file import write_metrics
+from mach_ext.runs.race import run_race, table
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
 from mach_ext.runs.text_encoders import RunEncoder, check_apart, check_resumed, load_encoder, with_embeddings
@@ -31,6 +32,7 @@ from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
 
+CHOICES = ("race", "rule")
 FEW_DOCUMENTS = 50  # held out of train: with fewer, the best epoch is mostly chance, which a remark says
 
 
@@ -52,6 +54,7 @@ def train(
     seed: int = 0,
     svm: bool | None = None,
     C: float | None = None,
+    choice: str = "race",
     repetitions_at_a_time: int | None = None,
     holdout: bool = True,
     resume: bool = False,
@@ -65,7 +68,8 @@ def train(
 ) -> Run:
     r"""Trains a model on a dataset and keeps everything in a run folder, as `mach-ext train` does.
 
-    Arguments that are not given follow from the dataset by the rules of `mach_ext.training`. The same
+    Sizes that are not given follow from the dataset by the rules of `mach_ext.training`. A short race on a
+    sample of train decides between support vector machines and hidden layers with several rates. The same
     arguments give the same bits as the command.
 
     Args:
@@ -85,9 +89,12 @@ def train(
         finetune_epochs: Passes over the documents in this second training. None: 2.
         text_learning_rate: Learning rate of the text encoder. None: 5e-5.
         seed: Seed of the label hash, the weights and the batches.
-        svm: True: a support vector machine for each bucket instead of gradient training. None: if labels have
-            many documents and no argument is given that needs gradient training.
+        svm: True: a support vector machine for each bucket instead of gradient training. None: as `choice`
+            says, if no argument is given that needs gradient training.
         C: Misclassification cost of each support vector machine. None: 1.
+        choice: How the solver and its rates are chosen if they are not given. "race": by trying them on a
+            sample, in about a fifth of the training's time. With fewer than 200 documents to decide, rules
+            choose. "rule": always by rules.
         repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
             only. See `fit`.
         holdout: Without a dev split, hold a tenth of train out for validation.
@@ -128,6 +135,8 @@ def train(
     )  # fmt: skip
     tuning = Finetuning.of(finetune, finetune_epochs, text_learning_rate, recipe, text_encoder)
     check_device(device)
+    if choice not in CHOICES:
+        raise ValueError(f"{spell('choice', 'train')} must be one of {', '.join(CHOICES)}, got {choice!r}")
     if output is not None:
         check_folder(spell("output", "train"), as_path("output", output, "train"))
     seconds: dict[str, float] = {}
@@ -137,7 +146,7 @@ def train(
             encoded = None if text_encoder is None else load_encoder(text_encoder, device, progress)
             loaded = load_dataset(dataset, holdout=holdout, svmlight_base=svmlight_base, encoder=encoded)
         folder = _run_folder(loaded, output)
-        job = _Job(folder, ranks, resume, overwrite, propensity, device, progress, seconds)
+        job = _Job(folder, ranks, resume, overwrite, propensity, device, progress, seconds, choice)
         _check_agreement(job, recipe, loaded, evaluate)
         run = _train(recipe, tuning, loaded, encoded, job)
         if evaluate:
@@ -157,11 +166,13 @@ class _Job:
     device: str
     progress: bool
     seconds: dict[str, float]
+    choice: str = "race"
 
 
 def _check_agreement(job: _Job, recipe: Recipe, dataset: data.Dataset, evaluate: bool) -> None:
     """Refuses processes that were called with different arguments, or have other documents."""
     given = {**vars(recipe), **recipe.hyperparameters, "resume": job.resume, "overwrite": job.overwrite}
+    given["choice"] = job.choice
     del given["hyperparameters"]
     given |= {"propensity": job.propensity, "evaluate": evaluate, "data": sizes(dataset)}
     check_agreement("train", job.ranks, given)
@@ -175,7 +186,8 @@ def _train(
     if tuning.epochs and ranks.size > 1:
         raise ValueError(f"train: {spell('finetune')} is for one process, got {ranks.size} processes")
     resumed = _begin(job, loaded, encoded)
-    recipe = replace(recipe, svm=False) if tuning.epochs else recipe.with_solver(loaded, job.device)
+    with timer(seconds, "race"):
+        recipe, chosen = _choose(recipe, tuning, loaded, job, resumed)
     recipe = recipe if recipe.svm else replace(recipe, resume=job.resume)
     part = recipe.part(loaded, ranks)
     model = part.model.to(job.device)
@@ -183,7 +195,7 @@ def _train(
     log.info("model: %s parameters; run folder %s", f"{parameters:,}", folder)
     if job.propensity is None and resumed:
         job.propensity = record.kept_propensity(folder)
-    _attach(model, loaded, recipe.settings() | tuning.settings(), job.propensity)
+    _attach(model, loaded, recipe.settings() | chosen | tuning.settings(), job.propensity)
     with timer(seconds, "train"):
         state = _learn(part, loaded, job, recipe, tuning)
         if tuning.epochs:
@@ -197,6 +209,30 @@ def _train(
         "history": state.history, "seconds": seconds, "dataset": loaded, "text_encoder": encoded
     }  # fmt: skip
     return Run(folder, model, **options) if part.is_alone else RunInParts(folder, part, **options)
+
+
+def _choose(
+    recipe: Recipe, tuning: Finetuning, dataset: data.Dataset, job: _Job, resumed: bool
+) -> tuple[Recipe, dict[str, Any]]:
+    """Returns the recipe with what was left open chosen, and what the run keeps of the choice."""
+    if resumed:
+        checkpoint = training.checkpoint_record(job.folder)
+        former = checkpoint.get("run", {}).get("settings", {})
+        kept = {name: former[name] for name in ("choice", "race") if name in former}
+        return recipe.continued(checkpoint), kept
+    if tuning.epochs:
+        return replace(recipe, svm=False), {"choice": "rule"}
+    race = None
+    if job.choice == "race" and recipe.C is None:
+        with failing_together(job.ranks.collect):
+            if job.ranks.is_first:
+                race = run_race(recipe, dataset, job.device, job.progress)
+        race = job.ranks.broadcast(race)
+    if race is None:
+        return recipe.with_solver(dataset, job.device), {"choice": "rule"}
+    for line in table(race.record()):
+        log.info("%s", line)
+    return race.winner.applied(recipe), {"choice": "race", "race": race.record()}
 
 
 def _learn(

@@ -1,0 +1,106 @@
+"""The contenders of a race: what a training may choose between, and what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mach_ext import data, svm
+from mach_ext.runs.recipe import Recipe, default_sizes
+
+# Adam's eps for the encoder and its rate. A larger eps makes steps that are as large as the evidence, a
+# smaller one lets rare words move as far as common ones. The rate keeps the pace of common words.
+STEPS = {"usual": (1e-4, 0.3), "coarse": (1e-3, 3.0), "fine": (1e-5, 0.04)}
+MOST_SVM_FLOATS = 6e8  # weights of support vector machines, 2.4 GB
+FEWEST_FOR_SVM = 8  # documents of a label that occurs; with fewer, labels have to share hidden units
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train, as the table of the race names it.
+
+    Attributes:
+        name: What the table calls it.
+        svm: Whether it is a support vector machine for each bucket.
+        settings: Hyper-parameters of gradient training.
+    """
+
+    name: str
+    svm: bool = False
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """Returns the recipe with the choice of this contender. What was given stays."""
+        settings = {**self.settings, **_given(recipe.hyperparameters)}
+        return replace(recipe, svm=self.svm, hyperparameters=settings)
+
+
+def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Contender]:
+    """Returns the ways to train that the arguments leave open, the usual one first."""
+    if recipe.svm or recipe.is_linear or recipe.hyperparameters.get("optimizer") == "adagrad":
+        return []
+    found = []
+    given = _given(recipe.hyperparameters)
+    is_open = not {"encoder_eps", "encoder_learning_rate", "dense_learning_rate"} & set(given)
+    for name, (eps, rate) in STEPS.items():
+        settings = {"encoder_eps": eps, "encoder_learning_rate": rate}
+        settings |= {"dense_learning_rate": rate} if dataset.num_dense else {}
+        if is_open or name == "usual":
+            found.append(Contender(f"hidden layers, {name} steps", settings=settings if is_open else {}))
+    if recipe.svm is None and recipe.may_be_svm and str(device) == "cpu" and _suits_svm(dataset):
+        found.append(Contender("support vector machines", svm=True))
+    return found
+
+
+def _given(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in hyperparameters.items() if value is not None}
+
+
+def _suits_svm(dataset: data.Dataset) -> bool:
+    """Returns whether labels have documents enough for weights of their own, and whether these fit memory."""
+    Y, sizes = dataset.train.Y, svm.default_svm_sizes(dataset.num_labels)
+    columns = dataset.num_features + dataset.num_dense
+    floats = columns * sizes["num_repetitions"] * sizes["num_buckets"]
+    return bool(Y.nnz >= FEWEST_FOR_SVM * max(1, (Y.getnnz(axis=0) > 0).sum()) and floats <= MOST_SVM_FLOATS)
+
+
+# Nanoseconds of one thread: of a step for a document, and of each product of a non-zero or a bucket with a
+# hidden unit, forward and backward. They were measured, and are constants so that a race is deterministic.
+_STEP, _SPARSE, _DENSE, _SVM = 3000.0, 0.8, 0.12, 2.0
+_PASSES = 15  # over the documents that a support vector machine takes
+
+
+def step_seconds(nonzeros: float, repetitions: int, hidden: int, buckets: int) -> float:
+    """Returns about how long a document takes in a step of gradient training.
+
+    Args:
+        nonzeros: Features of a document.
+        repetitions: The number of encoders and classifiers.
+        hidden: Hidden units of each encoder.
+        buckets: Buckets of each classifier.
+    """
+    return 1e-9 * (_STEP + repetitions * hidden * (_SPARSE * nonzeros + _DENSE * buckets))
+
+
+def svm_seconds(nonzeros: float, buckets: int) -> float:
+    """Returns about how long a document takes in training support vector machines.
+
+    Args:
+        nonzeros: Features of a document.
+        buckets: All buckets that are solved.
+    """
+    return 1e-9 * _SVM * _PASSES * nonzeros * buckets / 16
+
+
+def training_seconds(recipe: Recipe, dataset: data.Dataset) -> float:
+    """Returns about how long gradient training takes on one thread, to bound the cost of a race."""
+    sizes, train = default_sizes(dataset), dataset.train
+    configuration = recipe.configuration(dataset)
+    epochs = recipe.hyperparameters.get("epochs") or sizes["epochs"]
+    shape = (configuration["num_repetitions"], max(configuration["hidden_size"]), configuration["num_buckets"])
+    return len(train) * epochs * step_seconds(nonzeros(dataset), *shape)
+
+
+def nonzeros(dataset: data.Dataset) -> float:
+    """Returns how many features a training document has on average."""
+    return float(dataset.train.X.nnz / max(1, len(dataset.train)) + dataset.num_dense)

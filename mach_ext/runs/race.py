@@ -1,0 +1,228 @@
+"""A race between ways to train: each trains on a sample, and the best of them then trains on everything.
+
+A race must be short, so its problem is a smaller one. Labels are put into at most 512 groups at random, and
+the groups are what is predicted. A sample of the training documents is learnt from, with four encoders, and
+documents that are held out decide. A sample of the labels would lose more. Here every document keeps all of
+its labels, and frequent labels stay frequent.
+
+The result depends on the data, the arguments and the seed alone. How large the sample is follows from the
+expected number of operations, not from a clock.
+"""
+
+from __future__ import annotations
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from mach_ext import data, metrics, nn, svm, training
+from mach_ext._progress import tqdm
+from mach_ext.hashing import LabelHash
+from mach_ext.runs.contenders import (
+    Contender,
+    contenders,
+    nonzeros,
+    step_seconds,
+    svm_seconds,
+    training_seconds,
+)
+from mach_ext.runs.recipe import Recipe
+from mach_ext.training.adjustment import is_ahead, precisions
+
+log = logging.getLogger("mach_ext")
+
+GROUPS = 512
+REPETITIONS = 4
+SHARE = 0.2  # of the time of the training that follows
+SECONDS = 10.0  # which a race may take in any case
+FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
+FEWEST = 2000  # documents of the sample, if train has them
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a contender did.
+
+    Attributes:
+        contender: The contender.
+        P: Its P@1, P@3 and P@5 on groups of labels, fractions of 1.
+        seconds: Time of its training.
+        scores: The mean of the three for each document that decides.
+    """
+
+    contender: Contender
+    P: list[float]
+    seconds: float
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Race:
+    """A race that is over.
+
+    Attributes:
+        results: The results of the contenders, the usual one first.
+        winner: The contender that trains on everything.
+        documents: How many documents each trained on.
+        held_out: How many documents decided.
+        groups: The number of groups of labels.
+    """
+
+    results: list[Result]
+    winner: Contender
+    documents: int
+    held_out: int
+    groups: int
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the run keeps of the race."""
+        entries = [
+            {**asdict(each.contender), "P": [round(p, 4) for p in each.P], "seconds": round(each.seconds, 1)}
+            for each in self.results
+        ]
+        about = {"documents": self.documents, "held_out": self.held_out, "groups": self.groups}
+        return {**about, "contenders": entries, "winner": self.winner.name}
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Returns a table of a race, as `Race.record` keeps it, the winner marked by a star."""
+    entries = record["contenders"]
+    width = max(len(each["name"]) for each in entries)
+    lines = [
+        f"race on {record['documents']:,} documents and {record['groups']:,} groups of labels, "
+        f"decided by {record['held_out']:,} others:"
+    ]
+    for each in entries:
+        mark = "*" if each["name"] == record["winner"] else " "
+        shown = " / ".join(f"{100 * p:5.2f}" for p in each["P"])
+        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}  {each['seconds']:6.1f} s")
+    return lines
+
+
+def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool) -> Race | None:
+    """Runs a race between the ways to train that the arguments leave open.
+
+    Args:
+        recipe: The arguments of the training.
+        dataset: The dataset. Its dev split decides. Without one, a tenth of train is held out for the race.
+        device: The device of the training.
+        progress: Show a progress bar.
+
+    Returns:
+        The race, or None if there is nothing to choose or too few documents to decide.
+    """
+    field = contenders(recipe, dataset, device)
+    dataset = data.hold_out(dataset)
+    if len(field) < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
+        return None
+    problem = Problem.of(recipe, dataset, field)
+    results = []
+    with tqdm(total=len(field), desc="race", unit="way", disable=not progress, leave=False) as bar:
+        for contender in field:
+            results.append(problem.result(contender, device))
+            bar.update()
+    usual, best = results[0], max(results, key=lambda each: each.scores.mean())
+    winner = best if is_ahead(best.scores, usual.scores) else usual
+    return Race(results, winner.contender, len(problem), len(usual.scores), problem.groups)
+
+
+class Problem:
+    """The problem that all contenders solve: groups of labels, for a sample of the documents."""
+
+    def __init__(self, recipe: Recipe, X: Any, Y: Any, X_held: Any, Y_held: Any, configuration: Any) -> None:
+        self.recipe, self.configuration = recipe, configuration
+        self.X, self.Y, self.X_held, self.Y_held = X, Y, X_held, Y_held
+
+    @classmethod
+    def of(cls, recipe: Recipe, dataset: data.Dataset, field: list[Contender]) -> Problem:
+        """Draws the sample and the groups."""
+        assert dataset.dev is not None
+        configuration = recipe.configuration(dataset)
+        random = np.random.RandomState(recipe.seed % 2**32)  # its numbers never change, unlike a Generator's
+        N, L = len(dataset.train), dataset.num_labels
+        rows = np.sort(random.permutation(N)[: _sample_size(recipe, dataset, field)])
+        groups = min(L, GROUPS)
+        group = np.arange(L) if L == groups else random.randint(0, groups, L)
+        held = np.unique(np.linspace(0, len(dataset.dev) - 1, min(MOST_HELD_OUT, len(dataset.dev))).astype(int))
+        train, dev = dataset.train.take(rows), dataset.dev.take(held)
+        each = (_grouped(split.Y, group, groups) for split in (train, dev))
+        return cls(recipe, train.documents, next(each), dev.documents, next(each), configuration)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return int(self.Y.shape[1])
+
+    def __len__(self) -> int:
+        """The number of documents of the sample."""
+        return int(self.Y.shape[0])
+
+    def result(self, contender: Contender, device: str) -> Result:
+        """Trains a contender and measures it."""
+        started = time.monotonic()
+        model = self._trained(contender, device)
+        seconds = time.monotonic() - started
+        labels = model.predict(self.X_held, min(5, self.groups))[1]
+        P = [metrics.precision_at_k(self.Y_held, labels, min(k, self.groups)) for k in (1, 3, 5)]
+        return Result(contender, P, seconds, precisions(self.Y_held, labels))
+
+    def _trained(self, contender: Contender, device: str) -> nn.MACH:
+        recipe, repetitions = contender.applied(self.recipe), 1 if contender.svm else REPETITIONS
+        table = np.tile(np.arange(self.groups, dtype=np.int32), (repetitions, 1))
+        sizes = {"num_labels": self.groups, "num_buckets": self.groups, "num_repetitions": repetitions}
+        changes: dict[str, Any] = {}
+        if contender.svm:
+            changes = {"hidden_size": 0, "hidden_dropout": 0.0, "merge": "mean_logprob"}
+        hash = LabelHash.from_buckets(table, self.groups)
+        model = nn.MACH(**{**self.configuration, **sizes, **changes}, hash=hash).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", svm.ConvergenceWarning)  # A race needs no last digits.
+            if contender.svm:
+                svm.fit_svm(model, self.X, self.Y, C=recipe.C or 1.0, progress=False)
+            else:
+                training.fit(model, self.X, self.Y, progress=False, **self._fit_arguments(recipe, device))
+        return model
+
+    def _fit_arguments(self, recipe: Recipe, device: str) -> dict[str, Any]:
+        arguments = recipe.fit_arguments()
+        arguments["tau"] = 0.0  # Groups have no frequencies of labels.
+        arguments["epochs"] = _epochs(recipe, len(self))
+        if arguments["gradient_threshold"] is None and str(device) == "cpu":
+            arguments["gradient_threshold"] = 0.003  # which is faster and as accurate
+        return arguments
+
+
+def _epochs(recipe: Recipe, documents: int) -> int:
+    """Returns the epochs of a sample: as given, or by the rule for a dataset of its size."""
+    given = recipe.hyperparameters.get("epochs")
+    return int(training.default_sizes(documents, 1, 2)["epochs"] if given is None else given)
+
+
+def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender]) -> int:
+    """Returns how many documents the contenders can train on in their share of the time."""
+    N, shape = len(dataset.train), (nonzeros(dataset), min(dataset.num_labels, GROUPS))
+    hidden = max(recipe.configuration(dataset)["hidden_size"])
+    budget = max(SECONDS, SHARE * training_seconds(recipe, dataset))
+    for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):
+        steps = _epochs(recipe, documents) * step_seconds(shape[0], REPETITIONS, hidden, shape[1])
+        cost = sum(svm_seconds(*shape) if each.svm else steps for each in field)
+        if documents * cost <= budget or documents <= FEWEST:
+            break
+    return documents
+
+
+def _grouped(Y: Any, group: NDArray[np.integer[Any]], groups: int) -> Any:
+    """Returns which groups [N, groups] the documents of Y [N, L] have labels of."""
+    L = len(group)
+    members = scipy.sparse.csr_matrix((np.ones(L, np.float32), group, np.arange(L + 1)), (L, groups))
+    grouped = (scipy.sparse.csr_matrix(Y, dtype=np.float32) @ members).tocsr()
+    grouped.data[:] = 1
+    return grouped

@@ -97,7 +97,11 @@ def training_seconds(recipe: Recipe, dataset: data.Dataset) -> float:
     sizes, train = default_sizes(dataset), dataset.train
     configuration = recipe.configuration(dataset)
     epochs = recipe.hyperparameters.get("epochs") or sizes["epochs"]
-    shape = (configuration["num_repetitions"], max(configuration["hidden_size"]), configuration["num_buckets"])
+    shape = (
+        configuration["num_repetitions"],
+        max(configuration["hidden_size"]),
+        configuration["num_buckets"],
+    )
     return len(train) * epochs * step_seconds(nonzeros(dataset), *shape)
 
 

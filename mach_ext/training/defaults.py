@@ -11,16 +11,18 @@ from mach_ext.data import check_labels
 from mach_ext.metrics import label_counts
 from mach_ext.nn import MACH
 
+MOST_FLOATS = 3e8  # of the encoders of a model by default, or of support vector machines: 1.2 GB
+
 
 def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
     """Return sizes and epochs for N training documents, D features and L labels.
 
-    R is 8. With more than 16,384 labels, which share buckets most, R is 16. With fewer than 10,000 documents,
-    where models differ most, R is 32. B is the power of two next to L / 2, within 16 and 2,048.
+    R is 16, or 32 with fewer than 10,000 documents, where models differ most. B is the power of two next to
+    L / 2, within 16 and 2,048.
 
     Each repetition has an encoder of 256 units. If all encoders would take more than 3 x 10^8 floats (1.2
-    GB), they have 128 units each. If those would also take more (D above 146,000 with R = 16), the
-    repetitions share an encoder of 512 units.
+    GB), they have 128 units each. If those would also take more (D above 146,000), there are 8 repetitions
+    with 128 units. If even those would (D above 293,000), 8 repetitions share an encoder of 512 units.
 
     The epochs show about 225,000 documents, within 5 and 10 epochs. The rules were measured on four datasets,
     shown in docs/results/accuracy.md.
@@ -38,13 +40,15 @@ def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dic
         >>> default_sizes(num_documents=45_000, num_features=56_758, num_labels=4271)["num_buckets"]
         2048
     """
-    R = 32 if num_documents < 10_000 else 16 if num_labels > 16_384 else 8
+    most = 32 if num_documents < 10_000 else 16
+    ways = [(most, 256), (most, 128), (16, 256), (16, 128), (8, 128)]
+    own = next(((R, H) for R, H in ways if num_features * R * H <= MOST_FLOATS), None)
+    R, H = own or (8, 512)
     buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))
-    own = next((H for H in (256, 128) if num_features * R * H <= 3e8), None)
     return {
         "num_repetitions": R,
         "num_buckets": min(max(buckets, 16), 2048),
-        "hidden_size": own or 512,
+        "hidden_size": H,
         "encoder": "independent" if own else "shared",
         "epochs": min(max(round(225_000 / max(num_documents, 1)), 5), 10),
     }
@@ -73,7 +77,7 @@ def prefer_svm(Y: Any, num_features: int) -> bool:
     sizes = default_svm_sizes(Y.shape[1])
     weights = num_features * sizes["num_repetitions"] * sizes["num_buckets"]
     present = max(1, int((label_counts(Y) > 0).sum()))
-    return bool(Y.shape[0] >= 10_000 and Y.nnz >= 32 * present and weights <= 3e8)
+    return bool(Y.shape[0] >= 10_000 and Y.nnz >= 32 * present and weights <= MOST_FLOATS)
 
 
 def default_svm_sizes(num_labels: int) -> dict[str, int]:

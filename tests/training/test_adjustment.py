@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from training_cases import same_bits, weights
 
 import mach_ext
-from training_cases import same_bits, weights
 from mach_ext.training.adjustment import FEWEST, TAUS, choose_tau, is_ahead, precisions
 
 
@@ -101,7 +101,9 @@ def test_fit_keeps_the_chosen_tau_and_a_resume_changes_no_bit(tmp_path, data):
     assert same_bits(weights(one), weights(mach_ext.load(tmp_path)))
     again = mach_ext.fit(other, *data, output=tmp_path, resume=True, **FIT)
     assert again.history == record.history
-    assert same_bits(weights(one), weights(other)) and same_bits(weights(one), weights(mach_ext.load(tmp_path)))
+    assert same_bits(weights(one), weights(other)) and same_bits(
+        weights(one), weights(mach_ext.load(tmp_path))
+    )
 
 
 def test_the_choice_is_the_best_that_its_model_can_have(data):

@@ -159,6 +159,14 @@ Cost = Annotated[
         help="The misclassification cost of each support vector machine.",
     ),
 ]  # fmt: skip
+LabelNames = Annotated[
+    bool | None,
+    typer.Option(
+        "--label-names/--no-label-names", rich_help_panel="Data",
+        show_default="--label-names if documents have the words of their labels' names",
+        help="Learn from the names of labels that have few documents, as if they were documents.",
+    ),
+]  # fmt: skip
 Choice = Annotated[
     str,
     choice(
@@ -278,6 +286,7 @@ def run(
     svm: Svm = None,
     C: Cost = derived("1"),
     choice: Choice = "race",
+    label_names: LabelNames = None,
     epochs: Epochs = derived("5 to 10, fewer for more documents"),
     batch_size: BatchSize = derived("256"),
     optimizer: Optimizer = derived("adam, or adagrad for linear models"),

@@ -41,6 +41,7 @@ from mach_ext.data.formats.xmc import iter_xmc, read_xmc, write_xmc
 from mach_ext.data.home import data_home
 from mach_ext.data.hybrid import HybridMatrix, check_dense, row_features
 from mach_ext.data.json_text import json_line, write_json
+from mach_ext.data.label_names import names_tell, with_label_names
 from mach_ext.data.matrices import as_scipy, check_columns, check_csr, check_labels, row_lengths
 from mach_ext.data.registry import NAMES, fetch, is_registered, known_name, load, locate
 from mach_ext.data.text import Vectorizer

@@ -34,6 +34,7 @@ class Recipe:
         svm: True: linear MACH with a support vector machine for each bucket. False: gradient training. None:
             the number of documents of a label decides.
         C: Misclassification cost of each support vector machine.
+        label_names: Whether names of rare labels are learnt from as documents. None: if they tell something.
         repetitions_at_a_time: As in `fit`.
         resume: Continue from the last checkpoint.
         hyperparameters: Further arguments of `fit`. Those that are None count as not given.
@@ -49,6 +50,7 @@ class Recipe:
     seed: int = 0
     svm: bool | None = None
     C: float | None = None
+    label_names: bool | None = None
     repetitions_at_a_time: int | None = None
     resume: bool = False
     hyperparameters: dict[str, Any] = field(default_factory=dict)
@@ -67,8 +69,11 @@ class Recipe:
         }
         for name, value in {**numbers, "hyperparameters": settings}.items():
             object.__setattr__(self, name, value)
-        if self.svm is not None and not isinstance(self.svm, bool):
-            raise TypeError(f"train: {spell('svm')} must be None, True or False, got {self.svm!r}")
+        for name in ("svm", "label_names"):
+            if not isinstance(getattr(self, name), (bool, type(None))):
+                raise TypeError(
+                    f"train: {spell(name)} must be None, True or False, got {getattr(self, name)!r}"
+                )
         if self.C is not None and not (isinstance(self.C, float) and math.isfinite(self.C)):
             raise ValueError(f"train: {spell('C')} must be None or a finite number, got {self.C!r}")
         if self.svm and (given := self._for_gradients()):
@@ -91,6 +96,25 @@ class Recipe:
     def may_be_svm(self) -> bool:
         """Whether no argument rules out support vector machines."""
         return self.svm is not False and self.hidden_size is None and not self._for_gradients()
+
+    def with_names(self, dataset: data.Dataset) -> Recipe:
+        """Returns the recipe with the choice whether names of labels are learnt from.
+
+        Raises:
+            ValueError: They are asked for, and the dataset has none, or has dense features.
+        """
+        if self.label_names and dataset.label_names is None:
+            raise ValueError(f"{spell('label_names', value=True)} needs names of labels, and the data has none")
+        if self.label_names and dataset.num_dense:
+            raise ValueError(f"{spell('label_names', value=True)} is for data without dense features")
+        recipe = replace(self, label_names=data.names_tell(dataset)) if self.label_names is None else self
+        if recipe.label_names and (count := len(recipe.learnt(dataset)) - len(dataset.train)):
+            without = spell("label_names", value=False)
+            log.info(
+                "the names of %s labels with few documents are learnt from, too (%s: they are not)",
+                f"{count:,}", without,
+            )  # fmt: skip
+        return recipe
 
     def with_solver(self, dataset: data.Dataset, device: str) -> Recipe:
         """Returns the recipe with a solver chosen for a dataset.
@@ -173,7 +197,7 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Returns the arguments for the record of the run."""
         given = {"C": self.C} if self.svm else self.fit_arguments()
-        return {"svm": bool(self.svm)} | {name: value for name, value in given.items() if value is not None}
+        return {"svm": bool(self.svm), "label_names": bool(self.label_names)} | {name: value for name, value in given.items() if value is not None}
 
     def fit_arguments(self) -> dict[str, Any]:
         """Returns the hyper-parameters in the order of `Hyperparameters`."""
@@ -200,21 +224,26 @@ class Recipe:
             return self._solve(part, dataset, progress and part.ranks.is_first)
         return self._fit(part, dataset, output, progress)
 
+    def learnt(self, dataset: data.Dataset) -> data.Split:
+        """Returns what is learnt from: train, with names of rare labels if they are to be learnt from."""
+        return data.with_label_names(dataset) if self.label_names else dataset.train
+
     def _solve(self, part: ModelPart, dataset: data.Dataset, progress: bool) -> training.Progress:
         """Trains support vector machines."""
         started = time.monotonic()
         C = _given_or(self.C, 1.0)
-        svm.fit_svm(part.model, dataset.train.documents, dataset.train.Y, C=C, progress=progress)
+        train = self.learnt(dataset)
+        svm.fit_svm(part.model, train.documents, train.Y, C=C, progress=progress)
         return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
     def _fit(self, part: ModelPart, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:
         """Trains by gradients."""
-        dev, settings = dataset.dev, self.fit_arguments()
+        train, dev, settings = self.learnt(dataset), dataset.dev, self.fit_arguments()
         if settings["epochs"] is None:
             settings["epochs"] = default_sizes(dataset)["epochs"]
         splits = (
-            dataset.train.documents,
-            dataset.train.Y,
+            train.documents,
+            train.Y,
             None if dev is None else dev.documents,
             None if dev is None else dev.Y,
         )

@@ -55,6 +55,7 @@ def train(
     svm: bool | None = None,
     C: float | None = None,
     choice: str = "race",
+    label_names: bool | None = None,
     repetitions_at_a_time: int | None = None,
     holdout: bool = True,
     resume: bool = False,
@@ -95,6 +96,8 @@ def train(
         choice: How the solver and its rates are chosen if they are not given. "race": by trying them on a
             sample, in about a fifth of the training's time. With fewer than 200 documents to decide, rules
             choose. "rule": always by rules.
+        label_names: Learn from the names of labels with at most three training documents, as
+            `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it helps.
         repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
             only. See `fit`.
         holdout: Without a dev split, hold a tenth of train out for validation.
@@ -131,7 +134,8 @@ def train(
     recipe = Recipe(
         num_repetitions=num_repetitions, num_buckets=num_buckets, hidden_size=hidden_size, encoder=encoder,
         merge=merge, feature_dropout=feature_dropout, hidden_dropout=hidden_dropout, seed=seed, svm=svm, C=C,
-        repetitions_at_a_time=repetitions_at_a_time, resume=resume, hyperparameters=hyperparameters,
+        label_names=label_names, repetitions_at_a_time=repetitions_at_a_time, resume=resume,
+        hyperparameters=hyperparameters,
     )  # fmt: skip
     tuning = Finetuning.of(finetune, finetune_epochs, text_learning_rate, recipe, text_encoder)
     check_device(device)
@@ -219,7 +223,9 @@ def _choose(
         checkpoint = training.checkpoint_record(job.folder)
         former = checkpoint.get("run", {}).get("settings", {})
         kept = {name: former[name] for name in ("choice", "race") if name in former}
+        recipe = replace(recipe, label_names=bool(former.get("label_names", False)))
         return recipe.continued(checkpoint), kept
+    recipe = recipe.with_names(dataset)
     if tuning.epochs:
         return replace(recipe, svm=False), {"choice": "rule"}
     race = None

@@ -1,0 +1,138 @@
+"""Names of labels as training documents: what a label is called says what its documents are about."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from mach_ext.data.dataset import Dataset, Split
+from mach_ext.data.matrices import Csr, row_lengths
+
+MOST_DOCUMENTS = 3  # of a label whose name becomes a document; others have documents enough
+LEAST_COSINE, LEAST_RATIO = 0.02, 3  # of documents and the names of their labels, for `names_tell`
+MOST_ASKED = 3000  # documents
+_WORD = re.compile(r"\w+")
+
+
+def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> Split:
+    """Returns train with another document for each rare label: its name, with this label alone.
+
+    A label with few training documents, or none, is learnt from its name as well. This pays where the words
+    of a name stand in the documents, such as subjects in titles. A name becomes a row of X as a text does, by
+    the dataset's vectorizer. Without one, its words are looked up among the names of the features. A word
+    then has the mean of its values in train. Where the rows of train have one length, so has the name.
+
+    Names without a known word become no document. Neither do names of a dataset with dense features.
+
+    Args:
+        dataset: The dataset. It is not modified.
+        most_documents: A label is rare if it has at most so many training documents.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Dataset, Split, with_label_names
+        >>> eye = sparse.eye(3, format="csr", dtype=np.float32)
+        >>> train = Split(eye[[0] * 4 + [1]], eye[[0] * 4 + [1]])
+        >>> pets = Dataset("pets", "pets", train, label_names=["cat", "dog", "owl"],
+        ...                feature_names=["cat", "dog", "owl"])
+        >>> with_label_names(pets).Y[5:].toarray()
+        array([[0., 1., 0.],
+               [0., 0., 1.]], dtype=float32)
+    """
+    train = dataset.train
+    if dataset.label_names is None or dataset.num_dense:
+        return train
+    rare = np.flatnonzero(train.Y.getnnz(axis=0) <= most_documents)
+    rows = _rows(dataset, [_name(dataset.label_names[label]) for label in rare])
+    known = np.flatnonzero(np.diff(rows.indptr))
+    if not known.size:
+        return train
+    labels = rare[known].astype(np.int32)
+    Y = scipy.sparse.csr_matrix(
+        (np.ones(labels.size, train.Y.dtype), labels, np.arange(labels.size + 1)), (labels.size, train.Y.shape[1])
+    )
+    X = scipy.sparse.vstack([train.X, rows[known].astype(train.X.dtype)], format="csr")
+    return Split(X, scipy.sparse.vstack([train.Y, Y], format="csr"))
+
+
+def names_tell(dataset: Dataset) -> bool:
+    """Returns whether documents share more words with the names of their labels than with other names.
+
+    The mean cosine of documents and the names of their labels must be at least 0.02. It must also be three
+    times that of documents and the names of other documents' labels.
+
+    Args:
+        dataset: The dataset. Up to 3,000 documents of train are asked.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy import sparse
+        >>> from mach_ext.data import Dataset, Split, names_tell
+        >>> eye = sparse.eye(3, format="csr", dtype=np.float32)
+        >>> pets = Dataset("pets", "pets", Split(eye, eye), label_names=["cat", "dog", "owl"],
+        ...                feature_names=["cat", "dog", "owl"])
+        >>> names_tell(pets)
+        True
+    """
+    if dataset.label_names is None or dataset.num_dense or not len(dataset.train):
+        return False
+    rows = np.unique(np.linspace(0, len(dataset.train) - 1, min(MOST_ASKED, len(dataset.train))).astype(int))
+    pairs = dataset.train.Y[rows].tocoo()
+    if not pairs.nnz:
+        return False
+    documents = _unit(dataset.train.X[rows])
+    names = _unit(_rows(dataset, [_name(name) for name in dataset.label_names]))
+    others = np.roll(pairs.col, pairs.nnz // 2)  # labels of documents far away
+    true, false = (
+        float(documents[pairs.row].multiply(names[labels]).sum()) / pairs.nnz for labels in (pairs.col, others)
+    )
+    return true >= LEAST_COSINE and true >= LEAST_RATIO * false
+
+
+def _unit(X: Csr) -> Csr:
+    """Returns the rows scaled to length 1."""
+    lengths = row_lengths(X)
+    lengths[lengths == 0] = 1
+    return scipy.sparse.diags(1 / lengths, format="csr") @ X
+
+
+def _rows(dataset: Dataset, names: list[str]) -> Csr:
+    """Returns the rows of X [names, D] that the names have as texts."""
+    if dataset.vectorizer is not None:
+        return dataset.vectorizer.transform(names)
+    columns = {}
+    for column, name in enumerate(dataset.feature_names or ()):
+        columns.setdefault(name.casefold(), column)
+    found = [sorted({columns[word] for word in _words(name) if word in columns}) for name in names]
+    indices = np.array([column for row in found for column in row], np.int32)
+    indptr = np.cumsum([0, *map(len, found)])
+    values = _usual_values(dataset.train.X)[indices]
+    rows = scipy.sparse.csr_matrix((values, indices, indptr), (len(names), dataset.num_features))
+    lengths = row_lengths(dataset.train.X)
+    lengths = lengths[lengths > 0]
+    if lengths.size and lengths.max() < 1.001 * lengths.min():
+        own = row_lengths(rows)
+        own[own == 0] = 1
+        rows.data *= np.repeat(np.median(lengths) / own, np.diff(rows.indptr))
+    return rows
+
+
+def _name(entry: str) -> str:
+    """Returns a label's name without the number or code that may stand before it, with a tab between."""
+    return entry.rpartition("\t")[2]
+
+
+def _words(name: str) -> list[str]:
+    return _WORD.findall(name.casefold())
+
+
+def _usual_values(X: Csr) -> NDArray[np.float64]:
+    """Returns the mean of the values of each feature in the documents that have it, [D]."""
+    sums = np.bincount(X.indices, weights=X.data, minlength=X.shape[1])
+    counts = np.bincount(X.indices, minlength=X.shape[1])
+    means: NDArray[np.float64] = sums / np.maximum(counts, 1)
+    return means

@@ -1,0 +1,76 @@
+"""Names of rare labels become training documents, if they share words with the documents."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from mach_ext import data
+from mach_ext.data import Dataset, Split, names_tell, with_label_names
+
+WORDS = ["cat", "dog", "owl", "bird"]
+EYE = sp.csr_matrix(np.eye(4, dtype=np.float32))
+
+
+def pets(X=EYE, Y=EYE, label_names=("a cat", "Dog!", "x7\tthe OWL", "nothing"), **options):
+    return Dataset("pets", "pets", Split(X, Y), label_names=label_names, feature_names=WORDS, **options)
+
+
+def test_a_name_is_a_row_with_its_label_alone():
+    train = with_label_names(pets())
+    assert train.X[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert train.Y[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert train.X.dtype == train.Y.dtype == np.float32
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, [2]), (1, [1, 2]), (4, [0, 1, 2])])
+def test_only_rare_labels_count(most, expected):
+    Y = sp.csr_matrix(np.eye(4)[[0, 0, 0, 1]])
+    assert with_label_names(pets(Y=Y), most).Y[4:].indices.tolist() == expected
+
+
+def test_the_code_before_a_tab_is_no_name():
+    assert with_label_names(pets(label_names=["cat\tx", "dog\tx", "owl\tx", "bird\tx"])).X.shape[0] == 4
+
+
+def test_words_have_their_mean_value_and_the_row_has_the_length_of_the_others():
+    X = sp.csr_matrix(np.array([[3, 4, 0, 0], [4, 3, 0, 0], [0, 0, 5, 0], [0, 0, 0, 5]], np.float32))
+    row = with_label_names(pets(X, label_names=["cat owl", "-", "-", "-"])).X[4].toarray()[0]
+    np.testing.assert_allclose(row, 5 * np.array([3.5, 0, 5, 0]) / np.hypot(3.5, 5), rtol=1e-6)
+    X = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32))
+    row = with_label_names(pets(X, label_names=["cat owl", "-", "-", "-"])).X[4].toarray()[0]
+    assert row.tolist() == [1, 0, 1, 0]  # rows of several lengths: values as they are
+
+
+def test_a_vectorizer_reads_the_names_as_it_reads_texts():
+    texts = ["the cat sleeps", "the dog barks", "a cat and a dog", "the cat barks"]
+    vectorizer = data.Vectorizer.fit(texts, min_df=1)
+    X = vectorizer.transform(texts)
+    dataset = Dataset(
+        "pets", "pets", Split(X, sp.csr_matrix(np.eye(4))), label_names=["the cat", "dog", "owl", ""],
+        vectorizer=vectorizer,
+    )  # fmt: skip
+    expected = vectorizer.transform(["the cat", "dog"])
+    np.testing.assert_array_equal(with_label_names(dataset).X[4:].toarray(), expected.toarray())
+
+
+def test_without_names_or_known_words_train_stays_as_it_is():
+    for dataset in (pets(label_names=None), pets(label_names=["x", "y", "z", ""])):
+        assert with_label_names(dataset) is dataset.train
+        assert not names_tell(dataset)
+
+
+def test_dense_features_have_no_names():
+    dataset = Dataset("pets", "pets", Split(EYE, EYE, dense=np.ones((4, 2), np.float32)), label_names=WORDS)
+    assert with_label_names(dataset) is dataset.train
+    assert not names_tell(dataset)
+
+
+def test_names_tell_where_documents_have_the_words_of_their_labels():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    X, Y = EYE[labels], EYE[labels]
+    assert names_tell(pets(X, Y, WORDS))
+    assert not names_tell(pets(X, Y, ["owl", "bird", "cat", "dog"]))  # words, but of other labels
+    assert not names_tell(pets(EYE[rng.integers(0, 4, 400)], Y, WORDS))
+    assert not names_tell(pets(X, sp.csr_matrix((400, 4)), WORDS))
+    assert not names_tell(pets(X[:0], Y[:0], WORDS))

@@ -102,6 +102,8 @@ def _unit(X: Csr) -> Csr:
 
 def _rows(dataset: Dataset, names: list[str]) -> Csr:
     """Returns the rows of X [names, D] that the names have as texts."""
+    if not names:
+        return scipy.sparse.csr_matrix((0, dataset.num_features), dtype=np.float32)
     if dataset.vectorizer is not None:
         return dataset.vectorizer.transform(names)
     columns = {}

@@ -10,7 +10,7 @@ from mach_ext.runs.recipe import Recipe, default_sizes
 
 # Adam's eps for the encoder and its rate. A larger eps makes steps that are as large as the evidence, a
 # smaller one lets rare words move as far as common ones. The rate keeps the pace of common words.
-STEPS = {"usual": (1e-4, 0.3), "coarse": (1e-3, 3.0), "fine": (1e-5, 0.04)}
+STEPS = {"usual": (3e-4, 1.0), "coarse": (1e-3, 3.0), "fine": (1e-5, 0.04)}
 MOST_SVM_FLOATS = 6e8  # weights of support vector machines, 2.4 GB
 FEWEST_FOR_SVM = 8  # documents of a label that occurs; with fewer, labels have to share hidden units
 

@@ -51,6 +51,7 @@ def test_a_vectorizer_reads_the_names_as_it_reads_texts():
     )  # fmt: skip
     expected = vectorizer.transform(["the cat", "dog"])
     np.testing.assert_array_equal(with_label_names(dataset).X[4:].toarray(), expected.toarray())
+    assert with_label_names(dataset, -1).X.shape == X.shape  # no label is as rare as that
 
 
 def test_without_names_or_known_words_train_stays_as_it_is():

@@ -1,0 +1,114 @@
+"""Does the race choose well? Each contender trains in full, and the race is run beside it.
+
+Run it by `PYTHONPATH=benchmarks python -m studies.race DATASET [...] [--seeds 0 1]`.
+
+Each contender of the race trains on all of train, as `mach-ext train` would with it. Its figures on test say
+what was to be had. The race itself learns from train and is decided by dev. Results go into results/race.csv,
+a row for each dataset, contender and seed. `make bench-table` makes the table of docs/results/accuracy.md
+from it: what is lost on a dataset when the constants of the race are those that are best for all others.
+
+The datasets are bibtex, eurlex57k, tibkat and wordnet, and those of `benchmarks/corpora`. Where there is no test
+split (tibkat), dev is asked in its place, and a tenth of train is held out for the race. Times are seconds by the
+clock on the threads that are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from harness import RESULTS, circumstances, write_rows
+from harness.record import read_rows
+
+import mach_ext
+from mach_ext import data, metrics, nn
+from mach_ext.runs import race as races
+from mach_ext.runs.contenders import Contender
+from mach_ext.runs.recipe import Recipe
+
+FILE, KEY = RESULTS / "race.csv", ["dataset", "contender", "seed"]
+THRESHOLD = 0.003  # of gradients, as in the other tables
+
+
+def load(name: str) -> data.Dataset:
+    """The dataset with the three splits train, dev and test."""
+    dataset = data.load(name, holdout=True)
+    if dataset.test is not None:
+        return dataset
+    return data.hold_out(replace(dataset, dev=None, test=dataset.dev, dev_rule="none"))
+
+
+def precisions(model: nn.MACH, split: data.Split) -> dict[str, float]:
+    """P@1, P@3 and P@5 of a model."""
+    labels = model.predict(split.documents, min(5, model.num_labels))[1]
+    return {f"P@{k}": metrics.precision_at_k(split.truth, labels, min(k, labels.shape[1])) for k in (1, 3, 5)}
+
+
+def trained(contender: Contender, dataset: data.Dataset, seed: int, names: bool | None) -> tuple[Any, float]:
+    """The run of a contender that trains on everything, and its seconds."""
+    settings: dict[str, Any] = {} if contender.svm else {**contender.settings, "gradient_threshold": THRESHOLD}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        run = mach_ext.train(
+            dataset, output=folder, svm=contender.svm, choice="rule", label_names=names, seed=seed,
+            evaluate=False, progress=False, **settings,
+        )  # fmt: skip
+    return run, run.seconds["train"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("datasets", nargs="+", help="names or folders")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-training", action="store_true", help="only the races, beside the kept trainings")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.datasets:
+        dataset = load(name)
+        for seed in args.seeds:
+            measure(dataset, seed, args.threads, not args.no_training)
+
+
+def measure(dataset: data.Dataset, seed: int, threads: int, trains: bool) -> None:
+    """Runs the race, then trains each contender. Each row is written as soon as it is there."""
+    started = time.monotonic()
+    race = races.run_race(Recipe(seed=seed), dataset, "cpu", progress=False)
+    seconds = time.monotonic() - started
+    assert race is not None
+    print("\n".join([dataset.name, *races.table(race.record()), f"{seconds:.1f} s"]), flush=True)
+    names = data.names_tell(dataset)
+    for result in race.results:
+        contender = result.contender
+        row = {
+            "dataset": dataset.name, "contender": contender.name, "seed": seed, "threads": threads,
+            "documents": len(dataset.train), "sample": race.documents, "held_out": race.held_out,
+            "wins": contender == race.winner, "label_names": names, "race_seconds": seconds,
+            **{f"race_P@{k}": p for k, p in zip((1, 3, 5), result.P, strict=True)},
+        }  # fmt: skip
+        if trains:
+            run, training_seconds = trained(contender, dataset, seed, names)
+            assert dataset.dev is not None and dataset.test is not None
+            of_dev, of_test = (precisions(run.model, split) for split in (dataset.dev, dataset.test))
+            row |= {f"dev_{k}": p for k, p in of_dev.items()} | of_test | {"training_seconds": training_seconds}
+            shown = " / ".join(f"{100 * p:.2f}" for p in of_test.values())
+            print(f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s", flush=True)
+            row |= circumstances(RESULTS)
+        else:
+            row = former(row) | row
+        write_rows(FILE, [row], KEY)
+
+
+def former(row: dict[str, Any]) -> dict[str, Any]:
+    """The kept row of the same dataset, contender and seed, or nothing."""
+    same = [each for each in read_rows(FILE) if all(each[name] == str(row[name]) for name in KEY)]
+    return dict(same[0]) if same else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The race between ways to train: who runs, who wins, and what the run keeps of it."""
+
+import json
+import logging
+import types
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import mach_ext
+from mach_ext import data, training
+from mach_ext.runs import race as races
+from mach_ext.runs import trainer
+from mach_ext.runs.contenders import Contender, contenders
+from mach_ext.runs.race import Problem, Result, run_race, table
+from mach_ext.runs.recipe import Recipe
+
+
+def dataset(documents=2400, labels=12, dense=0, seed=0):
+    """Documents whose label is written in one of their features, with noise in the others."""
+    rng = np.random.default_rng(seed)
+    of = rng.integers(0, labels, documents)
+    X = sp.hstack(
+        [sp.csr_matrix(np.eye(labels, dtype=np.float32)[of]), sp.random(documents, 20, 0.2, random_state=rng)],
+        format="csr", dtype=np.float32,
+    )  # fmt: skip
+    given = {"dense": rng.normal(size=(documents, dense)).astype(np.float32)} if dense else {}
+    return data.Dataset("made", "made", data.Split(X, sp.csr_matrix(np.eye(labels)[of]), **given))
+
+
+SMALL = {"hidden_size": 8, "num_repetitions": 4, "hyperparameters": {"epochs": 2}}
+
+
+def names(recipe, *, device="cpu", **shape):
+    return [each.name for each in contenders(recipe, dataset(**shape), device)]
+
+
+HIDDEN = [f"hidden layers, {step} steps" for step in ("usual", "coarse", "fine")]
+
+
+def test_all_ways_run_where_nothing_is_given():
+    assert names(Recipe()) == [*HIDDEN, "support vector machines"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"svm": True}, []),
+        ({"svm": False}, HIDDEN),
+        ({"hidden_size": 0}, []),
+        ({"hidden_size": (0,)}, []),
+        ({"hidden_size": 16}, HIDDEN),
+        ({"encoder": "shared"}, HIDDEN),
+        ({"hyperparameters": {"epochs": 3}}, HIDDEN),
+        ({"hyperparameters": {"optimizer": "adagrad"}}, []),
+        ({"hyperparameters": {"encoder_eps": 1e-6}}, HIDDEN[:1]),
+        ({"hyperparameters": {"encoder_learning_rate": 0.1}}, HIDDEN[:1]),
+        ({"hyperparameters": {"encoder_eps": None}}, [*HIDDEN, "support vector machines"]),
+    ],
+)
+def test_what_is_given_does_not_run_against_itself(given, expected):
+    assert names(Recipe(**given)) == expected
+
+
+def test_support_vector_machines_need_documents_and_a_cpu():
+    assert names(Recipe(), device="cuda:0") == HIDDEN
+    assert names(Recipe(), documents=80) == HIDDEN  # 6.7 documents a label
+
+
+def test_a_contender_keeps_what_was_given():
+    usual, coarse, *_ = contenders(Recipe(hyperparameters={"epochs": 3}), dataset(dense=2), "cpu")
+    chosen = coarse.applied(Recipe(hyperparameters={"epochs": 3, "tau": None}))
+    rates = {"encoder_eps": 1e-3, "encoder_learning_rate": 3.0, "dense_learning_rate": 3.0}
+    assert chosen.hyperparameters == {**rates, "epochs": 3}
+    assert chosen.svm is False
+    given = Recipe(hyperparameters={"encoder_eps": 1e-6})
+    assert contenders(given, dataset(), "cpu")[0].applied(given).hyperparameters == {"encoder_eps": 1e-6}
+
+
+def test_a_race_is_the_same_again():
+    one, other = (run_race(Recipe(**SMALL), dataset(), "cpu", progress=False) for _ in range(2))
+    for each in (one, other):
+        assert each.documents == 2160
+        assert (each.held_out, each.groups) == (240, 12)
+    assert [each.P for each in one.results] == [each.P for each in other.results]
+    assert one.winner == other.winner
+    record = one.record()
+    assert json.loads(json.dumps(record)) == record
+    assert sum(line.startswith("* ") for line in table(record)) == 1
+
+
+def test_another_seed_draws_another_sample():
+    made = dataset(6000)
+    dev = data.hold_out(made)
+    drawn = [Problem.of(Recipe(seed=seed), dev, [Contender("a")] * 40) for seed in (0, 0, 1)]
+    assert 2000 <= len(drawn[0]) < 5400
+    assert (drawn[0].X != drawn[1].X).nnz == 0
+    assert (drawn[0].X != drawn[2].X).nnz > 0
+
+
+def test_few_documents_or_one_way_are_no_race():
+    assert run_race(Recipe(**SMALL), dataset(1900), "cpu", progress=False) is None
+    assert run_race(Recipe(svm=True), dataset(), "cpu", progress=False) is None
+    assert run_race(Recipe(hyperparameters={"encoder_eps": 1.0}), dataset(), "cpu", progress=False) is None
+
+
+def test_labels_become_groups_and_no_document_loses_one():
+    made = dataset(2400, 600)
+    problem = Problem.of(Recipe(), data.hold_out(made), [Contender("a")])
+    assert problem.groups == 512
+    assert problem.Y.shape == (2160, 512)
+    assert (problem.Y.getnnz(axis=1) == 1).all()
+    assert set(problem.Y.data) == {1}
+    assert len(np.unique(problem.Y.indices)) > 300
+
+
+def result(name, mean, svm=False, spread=0.0):
+    scores = np.where(np.arange(400) % 2, mean + spread, mean - spread)
+    return Result(Contender(name, svm), [mean] * 3, 1.0, scores)
+
+
+def test_the_usual_way_wins_unless_another_is_clearly_ahead():
+    def winner(*results, doublings=0.0):
+        return races._winner(list(results), doublings).contender.name
+
+    usual = result("usual", 0.5)
+    assert winner(usual, result("other", 0.5)) == "usual"
+    assert winner(usual, result("other", 0.51)) == "other"
+    assert winner(usual, result("other", 0.51, spread=0.5)) == "usual"  # a standard error is 0.025
+    assert winner(usual, result("other", 0.51), result("third", 0.52)) == "third"
+    assert winner(usual, result("svm", 0.504, svm=True)) == "usual"
+    assert winner(usual, result("svm", 0.506, svm=True)) == "svm"
+    assert winner(usual, result("svm", 0.506, svm=True), doublings=2) == "usual"
+    assert winner(usual, result("svm", 0.516, svm=True), doublings=2) == "svm"
+
+
+def settings_of(run):
+    return json.loads(run.model.attachments["run.json"])["settings"]
+
+
+def test_a_run_keeps_the_race_and_trains_the_winner(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(races, "is_ahead", lambda one, other: True)
+    monkeypatch.setattr(np, "argmax", lambda means: 2 if len(means) == 3 else np.ndarray.argmax(np.array(means)))
+    with caplog.at_level(logging.INFO, "mach_ext"):
+        run = mach_ext.train(
+            dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, epochs=2, progress=False
+        )
+    settings = settings_of(run)
+    assert settings["choice"] == "race"
+    assert settings["race"]["winner"] == "hidden layers, fine steps"
+    assert settings["encoder_eps"] == 1e-5
+    assert training.read_checkpoint(tmp_path / "run")["hyperparameters"]["encoder_learning_rate"] == 0.04
+    assert "* hidden layers, fine steps" in caplog.text
+    assert run.seconds["race"] > 0
+
+
+def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
+    options = {"output": tmp_path / "run", "hidden_size": 8, "num_repetitions": 4, "progress": False}
+    first = mach_ext.train(dataset(), epochs=2, encoder_eps=1e-6, **options)
+    monkeypatch.setattr(trainer, "run_race", lambda *_: pytest.fail("a second race"))
+    again = mach_ext.train(dataset(), resume=True, **options)  # neither epochs nor eps are given
+    assert settings_of(again)["epochs"] == 2
+    assert settings_of(again)["encoder_eps"] == 1e-6
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert one.equal(other)
+
+
+def test_rules_can_choose_in_place_of_a_race(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "run_race", lambda *_: pytest.fail("a race"))
+    options = {"hidden_size": 8, "num_repetitions": 4, "epochs": 1, "progress": False}
+    run = mach_ext.train(dataset(), output=tmp_path / "run", choice="rule", **options)
+    assert settings_of(run)["choice"] == "rule"
+    assert "encoder_eps" not in settings_of(run)
+    with pytest.raises(ValueError, match="choice must be one of race, rule, got 'luck'"):
+        mach_ext.train(dataset(), choice="luck")
+
+
+def test_too_few_documents_for_a_race_leave_the_rules(tmp_path):
+    options = {"hidden_size": 8, "num_repetitions": 4, "epochs": 1, "progress": False}
+    run = mach_ext.train(dataset(300), output=tmp_path / "run", **options)
+    assert settings_of(run)["choice"] == "rule"
+
+
+def test_the_expected_time_bounds_the_sample():
+    made = data.hold_out(dataset(8000))
+    sizes = []
+    for share in (0.05, 0.2, 1.0):
+        patched = types.SimpleNamespace(share=share)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(races, "SHARE", patched.share)
+            patch.setattr(races, "SECONDS", 0.0)
+            sizes.append(races._sample_size(Recipe(), made, [Contender("a"), Contender("b")]))
+    assert sizes[0] < sizes[1] < sizes[2] <= 7200

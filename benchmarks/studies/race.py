@@ -51,7 +51,9 @@ def precisions(model: nn.MACH, split: data.Split) -> dict[str, float]:
 
 def trained(contender: Contender, dataset: data.Dataset, seed: int, names: bool | None) -> tuple[Any, float]:
     """The run of a contender that trains on everything, and its seconds."""
-    settings: dict[str, Any] = {} if contender.svm else {**contender.settings, "gradient_threshold": THRESHOLD}
+    settings: dict[str, Any] = (
+        {} if contender.svm else {**contender.settings, "gradient_threshold": THRESHOLD}
+    )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         run = mach_ext.train(
@@ -66,7 +68,9 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", help="names or folders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-training", action="store_true", help="only the races, beside the kept trainings")
+    parser.add_argument(
+        "--no-training", action="store_true", help="only the races, beside the kept trainings"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.datasets:
@@ -95,9 +99,14 @@ def measure(dataset: data.Dataset, seed: int, threads: int, trains: bool) -> Non
             run, training_seconds = trained(contender, dataset, seed, names)
             assert dataset.dev is not None and dataset.test is not None
             of_dev, of_test = (precisions(run.model, split) for split in (dataset.dev, dataset.test))
-            row |= {f"dev_{k}": p for k, p in of_dev.items()} | of_test | {"training_seconds": training_seconds}
+            row |= (
+                {f"dev_{k}": p for k, p in of_dev.items()} | of_test | {"training_seconds": training_seconds}
+            )
             shown = " / ".join(f"{100 * p:.2f}" for p in of_test.values())
-            print(f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s", flush=True)
+            print(
+                f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s",
+                flush=True,
+            )
             row |= circumstances(RESULTS)
         else:
             row = former(row) | row

@@ -53,7 +53,8 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
         return train
     labels = rare[known].astype(np.int32)
     Y = scipy.sparse.csr_matrix(
-        (np.ones(labels.size, train.Y.dtype), labels, np.arange(labels.size + 1)), (labels.size, train.Y.shape[1])
+        (np.ones(labels.size, train.Y.dtype), labels, np.arange(labels.size + 1)),
+        (labels.size, train.Y.shape[1]),
     )
     X = scipy.sparse.vstack([train.X, rows[known].astype(train.X.dtype)], format="csr")
     return Split(X, scipy.sparse.vstack([train.Y, Y], format="csr"))
@@ -85,10 +86,11 @@ def names_tell(dataset: Dataset) -> bool:
     if not pairs.nnz:
         return False
     documents = _unit(dataset.train.X[rows])
-    names = _unit(_rows(dataset, [_name(name) for name in dataset.label_names]))
-    others = np.roll(pairs.col, pairs.nnz // 2)  # labels of documents far away
+    labels, own = np.unique(pairs.col, return_inverse=True)
+    names = _unit(_rows(dataset, [_name(dataset.label_names[label]) for label in labels]))
+    others = np.roll(own, pairs.nnz // 2)  # labels of documents far away
     true, false = (
-        float(documents[pairs.row].multiply(names[labels]).sum()) / pairs.nnz for labels in (pairs.col, others)
+        float(documents[pairs.row].multiply(names[each]).sum()) / pairs.nnz for each in (own, others)
     )
     return true >= LEAST_COSINE and true >= LEAST_RATIO * false
 

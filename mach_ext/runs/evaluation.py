@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
@@ -13,7 +15,11 @@ from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import Neighbors
 from mach_ext.runs.arguments import spell
 from mach_ext.runs.labels import TrainingLabels
+from mach_ext.training.adjustment import is_ahead, precisions
 
+log = logging.getLogger("mach_ext")
+
+FEWEST, MOST = 200, 1000  # documents of dev that say whether neighbours help
 CANDIDATES = 200  # number of labels that neighbours re-rank
 
 
@@ -96,6 +102,31 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
     # The parts of a model share their work by themselves.
     ask = shared_by_documents(model, best) if isinstance(model, nn.MACH) else best
     return lambda X, k: ask(X, k)[1]
+
+
+def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
+    """Logs if neighbours make up to 1,000 documents of dev clearly better."""
+    dev = dataset.dev
+    if dev is None or len(dev) < FEWEST or model.merge != "mean_logit" or model.num_labels < 2:
+        return
+    rows = np.unique(np.linspace(0, len(dev) - 1, min(MOST, len(dev))).astype(int))
+    some, k = dev.take(rows), min(5, model.num_labels)
+    near = Neighbors(dataset.train.documents, dataset.train.Y)
+    answers = [
+        training.answers(model, some.documents, k, some.filtered, _ranking(model, neighbors, "float32"))
+        for neighbors in (None, near)
+    ]
+    without, with_neighbors = (precisions(some.Y, labels) for labels in answers)
+    if not is_ahead(with_neighbors, without):
+        return
+    shown = [
+        " / ".join(f"{100 * metrics.precision_at_k(some.Y, labels, n):.2f}" for n in (1, 3, 5) if n <= k)
+        for labels in answers
+    ]
+    log.info(
+        "neighbors would make dev better: P@1/3/5 of %d documents %s, without them %s (%s of evaluate)",
+        len(rows), shown[1], shown[0], spell("neighbors", value=True),
+    )  # fmt: skip
 
 
 def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbors:

@@ -104,7 +104,9 @@ class Recipe:
             ValueError: They are asked for, and the dataset has none, or has dense features.
         """
         if self.label_names and dataset.label_names is None:
-            raise ValueError(f"{spell('label_names', value=True)} needs names of labels, and the data has none")
+            raise ValueError(
+                f"{spell('label_names', value=True)} needs names of labels, and the data has none"
+            )
         if self.label_names and dataset.num_dense:
             raise ValueError(f"{spell('label_names', value=True)} is for data without dense features")
         recipe = replace(self, label_names=data.names_tell(dataset)) if self.label_names is None else self
@@ -197,7 +199,9 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Returns the arguments for the record of the run."""
         given = {"C": self.C} if self.svm else self.fit_arguments()
-        return {"svm": bool(self.svm), "label_names": bool(self.label_names)} | {name: value for name, value in given.items() if value is not None}
+        return {"svm": bool(self.svm), "label_names": bool(self.label_names)} | {
+            name: value for name, value in given.items() if value is not None
+        }
 
     def fit_arguments(self) -> dict[str, Any]:
         """Returns the hyper-parameters in the order of `Hyperparameters`."""

@@ -20,6 +20,7 @@ from mach_ext.distributed.ranks import note_launch, was_noted
 from mach_ext.runs import labels, record
 from mach_ext.runs.arguments import as_path, check_device, spell
 from mach_ext.runs.dataset import log_remarks, log_without_features, sizes
+from mach_ext.runs.evaluation import log_neighbors
 from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.in_parts import RunInParts
@@ -302,8 +303,11 @@ def _attach(
 
 def measure(run: Run) -> dict[str, Any]:
     """Returns metrics of a newly trained run on its dev and test splits, as far as it has them."""
-    splits = run.dataset().splits
-    return {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in splits}
+    dataset = run.dataset()
+    results = {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in dataset.splits}
+    if isinstance(run.measured, nn.MACH):  # not a part of a model
+        log_neighbors(run.measured, dataset)
+    return results
 
 
 def write_training_metrics(run: Run, results: dict[str, Any]) -> None:

@@ -141,7 +141,9 @@ def settings_of(run):
 
 def test_a_run_keeps_the_race_and_trains_the_winner(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(races, "is_ahead", lambda one, other: True)
-    monkeypatch.setattr(np, "argmax", lambda means: 2 if len(means) == 3 else np.ndarray.argmax(np.array(means)))
+    monkeypatch.setattr(
+        np, "argmax", lambda means: 2 if len(means) == 3 else np.ndarray.argmax(np.array(means))
+    )
     with caplog.at_level(logging.INFO, "mach_ext"):
         run = mach_ext.train(
             dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, epochs=2, progress=False
@@ -192,3 +194,15 @@ def test_the_expected_time_bounds_the_sample():
             patch.setattr(races, "SECONDS", 0.0)
             sizes.append(races._sample_size(Recipe(), made, [Contender("a"), Contender("b")]))
     assert sizes[0] < sizes[1] < sizes[2] <= 7200
+
+
+def test_training_says_where_neighbors_help(tmp_path, caplog):
+    """A model of no epochs knows nothing, and its neighbours know the labels."""
+    options = {"hidden_size": 8, "num_repetitions": 4, "choice": "rule", "progress": False}
+    with caplog.at_level(logging.INFO, "mach_ext"):
+        mach_ext.train(data.hold_out(dataset()), output=tmp_path / "one", epochs=0, **options)
+    assert "neighbors would make dev better: P@1/3/5 of 240 documents" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mach_ext"):
+        mach_ext.train(data.hold_out(dataset(1000)), output=tmp_path / "two", epochs=0, **options)
+    assert "neighbors would" not in caplog.text  # 100 documents are too few to say

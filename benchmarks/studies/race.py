@@ -7,9 +7,9 @@ what was to be had. The race itself learns from train and is decided by dev. Res
 a row for each dataset, contender and seed. `make bench-table` makes the table of docs/results/accuracy.md
 from it: what is lost on a dataset when the constants of the race are those that are best for all others.
 
-The datasets are bibtex, eurlex57k, tibkat and wordnet, and those of `benchmarks/corpora`. Where there is no test
-split (tibkat), dev is asked in its place, and a tenth of train is held out for the race. Times are seconds by the
-clock on the threads that are named.
+The datasets are bibtex, eurlex57k, tibkat and wordnet, and those of `benchmarks/corpora`. Where there is no
+test split (tibkat), dev is asked in its place, and a tenth of train is held out for the race. Times are
+seconds by the clock on the threads that are named.
 """
 
 from __future__ import annotations
@@ -97,17 +97,12 @@ def measure(dataset: data.Dataset, seed: int, threads: int, trains: bool) -> Non
         }  # fmt: skip
         if trains:
             run, training_seconds = trained(contender, dataset, seed, names)
-            assert dataset.dev is not None and dataset.test is not None
-            of_dev, of_test = (precisions(run.model, split) for split in (dataset.dev, dataset.test))
-            row |= (
-                {f"dev_{k}": p for k, p in of_dev.items()} | of_test | {"training_seconds": training_seconds}
-            )
+            splits = dataset.splits
+            of_dev, of_test = (precisions(run.model, splits[split]) for split in ("dev", "test"))
+            row |= {f"dev_{k}": p for k, p in of_dev.items()} | of_test
+            row |= {"training_seconds": training_seconds} | circumstances(RESULTS)
             shown = " / ".join(f"{100 * p:.2f}" for p in of_test.values())
-            print(
-                f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s",
-                flush=True,
-            )
-            row |= circumstances(RESULTS)
+            print(f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s")
         else:
             row = former(row) | row
         write_rows(FILE, [row], KEY)

@@ -47,7 +47,7 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
     if dataset.label_names is None or dataset.num_dense:
         return train
     rare = np.flatnonzero(train.Y.getnnz(axis=0) <= most_documents)
-    rows = _rows(dataset, [_name(dataset.label_names[label]) for label in rare])
+    rows = _rows(dataset, [_name(dataset.label_names[label]) for label in rare.tolist()])
     known = np.flatnonzero(np.diff(rows.indptr))
     if not known.size:
         return train
@@ -87,12 +87,12 @@ def names_tell(dataset: Dataset) -> bool:
         return False
     documents = _unit(dataset.train.X[rows])
     labels, own = np.unique(pairs.col, return_inverse=True)
-    names = _unit(_rows(dataset, [_name(dataset.label_names[label]) for label in labels]))
+    names = _unit(_rows(dataset, [_name(dataset.label_names[label]) for label in labels.tolist()]))
     others = np.roll(own, pairs.nnz // 2)  # labels of documents far away
     true, false = (
         float(documents[pairs.row].multiply(names[each]).sum()) / pairs.nnz for each in (own, others)
     )
-    return true >= LEAST_COSINE and true >= LEAST_RATIO * false
+    return bool(true >= LEAST_COSINE and true >= LEAST_RATIO * false)
 
 
 def _unit(X: Csr) -> Csr:
@@ -108,7 +108,7 @@ def _rows(dataset: Dataset, names: list[str]) -> Csr:
         return scipy.sparse.csr_matrix((0, dataset.num_features), dtype=np.float32)
     if dataset.vectorizer is not None:
         return dataset.vectorizer.transform(names)
-    columns = {}
+    columns: dict[str, int] = {}
     for column, name in enumerate(dataset.feature_names or ()):
         columns.setdefault(name.casefold(), column)
     found = [sorted({columns[word] for word in _words(name) if word in columns}) for name in names]

@@ -96,7 +96,7 @@ def training_seconds(recipe: Recipe, dataset: data.Dataset) -> float:
     """Returns about how long gradient training takes on one thread, to bound the cost of a race."""
     sizes, train = default_sizes(dataset), dataset.train
     configuration = recipe.configuration(dataset)
-    epochs = recipe.hyperparameters.get("epochs") or sizes["epochs"]
+    epochs = int(recipe.hyperparameters.get("epochs") or sizes["epochs"])
     shape = (
         configuration["num_repetitions"],
         max(configuration["hidden_size"]),

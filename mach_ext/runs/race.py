@@ -44,8 +44,8 @@ SHARE = 0.2  # of the time of the training that follows
 SECONDS = 10.0  # which a race may take in any case
 FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
 FEWEST = 2000  # documents of the sample, if train has them
-# What support vector machines must be ahead by. On samples of three datasets their lead over four encoders fell
-# by about half a point with each doubling, and by as much from four encoders to sixteen.
+# What support vector machines must be ahead by. On samples of three datasets their lead over four encoders
+# fell by about half a point with each doubling, and by as much from four encoders to sixteen.
 HANDICAP = HANDICAP_A_DOUBLING = 0.005
 
 

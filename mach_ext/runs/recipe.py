@@ -199,9 +199,8 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Returns the arguments for the record of the run."""
         given = {"C": self.C} if self.svm else self.fit_arguments()
-        return {"svm": bool(self.svm), "label_names": bool(self.label_names)} | {
-            name: value for name, value in given.items() if value is not None
-        }
+        chosen = {"svm": bool(self.svm), "label_names": bool(self.label_names)}
+        return chosen | {name: value for name, value in given.items() if value is not None}
 
     def fit_arguments(self) -> dict[str, Any]:
         """Returns the hyper-parameters in the order of `Hyperparameters`."""

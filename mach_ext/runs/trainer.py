@@ -304,7 +304,9 @@ def _attach(
 def measure(run: Run) -> dict[str, Any]:
     """Returns metrics of a newly trained run on its dev and test splits, as far as it has them."""
     dataset = run.dataset()
-    results = {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in dataset.splits}
+    results: dict[str, Any] = {
+        name: run.evaluate(name, save=False) for name in ("dev", "test") if name in dataset.splits
+    }
     if isinstance(run.measured, nn.MACH):  # not a part of a model
         log_neighbors(run.measured, dataset)
     return results

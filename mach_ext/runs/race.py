@@ -41,7 +41,7 @@ log = logging.getLogger("mach_ext")
 GROUPS = 512
 REPETITIONS = 4
 SHARE = 0.2  # of the time of the training that follows
-SECONDS = 10.0  # which a race may take in any case
+SECONDS = 10.0  # which a race may take if the training takes no less
 FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
 FEWEST = 2000  # documents of the sample, if train has them
 # What support vector machines must be ahead by. On samples of three datasets their lead over four encoders
@@ -229,7 +229,8 @@ def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender]) 
     """Returns how many documents the contenders can train on in their share of the time."""
     N, shape = len(dataset.train), (nonzeros(dataset), min(dataset.num_labels, GROUPS))
     hidden = max(recipe.configuration(dataset)["hidden_size"])
-    budget = max(SECONDS, SHARE * training_seconds(recipe, dataset))
+    whole = training_seconds(recipe, dataset)
+    budget = max(min(SECONDS, whole), SHARE * whole)
     for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):
         steps = _epochs(recipe, documents) * step_seconds(shape[0], REPETITIONS, hidden, shape[1])
         cost = sum(svm_seconds(*shape) if each.svm else steps for each in field)

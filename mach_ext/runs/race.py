@@ -236,7 +236,7 @@ def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender]) 
         cost = sum(svm_seconds(*shape) if each.svm else steps for each in field)
         if documents * cost <= budget or documents <= FEWEST:
             break
-    return documents
+    return max(documents, min(N, FEWEST))
 
 
 def _grouped(Y: Any, group: NDArray[np.integer[Any]], groups: int) -> Any:

@@ -81,7 +81,7 @@ def test_a_contender_keeps_what_was_given():
 def test_a_race_is_the_same_again():
     one, other = (run_race(Recipe(**SMALL), dataset(), "cpu", progress=False) for _ in range(2))
     for each in (one, other):
-        assert each.documents == 2160
+        assert each.documents == 2000  # of 2,160, for a training as short as this
         assert (each.held_out, each.groups) == (240, 12)
     assert [each.P for each in one.results] == [each.P for each in other.results]
     assert one.winner == other.winner
@@ -94,7 +94,7 @@ def test_another_seed_draws_another_sample():
     made = dataset(6000)
     dev = data.hold_out(made)
     drawn = [Problem.of(Recipe(seed=seed), dev, [Contender("a")] * 40) for seed in (0, 0, 1)]
-    assert 2000 <= len(drawn[0]) < 5400
+    assert len(drawn[0]) == 2000
     assert (drawn[0].X != drawn[1].X).nnz == 0
     assert (drawn[0].X != drawn[2].X).nnz > 0
 

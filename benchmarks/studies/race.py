@@ -15,12 +15,14 @@ seconds by the clock on the threads that are named.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from harness import RESULTS, circumstances, write_rows
 from harness.record import read_rows
@@ -63,6 +65,11 @@ def trained(contender: Contender, dataset: data.Dataset, seed: int, names: bool 
     return run, run.seconds["train"]
 
 
+def standard_error(gains: np.ndarray[Any, Any]) -> float:
+    """The standard error of a mean."""
+    return float(gains.std() / math.sqrt(len(gains)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("datasets", nargs="+", help="names or folders")
@@ -94,6 +101,7 @@ def measure(dataset: data.Dataset, seed: int, threads: int, trains: bool) -> Non
             "documents": len(dataset.train), "sample": race.documents, "held_out": race.held_out,
             "wins": contender == race.winner, "label_names": names, "race_seconds": seconds,
             **{f"race_P@{k}": p for k, p in zip((1, 3, 5), result.P, strict=True)},
+            "race_error": standard_error(result.scores - race.results[0].scores),
         }  # fmt: skip
         if trains:
             run, training_seconds = trained(contender, dataset, seed, names)

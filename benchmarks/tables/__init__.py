@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tables import accuracy, faithfulness, robustness, scale, speed
+from tables import accuracy, faithfulness, race, robustness, scale, speed
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "benchmarks": speed.benchmarks,
     "certified": robustness.certified,
+    "contenders": race.contenders,
     "embeddings": accuracy.embeddings,
     "faithfulness": faithfulness.faithfulness,
     "half": accuracy.half,
     "levers": accuracy.levers,
     "peers": accuracy.peers,
     "processes": speed.processes,
+    "race": race.race,
     "robustness": robustness.robustness,
     "scale_exchanged": scale.exchanged,
     "scale_measured": scale.measured,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,15 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory, memory_errors
+from mach_ext._model_folder.saving import failing_together
 from mach_ext._progress import tqdm
+from mach_ext.distributed.agreement import check_agreement
+from mach_ext.distributed.part import ModelPart
 from mach_ext.nn import MACH, check_trainable
-from mach_ext.training.documents import check_documents, sparse_features, typical_length
+from mach_ext.training.documents import TrainingData, check_documents, sparse_features, typical_length
+from mach_ext.training.folder import lock_run
+from mach_ext.training.progress import TrainingInterrupted, finish_step_on_interrupt
+from mach_ext.training.svm_folder import SvmFolder
 
 # A margin of 1, where the hinge ends, becomes a logit of 4, a probability of 0.98.
 SLOPE = 4.0
@@ -46,13 +55,16 @@ class ConvergenceWarning(UserWarning):
 
 @memory_errors("pass fewer documents, or lower torch.set_num_threads")
 def fit_svm(
-    model: MACH,
+    model: MACH | ModelPart,
     X: Any,
     Y: Any,
     *,
     C: float = 1.0,
     tolerance: float = 0.3,
     max_passes: int = 100,
+    output: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float = 10.0,
     progress: bool = True,
 ) -> None:
     """Train linear MACH to the optimum: an L2-regularised squared-hinge SVM for each bucket.
@@ -68,9 +80,9 @@ def fit_svm(
     of the rows. C is therefore for documents of length about 1.
 
     The method follows from the shape of X. If D^2 is at most the number of non-zeros, and D at most 4,096, it
-    is Newton's method (Keerthi and DeCoste, A modified finite Newton method for fast solution of large scale
-    linear SVMs, JMLR 2005). Otherwise it is dual coordinate descent (Hsieh et al., A dual coordinate descent
-    method for large-scale linear SVM, ICML 2008). That is faster on text, but slow if documents share most
+    is Newton's method. (Keerthi and DeCoste, A modified finite Newton method for fast solution of large scale
+    linear SVMs, JMLR 2005.) Otherwise it is dual coordinate descent. (Hsieh et al., A dual coordinate descent
+    method for large-scale linear SVM, ICML 2008.) That is faster on text, but slow if documents share most
     features. The tolerance means the same for both.
 
     `bucket_weight` and `bucket_bias` become 4 (w, bias), so that sigmoids of bucket logits are about
@@ -84,7 +96,8 @@ def fit_svm(
 
     Args:
         model: Linear MACH (hidden_size=0), float32 or float64, on the CPU. It is trained in place and ends in
-            eval mode. After Ctrl-C, only a part of its buckets is solved.
+            eval mode. After Ctrl-C, only a part of its buckets is solved. Of several processes, each gives
+            its `mach_ext.distributed.part.ModelPart`.
         X: Documents [N, D], a SciPy, NumPy or torch matrix.
         Y: Labels [N, L], a SciPy, NumPy or torch matrix.
         C: Cost of a document on the wrong side.
@@ -92,13 +105,20 @@ def fit_svm(
             smallest entry of the dual's projected gradient. The entry of a document that is longer than the
             median is divided by its length.
         max_passes: After so many passes over the documents, a tile of 16 buckets counts as done.
+        output: Folder for checkpoints, and for the model at the end. None keeps everything in memory.
+        resume: Continue from the checkpoint in `output`, or start if there is none. The settings, the model's
+            shape and the data must be those of the checkpoint. The result has the bits of a run that was not
+            stopped. The checkpoint is removed at the end.
+        checkpoint_minutes: Maximum minutes between checkpoints. A checkpoint is also written after every
+            repetition.
         progress: Whether to show a progress bar.
 
     Raises:
         TypeError: The data or a number has a wrong type.
         ValueError: The model has hidden units or is on another device, the data is not valid, or a number is
-            out of range.
+            out of range. Or the checkpoint belongs to another run.
         MemoryError: Memory does not suffice.
+        TrainingInterrupted: Ctrl-C was pressed. The solved buckets are saved in `output`.
 
     Warns:
         ConvergenceWarning: Violations above both 0.5 and the tolerance are left after `max_passes`. On
@@ -114,14 +134,14 @@ def fit_svm(
         >>> bool((model.predict(X, k=1)[1][:, 0] == np.arange(200) % 20).all())
         True
     """
-    C, tolerance, max_passes = float(C), float(tolerance), F.as_int("fit_svm", "max_passes", max_passes)
+    settings = _checked_settings(C, tolerance, max_passes)
+    part = model if isinstance(model, ModelPart) else ModelPart.alone(model)
+    model = part.model
     _check_model(model)
-    for name, value, low, high in (
-        ("C", C, 1e-6, 1e6), ("tolerance", tolerance, 1e-12, 1e6), ("max_passes", max_passes, 1, 2**31 - 1),
-    ):  # fmt: skip
-        if not low <= value <= high:
-            raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {value}")
+    if resume and output is None:
+        raise ValueError("fit_svm: resume needs the output folder of the run to continue")
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
+    data = TrainingData(X, Y)
     length = typical_length(sparse_features(model, X))
     model.hash.check_contents()
     if X.shape[0] == 0:
@@ -132,18 +152,56 @@ def fit_svm(
         "fit_svm: a copy of X, and what each thread keeps of a bucket", _memory(model, X),
         "pass fewer documents, or lower torch.set_num_threads", N=X.shape[0], D=X.shape[1],
     )  # fmt: skip
-    problem = _Problem.of(model, X, Y, length, C=C, tolerance=tolerance, max_passes=max_passes)
-    total = model.num_repetitions * model.num_buckets
-    with tqdm(total=total, unit="bucket", disable=not progress, dynamic_ncols=True) as bar:
-        unfinished = _solve(model, problem, bar)
-    model.eval()
+    problem = _Problem.of(model, X, Y, length, **settings)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if output is not None:
+            folder = SvmFolder(Path(output), part, _identity(part, data, length, settings))
+            with failing_together(part.ranks.collect):
+                if part.ranks.is_first:
+                    stack.enter_context(lock_run(folder.folder))
+            folder.begin(resume)
+        unfinished = _solve(part, problem, folder, 60 * checkpoint_minutes, progress)
+        model.eval()
+        if folder is not None:
+            folder.end()
     if unfinished:
+        total = model.num_repetitions * model.num_buckets
         warnings.warn(
             f"fit_svm: up to {unfinished} of {total} buckets have violations above {problem.noticeable} "
             f"after max_passes={max_passes}; raise max_passes or lower C",
             ConvergenceWarning,
             stacklevel=3,  # above `memory_errors`
         )
+
+
+def _checked_settings(C: Any, tolerance: Any, max_passes: Any) -> dict[str, Any]:
+    """Return the settings of the solver after their checks."""
+    settings = {
+        "C": float(C),
+        "tolerance": float(tolerance),
+        "max_passes": F.as_int("fit_svm", "max_passes", max_passes),
+    }
+    limits = {"C": (1e-6, 1e6), "tolerance": (1e-12, 1e6), "max_passes": (1, 2**31 - 1)}
+    for name, (low, high) in limits.items():
+        if not low <= settings[name] <= high:
+            raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {settings[name]}")
+    return settings
+
+
+def _identity(part: ModelPart, data: TrainingData, length: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies a run. The same on all ranks, or they are refused."""
+    identity = {
+        "format": 1,
+        "solver": settings,
+        "model": part.configuration(),
+        "hash": part.fingerprint,
+        "dtype": str(part.model.bucket_weight.dtype).removeprefix("torch."),
+        "length": length,
+        "data": data.fingerprint(),
+    }
+    check_agreement("fit_svm", part.ranks, identity)
+    return identity
 
 
 def _check_model(model: MACH) -> None:
@@ -228,17 +286,45 @@ class _Problem:
 
 
 @torch.no_grad()
-def _solve(model: MACH, problem: _Problem, bar: Any) -> int:
-    """Solve each bucket, and return how many may not be near the optimum."""
-    weight, bias, B = model.bucket_weight, model.bucket_bias, model.num_buckets
-    unfinished = 0
+def _solve(
+    part: ModelPart, problem: _Problem, folder: SvmFolder | None, seconds: float, progress: bool
+) -> int:
+    """Solve each bucket, and return how many may not be near the optimum.
+
+    The folder keeps each repetition when it is solved, and the first buckets of one after so many seconds.
+    """
+    model, B = part.model, part.model.num_buckets
+    total, unfinished = model.num_repetitions * B, 0
     together = 4 * _ops.SVM_TILE * torch.get_num_threads()  # The bar moves after so many buckets.
     model.set_logit_adjustment(0)
-    for r in range(model.num_repetitions):
-        for first in range(0, B, together):
-            last = min(first + together, B)
-            unfinished += problem.solve(
-                model.hash.buckets[r], first, weight[r, :, first:last], bias[r, first:last]
-            )
-            bar.update(last - first)
+    last = time.monotonic()
+    with (
+        tqdm(total=total, unit="bucket", disable=not progress, dynamic_ncols=True) as bar,
+        finish_step_on_interrupt() as interrupted,
+    ):
+        for r in range(model.num_repetitions):
+            solved, bad = folder.load(r) if folder is not None else (0, 0)
+            bar.update(solved)
+            weight, bias = model.bucket_weight[r], model.bucket_bias[r]
+            for first in range(solved, B, together):
+                end = min(first + together, B)
+                bad += problem.solve(model.hash.buckets[r], first, weight[:, first:end], bias[first:end])
+                bar.update(end - first)
+                is_due = end == B or interrupted.is_set() or time.monotonic() - last > seconds
+                if folder is not None and is_due:
+                    folder.keep(r, end, bad)
+                    last = time.monotonic()
+                if interrupted.is_set() and r * B + end < total:
+                    raise TrainingInterrupted(_stopped(folder, r * B + end, total))
+            unfinished += bad
     return unfinished
+
+
+def _stopped(folder: SvmFolder | None, solved: int, total: int) -> str:
+    """Return the message after Ctrl-C."""
+    if folder is None:
+        return f"training stopped after {solved} of {total} buckets; nothing saved (no output folder)"
+    return (
+        f"training stopped; {folder.folder} holds a checkpoint of {solved} of {total} buckets: "
+        "continue with resume=True (--resume)"
+    )

@@ -221,7 +221,7 @@ def test_svm(compare, real_data):
     weight, bias = torch.empty(X.shape[1], M), torch.empty(M)
 
     def ours():
-        return _ops.bucket_svm(*documents, buckets, *labels, 0, 1.0, 0.1, 100, weight, bias)
+        return _ops.bucket_svm(*documents, buckets, *labels, 0, 1.0, 0.1, 100, None, weight, bias)
 
     def liblinear():
         weights = []

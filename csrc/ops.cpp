@@ -62,14 +62,15 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   m.def(
       "bucket_backward(Tensor gradient, Tensor hidden, Tensor weight, float negligible, int most, Tensor(a!) "
       "grad_hidden, Tensor(b!) grad_weight) -> Tensor");
-  // Solves the L2-regularised squared-hinge SVMs of buckets [first, first + M) of a repetition -> passes of
-  // each 16 buckets, or max_passes + 1 if they did not converge. CPU only, because documents come one after
-  // the other.
+  // Cholesky factor of I + 2 C X'X for bucket_svm, where X has a last column of ones -> [D + 1, D + 1]
+  m.def("svm_factor(Tensor values, Tensor indices, Tensor indptr, int D, float C) -> Tensor");
+  // Solves the L2-regularised squared-hinge SVMs of buckets [first, first + M) of a repetition -> passes
+  // int64 and violation float64 of each 16 buckets. With a factor by Newton's method, else by coordinate
+  // descent. CPU only, because documents come one after the other.
   m.def(
       "bucket_svm(Tensor values, Tensor indices, Tensor indptr, Tensor buckets, Tensor label_indices, Tensor "
-      "label_indptr, int first, float C, float tolerance, int max_passes, Tensor(a!) weight, Tensor(b!) "
-      "bias) "
-      "-> Tensor");
+      "label_indptr, int first, float C, float tolerance, int max_passes, Tensor? factor, Tensor(a!) weight, "
+      "Tensor(b!) bias) -> (Tensor, Tensor)");
   // scores of the labels asked for -> [N, m]
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
   // its gradient to the bucket scores -> [N, R, B]

@@ -7,8 +7,8 @@ each operator in plain PyTorch under the same name. csrc/ops.cpp holds the schem
 
 On CUDA an operator only queues its work. There are two exceptions, because their sizes depend on the data:
 `feature_order`, and `sparse_linear_grad_rows` without an `order`. The CPU checks a given `order` in full.
-CUDA kernels skip entries of an `order` that are out of range. `bucket_backward`, `bucket_svm` and `check_csr`
-run on the CPU only.
+CUDA kernels skip entries of an `order` that are out of range. `bucket_backward`, `bucket_svm`, `check_csr`
+and `svm_factor` run on the CPU only.
 """
 
 from __future__ import annotations
@@ -294,6 +294,22 @@ def _(gradient, hidden, weight, negligible, max_kept, grad_hidden, grad_weight):
 SVM_TILE = 16  # bucket_svm solves so many buckets side by side (kSvmTile in csrc/cpu/bucket_svm.h).
 
 
+def svm_factor(
+    values: Tensor,  # [nnz]
+    indices: Tensor,  # [nnz] int32, distinct in a document
+    indptr: Tensor,  # [N + 1]
+    D: int,
+    C: float,
+) -> Tensor:  # [D + 1, D + 1] lower triangle, the inverses of its diagonal on the diagonal
+    out: Tensor = _raw.svm_factor(values, indices, indptr, D, C)
+    return out
+
+
+@_fake("mach_ext::svm_factor")
+def _(values, indices, indptr, D, C):  # type: ignore[no-untyped-def]
+    return values.new_empty(D + 1, D + 1)
+
+
 def bucket_svm(
     values: Tensor,  # [nnz]
     indices: Tensor,  # [nnz] int32, distinct in a document
@@ -305,17 +321,22 @@ def bucket_svm(
     C: float,
     tolerance: float,
     max_passes: int,
+    factor: Tensor | None,  # of svm_factor: Newton's method. None: coordinate descent first.
     weight: Tensor,  # [D, M], overwritten
     bias: Tensor,  # [M], overwritten
-) -> Tensor:  # [ceil(M / 16)] int64, passes of each 16 buckets. max_passes + 1 means not converged.
+) -> tuple[Tensor, Tensor]:  # [ceil(M / 16)] of each 16 buckets: passes int64, largest violation float64
     data = (values, indices, indptr, buckets, label_indices, label_indptr)
-    out: Tensor = _raw.bucket_svm(*data, first, C, tolerance, max_passes, weight, bias)
+    out: tuple[Tensor, Tensor] = _raw.bucket_svm(*data, first, C, tolerance, max_passes, factor, weight, bias)
     return out
 
 
 @_fake("mach_ext::bucket_svm")
-def _(values, indices, indptr, buckets, labels, label_indptr, first, C, tolerance, max_passes, weight, bias):  # type: ignore[no-untyped-def]
-    return values.new_empty(-(-weight.shape[1] // SVM_TILE), dtype=torch.int64)
+def _(values, indices, indptr, buckets, labels, label_indptr, *rest):  # type: ignore[no-untyped-def]
+    tiles = -(-rest[-1].shape[0] // SVM_TILE)
+    return (
+        values.new_empty(tiles, dtype=torch.int64),
+        values.new_empty(tiles, dtype=torch.float64),
+    )
 
 
 def merge_scores(

@@ -209,6 +209,21 @@ def bucket_backward(
     return kept
 
 
+def svm_factor(values: Tensor, indices: Tensor, indptr: Tensor, D: int, C: float) -> Tensor:
+    X = _with_ones(values, indices, indptr, D).double()
+    factor: Tensor = torch.linalg.cholesky(torch.eye(D + 1).double() + 2 * C * X.T @ X)
+    factor.diagonal().reciprocal_()
+    return factor.to(values.dtype)
+
+
+def _with_ones(values: Tensor, indices: Tensor, indptr: Tensor, D: int) -> Tensor:
+    """Return the documents as a dense matrix with a last column of ones, [N, D + 1]."""
+    X = torch.zeros(indptr.numel() - 1, D + 1, dtype=values.dtype)
+    X[documents(indptr), indices.long()] = values
+    X[:, D] = 1
+    return X
+
+
 def bucket_svm(
     values: Tensor,
     indices: Tensor,
@@ -220,14 +235,14 @@ def bucket_svm(
     C: float,
     tolerance: float,
     max_passes: int,
+    factor: Tensor | None,
     weight: Tensor,
     bias: Tensor,
-) -> Tensor:
-    """Solve for the same optimum, with each bucket by itself and without shrinking."""
+) -> tuple[Tensor, Tensor]:
+    """Solve for the same optimum by coordinate descent, with each bucket by itself and without shrinking."""
     (D, M), N = weight.shape, indptr.numel() - 1
-    X = torch.zeros(N, D + 1, dtype=values.dtype)
-    X[torch.arange(N).repeat_interleave(indptr.diff()), indices.long()] = values
-    X[:, D] = 1
+    X = _with_ones(values, indices, indptr, D)
+    scales = 1 / X[:, :D].norm(dim=1).clamp(min=1)
     positive = torch.zeros(N, int(buckets.max()) + 1 + M + first, dtype=torch.bool)
     positive[torch.arange(N).repeat_interleave(label_indptr.diff()), buckets.long()[label_indices]] = True
     w, alpha = torch.zeros(D + 1, M, dtype=values.dtype), torch.zeros(N, M, dtype=values.dtype)
@@ -237,15 +252,17 @@ def bucket_svm(
         projected = torch.zeros_like(y)
         for n in range(N):
             gradient = y[n] * (X[n] @ w) - 1 + alpha[n] / (2 * C)
-            projected[n] = torch.where((alpha[n] > 0) | (gradient < 0), gradient, 0)
-            changed = (alpha[n] - projected[n] / (X[n] @ X[n] + 1 / (2 * C))).clamp(min=0)
+            step = torch.where((alpha[n] > 0) | (gradient < 0), gradient, 0)
+            changed = (alpha[n] - step / (X[n] @ X[n] + 1 / (2 * C))).clamp(min=0)
+            projected[n] = step * scales[n]
             w += X[n][:, None] * ((changed - alpha[n]) * y[n])
             alpha[n] = changed
         at_once, passes = float((projected.amax(0) - projected.amin(0)).max()), passes + 1
     empty = (y < 0).all(0)
     weight.copy_(w[:D].where(~empty, 0))
     bias.copy_(w[D].where(~empty, -1))
-    return torch.full(((M + 15) // 16,), passes if at_once <= tolerance else max_passes + 1)
+    tiles = (M + 15) // 16
+    return torch.full((tiles,), passes), torch.full((tiles,), at_once, dtype=torch.float64)
 
 
 def merge_scores(scores: Tensor, buckets: Tensor, labels: Tensor, merge: str) -> Tensor:

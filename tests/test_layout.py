@@ -43,6 +43,7 @@ PUBLIC = {
     "sklearn.MACHClassifier.__init__",
     "training.finetune",
     "training.fit",
+    "training.fit_svm",
 }
 
 _SILENT = {

@@ -59,7 +59,7 @@ def operators():
             one.expand(100, 10, R), hidden, one.expand(R, 4, many // 16), table, labels[:, :10]
         ),
         "bucket_bce": lambda: _ops.bucket_bce(big[:, None], None, table[:1], *Y, 1.0),
-        "bucket_svm": lambda: _ops.bucket_svm(*svm, table[0], *svm_labels, 0, 1.0, 0.1, 1, *solved),
+        "bucket_svm": lambda: _ops.bucket_svm(*svm, table[0], *svm_labels, 0, 1.0, 0.1, 1, None, *solved),
         "bucket_backward": lambda: _ops.bucket_backward(
             one.expand(100, 20_000), hidden, wide, 1e-3, 10**9, *into,
         ),

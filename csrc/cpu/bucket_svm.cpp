@@ -1,11 +1,9 @@
 #include "bucket_svm.h"
 
-#include "numeric.h"
+#include "bucket_svm_lanes.h"
 
 namespace mach {
 namespace {
-
-constexpr int64_t kAhead = 8;  // non-zeros whose row of w is asked for before it is needed
 
 // Fixed sequence, so that the result is the same on every run (SplitMix64).
 inline uint64_t next_random(uint64_t& state) {
@@ -24,38 +22,16 @@ inline void shuffle(int32_t* order, int64_t count, uint64_t& state) {
   }
 }
 
-// The tile's buckets. (GCC does not make vectors of these loops by itself.)
-template <class T>
-using Lanes = Vector<T, kSvmTile>;
-
-// z [kSvmTile] = sum_f x_f w[f]. Four sums, for one would wait for its own additions.
-template <class T>
-inline void scores(const BucketSvm<T>& p, const T* w, int64_t n, T* z) {
-  const auto* row = reinterpret_cast<const Lanes<T>*>(w);
-  Lanes<T> sum[4] = {};
-  const int64_t end = p.indptr[n + 1];
-  int64_t e = p.indptr[n];
-  for (; e + 4 <= end; e += 4) {
-    // What lies behind the document's end is the next one's: needed soon, too.
-    for (int64_t u = e + kAhead; u < e + kAhead + 4; ++u)
-      if (u < p.indptr[p.N]) __builtin_prefetch(row + p.indices[u]);
-    sum[0] += p.values[e] * row[p.indices[e]];
-    sum[1] += p.values[e + 1] * row[p.indices[e + 1]];
-    sum[2] += p.values[e + 2] * row[p.indices[e + 2]];
-    sum[3] += p.values[e + 3] * row[p.indices[e + 3]];
-  }
-  for (; e < end; ++e) sum[0] += p.values[e] * row[p.indices[e]];
-  *reinterpret_cast<Lanes<T>*>(z) = (sum[0] + sum[1]) + (sum[2] + sum[3]) + row[p.D];
-}
-
 }  // namespace
 
 template <class Isa, class T>
-int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
+SvmResult bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
   constexpr T kInfinity = __builtin_inff();
   const T diagonal = T(0.5) / p.C;
   auto* const w = reinterpret_cast<Lanes<T>*>(s.w);
-  alignas(64) T highest[kSvmTile], lowest[kSvmTile], limit[kSvmTile], z[kSvmTile], step[kSvmTile];
+  alignas(64) T highest[kSvmTile], lowest[kSvmTile], limit[kSvmTile], step[kSvmTile];
+  Lanes<T> z;
+  T widest = kInfinity;
   for (T& each : limit) each = kInfinity;
   for (int64_t n = 0; n < p.N; ++n) s.order[n] = static_cast<int32_t>(n);
   uint64_t random = 0;
@@ -68,7 +44,8 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
       T* const alpha = s.alpha + n * kSvmTile;
       const uint32_t positives = s.positives[n];
       const T inverse = T(1) / (p.squares[n] + diagonal);
-      scores(p, s.w, n, z);
+      const T scale = p.scales[n];
+      svm_scores<Isa, T>(p, w, n, z);
       bool moved = false, idle = true;
       for (int64_t j = 0; j < kSvmTile; ++j) {
         const T y = ((positives >> j) & 1u) ? T(1) : T(-1);
@@ -81,10 +58,11 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
         const T changed = target > T(0) ? target : T(0);
         step[j] = (changed - alpha[j]) * y;
         alpha[j] = changed;
-        lowest[j] = projected < lowest[j] ? projected : lowest[j];
-        highest[j] = projected > highest[j] ? projected : highest[j];
+        const T violation = projected * scale;
+        lowest[j] = violation < lowest[j] ? violation : lowest[j];
+        highest[j] = violation > highest[j] ? violation : highest[j];
         moved |= step[j] != T(0);
-        idle &= !(used & (free | !(gradient > limit[j])));
+        idle &= !(used & (free | !(gradient * scale > limit[j])));
       }
       if (idle) {
         s.order[i] = s.order[--active];
@@ -93,27 +71,25 @@ int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s) {
       }
       ++i;
       if (!moved) continue;
-      const Lanes<T> by = reinterpret_cast<const Lanes<T>&>(step);
-      for (int64_t e = p.indptr[n]; e < p.indptr[n + 1]; ++e) w[p.indices[e]] += p.values[e] * by;
-      w[p.D] += by;
+      svm_add_document<Isa, T>(p, n, reinterpret_cast<const Lanes<T>&>(step), w);
     }
-    T widest = 0;
+    widest = 0;
     for (int64_t j = 0; j < kSvmTile; ++j) {
       const T width = highest[j] - lowest[j];
       widest = width > widest ? width : widest;
       limit[j] = highest[j] > T(0) ? highest[j] : kInfinity;
     }
     if (widest <= p.tolerance) {
-      if (active == p.N) return pass;
+      if (active == p.N) return {pass, widest};
       active = p.N;  // all of them once more
       for (T& each : limit) each = kInfinity;
     }
   }
-  return p.max_passes + 1;
+  return {p.max_passes, widest};
 }
 
 #define MACH_BUCKET_SVM(ISA, T) \
-  template int64_t bucket_svm<ISA, T>(const BucketSvm<T>&, const SvmScratch<T>&);
+  template SvmResult bucket_svm<ISA, T>(const BucketSvm<T>&, const SvmScratch<T>&);
 MACH_INSTANTIATE_FLOATING(MACH_BUCKET_SVM)
 
 }  // namespace mach

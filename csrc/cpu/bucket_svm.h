@@ -9,6 +9,10 @@
 // kSvmTile multipliers alpha >= 0 move to their best value, and w = sum_n alpha[n] y[n] x[n] follows. If all
 // multipliers of a document are 0 and likely to stay 0, the next passes skip it (shrinking). The solver only
 // ever stops after a pass over all documents.
+//
+// It comes near the optimum in few passes, where a document's few features are those of few others. Where
+// documents share most features, or C is large, it needs many. A small D then has a better way
+// (bucket_svm_newton.h).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +30,7 @@ struct BucketSvm {
   const int64_t* indptr;   // [N + 1]
   int64_t N, D;
   const T* squares;  // [N] |x|^2 + 1
+  const T* scales;   // [N] 1 / max(1, |x|), by which the projected gradient counts
   T C, tolerance;    // of the projected gradient: its largest less its smallest entry
   int64_t max_passes;
 };
@@ -42,8 +47,12 @@ struct SvmScratch {
   uint32_t used;
 };
 
-// Returns the number of passes, or max_passes + 1 if the tolerance was not reached.
+struct SvmResult {
+  int64_t passes;
+  double violation;  // of the last pass over all documents; above the tolerance if the passes ran out
+};
+
 template <class Isa, class T>
-int64_t bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s);
+SvmResult bucket_svm(const BucketSvm<T>& p, const SvmScratch<T>& s);
 
 }  // namespace mach

@@ -21,11 +21,13 @@ struct BucketSvmTiles {
   int64_t first;                 // buckets [first, first + M)
   T C, tolerance;
   int64_t max_passes;
-  T* weight;  // [D, M]
+  const T* factor;  // [D + 1, D + 1] of svm_factor, or null
+  T* weight;        // [D, M]
   int64_t weight_row, weight_column;
   T* bias;  // [M]
   int64_t bias_stride;
-  int64_t* passes;  // [num_svm_tiles(M)]
+  int64_t* passes;     // [num_svm_tiles(M)]
+  double* violations;  // [num_svm_tiles(M)]
 };
 
 constexpr int64_t num_svm_tiles(int64_t M) { return (M + kSvmTile - 1) / kSvmTile; }

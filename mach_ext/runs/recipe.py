@@ -83,7 +83,7 @@ class Recipe:
         """Returns the given arguments that only gradient training can use."""
         names = [name for name in SETTINGS if self.hyperparameters.get(name) is not None]
         names += [name for name in ("encoder", "repetitions_at_a_time") if getattr(self, name) is not None]
-        names += [name for name in ("resume", "hidden_dropout", "feature_dropout") if getattr(self, name)]
+        names += [name for name in ("hidden_dropout", "feature_dropout") if getattr(self, name)]
         return names
 
     @property
@@ -219,24 +219,26 @@ class Recipe:
         Args:
             part: The part, as `part` returns it.
             dataset: The dataset.
-            output: A folder for checkpoints and the best model of gradient training. Support vector machines
-                have neither.
+            output: A folder for checkpoints and the best model. Support vector machines have one model, which
+                is there at the end.
             progress: Show progress bars on standard error.
         """
         if self.svm:
-            return self._solve(part, dataset, progress and part.ranks.is_first)
+            return self._solve(part, dataset, output, progress and part.ranks.is_first)
         return self._fit(part, dataset, output, progress)
 
     def learnt(self, dataset: data.Dataset) -> data.Split:
         """Returns what is learnt from: train, with names of rare labels if they are to be learnt from."""
         return data.with_label_names(dataset) if self.label_names else dataset.train
 
-    def _solve(self, part: ModelPart, dataset: data.Dataset, progress: bool) -> training.Progress:
+    def _solve(
+        self, part: ModelPart, dataset: data.Dataset, output: Any, progress: bool
+    ) -> training.Progress:
         """Trains support vector machines."""
         started = time.monotonic()
-        C = _given_or(self.C, 1.0)
-        train = self.learnt(dataset)
-        svm.fit_svm(part.model, train.documents, train.Y, C=C, progress=progress)
+        C, train = _given_or(self.C, 1.0), self.learnt(dataset)
+        options = {"C": C, "output": output, "resume": self.resume, "progress": progress}
+        svm.fit_svm(part, train.documents, train.Y, **options)
         return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
     def _fit(self, part: ModelPart, dataset: data.Dataset, output: Any, progress: bool) -> training.Progress:

@@ -26,6 +26,7 @@ from mach_ext.data import attachments as kept
 from mach_ext.data.files import open_file
 from mach_ext.data.parsing import check_names
 from mach_ext.data.records import check_record, parse_record
+from mach_ext.distributed.part import ModelPart
 from mach_ext.runs.arguments import as_propensity, spell
 from mach_ext.runs.text_encoders import RunEncoder, attachment, encoder_of
 
@@ -213,6 +214,11 @@ def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
     hint = f"; {spell('resume', value=True)} continues the training" if unfinished else ""
     overwrite, output = spell("overwrite", value=True), spell("output")
     raise ValueError(f"{folder}: holds {held}; {overwrite} replaces it, {output} names another folder{hint}")
+
+
+def holds_run(folder: Path, part: ModelPart) -> bool:
+    """Returns whether a folder holds the whole model of a part, of the same data and settings."""
+    return _model_and_run(folder) == (part.configuration(), record_of(part.model))
 
 
 def kept_propensity(folder: Path) -> tuple[float, float] | None:

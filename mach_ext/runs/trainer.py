@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -193,7 +192,7 @@ def _train(
     resumed = _begin(job, loaded, encoded)
     with timer(seconds, "race"):
         recipe, chosen = _choose(recipe, tuning, loaded, job, resumed)
-    recipe = recipe if recipe.svm else replace(recipe, resume=job.resume)
+    recipe = replace(recipe, resume=job.resume)
     part = recipe.part(loaded, ranks)
     model = part.model.to(job.device)
     parameters = sum(ranks.collect(sum(p.numel() for p in model.parameters())))
@@ -248,8 +247,7 @@ def _learn(
     """Trains the model, unless a training that goes on has come to its fine-tuning."""
     if recipe.resume and tuning.epochs and is_finetuning(job.folder):
         return training.Progress()
-    solve = _solve if recipe.svm else _fit
-    state = solve(part, dataset, job, recipe)
+    state = _fit(part, dataset, job, recipe)
     if job.ranks.is_first:
         delete_encoders(job.folder, part.model.attachments)
     return state
@@ -403,24 +401,12 @@ def _log_gaps(dataset: data.Dataset) -> None:
         )  # fmt: skip
 
 
-def _solve(part: ModelPart, dataset: data.Dataset, job: _Job, recipe: Recipe) -> training.Progress:
-    """Trains support vector machines. They cannot be resumed, so the folder changes only at the end."""
-    state = recipe.train(part, dataset, progress=job.progress)
-    with contextlib.ExitStack() as stack:
-        with failing_together(part.ranks.collect):
-            if part.ranks.is_first:
-                stack.enter_context(training.lock_run(job.folder))
-                if not (job.overwrite or job.resume):  # another run may have ended here meanwhile
-                    record.refuse_to_replace(job.folder)
-                training.delete_checkpoint(job.folder)
-        part.save(job.folder)
-    return state
-
-
 def _fit(part: ModelPart, dataset: data.Dataset, job: _Job, recipe: Recipe) -> training.Progress:
-    """Trains by gradients."""
+    """Trains by gradients, or support vector machines."""
     folder = job.folder
     with failing_together(part.ranks.collect):
-        if not job.overwrite and not (recipe.resume and training.has_checkpoint(folder)):
+        goes_on = recipe.resume and training.has_checkpoint(folder)
+        again = recipe.resume and recipe.svm and record.holds_run(folder, part)  # which keeps no checkpoint
+        if not (job.overwrite or goes_on or again):
             record.refuse_to_replace(folder)  # another run may have ended in this folder meanwhile
     return recipe.train(part, dataset, folder, job.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import fields
@@ -13,6 +14,7 @@ from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.progress import Progress
 
 CHECKPOINT = "checkpoint"
+SVM_RECORD = f"{CHECKPOINT}-svm.json"  # of `fit_svm`, which has no epochs and no optimiser
 # The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name.
 # Since format 3, the tensors may be in several files.
 CHECKPOINT_FORMAT = 3
@@ -46,6 +48,34 @@ _CHECKPOINT_SCHEMA = {
     "weights_sha256?": _SHA256,
     "sha256?": _SHA256[0],
 }
+
+_SVM_SCHEMA = {
+    "format": {1},
+    "solver": {"C": float, "tolerance": float, "max_passes": _count},
+    "model": {"*": ANY},
+    "hash": str,
+    "dtype": str,
+    "length": float,
+    "data": {"*": ANY},
+    "run?": {"*": ANY},
+    "sha256": _SHA256[0],
+}
+
+
+def read_svm_record(folder: Path) -> dict[str, Any]:
+    """Read the record of an unfinished run of `fit_svm` in a folder.
+
+    Raises:
+        ValueError: The record is damaged or is none.
+        OSError: The record does not exist or cannot be read.
+    """
+    file = folder / SVM_RECORD
+    record: dict[str, Any] = read_record(file, "a checkpoint of fit_svm", _SVM_SCHEMA)
+    if record["sha256"] != digest_of(record):
+        raise ValueError(
+            f"{file}: not a checkpoint of fit_svm: edited: its contents do not match their SHA-256"
+        )
+    return record
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -92,6 +122,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 def checkpoint_record(folder: Path) -> dict[str, Any]:
     """Read the record of the checkpoint in a folder, or return an empty dict if there is no readable record.
 
+    The checkpoint is one of `fit` or of `fit_svm`.
+
     Args:
         folder: The folder of a run.
 
@@ -105,10 +137,10 @@ def checkpoint_record(folder: Path) -> dict[str, Any]:
         >>> checkpoint_record(Path(tempfile.mkdtemp()))
         {}
     """
-    try:
-        return read_checkpoint(folder)
-    except (OSError, ValueError):
-        return {}
+    for read in (read_checkpoint, read_svm_record):
+        with contextlib.suppress(OSError, ValueError):
+            return read(folder)
+    return {}
 
 
 def file_names(tensors: str | list[dict[str, Any]] | None) -> set[str]:

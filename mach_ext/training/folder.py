@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mach_ext import _model_folder
 from mach_ext.data.files import delete_file
-from mach_ext.training.checkpoint import CHECKPOINT, file_names, read_checkpoint
+from mach_ext.training.checkpoint import CHECKPOINT, SVM_RECORD, file_names, read_checkpoint
 
 _TENSORS_WITH_DIGEST = re.compile(r"checkpoint-\d+-\d+-[0-9a-f]{12}\.safetensors")
 _HALF_WRITTEN = (
@@ -82,7 +82,8 @@ def delete_checkpoint(folder: Path) -> None:
         False
     """
     tensors = tensor_files(folder)
-    (folder / f"{CHECKPOINT}.json").unlink(missing_ok=True)
+    for record in (f"{CHECKPOINT}.json", SVM_RECORD):
+        (folder / record).unlink(missing_ok=True)
     for name in tensors:
         delete_file(folder / name)
     for part in part_folders(folder):
@@ -102,7 +103,8 @@ def has_checkpoint(folder: Path) -> bool:
         >>> has_checkpoint(Path(tempfile.mkdtemp()))
         False
     """
-    return any((each / f"{CHECKPOINT}.json").exists() for each in (folder, *part_folders(folder)))
+    records = (each / f"{CHECKPOINT}.json" for each in (folder, *part_folders(folder)))
+    return (folder / SVM_RECORD).exists() or any(record.exists() for record in records)
 
 
 def part_folders(folder: Path) -> list[Path]:

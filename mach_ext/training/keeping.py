@@ -23,6 +23,7 @@ from mach_ext.nn import MACH, load
 from mach_ext.training.checkpoint import (
     CHECKPOINT,
     CHECKPOINT_FORMAT,
+    SVM_RECORD,
     differences,
     file_names,
     identity_of,
@@ -110,6 +111,7 @@ class RunFolder:
             record["run"] = parse_record(run, "fit: the attachment run.json", {"*": ANY})
         former = tensor_files(self.folder)
         write_json(self.file, seal(record))
+        (self.folder / SVM_RECORD).unlink(missing_ok=True)
         for old in former - file_names(tensors):
             delete_file(self.folder / old)
 
@@ -122,6 +124,10 @@ class RunFolder:
         Raises:
             ValueError: The checkpoint is damaged or belongs to another run.
         """
+        if (svms := self.folder / SVM_RECORD).exists():
+            raise ValueError(
+                f"{svms}: resume needs the same settings and data; different: it is of `fit_svm`"
+            )
         if not os.path.lexists(self.file):
             return None
         record = read_checkpoint(self.folder)

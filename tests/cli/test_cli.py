@@ -116,13 +116,41 @@ def test_train_with_svms(here, dataset_folder, capsys):
     capsys.readouterr()
     for given, message in (
         (["--epochs", "3"], "--svm takes no --epochs"),
-        (["--resume", "--tau", "0.3", "--dropout", "0.1"], "--svm takes no --tau, --resume, --dropout"),
+        (["--resume", "--tau", "0.3", "--dropout", "0.1"], "--svm takes no --tau, --dropout"),
         (["--hidden-size", "8"], "is for linear MACH"),
         (["--encoder", "shared", "--epochs", "0"], "--svm takes no --epochs, --encoder"),
         (["--no-svm", "--C", "2"], "--C is an option of support vector machines"),
     ):
         assert run("train", "--dataset", dataset_folder, "--svm", "--overwrite", *few, *given) == 1
         assert message in capsys.readouterr().err
+
+
+def test_svms_are_resumed(here, dataset_folder, capsys, monkeypatch):
+    given = ["train", "--dataset", dataset_folder, "--hash-functions", "4", "--buckets", "16", "--quiet"]
+    assert run(*given, "--svm", "--output", "whole") == 0
+    original, left = mach_ext._ops.bucket_svm, iter(range(2))
+
+    def solve(*args, **kwargs):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mach_ext._ops, "bucket_svm", solve)
+        assert run(*given, "--svm", "--resume", "--output", "run") != 0
+    assert len([*(here / "run").glob("checkpoint-*.safetensors")]) == 2
+    assert run(*given, "--svm", "--output", "run") == 1
+    assert "--resume continues the training" in capsys.readouterr().err
+    assert run(*given, "--svm", "--resume", "--C", "2", "--output", "run") == 1
+    assert "solver.C was 1.0, now 2.0" in capsys.readouterr().err
+    monkeypatch.setattr(svm, "prefer_svm", lambda Y, D: True)
+    assert run(*given, "--resume", "--output", "run") == 0  # the default solver stays
+    assert not [*(here / "run").glob("checkpoint*")]
+    resumed, whole = (mach_ext.load(here / name) for name in ("run", "whole"))
+    assert resumed.bucket_weight.equal(whole.bucket_weight)
+    assert run(*given, "--resume", "--output", "run") == 0  # once more
+    assert run(*given, "--resume", "--C", "2", "--output", "run") == 1
+    assert "holds a run on" in capsys.readouterr().err
 
 
 def test_svms_where_they_are_worth_it(here, dataset_folder, capsys, monkeypatch):

@@ -83,11 +83,11 @@ def outputs():
             keep(f"bucket_backward {limit}", _ops.bucket_backward(*at), *outputs)
         solved = draw(D, M), draw(M)
         sparse = X[0], X[1].int(), X[2]
-        keep(
-            "bucket_svm",
-            _ops.bucket_svm(*sparse, buckets[0], *label_rows, 0, 1.0, 1e-3, 50, *solved),
-            *solved,
-        )
+        factor = _ops.svm_factor(*sparse, D, 1.0)
+        keep("svm_factor", factor)
+        for name, given in {"dual": None, "newton": factor}.items():
+            problem = *sparse, buckets[0], *label_rows, 0, 1.0, 1e-3, 50, given
+            keep(f"bucket_svm {name}", *_ops.bucket_svm(*problem, *solved), *map(torch.clone, solved))
 
         index = _ops.label_index(buckets, M) if dtype == torch.float32 else None
         for merge in ("mean", "min", "median"):
@@ -181,7 +181,9 @@ def test_objects_share_no_code_with_other_cpus(tag):
     symbols = [line.split(maxsplit=2)[1:] for line in run.stdout.splitlines() if line.count(" ") >= 2]
     shared = [name for kind, name in symbols if kind not in "trdb"]
     assert len(shared) >= len(objects)
-    ours = re.compile(rf"(void|bool|long) mach::\w+<mach::{tag}[,>]")  # the kernels' own instances
+    ours = re.compile(
+        rf"(void|bool|long|mach::SvmResult) mach::\w+<mach::{tag}[,>]"
+    )  # the kernels' own instances
     assert [name for name in shared if not ours.match(name)] == []
 
 

@@ -323,7 +323,7 @@ def storm(seed, place=between_guards):
     X = torch.ones(documents, dtype=dtype), torch.zeros(documents, dtype=torch.int32)
     Y = labels.view(-1).clamp(0, L - 1), pointers
     solved = torch.zeros(D, 20, dtype=dtype), torch.zeros(20, dtype=dtype)
-    _ops.bucket_svm(*X, torch.arange(documents + 1), buckets[0], *Y, 0, 1.0, 0.1, 3, *solved)
+    _ops.bucket_svm(*X, torch.arange(documents + 1), buckets[0], *Y, 0, 1.0, 0.1, 3, None, *solved)
 
 
 def public_storm(seed):

@@ -1,3 +1,5 @@
+#include <tuple>
+
 #include "../bucket_svm_tiles.h"
 #include "../parallel.h"
 #include "tensors.h"
@@ -5,10 +7,12 @@
 namespace mach {
 namespace {
 
-Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
-                      const Tensor& buckets_, const Tensor& label_indices_, const Tensor& label_indptr_,
-                      int64_t first, double C, double tolerance, int64_t max_passes, Tensor weight,
-                      Tensor bias) {
+using SvmOutcome = std::tuple<Tensor, Tensor>;
+
+SvmOutcome bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tensor& indptr_,
+                          const Tensor& buckets_, const Tensor& label_indices_, const Tensor& label_indptr_,
+                          int64_t first, double C, double tolerance, int64_t max_passes,
+                          const std::optional<Tensor>& factor_, Tensor weight, Tensor bias) {
   const char* op = "bucket_svm";
   MACH_CHECK(weight.dim() == 2, op, ": weight must be [D, M]");
   const int64_t D = weight.size(0), M = weight.size(1), N = indptr_.numel() - 1;
@@ -34,19 +38,42 @@ Tensor bucket_svm_cpu(const Tensor& values_, const Tensor& indices_, const Tenso
   const int64_t* label = pointer<int64_t>(label_indices);
   for (int64_t e = 0; e < label_indices.numel(); ++e)
     MACH_CHECK(label[e] >= 0 && label[e] < buckets.numel(), op, ": a label is outside [0, L)");
+  Tensor factor = values;
+  if (factor_) {
+    factor = as_contiguous(*factor_);
+    check_shape(op, "factor", factor, {D + 1, D + 1});
+    check_dtype(op, "factor", factor, values.scalar_type());
+  }
   Tensor passes = allocate(values, {num_svm_tiles(M)}, ScalarType::Long);
+  Tensor violations = allocate(values, {num_svm_tiles(M)}, ScalarType::Double);
   dispatch_floating(op, "values", values, [&](auto t) {
     using T = decltype(t);
     check_dtype(op, "weight", weight, values.scalar_type());
     check_dtype(op, "bias", bias, values.scalar_type());
-    bucket_svm_tiles(
-        BucketSvmTiles<T>{pointer<T>(values), feature, indptr.data(), N, D, M, pointer<int32_t>(buckets),
-                          label, label_indptr.data(), first, static_cast<T>(C), static_cast<T>(tolerance),
-                          max_passes, mutable_pointer<T>(weight), D ? weight.stride(0) : M, weight.stride(1),
-                          mutable_pointer<T>(bias), bias.stride(0), mutable_pointer<int64_t>(passes)},
-        pool());
+    bucket_svm_tiles(BucketSvmTiles<T>{pointer<T>(values),
+                                       feature,
+                                       indptr.data(),
+                                       N,
+                                       D,
+                                       M,
+                                       pointer<int32_t>(buckets),
+                                       label,
+                                       label_indptr.data(),
+                                       first,
+                                       static_cast<T>(C),
+                                       static_cast<T>(tolerance),
+                                       max_passes,
+                                       factor_ ? pointer<T>(factor) : nullptr,
+                                       mutable_pointer<T>(weight),
+                                       D ? weight.stride(0) : M,
+                                       weight.stride(1),
+                                       mutable_pointer<T>(bias),
+                                       bias.stride(0),
+                                       mutable_pointer<int64_t>(passes),
+                                       mutable_pointer<double>(violations)},
+                     pool());
   });
-  return passes;
+  return {passes, violations};
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
     """Show what a run is: its shape, parameters, memory, label collisions and training record."""
     from mach_ext import runs
     from mach_ext._model_folder import named_weights
+    from mach_ext.runs import race
 
     opened = runs.Run.open(model_path)
     record, model = opened.info(), opened.model
@@ -40,6 +41,8 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
     show(f"\nlabel hash\n{model.hash.diagnostics()}")
     operators = record["operators"]
     show(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")
+    if record["race"] is not None:
+        show("\n" + "\n".join(race.table(record["race"])))
     for line in _training_lines(record["training"]) if record["training"] is not None else ():
         show(line)
 

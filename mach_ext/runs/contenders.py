@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mach_ext import data, svm
-from mach_ext.runs.recipe import Recipe, default_sizes
+from mach_ext.runs.recipe import Recipe, default_sizes, not_none
 
 # Adam's eps for the encoder and its rate. A larger eps makes steps that are as large as the evidence, a
 # smaller one lets rare words move as far as common ones. The rate keeps the pace of common words.
@@ -31,7 +30,7 @@ class Contender:
 
     def applied(self, recipe: Recipe) -> Recipe:
         """Returns the recipe with the choice of this contender. What was given stays."""
-        settings = {**self.settings, **_given(recipe.hyperparameters)}
+        settings = {**self.settings, **not_none(recipe.hyperparameters)}
         return replace(recipe, svm=self.svm, hyperparameters=settings)
 
 
@@ -40,7 +39,7 @@ def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Conte
     if recipe.svm or recipe.is_linear or recipe.hyperparameters.get("optimizer") == "adagrad":
         return []
     found = []
-    given = _given(recipe.hyperparameters)
+    given = not_none(recipe.hyperparameters)
     is_open = not {"encoder_eps", "encoder_learning_rate", "dense_learning_rate"} & set(given)
     for name, (eps, rate) in STEPS.items():
         settings = {"encoder_eps": eps, "encoder_learning_rate": rate}
@@ -50,10 +49,6 @@ def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Conte
     if recipe.svm is None and recipe.may_be_svm and str(device) == "cpu" and _suits_svm(dataset):
         found.append(Contender("support vector machines", svm=True))
     return found
-
-
-def _given(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in hyperparameters.items() if value is not None}
 
 
 def _suits_svm(dataset: data.Dataset) -> bool:

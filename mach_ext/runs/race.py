@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,13 +55,11 @@ class Result:
     Attributes:
         contender: The contender.
         P: Its P@1, P@3 and P@5 on groups of labels, fractions of 1.
-        seconds: Time of its training.
         scores: The mean of the three for each document that decides.
     """
 
     contender: Contender
     P: list[float]
-    seconds: float
     scores: NDArray[np.float64]
 
 
@@ -85,11 +82,8 @@ class Race:
     groups: int
 
     def record(self) -> dict[str, Any]:
-        """Returns what the run keeps of the race."""
-        entries = [
-            {**asdict(each.contender), "P": [round(p, 4) for p in each.P], "seconds": round(each.seconds, 1)}
-            for each in self.results
-        ]
+        """Returns what the run keeps of the race, the same for the same arguments."""
+        entries = [{**asdict(each.contender), "P": [round(p, 4) for p in each.P]} for each in self.results]
         about = {"documents": self.documents, "held_out": self.held_out, "groups": self.groups}
         return {**about, "contenders": entries, "winner": self.winner.name}
 
@@ -105,7 +99,7 @@ def table(record: dict[str, Any]) -> list[str]:
     for each in entries:
         mark = "*" if each["name"] == record["winner"] else " "
         shown = " / ".join(f"{100 * p:5.2f}" for p in each["P"])
-        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}  {each['seconds']:6.1f} s")
+        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}")
     return lines
 
 
@@ -186,12 +180,9 @@ class Problem:
 
     def result(self, contender: Contender, device: str) -> Result:
         """Trains a contender and measures it."""
-        started = time.monotonic()
-        model = self._trained(contender, device)
-        seconds = time.monotonic() - started
-        labels = model.predict(self.X_held, min(5, self.groups))[1]
+        labels = self._trained(contender, device).predict(self.X_held, min(5, self.groups))[1]
         P = [metrics.precision_at_k(self.Y_held, labels, min(k, self.groups)) for k in (1, 3, 5)]
-        return Result(contender, P, seconds, precisions(self.Y_held, labels))
+        return Result(contender, P, precisions(self.Y_held, labels))
 
     def _trained(self, contender: Contender, device: str) -> nn.MACH:
         recipe, repetitions = contender.applied(self.recipe), 1 if contender.svm else REPETITIONS

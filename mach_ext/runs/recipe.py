@@ -147,19 +147,21 @@ class Recipe:
         """Returns the recipe with what was not given as a checkpoint has it, so that it is not chosen anew.
 
         Args:
-            checkpoint: The record of the checkpoint.
+            checkpoint: The record of a checkpoint of `fit` or of `fit_svm`.
         """
-        model, settings = checkpoint["model"], checkpoint["hyperparameters"]
+        model, settings = checkpoint["model"], checkpoint.get("hyperparameters", {})
         sizes = ("num_repetitions", "num_buckets", "hidden_size", "encoder", "merge")
         taken: dict[str, Any] = {
             name: model[name] for name in sizes if getattr(self, name) is None and name in model
         }
+        if (solver := checkpoint.get("solver")) and self.svm is not False and not self._for_gradients():
+            return replace(self, svm=True, **{"C": solver["C"], **taken, **not_none({"C": self.C})})
         hyperparameters = dict(self.hyperparameters)
         if "encoder" not in settings:  # else it is a checkpoint of fine-tuning, whose rates are its own
             for name in SETTINGS:  # tau is chosen at the end, seed is an argument of its own
                 if name in settings and hyperparameters.get(name) is None and name not in ("tau", "seed"):
                     hyperparameters[name] = settings[name]
-        return replace(self, svm=False, hyperparameters=hyperparameters, **taken)
+        return replace(self, svm=bool(self.svm), hyperparameters=hyperparameters, **taken)
 
     def model(self, dataset: data.Dataset) -> nn.MACH:
         """Returns a new model of the requested sizes. Default sizes follow from the dataset."""
@@ -263,6 +265,11 @@ class Recipe:
             )
         chosen = training.Hyperparameters.of(part.model, **settings)
         return fit_part(part, (*splits, filtered), chosen, output, **options)
+
+
+def not_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values that are given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _given_or(value: Any, default: Any) -> Any:

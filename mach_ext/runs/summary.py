@@ -9,6 +9,7 @@ from mach_ext import _ops, nn, training
 from mach_ext._model_folder import named_weights
 from mach_ext.data import attachments as kept
 from mach_ext.data.records import ANY, read_record
+from mach_ext.runs.record import record_of
 
 
 def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def summary(folder: Path, model: nn.MACH) -> dict[str, Any]:
         "memory": {device: training.expected_memory(model, device=device) for device in ("cpu", "cuda")},
         "hash": hash,
         "operators": {"cpu": _ops.cpu_isa(), "cuda": _ops.CUDA_FAULT or "loaded"},
+        "race": record_of(model).get("settings", {}).get("race"),
         "training": training.read_checkpoint(folder) if checkpoint.exists() else None,
         "metrics": read_record(metrics, "a record", ANY) if metrics.exists() else None,
     }

@@ -117,7 +117,7 @@ def test_labels_become_groups_and_no_document_loses_one():
 
 def result(name, mean, svm=False, spread=0.0):
     scores = np.where(np.arange(400) % 2, mean + spread, mean - spread)
-    return Result(Contender(name, svm), [mean] * 3, 1.0, scores)
+    return Result(Contender(name, svm), [mean] * 3, scores)
 
 
 def test_the_usual_way_wins_unless_another_is_clearly_ahead():
@@ -151,6 +151,7 @@ def test_a_run_keeps_the_race_and_trains_the_winner(tmp_path, caplog, monkeypatc
     assert settings["encoder_eps"] == 1e-5
     assert training.read_checkpoint(tmp_path / "run")["hyperparameters"]["encoder_learning_rate"] == 0.04
     assert "* hidden layers, fine steps" in caplog.text
+    assert run.info()["race"] == settings["race"]
     assert run.seconds["race"] > 0
 
 

@@ -155,6 +155,7 @@ class Recipe:
             name: model[name] for name in sizes if getattr(self, name) is None and name in model
         }
         if (solver := checkpoint.get("solver")) and self.svm is not False and not self._for_gradients():
+            taken.pop("encoder", None)  # which a linear model has not
             return replace(self, svm=True, **{"C": solver["C"], **taken, **not_none({"C": self.C})})
         hyperparameters = dict(self.hyperparameters)
         if "encoder" not in settings:  # else it is a checkpoint of fine-tuning, whose rates are its own

@@ -221,9 +221,12 @@ def _choose(
     """Returns the recipe with what was left open chosen, and what the run keeps of the choice."""
     if resumed:
         checkpoint = training.checkpoint_record(job.folder)
+        if not checkpoint:  # It is damaged, and the training will say so.
+            return recipe.with_solver(dataset, job.device), {"choice": "rule"}
         former = checkpoint.get("run", {}).get("settings", {})
         kept = {name: former[name] for name in ("choice", "race") if name in former}
-        recipe = replace(recipe, label_names=bool(former.get("label_names", False)))
+        if recipe.label_names is None:
+            recipe = replace(recipe, label_names=bool(former.get("label_names", False)))
         return recipe.continued(checkpoint), kept
     recipe = recipe.with_names(dataset)
     if tuning.epochs:

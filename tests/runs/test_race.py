@@ -204,3 +204,31 @@ def test_training_says_where_neighbors_help(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "mach_ext"):
         mach_ext.train(data.hold_out(dataset(1000)), output=tmp_path / "two", epochs=0, **options)
     assert "neighbors would" not in caplog.text  # 100 documents are too few to say
+
+
+MODEL = {
+    "num_repetitions": 8,
+    "num_buckets": 64,
+    "hidden_size": 0,
+    "encoder": "shared",
+    "merge": "mean_logprob",
+}
+
+
+def test_a_checkpoint_says_what_was_not_given():
+    solved = {"solver": {"C": 2.0, "tolerance": 0.3, "max_passes": 100}, "model": MODEL}
+    recipe = Recipe().continued(solved)
+    assert (recipe.svm, recipe.C, recipe.num_buckets, recipe.merge) == (True, 2.0, 64, "mean_logprob")
+    assert Recipe(C=0.5, num_buckets=32).continued(solved).C == 0.5
+    assert Recipe(C=0.5, num_buckets=32).continued(solved).num_buckets == 32
+    assert Recipe(svm=False).continued(solved).svm is False  # which fit_svm's checkpoint then refuses
+    settings = {"epochs": 7, "tau": 0.2, "seed": 5, "encoder_eps": 1e-5}
+    fitted = {"hyperparameters": settings, "model": {**MODEL, "hidden_size": [16]}}
+    recipe = Recipe(hyperparameters={"epochs": 9}).continued(fitted)
+    assert recipe.svm is False
+    assert recipe.hidden_size == [16]
+    assert recipe.hyperparameters == {"epochs": 9, "encoder_eps": 1e-5}
+    assert (
+        Recipe().continued({"hyperparameters": {**settings, "encoder": {}}, "model": MODEL}).hyperparameters
+        == {}
+    )

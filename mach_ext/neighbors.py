@@ -33,9 +33,9 @@ from mach_ext.functional import as_int
 
 __all__ = ["WEIGHTS", "Neighbors"]
 
-# The weight of the shares for each `MACH.merge` that has one. For mean log probabilities it was chosen with SVMs
-# on dev: P@1 rises from 50.45 to 50.85 on 25,000 documents of wordnet, and falls from 82.15 to 81.95 on 10,000 of
-# EURLEX57K. A weight of 4 costs 1.8 points on both.
+# The weight of the shares for each `MACH.merge` that has one. For mean log probabilities it was chosen with
+# SVMs on dev: P@1 rises from 50.45 to 50.85 on 25,000 documents of wordnet, and falls from 82.15 to 81.95 on
+# 10,000 of EURLEX57K. A weight of 4 costs 1.8 points on both.
 WEIGHTS = {"mean_logit": 4.0, "mean_logprob": 0.5}
 _COSINES = 1 << 24  # A matrix of cosines [documents, N] has at most so many entries: 192 MB.
 

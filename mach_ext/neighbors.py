@@ -31,8 +31,12 @@ from mach_ext.data.hybrid import mean_row, row_blocks
 from mach_ext.data.matrices import Csr
 from mach_ext.functional import as_int
 
-__all__ = ["Neighbors"]
+__all__ = ["WEIGHTS", "Neighbors"]
 
+# The weight of the shares for each `MACH.merge` that has one. For mean log probabilities it was chosen with
+# SVMs on dev: P@1 rises from 50.45 to 50.85 on 25,000 documents of wordnet, and falls from 82.15 to 81.95 on
+# 10,000 of EURLEX57K. A weight of 4 costs 1.8 points on both.
+WEIGHTS = {"mean_logit": 4.0, "mean_logprob": 0.5}
 _COSINES = 1 << 24  # A matrix of cosines [documents, N] has at most so many entries: 192 MB.
 
 
@@ -241,7 +245,8 @@ class Neighbors:
         X: Any,
         scores: Any,
         labels: Any,
-        weight: float = 4.0,
+        weight: float | None = None,
+        merge: str = "mean_logit",
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Sort candidates by score + weight * share.
 
@@ -251,8 +256,9 @@ class Neighbors:
             X: The documents, as in `nearest`.
             scores: [N, k], as `MACH.predict` returns them.
             labels: [N, k], as `MACH.predict` returns them.
-            weight: In units of the scores. 0 leaves the order as it is. The default is for mean logits. For a
-                merge of probabilities, which are within [0, 1], it is far too large.
+            weight: In units of the scores. 0 leaves the order as it is. None is that of `WEIGHTS` for the
+                merge.
+            merge: `MACH.merge` of the model that gave the scores. It matters only for the weight None.
 
         Returns:
             Scores [N, k] float32 and labels [N, k] int64, best first. Of equal scores, the smaller label
@@ -260,7 +266,8 @@ class Neighbors:
 
         Raises:
             TypeError: As in `nearest`, or an argument has a wrong type.
-            ValueError: As in `nearest`, shapes do not fit, or the weight is negative or not finite.
+            ValueError: As in `nearest`, shapes do not fit, or the weight is negative or not finite. Or no
+                weight is given, and there is none for the merge.
 
         Example:
             >>> import numpy as np, scipy.sparse, mach_ext
@@ -277,6 +284,13 @@ class Neighbors:
                 "Neighbors.rerank: scores and labels must have one shape, got "
                 f"{scores.shape} and {labels.shape}"
             )
+        if weight is None:
+            if merge not in WEIGHTS:
+                raise ValueError(
+                    f"Neighbors.rerank: merge must be one of {', '.join(WEIGHTS)} if no weight is given, "
+                    f"got {merge!r}"
+                )
+            weight = WEIGHTS[merge]
         weight = _not_negative("Neighbors.rerank: weight", weight)
         advice, (N, k) = "pass fewer documents or candidates", np.atleast_2d(labels).shape[:2]
         check_memory("Neighbors.rerank: scores and labels", 28 * labels.size, advice, N=N, k=k)

@@ -69,6 +69,23 @@ def test_batches_make_no_difference(monkeypatch):
     np.testing.assert_array_equal(asked.nearest(Q).toarray(), whole)
 
 
+def test_the_default_weight_follows_from_the_merge():
+    X, Y, Q = matrices(1)
+    asked = mach_ext.Neighbors(X, Y, n=3)
+    labels = np.tile(np.arange(4), (7, 1))
+    scores = np.zeros((7, 4), np.float32)
+    for merge, weight in neighbors.WEIGHTS.items():
+        for a, b in zip(
+            asked.rerank(Q, scores, labels, merge=merge), asked.rerank(Q, scores, labels, weight), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert neighbors.WEIGHTS["mean_logit"] == 4.0
+    assert neighbors.WEIGHTS.keys() <= mach_ext.merges.MODEL_MERGES.keys()
+    with pytest.raises(ValueError, match=r"merge must be one of .* if no weight is given, got 'min_prob'"):
+        asked.rerank(Q, scores, labels, merge="min_prob")
+    asked.rerank(Q, scores, labels, 1.0, merge="min_prob")
+
+
 def test_rerank_adds_the_share_and_sorts():
     X, Y, Q = matrices(5)
     rng = np.random.default_rng(0)

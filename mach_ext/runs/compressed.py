@@ -26,7 +26,7 @@ def copy_folder(folder: Path, output: Path | None) -> Path:
     check_utf8(argument, output)
     if output.resolve() == folder.resolve():
         raise ValueError(f"{argument} must be another folder than the model's, got {output}")
-    if (output / f"{training.CHECKPOINT}.json").exists():
+    if training.has_checkpoint(output):
         raise ValueError(f"{argument} must not be the folder of a training run, got {output}")
     return output
 

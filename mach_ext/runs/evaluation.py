@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mach_ext import data, metrics, nn, training
 from mach_ext.distributed.documents import shared_by_documents
 from mach_ext.metrics import KS, RECALL_KS
-from mach_ext.neighbors import Neighbors
+from mach_ext.neighbors import WEIGHTS, Neighbors
 from mach_ext.runs.arguments import spell
 from mach_ext.runs.labels import TrainingLabels
 from mach_ext.training.adjustment import is_ahead, precisions
@@ -97,7 +97,7 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
     def best(X: Any, k: int) -> tuple[NDArray[Any], ...]:
         candidates = k if neighbors is None else min(max(CANDIDATES, k), model.num_labels)
         found = model.predict(X, candidates, **options)
-        return found if neighbors is None else neighbors.rerank(X, *found)
+        return found if neighbors is None else neighbors.rerank(X, *found, merge=model.merge)
 
     # The parts of a model share their work by themselves.
     ask = shared_by_documents(model, best) if isinstance(model, nn.MACH) else best
@@ -133,13 +133,14 @@ def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbor
     """Returns the documents of train as neighbours of the documents of a split.
 
     Raises:
-        ValueError: The split is train, the model does not rank by mean logits, or there is no train split.
+        ValueError: The split is train, the model ranks in another way, or there is no train split.
     """
     argument = spell("neighbors")
     if split == "train":
         raise ValueError(f"{argument} does not work for documents of train, which find themselves")
-    if model.merge != "mean_logit":
-        raise ValueError(f"{argument} adds to mean logits; this model ranks by {model.merge}")
+    if model.merge not in WEIGHTS:
+        known = " or ".join(WEIGHTS)
+        raise ValueError(f"{argument} is for models that rank by {known}; this one ranks by {model.merge}")
     if len(dataset.train) == 0:
         raise ValueError(f"{dataset.path}: has no train split, which {argument} needs")
     return Neighbors(dataset.train.documents, dataset.train.Y)

@@ -111,6 +111,7 @@ def test_train_with_svms(here, dataset_folder, capsys):
     assert model.merge == "mean_logprob"
     assert json.loads((here / "runs" / "tiny" / "metrics.json").read_text())["test"]["P@1"] > 0.8
     assert run("evaluate") == 0
+    assert run("evaluate", "--neighbors") == 0
     assert run("explain", "--sample-id", "0", "--k", "1") == 0
     assert run("info") == 0
     capsys.readouterr()
@@ -364,6 +365,9 @@ def test_evaluate_with_neighbors(here, dataset_folder, capsys):
     assert "test+neighbors" in capsys.readouterr().out
     assert run("evaluate", "--neighbors", "--split", "train") == 1
     assert "which find themselves" in capsys.readouterr().err
+    assert run("train", "--dataset", dataset_folder, *FAST, "--merge", "min_prob", "--overwrite") == 0
+    assert run("evaluate", "--neighbors") == 1
+    assert "models that rank by mean_logit or mean_logprob; this one ranks by" in capsys.readouterr().err
 
 
 def test_labels_the_model_does_not_know_are_misses(here, text_folder, capsys):

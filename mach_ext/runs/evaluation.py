@@ -107,7 +107,7 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
 def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
     """Logs if neighbours make up to 1,000 documents of dev clearly better."""
     dev = dataset.dev
-    if dev is None or len(dev) < FEWEST or model.merge != "mean_logit" or model.num_labels < 2:
+    if dev is None or len(dev) < FEWEST or model.merge not in WEIGHTS or model.num_labels < 2:
         return
     rows = np.unique(np.linspace(0, len(dev) - 1, min(MOST, len(dev))).astype(int))
     some, k = dev.take(rows), min(5, model.num_labels)

@@ -124,8 +124,6 @@ class TrainingRun:
         state, epochs = self.state, self.settings.epochs
         if state.epoch < epochs:
             self.model.set_logit_adjustment(0)
-        if not self.resuming:  # This replaces the checkpoint of a former run in the folder.
-            self.checkpoint()
         advice = "lower batch_size, num_buckets or hidden_size"
         if self.model.is_linear:
             advice = "lower repetitions_at_a_time, batch_size or num_buckets"
@@ -134,6 +132,8 @@ class TrainingRun:
             keep_generators(self.device),
             memory_advice("fit", advice, self.model),
         ):
+            if not self.resuming:  # This replaces the checkpoint of a former run in the folder.
+                self.checkpoint()
             last_checkpoint = time.monotonic()
             while state.epoch < epochs and not self.validation.patience_is_out(state):
                 self.model.train()

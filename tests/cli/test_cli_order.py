@@ -42,4 +42,4 @@ def test_explain_writes_its_record_before_its_pages(trained, tmp_path, capsys):
 
 
 def test_seconds_of_a_training_name_every_stage(trained):
-    assert list(mach_ext.Run.open(trained).metrics["seconds"]) == ["load", "train", "evaluate", "fit"]
+    assert list(mach_ext.Run.open(trained).metrics["seconds"]) == ["load", "race", "train", "evaluate", "fit"]

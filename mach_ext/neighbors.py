@@ -31,7 +31,7 @@ from mach_ext.data.hybrid import mean_row, row_blocks
 from mach_ext.data.matrices import Csr
 from mach_ext.functional import as_int
 
-__all__ = ["WEIGHTS", "Neighbors"]
+__all__ = ["Neighbors"]
 
 # The weight of the shares for each `MACH.merge` that has one. For mean log probabilities it was chosen with
 # SVMs on dev: P@1 rises from 50.45 to 50.85 on 25,000 documents of wordnet, and falls from 82.15 to 81.95 on

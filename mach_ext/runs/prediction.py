@@ -60,7 +60,7 @@ class Answer:
         >>> run = mach_ext.train("pets", svm=True, overwrite=True, progress=False)
         >>> (block,) = run.iter_predict(texts=["a dog in the garden", "xyz"], k=1)
         >>> [(answer.features, answer.labels[0].label) for answer in block]
-        [(2, 'dog'), (0, 'cat')]
+        [(2, 'dog'), (0, 'dog')]
     """
 
     features: int

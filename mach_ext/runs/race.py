@@ -113,6 +113,9 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
 
     Returns:
         The race, or None if there is nothing to choose or too few documents to decide.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C was pressed.
     """
     field = contenders(recipe, dataset, device)
     dataset = data.hold_out(dataset)
@@ -122,7 +125,12 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
     results = []
     with tqdm(total=len(field), desc="race", unit="way", disable=not progress, leave=False) as bar:
         for contender in field:
-            results.append(problem.result(contender, device))
+            try:
+                results.append(problem.result(contender, device))
+            except training.TrainingInterrupted:
+                raise training.TrainingInterrupted(
+                    "stopped in the race; nothing is trained or saved"
+                ) from None
             bar.update()
     winner = _winner(results).contender
     return Race(results, winner, len(problem), len(results[0].scores), problem.groups)

@@ -136,9 +136,9 @@ def fit_svm(
         True
     """
     settings = _checked_settings(C, tolerance, max_passes)
+    _check_model(model.model if isinstance(model, ModelPart) else model)
     part = model if isinstance(model, ModelPart) else ModelPart.alone(model)
     model = part.model
-    _check_model(model)
     if resume and output is None:
         raise ValueError("fit_svm: resume needs the output folder of the run to continue")
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)

@@ -25,7 +25,7 @@ class Validation:
     def metrics(self, model: MACH) -> dict[str, float]:
         """Return the metrics of the model on the dev documents."""
         X, Y, filtered = self.documents()
-        return evaluate_model(model, X, Y, filtered=filtered)
+        return evaluate_model(model, X, Y, **({} if filtered is None else {"filtered": filtered}))
 
     def rank(self, entry: dict[str, Any]) -> tuple[float, float]:
         """Return an epoch's dev metric and, for ties, minus its loss.

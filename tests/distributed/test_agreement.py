@@ -110,7 +110,7 @@ def interrupt_twice():
 def train_and_interrupt(rank, folder):
     with Steps(3, interrupt_twice):
         try:
-            train(KIND, folder)
+            train(KIND, folder, choice="rule")  # A race would be interrupted in place of the training.
         except training.TrainingInterrupted as error:
             return 0 if "holds a checkpoint" in str(error) else 3
     return 2

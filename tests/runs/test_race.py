@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import types
 
 import numpy as np
@@ -231,3 +233,18 @@ def test_a_checkpoint_says_what_was_not_given():
         Recipe().continued({"hyperparameters": {**settings, "encoder": {}}, "model": MODEL}).hyperparameters
         == {}
     )
+
+
+def test_an_interrupted_race_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    step = training.run.TrainingRun.step
+
+    def interrupt(run, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        step(run, batch)
+
+    monkeypatch.setattr(training.run.TrainingRun, "step", interrupt)
+    with pytest.raises(
+        training.TrainingInterrupted, match="stopped in the race; nothing is trained or saved"
+    ):
+        mach_ext.train(dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, progress=False)
+    assert not (tmp_path / "run").exists()

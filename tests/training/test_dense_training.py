@@ -403,7 +403,7 @@ def test_default_sizes_count_dense_columns():
     from mach_ext.data import Dataset, Split
     from mach_ext.runs.recipe import Recipe, default_sizes
 
-    words = scipy.sparse.csr_matrix((20_000, 146_000), dtype=np.float32)
+    words = scipy.sparse.csr_matrix((20_000, 292_000), dtype=np.float32)
     Y = scipy.sparse.csr_matrix((20_000, 20_000), dtype=np.float32)
     bare = Dataset("d", "d", Split(words, Y))
     dense = Dataset("d", "d", Split(words, Y, dense=np.zeros((20_000, 1024), np.float16)))

@@ -12,6 +12,7 @@ from mach_ext.data.dataset import Dataset, Split
 from mach_ext.data.matrices import Csr, row_lengths
 
 MOST_DOCUMENTS = 3  # of a label whose name becomes a document; others have documents enough
+LEAST_SHARE = 0.02  # of the pairs of documents and labels whose label is rare, for `names_tell`
 LEAST_COSINE, LEAST_RATIO = 0.02, 3  # of documents and the names of their labels, for `names_tell`
 MOST_ASKED = 3000  # documents
 _WORD = re.compile(r"\w+")
@@ -61,10 +62,12 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
 
 
 def names_tell(dataset: Dataset) -> bool:
-    """Returns whether documents share more words with the names of their labels than with other names.
+    """Returns whether names of rare labels are worth learning from.
 
-    The mean cosine of documents and the names of their labels must be at least 0.02. It must also be three
-    times that of documents and the names of other documents' labels.
+    At least 2 % of what is to be learnt must be rare: pairs of a document and a label with at most three
+    documents. Elsewhere names have little to add. And documents must share words with the names of their
+    labels. The mean cosine of documents and the names of their labels must be at least 0.02. It must also be
+    three times that of documents and the names of other documents' labels.
 
     Args:
         dataset: The dataset. Up to 3,000 documents of train are asked.
@@ -80,6 +83,9 @@ def names_tell(dataset: Dataset) -> bool:
         True
     """
     if dataset.label_names is None or dataset.num_dense or not len(dataset.train):
+        return False
+    counts = dataset.train.Y.getnnz(axis=0)
+    if counts[counts <= MOST_DOCUMENTS].sum() < LEAST_SHARE * counts.sum():
         return False
     rows = np.unique(np.linspace(0, len(dataset.train) - 1, min(MOST_ASKED, len(dataset.train))).astype(int))
     pairs = dataset.train.Y[rows].tocoo()

@@ -67,11 +67,19 @@ def test_dense_features_have_no_names():
 
 
 def test_names_tell_where_documents_have_the_words_of_their_labels():
+    """Half of 200 labels have three documents each, the others have nine."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, 400)
-    X, Y = EYE[labels], EYE[labels]
-    assert names_tell(pets(X, Y, WORDS))
-    assert not names_tell(pets(X, Y, ["owl", "bird", "cat", "dog"]))  # words, but of other labels
-    assert not names_tell(pets(EYE[rng.integers(0, 4, 400)], Y, WORDS))
-    assert not names_tell(pets(X, sp.csr_matrix((400, 4)), WORDS))
-    assert not names_tell(pets(X[:0], Y[:0], WORDS))
+    labels = np.concatenate([np.repeat(np.arange(100), 3), np.repeat(np.arange(100, 200), 9)])
+    X = Y = sp.csr_matrix(np.eye(200, dtype=np.float32))[rng.permutation(labels)]
+    words = [f"word{i}" for i in range(200)]
+
+    def tell(X=X, Y=Y, names=words):
+        return names_tell(Dataset("d", "d", Split(X, Y), label_names=names, feature_names=words))
+
+    assert tell()
+    assert not tell(names=words[1:] + words[:1])  # words, but of other labels
+    assert not tell(X=X[rng.permutation(len(labels))])
+    assert not tell(Y=sp.csr_matrix(Y.shape))
+    assert not tell(X[:0], Y[:0])
+    frequent = np.flatnonzero(Y.indices >= 100)
+    assert not tell(X[frequent], Y[frequent])  # no label that occurs is rare

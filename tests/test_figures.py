@@ -99,9 +99,8 @@ def test_a_changed_result_is_a_fault(modules, tmp_path, documents, lines):
     for file in figures.RESULTS.glob("*.csv"):
         shutil.copy(file, tmp_path)
     results = pd.read_csv(tmp_path / "peers.csv")
-    (row,) = results.index[
-        (results["dataset"] == "bibtex") & (results["system"] == "mach_ext (rows as given)")
-    ]
+    of = {"dataset": "bibtex", "split": "test", "system": "mach_ext (rows as given)"}
+    (row,) = results.index[(results[list(of)] == pd.Series(of)).all(axis=1)]
     results.loc[row, "P@1"] -= 0.0036  # what it was before the logit adjustment
     results.to_csv(tmp_path / "peers.csv", index=False)
     new = figures.lines(tmp_path)

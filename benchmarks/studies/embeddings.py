@@ -36,6 +36,7 @@ from mach_ext import data, metrics, training
 from mach_ext.text_encoder import TextEncoder
 
 Documents = sp.csr_matrix | data.HybridMatrix
+Answer = Callable[[Documents], np.ndarray[Any, Any]]  # documents -> labels [N, K], -1 for none
 FEATURES = ("words", "embeddings", "both")
 
 
@@ -78,20 +79,20 @@ def records(path: Path, every: int, final: bool) -> data.Dataset:
     return data.Dataset(path.name.partition(".")[0], path, label_names=known, **splits)
 
 
-def mach(X: Documents, Y: sp.csr_matrix, threads: int, seed: int = 0) -> peers.Predict:
+def mach(X: Documents, Y: sp.csr_matrix, threads: int, seed: int = 0) -> Answer:
     """mach_ext with the sizes that `mach-ext train` chooses."""
     sparse, num_dense = (X.sparse, X.num_dense) if isinstance(X, data.HybridMatrix) else (X, 0)
     chosen = training.default_sizes(*sparse.shape, Y.shape[1])
     epochs = chosen.pop("epochs")
     model = mach_ext.MACH(sparse.shape[1], Y.shape[1], num_dense=num_dense, seed=seed, **chosen)
     mach_ext.fit(model, X, Y, epochs=epochs, seed=seed, gradient_threshold=0.003, progress=False)
-    return lambda X: peers.padded(model.predict(X, min(peers.K, model.num_labels))[1].tolist())
+    return lambda X: model.predict(X, min(peers.K, model.num_labels))[1]
 
 
-def tree(system: Callable[..., peers.Predict], **settings: Any) -> Callable[..., peers.Predict]:
+def tree(system: Callable[..., peers.Predict], **settings: Any) -> Callable[..., Answer]:
     """A system of `studies.peers` on the joined columns of words and embeddings."""
 
-    def train(X: Documents, Y: sp.csr_matrix, threads: int) -> peers.Predict:
+    def train(X: Documents, Y: sp.csr_matrix, threads: int) -> Answer:
         scaling = None
         if isinstance(X, data.HybridMatrix):
             scaling = mach_ext.MACH(X.num_features, 2, 2, 2, 0, num_dense=X.num_dense)
@@ -102,12 +103,12 @@ def tree(system: Callable[..., peers.Predict], **settings: Any) -> Callable[...,
 
         with tempfile.TemporaryDirectory() as home:
             predict = system(joined(X), Y, Path(home) / "model", threads, **settings)
-            return lambda X: predict(joined(X))
+            return lambda X: predict(joined(X), peers.K).labels
 
     return train
 
 
-SYSTEMS: dict[str, Callable[..., peers.Predict]] = {
+SYSTEMS: dict[str, Callable[..., Answer]] = {
     "mach_ext": mach,
     "PECOS XR-Linear": tree(peers.pecos),
     "omikuji (Parabel)": tree(peers.omikuji),

@@ -10,9 +10,24 @@ Settings are chosen on dev: systems learn from train and are asked on dev. Where
 the last word, a tenth of train is held out. `--final` is for the last word. Systems learn from all of train
 and are asked on test, or on dev where there is no test. Where both are there, one model serves both.
 
+Each result has a second column, "adjusted". mach_ext takes a logit adjustment, so the others get one, too.
+Their best 200 labels, or as many as their beam gives, are ranked again by log p - tau log(n + 1). n is the
+number of the label's training documents. tau, of 0 to 0.7, has the best mean of P@1, P@3 and P@5 on dev.
+`--final` takes it from the kept row of dev, so run without `--final` first. p is what each system says:
+
+* omikuji, PECOS and napkinXC return probabilities: products along the path to a label. A node's factor is
+  exp(-max(0, 1 - margin)^2) in omikuji and exp(-max(0, 1 - margin)^3) in PECOS, of trees and of one-vs-rest.
+  In napkinXC it is a logistic function.
+* scikit-learn returns margins. Squared hinge loss is least where margin = 2p - 1. The logistic function of
+  2 margin touches this line at p = 1/2, and its logarithm goes on beyond margins of -1 and 1.
+* Neighbours: p is proportional to the sum of cosines. Popularity: to n + 1.
+* mach_ext: the logistic function of its logits. SVMs have log probabilities already. Its first column has its
+  own adjustment where it has hidden layers, so its second column has tau more.
+
 Times are CPU seconds of the process, so that other jobs on the machine count little. With more than one
-thread they are the sum over threads. `ms a document` is of asking for the top 50. Bytes: the model's folder
-as the system itself writes it.
+thread they are the sum over threads. `ms a document` is of asking for the top 50. `--keep-times` leaves the
+times of the former row as they are, for a machine that others keep busy. Bytes: the model's folder as the
+system itself writes it.
 """
 
 from __future__ import annotations
@@ -31,14 +46,20 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from harness import RESULTS, circumstances, write_rows
+from harness.record import read_rows
+from studies.rankings import Ranking, best, choose_tau, filled, log_sigmoid, logs, of_pairs, second_column
 
 import mach_ext
 from mach_ext import data, metrics, svm, training
 
-K = 50  # labels asked for
-SINGLE = 200  # documents asked one by one
+K = 50  # labels asked for, in the first column
+CANDIDATES = 200  # labels that are ranked again
+SINGLE = 200  # documents asked one by one, for their time
+BATCH = 2000  # documents asked at a time, for their time
+TIMES = ("training_seconds", "ms_single", "ms_batch", "circumstances")
+FILE = RESULTS / "peers.csv"
 
-Predict = Callable[[sp.csr_matrix], np.ndarray[Any, Any]]  # documents -> labels [N, K], -1 for none
+Predict = Callable[[sp.csr_matrix, int], Ranking]  # documents, k -> the k best labels of each
 
 
 @dataclass(frozen=True)
@@ -62,22 +83,6 @@ def unit(X: sp.csr_matrix) -> sp.csr_matrix:
     return X
 
 
-def padded(rows: list[list[int]]) -> np.ndarray[Any, Any]:
-    labels = np.full((len(rows), K), -1, np.int64)
-    for n, row in enumerate(rows):
-        labels[n, : len(row)] = row
-    return labels
-
-
-def best(scores: sp.csr_matrix) -> np.ndarray[Any, Any]:
-    """The K best columns of each row of a sparse matrix of scores, ties by the smaller column."""
-    rows = []
-    for start, end in zip(scores.indptr[:-1], scores.indptr[1:], strict=True):
-        labels, values = scores.indices[start:end], scores.data[start:end]
-        rows.append(labels[np.lexsort((labels, -values))[:K]].tolist())
-    return padded(rows)
-
-
 def omikuji(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
     """Partitioned label trees. They refuse documents without features, which teach a linear model nothing."""
     import omikuji
@@ -92,10 +97,10 @@ def omikuji(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **se
     model.save(str(folder))
     model.init_prediction_thread_pool(threads)
 
-    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
+    def predict(X: sp.csr_matrix, k: int) -> Ranking:
         documents = (X[n] for n in range(X.shape[0]))
         pairs = (list(zip(x.indices.tolist(), x.data.tolist(), strict=True)) for x in documents)
-        return padded([[label for label, _ in model.predict(p, top_k=K)] for p in pairs])
+        return of_pairs([model.predict(p, top_k=k) for p in pairs], k)
 
     return predict
 
@@ -120,7 +125,8 @@ def pecos(
     model = XLinearModel.train(X, Y.astype(np.float32), C=clusters, threads=threads, **settings)
     model.save(str(folder))
     model = XLinearModel.load(str(folder), is_predict_only=True)
-    return lambda X: best(model.predict(unit(X), beam_size=beam_size, only_topk=K, threads=threads))
+    asked = {"beam_size": beam_size, "threads": threads}
+    return lambda X, k: best(model.predict(unit(X), only_topk=k, **asked), k)
 
 
 def napkinxc(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
@@ -129,7 +135,7 @@ def napkinxc(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **s
 
     model = PLT(str(folder), threads=threads, **settings)
     model.fit(X, Y)
-    return lambda X: padded(model.predict(X, top_k=K))
+    return lambda X, k: of_pairs(model.predict_proba(X, top_k=k), k)
 
 
 def neighbours(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, n: int = 20) -> Predict:
@@ -139,16 +145,17 @@ def neighbours(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, n
     folder.mkdir()
     sp.save_npz(folder / "X.npz", X, compressed=False)
     sp.save_npz(folder / "Y.npz", Y, compressed=False)
-    return lambda X: best((near.nearest(X) @ Y).tocsr())
+    return lambda X, k: best((near.nearest(X) @ Y).tocsr(), k)
 
 
 def popularity(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int) -> Predict:
     """The most frequent labels, for every document."""
     counts = np.bincount(Y.indices, minlength=Y.shape[1])
-    labels = np.argsort(-counts, kind="stable")[:K]
+    labels = np.argsort(-counts, kind="stable")
+    scores = logs((counts[labels] + 1) / (X.shape[0] + 1))
     folder.mkdir()
-    np.save(folder / "labels.npy", labels)
-    return lambda X: np.tile(labels, (X.shape[0], 1))
+    np.save(folder / "labels.npy", labels[:K])
+    return lambda X, k: Ranking(*(np.tile(row[:k], (X.shape[0], 1)) for row in (labels, scores)))
 
 
 def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, **settings: Any) -> Predict:
@@ -163,10 +170,10 @@ def one_vs_rest(X: sp.csr_matrix, Y: sp.csr_matrix, folder: Path, threads: int, 
         weight[:-1, j], weight[-1, j] = svm.coef_[0], svm.intercept_[0]
     np.save(folder / "weight.npy", weight)
 
-    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
-        scores = unit(X) @ weight[:-1] + weight[-1]
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :K]
-        return padded(labels[order].tolist())
+    def predict(X: sp.csr_matrix, k: int) -> Ranking:
+        margins = unit(X) @ weight[:-1] + weight[-1]
+        order = np.argsort(-margins, axis=1, kind="stable")[:, :k]
+        return Ranking(labels[order], log_sigmoid(np.take_along_axis(margins, order, axis=1), slope=2))
 
     return predict
 
@@ -175,7 +182,14 @@ Rows = Callable[[sp.csr_matrix], sp.csr_matrix]  # what becomes of the documents
 
 
 def top(model: mach_ext.MACH, rows: Rows = unit) -> Predict:
-    return lambda X: padded(model.predict(rows(X), min(K, model.num_labels))[1].tolist())
+    return lambda X, k: of_model(model, *model.predict(rows(X), min(k, model.num_labels)))
+
+
+def of_model(model: mach_ext.MACH, scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Ranking:
+    """A ranking of what `MACH.predict` returned."""
+    if model.merge not in ("mean_logit", "mean_logprob"):
+        raise ValueError(f"of_model: merge must be mean_logit or mean_logprob, got {model.merge!r}")
+    return Ranking(labels, log_sigmoid(scores) if model.merge == "mean_logit" else scores.astype(np.float64))
 
 
 def mach(
@@ -209,9 +223,9 @@ def mach(
     for name, matrix in (("X.npz", X), ("Y.npz", Y)):
         sp.save_npz(folder / name, sp.csr_matrix(matrix), compressed=step is not None)
 
-    def predict(X: sp.csr_matrix) -> np.ndarray[Any, Any]:
-        ranking = model.predict(rows(X), min(candidates, Y.shape[1]))
-        return padded(near.rerank(X, *ranking)[1][:, :K].tolist())
+    def predict(X: sp.csr_matrix, k: int) -> Ranking:
+        ranked = near.rerank(X, *model.predict(rows(X), min(candidates, Y.shape[1])))
+        return of_model(model, *(part[:, :k] for part in ranked))
 
     return predict
 
@@ -244,7 +258,7 @@ SYSTEMS = {
     ),
     "PECOS one-vs-rest": System("libpecos", pecos, {"tree": False}, most_labels=5000),
     "napkinXC PLT": System("napkinxc", napkinxc),
-    "scikit-learn one-vs-rest": System("scikit-learn", one_vs_rest, most_labels=1000),
+    "scikit-learn one-vs-rest": System("scikit-learn", one_vs_rest, most_labels=1300),
     "20 nearest neighbours": System("scipy", neighbours),
     "popularity": System("numpy", popularity),
     "mach_ext": System("mach_ext", mach),
@@ -302,37 +316,90 @@ def load(name: str, final: bool) -> tuple[data.Dataset, dict[str, data.Split]]:
 
 
 def measure(
-    system: System, train: data.Split, asked: dict[str, data.Split], threads: int
+    system: System,
+    train: data.Split,
+    asked: dict[str, data.Split],
+    threads: int,
+    tau: float | None,
+    timed: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Trains a system and asks it. There is a result for each split."""
-    results = {}
-    q = metrics.inverse_propensity(train.Y)
+    """Trains a system and asks it. There is a result for each split.
+
+    Where dev is asked, tau is chosen on it. Without dev and tau there is no second column.
+    """
+    q, counts = metrics.inverse_propensity(train.Y), metrics.label_counts(train.Y)
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "model"
         start = time.process_time()
         predict = system.train(train.X, train.Y, folder, threads, **system.settings)
-        seconds = time.process_time() - start
+        about: dict[str, Any] = {"training_seconds": time.process_time() - start}
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        for name, split in asked.items():
-            start = time.process_time()
-            labels = predict(split.X)
-            batch = (time.process_time() - start) / len(split)
-            sample = np.linspace(0, len(split) - 1, min(SINGLE, len(split))).astype(int)
-            documents = [split.X[n] for n in sample]
-            start = time.process_time()
-            for x in documents:
-                predict(x)
-            single = (time.process_time() - start) / len(documents)
-            results[name] = {
-                "documents": len(train),
-                "asked": len(split),
-                **metrics.evaluate(split.Y, labels, (1, 3, 5), (K,), q),
-                "training_seconds": seconds,
-                "ms_single": single * 1e3,
-                "ms_batch": batch * 1e3,
-                "bytes": size,
-            }
+        times = {name: ask_times(predict, split.X) if timed else {} for name, split in asked.items()}
+        rankings = {name: filled(predict(split.X, CANDIDATES), CANDIDATES) for name, split in asked.items()}
+    if "dev" in asked:
+        tau = choose_tau(asked["dev"].Y, rankings["dev"], counts)
+    results = {}
+    for name, split in asked.items():
+        first = metrics.evaluate(split.Y, rankings[name].labels[:, :K], (1, 3, 5), (K,), q)
+        second = {} if tau is None else second_column(split.Y, rankings[name], counts, tau, q)
+        sizes = {"documents": len(train), "asked": len(split), "bytes": size}
+        results[name] = sizes | first | about | times[name] | second
     return results
+
+
+def ask_times(predict: Predict, X: sp.csr_matrix) -> dict[str, float]:
+    """CPU milliseconds of a document that is asked by itself, and of one among many."""
+    some, single = (
+        X[np.linspace(0, X.shape[0] - 1, min(n, X.shape[0])).astype(int)] for n in (BATCH, SINGLE)
+    )
+    start = time.process_time()
+    predict(some, K)
+    batch = (time.process_time() - start) / some.shape[0]
+    documents = [single[n] for n in range(single.shape[0])]
+    start = time.process_time()
+    for x in documents:
+        predict(x, K)
+    alone = (time.process_time() - start) / len(documents)
+    return {"ms_single": alone * 1e3, "ms_batch": batch * 1e3}
+
+
+def kept_row(dataset: str, split: str, system: str) -> dict[str, str]:
+    """The kept result of this name, or nothing."""
+    key = {"dataset": dataset, "split": split, "system": system}
+    return next((row for row in read_rows(FILE) if key.items() <= row.items()), {})
+
+
+def kept_tau(dataset: str, system: str) -> float | None:
+    """tau as it was chosen on dev, or None where that was not done."""
+    tau = kept_row(dataset, "dev", system).get("tau")
+    return float(tau) if tau else None
+
+
+def run(dataset: data.Dataset, asked: dict[str, data.Split], name: str, args: argparse.Namespace) -> None:
+    """Measures one system, and puts its results into the file."""
+    system = SYSTEMS[name]
+    former = {split: kept_row(dataset.name, split, name) for split in asked}
+    timed = not (args.keep_times and all(former.values()))
+    tau = kept_tau(dataset.name, name)
+    results = measure(system, dataset.train, asked, args.threads, tau, timed)
+    about = {"package": f"{system.package} {version(system.package)}", "settings": system.settings}
+    about |= {"threads": args.threads}
+    for split, result in results.items():
+        key = {"dataset": dataset.name, "split": split, "system": name}
+        times = circumstances(RESULTS) if timed else {column: former[split][column] for column in TIMES}
+        write_rows(FILE, [key | about | result | times], list(key))
+        print(
+            f"{dataset.name}, {split}, {name}: P@1/3/5 {precisions(result)}, "
+            f"{result['training_seconds']:.1f} s, {result['bytes'] / 1e6:.1f} MB, "
+            + (
+                f"adjusted {precisions(result, 'adjusted ')}, tau {result['tau']}" if "tau" in result else "-"
+            ),
+            flush=True,
+        )
+
+
+def precisions(result: dict[str, Any], prefix: str = "") -> str:
+    return " / ".join(f"{100 * result[f'{prefix}P@{k}']:.2f}" for k in (1, 3, 5))
 
 
 def main() -> None:
@@ -340,6 +407,7 @@ def main() -> None:
     parser.add_argument("dataset", help="a name or a folder")
     parser.add_argument("systems", nargs="*", help=f"of {', '.join(SYSTEMS)} (all)")
     parser.add_argument("--final", action="store_true", help="see above")
+    parser.add_argument("--keep-times", action="store_true", help="see above")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_intermixed_args()
     for name in args.systems:
@@ -348,20 +416,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     dataset, asked = load(args.dataset, args.final)
     for name in args.systems or SYSTEMS:
-        system = SYSTEMS[name]
-        if system.most_labels is not None and dataset.num_labels > system.most_labels and not args.systems:
-            continue
-        about = {"package": f"{system.package} {version(system.package)}", "settings": system.settings}
-        about |= {"threads": args.threads}
-        for split, result in measure(system, dataset.train, asked, args.threads).items():
-            key = {"dataset": dataset.name, "split": split, "system": name}
-            write_rows(RESULTS / "peers.csv", [key | about | result | circumstances(RESULTS)], list(key))
-            shown = " / ".join(f"{100 * result[f'P@{k}']:.2f}" for k in (1, 3, 5))
-            print(
-                f"{dataset.name}, {split}, {name}: P@1/3/5 {shown}, {result['training_seconds']:.1f} s, "
-                f"{result['bytes'] / 1e6:.1f} MB",
-                flush=True,
-            )
+        most = SYSTEMS[name].most_labels
+        if args.systems or most is None or dataset.num_labels <= most:
+            run(dataset, asked, name, args)
 
 
 if __name__ == "__main__":

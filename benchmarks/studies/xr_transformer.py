@@ -101,7 +101,7 @@ def train(
         asked = {"beam_size": BEAM_SIZE, "only_topk": peers.K, "threads": args.threads, "use_gpu": False}
         workers = {"batch_gen_workers": 1, "batch_size": BATCH_SIZE}
         scores = model.predict(list(split.texts or []), peers.unit(split.X), **workers, **asked)
-        return peers.best(scores.tocsr())
+        return peers.best(scores.tocsr(), peers.K).labels
 
     return predict
 

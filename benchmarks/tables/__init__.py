@@ -8,6 +8,7 @@ from pathlib import Path
 from tables import accuracy, faithfulness, race, robustness, scale, speed
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "adjusted": accuracy.adjusted,
     "benchmarks": speed.benchmarks,
     "certified": robustness.certified,
     "contenders": race.contenders,

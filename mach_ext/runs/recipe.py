@@ -113,7 +113,7 @@ class Recipe:
         if recipe.label_names and (count := len(recipe.learnt(dataset)) - len(dataset.train)):
             without = spell("label_names", value=False)
             log.info(
-                "the names of %s labels with few documents are learnt from, too (%s: they are not)",
+                "names of labels with few documents that are learnt from, too: %s (%s: none)",
                 f"{count:,}", without,
             )  # fmt: skip
         return recipe

@@ -242,7 +242,7 @@ def bucket_svm(
     """Solve for the same optimum by coordinate descent, with each bucket by itself and without shrinking."""
     (D, M), N = weight.shape, indptr.numel() - 1
     X = _with_ones(values, indices, indptr, D)
-    scales = 1 / X[:, :D].norm(dim=1).clamp(min=1)
+    scales = 1 / X[:, :D].norm(dim=1).clamp(min=1, max=10)
     positive = torch.zeros(N, int(buckets.max()) + 1 + M + first, dtype=torch.bool)
     positive[torch.arange(N).repeat_interleave(label_indptr.diff()), buckets.long()[label_indices]] = True
     w, alpha = torch.zeros(D + 1, M, dtype=values.dtype), torch.zeros(N, M, dtype=values.dtype)

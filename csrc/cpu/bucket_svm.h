@@ -30,7 +30,7 @@ struct BucketSvm {
   const int64_t* indptr;   // [N + 1]
   int64_t N, D;
   const T* squares;  // [N] |x|^2 + 1
-  const T* scales;   // [N] 1 / max(1, |x|), by which the projected gradient counts
+  const T* scales;   // [N] 1 / min(max(1, |x|), 10), by which the projected gradient counts
   T C, tolerance;    // of the projected gradient: its largest less its smallest entry
   int64_t max_passes;
 };

@@ -10,6 +10,10 @@
 namespace mach {
 namespace {
 
+// A document longer than this counts as one of this length for the tolerance. If the tolerance fell without
+// bound, a single long document could end far from its optimum.
+constexpr double kLongest = 10;
+
 // The first address from `pointer` on that is a multiple of kBytes.
 template <size_t kBytes, class T>
 T* aligned(T* pointer) {
@@ -34,7 +38,7 @@ template <class T>
 Array<T> scales_of(const Array<T>& squares) {
   Array<T> scales(squares.size());
   for (size_t n = 0; n < scales.size(); ++n)
-    scales[n] = squares[n] > 2 ? static_cast<T>(1 / std::sqrt(squares[n] - 1.0)) : T(1);
+    scales[n] = static_cast<T>(1 / std::clamp(std::sqrt(squares[n] - 1.0), 1.0, kLongest));
   return scales;
 }
 

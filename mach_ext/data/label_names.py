@@ -26,7 +26,8 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
     the dataset's vectorizer. Without one, its words are looked up among the names of the features. A word
     then has the mean of its values in train. Where the rows of train have one length, so has the name.
 
-    Names without a known word become no document. Neither do names of a dataset with dense features.
+    There are at most as many names as documents. Names without a known word become no document. Neither do
+    names of a dataset with dense features.
 
     Args:
         dataset: The dataset. It is not modified.
@@ -47,8 +48,12 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
     train = dataset.train
     if dataset.label_names is None or dataset.num_dense:
         return train
-    rare = np.flatnonzero(train.Y.getnnz(axis=0) <= most_documents)
+    counts = train.Y.getnnz(axis=0)
+    rare = np.flatnonzero(counts <= most_documents)
+    if rare.size > len(train):  # The names must not swamp the documents. Those that occur most come first.
+        rare = np.sort(rare[np.argsort(-counts[rare], kind="stable")[: len(train)]])
     rows = _rows(dataset, [_name(dataset.label_names[label]) for label in rare.tolist()])
+    rows.eliminate_zeros()  # words that no document of train has
     known = np.flatnonzero(np.diff(rows.indptr))
     if not known.size:
         return train
@@ -94,7 +99,7 @@ def names_tell(dataset: Dataset) -> bool:
     documents = _unit(dataset.train.X[rows])
     labels, own = np.unique(pairs.col, return_inverse=True)
     names = _unit(_rows(dataset, [_name(dataset.label_names[label]) for label in labels.tolist()]))
-    others = np.roll(own, pairs.nnz // 2)  # labels of documents far away
+    others = np.random.RandomState(0).permutation(own)
     true, false = (
         float(documents[pairs.row].multiply(names[each]).sum()) / pairs.nnz for each in (own, others)
     )

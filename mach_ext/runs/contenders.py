@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from mach_ext import data, svm
+from mach_ext import data
 from mach_ext.runs.recipe import Recipe, default_sizes, not_none
+from mach_ext.training.svm import MAX_FACTOR
 
 # Adam's eps for the encoder and its rate. A larger eps makes steps that are as large as the evidence, a
 # smaller one lets rare words move as far as common ones. The rate keeps the pace of common words.
@@ -46,14 +47,14 @@ def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Conte
         settings |= {"dense_learning_rate": rate} if dataset.num_dense else {}
         if is_open or name == "usual":
             found.append(Contender(f"hidden layers, {name} steps", settings=settings if is_open else {}))
-    if recipe.svm is None and recipe.may_be_svm and str(device) == "cpu" and _suits_svm(dataset):
+    if recipe.svm is None and recipe.may_be_svm and str(device) == "cpu" and _suits_svm(recipe, dataset):
         found.append(Contender("support vector machines", svm=True))
     return found
 
 
-def _suits_svm(dataset: data.Dataset) -> bool:
+def _suits_svm(recipe: Recipe, dataset: data.Dataset) -> bool:
     """Returns whether labels have documents enough for weights of their own, and whether these fit memory."""
-    Y, sizes = dataset.train.Y, svm.default_svm_sizes(dataset.num_labels)
+    Y, sizes = dataset.train.Y, replace(recipe, svm=True).configuration(dataset)
     columns = dataset.num_features + dataset.num_dense
     floats = columns * sizes["num_repetitions"] * sizes["num_buckets"]
     return bool(Y.nnz >= FEWEST_FOR_SVM * max(1, (Y.getnnz(axis=0) > 0).sum()) and floats <= MOST_SVM_FLOATS)
@@ -61,7 +62,7 @@ def _suits_svm(dataset: data.Dataset) -> bool:
 
 # Nanoseconds of one thread: of a step for a document, and of each product of a non-zero or a bucket with a
 # hidden unit, forward and backward. They were measured, and are constants so that a race is deterministic.
-_STEP, _SPARSE, _DENSE, _SVM = 3000.0, 0.8, 0.12, 2.0
+_STEP, _SPARSE, _DENSE, _SVM, _FACTOR = 3000.0, 0.8, 0.12, 2.0, 0.02
 _PASSES = 15  # over the documents that a support vector machine takes
 
 
@@ -77,14 +78,19 @@ def step_seconds(nonzeros: float, repetitions: int, hidden: int, buckets: int) -
     return 1e-9 * (_STEP + repetitions * hidden * (_SPARSE * nonzeros + _DENSE * buckets))
 
 
-def svm_seconds(nonzeros: float, buckets: int) -> float:
+def svm_seconds(nonzeros: float, buckets: int, columns: int, documents: int) -> float:
     """Returns about how long a document takes in training support vector machines.
 
     Args:
         nonzeros: Features of a document.
         buckets: All buckets that are solved.
+        columns: D, the number of features. If they are few, Newton's method factors D x D numbers.
+        documents: The number of documents.
     """
-    return 1e-9 * _SVM * _PASSES * nonzeros * buckets / 16
+    seconds = 1e-9 * _SVM * _PASSES * nonzeros * buckets / 16
+    if columns <= MAX_FACTOR and nonzeros * documents >= columns**2:
+        seconds += 1e-9 * _FACTOR * min(1.0, (columns / 900) ** 3) * buckets * columns**2
+    return seconds
 
 
 def training_seconds(recipe: Recipe, dataset: data.Dataset) -> float:

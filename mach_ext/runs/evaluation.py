@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from mach_ext.training.adjustment import is_ahead, precisions
 log = logging.getLogger("mach_ext")
 
 FEWEST, MOST = 200, 1000  # documents of dev that say whether neighbours help
+MOST_PRODUCTS = 2e10  # of non-zeros of train and these documents, some twenty seconds
 CANDIDATES = 200  # number of labels that neighbours re-rank
 
 
@@ -105,11 +107,23 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
 
 
 def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
-    """Logs if neighbours make up to 1,000 documents of dev clearly better."""
-    dev = dataset.dev
-    if dev is None or len(dev) < FEWEST or model.merge not in WEIGHTS or model.num_labels < 2:
+    """Logs if neighbours make up to 1,000 documents of dev clearly better.
+
+    Where train is large, fewer documents are asked or none. Embeddings are not computed for this.
+    """
+    dev, train = dataset.dev, dataset.train
+    if dev is None or model.merge not in WEIGHTS or model.num_labels < 2:
         return
-    rows = np.unique(np.linspace(0, len(dev) - 1, min(MOST, len(dev))).astype(int))
+    asked = min(MOST, len(dev), int(MOST_PRODUCTS / max(1, train.X.nnz)))
+    if asked < FEWEST or isinstance(train.dense, data.TextEmbeddings):
+        return
+    with contextlib.suppress(MemoryError):  # A remark is not worth an error.
+        _log_neighbors(model, dataset, dev, asked)
+
+
+def _log_neighbors(model: nn.MACH, dataset: data.Dataset, dev: data.Split, asked: int) -> None:
+    """Logs if neighbours make so many documents of dev clearly better."""
+    rows = np.unique(np.linspace(0, len(dev) - 1, asked).astype(int))
     some, k = dev.take(rows), min(5, model.num_labels)
     near = Neighbors(dataset.train.documents, dataset.train.Y)
     answers = [

@@ -117,6 +117,8 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
     Raises:
         TrainingInterrupted: Ctrl-C was pressed.
     """
+    if dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
+        return None
     field = contenders(recipe, dataset, device)
     dataset = data.hold_out(dataset)
     if len(field) < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
@@ -134,6 +136,14 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
             bar.update()
     winner = _winner(results).contender
     return Race(results, winner, len(problem), len(results[0].scores), problem.groups)
+
+
+def _are_numbers(recipe: Recipe, dataset: data.Dataset) -> bool:
+    """Returns whether sizes and epochs are numbers. If not, the training says what is wrong."""
+    sizes = recipe.configuration(dataset)
+    hidden = sizes["hidden_size"] or [0]
+    numbers = (sizes["num_repetitions"], sizes["num_buckets"], *hidden, recipe.hyperparameters.get("epochs"))
+    return all(each is None or (type(each) is int and each >= 0) for each in numbers)
 
 
 def _winner(results: list[Result]) -> Result:
@@ -183,7 +193,8 @@ class Problem:
         return Result(contender, P, precisions(self.Y_held, labels))
 
     def _trained(self, contender: Contender, device: str) -> nn.MACH:
-        recipe, repetitions = contender.applied(self.recipe), 1 if contender.svm else REPETITIONS
+        recipe = contender.applied(self.recipe)
+        repetitions = 1 if contender.svm else min(REPETITIONS, self.configuration["num_repetitions"])
         table = np.tile(np.arange(self.groups, dtype=np.int32), (repetitions, 1))
         sizes = {"num_labels": self.groups, "num_buckets": self.groups, "num_repetitions": repetitions}
         changes: dict[str, Any] = {}
@@ -222,7 +233,8 @@ def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender]) 
     budget = max(min(SECONDS, whole), SHARE * whole)
     for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):
         steps = _epochs(recipe, documents) * step_seconds(shape[0], REPETITIONS, hidden, shape[1])
-        cost = sum(svm_seconds(*shape) if each.svm else steps for each in field)
+        of_svm = svm_seconds(*shape, dataset.num_features + dataset.num_dense, documents)
+        cost = sum(of_svm if each.svm else steps for each in field)
         if documents * cost <= budget or documents <= FEWEST:
             break
     return max(documents, min(N, FEWEST))
@@ -233,5 +245,6 @@ def _grouped(Y: Any, group: NDArray[np.integer[Any]], groups: int) -> Any:
     L = len(group)
     members = scipy.sparse.csr_matrix((np.ones(L, np.float32), group, np.arange(L + 1)), (L, groups))
     grouped = (scipy.sparse.csr_matrix(Y, dtype=np.float32) @ members).tocsr()
+    grouped.eliminate_zeros()
     grouped.data[:] = 1
     return grouped

@@ -149,6 +149,8 @@ class Recipe:
         Args:
             checkpoint: The record of a checkpoint of `fit` or of `fit_svm`.
         """
+        if self.svm and "solver" not in checkpoint:
+            return self  # which a checkpoint of `fit` refuses
         model, settings = checkpoint["model"], checkpoint.get("hyperparameters", {})
         sizes = ("num_repetitions", "num_buckets", "hidden_size", "encoder", "merge")
         taken: dict[str, Any] = {

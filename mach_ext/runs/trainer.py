@@ -24,7 +24,7 @@ from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.in_parts import RunInParts
 from mach_ext.runs.metrics_file import write_metrics
-from mach_ext.runs.race import run_race, table
+from mach_ext.runs.race import Race, run_race, table
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
 from mach_ext.runs.text_encoders import RunEncoder, check_apart, check_resumed, load_encoder, with_embeddings
@@ -230,18 +230,27 @@ def _choose(
         return recipe.continued(checkpoint), kept
     recipe = recipe.with_names(dataset)
     if tuning.epochs:
-        return replace(recipe, svm=False), {"choice": "rule"}
+        return replace(recipe, svm=False).with_solver(dataset, job.device), {"choice": "rule"}
     race = None
     if job.choice == "race" and recipe.C is None:
         with failing_together(job.ranks.collect):
             if job.ranks.is_first:
-                race = run_race(recipe, dataset, job.device, job.progress)
+                race = _race(recipe, dataset, job)
         race = job.ranks.broadcast(race)
     if race is None:
         return recipe.with_solver(dataset, job.device), {"choice": "rule"}
     for line in table(race.record()):
         log.info("%s", line)
     return race.winner.applied(recipe), {"choice": "race", "race": race.record()}
+
+
+def _race(recipe: Recipe, dataset: data.Dataset, job: _Job) -> Race | None:
+    """Returns the race, or None if there is none or memory is too short for it."""
+    try:
+        return run_race(recipe, dataset, job.device, job.progress)
+    except (MemoryError, torch.OutOfMemoryError):
+        log.info("memory is too short for a race, so rules choose")
+        return None
 
 
 def _learn(
@@ -304,19 +313,16 @@ def _attach(
 
 def measure(run: Run) -> dict[str, Any]:
     """Returns metrics of a newly trained run on its dev and test splits, as far as it has them."""
-    dataset = run.dataset()
-    results: dict[str, Any] = {
-        name: run.evaluate(name, save=False) for name in ("dev", "test") if name in dataset.splits
-    }
-    if isinstance(run.measured, nn.MACH):  # not a part of a model
-        log_neighbors(run.measured, dataset)
-    return results
+    splits = run.dataset().splits
+    return {name: run.evaluate(name, save=False) for name in ("dev", "test") if name in splits}
 
 
 def write_training_metrics(run: Run, results: dict[str, Any]) -> None:
     """Writes `metrics.json` of a newly trained run. Metrics of an earlier run in the folder are replaced."""
     file, former = run.folder / "metrics.json", {"history": run.history}
     write_metrics(file, run.folder, run.measured, run.dataset(), results, run.seconds, former)
+    if isinstance(run.measured, nn.MACH):  # not a part of a model
+        log_neighbors(run.measured, run.dataset())
 
 
 def load_dataset(

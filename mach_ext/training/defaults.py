@@ -17,8 +17,8 @@ MOST_FLOATS = 3e8  # of the encoders of a model by default, or of support vector
 def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dict[str, Any]:
     """Return sizes and epochs for N training documents, D features and L labels.
 
-    R is 16, or 32 with fewer than 10,000 documents, where models differ most. B is the power of two next to
-    L / 2, within 16 and 2,048.
+    R is 16. With fewer than 10,000 documents, where models differ most, R is 32, if D is at most 73,000. B is
+    the power of two next to L / 2, within 16 and 2,048.
 
     Each repetition has an encoder of 256 units. If all encoders would take more than 3 x 10^8 floats (1.2
     GB), they have 128 units each. If those would also take more (D above 146,000), there are 8 repetitions
@@ -41,7 +41,7 @@ def default_sizes(num_documents: int, num_features: int, num_labels: int) -> dic
         2048
     """
     most = 32 if num_documents < 10_000 else 16
-    ways = [(most, 256), (most, 128), (16, 256), (16, 128), (8, 128)]
+    ways = [(most, 256), (most, 128), (16, 128), (8, 128)]
     own = next(((R, H) for R, H in ways if num_features * R * H <= MOST_FLOATS), None)
     R, H = own or (8, 512)
     buckets = 2 ** round(math.log2(max(num_labels, 2) / 2))

@@ -157,6 +157,14 @@ class RunFolder:
         if self.companion is not None:
             self.companion.delete_others(self.folder, self.model.attachments)
 
+    def accept_any_model(self) -> None:
+        """Let a resumed run take the model in the folder as it is, because it is about to be replaced."""
+        self.saved = None
+        with failing_together(self.part.ranks.collect):
+            if self.part.ranks.is_first:
+                record = read_checkpoint(self.folder)
+                write_json(self.file, seal({**record, "weights_sha256": None}))
+
     def load_model(self) -> None:
         """Load the best epoch's weights into the model.
 

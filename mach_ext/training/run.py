@@ -222,6 +222,7 @@ class TrainingRun:
                 self.folder.keep_model()
             self.folder.load_model()
             if self.choose_tau():
+                self.folder.accept_any_model()  # A kill may come before or after the model is replaced.
                 self.folder.keep_model()
             self.folder.write_end(self.state)
         elif self.memory.weights is not None:

@@ -104,7 +104,7 @@ def fit_svm(
         C: Cost of a document on the wrong side.
         tolerance: The largest allowed violation of a bucket. This is the distance between the largest and the
             smallest entry of the dual's projected gradient. The entry of a document that is longer than the
-            median is divided by its length.
+            median is divided by its length, at most by 10.
         max_passes: After so many passes over the documents, a tile of 16 buckets counts as done.
         output: Folder for checkpoints, and for the model at the end. None keeps everything in memory.
         resume: Continue from the checkpoint in `output`, or start if there is none. The settings, the model's

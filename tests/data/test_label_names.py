@@ -83,3 +83,21 @@ def test_names_tell_where_documents_have_the_words_of_their_labels():
     assert not tell(X[:0], Y[:0])
     frequent = np.flatnonzero(Y.indices >= 100)
     assert not tell(X[frequent], Y[frequent])  # no label that occurs is rare
+    halves = sp.csr_matrix(np.eye(200, dtype=np.float32)[np.tile(np.arange(200), 2)])
+    assert tell(halves, halves)  # the same labels again, in the same order
+
+
+def test_a_word_that_no_document_has_is_not_known():
+    X = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]], np.float32))
+    assert with_label_names(pets(X, label_names=["owl", "-", "-", "-"])) is not None
+    assert with_label_names(pets(X, label_names=["owl", "-", "-", "-"])).X.shape[0] == 4
+
+
+def test_there_are_no_more_names_than_documents():
+    """Labels 0 to 2 have documents, and the other 97 have none."""
+    Y = sp.csr_matrix(([1.0] * 4, ([0, 1, 2, 3], [0, 0, 1, 2])), (4, 100))
+    dataset = Dataset(
+        "d", "d", Split(EYE, Y), label_names=["cat"] * 100, feature_names=WORDS
+    )  # fmt: skip
+    added = with_label_names(dataset).Y[4:].indices.tolist()
+    assert added == [0, 1, 2, 3]

@@ -12,9 +12,9 @@ import scipy.sparse as sp
 
 import mach_ext
 from mach_ext import data, training
+from mach_ext.runs import evaluation, trainer
 from mach_ext.runs import race as races
-from mach_ext.runs import trainer
-from mach_ext.runs.contenders import Contender, contenders
+from mach_ext.runs.contenders import Contender, contenders, svm_seconds
 from mach_ext.runs.race import Problem, Result, run_race, table
 from mach_ext.runs.recipe import Recipe
 
@@ -248,3 +248,54 @@ def test_an_interrupted_race_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     ):
         mach_ext.train(dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_label_or_sizes_that_are_no_numbers_are_no_race():
+    one = dataset(labels=1)
+    assert run_race(Recipe(), one, "cpu", progress=False) is None
+    for given in ({"hidden_size": "big"}, {"hidden_size": ("a",)}, {"hyperparameters": {"epochs": "ten"}}):
+        assert run_race(Recipe(**given), dataset(), "cpu", progress=False) is None
+    with pytest.raises(ValueError, match="epochs must be an int of at least 0, got 'ten'"):
+        mach_ext.train(dataset(), epochs="ten", progress=False)
+
+
+def test_a_race_has_no_more_repetitions_than_the_model():
+    problem = Problem.of(Recipe(num_repetitions=2), data.hold_out(dataset()), [Contender("a")])
+    assert problem._trained(Contender("a"), "cpu").num_repetitions == 2
+    assert problem._trained(Contender("b", svm=True), "cpu").num_repetitions == 1
+
+
+def test_support_vector_machines_too_large_for_memory_do_not_run():
+    assert "support vector machines" in names(Recipe(num_buckets=64))
+    assert names(Recipe(num_buckets=2**22)) == HIDDEN
+
+
+def test_memory_too_short_for_a_race_leaves_the_rules(tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(trainer, "run_race", full)
+    with caplog.at_level(logging.INFO, "mach_ext"):
+        run = mach_ext.train(
+            dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, epochs=1, progress=False
+        )
+    assert settings_of(run)["choice"] == "rule"
+    assert "memory is too short for a race, so rules choose" in caplog.text
+
+
+def test_a_remark_about_neighbors_costs_no_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(evaluation, "Neighbors", full)
+    options = {"hidden_size": 8, "num_repetitions": 4, "choice": "rule", "progress": False}
+    run = mach_ext.train(data.hold_out(dataset()), output=tmp_path / "run", epochs=0, **options)
+    assert "dev" in run.metrics
+
+
+def test_few_dense_features_make_support_vector_machines_dearer():
+    sparse = svm_seconds(20, 512, columns=50_000, documents=5000)
+    assert svm_seconds(20, 512, columns=250, documents=5000) > 1.1 * sparse
+    assert svm_seconds(1000, 512, columns=1000, documents=5000) > 10 * svm_seconds(
+        1000, 512, columns=5000, documents=5000
+    )

@@ -7,6 +7,8 @@ from training_cases import same_bits, weights
 
 import mach_ext
 from mach_ext.training.adjustment import FEWEST, TAUS, choose_tau, is_ahead, precisions
+from mach_ext.training.keeping import RunFolder
+from mach_ext.training.run import TrainingRun
 
 
 class Ranking:
@@ -141,3 +143,43 @@ def test_repetitions_in_turn_choose_alike(tmp_path, data):
     second = mach_ext.fit(parts, *data, output=tmp_path, repetitions_at_a_time=2, **options)
     assert first.history[-1]["tau"] == second.history[-1]["tau"]
     assert same_bits(weights(whole), weights(parts))
+
+
+class Killed(Exception):
+    """The process would have ended here."""
+
+
+@pytest.mark.parametrize("at", ["accept_any_model", "keep_model", "write_end"])
+def test_a_kill_at_the_end_loses_nothing(tmp_path, monkeypatch, data, at):
+    """The chosen tau changes the model in the folder, whose digest the checkpoint has."""
+    whole, stopped, resumed = model(), model(), model()
+    monkeypatch.setattr(TrainingRun, "choose_tau", choose_a_tau)
+    mach_ext.fit(whole, *data, output=tmp_path / "whole", **FIT)
+
+    real, at_the_end = getattr(RunFolder, at), []
+
+    def kill(folder, *arguments):
+        if at == "keep_model" and not at_the_end:
+            return real(folder, *arguments)
+        raise Killed
+
+    real_accept = RunFolder.accept_any_model
+    with monkeypatch.context() as patch:
+        if at == "keep_model":
+            patch.setattr(RunFolder, "accept_any_model", lambda f: (real_accept(f), at_the_end.append(1)))
+        patch.setattr(RunFolder, at, kill)
+        with pytest.raises(Killed):
+            mach_ext.fit(stopped, *data, output=tmp_path / "run", **FIT)
+    mach_ext.fit(resumed, *data, output=tmp_path / "run", resume=True, **FIT)
+    assert same_bits(weights(whole), weights(resumed))
+    assert same_bits(weights(whole), weights(mach_ext.load(tmp_path / "run")))
+
+
+def choose_a_tau(run):
+    """As if tau 0.7 were always the best on dev."""
+    former = run.model.bucket_bias.detach().clone(), run.model.logit_adjustment.clone()
+    run.adjust(0.7)
+    if run.model.logit_adjustment.equal(former[1]):
+        run._restore(*former)
+        return False
+    return True

@@ -397,3 +397,32 @@ def test_a_shortage_of_memory_is_said_where_the_user_calls(problem, monkeypatch)
     with pytest.warns(ResourceWarning, match="fit_svm: memory is short") as caught:
         mach_ext.fit_svm(model, *problem)
     assert [said.filename for said in caught] == [__file__]
+
+
+def primal(model, X, Y):
+    """The sum of the primal objectives of the first repetition's buckets."""
+    length = mach_ext.training.typical_length(X)
+    weight = model.bucket_weight[0].detach().numpy() * length / 4
+    bias = model.bucket_bias[0].detach().numpy() / 4
+    buckets = model.hash.buckets[0].numpy()
+    y = np.stack([Y[:, buckets == b].sum(1).A1 > 0 for b in range(model.num_buckets)], 1) * 2.0 - 1
+    margins = y * (X @ weight / length + bias)
+    return float(((weight**2).sum() + (bias**2).sum()) / 2 + (np.maximum(0, 1 - margins) ** 2).sum())
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0, 1e4])
+def test_a_long_document_is_solved_or_said_not_to_be(factor):
+    """Documents of few features of many, which coordinate descent solves."""
+    rng = np.random.default_rng(0)
+    X = scipy.sparse.random(300, 400, 0.02, format="csr", random_state=rng)
+    X = (scipy.sparse.diags(np.r_[factor, np.ones(299)]) @ X).tocsr()
+    Y = scipy.sparse.csr_matrix(np.eye(2)[rng.integers(0, 2, 300)])
+    values, said = [], []
+    for tolerance in (0.3, 1e-4):
+        model = mach_ext.MACH(400, 2, 4, 2, hidden_size=0, merge="mean_logprob").double()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mach_ext.fit_svm(model, X, Y, tolerance=tolerance, max_passes=5000, progress=False)
+        values.append(primal(model, X, Y))
+        said.append(any(isinstance(each.message, mach_ext.svm.ConvergenceWarning) for each in caught))
+    assert said[0] or values[0] < 1.1 * values[1]

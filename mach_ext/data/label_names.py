@@ -38,7 +38,8 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
         >>> from scipy import sparse
         >>> from mach_ext.data import Dataset, Split, with_label_names
         >>> eye = sparse.eye(3, format="csr", dtype=np.float32)
-        >>> train = Split(eye[[0] * 4 + [1]], eye[[0] * 4 + [1]])
+        >>> X = sparse.csr_matrix([[1, 0, 0]] * 4 + [[0, 1, 1]], dtype=np.float32)
+        >>> train = Split(X, eye[[0] * 4 + [1]])
         >>> pets = Dataset("pets", "pets", train, label_names=["cat", "dog", "owl"],
         ...                feature_names=["cat", "dog", "owl"])
         >>> with_label_names(pets).Y[5:].toarray()
@@ -81,10 +82,9 @@ def names_tell(dataset: Dataset) -> bool:
         >>> import numpy as np
         >>> from scipy import sparse
         >>> from mach_ext.data import Dataset, Split, names_tell
-        >>> eye = sparse.eye(3, format="csr", dtype=np.float32)
-        >>> pets = Dataset("pets", "pets", Split(eye, eye), label_names=["cat", "dog", "owl"],
-        ...                feature_names=["cat", "dog", "owl"])
-        >>> names_tell(pets)
+        >>> eye = sparse.eye(8, format="csr", dtype=np.float32)
+        >>> names = ["cat", "dog", "owl", "hen", "cow", "pig", "bee", "ant"]
+        >>> names_tell(Dataset("pets", "pets", Split(eye, eye), label_names=names, feature_names=names))
         True
     """
     if dataset.label_names is None or dataset.num_dense or not len(dataset.train):

@@ -129,7 +129,7 @@ docs: $(VENV)/built
 # From nothing to predictions in words and why: the wordnet dataset, a model, its metrics, an explanation of one
 # prediction, P@k clean and adversarial with its chart, all under runs/demo/.
 demo: $(VENV)/built
-	$(BIN)/mach-ext train --dataset wordnet --no-holdout --gradient-threshold 0.003 --output runs/demo --overwrite $(ARGS)
+	$(BIN)/mach-ext train --dataset wordnet --no-holdout --gradient-threshold 0.003 --choice rule --no-label-names --output runs/demo --overwrite $(ARGS)
 	$(BIN)/mach-ext predict --model-path runs/demo --k 5 \
 	  --text "a small dog kept as a pet" --text "a person who plays the violin" \
 	  --text "move quickly on foot" --text "a disease caused by a virus"

@@ -158,9 +158,8 @@ class Recipe:
         }
         if (solver := checkpoint.get("solver")) and self.svm is not False and not self._for_gradients():
             taken.pop("encoder", None)  # which a linear model has not
-            return replace(
-                self, svm=True, **{**taken, "C": self.C or (None if solver["C"] == 1 else solver["C"])}
-            )
+            usual = None if solver["C"] == 1 else solver["C"]  # so that the record stays that of the run
+            return replace(self, svm=True, C=self.C or usual, **taken)
         hyperparameters = dict(self.hyperparameters)
         if "encoder" not in settings:  # else it is a checkpoint of fine-tuning, whose rates are its own
             for name in SETTINGS:  # tau is chosen at the end, seed is an argument of its own

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext.data import HybridMatrix, check_columns, check_csr, check_labels, row_lengths
 from mach_ext.data.hybrid import mean_row, row_blocks
-from mach_ext.data.matrices import Csr
+from mach_ext.data.matrices import Csr, unit_rows
 from mach_ext.functional import as_int
 
 __all__ = ["Neighbors"]
@@ -96,7 +96,7 @@ class Neighbors:
             self._center = mean_row(X.dense)
             sparse, self._dense = self._unit_parts(X)  # [N, D], [N, E]
         else:
-            sparse = _unit_rows(X)
+            sparse = unit_rows(X)
         self._documents = sparse.T.tocsr()  # [D, N], so that a document needs only its features' rows
         self._labels = Y.astype(np.float32)
 
@@ -156,7 +156,7 @@ class Neighbors:
         """Return sparse parts [., D] and dense parts [., E] that are rows of length 1 together."""
         assert self._center is not None
         center, weight = self._center, self._dense_weight
-        sparse, dense = _unit_rows(X.sparse), np.empty(X.dense.shape, np.float32)
+        sparse, dense = unit_rows(X.sparse), np.empty(X.dense.shape, np.float32)
         has_words = row_lengths(X.sparse) > 0
         shares = np.ones(len(X), np.float32)
         for rows in row_blocks(X.dense):
@@ -170,7 +170,7 @@ class Neighbors:
         return sparse, dense
 
     def _nearest(self, X: Csr | HybridMatrix) -> Csr:
-        sparse, dense = self._unit_parts(X) if isinstance(X, HybridMatrix) else (_unit_rows(X), None)
+        sparse, dense = self._unit_parts(X) if isinstance(X, HybridMatrix) else (unit_rows(X), None)
         cosines = (sparse @ self._documents).tocsr()
         if dense is not None:
             summed = dense @ self._dense.T  # [documents, N], by BLAS
@@ -316,14 +316,6 @@ def _kept(
         indices.append(columns[best])
         counts.append(best.size)
     return scipy.sparse.csr_matrix((np.concatenate(data), np.concatenate(indices), np.cumsum(counts)), shape)
-
-
-def _unit_rows(X: Csr) -> Csr:
-    """Scale rows [., D] to length 1. Rows without features stay empty."""
-    lengths = row_lengths(X)
-    lengths[lengths == 0] = 1
-    data = X.data / np.repeat(lengths, np.diff(X.indptr))
-    return scipy.sparse.csr_matrix((data.astype(np.float32), X.indices, X.indptr), X.shape)
 
 
 def _not_negative(name: str, value: Any) -> float:

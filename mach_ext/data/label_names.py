@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import scipy.sparse
+import scipy  # scipy.sparse is loaded at its first use
 from numpy.typing import NDArray
 
 from mach_ext.data.dataset import Dataset, Split
-from mach_ext.data.matrices import Csr, row_lengths
+from mach_ext.data.matrices import Csr, row_lengths, spaced_rows, unit_rows
 
 MOST_DOCUMENTS = 3  # of a label whose name becomes a document; others have documents enough
 LEAST_SHARE = 0.02  # of the pairs of documents and labels whose label is rare, for `names_tell`
@@ -92,25 +92,18 @@ def names_tell(dataset: Dataset) -> bool:
     counts = dataset.train.Y.getnnz(axis=0)
     if counts[counts <= MOST_DOCUMENTS].sum() < LEAST_SHARE * counts.sum():
         return False
-    rows = np.unique(np.linspace(0, len(dataset.train) - 1, min(MOST_ASKED, len(dataset.train))).astype(int))
+    rows = spaced_rows(len(dataset.train), MOST_ASKED)
     pairs = dataset.train.Y[rows].tocoo()
     if not pairs.nnz:
         return False
-    documents = _unit(dataset.train.X[rows])
+    documents = unit_rows(dataset.train.X[rows])
     labels, own = np.unique(pairs.col, return_inverse=True)
-    names = _unit(_rows(dataset, [_name(dataset.label_names[label]) for label in labels.tolist()]))
+    names = unit_rows(_rows(dataset, [_name(dataset.label_names[label]) for label in labels.tolist()]))
     others = np.random.RandomState(0).permutation(own)
     true, false = (
         float(documents[pairs.row].multiply(names[each]).sum()) / pairs.nnz for each in (own, others)
     )
     return bool(true >= LEAST_COSINE and true >= LEAST_RATIO * false)
-
-
-def _unit(X: Csr) -> Csr:
-    """Returns the rows scaled to length 1."""
-    lengths = row_lengths(X)
-    lengths[lengths == 0] = 1
-    return scipy.sparse.diags(1 / lengths, format="csr") @ X
 
 
 def _rows(dataset: Dataset, names: list[str]) -> Csr:

@@ -281,3 +281,16 @@ def check_rows(X: Csr, Y: Csr, X_name: PathLike, Y_name: PathLike) -> None:
         raise ValueError(
             f"{X_name} and {Y_name}: must have as many rows, got {X.shape[0]} and {Y.shape[0]} documents"
         )
+
+
+def unit_rows(X: Csr) -> Csr:
+    """Scales rows [., D] to length 1. Rows without features stay empty."""
+    lengths = row_lengths(X)
+    lengths[lengths == 0] = 1
+    data = X.data / np.repeat(lengths, np.diff(X.indptr))
+    return scipy.sparse.csr_matrix((data.astype(np.float32), X.indices, X.indptr), X.shape)
+
+
+def spaced_rows(count: int, most: int) -> NDArray[np.int64]:
+    """Returns the numbers of at most so many of `count` rows, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))

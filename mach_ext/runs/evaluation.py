@@ -7,10 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, training
+from mach_ext.data.matrices import spaced_rows
 from mach_ext.distributed.documents import shared_by_documents
 from mach_ext.metrics import KS, RECALL_KS
 from mach_ext.neighbors import WEIGHTS, Neighbors
@@ -123,7 +123,7 @@ def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
 
 def _log_neighbors(model: nn.MACH, dataset: data.Dataset, dev: data.Split, asked: int) -> None:
     """Logs if neighbours make so many documents of dev clearly better."""
-    rows = np.unique(np.linspace(0, len(dev) - 1, asked).astype(int))
+    rows = spaced_rows(len(dev), asked)
     some, k = dev.take(rows), min(5, model.num_labels)
     near = Neighbors(dataset.train.documents, dataset.train.Y)
     answers = [

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, svm, training
 from mach_ext._progress import tqdm
+from mach_ext.data.matrices import spaced_rows
 from mach_ext.hashing import LabelHash
 from mach_ext.runs.contenders import (
     Contender,
@@ -170,9 +171,7 @@ class Problem:
         rows = np.sort(random.permutation(N)[: _sample_size(recipe, dataset, field)])
         groups = min(L, GROUPS)
         group = np.arange(L) if groups == L else random.randint(0, groups, L)
-        held = np.unique(
-            np.linspace(0, len(dataset.dev) - 1, min(MOST_HELD_OUT, len(dataset.dev))).astype(int)
-        )
+        held = spaced_rows(len(dataset.dev), MOST_HELD_OUT)
         train, dev = dataset.train.take(rows), dataset.dev.take(held)
         each = (_grouped(split.Y, group, groups) for split in (train, dev))
         return cls(recipe, train.documents, next(each), dev.documents, next(each), configuration)

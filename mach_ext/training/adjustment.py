@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach_ext.data.matrices import spaced_rows
 from mach_ext.metrics import by_document
 from mach_ext.training.evaluation import answers
 
@@ -35,7 +36,7 @@ def choose_tau(
     """
     if Y.shape[0] < FEWEST:
         return usual
-    rows = np.unique(np.linspace(0, Y.shape[0] - 1, min(MOST, Y.shape[0])).astype(int))
+    rows = spaced_rows(Y.shape[0], MOST)
     X, Y, filtered = X[rows], Y[rows], None if filtered is None else filtered[rows]
     scores = {}
     for tau in sorted({usual, *TAUS}):

@@ -121,6 +121,8 @@ class Command(TyperCommand):
         given = {option.name: ctx.params.pop(option.name) for option in self._extra}
         warnings.showwarning = _show_warning
         warnings.simplefilter("default", ResourceWarning)
+        # Python's own: a file that Ctrl-C left open is closed all the same.
+        warnings.filterwarnings("ignore", "unclosed |Implicitly cleaning", ResourceWarning)
         with signals(), use_flags(FLAGS), _remarks():
             if given["threads"] is not None:
                 torch.set_num_threads(given["threads"])

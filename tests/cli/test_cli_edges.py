@@ -235,6 +235,17 @@ def test_signals_leave_one_line_and_no_output(trained, tmp_path, number):
     assert list((tmp_path / "o").iterdir()) == []
 
 
+def test_a_file_that_ctrl_c_leaves_open_is_no_warning(monkeypatch, capsys):
+    def stopped(*args, **kwargs):
+        opened = [open(os.devnull)]  # noqa: SIM115
+        del opened[:]  # which warns as the end of a function does that never got to its `with`
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.Run, "open", stopped)
+    assert cli.main(["info"]) == 1
+    assert capsys.readouterr().err == "mach-ext: interrupted\n"
+
+
 def test_a_training_that_is_to_end_saves_itself(trained, tmp_path):
     folder, commands = trained
     argv = ["train", "--dataset", folder / "texts", "--epochs", "1000000", "--hidden-size", "8", "--quiet"]

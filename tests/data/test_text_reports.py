@@ -6,12 +6,15 @@ import json
 import math
 import sys
 import unicodedata
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import scipy.sparse
 from data_cases import SENTENCES, TEXTS
 from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 
 import mach_ext
 from mach_ext import _page, cli, data, explain, report
@@ -95,7 +98,11 @@ def test_names_are_cut_between_letters_and_fill_their_columns():
 def test_charts_of_scripts_without_a_font(tmp_path, monkeypatch):
     """No warning for each letter; the chart says that it lacks them. A font removed since is passed over."""
     gone = font_manager.FontEntry(fname=str(tmp_path / "gone.ttf"), name="A Font", weight=400, style="normal")
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [gone, *font_manager.fontManager.ttflist])
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    ours = [
+        font_manager.ttfFontProperty(FT2Font(fonts / f"{name}.ttf")) for name in ("DejaVuSans", "STIXGeneral")
+    ]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [gone, *ours])
     name = "\U000107ff word \u2316"  # no character; and one that only the second font has
     model = mach_ext.MACH(1, 2, 2, 4, hidden_size=0)
     found = explain.integrated_gradients(

@@ -15,6 +15,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "embeddings": accuracy.embeddings,
     "faithfulness": faithfulness.faithfulness,
     "half": accuracy.half,
+    "defaults": race.defaults,
+    "learned_buckets": race.learned_buckets,
     "levers": accuracy.levers,
     "peers": accuracy.peers,
     "processes": speed.processes,

@@ -49,7 +49,9 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
 
 def _training_lines(record: dict[str, Any]) -> list[str]:
     """Returns lines about the training, from the record that `read_checkpoint` returns."""
-    state, settings = record["progress"], record["hyperparameters"]
+    state, settings = record["progress"], dict(record["hyperparameters"])
+    chosen = [entry["tau"] for entry in state["history"] if "tau" in entry]
+    settings |= {"tau": f"{chosen[-1]:g} (chosen on dev)"} if chosen else {}
     lines = [
         f"\ntraining: {state['epoch']} of {settings['epochs']} epochs, {state['seconds']:.0f} s",
         "  " + ", ".join(f"{k} {v}" for k, v in settings.items() if k != "epochs"),

@@ -43,9 +43,6 @@ SHARE = 0.2  # of the time of the training that follows
 SECONDS = 10.0  # which a race may take if the training takes no less
 FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
 FEWEST = 2000  # documents of the sample, if train has them
-# What support vector machines must be ahead by. Hidden layers gain more from the documents and the encoders
-# that a race has not: on three datasets half a point to a point.
-HANDICAP = 0.005
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,9 @@ def table(record: dict[str, Any]) -> list[str]:
     for each in entries:
         mark = "*" if each["name"] == record["winner"] else " "
         shown = " / ".join(f"{100 * p:5.2f}" for p in each["P"])
-        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}")
+        ahead = 100 * each.get("handicap", 0.0)  # runs of before keep none
+        note = f"  must be ahead by {ahead:g}" if ahead else ""
+        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}{note}")
     return lines
 
 
@@ -148,8 +147,8 @@ def _are_numbers(recipe: Recipe, dataset: data.Dataset) -> bool:
 
 
 def _winner(results: list[Result]) -> Result:
-    """Returns the best result, or the first one, of the usual way, if none is ahead by a standard error."""
-    scores = [each.scores - HANDICAP * each.contender.svm for each in results]
+    """Returns the best result after handicaps, or the usual way's if none is ahead by a standard error."""
+    scores = [each.scores - each.contender.handicap for each in results]
     best = int(np.argmax([each.mean() for each in scores]))
     return results[best] if is_ahead(scores[best], scores[0]) else results[0]
 

@@ -13,6 +13,7 @@ import pytest
 from command_cases import NAMES, SHOWN, UNSAFE, write_texts
 
 from mach_ext import _terminal, cli, data, nn, runs
+from mach_ext.cli import info
 from mach_ext.runs import opened
 
 
@@ -560,6 +561,14 @@ def test_svmlight_base_without_such_a_file(here, capsys):
     ):
         assert cli.main([*argv, "--svmlight-base", "1"]) == 0
         assert "--svmlight-base is ignored" in capsys.readouterr().err
+
+
+def test_info_shows_the_chosen_tau():
+    progress = {"epoch": 1, "seconds": 1.0, "history": [{"epoch": 1, "loss": 1.0, "tau": 0.3}]}
+    record = {"progress": progress, "hyperparameters": {"epochs": 1, "tau": 0.1}}
+    assert info._training_lines(record)[1] == "  tau 0.3 (chosen on dev)"
+    del progress["history"][0]["tau"]
+    assert info._training_lines(record)[1] == "  tau 0.1"
 
 
 @pytest.mark.parametrize("content", ["[]", '{"progress": {}}', '{"progress": 1, "hyperparameters": {}}', "7"])

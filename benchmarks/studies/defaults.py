@@ -1,0 +1,75 @@
+"""What `mach-ext train` reaches without flags, beside the best other system.
+
+Run it by `PYTHONPATH=benchmarks python -m studies.defaults DATASET [...] [--seeds 0]`.
+
+All of train is learnt from (`--no-holdout`), with `--gradient-threshold 0.003`, as in the other tables. A
+race chooses the way to train. Without a dev split it holds out a tenth of train for itself alone. tibkat has
+no test split, so its dev is asked, which nothing else sees. Results go into results/defaults.csv, and
+`make bench-table` makes the table of docs/results/accuracy.md from it. Times are seconds by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import RESULTS, circumstances, write_rows
+from studies.race import THRESHOLD, precisions
+
+import mach_ext
+from mach_ext import data
+
+FILE = RESULTS / "defaults.csv"
+
+
+def load(name: str) -> tuple[data.Dataset, str, data.Split]:
+    """The dataset, whose train and dev may be seen, and the name of the split to ask with its documents."""
+    dataset = data.load(name, holdout=False)
+    if dataset.test is not None:
+        return dataset, "test", dataset.test
+    assert dataset.dev is not None
+    return replace(dataset, dev=None), "dev", dataset.dev
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("datasets", nargs="+", help="names or folders")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.datasets:
+        for seed in args.seeds:
+            measure(name, seed, args.threads)
+
+
+def measure(name: str, seed: int, threads: int) -> None:
+    """Trains as the command does without flags, and asks the model."""
+    dataset, split, asked = load(name)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        run = mach_ext.train(
+            dataset, output=Path(folder, "run"), holdout=False, gradient_threshold=THRESHOLD, seed=seed,
+            evaluate=False, progress=False,
+        )  # fmt: skip
+    race = json.loads(run.model.attachments["run.json"])["settings"]["race"]
+    row: dict[str, Any] = {
+        "dataset": dataset.name, "seed": seed, "split": split, "threads": threads,
+        "documents": len(dataset.train), "winner": race and race["winner"],
+        "label_names": data.names_tell(dataset), "R": run.model.num_repetitions, "B": run.model.num_buckets,
+        **precisions(run.model, asked), "race_seconds": run.seconds["race"],
+        "training_seconds": run.seconds["train"], **circumstances(RESULTS),
+    }  # fmt: skip
+    write_rows(FILE, [row], ["dataset", "seed"])
+    shown = " / ".join(f"{100 * row[f'P@{k}']:.2f}" for k in (1, 3, 5))
+    print(f"{dataset.name}, seed {seed}, {row['winner']}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

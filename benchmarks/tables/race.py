@@ -42,10 +42,15 @@ def loss(rows: pd.DataFrame, contender: str) -> float:
 
 
 def by_race(folder: Path) -> dict[tuple[str, int], pd.DataFrame]:
-    """The rows of each race whose contenders all trained in full."""
+    """The rows of each race whose contenders all trained in full.
+
+    A contender that was far behind with one seed has no training with the next. It counts as it did there.
+    """
     kept = read("race", folder)
+    kept["trained"] = kept["P@1"].notna()
+    kept[P] = kept[P].fillna(kept.groupby(["dataset", "contender"])[P].transform("mean"))
     races = {key: rows.reset_index(drop=True) for key, rows in kept.groupby(["dataset", "seed"], sort=False)}
-    return {key: rows for key, rows in races.items() if rows["P@1"].notna().all()}
+    return {key: rows for key, rows in races.items() if rows["P@1"].notna().all() and rows["trained"].any()}
 
 
 def left_out(races: dict[tuple[str, int], pd.DataFrame]) -> dict[str, float]:

@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-holdout", action="store_true", help="train on all of train")
+    parser.add_argument("--only", default="", help="contenders with this in their names (all)")
     parser.add_argument("--near", type=float, default=1.0, help="contenders so near to the best one (all)")
     parser.add_argument(
         "--no-training", action="store_true", help="only the races, beside the kept trainings"
@@ -89,7 +90,7 @@ def main() -> None:
     for name in args.datasets:
         dataset = load(name, not args.no_holdout)
         for seed in args.seeds:
-            measure(dataset, seed, args.threads, None if args.no_training else args.near)
+            measure(dataset, seed, args.threads, args.only, None if args.no_training else args.near)
 
 
 def far_behind(dataset: data.Dataset, near: float) -> set[str]:
@@ -101,7 +102,7 @@ def far_behind(dataset: data.Dataset, near: float) -> set[str]:
     return {name for name, reached in best.items() if max(best.values()) - reached > near}
 
 
-def measure(dataset: data.Dataset, seed: int, threads: int, near: float | None) -> None:
+def measure(dataset: data.Dataset, seed: int, threads: int, only: str, near: float | None) -> None:
     """Runs the race, then trains each contender. Each row is written as soon as it is there."""
     started = time.monotonic()
     race = races.run_race(Recipe(seed=seed), dataset, "cpu", progress=False)
@@ -118,7 +119,7 @@ def measure(dataset: data.Dataset, seed: int, threads: int, near: float | None) 
             **{f"race_P@{k}": p for k, p in zip((1, 3, 5), result.P, strict=True)},
             "race_error": standard_error(result.scores - race.results[0].scores),
         }  # fmt: skip
-        if near is not None and contender.name not in left_out:
+        if near is not None and only in contender.name and contender.name not in left_out:
             run, training_seconds = trained(contender, dataset, seed, names)
             of_dev = {} if dataset.dev is None else precisions(run.model, dataset.dev)
             of_test = precisions(run.model, dataset.test)

@@ -210,6 +210,13 @@ EncoderEps = Annotated[
         help="The eps of Adam for the encoder's weights.",
     ),
 ]  # fmt: skip
+Eps = Annotated[
+    float | None,
+    option(
+        "--eps", parse=values.rate, metavar="EPS", panel="Training",
+        help="The eps of Adam for all other weights.",
+    ),
+]  # fmt: skip
 Schedule = Annotated[
     str | None,
     choice(
@@ -293,6 +300,7 @@ def run(
     learning_rate: LearningRate = derived("0.002, or 0.5 for linear models"),
     encoder_learning_rate: EncoderLearningRate = derived("0.3"),
     encoder_eps: EncoderEps = derived("0.0001"),
+    eps: Eps = derived("0.00000001"),
     dense_learning_rate: DenseLearningRate = derived("0.3, or 0.5 for linear models"),
     dense_length: DenseLength = derived("1"),
     finetune_epochs: FinetuneEpochs = derived("2 with --finetune"),

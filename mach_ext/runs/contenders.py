@@ -8,9 +8,14 @@ from mach_ext import data
 from mach_ext.runs.recipe import Recipe, default_sizes, not_none
 from mach_ext.training.svm import MAX_FACTOR
 
-# Adam's eps for the encoder and its rate. A larger eps makes steps that are as large as the evidence, a
-# smaller one lets rare words move as far as common ones. The rate keeps the pace of common words.
-STEPS = {"usual": (3e-4, 1.0), "coarse": (1e-3, 3.0), "fine": (1e-5, 0.04)}
+# A larger eps makes steps that are as large as the evidence, a smaller one lets rare words move as far as
+# common ones. The rate keeps the pace of common words. Fine steps are for rare words and rare labels, so the
+# classifiers get an eps as well.
+STEPS = {
+    "usual": {"encoder_eps": 3e-4, "encoder_learning_rate": 1.0},
+    "coarse": {"encoder_eps": 1e-3, "encoder_learning_rate": 3.0},
+    "fine": {"encoder_eps": 1e-5, "encoder_learning_rate": 0.04, "eps": 1e-5},
+}
 SVM = "support vector machines"
 # What a way must be ahead by. The usual one gains more than others from the documents and the encoders that a
 # race has not. docs/results/accuracy.md shows what each of these numbers loses on data it was not set on.
@@ -48,9 +53,9 @@ def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Conte
     found = []
     given = not_none(recipe.hyperparameters)
     is_open = not {"encoder_eps", "encoder_learning_rate", "dense_learning_rate"} & set(given)
-    for name, (eps, rate) in STEPS.items():
-        settings = {"encoder_eps": eps, "encoder_learning_rate": rate}
-        settings |= {"dense_learning_rate": rate} if dataset.num_dense else {}
+    for name, steps in STEPS.items():
+        settings = dict(steps)
+        settings |= {"dense_learning_rate": steps["encoder_learning_rate"]} if dataset.num_dense else {}
         if is_open or name == "usual":
             kept, handicap = settings if is_open else {}, HANDICAPS.get(name, 0.0)
             found.append(Contender(f"hidden layers, {name} steps", settings=kept, handicap=handicap))

@@ -18,7 +18,7 @@ from mach_ext.training.finetuning import GENTLE
 _RATES = ("learning_rate", "encoder_learning_rate", "dense_learning_rate")
 _SHARED = (
     *_RATES, "batch_size", "optimizer", "schedule", "gradient_threshold", "precision", "metric", "patience",
-    "encoder_eps", "tau",
+    "encoder_eps", "eps", "tau",
 )  # fmt: skip
 
 

@@ -70,8 +70,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         C: Misclassification cost of each support vector machine. None: 1.
         repetitions_at_a_time: Number of repetitions that are trained together. Linear MACH only. See `fit`.
         holdout: Hold a tenth of the documents out, to keep the epoch that is best on them.
-        epochs: As in `mach_ext.training.Hyperparameters`, like all arguments from here to
-            `dense_learning_rate`.
+        epochs: As in `mach_ext.training.Hyperparameters`, like all arguments from here to `eps`.
         batch_size: Documents in a step.
         optimizer: "adam" or "adagrad".
         learning_rate: Learning rate of everything but the encoder's rows.
@@ -85,6 +84,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tau: Strength of the logit adjustment.
         dense_length: Length of typical dense features, as a multiple of the length of the sparse ones.
         dense_learning_rate: Learning rate of the weights that take dense features.
+        eps: Adam's eps for everything but the encoder's rows.
         k: Number of labels that `predict` gives each document, and `predict_topk` by default. None: 5, or L
             if there are fewer labels. With a threshold, `predict` gives at most k labels, and None sets no
             limit. Neither k nor the threshold changes the `predict` of classes.
@@ -146,6 +146,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tau: float | None = None,
         dense_length: float | None = None,
         dense_learning_rate: float | None = None,
+        eps: float | None = None,
         k: int | None = None,
         threshold: float | None = None,
         device: str = "cpu",
@@ -178,6 +179,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.tau = tau
         self.dense_length = dense_length
         self.dense_learning_rate = dense_learning_rate
+        self.eps = eps
         self.k = k
         self.threshold = threshold
         self.device = device

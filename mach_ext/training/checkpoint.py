@@ -16,8 +16,8 @@ from mach_ext.training.progress import Progress
 CHECKPOINT = "checkpoint"
 SVM_RECORD = f"{CHECKPOINT}-svm.json"  # of `fit_svm`, which has no epochs and no optimiser
 # The first checkpoints had no number and no digests. Up to format 1, a hyper-parameter had another name.
-# Since format 3, the tensors may be in several files.
-CHECKPOINT_FORMAT = 3
+# Since format 3, the tensors may be in several files. Format 4 has the hyper-parameter eps.
+CHECKPOINT_FORMAT = 4
 _FORMER_HYPERPARAMETERS = {"negligible_gradient": "gradient_threshold"}
 _DIGEST_KEYS = {"format", "sha256", "tensors_sha256", "weights_sha256"}
 _TENSORS = re.compile(r"checkpoint-\d+-\d+(-[0-9a-f]{12})?\.safetensors")
@@ -25,7 +25,7 @@ _SHA256 = (re.compile(r"[0-9a-f]{64}"), type(None))
 _count = range(2**53)  # Floats hold integers exactly up to here.
 _SHARD = {"file": _TENSORS, "sha256": _SHA256[0], "repetitions": [_count, _count], "units": [_count, _count]}
 _CHECKPOINT_SCHEMA = {
-    "format?": {1, 2, CHECKPOINT_FORMAT},
+    "format?": {1, 2, 3, CHECKPOINT_FORMAT},
     "hyperparameters": {"epochs": _count, "*": ANY},
     "model": {"*": ANY},
     "hash": str,

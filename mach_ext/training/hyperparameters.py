@@ -66,6 +66,11 @@ class Hyperparameters:
         dense_learning_rate: Learning rate of the rows of that weight that take dense features, such as
             embeddings. Adam's eps is that of the other rows. `fit` divides the rate by the median length of
             the sparse features. In a joined matrix, dense features have the rate of the others.
+        eps: Adam's eps for everything but the encoder's rows, if there is a hidden layer. None takes the
+            usual 1e-8. Where buckets are rarely positive, that makes the many steps down as long as the few
+            steps up, however small their gradients are. Such buckets hardly learn, and more so the more
+            buckets there are. Then 1e-5 is better. Repetitions get 1 / R of a given eps, as they get 1 / R of
+            the loss.
 
     Example:
         >>> from mach_ext.training import Hyperparameters
@@ -89,6 +94,7 @@ class Hyperparameters:
     tau: float | None = None
     dense_length: float = 1.0
     dense_learning_rate: float = 0.3
+    eps: float | None = None
 
     @classmethod
     @renamed_argument("negligible_gradient", "gradient_threshold")
@@ -151,8 +157,10 @@ class Hyperparameters:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
         if not (isinstance(self.dense_length, (int, float)) and 0 < self.dense_length < math.inf):
             raise ValueError(f"fit: dense_length must be finite and above 0, got {self.dense_length!r}")
-        for name in ("learning_rate", "encoder_learning_rate", "dense_learning_rate", "encoder_eps"):
+        for name in ("learning_rate", "encoder_learning_rate", "dense_learning_rate", "encoder_eps", "eps"):
             value = getattr(self, name)
+            if value is None and name == "eps":
+                continue
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
         choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mach_ext import optim
 from mach_ext._model_folder import named_weights
@@ -19,14 +19,17 @@ def make_optimizer(part: ModelPart, settings: Hyperparameters, length: float) ->
     linear, adam = model.is_linear, settings.optimizer == "adam"
     rows = named.pop("bucket_weight" if linear else "encoder_weight")
     rate = settings.learning_rate if linear else settings.encoder_learning_rate
-    # Each repetition's loss counts 1 / R. The gradient of a repetition's own encoder counts 1 / R as well, so
-    # eps is divided by R.
-    copies = part.num_repetitions if model.encoder == "independent" else 1
-    eps = {"eps": settings.encoder_eps / copies} if adam and not linear else {}
-    groups = [
+    # Each repetition's loss counts 1 / R, and so do the gradients of its classifier and of its own encoder.
+    # So a given eps is divided by R.
+    R = part.num_repetitions
+    groups: list[dict[str, Any]] = [
         {"params": list(named.values()), "lr": settings.learning_rate},
-        {"params": [rows], "lr": rate / length, **eps},
+        {"params": [rows], "lr": rate / length},
     ]
+    if adam and not linear:
+        groups[1]["eps"] = settings.encoder_eps / (R if model.encoder == "independent" else 1)
+        if settings.eps is not None:
+            groups[0]["eps"] = settings.eps / R
     make = optim.SparseAdam if adam else optim.SparseAdagrad
     optimizer = make(groups[::-1] if linear else groups)  # Checkpoints number the states in this order.
     documents = optimizer.param_groups[0 if linear else 1]

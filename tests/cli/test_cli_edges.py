@@ -322,7 +322,7 @@ REAL = ["", "nan", "inf", "-inf", "1e400", "-1", "٣", "1_0", "0,1", "1e"]
         *(([*TRAIN, flag], ["1", "1.0", *REAL])
           for flag in ("--dropout", "--feature-dropout", "--gradient-threshold", "--negligible-gradient")),
         *(([*TRAIN, flag], ["1e39", *REAL])
-          for flag in ("--learning-rate", "--encoder-learning-rate", "--encoder-eps")),
+          for flag in ("--learning-rate", "--encoder-learning-rate", "--encoder-eps", "--eps")),
         ([*TRAIN, "--tau"], ["101", *REAL]),
         ([*TRAIN, "--C"], ["0", "1e7", *REAL]),
         ([*TRAIN, "--metric"], ["", "P@7"]),

@@ -8,12 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 from command_cases import commands, help_texts
 from helpers import ROOT
 from typer import rich_utils
 
-from mach_ext import cli, data, explain, functional, nn, runs, training
+from mach_ext import cli, data, explain, functional, nn, optim, runs, training
 from mach_ext.cli import attack as attack_command
 from mach_ext.cli import data as data_command
 from mach_ext.cli import explain as explain_command
@@ -114,6 +115,7 @@ def test_defaults_are_those_of_the_library():
     settings = training.Hyperparameters()
     for name in ("batch_size", "encoder_learning_rate", "encoder_eps", "schedule", "precision", "metric"):
         assert str(defaults[name]) == str(getattr(settings, name))
+    assert float(str(defaults["eps"])) == optim.SparseAdam([torch.zeros(1)]).defaults["eps"]
     assert str(defaults["optimizer"]).startswith(settings.optimizer)
     assert str(defaults["learning_rate"]).startswith(str(settings.learning_rate))
     steps = {option.name: option.default for option in COMMANDS["mach-ext compress"].params}

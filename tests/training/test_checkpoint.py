@@ -66,7 +66,15 @@ def edit(folder, change, with_digest=True):
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint_v0", "checkpoint_v1", "checkpoint_v2", "checkpoint_v3", "checkpoint_v3_shards"]
+    "name",
+    [
+        "checkpoint_v0",
+        "checkpoint_v1",
+        "checkpoint_v2",
+        "checkpoint_v3",
+        "checkpoint_v3_shards",
+        "checkpoint_v4",
+    ],
 )
 def test_checkpoints_of_former_formats_are_resumed(name, tmp_path, whole):
     folder = tmp_path / "run"
@@ -91,8 +99,8 @@ def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(stopped, whole):
 
 
 def test_a_later_format_is_refused(stopped):
-    edit(stopped, lambda record: record.update(format=4))
-    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, 2, 3, got 4$"):
+    edit(stopped, lambda record: record.update(format=5))
+    with pytest.raises(ValueError, match=r"not a checkpoint: format must be one of 1, 2, 3, 4, got 5$"):
         resume(stopped)
 
 

@@ -25,6 +25,21 @@ def test_a_large_eps_keeps_rare_features_from_moving_as_far_as_frequent_ones(eps
 
 
 @pytest.mark.parametrize("name", ["shared", "independent"])
+@pytest.mark.parametrize(("eps", "as_far"), [(1e-8, True), (1.0, False)])
+def test_a_large_eps_keeps_buckets_from_falling_as_far_as_they_rise(name, eps, as_far):
+    """Of 16 buckets, one is positive in all documents and the others in none."""
+    Y = scipy.sparse.csr_matrix(np.eye(2)[np.zeros(50, int)])
+    X = scipy.sparse.csr_matrix(np.ones((50, 1)), dtype=np.float32)
+    model = mach_ext.MACH(1, 2, num_repetitions=2, num_buckets=16, **ARCHITECTURES[name])
+    before = model.bucket_bias.detach().clone()
+    mach_ext.fit(model, X, Y, epochs=1, batch_size=50, eps=eps, tau=0.0, progress=False)
+    moved = model.bucket_bias.detach() - before
+    for repetition, bucket in enumerate(model.hash.buckets[:, 0].tolist()):
+        up, down = moved[repetition, bucket], -moved[repetition, bucket - 1]
+        assert (down > 0.9 * up) if as_far else (0 < down < 0.1 * up)
+
+
+@pytest.mark.parametrize("name", ["shared", "independent"])
 def test_the_scale_of_the_documents_does_not_matter(name):
     """8 X with the first weight / 8 is the same model, and takes the same steps, to the bit."""
     models = [mach_ext.MACH(60, 60, num_repetitions=4, num_buckets=16, **ARCHITECTURES[name]) for _ in "ab"]

@@ -73,7 +73,9 @@ def learned(model: mach_ext.MACH, split: data.Split) -> LabelHash:
             if counts[label]:
                 table[r, label] = best[label, np.argmin(load[best[label]])]
                 load[table[r, label]] += counts[label]
-    return LabelHash.from_buckets(table, model.num_buckets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mach_ext.CollisionWarning)
+        return LabelHash.from_buckets(table, model.num_buckets)
 
 
 def main() -> None:

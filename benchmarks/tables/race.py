@@ -13,16 +13,15 @@ from mach_ext.runs.contenders import HANDICAPS, STEPS, SVM
 
 P = precision_columns()
 RACE = [f"race_{name}" for name in P]
-USUAL, COARSE, FINE = (f"hidden layers, {name} steps" for name in STEPS)
+USUAL, _, FINE = (f"hidden layers, {name} steps" for name in STEPS)
 # What each way is tried to have to be ahead by, to find the numbers that lose least.
 TRIED = {
-    COARSE: (0.0, 0.0025, 0.005, 0.01),
     FINE: (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
     SVM: (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
 }
 Handicaps = tuple[float, ...]  # one for each of TRIED
 ALL: list[Handicaps] = list(itertools.product(*TRIED.values()))
-OURS: Handicaps = (HANDICAPS["coarse"], HANDICAPS["fine"], HANDICAPS[SVM])
+OURS: Handicaps = (HANDICAPS["fine"], HANDICAPS[SVM])
 
 
 def winner(rows: pd.DataFrame, handicaps: Handicaps) -> str:

@@ -90,7 +90,7 @@ def test_a_race_is_the_same_again():
     record = one.record()
     assert json.loads(json.dumps(record)) == record
     assert sum(line.startswith("* ") for line in table(record)) == 1
-    assert sum(line.endswith("must be ahead by 1.5") for line in table(record)) == 1
+    assert sum(line.endswith("must be ahead by 0.5") for line in table(record)) == 1
     for entry in record["contenders"]:
         del entry["handicap"]  # as runs of before have it
     assert not any("must be ahead" in line for line in table(record))

@@ -13,7 +13,7 @@ Example:
     >>> training.FINETUNING_EPOCHS  # of `finetune`, if none are given
     2
     >>> training.CHECKPOINT, training.CHECKPOINT_FORMAT  # the name of the files, and the number in them
-    ('checkpoint', 3)
+    ('checkpoint', 4)
 """
 
 from mach_ext._deprecation import renamed_names

@@ -14,27 +14,17 @@ import argparse
 import json
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import RESULTS, circumstances, write_rows
-from studies.race import THRESHOLD, precisions
+from studies.race import THRESHOLD, load, precisions
 
 import mach_ext
 from mach_ext import data
 
 FILE = RESULTS / "defaults.csv"
-
-
-def load(name: str) -> tuple[data.Dataset, str, data.Split]:
-    """The dataset, whose train and dev may be seen, and the name of the split to ask with its documents."""
-    dataset = data.load(name, holdout=False)
-    if dataset.test is not None:
-        return dataset, "test", dataset.test
-    assert dataset.dev is not None
-    return replace(dataset, dev=None), "dev", dataset.dev
 
 
 def main() -> None:
@@ -51,7 +41,7 @@ def main() -> None:
 
 def measure(name: str, seed: int, threads: int) -> None:
     """Trains as the command does without flags, and asks the model."""
-    dataset, split, asked = load(name)
+    dataset = load(name, holdout=False)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", mach_ext.CollisionWarning)
         run = mach_ext.train(
@@ -60,10 +50,10 @@ def measure(name: str, seed: int, threads: int) -> None:
         )  # fmt: skip
     race = json.loads(run.model.attachments["run.json"])["settings"]["race"]
     row: dict[str, Any] = {
-        "dataset": dataset.name, "seed": seed, "split": split, "threads": threads,
+        "dataset": dataset.name, "seed": seed, "split": "test", "threads": threads,
         "documents": len(dataset.train), "winner": race and race["winner"],
         "label_names": data.names_tell(dataset), "R": run.model.num_repetitions, "B": run.model.num_buckets,
-        **precisions(run.model, asked), "race_seconds": run.seconds["race"],
+        **precisions(run.model, dataset.test), "race_seconds": run.seconds["race"],
         "training_seconds": run.seconds["train"], **circumstances(RESULTS),
     }  # fmt: skip
     write_rows(FILE, [row], ["dataset", "seed"])

@@ -48,7 +48,8 @@ def trained(dataset: data.Dataset, seed: int, hash: LabelHash | None) -> mach_ex
 
 
 def affinity(model: mach_ext.MACH, split: data.Split) -> np.ndarray[Any, Any]:
-    """The mean probability that a label's documents give each bucket, [R, L, B]."""
+    """The mean probability that a label's documents give each bucket, [R, L, B], without logit adjustment."""
+    model.set_logit_adjustment(0)
     Y = scipy.sparse.csr_matrix(split.Y, dtype=np.float32)
     R, B = model.num_repetitions, model.num_buckets
     sums = np.zeros((R, Y.shape[1], B), np.float32)

@@ -93,11 +93,11 @@ def main() -> None:
             measure(dataset, seed, args.threads, args.only, None if args.no_training else args.near)
 
 
-def far_behind(dataset: data.Dataset, near: float) -> set[str]:
-    """The contenders that another seed has shown to be further behind the best one."""
+def far_behind(dataset: data.Dataset, seed: int, near: float) -> set[str]:
+    """The contenders that other seeds have shown to be further behind the best one."""
     best: dict[str, float] = {}
     for row in read_rows(FILE):
-        if row["dataset"] == dataset.name and row["P@1"]:
+        if row["dataset"] == dataset.name and row["seed"] != str(seed) and row["P@1"]:
             best[row["contender"]] = max(float(row["P@1"]), best.get(row["contender"], 0.0))
     return {name for name, reached in best.items() if max(best.values()) - reached > near}
 
@@ -109,7 +109,7 @@ def measure(dataset: data.Dataset, seed: int, threads: int, only: str, near: flo
     seconds = time.monotonic() - started
     assert race is not None
     print("\n".join([dataset.name, *races.table(race.record()), f"{seconds:.1f} s"]), flush=True)
-    names, left_out = data.names_tell(dataset), set() if near is None else far_behind(dataset, near)
+    names, left_out = data.names_tell(dataset), set() if near is None else far_behind(dataset, seed, near)
     for result in race.results:
         contender = result.contender
         row = {
@@ -128,14 +128,20 @@ def measure(dataset: data.Dataset, seed: int, threads: int, only: str, near: flo
             shown = " / ".join(f"{100 * p:.2f}" for p in of_test.values())
             print(f"{dataset.name}, {contender.name}, seed {seed}: {shown}, {training_seconds:.0f} s")
         else:
-            row = former(row) | row
+            row |= former_training(row)
         write_rows(FILE, [row], KEY)
 
 
-def former(row: dict[str, Any]) -> dict[str, Any]:
-    """The kept row of the same dataset, contender and seed, or nothing."""
-    same = [each for each in read_rows(FILE) if all(each[name] == str(row[name]) for name in KEY)]
-    return dict(same[0]) if same else {}
+def former_training(row: dict[str, Any]) -> dict[str, Any]:
+    """The kept training of the same contender on as many documents, or nothing.
+
+    The times of a race and of a training are of one machine. So the time of the race stays as well.
+    """
+    same = [*KEY, "documents"]
+    kept = [each for each in read_rows(FILE) if all(each[name] == str(row[name]) for name in same)]
+    measured = ("race_seconds", "training_seconds", "circumstances")
+    of_training = [name for name in (kept or [{}])[0] if name in measured or name.startswith(("dev_", "P@"))]
+    return {name: kept[0][name] for name in of_training if kept[0]["training_seconds"]}
 
 
 if __name__ == "__main__":

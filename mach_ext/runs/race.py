@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 from numpy.typing import NDArray
 
 from mach_ext import data, metrics, nn, svm, training
@@ -37,12 +38,14 @@ from mach_ext.training.adjustment import is_ahead, precisions
 
 log = logging.getLogger("mach_ext")
 
+CHOICES = ("race", "rule")  # how solver and rates are chosen where no argument says it
 GROUPS = 512
 REPETITIONS = 4
 SHARE = 0.2  # of the time of the training that follows
 SECONDS = 10.0  # which a race may take if the training takes no less
 FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
 FEWEST = 2000  # documents of the sample, if train has them
+KS = (1, 3, 5)  # of P@k, as far as there are so many groups
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Result:
 
     Attributes:
         contender: The contender.
-        P: Its P@1, P@3 and P@5 on groups of labels, fractions of 1.
-        scores: The mean of the three for each document that decides.
+        P: Its P@1, P@3 and P@5 on groups of labels, fractions of 1. With fewer groups only the first of them.
+        scores: The mean of these for each document that decides.
     """
 
     contender: Contender
@@ -97,8 +100,9 @@ def table(record: dict[str, Any]) -> list[str]:
         mark = "*" if each["name"] == record["winner"] else " "
         shown = " / ".join(f"{100 * p:5.2f}" for p in each["P"])
         ahead = 100 * each.get("handicap", 0.0)  # runs of before keep none
-        note = f"  must be ahead by {ahead:g}" if ahead else ""
-        lines.append(f"{mark} {each['name']:{width}}  P@1/3/5 {shown}{note}")
+        note = f"  must be {ahead:g} points ahead" if ahead else ""
+        ks = "/".join(str(k) for k in KS[: len(each["P"])])
+        lines.append(f"{mark} {each['name']:{width}}  P@{ks} {shown}{note}")
     return lines
 
 
@@ -112,18 +116,27 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
         progress: Show a progress bar.
 
     Returns:
-        The race, or None if there is nothing to choose or too few documents to decide.
+        The race, or None if there is nothing to choose, if too few documents would decide, or if memory is
+        too short for it.
 
     Raises:
         TrainingInterrupted: Ctrl-C was pressed.
     """
-    if dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
+    if recipe.C is not None or dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
         return None
     field = contenders(recipe, dataset, device)
     dataset = data.hold_out(dataset)
     if len(field) < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
         return None
-    problem = Problem.of(recipe, dataset, field)
+    try:
+        return _run(Problem.of(recipe, dataset, field), field, device, progress)
+    except (MemoryError, torch.OutOfMemoryError):
+        log.info("memory is too short for a race, so rules choose")
+        return None
+
+
+def _run(problem: Problem, field: list[Contender], device: str, progress: bool) -> Race:
+    """Runs a race between the contenders."""
     results = []
     with tqdm(total=len(field), desc="race", unit="way", disable=not progress, leave=False) as bar:
         for contender in field:
@@ -139,18 +152,22 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
 
 
 def _are_numbers(recipe: Recipe, dataset: data.Dataset) -> bool:
-    """Returns whether sizes and epochs are numbers. If not, the training says what is wrong."""
+    """Returns whether sizes, epochs and seed are numbers. If not, the training says what is wrong."""
     sizes = recipe.configuration(dataset)
     hidden = sizes["hidden_size"] or [0]
     numbers = (sizes["num_repetitions"], sizes["num_buckets"], *hidden, recipe.hyperparameters.get("epochs"))
-    return all(each is None or (type(each) is int and each >= 0) for each in numbers)
+    given = [recipe.seed, *(each for each in numbers if each is not None)]
+    return all(type(each) is int and each >= 0 for each in given)
 
 
 def _winner(results: list[Result]) -> Result:
-    """Returns the best result after handicaps, or the usual way's if none is ahead by a standard error."""
+    """Returns the best of the results that are ahead of the usual way's, or the usual way's if none is.
+
+    Ahead is who leads after the handicap by more than a standard error.
+    """
     scores = [each.scores - each.contender.handicap for each in results]
-    best = int(np.argmax([each.mean() for each in scores]))
-    return results[best] if is_ahead(scores[best], scores[0]) else results[0]
+    ahead = [0, *(at for at, each in enumerate(scores) if is_ahead(each, scores[0]))]
+    return results[max(ahead, key=lambda at: scores[at].mean())]
 
 
 class Problem:
@@ -187,7 +204,7 @@ class Problem:
     def result(self, contender: Contender, device: str) -> Result:
         """Trains a contender and measures it."""
         labels = self._trained(contender, device).predict(self.X_held, min(5, self.groups))[1]
-        P = [metrics.precision_at_k(self.Y_held, labels, min(k, self.groups)) for k in (1, 3, 5)]
+        P = [metrics.precision_at_k(self.Y_held, labels, k) for k in KS if k <= self.groups]
         return Result(contender, P, precisions(self.Y_held, labels))
 
     def _trained(self, contender: Contender, device: str) -> nn.MACH:

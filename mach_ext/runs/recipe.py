@@ -156,7 +156,9 @@ class Recipe:
         taken: dict[str, Any] = {
             name: model[name] for name in sizes if getattr(self, name) is None and name in model
         }
-        if (solver := checkpoint.get("solver")) and self.svm is not False and not self._for_gradients():
+        may_be_svm = self.svm is not False and not self._for_gradients()
+        may_be_svm &= self.hidden_size is None or self.is_linear
+        if may_be_svm and (solver := checkpoint.get("solver")):
             taken.pop("encoder", None)  # which a linear model has not
             usual = None if solver["C"] == 1 else solver["C"]  # so that the record stays that of the run
             return replace(self, svm=True, C=self.C or usual, **taken)

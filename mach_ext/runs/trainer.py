@@ -24,7 +24,7 @@ from mach_ext.runs.files import check_folder, check_utf8, timer
 from mach_ext.runs.finetuning import Finetuning, delete_encoders, finetune_run, is_finetuning
 from mach_ext.runs.in_parts import RunInParts
 from mach_ext.runs.metrics_file import write_metrics
-from mach_ext.runs.race import Race, run_race, table
+from mach_ext.runs.race import CHOICES, run_race, table
 from mach_ext.runs.recipe import Recipe
 from mach_ext.runs.run import RUNS, Run
 from mach_ext.runs.text_encoders import RunEncoder, check_apart, check_resumed, load_encoder, with_embeddings
@@ -32,7 +32,6 @@ from mach_ext.text_encoder import TextEncoder
 
 log = logging.getLogger("mach_ext")
 
-CHOICES = ("race", "rule")
 FEW_DOCUMENTS = 50  # held out of train: with fewer, the best epoch is mostly chance, which a remark says
 
 
@@ -94,8 +93,8 @@ def train(
             says, if no argument is given that needs gradient training.
         C: Misclassification cost of each support vector machine. None: 1.
         choice: How the solver and its rates are chosen if they are not given. "race": by trying them on a
-            sample, in about a fifth of the training's time. With fewer than 200 documents to decide, rules
-            choose. "rule": always by rules.
+            sample, in about a fifth of the training's time, or ten seconds where that is more. With fewer
+            than 200 documents to decide, rules choose. "rule": always by rules.
         label_names: Learn from the names of labels with at most three training documents, as
             `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it helps.
         repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
@@ -232,25 +231,16 @@ def _choose(
     if tuning.epochs:
         return replace(recipe, svm=False).with_solver(dataset, job.device), {"choice": "rule"}
     race = None
-    if job.choice == "race" and recipe.C is None:
+    if job.choice == "race":
         with failing_together(job.ranks.collect):
             if job.ranks.is_first:
-                race = _race(recipe, dataset, job)
+                race = run_race(recipe, dataset, job.device, job.progress)
         race = job.ranks.broadcast(race)
     if race is None:
         return recipe.with_solver(dataset, job.device), {"choice": "rule"}
     for line in table(race.record()):
         log.info("%s", line)
     return race.winner.applied(recipe), {"choice": "race", "race": race.record()}
-
-
-def _race(recipe: Recipe, dataset: data.Dataset, job: _Job) -> Race | None:
-    """Returns the race, or None if there is none or memory is too short for it."""
-    try:
-        return run_race(recipe, dataset, job.device, job.progress)
-    except (MemoryError, torch.OutOfMemoryError):
-        log.info("memory is too short for a race, so rules choose")
-        return None
 
 
 def _learn(

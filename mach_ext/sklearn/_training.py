@@ -15,6 +15,7 @@ from mach_ext.data.matrices import Csr
 from mach_ext.distributed.part import ModelPart
 from mach_ext.nn import MACH
 from mach_ext.runs.arguments import check_device
+from mach_ext.runs.race import CHOICES, Race, run_race
 from mach_ext.runs.recipe import SETTINGS, Recipe
 
 # Parameters of the estimator that are arguments of `Recipe` under the same name.
@@ -26,8 +27,8 @@ _ARGUMENTS = (
 
 def train_model(
     parameters: Mapping[str, Any], X: Csr | HybridMatrix, Y: Csr
-) -> tuple[MACH, training.Progress]:
-    """Return a trained model and the progress of its training.
+) -> tuple[MACH, training.Progress, Race | None]:
+    """Return a trained model, the progress of its training, and the race if there was one.
 
     Args:
         parameters: The parameters of the estimator.
@@ -37,8 +38,10 @@ def train_model(
     for name in ("holdout", "progress"):
         if not isinstance(parameters[name], (bool, np.bool_)):
             raise TypeError(f"MACHClassifier: {name} must be True or False, got {parameters[name]!r}")
-    device = parameters["device"]
+    device, choice, progress = parameters["device"], parameters["choice"], bool(parameters["progress"])
     check_device(device)
+    if choice not in CHOICES:
+        raise ValueError(f"MACHClassifier: choice must be one of {', '.join(CHOICES)}, got {choice!r}")
     recipe = Recipe(
         **{name: parameters[name] for name in _ARGUMENTS},
         seed=_seed(parameters["random_state"]),
@@ -48,9 +51,10 @@ def train_model(
     dataset = data.Dataset("y", Path(), data.Split(sparse, Y, dense=dense))
     if parameters["holdout"]:
         dataset = data.hold_out(dataset)
-    recipe = recipe.with_solver(dataset, device)
+    race = run_race(recipe, dataset, device, progress) if choice == "race" else None
+    recipe = recipe.with_solver(dataset, device) if race is None else race.winner.applied(recipe)
     model = recipe.model(dataset).to(device)
-    return model, recipe.train(ModelPart.alone(model), dataset, progress=bool(parameters["progress"]))
+    return model, recipe.train(ModelPart.alone(model), dataset, progress=progress), race
 
 
 def _seed(random_state: Any) -> Any:

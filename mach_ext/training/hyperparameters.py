@@ -15,6 +15,7 @@ OPTIMIZERS = ("adam", "adagrad")
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 METRICS = tuple(f"{name}@{k}" for name in ("P", "nDCG") for k in (1, 3, 5))
+LEAST_EPS = 1e-20  # of Adam. Divided by R it must stay above 0 in float32, or a gradient of 0 gives NaN.
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,16 @@ class Hyperparameters:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
         if not (isinstance(self.dense_length, (int, float)) and 0 < self.dense_length < math.inf):
             raise ValueError(f"fit: dense_length must be finite and above 0, got {self.dense_length!r}")
-        for name in ("learning_rate", "encoder_learning_rate", "dense_learning_rate", "encoder_eps", "eps"):
+        for name in ("learning_rate", "encoder_learning_rate", "dense_learning_rate"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
+        for name in ("encoder_eps", "eps"):
             value = getattr(self, name)
             if value is None and name == "eps":
                 continue
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise ValueError(f"fit: {name} must be finite and not negative, got {value!r}")
+            if not (isinstance(value, (int, float)) and LEAST_EPS <= value < math.inf):
+                raise ValueError(f"fit: {name} must be finite and at least {LEAST_EPS}, got {value!r}")
         choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
         for name, allowed in choices:
             if getattr(self, name) not in allowed:

@@ -170,7 +170,7 @@ def fit_svm(
         total = model.num_repetitions * model.num_buckets
         warnings.warn(
             f"fit_svm: up to {unfinished} of {total} buckets have violations above {problem.noticeable} "
-            f"after max_passes={max_passes}; raise max_passes or lower C",
+            f"after max_passes={max_passes}; raise max_passes, lower C, or train in float64",
             ConvergenceWarning,
             stacklevel=3,  # above `memory_errors`
         )

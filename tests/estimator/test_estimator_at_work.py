@@ -200,3 +200,27 @@ def test_no_warning_by_default():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MACHClassifier().fit(X, LISTS)
+
+
+def test_a_race_chooses_as_in_train(tmp_path):
+    """The same contenders, the same winner and the same bits."""
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 12, 2400)
+    documents = sp.hstack(
+        [sp.csr_matrix(np.eye(12)[of]), sp.random(2400, 20, 0.2, random_state=rng)],
+        format="csr", dtype=np.float32,
+    )  # fmt: skip
+    labels = sp.csr_matrix(np.eye(12)[of])
+    given = {"num_repetitions": 8, "progress": False}
+    dataset = mach_ext.data.Dataset("made", "made", mach_ext.data.Split(documents, labels))
+    run = mach_ext.train(dataset, output=tmp_path / "run", evaluate=False, **given)
+    classifier = MACHClassifier(**given).fit(documents, labels)
+    assert classifier.race_ == run.info()["race"]
+    assert len(classifier.race_["contenders"]) == 4
+    for one, other in zip(run.model.parameters(), classifier.model_.parameters(), strict=True):
+        assert one.equal(other)
+    assert (
+        MACHClassifier(**given, choice="rule", hidden_size=8, epochs=1).fit(documents, labels).race_ is None
+    )
+    with pytest.raises(ValueError, match="choice must be one of race, rule, got 'luck'"):
+        MACHClassifier(choice="luck").fit(documents, labels)

@@ -48,7 +48,7 @@ def test_parameters_are_those_of_train():
     theirs = {*inspect.signature(mach_ext.train).parameters} - {
         "dataset", "output", "resume", "overwrite", "svmlight_base", "propensity", "evaluate",
         "text_encoder", "text_learning_rate", "finetune", "finetune_epochs",  # X holds numbers, not texts
-        "choice", "label_names",  # scikit-learn chooses by its own searches, and labels are classes
+        "label_names",  # labels are classes
     }  # fmt: skip
     theirs |= {*SETTINGS, "random_state", "k", "threshold", "num_dense"}  # a dataset says its own num_dense
     assert ours == theirs - {"hyperparameters", "seed"}
@@ -155,7 +155,7 @@ def test_same_bits_as_train_on_a_folder(tmp_path):
 def test_many_documents_a_label_get_support_vector_machines():
     """The rule of `train`, which looks at N, D and the documents of a label."""
     y = np.arange(10_000) % 10
-    estimator = MACHClassifier().fit(sp.csr_matrix(np.eye(10)[y]), y)
+    estimator = MACHClassifier(choice="rule").fit(sp.csr_matrix(np.eye(10)[y]), y)
     assert estimator.model_.is_linear
     assert estimator.model_.merge == "mean_logprob"
     assert estimator.history_ == [{"solver": "svm", "C": 1.0}]

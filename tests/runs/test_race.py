@@ -90,10 +90,10 @@ def test_a_race_is_the_same_again():
     record = one.record()
     assert json.loads(json.dumps(record)) == record
     assert sum(line.startswith("* ") for line in table(record)) == 1
-    assert sum(line.endswith("must be ahead by 0.5") for line in table(record)) == 1
+    assert sum(line.endswith("must be 0.5 points ahead") for line in table(record)) == 1
     for entry in record["contenders"]:
         del entry["handicap"]  # as runs of before have it
-    assert not any("must be ahead" in line for line in table(record))
+    assert not any("points ahead" in line for line in table(record))
 
 
 def test_another_seed_draws_another_sample():
@@ -108,7 +108,20 @@ def test_another_seed_draws_another_sample():
 def test_few_documents_or_one_way_are_no_race():
     assert run_race(Recipe(**SMALL), dataset(1900), "cpu", progress=False) is None
     assert run_race(Recipe(svm=True), dataset(), "cpu", progress=False) is None
+    assert run_race(Recipe(C=2.0), dataset(), "cpu", progress=False) is None
     assert run_race(Recipe(hyperparameters={"encoder_eps": 1.0}), dataset(), "cpu", progress=False) is None
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", -1, None])
+def test_a_bad_seed_is_named_before_any_work(seed, tmp_path):
+    with pytest.raises((TypeError, ValueError), match="seed"):
+        mach_ext.train(dataset(), output=tmp_path / "run", seed=seed, epochs=1, progress=False)
+
+
+def test_a_race_on_two_labels_tells_only_what_two_labels_have():
+    record = run_race(Recipe(**SMALL), dataset(labels=2), "cpu", progress=False).record()
+    assert all(len(each["P"]) == 1 for each in record["contenders"])
+    assert all("P@1 " in line and "/" not in line for line in table(record)[1:])
 
 
 def test_labels_become_groups_and_no_document_loses_one():
@@ -135,6 +148,7 @@ def test_the_usual_way_wins_unless_another_is_clearly_ahead():
     assert winner(usual, result("other", 0.51)) == "other"
     assert winner(usual, result("other", 0.51, spread=0.5)) == "usual"  # a standard error is 0.025
     assert winner(usual, result("other", 0.51), result("third", 0.52)) == "third"
+    assert winner(usual, result("loud", 0.511, spread=0.5), result("other", 0.51)) == "other"
     assert winner(usual, result("late", 0.504, handicap=0.005)) == "usual"
     assert winner(usual, result("late", 0.506, handicap=0.005)) == "late"
     assert winner(usual, result("other", 0.51), result("late", 0.514, handicap=0.005)) == "other"
@@ -169,6 +183,12 @@ def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
     assert settings_of(again)["encoder_eps"] == 1e-6
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert one.equal(other)
+
+
+def test_hidden_units_do_not_continue_support_vector_machines():
+    checkpoint = {"solver": {"C": 1.0}, "model": {"num_repetitions": 4, "hidden_size": 0}}
+    for hidden_size, svm in ((None, True), (0, True), (8, False), ((8, 4), False)):
+        assert Recipe(hidden_size=hidden_size).continued(checkpoint).svm is svm
 
 
 def test_rules_can_choose_in_place_of_a_race(tmp_path, monkeypatch):
@@ -278,7 +298,7 @@ def test_memory_too_short_for_a_race_leaves_the_rules(tmp_path, monkeypatch, cap
     def full(*_):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(trainer, "run_race", full)
+    monkeypatch.setattr(Problem, "result", full)
     with caplog.at_level(logging.INFO, "mach_ext"):
         run = mach_ext.train(
             dataset(), output=tmp_path / "run", hidden_size=8, num_repetitions=4, epochs=1, progress=False

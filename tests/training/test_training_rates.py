@@ -39,6 +39,27 @@ def test_a_large_eps_keeps_buckets_from_falling_as_far_as_they_rise(name, eps, a
         assert (down > 0.9 * up) if as_far else (0 < down < 0.1 * up)
 
 
+def test_an_eps_means_the_same_for_any_number_of_repetitions():
+    """If eps is all that steps are divided by, a bucket's first step is its gradient, whatever R is."""
+    Y = scipy.sparse.csr_matrix(np.eye(2)[np.zeros(50, int)])
+    X = scipy.sparse.csr_matrix(np.ones((50, 1)), dtype=np.float32)
+    moved = []
+    for R in (2, 16):
+        model = mach_ext.MACH(1, 2, num_repetitions=R, num_buckets=16, hidden_size=8)
+        before = model.bucket_bias.detach().clone()
+        mach_ext.fit(model, X, Y, epochs=1, batch_size=50, eps=100.0, tau=0.0, progress=False)
+        rise = (model.bucket_bias.detach() - before)[torch.arange(R), model.hash.buckets[:, 0].long()]
+        moved.append(rise.mean().item())
+    assert moved[0] == pytest.approx(moved[1], rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["encoder_eps", "eps"])
+def test_an_eps_that_vanishes_in_float32_is_refused(name):
+    for value in (0, 1e-60, -1e-8, float("nan")):
+        with pytest.raises(ValueError, match=f"fit: {name} must be finite and at least 1e-20, got"):
+            training.Hyperparameters(**{name: value})
+
+
 @pytest.mark.parametrize("name", ["shared", "independent"])
 def test_the_scale_of_the_documents_does_not_matter(name):
     """8 X with the first weight / 8 is the same model, and takes the same steps, to the bit."""

@@ -90,7 +90,7 @@ def test_a_race_is_the_same_again():
     record = one.record()
     assert json.loads(json.dumps(record)) == record
     assert sum(line.startswith("* ") for line in table(record)) == 1
-    assert sum(line.endswith("must be 0.5 points ahead") for line in table(record)) == 1
+    assert sum(line.endswith("must be 0.3 points ahead") for line in table(record)) == 1
     for entry in record["contenders"]:
         del entry["handicap"]  # as runs of before have it
     assert not any("points ahead" in line for line in table(record))

@@ -186,3 +186,14 @@ def test_lines_and_tables_that_no_file_has_are_faults(modules):
     assert "charts: no file shows docs/images/peers.png" in faults
     wrong = list(table.faults({"a.md": "It\ntakes 2.5 s.\n"}, [("takes {} s", "3.5")]))
     assert wrong[0] == "a.md, line 2: must be 'takes 3.5 s.'; `make bench-table` writes it"
+
+
+def test_handicaps_of_the_race_are_those_that_the_results_have_as_best():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        tables, frames = map(importlib.import_module, ("tables.race", "frames"))
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    races = tables.by_race(frames.RESULTS).values()
+    losses = [tables.expected_losses(rows) for rows in races if rows["dev_P@1"].notna().all()]
+    assert tables.best_handicaps(losses) == pytest.approx(tables.OURS)

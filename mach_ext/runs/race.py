@@ -106,7 +106,9 @@ def table(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool) -> Race | None:
+def run_race(
+    recipe: Recipe, dataset: data.Dataset, device: str, progress: bool, processes: int = 1
+) -> Race | None:
     """Runs a race between the ways to train that the arguments leave open.
 
     Args:
@@ -114,6 +116,7 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
         dataset: The dataset. Its dev split decides. Without one, a tenth of train is held out for the race.
         device: The device of the training.
         progress: Show a progress bar.
+        processes: How many will share the training. The race is run by one.
 
     Returns:
         The race, or None if there is nothing to choose, if too few documents would decide, or if memory is
@@ -129,7 +132,7 @@ def run_race(recipe: Recipe, dataset: data.Dataset, device: str, progress: bool)
     if len(field) < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
         return None
     try:
-        return _run(Problem.of(recipe, dataset, field), field, device, progress)
+        return _run(Problem.of(recipe, dataset, field, processes), field, device, progress)
     except (MemoryError, torch.OutOfMemoryError):
         log.info("memory is too short for a race, so rules choose")
         return None
@@ -178,13 +181,13 @@ class Problem:
         self.X, self.Y, self.X_held, self.Y_held = X, Y, X_held, Y_held
 
     @classmethod
-    def of(cls, recipe: Recipe, dataset: data.Dataset, field: list[Contender]) -> Problem:
+    def of(cls, recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1) -> Problem:
         """Draws the sample and the groups."""
         assert dataset.dev is not None
         configuration = recipe.configuration(dataset)
         random = np.random.RandomState(recipe.seed % 2**32)  # its numbers never change, unlike a Generator's
         N, L = len(dataset.train), dataset.num_labels
-        rows = np.sort(random.permutation(N)[: _sample_size(recipe, dataset, field)])
+        rows = np.sort(random.permutation(N)[: _sample_size(recipe, dataset, field, processes)])
         groups = min(L, GROUPS)
         group = np.arange(L) if groups == L else random.randint(0, groups, L)
         held = spaced_rows(len(dataset.dev), MOST_HELD_OUT)
@@ -240,11 +243,11 @@ def _epochs(recipe: Recipe, documents: int) -> int:
     return int(training.default_sizes(documents, 1, 2)["epochs"] if given is None else given)
 
 
-def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender]) -> int:
+def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1) -> int:
     """Returns how many documents the contenders can train on in their share of the time."""
     N, shape = len(dataset.train), (nonzeros(dataset), min(dataset.num_labels, GROUPS))
     hidden = max(recipe.configuration(dataset)["hidden_size"])
-    whole = training_seconds(recipe, dataset)
+    whole = training_seconds(recipe, dataset) / processes
     budget = max(min(SECONDS, whole), SHARE * whole)
     for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):
         steps = _epochs(recipe, documents) * step_seconds(shape[0], REPETITIONS, hidden, shape[1])

@@ -234,7 +234,7 @@ def _choose(
     if job.choice == "race":
         with failing_together(job.ranks.collect):
             if job.ranks.is_first:
-                race = run_race(recipe, dataset, job.device, job.progress)
+                race = run_race(recipe, dataset, job.device, job.progress, job.ranks.size)
         race = job.ranks.broadcast(race)
     if race is None:
         return recipe.with_solver(dataset, job.device), {"choice": "rule"}

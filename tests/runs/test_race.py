@@ -219,6 +219,13 @@ def test_the_expected_time_bounds_the_sample():
     assert sizes[0] < sizes[1] < sizes[2] <= 7200
 
 
+def test_processes_that_share_a_training_have_a_shorter_race(monkeypatch):
+    monkeypatch.setattr(races, "SECONDS", 0.0)
+    made, field = data.hold_out(dataset(8000)), [Contender("a"), Contender("b")]
+    shared = [races._sample_size(Recipe(), made, field, processes) for processes in (1, 2)]
+    assert shared[1] < shared[0]
+
+
 def test_training_says_where_neighbors_help(tmp_path, caplog):
     """A model of no epochs knows nothing, and its neighbours know the labels."""
     options = {"hidden_size": 8, "num_repetitions": 4, "choice": "rule", "progress": False}

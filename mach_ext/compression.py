@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "round_to"]
 
 _BLOCK = 1 << 22  # So many weights are packed at a time. It is a part of the format of two-byte weights.
 _PIECE = 1 << 20  # So many bytes of a stream are read at a time.
@@ -150,6 +150,22 @@ class _Inflater:
         rest = (piece.numpy().tobytes() for piece in self._pieces)
         more = self._decoder.decompress(b"".join([self._decoder.unconsumed_tail, *rest]), 1)
         return self._decoder.eof and not more
+
+
+def round_to(weight: Tensor, step: float) -> None:
+    """Round a matrix [..., M] in place, to what `decode` would give after `encode`.
+
+    Example:
+        >>> import torch
+        >>> from mach_ext.compression import round_to
+        >>> weight = torch.tensor([[0.5, 0.1, -0.7]])
+        >>> round_to(weight, step=0.5)
+        >>> weight
+        tensor([[ 0.5000,  0.0000, -0.5000]])
+    """
+    rows = weight.view(-1, weight.shape[-1])
+    for block in torch.split(rows, max(1, _BLOCK // rows.shape[1])):
+        block.copy_(_codes(block, step) * step + 0.0)  # which makes -0.0 a 0.0
 
 
 def _codes(rows: Tensor, step: float) -> Tensor:

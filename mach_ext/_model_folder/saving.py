@@ -192,13 +192,22 @@ def _tensors_of(
 
 def _steps(op: str, model: SavableModel, weights: dict[str, Tensor], step: float) -> dict[str, float]:
     """Return the quantization step of each weight. Biases have none."""
+    step = check_step(op, step)
+    is_linear = model.configuration().get("hidden_size") == 0
+    first = "bucket_weight" if is_linear else "encoder_weight"
+    names = (name for name in weights if name.endswith("weight"))
+    return {name: step if name == first else step / _FINER for name in names}
+
+
+def check_step(op: str, step: Any) -> float:
+    """Return a quantization step as a float. `op` is named in the messages.
+
+    Raises:
+        TypeError, ValueError: It is not a finite number above 0.
+    """
     rule = f"{op}: quantization_step must be None or"
     if isinstance(step, bool) or not isinstance(step, (int, float, np.floating, np.integer)):
         raise TypeError(f"{rule} a number, got {type(step).__name__}")
     if not 0 < step <= torch.finfo(torch.float32).max:
         raise ValueError(f"{op}: quantization_step must be None or a finite number above 0, got {step!r}")
-    step = float(step)
-    is_linear = model.configuration().get("hidden_size") == 0
-    first = "bucket_weight" if is_linear else "encoder_weight"
-    names = (name for name in weights if name.endswith("weight"))
-    return {name: step if name == first else step / _FINER for name in names}
+    return float(step)

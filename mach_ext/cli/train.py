@@ -159,6 +159,14 @@ Cost = Annotated[
         help="The misclassification cost of each support vector machine.",
     ),
 ]  # fmt: skip
+Step = Annotated[
+    float | None,
+    option(
+        "--step", parse=values.above_0, metavar="STEP", panel="Solver",
+        help="Save support vector machines with weights rounded to multiples of this step, which makes the "
+        "file many times smaller. For hidden layers see mach-ext compress.",
+    ),
+]  # fmt: skip
 LabelNames = Annotated[
     bool | None,
     typer.Option(
@@ -292,6 +300,7 @@ def run(
     feature_dropout: FeatureDropout = 0.0,
     svm: Svm = None,
     C: Cost = derived("1"),
+    quantization_step: Step = derived("weights as they are"),
     choice: Choice = "race",
     label_names: LabelNames = None,
     epochs: Epochs = derived("5 to 10, fewer for more documents"),

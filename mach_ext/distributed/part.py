@@ -239,10 +239,10 @@ class ModelPart:
 
     # -------------------------------------------------------------------------------------- model folder
 
-    def save(self, folder: Path) -> None:
-        """Save the model. All ranks write their parts, in files of their own."""
+    def save(self, folder: Path, quantization_step: float | None = None) -> None:
+        """Save the model. All ranks write their parts, in files of their own. A step is for one rank."""
         if self.is_alone:
-            self.model.save(folder)
+            self.model.save(folder, quantization_step)
         else:
             save_part("MACH.save", self, folder, self.ranks.collect)
 

@@ -33,7 +33,7 @@ from mach_ext.runs.contenders import (
     svm_seconds,
     training_seconds,
 )
-from mach_ext.runs.recipe import Recipe
+from mach_ext.runs.recipe import FOR_SVM, Recipe
 from mach_ext.training.adjustment import is_ahead, precisions
 
 log = logging.getLogger("mach_ext")
@@ -125,7 +125,8 @@ def run_race(
     Raises:
         TrainingInterrupted: Ctrl-C was pressed.
     """
-    if recipe.C is not None or dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
+    for_svm = any(getattr(recipe, name) is not None for name in FOR_SVM)
+    if for_svm or dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
         return None
     field = contenders(recipe, dataset, device)
     dataset = data.hold_out(dataset)

@@ -21,6 +21,7 @@ SETTINGS = tuple(training.Hyperparameters.__dataclass_fields__)
 REALS = tuple(
     name for name, each in training.Hyperparameters.__dataclass_fields__.items() if "float" in str(each.type)
 )
+FOR_SVM = ("C", "quantization_step")  # arguments that only support vector machines have
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Recipe:
         feature_dropout, hidden_dropout: As in `MACH`.
         seed: Seed of the label hash, the weights and the batches.
         svm: True: linear MACH with a support vector machine for each bucket. False: gradient training. None:
-            the number of documents of a label decides.
+            a race decides, or the number of documents of a label.
         C: Misclassification cost of each support vector machine.
+        quantization_step: Support vector machines are saved with weights rounded to multiples of this step.
         label_names: Whether names of rare labels are learnt from as documents. None: if they tell something.
         repetitions_at_a_time: As in `fit`.
         resume: Continue from the last checkpoint.
@@ -50,6 +52,7 @@ class Recipe:
     seed: int = 0
     svm: bool | None = None
     C: float | None = None
+    quantization_step: float | None = None
     label_names: bool | None = None
     repetitions_at_a_time: int | None = None
     resume: bool = False
@@ -62,7 +65,8 @@ class Recipe:
                 known = ", ".join(name for name in SETTINGS if name != "seed")
                 raise TypeError(f"train: unknown argument {name!r}; hyper-parameters: {known}")
         own = ("num_repetitions", "num_buckets", "hidden_size", "seed", "repetitions_at_a_time", "svm")
-        numbers = {name: plain(getattr(self, name)) for name in own} | {"C": as_real(self.C)}
+        numbers = {name: plain(getattr(self, name)) for name in own}
+        numbers |= {name: as_real(getattr(self, name)) for name in FOR_SVM}
         settings = {
             name: as_real(value) if name in REALS else plain(value)
             for name, value in self.hyperparameters.items()
@@ -74,8 +78,9 @@ class Recipe:
                 raise TypeError(
                     f"train: {spell(name)} must be None, True or False, got {getattr(self, name)!r}"
                 )
-        if self.C is not None and not (isinstance(self.C, float) and math.isfinite(self.C)):
-            raise ValueError(f"train: {spell('C')} must be None or a finite number, got {self.C!r}")
+        for name in FOR_SVM:
+            if (value := getattr(self, name)) is not None and not _is_finite(value):
+                raise ValueError(f"train: {spell(name)} must be None or a finite number, got {value!r}")
         if self.svm and (given := self._for_gradients()):
             raise ValueError(f"{spell('svm')} takes no {', '.join(map(spell, given))}")
 
@@ -122,7 +127,7 @@ class Recipe:
         """Returns the recipe with a solver chosen for a dataset.
 
         Raises:
-            ValueError: C is given, but the solver has none.
+            ValueError: An argument of support vector machines is given, but the solver is another.
         """
         recipe = self
         if (
@@ -139,8 +144,9 @@ class Recipe:
                     "labels have many documents, so support vector machines are trained (%s: a hidden layer)",
                     other,
                 )
-        if self.C is not None and not recipe.svm:
-            raise ValueError(f"{spell('C')} is an option of support vector machines, see {spell('svm')}")
+        for name in FOR_SVM:
+            if getattr(self, name) is not None and not recipe.svm:
+                raise ValueError(f"{spell(name)} is an option of support vector machines, see {spell('svm')}")
         return recipe
 
     def continued(self, checkpoint: dict[str, Any]) -> Recipe:
@@ -206,7 +212,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Returns the arguments for the record of the run."""
-        given = {"C": self.C} if self.svm else self.fit_arguments()
+        given = {name: getattr(self, name) for name in FOR_SVM} if self.svm else self.fit_arguments()
         chosen = {"svm": bool(self.svm), "label_names": bool(self.label_names)}
         return chosen | {name: value for name, value in given.items() if value is not None}
 
@@ -246,6 +252,7 @@ class Recipe:
         started = time.monotonic()
         C, train = _given_or(self.C, 1.0), self.learnt(dataset)
         options = {"C": C, "output": output, "resume": self.resume, "progress": progress}
+        options["quantization_step"] = self.quantization_step
         svm.fit_svm(part, train.documents, train.Y, **options)
         return training.Progress(seconds=time.monotonic() - started, history=[{"solver": "svm", "C": C}])
 
@@ -271,6 +278,10 @@ class Recipe:
             )
         chosen = training.Hyperparameters.of(part.model, **settings)
         return fit_part(part, (*splits, filtered), chosen, output, **options)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def not_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def train(
     seed: int = 0,
     svm: bool | None = None,
     C: float | None = None,
+    quantization_step: float | None = None,
     choice: str = "race",
     label_names: bool | None = None,
     repetitions_at_a_time: int | None = None,
@@ -92,6 +93,8 @@ def train(
         svm: True: a support vector machine for each bucket instead of gradient training. None: as `choice`
             says, if no argument is given that needs gradient training.
         C: Misclassification cost of each support vector machine. None: 1.
+        quantization_step: Support vector machines are saved with rounded weights, as by `MACH.save`. Models
+            with hidden layers are made small by `Run.compress`.
         choice: How the solver and its rates are chosen if they are not given. "race": by trying them on a
             sample, in about a fifth of the training's time, or ten seconds where that is more. With fewer
             than 200 documents to decide, rules choose. "rule": always by rules.
@@ -133,6 +136,7 @@ def train(
     recipe = Recipe(
         num_repetitions=num_repetitions, num_buckets=num_buckets, hidden_size=hidden_size, encoder=encoder,
         merge=merge, feature_dropout=feature_dropout, hidden_dropout=hidden_dropout, seed=seed, svm=svm, C=C,
+        quantization_step=quantization_step,
         label_names=label_names, repetitions_at_a_time=repetitions_at_a_time, resume=resume,
         hyperparameters=hyperparameters,
     )  # fmt: skip

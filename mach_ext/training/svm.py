@@ -18,7 +18,7 @@ from mach_ext import _ops
 from mach_ext import functional as F
 from mach_ext._dense_features import joined_documents
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext._model_folder.saving import failing_together
+from mach_ext._model_folder.saving import check_step, failing_together
 from mach_ext._progress import tqdm
 from mach_ext.distributed.agreement import check_agreement
 from mach_ext.distributed.part import ModelPart
@@ -63,6 +63,7 @@ def fit_svm(
     tolerance: float = 0.3,
     max_passes: int = 100,
     output: str | Path | None = None,
+    quantization_step: float | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 10.0,
     progress: bool = True,
@@ -107,6 +108,8 @@ def fit_svm(
             median is divided by its length, at most by 10.
         max_passes: After so many passes over the documents, a tile of 16 buckets counts as done.
         output: Folder for checkpoints, and for the model at the end. None keeps everything in memory.
+        quantization_step: The model in `output` is saved with rounded weights, as by `MACH.save`, and has
+            them in memory, too. 0.8 suits documents of about unit length. For one process.
         resume: Continue from the checkpoint in `output`, or start if there is none. The settings, the model's
             shape and the data must be those of the checkpoint. The result has the bits of a run that was not
             stopped. The checkpoint is removed at the end.
@@ -141,6 +144,12 @@ def fit_svm(
     model = part.model
     if resume and output is None:
         raise ValueError("fit_svm: resume needs the output folder of the run to continue")
+    if quantization_step is not None:
+        if output is None:
+            raise ValueError("fit_svm: quantization_step needs the output folder, where the model is saved")
+        if not part.is_alone:
+            raise ValueError(f"fit_svm: quantization_step is for one process, got {part.ranks.size}")
+        check_step("fit_svm", quantization_step)
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
     data = TrainingData(X, Y)
     length = typical_length(sparse_features(model, X))
@@ -165,7 +174,7 @@ def fit_svm(
         unfinished = _solve(part, problem, folder, 60 * checkpoint_minutes, progress)
         model.eval()
         if folder is not None:
-            folder.end()
+            folder.end(quantization_step)
     if unfinished:
         total = model.num_repetitions * model.num_buckets
         warnings.warn(

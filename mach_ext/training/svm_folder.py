@@ -12,6 +12,7 @@ from torch import Tensor
 from mach_ext._model_folder import Header, safetensors_dtype, save_tensors, tensors_digest
 from mach_ext._model_folder.saving import failing_together
 from mach_ext._model_folder.tensors import read_tensors
+from mach_ext.compression import round_to
 from mach_ext.data import write_json
 from mach_ext.data.files import delete_file
 from mach_ext.data.records import ANY, parse_record, seal
@@ -132,9 +133,13 @@ class SvmFolder:
         files = ((name.fullmatch(file.name), file) for file in self.folder.iterdir())
         return [(int(match[1]), file) for match, file in files if match]
 
-    def end(self) -> None:
-        """Save the model, and remove the checkpoint."""
-        self.part.save(self.folder)
+    def end(self, quantization_step: float | None) -> None:
+        """Save the model, and remove the checkpoint. With a step, weights are rounded, in memory as well."""
+        self.part.save(self.folder, quantization_step)
+        if quantization_step is not None:
+            weight, bias = self.part.model.bucket_weight.detach(), self.part.model.bucket_bias.detach()
+            round_to(weight, quantization_step)
+            bias.copy_(bias.float())  # as it is in the file
         with failing_together(self.part.ranks.collect):
             if self.part.ranks.is_first:
                 delete_checkpoint(self.folder)

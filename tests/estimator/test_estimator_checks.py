@@ -49,6 +49,7 @@ def test_parameters_are_those_of_train():
         "dataset", "output", "resume", "overwrite", "svmlight_base", "propensity", "evaluate",
         "text_encoder", "text_learning_rate", "finetune", "finetune_epochs",  # X holds numbers, not texts
         "label_names",  # labels are classes
+        "quantization_step",  # nothing is saved
     }  # fmt: skip
     theirs |= {*SETTINGS, "random_state", "k", "threshold", "num_dense"}  # a dataset says its own num_dense
     assert ours == theirs - {"hyperparameters", "seed"}

@@ -293,6 +293,10 @@ REFUSALS = [
         "--svm takes no --dropout", "svm takes no hidden_dropout",
     ),
     (("--no-svm", "--C", 2), {"svm": False, "C": 2.0}, "--C is an option", "C is an option .*, see svm"),
+    (
+        ("--no-svm", "--step", 0.5), {"svm": False, "quantization_step": 0.5},
+        "--step is an option", "quantization_step is an option .*, see svm",
+    ),
     (("--device", "tpu"), {"device": "tpu"}, "--device must be cpu", "device must be cpu, cuda or cuda:N"),
     (("--output", "file"), {"output": "file"}, "--output must be a", "train: output must be a folder"),
 ]  # fmt: skip

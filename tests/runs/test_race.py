@@ -330,3 +330,23 @@ def test_few_dense_features_make_support_vector_machines_dearer():
     assert svm_seconds(1000, 512, columns=1000, documents=5000) > 10 * svm_seconds(
         1000, 512, columns=5000, documents=5000
     )
+
+
+def test_support_vector_machines_in_a_small_file_are_those_of_compress(tmp_path):
+    """The files and the metrics are those of a rounded copy."""
+    given = {"svm": True, "num_repetitions": 4, "progress": False}
+    run = mach_ext.train(data.hold_out(dataset()), output=tmp_path / "run", **given)
+    copy = run.compress(tmp_path / "copy", quantization_step=0.8, split="dev")
+    small = mach_ext.train(
+        data.hold_out(dataset()), output=tmp_path / "small", quantization_step=0.8, **given
+    )
+    assert settings_of(small)["quantization_step"] == 0.8
+    weights = [next(folder.glob("weights*.safetensors")).name for folder in (copy.folder, small.folder)]
+    assert weights[0] == weights[1]
+    loaded = mach_ext.load(small.folder)
+    assert loaded.bucket_weight.equal(small.model.bucket_weight)
+    assert small.metrics["dev"] == copy.metrics["dev"]
+    with pytest.raises(
+        ValueError, match="quantization_step is an option of support vector machines, see svm"
+    ):
+        mach_ext.train(dataset(200), output=tmp_path / "hidden", quantization_step=0.8, hidden_size=8)

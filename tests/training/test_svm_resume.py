@@ -9,6 +9,7 @@ import traceback
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 
 import mach_ext
 from mach_ext import _ops, training
@@ -195,6 +196,44 @@ def test_without_a_checkpoint_resume_starts(tmp_path):
         fit(resume=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_file_at_once(tmp_path, dtype):
+    """The file is that of a rounded copy, and the model in memory is the one in the file."""
+    plain = fit(tmp_path / "plain", model=build().to(dtype))
+    plain.save(tmp_path / "copy", quantization_step=0.1)
+    small = fit(tmp_path / "small", model=build().to(dtype), quantization_step=0.1)
+    names = [{file.name for file in (tmp_path / name).iterdir()} for name in ("copy", "small")]
+    assert names[0] <= names[1]  # named by the digest of their contents
+    assert same(mach_ext.load(tmp_path / "small").to(dtype), small)
+    assert not training.has_checkpoint(tmp_path / "small")
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).iterdir()) for name in ("plain", "small")]
+    assert 2 * sizes[1] < sizes[0]
+
+
+def test_a_step_that_is_too_coarse_loses_no_work(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="weights must not all be rounded to 0, as they are by step 1e"):
+        fit(tmp_path, quantization_step=1e6)
+    stop_after(monkeypatch, 0)  # all buckets are in the checkpoint
+    again = fit(tmp_path, quantization_step=0.1, resume=True)
+    assert same(mach_ext.load(tmp_path), again)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (0.0, ValueError, "fit_svm: quantization_step must be None or a finite number above 0, got 0.0"),
+        (float("nan"), ValueError, "fit_svm: quantization_step must be .* got nan"),
+        ("0.5", TypeError, "fit_svm: quantization_step must be None or a number, got str"),
+    ],
+)
+def test_a_bad_step_is_refused_before_the_work(tmp_path, monkeypatch, step, error, message):
+    stop_after(monkeypatch, 0)
+    with pytest.raises(error, match=message):
+        fit(tmp_path, quantization_step=step)
+    with pytest.raises(ValueError, match="quantization_step needs the output folder"):
+        fit(quantization_step=0.5)
+
+
 def test_a_run_goes_on_in_another_number_of_parts(tmp_path, monkeypatch):
     """The repetitions of a file count in the whole model."""
 
@@ -209,7 +248,7 @@ def test_a_run_goes_on_in_another_number_of_parts(tmp_path, monkeypatch):
     second = parts.ModelPart.new(build().configuration(), Two(1, 2))
     assert second.extent.repetitions == range(2, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(parts.ModelPart, "save", lambda part, folder: None)
+        patch.setattr(parts.ModelPart, "save", lambda part, folder, step: None)
         mach_ext.fit_svm(second, X, Y, output=tmp_path, resume=True, progress=False)
     whole = fit()
     assert second.model.bucket_weight.equal(whole.bucket_weight[2:])

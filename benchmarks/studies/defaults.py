@@ -21,7 +21,6 @@ import torch
 from harness import RESULTS, circumstances, write_rows
 from studies.race import load, precisions, trained
 
-from mach_ext import data
 from mach_ext.runs import race as races
 from mach_ext.runs.recipe import Recipe
 
@@ -47,7 +46,7 @@ def measure(name: str, seed: int, threads: int) -> None:
     race = races.run_race(recipe, dataset, "cpu", progress=False)
     race_seconds = time.monotonic() - started
     assert race is not None, "too few documents for a race"
-    names = data.names_tell(dataset)
+    names = bool(race.label_names)
     run, training_seconds = trained(race.winner, dataset, seed, names)
     row: dict[str, Any] = {
         "dataset": dataset.name, "seed": seed, "split": "test", "threads": threads,

@@ -109,7 +109,7 @@ def measure(dataset: data.Dataset, seed: int, threads: int, only: str, near: flo
     seconds = time.monotonic() - started
     assert race is not None
     print("\n".join([dataset.name, *races.table(race.record()), f"{seconds:.1f} s"]), flush=True)
-    names, left_out = data.names_tell(dataset), set() if near is None else far_behind(dataset, seed, near)
+    names, left_out = bool(race.label_names), set() if near is None else far_behind(dataset, seed, near)
     for result in race.results:
         contender = result.contender
         row = {

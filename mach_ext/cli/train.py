@@ -171,7 +171,7 @@ LabelNames = Annotated[
     bool | None,
     typer.Option(
         "--label-names/--no-label-names", rich_help_panel="Data",
-        show_default="--label-names if documents have the words of their labels' names",
+        show_default="by the words of the documents, and by the race",
         help="Learn from the names of labels that have few documents, as if they were documents.",
     ),
 ]  # fmt: skip
@@ -338,8 +338,7 @@ def run(
     options: dict[str, Any] = {"holdout": not given.pop("no_holdout"), "progress": not given.pop("quiet")}
     if (former := given.pop("negligible_gradient")) is not None:
         say("warning: --negligible-gradient is now called --gradient-threshold")
-        if given["gradient_threshold"] is None:
-            given["gradient_threshold"] = former
+        given |= {"gradient_threshold": former} if given["gradient_threshold"] is None else {}
     trained = runs.train(given.pop("dataset"), evaluate=False, **options, **given)
     results = measure(trained)
     with all_done() as then:

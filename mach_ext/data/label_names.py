@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import scipy  # scipy.sparse is loaded at its first use
@@ -19,12 +20,17 @@ _WORD = re.compile(r"\w+")
 
 
 def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> Split:
-    """Returns train with another document for each rare label: its name, with this label alone.
+    """Returns train with another document for each rare label: its name.
 
     A label with few training documents, or none, is learnt from its name as well. This pays where the words
-    of a name stand in the documents, such as subjects in titles. A name becomes a row of X as a text does, by
-    the dataset's vectorizer. Without one, its words are looked up among the names of the features. A word
-    then has the mean of its values in train. Where the rows of train have one length, so has the name.
+    of a name stand in the documents, such as subjects in titles.
+
+    The name has its label, and the labels that all training documents of the label have. Where labels form a
+    hierarchy, those are the ones above it. Otherwise they would be taught as wrong.
+
+    A name becomes a row of X as a text does, by the dataset's vectorizer. Without one, its words are looked
+    up among the names of the features. A word then has the mean of its values in train. Where the rows of
+    train have one length, so has the name.
 
     There are at most as many names as documents. Names without a known word become no document. Neither do
     names of a dataset with dense features.
@@ -58,13 +64,30 @@ def with_label_names(dataset: Dataset, most_documents: int = MOST_DOCUMENTS) -> 
     known = np.flatnonzero(np.diff(rows.indptr))
     if not known.size:
         return train
-    labels = rare[known].astype(np.int32)
-    Y = scipy.sparse.csr_matrix(
-        (np.ones(labels.size, train.Y.dtype), labels, np.arange(labels.size + 1)),
-        (labels.size, train.Y.shape[1]),
-    )
+    Y = _shared(train.Y, rare[known]).astype(train.Y.dtype)
     X = scipy.sparse.vstack([train.X, rows[known].astype(train.X.dtype)], format="csr")
     return Split(X, scipy.sparse.vstack([train.Y, Y], format="csr"))
+
+
+def _shared(Y: Csr, labels: NDArray[np.integer[Any]]) -> Csr:
+    """Returns a row for each label: the label, and the labels that all its documents have.
+
+    Args:
+        Y: Labels of the documents [N, L].
+        labels: Numbers of rare labels [M].
+    """
+    ones = scipy.sparse.csr_matrix((np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), Y.shape)
+    of = ones.tocsc()[:, labels].T.tocsr()  # [M, N]
+    together = of @ ones  # [M, L]: the documents that both labels have
+    counts = np.repeat(of.getnnz(axis=1), np.diff(together.indptr))
+    together.data = (together.data == counts).astype(np.float32)
+    itself = scipy.sparse.csr_matrix(
+        (np.ones(len(labels), np.float32), labels, np.arange(len(labels) + 1)), together.shape
+    )
+    shared = together.maximum(itself).tocsr()
+    shared.eliminate_zeros()
+    shared.sort_indices()
+    return shared
 
 
 def names_tell(dataset: Dataset) -> bool:

@@ -47,9 +47,11 @@ class Contender:
 
 
 def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Contender]:
-    """Returns the ways to train that the arguments leave open, the usual one first."""
-    if recipe.svm or recipe.is_linear or recipe.hyperparameters.get("optimizer") == "adagrad":
-        return []
+    """Returns the ways to train that the arguments leave open, the usual one first. There is at least one."""
+    if recipe.svm:
+        return [Contender(SVM, svm=True)]
+    if recipe.is_linear or recipe.hyperparameters.get("optimizer") == "adagrad":
+        return [Contender("linear model" if recipe.is_linear else "hidden layers")]
     found = []
     given = not_none(recipe.hyperparameters)
     is_open = not {"encoder_eps", "encoder_learning_rate", "dense_learning_rate"} & set(given)
@@ -84,10 +86,11 @@ def step_seconds(nonzeros: float, repetitions: int, hidden: int, buckets: int) -
     Args:
         nonzeros: Features of a document.
         repetitions: The number of encoders and classifiers.
-        hidden: Hidden units of each encoder.
+        hidden: Hidden units of each encoder, or 0.
         buckets: Buckets of each classifier.
     """
-    return 1e-9 * (_STEP + repetitions * hidden * (_SPARSE * nonzeros + _DENSE * buckets))
+    units, behind = (hidden, buckets) if hidden else (buckets, 0)
+    return 1e-9 * (_STEP + repetitions * units * (_SPARSE * nonzeros + _DENSE * behind))
 
 
 def svm_seconds(nonzeros: float, buckets: int, columns: int, documents: int) -> float:
@@ -106,16 +109,18 @@ def svm_seconds(nonzeros: float, buckets: int, columns: int, documents: int) -> 
 
 
 def training_seconds(recipe: Recipe, dataset: data.Dataset) -> float:
-    """Returns about how long gradient training takes on one thread, to bound the cost of a race."""
-    sizes, train = default_sizes(dataset), dataset.train
+    """Returns about how long a training takes on one thread, to bound the cost of a race.
+
+    A training that a race has yet to choose counts as one of hidden layers.
+    """
+    sizes, N = default_sizes(dataset), len(dataset.train)
     configuration = recipe.configuration(dataset)
+    R, B = configuration["num_repetitions"], configuration["num_buckets"]
+    if recipe.svm:
+        return N * svm_seconds(nonzeros(dataset), R * B, dataset.num_features + dataset.num_dense, N)
     epochs = int(recipe.hyperparameters.get("epochs") or sizes["epochs"])
-    shape = (
-        configuration["num_repetitions"],
-        max(configuration["hidden_size"]),
-        configuration["num_buckets"],
-    )
-    return len(train) * epochs * step_seconds(nonzeros(dataset), *shape)
+    hidden = max(configuration["hidden_size"] or [0])
+    return N * epochs * step_seconds(nonzeros(dataset), R, hidden, B)
 
 
 def nonzeros(dataset: data.Dataset) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ SECONDS = 10.0  # which a race may take if the training takes no less
 FEWEST_HELD_OUT, MOST_HELD_OUT = 200, 3000  # documents that decide; fewer would leave it to chance
 FEWEST = 2000  # documents of the sample, if train has them
 KS = (1, 3, 5)  # of P@k, as far as there are so many groups
+NAMES = "the winner with names of labels"  # in the table
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Result:
         contender: The contender.
         P: Its P@1, P@3 and P@5 on groups of labels, fractions of 1. With fewer groups only the first of them.
         scores: The mean of these for each document that decides.
+        documents: How many documents it trained on.
     """
 
     contender: Contender
     P: list[float]
     scores: NDArray[np.float64]
+    documents: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Race:
     Attributes:
         results: The results of the contenders, the usual one first.
         winner: The contender that trains on everything.
+        names: The result of the winner with names of labels among the documents. None if that was not open.
         documents: How many documents each trained on.
         held_out: How many documents decided.
         groups: The number of groups of labels.
@@ -77,27 +81,45 @@ class Race:
 
     results: list[Result]
     winner: Contender
+    names: Result | None
     documents: int
     held_out: int
     groups: int
+
+    @property
+    def label_names(self) -> bool | None:
+        """Whether names of labels help: the winner is ahead with them. None if that was not open."""
+        without = next(each for each in self.results if each.contender == self.winner)
+        return None if self.names is None else is_ahead(self.names.scores, without.scores)
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """Returns the recipe with what the race chose. What was given stays."""
+        recipe = self.winner.applied(recipe)
+        return recipe if self.names is None else replace(recipe, label_names=self.label_names)
 
     def record(self) -> dict[str, Any]:
         """Returns what the run keeps of the race, the same for the same arguments."""
         entries = [{**asdict(each.contender), "P": [round(p, 4) for p in each.P]} for each in self.results]
         about = {"documents": self.documents, "held_out": self.held_out, "groups": self.groups}
-        return {**about, "contenders": entries, "winner": self.winner.name}
+        record = {**about, "contenders": entries, "winner": self.winner.name}
+        if self.names is not None:
+            P = [round(p, 4) for p in self.names.P]
+            record["names"] = {"documents": self.names.documents, "P": P, "help": self.label_names}
+        return record
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """Returns a table of a race, as `Race.record` keeps it, the winner marked by a star."""
-    entries = record["contenders"]
+    """Returns a table of a race, as `Race.record` keeps it, what won marked by a star."""
+    entries = [{**each, "wins": each["name"] == record["winner"]} for each in record["contenders"]]
+    if names := record.get("names"):
+        entries.append({**names, "name": NAMES, "wins": names["help"]})
     width = max(len(each["name"]) for each in entries)
     lines = [
         f"race on {record['documents']:,} documents and {record['groups']:,} groups of labels, "
         f"decided by {record['held_out']:,} others:"
     ]
     for each in entries:
-        mark = "*" if each["name"] == record["winner"] else " "
+        mark = "*" if each["wins"] else " "
         shown = " / ".join(f"{100 * p:5.2f}" for p in each["P"])
         ahead = 100 * each.get("handicap", 0.0)  # runs of before keep none
         note = f"  must be {ahead:g} points ahead" if ahead else ""
@@ -125,34 +147,38 @@ def run_race(
     Raises:
         TrainingInterrupted: Ctrl-C was pressed.
     """
-    for_svm = any(getattr(recipe, name) is not None for name in FOR_SVM)
+    for_svm = not recipe.svm and any(getattr(recipe, name) is not None for name in FOR_SVM)
     if for_svm or dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
         return None
-    field = contenders(recipe, dataset, device)
+    field, names = (
+        contenders(recipe, dataset, device),
+        recipe.label_names is None and data.names_tell(dataset),
+    )
     dataset = data.hold_out(dataset)
-    if len(field) < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
+    if len(field) + names < 2 or dataset.dev is None or len(dataset.dev) < FEWEST_HELD_OUT:
         return None
     try:
-        return _run(Problem.of(recipe, dataset, field, processes), field, device, progress)
+        return _run(Problem.of(recipe, dataset, field, names, processes), field, device, progress)
     except (MemoryError, torch.OutOfMemoryError):
         log.info("memory is too short for a race, so rules choose")
         return None
 
 
 def _run(problem: Problem, field: list[Contender], device: str, progress: bool) -> Race:
-    """Runs a race between the contenders."""
-    results = []
-    with tqdm(total=len(field), desc="race", unit="way", disable=not progress, leave=False) as bar:
-        for contender in field:
-            try:
+    """Runs a race between the contenders, then of the winner against itself with names of labels."""
+    total, results, names = len(field) + (problem.named is not None), [], None
+    with tqdm(total=total, desc="race", unit="way", disable=not progress, leave=False) as bar:
+        try:
+            for contender in field:
                 results.append(problem.result(contender, device))
-            except training.TrainingInterrupted:
-                raise training.TrainingInterrupted(
-                    "stopped in the race; nothing is trained or saved"
-                ) from None
-            bar.update()
-    winner = _winner(results).contender
-    return Race(results, winner, len(problem), len(results[0].scores), problem.groups)
+                bar.update()
+            winner = _winner(results).contender
+            if problem.named is not None:
+                names = problem.named.result(winner, device)
+                bar.update()
+        except training.TrainingInterrupted:
+            raise training.TrainingInterrupted("stopped in the race; nothing is trained or saved") from None
+    return Race(results, winner, names, len(problem), len(results[0].scores), problem.groups)
 
 
 def _are_numbers(recipe: Recipe, dataset: data.Dataset) -> bool:
@@ -174,27 +200,55 @@ def _winner(results: list[Result]) -> Result:
     return results[max(ahead, key=lambda at: scores[at].mean())]
 
 
+@dataclass(frozen=True)
 class Problem:
-    """The problem that all contenders solve: groups of labels, for a sample of the documents."""
+    """The problem that all contenders solve: groups of labels, for a sample of the documents.
 
-    def __init__(self, recipe: Recipe, X: Any, Y: Any, X_held: Any, Y_held: Any, configuration: Any) -> None:
-        self.recipe, self.configuration = recipe, configuration
-        self.X, self.Y, self.X_held, self.Y_held = X, Y, X_held, Y_held
+    Attributes:
+        recipe: The arguments of the training.
+        configuration: The sizes of the model.
+        X, Y: The documents to learn from, and their groups.
+        X_held, Y_held: Those that decide.
+        named: The same problem with names of labels among the documents, if that is open.
+    """
+
+    recipe: Recipe
+    configuration: dict[str, Any]
+    X: Any
+    Y: Any
+    X_held: Any
+    Y_held: Any
+    named: Problem | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1) -> Problem:
+    def of(
+        cls, recipe: Recipe, dataset: data.Dataset, field: list[Contender], names: bool = False,
+        processes: int = 1,
+    ) -> Problem:  # fmt: skip
         """Draws the sample and the groups."""
         assert dataset.dev is not None
         configuration = recipe.configuration(dataset)
         random = np.random.RandomState(recipe.seed % 2**32)  # its numbers never change, unlike a Generator's
         N, L = len(dataset.train), dataset.num_labels
-        rows = np.sort(random.permutation(N)[: _sample_size(recipe, dataset, field, processes)])
+        runs = [*field, field[0]] if names else field
+        size = _sample_size(recipe, dataset, runs, processes)
+        rows = np.sort(random.permutation(N)[:size])
         groups = min(L, GROUPS)
         group = np.arange(L) if groups == L else random.randint(0, groups, L)
         held = spaced_rows(len(dataset.dev), MOST_HELD_OUT)
-        train, dev = dataset.train.take(rows), dataset.dev.take(held)
-        each = (_grouped(split.Y, group, groups) for split in (train, dev))
-        return cls(recipe, train.documents, next(each), dev.documents, next(each), configuration)
+
+        def problem(train: data.Split, named: Problem | None = None) -> Problem:
+            assert dataset.dev is not None
+            dev = dataset.dev.take(held)
+            each = [_grouped(split.Y, group, groups) for split in (train, dev)]
+            return cls(recipe, configuration, train.documents, each[0], dev.documents, each[1], named)
+
+        named = None
+        if names:  # The sample has as large a part of the names as of the documents.
+            learnt = data.with_label_names(dataset)
+            of_names = N + random.permutation(len(learnt) - N)[: round(size / N * (len(learnt) - N))]
+            named = problem(learnt.take(np.concatenate([rows, np.sort(of_names)])))
+        return problem(dataset.train.take(rows), named)
 
     @property
     def groups(self) -> int:
@@ -209,7 +263,7 @@ class Problem:
         """Trains a contender and measures it."""
         labels = self._trained(contender, device).predict(self.X_held, min(5, self.groups))[1]
         P = [metrics.precision_at_k(self.Y_held, labels, k) for k in KS if k <= self.groups]
-        return Result(contender, P, precisions(self.Y_held, labels))
+        return Result(contender, P, precisions(self.Y_held, labels), len(self))
 
     def _trained(self, contender: Contender, device: str) -> nn.MACH:
         recipe = contender.applied(self.recipe)
@@ -233,7 +287,7 @@ class Problem:
         arguments = recipe.fit_arguments()
         arguments["tau"] = 0.0  # Groups have no frequencies of labels.
         arguments["epochs"] = _epochs(recipe, len(self))
-        if arguments["gradient_threshold"] is None and str(device) == "cpu":
+        if arguments["gradient_threshold"] is None and str(device) == "cpu" and not recipe.is_linear:
             arguments["gradient_threshold"] = 0.003  # which is faster and as accurate
         return arguments
 
@@ -247,7 +301,7 @@ def _epochs(recipe: Recipe, documents: int) -> int:
 def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1) -> int:
     """Returns how many documents the contenders can train on in their share of the time."""
     N, shape = len(dataset.train), (nonzeros(dataset), min(dataset.num_labels, GROUPS))
-    hidden = max(recipe.configuration(dataset)["hidden_size"])
+    hidden = max(recipe.configuration(dataset)["hidden_size"] or [0])
     whole = training_seconds(recipe, dataset) / processes
     budget = max(min(SECONDS, whole), SHARE * whole)
     for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):

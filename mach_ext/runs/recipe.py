@@ -102,11 +102,11 @@ class Recipe:
         """Whether no argument rules out support vector machines."""
         return self.svm is not False and self.hidden_size is None and not self._for_gradients()
 
-    def with_names(self, dataset: data.Dataset) -> Recipe:
-        """Returns the recipe with the choice whether names of labels are learnt from.
+    def check_names(self, dataset: data.Dataset) -> None:
+        """Checks that names of labels can be learnt from if they are asked for.
 
         Raises:
-            ValueError: They are asked for, and the dataset has none, or has dense features.
+            ValueError: The dataset has none, or has dense features.
         """
         if self.label_names and dataset.label_names is None:
             raise ValueError(
@@ -114,6 +114,9 @@ class Recipe:
             )
         if self.label_names and dataset.num_dense:
             raise ValueError(f"{spell('label_names', value=True)} is for data without dense features")
+
+    def with_names(self, dataset: data.Dataset) -> Recipe:
+        """Returns the recipe with the choice whether names of labels are learnt from."""
         recipe = replace(self, label_names=data.names_tell(dataset)) if self.label_names is None else self
         if recipe.label_names and (count := len(recipe.learnt(dataset)) - len(dataset.train)):
             without = spell("label_names", value=False)

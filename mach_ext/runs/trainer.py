@@ -99,7 +99,8 @@ def train(
             sample, in about a fifth of the training's time, or ten seconds where that is more. With fewer
             than 200 documents to decide, rules choose. "rule": always by rules.
         label_names: Learn from the names of labels with at most three training documents, as
-            `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it helps.
+            `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it may help, and
+            the race says that it does.
         repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
             only. See `fit`.
         holdout: Without a dev split, hold a tenth of train out for validation.
@@ -231,9 +232,10 @@ def _choose(
         if recipe.label_names is None:
             recipe = replace(recipe, label_names=bool(former.get("label_names", False)))
         return recipe.continued(checkpoint), kept
-    recipe = recipe.with_names(dataset)
+    recipe.check_names(dataset)
     if tuning.epochs:
-        return replace(recipe, svm=False).with_solver(dataset, job.device), {"choice": "rule"}
+        recipe = replace(recipe, svm=False, label_names=bool(recipe.label_names))
+        return recipe.with_solver(dataset, job.device), {"choice": "rule"}
     race = None
     if job.choice == "race":
         with failing_together(job.ranks.collect):
@@ -241,10 +243,10 @@ def _choose(
                 race = run_race(recipe, dataset, job.device, job.progress, job.ranks.size)
         race = job.ranks.broadcast(race)
     if race is None:
-        return recipe.with_solver(dataset, job.device), {"choice": "rule"}
+        return recipe.with_solver(dataset, job.device).with_names(dataset), {"choice": "rule"}
     for line in table(race.record()):
         log.info("%s", line)
-    return race.winner.applied(recipe), {"choice": "race", "race": race.record()}
+    return race.applied(recipe).with_names(dataset), {"choice": "race", "race": race.record()}
 
 
 def _learn(

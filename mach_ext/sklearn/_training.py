@@ -52,7 +52,7 @@ def train_model(
     if parameters["holdout"]:
         dataset = data.hold_out(dataset)
     race = run_race(recipe, dataset, device, progress) if choice == "race" else None
-    recipe = recipe.with_solver(dataset, device) if race is None else race.winner.applied(recipe)
+    recipe = recipe.with_solver(dataset, device) if race is None else race.applied(recipe)
     model = recipe.model(dataset).to(device)
     return model, recipe.train(ModelPart.alone(model), dataset, progress=progress), race
 

@@ -22,6 +22,16 @@ def test_a_name_is_a_row_with_its_label_alone():
     assert train.X.dtype == train.Y.dtype == np.float32
 
 
+def test_a_name_has_the_labels_that_all_documents_of_its_label_have():
+    """bird (3) is above owl (2). dog (1) has no document, and the two cats share nothing but being cats."""
+    Y = sp.csr_matrix([[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 1, 1]], dtype=np.float32)
+    X = sp.csr_matrix(np.ones((4, 4), np.float32))
+    train = with_label_names(pets(X, Y, label_names=WORDS), 2)
+    assert train.Y[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]
+    assert train.Y.has_sorted_indices
+    assert set(train.Y.data) == {1}
+
+
 @pytest.mark.parametrize(("most", "expected"), [(0, [2]), (1, [1, 2]), (4, [0, 1, 2])])
 def test_only_rare_labels_count(most, expected):
     Y = sp.csr_matrix(np.eye(4)[[0, 0, 0, 1]])

@@ -48,14 +48,14 @@ def test_all_ways_run_where_nothing_is_given():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"svm": True}, []),
+        ({"svm": True}, ["support vector machines"]),
         ({"svm": False}, HIDDEN),
-        ({"hidden_size": 0}, []),
-        ({"hidden_size": (0,)}, []),
+        ({"hidden_size": 0}, ["linear model"]),
+        ({"hidden_size": (0,)}, ["linear model"]),
         ({"hidden_size": 16}, HIDDEN),
         ({"encoder": "shared"}, HIDDEN),
         ({"hyperparameters": {"epochs": 3}}, HIDDEN),
-        ({"hyperparameters": {"optimizer": "adagrad"}}, []),
+        ({"hyperparameters": {"optimizer": "adagrad"}}, ["hidden layers"]),
         ({"hyperparameters": {"encoder_eps": 1e-6}}, HIDDEN[:1]),
         ({"hyperparameters": {"encoder_learning_rate": 0.1}}, HIDDEN[:1]),
         ({"hyperparameters": {"encoder_eps": None}}, [*HIDDEN, "support vector machines"]),
@@ -136,7 +136,7 @@ def test_labels_become_groups_and_no_document_loses_one():
 
 def result(name, mean, handicap=0.0, spread=0.0):
     scores = np.where(np.arange(400) % 2, mean + spread, mean - spread)
-    return Result(Contender(name, handicap=handicap), [mean] * 3, scores)
+    return Result(Contender(name, handicap=handicap), [mean] * 3, scores, 400)
 
 
 def test_the_usual_way_wins_unless_another_is_clearly_ahead():
@@ -350,3 +350,48 @@ def test_support_vector_machines_in_a_small_file_are_those_of_compress(tmp_path)
         ValueError, match="quantization_step is an option of support vector machines, see svm"
     ):
         mach_ext.train(dataset(200), output=tmp_path / "hidden", quantization_step=0.8, hidden_size=8)
+
+
+def named():
+    """2,400 documents of 240 labels, each the word that its label is called. Eight labels are frequent."""
+    labels = np.arange(2400) % 240
+    labels[:1200] %= 8
+    names = [f"word{label}" for label in range(240)]
+    Y = sp.csr_matrix(np.eye(240, dtype=np.float32)[labels])
+    split = data.Split(Y, Y)
+    return data.Dataset("made", "made", split, label_names=names, feature_names=names)
+
+
+@pytest.mark.parametrize("given", [{}, {"svm": True}, {"hidden_size": 0}, {"hyperparameters": {"eps": 1e-6}}])
+def test_names_of_labels_run_against_the_winner_without_them(monkeypatch, given):
+    monkeypatch.setattr(races.data, "names_tell", lambda dataset: True)
+    monkeypatch.setattr(data.label_names, "MOST_DOCUMENTS", 100)
+    few = {"num_repetitions": 4, "hidden_size": 8, **given}
+    if given.get("svm"):
+        del few["hidden_size"]
+    race = run_race(Recipe(**few), named(), "cpu", progress=False)
+    assert race.names.contender == race.winner
+    assert race.names.documents > race.documents
+    assert race.label_names in (True, False)
+    record = race.record()
+    assert record["names"]["help"] is race.label_names
+    last = table(record)[-1]
+    assert "the winner with names of labels" in last
+    assert last.startswith("*") is race.label_names
+    assert race.applied(Recipe(**few)).label_names is race.label_names
+
+
+def test_names_of_labels_must_be_ahead():
+    way, ahead, behind = (result("way", 0.5), result("way", 0.52), result("way", 0.5))
+    for names, helps in ((ahead, True), (behind, False), (None, None)):
+        race = races.Race([way], way.contender, names, 400, 400, 12)
+        assert race.label_names is helps
+        assert race.applied(Recipe()).label_names is helps
+
+
+def test_names_that_are_asked_for_or_not_to_be_learnt_do_not_run(monkeypatch):
+    monkeypatch.setattr(races.data, "names_tell", lambda dataset: True)
+    for asked in (True, False):
+        race = run_race(Recipe(**SMALL, label_names=asked), named(), "cpu", progress=False)
+        assert race.names is None
+        assert race.applied(Recipe(label_names=asked)).label_names is asked

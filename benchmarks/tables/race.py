@@ -165,7 +165,7 @@ def defaults(folder: Path) -> str:
         same = same[same["documents"] == row["documents"]]
         columns = [P, [f"adjusted {name}" for name in P]]
         best = [_joined(same.nlargest(1, names[0])[names], names) for names in columns]
-        chosen = str(row["winner"]).removeprefix("hidden layers, ")
+        chosen = str(row["winner"]).removeprefix("hidden layers, ") + ", names" * bool(row["label_names"])
         ours = joined(pd.DataFrame([row[P]]), P).iloc[0]
         lines.append((row["dataset"], row["seed"], chosen, ours, *best, f"{row['training_seconds']:.0f}"))
     head = (

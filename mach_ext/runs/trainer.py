@@ -99,8 +99,8 @@ def train(
             sample, in about a fifth of the training's time, or ten seconds where that is more. With fewer
             than 200 documents to decide, rules choose. "rule": always by rules.
         label_names: Learn from the names of labels with at most three training documents, as
-            `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it may help, and
-            the race says that it does.
+            `mach_ext.data.with_label_names` does. None: if `mach_ext.data.names_tell` says that it may help,
+            and the race says that it does.
         repetitions_at_a_time: Number of repetitions that are trained together, to save memory. Linear MACH
             only. See `fit`.
         holdout: Without a dev split, hold a tenth of train out for validation.

@@ -116,7 +116,7 @@ def measure(dataset: data.Dataset, seed: int, threads: int, only: str, near: flo
             "dataset": dataset.name, "contender": contender.name, "seed": seed, "threads": threads,
             "documents": len(dataset.train), "sample": race.documents, "held_out": race.held_out,
             "wins": contender == race.winner, "label_names": names, "race_seconds": seconds,
-            **{f"race_P@{k}": p for k, p in zip((1, 3, 5), result.P, strict=True)},
+            **{f"race_P@{k}": p for k, p in zip((1, 3, 5), result.P, strict=False)},
             "race_error": standard_error(result.scores - race.results[0].scores),
         }  # fmt: skip
         if near is not None and only in contender.name and contender.name not in left_out:
@@ -137,7 +137,7 @@ def former_training(row: dict[str, Any]) -> dict[str, Any]:
 
     The times of a race and of a training are of one machine. So the time of the race stays as well.
     """
-    same = [*KEY, "documents"]
+    same = [*KEY, "documents", "label_names"]
     kept = [each for each in read_rows(FILE) if all(each[name] == str(row[name]) for name in same)]
     measured = ("race_seconds", "training_seconds", "circumstances")
     of_training = [name for name in (kept or [{}])[0] if name in measured or name.startswith(("dev_", "P@"))]

@@ -55,10 +55,12 @@ def by_race(folder: Path) -> dict[tuple[str, int], pd.DataFrame]:
     """The rows of each race whose contenders all trained in full.
 
     A contender that was far behind with one seed has no training with the next. It counts as it did there.
+    A seed that trained on all of train has no dev. Its contenders count as they did on dev with other seeds.
     """
     kept = read("race", folder)
     kept["trained"] = kept["P@1"].notna()
-    kept[P] = kept[P].fillna(kept.groupby(["dataset", "contender"])[P].transform("mean"))
+    known = [*P, *DEV]
+    kept[known] = kept[known].fillna(kept.groupby(["dataset", "contender"])[known].transform("mean"))
     races = {key: rows.reset_index(drop=True) for key, rows in kept.groupby(["dataset", "seed"], sort=False)}
     return {key: rows for key, rows in races.items() if rows["P@1"].notna().all() and rows["trained"].any()}
 
@@ -165,7 +167,9 @@ def defaults(folder: Path) -> str:
         same = same[same["documents"] == row["documents"]]
         columns = [P, [f"adjusted {name}" for name in P]]
         best = [_joined(same.nlargest(1, names[0])[names], names) for names in columns]
-        chosen = str(row["winner"]).removeprefix("hidden layers, ") + ", names" * bool(row["label_names"])
+        chosen = str(row["winner"]).removeprefix("hidden layers, ") + ", names" * (
+            str(row["label_names"]) == "True"
+        )
         ours = joined(pd.DataFrame([row[P]]), P).iloc[0]
         lines.append((row["dataset"], row["seed"], chosen, ours, *best, f"{row['training_seconds']:.0f}"))
     head = (

@@ -214,14 +214,14 @@ EncoderLearningRate = Annotated[
 EncoderEps = Annotated[
     float | None,
     option(
-        "--encoder-eps", parse=values.rate, metavar="EPS", panel="Training",
+        "--encoder-eps", parse=values.eps, metavar="EPS", panel="Training",
         help="The eps of Adam for the encoder's weights.",
     ),
 ]  # fmt: skip
 Eps = Annotated[
     float | None,
     option(
-        "--eps", parse=values.rate, metavar="EPS", panel="Training",
+        "--eps", parse=values.eps, metavar="EPS", panel="Training",
         help="The eps of Adam for all other weights.",
     ),
 ]  # fmt: skip
@@ -336,12 +336,18 @@ def run(
 
     given = dict(ctx.params)  # three of them have other names in runs.train
     options: dict[str, Any] = {"holdout": not given.pop("no_holdout"), "progress": not given.pop("quiet")}
-    if (former := given.pop("negligible_gradient")) is not None:
-        say("warning: --negligible-gradient is now called --gradient-threshold")
-        given |= {"gradient_threshold": former} if given["gradient_threshold"] is None else {}
+    _take_former_name(given)
     trained = runs.train(given.pop("dataset"), evaluate=False, **options, **given)
     results = measure(trained)
     with all_done() as then:
         for name, result in results.items():
             then(show_metrics, name, result)
         then(write_training_metrics, trained, results)
+
+
+def _take_former_name(given: dict[str, Any]) -> None:
+    """Takes --negligible-gradient for --gradient-threshold, if that is not given."""
+    if (former := given.pop("negligible_gradient")) is not None:
+        say("warning: --negligible-gradient is now called --gradient-threshold")
+        if given["gradient_threshold"] is None:
+            given["gradient_threshold"] = former

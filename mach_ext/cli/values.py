@@ -73,6 +73,7 @@ def real(rule: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
 share = real("in [0, 1)", lambda value: 0 <= value < 1)
 rate = real(f"within 0 and {_FLOAT32:.2g}", lambda value: 0 <= value <= _FLOAT32)
 above_0 = real(f"above 0 and at most {_FLOAT32:.2g}", lambda value: 0 < value <= _FLOAT32)
+eps = real(f"within 1e-20 and {_FLOAT32:.2g}", lambda value: 1e-20 <= value <= _FLOAT32)
 cost = real("within 1e-06 and 1e+06", lambda value: 1e-6 <= value <= 1e6)
 tau = real("within 0 and 100", lambda value: 0 <= value <= 100)
 

@@ -76,7 +76,10 @@ def _shared(Y: Csr, labels: NDArray[np.integer[Any]]) -> Csr:
         Y: Labels of the documents [N, L].
         labels: Numbers of rare labels [M].
     """
-    ones = scipy.sparse.csr_matrix((np.ones(Y.nnz, np.float32), Y.indices, Y.indptr), Y.shape)
+    ones = scipy.sparse.csr_matrix(Y, dtype=np.float32, copy=True)
+    ones.sum_duplicates()
+    ones.eliminate_zeros()
+    ones.data[:] = 1
     of = ones.tocsc()[:, labels].T.tocsr()  # [M, N]
     together = of @ ones  # [M, L]: the documents that both labels have
     counts = np.repeat(of.getnnz(axis=1), np.diff(together.indptr))

@@ -19,9 +19,9 @@ STEPS = {
 SVM = "support vector machines"
 # What a way must be ahead by. The usual steps gain more than others from the documents and the encoders that
 # a race has not. The numbers are those that `best_handicaps` of benchmarks/tables/race.py finds.
-HANDICAPS = {"fine": 0.003, SVM: 0.008}
+HANDICAPS = {"fine": 0.005, SVM: 0.006}
 MOST_SVM_FLOATS = 6e8  # weights of support vector machines, 2.4 GB
-FEWEST_FOR_SVM = 8  # documents of a label that occurs; with fewer, labels have to share hidden units
+FEWEST_FOR_SVM = 16  # documents of a label that occurs; with fewer, labels have to share hidden units
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,16 @@ def contenders(recipe: Recipe, dataset: data.Dataset, device: str) -> list[Conte
 
 
 def _suits_svm(recipe: Recipe, dataset: data.Dataset) -> bool:
-    """Returns whether labels have documents enough for weights of their own, and whether these fit memory."""
+    """Returns whether support vector machines may be best, and whether their weights fit memory.
+
+    Each label needs documents enough for weights of its own. And there must be as many features as labels,
+    because a linear model of fewer can't tell labels apart freely. A race would see neither: its groups of
+    labels are few and have many documents.
+    """
     Y, sizes = dataset.train.Y, replace(recipe, svm=True).configuration(dataset)
-    columns = dataset.num_features + dataset.num_dense
+    columns, present = dataset.num_features + dataset.num_dense, max(1, int((Y.getnnz(axis=0) > 0).sum()))
     floats = columns * sizes["num_repetitions"] * sizes["num_buckets"]
-    return bool(Y.nnz >= FEWEST_FOR_SVM * max(1, (Y.getnnz(axis=0) > 0).sum()) and floats <= MOST_SVM_FLOATS)
+    return bool(Y.nnz >= FEWEST_FOR_SVM * present and columns >= present and floats <= MOST_SVM_FLOATS)
 
 
 # Nanoseconds of one thread: of a step for a document, and of each product of a non-zero or a bucket with a

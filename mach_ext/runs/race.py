@@ -11,6 +11,7 @@ expected number of operations, not from a clock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -148,7 +149,7 @@ def run_race(
         TrainingInterrupted: Ctrl-C was pressed.
     """
     for_svm = not recipe.svm and any(getattr(recipe, name) is not None for name in FOR_SVM)
-    if for_svm or dataset.num_labels < 2 or not _are_numbers(recipe, dataset):
+    if for_svm or dataset.num_labels < 2 or not _is_sound(recipe, dataset):
         return None
     field, names = (
         contenders(recipe, dataset, device),
@@ -166,7 +167,8 @@ def run_race(
 
 def _run(problem: Problem, field: list[Contender], device: str, progress: bool) -> Race:
     """Runs a race between the contenders, then of the winner against itself with names of labels."""
-    total, results, names = len(field) + (problem.named is not None), [], None
+    results: list[Result] = []
+    names, total = None, len(field) + (problem.named is not None)
     with tqdm(total=total, desc="race", unit="way", disable=not progress, leave=False) as bar:
         try:
             for contender in field:
@@ -174,16 +176,19 @@ def _run(problem: Problem, field: list[Contender], device: str, progress: bool) 
                 bar.update()
             winner = _winner(results).contender
             if problem.named is not None:
-                names = problem.named.result(winner, device)
+                with contextlib.suppress(MemoryError, torch.OutOfMemoryError):
+                    names = problem.named.result(winner, device)
                 bar.update()
         except training.TrainingInterrupted:
             raise training.TrainingInterrupted("stopped in the race; nothing is trained or saved") from None
     return Race(results, winner, names, len(problem), len(results[0].scores), problem.groups)
 
 
-def _are_numbers(recipe: Recipe, dataset: data.Dataset) -> bool:
-    """Returns whether sizes, epochs and seed are numbers. If not, the training says what is wrong."""
+def _is_sound(recipe: Recipe, dataset: data.Dataset) -> bool:
+    """Returns whether the arguments can be trained with. If not, the training says what is wrong."""
     sizes = recipe.configuration(dataset)
+    if recipe.svm and sizes["hidden_size"]:
+        return False
     hidden = sizes["hidden_size"] or [0]
     numbers = (sizes["num_repetitions"], sizes["num_buckets"], *hidden, recipe.hyperparameters.get("epochs"))
     given = [recipe.seed, *(each for each in numbers if each is not None)]
@@ -207,13 +212,16 @@ class Problem:
     Attributes:
         recipe: The arguments of the training.
         configuration: The sizes of the model.
+        epochs: Passes over the documents.
         X, Y: The documents to learn from, and their groups.
         X_held, Y_held: Those that decide.
-        named: The same problem with names of labels among the documents, if that is open.
+        named: The same problem with names of labels among the documents, if that is open. As in a training,
+            names do not change the epochs.
     """
 
     recipe: Recipe
     configuration: dict[str, Any]
+    epochs: int
     X: Any
     Y: Any
     X_held: Any
@@ -230,8 +238,10 @@ class Problem:
         configuration = recipe.configuration(dataset)
         random = np.random.RandomState(recipe.seed % 2**32)  # its numbers never change, unlike a Generator's
         N, L = len(dataset.train), dataset.num_labels
-        runs = [*field, field[0]] if names else field
-        size = _sample_size(recipe, dataset, runs, processes)
+        learnt = data.with_label_names(dataset) if names else dataset.train
+        names = len(learnt) > N
+        size = _sample_size(recipe, dataset, field, processes, len(learnt) / N if names else 0.0)
+        epochs = _epochs(recipe, size)
         rows = np.sort(random.permutation(N)[:size])
         groups = min(L, GROUPS)
         group = np.arange(L) if groups == L else random.randint(0, groups, L)
@@ -241,11 +251,10 @@ class Problem:
             assert dataset.dev is not None
             dev = dataset.dev.take(held)
             each = [_grouped(split.Y, group, groups) for split in (train, dev)]
-            return cls(recipe, configuration, train.documents, each[0], dev.documents, each[1], named)
+            return cls(recipe, configuration, epochs, train.documents, each[0], dev.documents, each[1], named)
 
         named = None
         if names:  # The sample has as large a part of the names as of the documents.
-            learnt = data.with_label_names(dataset)
             of_names = N + random.permutation(len(learnt) - N)[: round(size / N * (len(learnt) - N))]
             named = problem(learnt.take(np.concatenate([rows, np.sort(of_names)])))
         return problem(dataset.train.take(rows), named)
@@ -286,7 +295,7 @@ class Problem:
     def _fit_arguments(self, recipe: Recipe, device: str) -> dict[str, Any]:
         arguments = recipe.fit_arguments()
         arguments["tau"] = 0.0  # Groups have no frequencies of labels.
-        arguments["epochs"] = _epochs(recipe, len(self))
+        arguments["epochs"] = self.epochs
         if arguments["gradient_threshold"] is None and str(device) == "cpu" and not recipe.is_linear:
             arguments["gradient_threshold"] = 0.003  # which is faster and as accurate
         return arguments
@@ -298,8 +307,13 @@ def _epochs(recipe: Recipe, documents: int) -> int:
     return int(training.default_sizes(documents, 1, 2)["epochs"] if given is None else given)
 
 
-def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1) -> int:
-    """Returns how many documents the contenders can train on in their share of the time."""
+def _sample_size(
+    recipe: Recipe, dataset: data.Dataset, field: list[Contender], processes: int = 1, named: float = 0.0
+) -> int:
+    """Returns how many documents the contenders can train on in their share of the time.
+
+    One of them then runs again with names of labels, on `named` times as many documents.
+    """
     N, shape = len(dataset.train), (nonzeros(dataset), min(dataset.num_labels, GROUPS))
     hidden = max(recipe.configuration(dataset)["hidden_size"] or [0])
     whole = training_seconds(recipe, dataset) / processes
@@ -307,7 +321,8 @@ def _sample_size(recipe: Recipe, dataset: data.Dataset, field: list[Contender], 
     for documents in sorted({N, *(round(N * 0.8**step) for step in range(40))}, reverse=True):
         steps = _epochs(recipe, documents) * step_seconds(shape[0], REPETITIONS, hidden, shape[1])
         of_svm = svm_seconds(*shape, dataset.num_features + dataset.num_dense, documents)
-        cost = sum(of_svm if each.svm else steps for each in field)
+        costs = [of_svm if each.svm else steps for each in field]
+        cost = sum(costs) + named * costs[0]
         if documents * cost <= budget or documents <= FEWEST:
             break
     return max(documents, min(N, FEWEST))

@@ -79,8 +79,9 @@ class Recipe:
                     f"train: {spell(name)} must be None, True or False, got {getattr(self, name)!r}"
                 )
         for name in FOR_SVM:
-            if (value := getattr(self, name)) is not None and not _is_finite(value):
-                raise ValueError(f"train: {spell(name)} must be None or a finite number, got {value!r}")
+            if (value := getattr(self, name)) is not None and not _is_above_0(value):
+                rule = "must be None or a finite number above 0"
+                raise ValueError(f"train: {spell(name)} {rule}, got {value!r}")
         if self.svm and (given := self._for_gradients()):
             raise ValueError(f"{spell('svm')} takes no {', '.join(map(spell, given))}")
 
@@ -147,10 +148,18 @@ class Recipe:
                     "labels have many documents, so support vector machines are trained (%s: a hidden layer)",
                     other,
                 )
-        for name in FOR_SVM:
-            if getattr(self, name) is not None and not recipe.svm:
-                raise ValueError(f"{spell(name)} is an option of support vector machines, see {spell('svm')}")
+        recipe.check_solver()
         return recipe
+
+    def check_solver(self) -> None:
+        """Checks the arguments that only support vector machines have, once the solver is chosen.
+
+        Raises:
+            ValueError: One is given, and the solver is another.
+        """
+        for name in FOR_SVM:
+            if getattr(self, name) is not None and not self.svm:
+                raise ValueError(f"{spell(name)} is an option of support vector machines, see {spell('svm')}")
 
     def continued(self, checkpoint: dict[str, Any]) -> Recipe:
         """Returns the recipe with what was not given as a checkpoint has it, so that it is not chosen anew.
@@ -283,8 +292,8 @@ class Recipe:
         return fit_part(part, (*splits, filtered), chosen, output, **options)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+def _is_above_0(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < math.inf
 
 
 def not_none(values: dict[str, Any]) -> dict[str, Any]:

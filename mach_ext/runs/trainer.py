@@ -193,6 +193,9 @@ def _train(
     folder, ranks, seconds = job.folder, job.ranks, job.seconds
     if tuning.epochs and ranks.size > 1:
         raise ValueError(f"train: {spell('finetune')} is for one process, got {ranks.size} processes")
+    if recipe.quantization_step is not None and ranks.size > 1:
+        name = spell("quantization_step")
+        raise ValueError(f"train: {name} is for one process, got {ranks.size} processes")
     resumed = _begin(job, loaded, encoded)
     with timer(seconds, "race"):
         recipe, chosen = _choose(recipe, tuning, loaded, job, resumed)
@@ -231,7 +234,11 @@ def _choose(
         kept = {name: former[name] for name in ("choice", "race") if name in former}
         if recipe.label_names is None:
             recipe = replace(recipe, label_names=bool(former.get("label_names", False)))
-        return recipe.continued(checkpoint), kept
+        recipe = recipe.continued(checkpoint)
+        if recipe.svm and recipe.quantization_step is None:
+            recipe = replace(recipe, quantization_step=former.get("quantization_step"))
+        recipe.check_solver()
+        return recipe, kept
     recipe.check_names(dataset)
     if tuning.epochs:
         recipe = replace(recipe, svm=False, label_names=bool(recipe.label_names))

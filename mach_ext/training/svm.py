@@ -145,11 +145,7 @@ def fit_svm(
     if resume and output is None:
         raise ValueError("fit_svm: resume needs the output folder of the run to continue")
     if quantization_step is not None:
-        if output is None:
-            raise ValueError("fit_svm: quantization_step needs the output folder, where the model is saved")
-        if not part.is_alone:
-            raise ValueError(f"fit_svm: quantization_step is for one process, got {part.ranks.size}")
-        check_step("fit_svm", quantization_step)
+        _check_step(quantization_step, output, part)
     X, Y = check_documents("fit_svm", "X", "Y", X, Y, model)
     data = TrainingData(X, Y)
     length = typical_length(sparse_features(model, X))
@@ -197,6 +193,14 @@ def _checked_settings(C: Any, tolerance: Any, max_passes: Any) -> dict[str, Any]
         if not low <= settings[name] <= high:
             raise ValueError(f"fit_svm: {name} must be within {low} and {high}, got {settings[name]}")
     return settings
+
+
+def _check_step(step: Any, output: Any, part: ModelPart) -> None:
+    if output is None:
+        raise ValueError("fit_svm: quantization_step needs the output folder, where the model is saved")
+    if not part.is_alone:
+        raise ValueError(f"fit_svm: quantization_step is for one process, got {part.ranks.size}")
+    check_step("fit_svm", step)
 
 
 def _identity(part: ModelPart, data: TrainingData, length: float, settings: dict[str, Any]) -> dict[str, Any]:

@@ -134,8 +134,20 @@ class SvmFolder:
         return [(int(match[1]), file) for match, file in files if match]
 
     def end(self, quantization_step: float | None) -> None:
-        """Save the model, and remove the checkpoint. With a step, weights are rounded, in memory as well."""
-        self.part.save(self.folder, quantization_step)
+        """Save the model, and remove the checkpoint. With a step, weights are rounded, in memory as well.
+
+        Raises:
+            ValueError: The step does not suit the weights. The checkpoint stays.
+        """
+        try:
+            self.part.save(self.folder, quantization_step)
+        except ValueError as error:
+            if quantization_step is None:
+                raise
+            raise ValueError(
+                f"{error}; {self.folder} keeps the solved buckets: continue with another quantization_step "
+                "(--step) and resume=True (--resume)"
+            ) from None
         if quantization_step is not None:
             weight, bias = self.part.model.bucket_weight.detach(), self.part.model.bucket_bias.detach()
             round_to(weight, quantization_step)

@@ -15,7 +15,7 @@ def pets(X=EYE, Y=EYE, label_names=("a cat", "Dog!", "x7\tthe OWL", "nothing"), 
     return Dataset("pets", "pets", Split(X, Y), label_names=label_names, feature_names=WORDS, **options)
 
 
-def test_a_name_is_a_row_with_its_label_alone():
+def test_a_name_is_a_row_with_its_label():
     train = with_label_names(pets())
     assert train.X[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
     assert train.Y[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
@@ -30,6 +30,12 @@ def test_a_name_has_the_labels_that_all_documents_of_its_label_have():
     assert train.Y[4:].toarray().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]
     assert train.Y.has_sorted_indices
     assert set(train.Y.data) == {1}
+    messy = sp.csr_matrix(  # cat is a bird twice in its one document, and not a dog
+        (np.array([1, 0, 1, 1], np.float32), np.array([0, 1, 3, 3]), np.array([0, 4, 4])), (2, 4)
+    )
+    X = sp.csr_matrix(np.ones((2, 4), np.float32))
+    rows = with_label_names(pets(X, messy, label_names=WORDS), 1).Y[2:].toarray()
+    assert rows[0].tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, [2]), (1, [1, 2]), (4, [0, 1, 2])])

@@ -212,7 +212,7 @@ def test_a_small_file_at_once(tmp_path, dtype):
 
 def test_a_step_that_is_too_coarse_loses_no_work(tmp_path, monkeypatch):
     with pytest.raises(
-        ValueError, match="all be rounded to 0, .* keeps the solved buckets: continue with an"
+        ValueError, match=r"all be rounded to 0, .* keeps the solved buckets: continue with an"
     ):
         fit(tmp_path, quantization_step=1e6)
     stop_after(monkeypatch, 0)  # all buckets are in the checkpoint

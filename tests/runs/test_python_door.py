@@ -86,7 +86,7 @@ def test_numbers_of_numpy_and_ints_are_the_same_training(here, texts):
         ({"dataset": ""}, ValueError, "train: dataset must not be empty"),
         ({"propensity": 0.5}, ValueError, "propensity must be two numbers A, B, got 0.5"),
         ({"propensity": (0.5,)}, ValueError, r"propensity must be two numbers A, B, got \(0.5,\)"),
-        ({"C": "x"}, ValueError, "train: C must be None or a finite number, got 'x'"),
+        ({"C": "x"}, ValueError, "train: C must be None or a finite number above 0, got 'x'"),
     ],
 )  # fmt: skip
 def test_train_refuses(here, texts, arguments, error, message):

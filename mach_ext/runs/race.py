@@ -89,9 +89,12 @@ class Race:
 
     @property
     def label_names(self) -> bool | None:
-        """Whether names of labels help: the winner is ahead with them. None if that was not open."""
+        """Whether names of labels help: the winner is better with them. None if that was not open.
+
+        No standard error is asked for. Groups of labels hide most of what names bring to rare labels.
+        """
         without = next(each for each in self.results if each.contender == self.winner)
-        return None if self.names is None else is_ahead(self.names.scores, without.scores)
+        return None if self.names is None else bool(self.names.scores.mean() > without.scores.mean())
 
     def applied(self, recipe: Recipe) -> Recipe:
         """Returns the recipe with what the race chose. What was given stays."""

@@ -161,6 +161,7 @@ def defaults(folder: Path) -> str:
     kept = pd.concat([read("defaults", folder), raced.assign(split="test")])
     kept = kept.drop_duplicates(["dataset", "seed", "documents"])
     kept = kept.merge(peers[["dataset", "split", "documents"]].drop_duplicates())
+    kept = kept.sort_values(["dataset", "seed"])
     lines = []
     for _, row in kept.iterrows():
         same = peers[(peers["dataset"] == row["dataset"]) & (peers["split"] == row["split"])]

@@ -231,6 +231,14 @@ def test_processes_that_share_a_training_have_a_shorter_race(monkeypatch):
     assert shared[1] < shared[0]
 
 
+def test_a_training_that_skips_gradients_has_a_shorter_race(monkeypatch):
+    monkeypatch.setattr(races, "SECONDS", 0.0)
+    made, field = data.hold_out(dataset(8000)), [Contender("a"), Contender("b")]
+    given = ({}, {"gradient_threshold": 0.0}, {"gradient_threshold": 0.003})
+    sizes = [races._sample_size(Recipe(hyperparameters=each), made, field) for each in given]
+    assert sizes[0] == sizes[1] > sizes[2]
+
+
 def test_training_says_where_neighbors_help(tmp_path, caplog):
     """A model of no epochs knows nothing, and its neighbours know the labels."""
     options = {"hidden_size": 8, "num_repetitions": 4, "choice": "rule", "progress": False}

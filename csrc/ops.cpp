@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
   // Scores of a group of G repetitions -> [N, G, B] float32. hidden [N, H] or [N, G, H] and weight [G, H, B]
   // in the memory of [G, B, H] are bfloat16; transform: none, sigmoid, logsigmoid
   m.def("bucket_forward(Tensor hidden, Tensor weight, Tensor? bias, str transform) -> Tensor");
+  // Logits of all repetitions -> [N, R, B] float32. hidden [N, H] or [N, R, H] float32 is rounded to 7 bits;
+  // weight int8 [R, tiles, words, 64, 4], its layout: cpu/bucket_forward_int8.h; scale [R, B]. CPU only.
+  m.def("bucket_forward_int8(Tensor hidden, Tensor weight, Tensor scale, Tensor? bias) -> Tensor");
   // The same scores, and what merge_topk on CUDA needs to know of them -> scores, high [N, G], low [N, G],
   // best [N, G] int32, peaks [N, G, groups of 64 buckets]. Their meaning: cuda/merge_extremes.cuh.
   m.def(
@@ -71,6 +74,9 @@ STABLE_TORCH_LIBRARY(mach_ext, m) {
       "bucket_svm(Tensor values, Tensor indices, Tensor indptr, Tensor buckets, Tensor label_indices, Tensor "
       "label_indptr, int first, float C, float tolerance, int max_passes, Tensor? factor, Tensor(a!) weight, "
       "Tensor(b!) bias) -> (Tensor, Tensor)");
+  // the sigmoid of logits, or its logarithm, in place; transform as in bucket_forward. CPU only, because
+  // PyTorch's depend on an element's place there.
+  m.def("transform_logits(Tensor(a!) logits, str transform) -> ()");
   // scores of the labels asked for -> [N, m]
   m.def("merge_scores(Tensor scores, Tensor buckets, Tensor labels, str merge) -> Tensor");
   // its gradient to the bucket scores -> [N, R, B]

@@ -30,6 +30,7 @@ if TYPE_CHECKING or not _terminal.is_command():
     from mach_ext.head import MACHHead
     from mach_ext.neighbors import Neighbors
     from mach_ext.nn import MACH, load
+    from mach_ext.quantized import QuantizedMACH, quantize
     from mach_ext.svm import fit_svm
     from mach_ext.training import fit
 
@@ -43,6 +44,7 @@ __all__ = [
     "LabelHash",
     "MACHHead",
     "Neighbors",
+    "QuantizedMACH",
     "Run",
     "attack",
     "certify",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "metrics",
     "optim",
+    "quantize",
     "runs",
     "train",
 ]
@@ -61,7 +64,8 @@ __all__ = [
 
 _MODULES = (
     "attack", "certify", "compression", "data", "distributed", "explain", "functional", "hashing", "head",
-    "merges", "metrics", "neighbors", "nn", "optim", "runs", "sklearn", "svm", "text_encoder", "training",
+    "merges", "metrics", "neighbors", "nn", "optim", "quantized", "runs", "sklearn", "svm", "text_encoder",
+    "training",
 )  # fmt: skip
 _PLACES = {
     "CollisionWarning": "hashing",
@@ -69,10 +73,12 @@ _PLACES = {
     "MACH": "nn",
     "MACHHead": "head",
     "Neighbors": "neighbors",
+    "QuantizedMACH": "quantized",
     "Run": "runs",
     "fit": "training",
     "fit_svm": "svm",
     "load": "nn",
+    "quantize": "quantized",
     "train": "runs",
 }
 

@@ -7,8 +7,8 @@ each operator in plain PyTorch under the same name. csrc/ops.cpp holds the schem
 
 On CUDA an operator only queues its work. There are two exceptions, because their sizes depend on the data:
 `feature_order`, and `sparse_linear_grad_rows` without an `order`. The CPU checks a given `order` in full.
-CUDA kernels skip entries of an `order` that are out of range. `bucket_backward`, `bucket_svm`, `check_csr`
-and `svm_factor` run on the CPU only.
+CUDA kernels skip entries of an `order` that are out of range. `bucket_backward`, `bucket_forward_int8`,
+`bucket_svm`, `check_csr`, `svm_factor` and `transform_logits` run on the CPU only.
 """
 
 from __future__ import annotations
@@ -219,6 +219,33 @@ def bucket_forward(
 @_fake("mach_ext::bucket_forward")
 def _(hidden, weight, bias, transform):  # type: ignore[no-untyped-def]
     return hidden.new_empty(hidden.shape[0], weight.shape[0], weight.shape[2], dtype=torch.float32)
+
+
+def bucket_forward_int8(
+    hidden: Tensor,  # [N, H] or [N, R, H] float32. Negative ones count as 0.
+    weight: Tensor,  # [R, tiles, words, 64, 4] int8. Bucket 64 t + i of unit 4 w + j is at [r, t, w, i, j].
+    scale: Tensor,  # [R, B] float32
+    bias: Tensor | None,  # [R, B] float32
+) -> Tensor:  # [N, R, B] float32
+    out: Tensor = _raw.bucket_forward_int8(hidden, weight, scale, bias)
+    return out
+
+
+@_fake("mach_ext::bucket_forward_int8")
+def _(hidden, weight, scale, bias):  # type: ignore[no-untyped-def]
+    return hidden.new_empty(hidden.shape[0], *scale.shape)
+
+
+def transform_logits(
+    logits: Tensor,  # [...], contiguous. Their transform overwrites them.
+    transform: str,  # none, sigmoid, logsigmoid
+) -> None:  # The bits of an element depend on its logit alone.
+    _raw.transform_logits(logits, transform)
+
+
+@_fake("mach_ext::transform_logits")
+def _(logits, transform):  # type: ignore[no-untyped-def]
+    return None
 
 
 class Extremes(NamedTuple):

@@ -15,31 +15,41 @@ from mach_ext._dense_features import JoinedRows, checked_documents, joined_when_
 from mach_ext._memory import check_memory, memory_advice
 from mach_ext._model_checks import check_scores, checked_k, values_dtype
 from mach_ext.data import iter_on_device
+from mach_ext.data.matrices import is_single_canonical
 from mach_ext.functional._bucket_forward import fused_scores, rounded_weight, takes_fused
 from mach_ext.functional._merge import topk_of
 from mach_ext.merges import MODEL_MERGES, Merge
 
+PRECISIONS = (*F.PRECISIONS, "int8")  # of `predict`
 _SCORES_IN_MEMORY = 1 << 26  # predict holds at most so many bucket scores: 256 MiB of float32.
+# int8 holds at most so many: 16 MiB. Otherwise writing them would take most of its time.
+_SCORES_IN_CACHE = 1 << 22
 
 
-def predict_batch(num_repetitions: int, num_buckets: int) -> int:
-    """Return the default batch size of `predict`: at most 256, with bucket scores within 256 MiB."""
-    return max(1, min(256, _SCORES_IN_MEMORY // (num_repetitions * num_buckets)))
+def predict_batch(num_repetitions: int, num_buckets: int, is_int8: bool = False) -> int:
+    """Return the default batch size of `predict`: at most 256, with bucket scores within 256 MiB.
+
+    For int8 it is 16 MiB.
+    """
+    most = _SCORES_IN_CACHE if is_int8 else _SCORES_IN_MEMORY
+    return max(1, min(256, most // (num_repetitions * num_buckets)))
 
 
 def predict(
     model: Any, X: Any, k: int | None, batch_size: int | None, precision: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Implement `MACH.predict`."""
-    X = checked_documents("MACH.predict: X", model, X)
+    if model.num_dense or not is_single_canonical(X, model.num_features):
+        X = checked_documents("MACH.predict: X", model, X)
     k = checked_k("MACH.predict", k, model.num_labels, least=0)
+    is_int8 = precision == "int8"
     if batch_size is None:
-        batch_size = predict_batch(model.num_repetitions, model.num_buckets)
+        batch_size = predict_batch(model.num_repetitions, model.num_buckets, is_int8)
     if batch_size < 1:
         raise ValueError(f"MACH.predict: batch_size must be at least 1, got {batch_size}")
     N = X.shape[0]
     on_cpu = model.bucket_bias.is_cpu
-    F.check_precision("MACH.predict", precision, model.bucket_weight.detach())
+    check_precision("MACH.predict", model, precision)
     check_memory(
         "MACH.predict: scores and labels",
         12 * N * k + (_batch_bytes(model, min(batch_size, N), precision) if on_cpu else 0),
@@ -50,7 +60,8 @@ def predict(
     labels = np.empty((N, k), np.int64)
     with torch.inference_mode(), memory_advice("MACH.predict", "lower batch_size", model):
         model, options = rounded_model(model, precision), precision_option(precision)
-        topk = functools.partial(model.topk, validate=False, dropout=False, **options)
+        options |= {"validate": False} | ({} if is_int8 else {"dropout": False})
+        topk = functools.partial(model.topk, **options)
         fill(scores, labels, model, X, batch_size, topk)
     return scores, labels
 
@@ -71,8 +82,36 @@ def fill(
         labels[start : start + batch_size] = ids.cpu().numpy()
 
 
-def rounded_model(model: Any, precision: str) -> Any:
-    """Return a model whose bucket weight is rounded once for the products of a precision.
+def own_precision(model: Any) -> str:
+    """Return the precision in which a model predicts if nothing else is asked for."""
+    return getattr(model, "precision", "float32")
+
+
+def check_precision(op: str, model: Any, precision: str) -> None:
+    """Refuse an unknown precision, and one that a model does not have.
+
+    Raises:
+        TypeError: bfloat16 or int8 was asked of float64.
+        ValueError: The precision is unknown, or the model is quantized and it is not int8.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if own_precision(model) == "int8" != precision:
+        raise ValueError(f"{op}: precision must be int8, because the model is quantized, got {precision!r}")
+    if precision == "bfloat16":
+        F.check_precision(op, precision, model.bucket_weight.detach())
+
+
+def other_precision(op: str, model: Any, precision: str | None) -> str | None:
+    """Return a checked precision. None means the model's own."""
+    if precision is None:
+        return None
+    check_precision(op, model, precision)
+    return None if precision == own_precision(model) else precision
+
+
+def rounded_model(model: Any, precision: str | None) -> Any:
+    """Return a model whose bucket weight is rounded once for the products of a precision. None is its own.
 
     It shares everything else with the model, which stays as it is. For float32 it is the model itself. So it
     is where the weight is no parameter, because it is pruned or parametrized. Each batch then rounds it.
@@ -99,7 +138,7 @@ def fused_topk(head: Any, hidden: Tensor, k: int) -> tuple[Tensor, Tensor] | Non
     Its scores come with their extremes, which the decode takes. None: the kernel does not run here.
     """
     merge = MODEL_MERGES[head.merge]
-    transform = _transform_name(merge)
+    transform = transform_name(merge)
     weight, bias = head.bucket_weight, head.bucket_bias
     if transform is None or not takes_fused(weight, torch.bfloat16):
         return None
@@ -120,18 +159,21 @@ def owns_logits(module: nn.Module, forward: Any, inputs: bool = False) -> bool:
     return own is forward and type(module).__call__ is nn.Module.__call__ and not hooks
 
 
-def _transform_name(merge: Merge) -> str | None:
+def transform_name(merge: Merge) -> str | None:
     """Return what the kernel calls the transform of a merge. None: it does not have it."""
     known = {"none": None, "sigmoid": torch.sigmoid, "logsigmoid": nn.functional.logsigmoid}
     return next((name for name, function in known.items() if merge.transform is function), None)
 
 
-def precision_option(precision: str) -> dict[str, Any]:
-    """Return the argument that asks for a precision: none for float32, which overridden methods may lack."""
-    return {} if precision == "float32" else {"precision": precision}
+def precision_option(precision: str | None) -> dict[str, Any]:
+    """Return the argument that asks a rounded model for a precision.
+
+    There is none for float32, which overridden methods may lack, and for a quantized model.
+    """
+    return {"precision": precision} if precision == "bfloat16" else {}
 
 
-def _is_rounded(model: Any, precision: str) -> bool:
+def _is_rounded(model: Any, precision: str | None) -> bool:
     """Return whether a precision needs a copy of the bucket weight, kept beside it."""
     if precision != "bfloat16":
         return False

@@ -128,6 +128,24 @@ def bucket_forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, transfor
     return _transformed(_wide_logits(hidden, weight, bias), transform).float()
 
 
+def bucket_forward_int8(hidden: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    R, tiles, words = weight.shape[:3]
+    dense = weight.permute(0, 2, 4, 1, 3).reshape(R, 4 * words, 64 * tiles)
+    dense = dense[:, : hidden.shape[-1], : scale.shape[1]]
+    if hidden.dim() == 2:
+        hidden = hidden[:, None].expand(-1, R, -1)
+    finite = hidden.isfinite().all(-1, keepdim=True)
+    most = torch.nn.functional.pad(hidden.where(finite, 0.0), (0, 1)).amax(-1, keepdim=True).abs()  # of -0, 0
+    q = torch.floor(hidden.clamp(min=0) / most.where(most > 0, 1.0) * 127 + 0.5)
+    sums = torch.einsum("nrh,rhb->nrb", q.where(finite, 0.0).double(), dense.double())
+    logits = (sums.float() + 0.0) * scale * (most / 127).where(finite, torch.nan)
+    return logits if bias is None else logits + bias
+
+
+def transform_logits(logits: Tensor, transform: str) -> None:
+    logits.copy_(_transformed(logits.double(), transform))
+
+
 def bucket_forward_extremes(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: str = "none"
 ) -> tuple[Tensor, Extremes]:

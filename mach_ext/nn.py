@@ -8,10 +8,11 @@ Example:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from mach_ext._encoder import _Encoder
 from mach_ext._first_layer import FirstLayer as FirstLayer
 from mach_ext._first_layer import first_layer as first_layer
 from mach_ext._hashed_labels import _HashedLabels
-from mach_ext._memory import memory_errors
+from mach_ext._memory import check_memory, memory_errors
 from mach_ext._model_checks import ENCODERS as ENCODERS
 from mach_ext._model_checks import USUAL_K as USUAL_K
 from mach_ext._model_checks import (
@@ -45,14 +46,20 @@ from mach_ext._model_folder import STEP as STEP
 from mach_ext._model_folder import files_of as files_of
 from mach_ext._model_folder import is_compressed as is_compressed
 from mach_ext._model_folder import save_tensors as save_tensors
+from mach_ext._model_folder.record import of_hidden_units
+from mach_ext._prediction import PRECISIONS as PRECISIONS
+from mach_ext._prediction import other_precision as other_precision
+from mach_ext._prediction import own_precision as own_precision
 from mach_ext._prediction import precision_option as precision_option
 from mach_ext._prediction import predict_batch as predict_batch
-from mach_ext._prediction import rounded_model as rounded_model
 from mach_ext.hashing import LabelHash
 from mach_ext.head import MACHHead
 from mach_ext.merges import MODEL_MERGES as MODEL_MERGES
 from mach_ext.merges import SCALES as SCALES
 from mach_ext.merges import Merge as Merge
+from mach_ext.quantized import QuantizedMACH as QuantizedMACH
+from mach_ext.quantized import quantize as quantize
+from mach_ext.quantized import unpack
 
 __all__ = ["ENCODERS", "MACH", "FirstLayer", "first_layer", "linear_model", "load"]
 
@@ -540,19 +547,23 @@ class MACH(_Encoder, _HashedLabels):
             batch_size: Documents in a batch. None takes at most 256, with bucket scores within 256 MiB.
                 Scores of different batch sizes may differ in their last bits, because BLAS sums in another
                 order for each size.
-            precision: "float32" or "bfloat16". bfloat16 rounds the bucket weights, once for a call, and the
-                hidden units. Products are summed in float32. It is meant for the tensor cores of a GPU. The
-                CPU computes by the same definition, but slower than in float32. Explanations, attacks and
-                certificates always compute in float32.
+            precision: "float32", "bfloat16" or "int8". Explanations, attacks and certificates always compute
+                in float32.
+
+                * bfloat16 rounds the bucket weights, once for a call, and the hidden units. Products are
+                  summed in float32. It is meant for the tensor cores of a GPU. The CPU computes by the same
+                  definition, but slower than in float32.
+                * int8 is for the CPU. It rounds all weights, once for a call, as `mach_ext.quantize` does.
+                  Keep what that function returns if you predict often.
 
         Returns:
             Scores [N, k] float32 and labels [N, k] int64 as NumPy arrays, best first. Scores are on the scale
             of the model's merge, such as mean log-probabilities for `mean_logprob`.
 
         Raises:
-            TypeError: `X` is none of these, or bfloat16 was asked of a float64 model.
+            TypeError: `X` is none of these, or bfloat16 or int8 was asked of a float64 model.
             ValueError: `X` does not have D columns or is not finite. `k` is out of range. The precision is
-                unknown. NaN or infinite parameters made scores NaN or infinite.
+                unknown, or is int8 on a GPU. NaN or infinite parameters made scores NaN or infinite.
             MemoryError: Memory does not suffice. On a GPU the error is `torch.OutOfMemoryError`.
 
         Example:
@@ -564,6 +575,8 @@ class MACH(_Encoder, _HashedLabels):
             >>> labels[:, 0]
             array([0, 1, 2, 3])
         """
+        if precision == "int8":
+            return quantize(self).predict(X, k, batch_size)
         return _prediction.predict(self, X, k, batch_size, precision)
 
     def _owns_logits(self, inputs: bool = False) -> bool:
@@ -716,6 +729,7 @@ def check_trainable(op: str, model: Any) -> None:
     """
     if not isinstance(model, MACH):
         hint = "; pass mach_ext.nn.linear_model(head)" if isinstance(model, MACHHead) else ""
+        hint = "; pass mach_ext.nn.in_float32(model)" if isinstance(model, QuantizedMACH) else hint
         raise TypeError(f"{op}: model must be a mach_ext.MACH, got {type(model).__name__}{hint}")
 
 
@@ -734,15 +748,82 @@ def check_model(op: str, model: Any) -> MACH:
             )
         return linear_model(model)
     if not isinstance(model, MACH):
+        hint = "; pass mach_ext.nn.in_float32(model)" if isinstance(model, QuantizedMACH) else ""
         raise TypeError(
-            f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}"
+            f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}{hint}"
         )
     return model
 
 
+AnyMACH: TypeAlias = MACH | QuantizedMACH  # what a run predicts with
+
+
+def in_float32(model: AnyMACH) -> MACH:
+    """Return the model in float32 that has the weights of a quantized model: scale times number.
+
+    Its hidden units are not rounded, so its scores differ a little. Explanations and attacks take it.
+
+    Args:
+        model: A quantized model. Any other model is returned as it is.
+
+    Returns:
+        The model in float32, in eval mode.
+
+    Raises:
+        MemoryError: Memory does not suffice.
+
+    Example:
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+        >>> again = mach_ext.nn.in_float32(mach_ext.quantize(model))
+        >>> bool((again.encoder_weight - model.encoder_weight).abs().max() < 0.002)
+        True
+    """
+    if isinstance(model, MACH):
+        return model
+    configuration = model.configuration()
+    shapes, packed = _model_folder.parameter_shapes(configuration), of_hidden_units(configuration)
+    size = sum(4 * math.prod(shape) for shape in shapes.values())
+    check_memory("in_float32: the weights", size, "free memory first")
+    tensors, weights = model.stored(), [name for name in shapes if name.endswith("weight")]
+    scales = {name: tensors.pop(name.replace("weight", "scale")) for name in weights}
+    for name, tensor in tensors.items():  # Nothing is shared, so that the model can be trained.
+        if name in packed:
+            tensors[name] = unpack(tensor, shapes[name]).float() * scales[name].unsqueeze(1)
+        elif name in weights:
+            tensors[name] = tensor.float() * scales[name].unsqueeze(-1)
+        else:
+            tensors[name] = tensor.clone()
+    with torch.device("meta"):  # Its parameters become these tensors.
+        wide = MACH(**configuration, hash=model.hash)
+    wide.load_parameters(tensors, assign=True)
+    wide.attachments = dict(model.attachments)
+    return wide.eval()
+
+
+def rounded_model(model: AnyMACH, precision: str | None) -> Any:
+    """Return a model whose weights are rounded once for predictions in a precision.
+
+    Args:
+        model: The model.
+        precision: A precision as `MACH.predict` takes it. None is the model's own.
+
+    Returns:
+        For int8 a `QuantizedMACH`, for bfloat16 a model that shares all but the bucket weight, else the model
+        itself.
+
+    Example:
+        >>> import mach_ext
+        >>> model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
+        >>> mach_ext.nn.rounded_model(model, "int8")
+        QuantizedMACH(num_features=10, num_labels=20, num_repetitions=8, num_buckets=8, hidden_size=[4])
+    """
+    return quantize(model) if precision == "int8" else _prediction.rounded_model(model, precision)
+
+
 @memory_errors("free memory first, or make a smaller model")
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
-    """Read a folder that `MACH.save` or `MACHHead.save` wrote, and return the model or head in eval mode.
+    """Read a folder that `save` of a model or head wrote, and return the model or head in eval mode.
 
     On the CPU, weights that were saved uncompressed stay in their file, which is mapped. Processes that load
     the same model share this memory until they change it. Compressed weights become memory of each process.
@@ -755,11 +836,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         device: Where to put the model.
 
     Returns:
-        The `MACH` or the `MACHHead`, in eval mode.
+        The `MACH`, the `MACHHead` or the `QuantizedMACH`, in eval mode.
 
     Raises:
         ValueError: Something is missing, truncated, edited or of another format. The message names the file
-            and the rule.
+            and the rule. Or a quantized model was to go to a GPU.
         MemoryError: Memory does not suffice.
 
     Example:
@@ -769,4 +850,5 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> An
         >>> mach_ext.load(folder).num_labels
         20
     """
-    return _model_folder.load({"model": MACH, "head": MACHHead}, Path(path), device)
+    kinds = {"model": MACH, "head": MACHHead, "int8": QuantizedMACH}
+    return _model_folder.load(kinds, Path(path), device)

@@ -244,7 +244,7 @@ def test_other_types_at_every_place_of_a_record(tmp_path, options):
     ("change", "message"),
     [
         (lambda record: record.update(format=3), "model is missing"),
-        (lambda record: record.update(format=7), "format must be 1 to 6 for this mach_ext, got 7"),
+        (lambda record: record.update(format=8), "format must be 1 to 7 for this mach_ext, got 8"),
         (lambda record: record.update(model=record["head"]), "must have no key 'model'"),
         (lambda record: record["head"].update(encoder="shared"), "must have no key 'encoder'"),
         (lambda record: record["head"].update(merge="mean"), "MACHHead: merge must be one of"),

@@ -619,7 +619,7 @@ def test_models_of_former_formats_answer_as_they_did(folder, capsys):
 def test_models_with_dense_features_answer_as_they_did(folder):
     asked = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     model = mach_ext.load(folder)
-    assert model.is_scaled
+    assert nn.in_float32(model).is_scaled
     assert model.num_dense == 3
     X = data.HybridMatrix(np.array(asked["sparse"]), np.array(asked["dense"]))
     scores, labels = model.predict(X, 3)
@@ -634,9 +634,9 @@ def test_there_is_a_model_of_each_format():
     formats = [
         json.loads((folder / "model.json").read_text())["format"] for folder in MODELS + DENSE + SHARDS
     ]
-    assert {*formats} == {1, 2, 3, 4, 5, 6}
+    assert {*formats} == {1, 2, 3, 4, 5, 6, 7}
     assert [len([*folder.glob("weights-*")]) for folder in SHARDS] == [3]
-    assert [nn.is_compressed(folder) for folder in DENSE] == [False, True]
+    assert [nn.is_compressed(folder) for folder in DENSE] == [False, True, True]
     assert nn.is_compressed(ROOT / "tests/fixtures/model_v2")
     assert not nn.is_compressed(ROOT / "tests/fixtures/model_v1")
 
@@ -645,7 +645,7 @@ def test_there_is_a_model_of_each_format():
 def test_the_format_in_force_has_plain_and_compressed_weights(tmp_path, step):
     model = mach_ext.MACH(10, 20, num_repetitions=8, num_buckets=8, hidden_size=4)
     model.save(tmp_path, step)
-    assert json.loads((tmp_path / "model.json").read_text())["format"] == 6
+    assert json.loads((tmp_path / "model.json").read_text())["format"] == 7
     assert nn.is_compressed(tmp_path) is (step is not None)
     assert mach_ext.load(tmp_path).num_labels == 20
 

@@ -19,6 +19,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "learned_buckets": race.learned_buckets,
     "levers": accuracy.levers,
     "peers": accuracy.peers,
+    "prediction": speed.prediction,
     "processes": speed.processes,
     "race": race.race,
     "robustness": robustness.robustness,

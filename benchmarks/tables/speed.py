@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from frames import markdown, milliseconds, read, timings
+from frames import joined, markdown, milliseconds, precision_columns, read, timings
 
 from tables.cuda import cuda
 
@@ -14,6 +14,17 @@ SUMMARISED = {  # works with one line: its name, and what stands beside
     "decode grid": ("decode", "torch"),
     "decode paths": ("decode, the path chosen by cost", "path forced"),
 }
+
+
+def prediction(folder: Path) -> str:
+    """A row a dataset and system: ms a document, alone and in a batch, P@k, and resident memory."""
+    kept = read("prediction", folder)
+    table = kept[["dataset", "system"]].rename(columns={"dataset": "data"})
+    for column, title in {"ms_single": "alone, ms", "ms_batch": "in a batch, ms"}.items():
+        table[title] = kept[column].map("{:.3f}".format)
+    table["P@1 / P@3 / P@5"] = joined(kept, precision_columns())
+    table["resident, MB"] = [f"{size / 1e6:,.0f}" if size == size else "" for size in kept["resident"]]
+    return markdown(table)
 
 
 def benchmarks(folder: Path) -> str:

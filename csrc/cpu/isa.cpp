@@ -39,4 +39,13 @@ Isa isa() {
   return chosen;
 }
 
+bool has_vnni() {
+#if defined(__x86_64__)
+  static const bool found = isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+  return found;
+#else
+  return false;
+#endif
+}
+
 }  // namespace mach

@@ -26,6 +26,9 @@ enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
 // (scalar, avx2, avx512). Read once. Throws std::runtime_error for an unknown name or one this CPU lacks.
 Isa isa();
 
+// Whether AVX-512 is in use and this CPU also multiplies bytes (VNNI).
+bool has_vnni();
+
 // Calls f with the tag to use for element type T.
 template <class T, class F>
 void with_isa(F&& f) {

@@ -72,6 +72,36 @@ inline typename Vector<T, kBytes>::type load(const bf16* p) {
     return reinterpret_cast<typename Vector<float, kBytes>::type>(wide << 16);
   }
 }
+template <class T, int kBytes>
+inline typename Vector<T, kBytes>::type load(const int8_t* p) {
+  if constexpr (kBytes == sizeof(float)) {
+    return static_cast<float>(*p);
+  } else {
+    typename Vector<int8_t, kBytes / 4>::type narrow;
+    __builtin_memcpy(&narrow, p, sizeof narrow);
+    using Wide = typename Vector<int32_t, kBytes>::type;
+    Wide wide;
+    // The compiler's own conversion goes by halves here as well.
+#if defined(MACH_ISA_IS_Avx512) || defined(MACH_ISA_IS_Avx2)
+    if constexpr (kBytes == 16) {
+      int32_t bytes;
+      __builtin_memcpy(&bytes, p, sizeof bytes);
+      wide = reinterpret_cast<Wide>(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes)));
+    }
+    if constexpr (kBytes == 32)
+      wide =
+          reinterpret_cast<Wide>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+#if defined(MACH_ISA_IS_Avx512)
+    if constexpr (kBytes == 64)
+      wide = reinterpret_cast<Wide>(_mm512_maskz_cvtepi8_epi32(-1, reinterpret_cast<__m128i>(narrow)));
+#endif
+#if defined(MACH_ISA_IS_Scalar)
+    wide = __builtin_convertvector(narrow, Wide);
+#endif
+    return __builtin_convertvector(wide, typename Vector<float, kBytes>::type);
+  }
+}
 template <class V, class T>
 inline void store(T* p, const V& v) {
   __builtin_memcpy(p, &v, sizeof v);
@@ -315,6 +345,8 @@ MACH_WEIGHTED(MACH_ISA, float, float, int32_t)
 MACH_WEIGHTED(MACH_ISA, float, float, int64_t)
 MACH_WEIGHTED(MACH_ISA, float, bf16, int32_t)
 MACH_WEIGHTED(MACH_ISA, float, bf16, int64_t)
+MACH_WEIGHTED(MACH_ISA, float, int8_t, int32_t)
+MACH_WEIGHTED(MACH_ISA, float, int8_t, int64_t)
 MACH_IF_SCALAR(MACH_WEIGHTED(Scalar, double, double, int32_t) MACH_WEIGHTED(Scalar, double, double, int64_t))
 
 #define MACH_GRAD_ROW(ISA, T)                                                                             \

@@ -33,6 +33,8 @@ MACH_BY_FEATURE_PAYS(float, float, int32_t)
 MACH_BY_FEATURE_PAYS(float, float, int64_t)
 MACH_BY_FEATURE_PAYS(float, bf16, int32_t)
 MACH_BY_FEATURE_PAYS(float, bf16, int64_t)
+MACH_BY_FEATURE_PAYS(float, int8_t, int32_t)
+MACH_BY_FEATURE_PAYS(float, int8_t, int64_t)
 MACH_BY_FEATURE_PAYS(double, double, int32_t)
 MACH_BY_FEATURE_PAYS(double, double, int64_t)
 

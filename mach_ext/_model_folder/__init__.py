@@ -16,7 +16,7 @@ from mach_ext._model_folder.record import (
     parameter_shapes,
     read_model_record,
 )
-from mach_ext._model_folder.saving import STEP, save
+from mach_ext._model_folder.saving import STEP, save, save_quantized
 from mach_ext._model_folder.tensors import (
     Header,
     named_weights,
@@ -42,6 +42,7 @@ __all__ = [
     "read_tensors",
     "safetensors_dtype",
     "save",
+    "save_quantized",
     "save_tensors",
     "tensors_digest",
 ]

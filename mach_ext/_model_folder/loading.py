@@ -20,6 +20,7 @@ from mach_ext._model_folder.record import (
     configuration_of,
     kind_of,
     parameter_shapes,
+    quantized_shapes,
     read_model_record,
     scaling_shapes,
     shards_of,
@@ -35,7 +36,7 @@ _LARGE = 1 << 26
 
 
 def load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.device | str) -> Any:
-    """Implement `mach_ext.load`, where `make` has the constructors of "model" and "head"."""
+    """Implement `mach_ext.load`, where `make` has the constructors of "model", "head" and "int8"."""
     while True:
         stamp = _stamp(folder)
         try:
@@ -61,14 +62,21 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
 def _load(make: Mapping[str, Callable[..., Any]], folder: Path, device: torch.device | str) -> Any:
     record = read_model_record(folder)
     attached = {name: _read_attachment(folder / file) for name, file in record["attachments"].items()}
+    is_int8 = "precision" in record["weights"]
+    if is_int8 and torch.device(device).type != "cpu":
+        raise ValueError(f"{folder}: a quantized model predicts on the CPU, not on {device}")
     tensors = _read_weights(folder, record)
+    configuration = configuration_of(record)
     try:
         label_hash = _label_hash(folder, record, tensors.pop("hash.buckets", None), attached)
         with torch.device("meta"):  # Its parameters become those of the file.
-            model = make[kind_of(record)](**configuration_of(record), hash=label_hash)
+            model = make[kind_of(record)](**configuration, hash=label_hash)
+        if is_int8:
+            model = make["int8"](configuration, label_hash, tensors)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model record: {error}") from None
-    model.load_parameters(tensors, assign=True)
+    if not is_int8:
+        model.load_parameters(tensors, assign=True)
     model.attachments = attached
     return model.eval().to(device)
 
@@ -86,6 +94,8 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         except ValueError as error:
             raise ValueError(f"{file}: {name}: {error}") from None
     check_finite(str(file), tensors)
+    if "precision" in record["weights"]:
+        _check_scales(file, tensors)
     return tensors
 
 
@@ -109,6 +119,9 @@ def _check_header(
     """Compare the header of a tensor file with the claims of the record."""
     steps, configuration = record["weights"].get("steps", {}), configuration_of(record)
     scaling = part_shapes(scaling_shapes(configuration), configuration, extent)
+    if "precision" in record["weights"]:
+        _check_quantized(file, header, record, scaling)
+        return
     expected = shapes | scaling
     if record["hash"]["kind"] == "table":
         expected["hash.buckets"] = (len(extent.repetitions), configuration["num_labels"])
@@ -133,6 +146,27 @@ def _check_header(
     check_dtypes(str(file), dtypes)
     if steps and dtypes["bucket_bias"] != "F32":
         raise ValueError(f"{file}: compressed weights must be F32, got {dtypes['bucket_bias']}")
+
+
+def _check_quantized(file: Path, header: Header, record: dict[str, Any], scaling: dict[str, Shape]) -> None:
+    """Compare the header of a file of 8-bit weights with the claims of the record."""
+    configuration = configuration_of(record)
+    expected: Header = quantized_shapes(configuration) | {name: ("F32", s) for name, s in scaling.items()}
+    if record["hash"]["kind"] == "table":
+        sizes = (configuration["num_repetitions"], configuration["num_labels"])
+        expected["hash.buckets"] = ("I32", sizes)
+    if "logit_adjustment" in header:
+        expected["logit_adjustment"] = expected["bucket_bias"]
+    if header != expected:
+        raise ValueError(f"{file}: weights must have dtypes and shapes {expected}, got {header}")
+
+
+def _check_scales(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse scales that no weight has: 0 or less, or so large that 127 times as much is infinite."""
+    most = torch.finfo(torch.float32).max / 127
+    for name in ("encoder_scale", "hidden_scale", "bucket_scale"):
+        if name in tensors and not bool(((tensors[name] > 0) & (tensors[name] <= most)).all()):
+            raise ValueError(f"{file}: {name}: must be above 0 and at most {most:.3g}")
 
 
 def _label_hash(

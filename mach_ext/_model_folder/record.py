@@ -19,14 +19,16 @@ from mach_ext.data.records import ANY, check_record, digest_of, read_record
 
 # The formats of a model folder. Format 1 has uncompressed weights, and format 2 has compressed weights.
 # Format 3 has either. Its attachments also say how documents become rows. Format 4 also says whether it holds
-# a model or a head alone. Format 5 may have a model with dense features. Format 6, which `save` writes, may
-# have its weights in several files.
-FORMATS = (1, 2, 3, 4, 5, 6)
+# a model or a head alone. Format 5 may have a model with dense features. Format 6 may have its weights in
+# several files. Format 7, which `save` writes, may have weights of 8 bits.
+FORMATS = (1, 2, 3, 4, 5, 6, 7)
 ATTACHMENT = re.compile(r"[\w-]+\.\w+")
 # The names of files that `save` writes beside model.json. Only such files are ever deleted, and only if a
 # record names them.
 OWN_FILE = re.compile(r"[\w-]+-[0-9a-f]{12}\.\w+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+TILE, WORD = 64, 4  # buckets and hidden units that lie together in weights of 8 bits
 
 _size = range(1, 2**62)
 MODEL_SCHEMA = {
@@ -59,6 +61,7 @@ _SCHEMA = {
         "file?": str,
         "sha256": SHA256,
         "steps?": {"*": float},
+        "precision?": {"int8"},
         "shards?": [
             {"file": str, "sha256": SHA256, "repetitions": [_start, _start], "units": [_start, _start]}
         ],
@@ -82,7 +85,7 @@ def read_model_record(folder: Path) -> dict[str, Any]:
         what = "no model.json in the folder" if folder.is_dir() else what
         raise ValueError(f"{folder}: not a mach_ext model: {what}") from None
     if type(record["format"]) is not int or record["format"] not in FORMATS:
-        raise ValueError(f"{file}: format must be 1 to 6 for this mach_ext, got {record['format']!r}")
+        raise ValueError(f"{file}: format must be 1 to 7 for this mach_ext, got {record['format']!r}")
     is_head = record["format"] >= 4 and "head" in record
     schema = {"head": _HEAD_SCHEMA} if is_head else {"model": MODEL_SCHEMA}
     check_record(record, f"{file}: not a model record", _SCHEMA | schema)
@@ -105,6 +108,10 @@ def _check_weights(what: str, record: dict[str, Any]) -> None:
     weights = record["weights"]
     if ("file" in weights) == ("shards" in weights) or ("shards" in weights and "steps" in weights):
         raise ValueError(f"{what}: weights must have a file, or shards without steps")
+    if "precision" in weights and record["format"] < 7:
+        raise ValueError(f"{what}: weights of 8 bits must have format 7, got {record['format']}")
+    if "precision" in weights and ("file" not in weights or "steps" in weights or "head" in record):
+        raise ValueError(f"{what}: weights of 8 bits must be those of a model, in a file without steps")
     shards = shards_of(record)
     if "shards" in weights:
         check_shards(what, shards, configuration_of(record))
@@ -129,9 +136,9 @@ def own_name(name: str, digest: str) -> str:
 
 
 def is_compressed(folder: Path) -> bool:
-    """Return whether the model in a folder was saved with a quantization step."""
+    """Return whether the model in a folder was saved with a quantization step, or in 8 bits."""
     try:
-        return "steps" in read_model_record(folder)["weights"]
+        return not {"steps", "precision"}.isdisjoint(read_model_record(folder)["weights"])
     except (OSError, ValueError):
         return False
 
@@ -149,7 +156,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def kind_of(record: dict[str, Any]) -> str:
-    """Return whether a record describes a "model" or a "head"."""
+    """Return whether a record describes a "model", in 8 bits or not, or a "head"."""
     return "head" if "head" in record else "model"
 
 
@@ -184,6 +191,41 @@ def scaling_shapes(configuration: dict[str, Any]) -> dict[str, Shape]:
     """Return the shapes of the float32 buffers that center and scale dense features, if the model has any."""
     E = configuration.get("num_dense", 0)
     return {"dense_center": (E,), "dense_scale": (1,), "dense_is_scaled": (1,)} if E else {}
+
+
+def of_hidden_units(configuration: dict[str, Any]) -> set[str]:
+    """Return the names of the weights [R, H, B] that take hidden units.
+
+    The other weight takes the documents. It is [D, M], or [R, D, B] in linear MACH.
+    """
+    layers = len(configuration["hidden_size"] or ())
+    return {"hidden_weight", "bucket_weight"} if layers == 2 else {"bucket_weight"} if layers else set()
+
+
+def packed_shape(shape: Shape) -> Shape:
+    """Return the shape of a weight [R, H, B] of 8 bits in the order in which the CPU reads it.
+
+    It is [R, tiles of 64 buckets, words of 4 hidden units, 64, 4].
+    """
+    R, H, B = shape
+    return R, -(-B // TILE), -(-H // WORD), TILE, WORD
+
+
+def quantized_shapes(configuration: dict[str, Any]) -> dict[str, tuple[str, Shape]]:
+    """Return the dtypes and shapes of the weights, scales and biases of a model in 8 bits.
+
+    The weight that takes the documents has a scale for each row [D]. Other weights have one for each column
+    [R, B], and are packed.
+    """
+    shapes, packed = {}, of_hidden_units(configuration)
+    for name, shape in parameter_shapes(configuration).items():
+        if not name.endswith("weight"):
+            shapes[name] = ("F32", shape)
+            continue
+        shapes[name] = ("I8", packed_shape(shape) if name in packed else shape)
+        of_scale = (shape[0], shape[2]) if name in packed else (shape[-2],)
+        shapes[name.replace("weight", "scale")] = ("F32", of_scale)
+    return shapes
 
 
 def has_uncut(configuration: dict[str, Any]) -> bool:

@@ -52,6 +52,23 @@ def save(op: str, model: SavableModel, folder: Path, step: float | None) -> None
         _write_record(folder, record, model.attachments)
 
 
+def save_quantized(op: str, model: Any, folder: Path) -> None:
+    """Implement `QuantizedMACH.save`."""
+    tensors, attached = model.stored(), _attached_files(op, model.attachments)
+    if not model.logit_adjustment.any():
+        del tensors["logit_adjustment"]
+    if model.hash.seed is None:
+        model.hash.check_contents()
+        tensors["hash.buckets"] = model.hash.buckets
+    digest = tensors_digest(tensors)
+    file = own_name("weights.safetensors", digest)
+    entry = {"file": file, "sha256": digest, "precision": "int8"}
+    record = _record(model.configuration(), model.hash.seed, entry, attached)
+    with lock(folder, op), replacing(folder, {file, *attached.values()}):
+        save_tensors(folder / file, tensors)
+        _write_record(folder, record, model.attachments)
+
+
 def save_part(op: str, part: SavablePart, folder: Path, collect: Callable[[Any], list[Any]]) -> None:
     """Save a model of which each process holds a part. Each writes its own file, and the first the record.
 

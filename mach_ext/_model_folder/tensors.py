@@ -21,6 +21,7 @@ from mach_ext.data.files import open_file
 # The dtypes in tensor files by their names there, in the order in which safetensors sorts tensors.
 _DTYPES = {
     torch.uint8: "U8",
+    torch.int8: "I8",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int32: "I32",

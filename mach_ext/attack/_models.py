@@ -7,15 +7,13 @@ from typing import Any
 from mach_ext._user_encoder import check_encoder
 from mach_ext.attack.threats import ThreatModel, threat_model
 from mach_ext.head import MACHHead
-from mach_ext.nn import MACH, linear_model
+from mach_ext.nn import MACH, check_model, linear_model
 
 
 def attacked_model(op: str, model: Any, encoder: Any = None) -> Any:
     """Returns the model or, with an encoder, the head. A head alone is linear MACH on its hidden units."""
     if not isinstance(model, (MACH, MACHHead)):
-        raise TypeError(
-            f"{op}: model must be a mach_ext.MACH or a mach_ext.MACHHead, got {type(model).__name__}"
-        )
+        check_model(op, model)  # which refuses it
     if encoder is not None:
         if not (isinstance(model, MACH) and model.num_dense and callable(encoder)):
             check_encoder(op, model, encoder)

@@ -82,7 +82,10 @@ def run(
         sizes = (num_features, num_labels, num_repetitions, num_buckets)
         model = nn.MACH(*sizes, 256 if hidden_size is None else hidden_size, seed=seed)
     else:
-        model = runs.Run.open(model_path).model
+        opened = runs.Run.open(model_path)
+        if opened.is_quantized:
+            raise ValueError("bench: the model has 8 bits; give the run in float32 that it was made from")
+        model = opened.float_model
     model.to(device)
     results = runs.measure_throughput(
         model, batch_size=batch_size, k=k, seconds=seconds, seed=seed, progress=not quiet

@@ -8,6 +8,7 @@ from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
     OWN_ENCODER,
+    OWN_PRECISION,
     OWN_PROPENSITY,
     Device,
     ModelPath,
@@ -45,13 +46,13 @@ def run(
     output: Output = derived("the run's folder"),
     device: Device = "cpu",
     quiet: Quiet = False,
-    precision: Precision = "float32",
+    precision: Precision = OWN_PRECISION,
 ) -> None:
     """Measure a run: precision, nDCG, recall and their propensity-scored forms.
 
     Each metric comes for all labels, and for frequent and rare labels by themselves.
     """
-    from mach_ext import runs
+    from mach_ext import nn, runs
     from mach_ext.cli.results import all_done, show_metrics
     from mach_ext.runs.arguments import spell
     from mach_ext.runs.evaluation import result_name
@@ -70,7 +71,7 @@ def run(
         save=False,
         precision=precision,
     )
-    name = result_name(split, neighbors, precision)
+    name = result_name(split, neighbors, nn.other_precision("evaluate", opened.model, precision))
     with all_done() as then:
         then(show_metrics, name, result)
         then(opened.save_metrics, {name: result}, dataset, svmlight_base, output)

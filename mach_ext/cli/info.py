@@ -17,8 +17,8 @@ Json = Annotated[bool, switch("--json", panel="Output", help="Print JSON.")]
 def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
     """Show what a run is: its shape, parameters, memory, label collisions and training record."""
     from mach_ext import runs
-    from mach_ext._model_folder import named_weights
     from mach_ext.runs import race
+    from mach_ext.runs.summary import stored_weights
 
     opened = runs.Run.open(model_path)
     record, model = opened.info(), opened.model
@@ -31,13 +31,15 @@ def run(model_path: ModelPath = NEWEST_RUN, json_only: Json = False) -> None:
             f"\ntext encoder  {one_line(encoder['name'])}: {encoder['num_dense']} dense features of at most "
             f"{encoder['max_length']} tokens\n  digest      {encoder['digest']}"
         )
-    total = sum(p.numel() for p in model.parameters())
+    weights = stored_weights(model)
+    total = sum(p.numel() for p in weights.values())
     show(f"\nparameters  {total:,}")
-    for name, parameter in named_weights(model).items():
+    for name, parameter in weights.items():
         show(f"  {name:<16}{list(parameter.shape)!s:<24}{parameter.numel():>16,}  {parameter.dtype}")
-    show(f"\n{'memory, batches of 256 documents':<42}{'CPU':>12}{'CUDA':>12}")
-    for name, size in record["memory"]["cpu"].items():
-        show(f"  {name:<40}{_size(size):>12}{_size(record['memory']['cuda'][name]):>12}")
+    memory = record["memory"]
+    show(f"\n{'memory, batches of 256 documents':<42}" + "".join(f"{name.upper():>12}" for name in memory))
+    for name in memory["cpu"]:
+        show(f"  {name:<40}" + "".join(f"{_size(each[name]):>12}" for each in memory.values()))
     show(f"\nlabel hash\n{model.hash.diagnostics()}")
     operators = record["operators"]
     show(f"\noperators: CPU {operators['cpu']}; CUDA: {operators['cuda']}")

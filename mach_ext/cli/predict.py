@@ -20,6 +20,7 @@ from mach_ext.cli.options import (
     NEWEST_RUN,
     OWN_BASE,
     OWN_ENCODER,
+    OWN_PRECISION,
     SPLITS,
     Device,
     ModelPath,
@@ -105,7 +106,7 @@ def run(
     format: Format = derived("table on a terminal, else tsv"),
     output: Output = derived("standard output"),
     device: Device = "cpu",
-    precision: Precision = "float32",
+    precision: Precision = OWN_PRECISION,
     quiet: Quiet = False,
 ) -> None:
     """Predict the best labels of documents, by name, with their scores.

@@ -128,6 +128,37 @@ def check_csr(matrix: Any, name: str = "X") -> Csr:
     return csr
 
 
+def is_single_canonical(matrix: Any, num_columns: int) -> bool:
+    """Returns whether a matrix is a single row in canonical float32 CSR, so that `check_csr` changes nothing.
+
+    SciPy's own checks take longer for such a row than a model takes to predict its labels.
+
+    Args:
+        matrix: Anything.
+        num_columns: The required number of columns.
+
+    Example:
+        >>> from scipy import sparse
+        >>> from mach_ext.data.matrices import is_single_canonical
+        >>> row = sparse.csr_matrix([[0.0, 2.0, 1.0]], dtype="float32")
+        >>> is_single_canonical(row, 3), is_single_canonical(row, 4), is_single_canonical(row.T, 1)
+        (True, False, False)
+    """
+    if type(matrix) is not scipy.sparse.csr_matrix or matrix.shape != (1, num_columns):
+        return False
+    arrays = values, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    if any(type(array) is not np.ndarray or array.ndim != 1 for array in arrays) or len(indptr) != 2:
+        return False
+    if values.dtype != np.float32 or indices.dtype not in (np.int32, np.int64):
+        return False
+    if indptr.dtype != indices.dtype or indptr[0] != 0 or not len(values) == len(indices) == indptr[1]:
+        return False
+    if not len(values):
+        return True
+    ascend = indices[0] >= 0 and indices[-1] < num_columns and (indices[1:] > indices[:-1]).all()
+    return bool(ascend and np.isfinite(values).all())
+
+
 def check_columns(X: Any, what: str, num_columns: int, letter: str = "D") -> Csr:
     """Checks a matrix as `check_csr` does, and also its number of columns.
 

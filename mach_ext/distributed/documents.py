@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach_ext.distributed.ranks import Ranks, current_ranks
-from mach_ext.nn import MACH, predict_batch
+from mach_ext.nn import AnyMACH, own_precision, predict_batch
 
 Arrays = tuple[NDArray[Any], ...]  # each [N, k]
 
@@ -49,6 +49,9 @@ def by_documents(
     return shared
 
 
-def shared_by_documents(model: MACH, predict: Callable[[Any, int], Arrays]) -> Callable[[Any, int], Arrays]:
+def shared_by_documents(
+    model: AnyMACH, predict: Callable[[Any, int], Arrays]
+) -> Callable[[Any, int], Arrays]:
     """Return `by_documents` of a function that predicts by a model, for the ranks that work together now."""
-    return by_documents(current_ranks(), predict, predict_batch(model.num_repetitions, model.num_buckets))
+    size = predict_batch(model.num_repetitions, model.num_buckets, own_precision(model) == "int8")
+    return by_documents(current_ranks(), predict, size)

@@ -13,7 +13,7 @@ from mach_ext import _ops
 from mach_ext.hashing import LabelHash
 
 MERGES = ("mean", "min", "median")
-PRECISIONS = ("float32", "bfloat16")  # of the products of a prediction
+PRECISIONS = ("float32", "bfloat16")  # of the products with bucket weights
 FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
 _INTS = (torch.int32, torch.int64)

@@ -13,14 +13,30 @@ from mach_ext.runs.files import check_folder, check_utf8, name_errors
 from mach_ext.runs.metrics_file import write_metrics
 
 
-def copy_folder(folder: Path, output: Path | None) -> Path:
+def checked_step(step: float | None, precision: str) -> float | None:
+    """Returns the quantization step of a copy. None: its weights will have 8 bits.
+
+    Raises:
+        ValueError: The precision is unknown, or a step is given for int8.
+    """
+    if precision not in ("float32", "int8"):
+        argument = spell("precision", "compress")
+        raise ValueError(f"{argument} must be one of float32, int8, got {precision!r}")
+    if precision == "float32":
+        return nn.STEP if step is None else step
+    if step is not None:
+        raise ValueError(f"compress: int8 has no step, got {spell('quantization_step')} {step!r}")
+    return None
+
+
+def copy_folder(folder: Path, output: Path | None, is_int8: bool = False) -> Path:
     """Returns the folder of a run's copy: `output`, or a folder beside the run.
 
     Raises:
         ValueError: It is the run's own folder or that of a training.
         OSError: It cannot be written to.
     """
-    output = output or folder.resolve().with_name(f"{folder.resolve().name}-small")
+    output = output or folder.resolve().with_name(f"{folder.resolve().name}-{'int8' if is_int8 else 'small'}")
     argument = spell("output", "compress")
     check_folder(argument, output)
     check_utf8(argument, output)
@@ -31,8 +47,8 @@ def copy_folder(folder: Path, output: Path | None) -> Path:
     return output
 
 
-def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite: bool) -> None:
-    """Writes the model with rounded weights.
+def save_copy(model: nn.MACH, output: Path, quantization_step: float | None, overwrite: bool) -> None:
+    """Writes the model with rounded weights. None: with weights of 8 bits.
 
     Raises:
         ValueError: The folder holds another run.
@@ -40,7 +56,10 @@ def save_copy(model: nn.MACH, output: Path, quantization_step: float, overwrite:
     with name_errors(output), training.lock_run(output):
         if not overwrite:  # another run may have ended in this folder meanwhile
             record.refuse_to_replace(output, model)
-        model.save(output, quantization_step)
+        if quantization_step is None:
+            nn.quantize(model).save(output)
+        else:
+            model.save(output, quantization_step)
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Copy:
     """
 
     folder: Path
-    model: nn.MACH
+    model: nn.AnyMACH
     dataset: data.Dataset | None
     split: str
     before: dict[str, Any]
@@ -72,7 +91,7 @@ class Copy:
 
 def measure(
     folder: Path,
-    model: nn.MACH,
+    model: nn.AnyMACH,
     dataset: data.Dataset | None,
     split: str,
     propensity: tuple[float, float] | None,

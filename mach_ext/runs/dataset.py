@@ -19,7 +19,7 @@ log = logging.getLogger("mach_ext")
 
 
 def load_dataset(
-    model: nn.MACH,
+    model: nn.AnyMACH,
     folder: Path,
     dataset: str | os.PathLike[str] | None = None,
     *,
@@ -104,7 +104,7 @@ def _same_place(record: dict[str, Any], dataset: str | os.PathLike[str]) -> bool
         return False
 
 
-def _is_training_data(model: nn.MACH, dataset: data.Dataset) -> bool:
+def _is_training_data(model: nn.AnyMACH, dataset: data.Dataset) -> bool:
     """Returns whether train has as many documents of each label as the model was trained on."""
     counts, labels = kept.label_counts(model.attachments, model.num_labels), dataset.train.Y
     return (

@@ -26,7 +26,7 @@ CANDIDATES = 200  # number of labels that neighbours re-rank
 
 
 def evaluate(
-    model: nn.MACH,
+    model: nn.AnyMACH,
     dataset: data.Dataset,
     split: str,
     *,
@@ -34,7 +34,7 @@ def evaluate(
     propensity: tuple[float, float] | None = None,
     ks: Sequence[int] = KS,
     recall_ks: Sequence[int] = RECALL_KS,
-    precision: str = "float32",
+    precision: str | None = None,
 ) -> dict[str, Any]:
     r"""Returns metrics of a split, in all and by how many training documents a label has.
 
@@ -49,11 +49,11 @@ def evaluate(
         propensity: A and B of the propensity model. None: those that the run keeps.
         ks: The k of P, nDCG, PSP and PSnDCG.
         recall_ks: The k of R.
-        precision: As in `MACH.predict`.
+        precision: As in `MACH.predict`. None: float32, or int8 if the model is quantized.
 
     Returns:
         Metrics by name. "bands" holds the same for each frequency band. "propensity" holds A, B and the
-        number of training documents. "precision" holds the precision, unless it is float32.
+        number of training documents. "precision" holds the precision, unless it is the model's own.
 
     Raises:
         ValueError: The dataset has no such split, or A and B are out of range.
@@ -72,6 +72,7 @@ def evaluate(
     """
     if split not in dataset.splits:
         raise ValueError(f"{dataset.path}: no {split} split; there are: {', '.join(dataset.splits)}")
+    precision = nn.other_precision("evaluate", model, precision)
     documents = dataset.splits[split]
     truth = documents.truth
     frequencies = TrainingLabels.of(model, dataset, propensity)
@@ -83,16 +84,17 @@ def evaluate(
     )
     result: dict[str, Any] = metrics.evaluate(truth, labels, ks, recall_ks, q)
     result["bands"] = metrics.evaluate_by_band(truth, labels, frequencies.bands(unseen), ks, recall_ks, q)
-    return {**result, "propensity": frequencies.as_dict(), **nn.precision_option(precision)}
+    remark = {} if precision is None else {"precision": precision}
+    return {**result, "propensity": frequencies.as_dict(), **remark}
 
 
-def result_name(split: str, neighbors: bool, precision: str) -> str:
+def result_name(split: str, neighbors: bool, precision: str | None) -> str:
     """Returns the name of metrics among those of a run: the split, and what is unusual about them."""
-    remarks = ["neighbors"] if neighbors else []
-    return "+".join([split, *remarks, *nn.precision_option(precision).values()])
+    remarks = (["neighbors"] if neighbors else []) + ([] if precision is None else [precision])
+    return "+".join([split, *remarks])
 
 
-def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any:
+def _ranking(model: nn.AnyMACH, neighbors: Neighbors | None, precision: str | None) -> Any:
     """Returns a function that predicts the k best labels, and re-ranks them if there are neighbours."""
     model, options = nn.rounded_model(model, precision), nn.precision_option(precision)
 
@@ -102,11 +104,11 @@ def _ranking(model: nn.MACH, neighbors: Neighbors | None, precision: str) -> Any
         return found if neighbors is None else neighbors.rerank(X, *found, merge=model.merge)
 
     # The parts of a model share their work by themselves.
-    ask = shared_by_documents(model, best) if isinstance(model, nn.MACH) else best
+    ask = shared_by_documents(model, best) if isinstance(model, nn.AnyMACH) else best
     return lambda X, k: ask(X, k)[1]
 
 
-def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
+def log_neighbors(model: nn.AnyMACH, dataset: data.Dataset) -> None:
     """Logs if neighbours make up to 1,000 documents of dev clearly better.
 
     Where train is large, fewer documents are asked or none. Embeddings are not computed for this.
@@ -121,13 +123,13 @@ def log_neighbors(model: nn.MACH, dataset: data.Dataset) -> None:
         _log_neighbors(model, dataset, dev, asked)
 
 
-def _log_neighbors(model: nn.MACH, dataset: data.Dataset, dev: data.Split, asked: int) -> None:
+def _log_neighbors(model: nn.AnyMACH, dataset: data.Dataset, dev: data.Split, asked: int) -> None:
     """Logs if neighbours make so many documents of dev clearly better."""
     rows = spaced_rows(len(dev), asked)
     some, k = dev.take(rows), min(5, model.num_labels)
     near = Neighbors(dataset.train.documents, dataset.train.Y)
     answers = [
-        training.answers(model, some.documents, k, some.filtered, _ranking(model, neighbors, "float32"))
+        training.answers(model, some.documents, k, some.filtered, _ranking(model, neighbors, None))
         for neighbors in (None, near)
     ]
     without, with_neighbors = (precisions(some.Y, labels) for labels in answers)
@@ -143,7 +145,7 @@ def _log_neighbors(model: nn.MACH, dataset: data.Dataset, dev: data.Split, asked
     )  # fmt: skip
 
 
-def neighbors_for(model: nn.MACH, dataset: data.Dataset, split: str) -> Neighbors:
+def neighbors_for(model: nn.AnyMACH, dataset: data.Dataset, split: str) -> Neighbors:
     """Returns the documents of train as neighbours of the documents of a split.
 
     Raises:

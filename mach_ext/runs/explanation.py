@@ -56,7 +56,7 @@ def document_of_text(text: str, columns: data.Columns) -> Document:
     return Document(X, "Explanation of a text", text)
 
 
-def document_of_split(model: nn.MACH, dataset: data.Dataset, split: str, number: int) -> Document:
+def document_of_split(model: nn.AnyMACH, dataset: data.Dataset, split: str, number: int) -> Document:
     """Returns a document of a dataset by its number in a split.
 
     Raises:

@@ -14,7 +14,7 @@ log = logging.getLogger("mach_ext")
 RUNS = Path("runs")  # the default place of run folders
 
 
-def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> nn.MACH:
+def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> nn.AnyMACH:
     """Loads the model of a folder. The message for a folder without a model says which argument to change."""
     check_utf8(spell(argument), folder)
     try:
@@ -23,7 +23,7 @@ def load_model(folder: Path, device: str = "cpu", argument: str = "folder") -> n
         if (folder / "model.json").exists():
             raise
         raise ValueError(f"{error} ({spell(argument)} names the folder of a run)") from None
-    if not isinstance(model, nn.MACH):
+    if not isinstance(model, nn.AnyMACH):
         raise ValueError(f"{folder}: holds a head alone; commands and runs need a whole model")
     return model
 

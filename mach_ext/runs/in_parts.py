@@ -7,7 +7,7 @@ from typing import Any
 
 from mach_ext.distributed import current_ranks
 from mach_ext.distributed.part import ModelPart
-from mach_ext.nn import MACH
+from mach_ext.nn import AnyMACH
 from mach_ext.runs.folders import load_model
 from mach_ext.runs.run import Run
 
@@ -20,19 +20,19 @@ class RunInParts(Run):
 
     def __init__(self, folder: str | os.PathLike[str], part: ModelPart, **options: Any) -> None:
         """Makes a run of the part of this process. The options are those of `Run`."""
-        self._whole: MACH | None = None
+        self._whole: AnyMACH | None = None
         super().__init__(folder, None, **options)  # type: ignore[arg-type]
         self._part = part
 
     @property
-    def model(self) -> MACH:
+    def model(self) -> AnyMACH:
         """The whole model, from the run's folder."""
         if self._whole is None:
             self._whole = load_model(self.folder, str(self._part.model.bucket_bias.device))
         return self._whole
 
     @model.setter
-    def model(self, model: MACH | None) -> None:
+    def model(self, model: AnyMACH | None) -> None:
         self._whole = model
 
     @property

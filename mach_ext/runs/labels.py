@@ -38,7 +38,7 @@ class TrainingLabels:
 
     @classmethod
     def of(
-        cls, model: nn.MACH, dataset: data.Dataset, propensity: tuple[float, float] | None = None
+        cls, model: nn.AnyMACH, dataset: data.Dataset, propensity: tuple[float, float] | None = None
     ) -> TrainingLabels:
         r"""Returns the counts that the model keeps. An old model without counts gets those of the dataset.
 

@@ -42,7 +42,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 def write_metrics(
     file: Path,
     folder: Path,
-    model: nn.MACH,
+    model: nn.AnyMACH,
     dataset: data.Dataset,
     results: dict[str, Any],
     seconds: dict[str, float],
@@ -66,7 +66,7 @@ def write_metrics(
 def add_metrics(
     output: Path,
     folder: Path,
-    model: nn.MACH,
+    model: nn.AnyMACH,
     dataset: data.Dataset,
     results: dict[str, Any],
     seconds: dict[str, float],
@@ -94,7 +94,7 @@ def add_metrics(
     write_metrics(file, folder, model, dataset, results, seconds, former)
 
 
-def add_attack(output: Path, folder: Path, model: nn.MACH, name: str, entry: dict[str, Any]) -> None:
+def add_attack(output: Path, folder: Path, model: nn.AnyMACH, name: str, entry: dict[str, Any]) -> None:
     """Adds an attack to the metrics of the file, unless these belong to other weights."""
     file = output / "metrics.json"
     former = read_metrics(file)
@@ -105,7 +105,7 @@ def add_attack(output: Path, folder: Path, model: nn.MACH, name: str, entry: dic
     write_record(file, {"model": model.configuration(), "weights": weights, **former, "attacks": attacks})
 
 
-def _is_of(metrics: dict[str, Any], model: nn.MACH, folder: Path) -> bool:
+def _is_of(metrics: dict[str, Any], model: nn.AnyMACH, folder: Path) -> bool:
     """Returns whether metrics belong to these weights. Old metrics only name the configuration of a model."""
     digest = weights_digest(folder)
     return metrics.get("model") == model.configuration() and metrics.get("weights", digest) == digest

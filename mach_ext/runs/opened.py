@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from mach_ext.runs.metrics_file import output_folder, read_metrics
 from mach_ext.runs.summary import summary
 from mach_ext.runs.text_encoders import RunEncoder, encoder_of, text_encoder_of
 from mach_ext.text_encoder import TextEncoder
+
+log = logging.getLogger("mach_ext")
 
 PathLike = str | os.PathLike[str]
 
@@ -46,7 +49,7 @@ class OpenedRun:
     def __init__(
         self,
         folder: PathLike,
-        model: nn.MACH,
+        model: nn.AnyMACH,
         *,
         history: list[dict[str, Any]] | None = None,
         seconds: dict[str, float] | None = None,
@@ -68,6 +71,7 @@ class OpenedRun:
         self.history = history
         self.seconds = {} if seconds is None else seconds
         self._encoder = text_encoder
+        self._widened: tuple[nn.QuantizedMACH, nn.MACH] | None = None  # a model of 8 bits, and it in float32
         self._datasets: dict[tuple[str | None, int | None, Path | None], data.Dataset] = {}
         if dataset is not None:
             self._datasets[None, None, None] = dataset
@@ -141,6 +145,38 @@ class OpenedRun:
             (['cat', 'dog'], ['a', 'cat', 'dog'])
         """
         return record.columns_of(self.model, self._encoder)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the model has weights of 8 bits.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `OpenedRun`
+            >>> run.is_quantized
+            False
+        """
+        return isinstance(self.model, nn.QuantizedMACH)
+
+    @property
+    def float_model(self) -> nn.MACH:
+        """The model in float32, which is explained and attacked. Weights of 8 bits are widened.
+
+        Example:
+            >>> import mach_ext
+            >>> run = mach_ext.Run.open("runs/pets")  # from the example of `OpenedRun`
+            >>> run.float_model is run.model
+            True
+        """
+        if isinstance(self.model, nn.MACH):
+            return self.model
+        if self._widened is None or self._widened[0] is not self.model:
+            log.info(
+                "the model has weights of 8 bits; explanations and attacks take these weights in float32, "
+                "without rounding the hidden units"
+            )
+            self._widened = self.model, nn.in_float32(self.model)
+        return self._widened[1]
 
     @property
     def measured(self) -> Any:

@@ -173,7 +173,7 @@ def check_source(
 
 
 def answers(
-    model: nn.MACH, names: Sequence[str], blocks: Iterable[Any], k: int, precision: str = "float32",
+    model: nn.AnyMACH, names: Sequence[str], blocks: Iterable[Any], k: int, precision: str | None = None,
     share: bool = True,
 ) -> Iterator[list[Answer]]:  # fmt: skip
     """Yields answers block by block, as they are computed. Memory does not grow with N.

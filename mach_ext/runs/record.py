@@ -119,7 +119,7 @@ def checksums(split: data.Split) -> list[int]:
     return [documents, training.checksum(split.Y)]
 
 
-def record_of(model: nn.MACH) -> dict[str, Any]:
+def record_of(model: nn.AnyMACH) -> dict[str, Any]:
     r"""Returns the content of a model's `run.json`. The result is empty if the model has none.
 
     Args:
@@ -144,7 +144,7 @@ def record_of(model: nn.MACH) -> dict[str, Any]:
     return kept.run_record(model.attachments)
 
 
-def columns_of(model: nn.MACH, text_encoder: RunEncoder | None = None) -> data.Columns:
+def columns_of(model: nn.AnyMACH, text_encoder: RunEncoder | None = None) -> data.Columns:
     r"""Returns the meaning of the model's columns. Every file for the model is read with it.
 
     Args:
@@ -182,7 +182,7 @@ def columns_of(model: nn.MACH, text_encoder: RunEncoder | None = None) -> data.C
     )
 
 
-def refuse_to_replace(folder: Path, model: nn.MACH | None = None) -> None:
+def refuse_to_replace(folder: Path, model: nn.AnyMACH | None = None) -> None:
     """Refuses a folder that holds a run already.
 
     A compressed copy of the run of `model` may be replaced.

@@ -76,7 +76,7 @@ class Run(OpenedRun):
         svmlight_base: int | None = None,
         output: PathLike | None = None,
         save: bool = True,
-        precision: str = "float32",
+        precision: str | None = None,
     ) -> dict[str, Any]:
         """Returns P, nDCG, PSP, PSnDCG and R of a split, in all and, under "bands", by label frequency.
 
@@ -88,7 +88,8 @@ class Run(OpenedRun):
             svmlight_base: As in `dataset`.
             output: Folder of the metrics. None: the run's folder.
             save: Add the metrics to `metrics.json`.
-            precision: As in `MACH.predict`. Metrics in bfloat16 have a name and an entry that say so.
+            precision: As in `MACH.predict`. None: float32, or int8 if the model is quantized. Metrics of
+                another precision have a name and an entry that say so.
 
         Raises:
             ValueError: There is no such split, the model cannot be re-ranked, or a file is bad.
@@ -103,10 +104,11 @@ class Run(OpenedRun):
         self._check_output("evaluate", output)
         loaded = self.dataset(dataset, svmlight_base)
         split_of(loaded, split)  # refuses a missing split before any work
+        precision = nn.other_precision("evaluate", self.model, precision)
         train = evaluation.neighbors_for(self.model, loaded, split) if neighbors else None
         with timer(self.seconds, "evaluate"):
             # The parts of a model compute in its own precision, so another one takes the whole model.
-            measured = self.measured if precision == "float32" else self.model
+            measured = self.measured if precision is None else self.model
             result = evaluation.evaluate(
                 measured, loaded, split, neighbors=train, propensity=propensity, precision=precision
             )
@@ -176,7 +178,7 @@ class Run(OpenedRun):
         format: str | None = None,
         dense: Any = None,
         svmlight_base: int | None = None,
-        precision: str = "float32",
+        precision: str | None = None,
     ) -> Iterator[list[Answer]]:
         """Yields answers block by block, as they are computed, from exactly one source of documents.
 
@@ -192,7 +194,7 @@ class Run(OpenedRun):
             dense: Dense features [N, E] of the documents, a matrix or a npy file. None: the run's text
                 encoder makes them, or they are in the file beside `file`.
             svmlight_base: As in `dataset`.
-            precision: As in `MACH.predict`.
+            precision: As in `MACH.predict`. None: float32, or int8 if the model is quantized.
 
         Yields:
             A list of answers for each block of documents.
@@ -209,7 +211,7 @@ class Run(OpenedRun):
             40 cat
         """
         check_source((texts, X, file, stream), split, dataset, format, dense)
-        F.check_precision("predict", precision, self.model.bucket_weight.detach())
+        precision = nn.other_precision("predict", self.model, precision)
         k = nn.checked_k("predict", k, self.model.num_labels, least=0, name=spell("k"))
         texts = None if texts is None else checked_texts(texts, self.columns)
         blocks: Iterator[Any]
@@ -280,7 +282,7 @@ class Run(OpenedRun):
         else:
             sample_id = F.as_int("explain", "sample_id", sample_id)
             document = document_of_split(self.model, self.dataset(dataset, svmlight_base), split, sample_id)
-        result = explain_document(self.model, self.columns, document, labels, k, features, options)
+        result = explain_document(self.float_model, self.columns, document, labels, k, features, options)
         if output is not None:
             result.save(output)
         return result
@@ -331,15 +333,20 @@ class Run(OpenedRun):
         folder = self._check_output("attack", output)
         chosen = AttackSettings(method, epsilons, threat_model, **settings)
         loaded = self.dataset(dataset, svmlight_base)
-        other = transfer.model if isinstance(transfer, Run) else None
+        if chosen.certify and self.is_quantized:
+            raise ValueError(
+                f"attack: {spell('certify')} is for float32, and the model in {self.folder} has weights of "
+                "8 bits; certify the run that it was made from"
+            )
+        other = transfer.float_model if isinstance(transfer, Run) else None
         if transfer is not None and not isinstance(transfer, Run):
             path = as_path("transfer", transfer, "attack")
             with timer(self.seconds, "load"):
-                other = load_model(path, str(self.model.bucket_bias.device), "transfer")
+                other = nn.in_float32(load_model(path, str(self.model.bucket_bias.device), "transfer"))
         seconds = self.seconds.get("load", 0.0)
         encoder = self.text_encoder if chosen.method == "words" else None
         result = attack_run(
-            self.model, loaded, chosen, transfer=other, text_encoder=encoder, progress=progress,
+            self.float_model, loaded, chosen, transfer=other, text_encoder=encoder, progress=progress,
             load_seconds=seconds,
         )  # fmt: skip
         if save:
@@ -370,21 +377,24 @@ class Run(OpenedRun):
         self,
         output: PathLike | None = None,
         *,
-        quantization_step: float = nn.STEP,
+        quantization_step: float | None = None,
         split: str | None = "test",
+        precision: str = "float32",
         dataset: PathLike | None = None,
         propensity: tuple[float, float] | None = None,
         svmlight_base: int | None = None,
         overwrite: bool = False,
     ) -> Run:
-        """Makes a copy of the run whose model takes a tenth of the bytes or less, with rounded weights.
+        """Makes a copy of the run with rounded weights, whose model takes fewer bytes.
 
-        Only the file is small. In memory the copy is as large as the model.
+        In float32 the file takes a tenth or less, and in memory the copy is as large as the model. In int8
+        file and memory take a quarter, and predictions on the CPU are faster.
 
         Args:
-            output: The copy's folder. None: beside the run, with "-small" behind its name.
-            quantization_step: As in `MACH.save`.
+            output: The copy's folder. None: beside the run, with "-small" or "-int8" behind its name.
+            quantization_step: As in `MACH.save`. None: 0.5, or no step in int8.
             split: The split that is measured for the copy's `metrics.json`. None: nothing is measured.
+            precision: "float32", or "int8" for a `mach_ext.QuantizedMACH`.
             dataset: Other data than the run's own.
             propensity: A and B of the propensity model. None: those that the run keeps.
             svmlight_base: As in `dataset`.
@@ -394,7 +404,8 @@ class Run(OpenedRun):
             The copy as a run.
 
         Raises:
-            ValueError: The folder holds another run.
+            ValueError: The folder holds another run, a step was given for int8, or the run's model has
+                weights of 8 bits already.
 
         Example:
             >>> import mach_ext
@@ -404,8 +415,8 @@ class Run(OpenedRun):
             (Run('pets-small'), 1.0)
         """
         copy = self.make_copy(
-            output, quantization_step, split, dataset=dataset, propensity=propensity,
-            svmlight_base=svmlight_base, overwrite=overwrite, compare=False,
+            output, compressed.checked_step(quantization_step, precision), split, dataset=dataset,
+            propensity=propensity, svmlight_base=svmlight_base, overwrite=overwrite, compare=False,
         )  # fmt: skip
         copy.write_metrics()
         return Run(copy.folder, copy.model, dataset=copy.dataset, text_encoder=self._encoder)
@@ -413,7 +424,7 @@ class Run(OpenedRun):
     def make_copy(
         self,
         output: PathLike | None = None,
-        quantization_step: float = nn.STEP,
+        quantization_step: float | None = nn.STEP,
         split: str | None = "test",
         *,
         dataset: PathLike | None = None,
@@ -426,7 +437,7 @@ class Run(OpenedRun):
 
         Args:
             output: As in `compress`.
-            quantization_step: As in `compress`.
+            quantization_step: As in `MACH.save`. None: weights of 8 bits.
             split: As in `compress`.
             dataset: As in `compress`.
             propensity: As in `compress`.
@@ -447,9 +458,10 @@ class Run(OpenedRun):
             >>> copy.after["bytes"] < copy.before["bytes"], copy.before["P@1"], copy.after["P@1"]
             (True, 1.0, 1.0)
         """
-        folder = compressed.copy_folder(
-            self.folder, None if output is None else as_path("output", output, "compress")
-        )
+        if self.is_quantized:
+            raise ValueError("compress: the model has 8 bits already; compress the run that it was made from")
+        place = None if output is None else as_path("output", output, "compress")
+        folder = compressed.copy_folder(self.folder, place, quantization_step is None)
         if not overwrite:
             record.refuse_to_replace(folder, self.model)
         loaded = None
@@ -460,7 +472,7 @@ class Run(OpenedRun):
         if loaded is not None:
             TrainingLabels.of(self.model, loaded, propensity).inverse_propensity()  # refuses bad A and B
         before = compressed.measure(self.folder, self.model, loaded if compare else None, name, propensity)
-        compressed.save_copy(self.model, folder, quantization_step, overwrite)
+        compressed.save_copy(self.float_model, folder, quantization_step, overwrite)
         copy_encoder(self.folder, folder, self.model.attachments)
         log.info("model: %s", folder)
         model = nn.load(folder, self.model.bucket_bias.device)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mach_ext import metrics
 from mach_ext._memory import check_memory, memory_errors
-from mach_ext.nn import MACH
+from mach_ext.nn import MACH, AnyMACH
 
 
 @memory_errors("pass fewer documents at a time")
@@ -55,7 +55,7 @@ def evaluate_model(
 
 @memory_errors("pass fewer documents at a time or lower k")
 def answers(
-    model: MACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
+    model: AnyMACH, X: Any, k: int, filtered: Any = None, rerank: Any = None
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the k best labels of each document, without labels that must not be answered.
 

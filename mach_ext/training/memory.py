@@ -10,13 +10,13 @@ import torch
 
 from mach_ext._memory import available_memory, check_memory
 from mach_ext.functional._repetitions import group_size
-from mach_ext.nn import MACH, predict_batch
+from mach_ext.nn import MACH, AnyMACH, own_precision, predict_batch
 from mach_ext.training.hyperparameters import Hyperparameters
 from mach_ext.training.precision import ROUNDED_TOGETHER
 
 
 def expected_memory(
-    model: MACH,
+    model: AnyMACH,
     batch_size: int = 256,
     nonzeros: int = 100,
     device: str = "cpu",
@@ -75,7 +75,7 @@ def expected_memory(
         if not model.is_linear:
             H = model.hidden_sizes[-1]
             step += G * (2 * batch_size * B + 4 * H * B) + 4 * batch_size * H + hidden // 2
-    documents = predict_batch(R, B)
+    documents = predict_batch(R, B, own_precision(model) == "int8")
     decode = 4 * documents * R * B  # The merge's transform overwrites the bucket scores.
     if target.type == "cuda":
         # The scan of merge_topk holds scores as bytes, and the candidates for the default k.

@@ -261,6 +261,60 @@ def test_compress(here, dataset_folder, capsys):
     assert "--output must not be the folder of a training run, got runs/tiny" in capsys.readouterr().err
 
 
+def test_compress_to_8_bits(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    capsys.readouterr()
+    assert run("compress", "--precision", "int8") == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    small = here / "runs" / "tiny-int8"
+    before, after = (int(size.replace(",", "")) for size in shown["bytes"].split())
+    assert after < before
+    kept = json.loads((small / "metrics.json").read_text())["test"]
+    assert shown["P@1"].split()[1] == f"{kept['P@1']:.4f}"
+    assert kept["P@1"] > json.loads((here / "runs/tiny/metrics.json").read_text())["test"]["P@1"] - 0.05
+
+    assert run("evaluate", "--model-path", small) == 0  # in its own precision
+    capsys.readouterr()
+    assert json.loads((small / "metrics.json").read_text())["test"] == kept
+    assert run("evaluate", "--precision", "int8") == 0  # the run itself, rounded for this call
+    capsys.readouterr()
+    metrics = json.loads((here / "runs/tiny/metrics.json").read_text())
+    assert metrics["test+int8"] == {**kept, "precision": "int8"}
+    answers = []
+    for arguments in (("--model-path", small), ("--precision", "int8")):
+        assert run("predict", "--split", "test", "--format", "jsonl", *arguments) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert run("info", "--model-path", small) == 0
+    out = capsys.readouterr().out
+    assert "torch.int8" in out
+    assert "training, peak" not in out
+    assert run("info", "--model-path", small, "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["memory"]) == ["cpu"]
+
+
+def test_commands_on_a_run_of_8_bits(here, dataset_folder, capsys):
+    assert run("train", "--dataset", dataset_folder, *FAST) == 0
+    assert run("compress", "--precision", "int8", "--split", "none") == 0
+    small, widened = here / "runs" / "tiny-int8", "explanations and attacks take these weights in float32"
+    capsys.readouterr()
+    assert run("explain", "--model-path", small, "--sample-id", "0", "--output", "page") == 0
+    assert capsys.readouterr().err.count(widened) == 1
+    attack = ("attack", "--model-path", small, "--eps", "0.1", "--sample", "10")
+    assert run(*attack) == 0
+    assert capsys.readouterr().err.count(widened) == 1
+    assert run(*attack, "--certify") == 1
+    assert "attack: --certify is for float32, and the model in" in capsys.readouterr().err
+    assert run("bench", "--model-path", small, "--seconds", "0.01") == 1
+    assert "bench: the model has 8 bits; give the run in float32" in capsys.readouterr().err
+    assert run("predict", "--model-path", small, "--split", "test", "--precision", "float32") == 1
+    assert "precision must be int8, because the model is quantized, got 'float32'" in capsys.readouterr().err
+    assert run("compress", "--model-path", small) == 1
+    assert "the model has 8 bits already; compress the run" in capsys.readouterr().err
+    assert run("compress", "--precision", "int8", "--step", "0.5") == 1
+    assert "compress: int8 has no step, got --step 0.5" in capsys.readouterr().err
+
+
 def test_data_commands(here, dataset_folder, capsys):
     assert run("data", "info") == 0
     assert "wordnet" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from command_cases import commands, help_texts
 from helpers import ROOT
 from typer import rich_utils
 
-from mach_ext import cli, data, explain, functional, nn, optim, runs, training
+from mach_ext import cli, data, explain, nn, optim, runs, training
 from mach_ext.cli import attack as attack_command
 from mach_ext.cli import data as data_command
 from mach_ext.cli import explain as explain_command
@@ -95,7 +95,7 @@ def test_help_texts_are_sentences():
 
 def test_choices_are_those_of_the_library():
     assert options.DATASETS == data.NAMES
-    assert options.PRECISIONS == functional.PRECISIONS
+    assert options.PRECISIONS == nn.PRECISIONS
     assert train.ENCODERS == nn.ENCODERS
     assert tuple(nn.MODEL_MERGES) == train.MERGES
     assert train.OPTIMIZERS == training.OPTIMIZERS
@@ -119,7 +119,7 @@ def test_defaults_are_those_of_the_library():
     assert str(defaults["optimizer"]).startswith(settings.optimizer)
     assert str(defaults["learning_rate"]).startswith(str(settings.learning_rate))
     steps = {option.name: option.default for option in COMMANDS["mach-ext compress"].params}
-    assert steps["step"] == nn.STEP
+    assert str(steps["step"]) == f"{nn.STEP:g} in float32"
     neighbors = {option.name: option.help for option in COMMANDS["mach-ext evaluate"].params}["neighbors"]
     assert f" {runs.CANDIDATES} " in neighbors
 

@@ -73,8 +73,16 @@ def outputs():
             units, columns = draw(N, R, 40).bfloat16(), draw(R, 12, 40).bfloat16().mT
             keep("bucket_forward", _ops.bucket_forward(units, columns, draw(R, 12), "logsigmoid"))
             keep("bucket_forward_extremes", *_ops._raw.bucket_forward_extremes(units, columns, None, "none"))
+            whole = torch.randint(-127, 128, (R, 2, 10, 64, 4), generator=generator).to(torch.int8)
+            keep("bucket_forward_int8", _ops.bucket_forward_int8(draw(N, R, 37), whole, draw(R, 100), None))
+            eights = torch.randint(-127, 128, (R, D, M), generator=generator).to(torch.int8)
+            keep("int8", _ops.sparse_linear(*X, eights, None, False))
             few = (random_hash(generator, L, 12, R).buckets, *label_rows)
             keep("bucket_forward_bce", *_ops.bucket_forward_bce(units, columns, None, *few, 0.3))
+        for name in ("sigmoid", "logsigmoid"):
+            transformed = draw(N, M) * 40
+            _ops.transform_logits(transformed, name)
+            keep(f"transform_logits {name}", transformed)
         tile = draw(N, M)
         keep("signs", _ops.signs(tile, False), tile)
         for limit in (0.0, 0.01):
@@ -168,7 +176,7 @@ def test_unknown_name():
     assert "MACH_CPU_ISA=sse: must be scalar, avx2 or avx512" in run.stderr
 
 
-@pytest.mark.parametrize("tag", ["Avx2", "Avx512"])
+@pytest.mark.parametrize("tag", ["Avx2", "Avx512", "Avx512Vnni"])
 def test_objects_share_no_code_with_other_cpus(tag):
     """A weak symbol that another object may define, too, could be linked into code for older CPUs."""
     if shutil.which("nm") is None:

@@ -191,7 +191,9 @@ def test_predict_in_bfloat16(trained, capsys):
     assert [best["score"] for best in json.loads(line)["labels"]] == [best.score for best in answer]
     assert answer != run.predict(text, k=3)[0]
     assert answer == run.predict([text, "word7"], k=3, precision="bfloat16")[0]
-    with pytest.raises(ValueError, match="predict: precision must be one of float32, bfloat16, got 'tf32'"):
+    with pytest.raises(
+        ValueError, match="predict: precision must be one of float32, bfloat16, int8, got 'tf32'"
+    ):
         run.predict(text, precision="tf32")
 
 

@@ -38,6 +38,9 @@ void dispatch_sparse(const char* op, const Tensor& values, const Tensor& weight,
       if (weight.scalar_type() == ScalarType::BFloat16) {
         if constexpr (std::is_same_v<T, float>) return f(value, bf16(), index);
       }
+      if (weight.scalar_type() == ScalarType::Char) {
+        if constexpr (std::is_same_v<T, float>) return f(value, int8_t(), index);
+      }
       check_dtype(op, "weight", weight, values.scalar_type());
       f(value, value, index);
     });

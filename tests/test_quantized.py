@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -246,6 +249,32 @@ def test_the_same_bits_for_any_batch_with_every_merge(merge, hidden_size):
         assert same(small.predict(X, k=40, batch_size=size), expected)
     close = model.predict(X, k=40)[0]
     assert np.abs(expected[0] - close).max() < 0.06 * np.abs(close).max()
+
+
+ON_ANOTHER_CPU = """
+import sys, pathlib, numpy as np, scipy.sparse, mach_ext
+X = scipy.sparse.load_npz(sys.argv[1])
+for folder in sorted(pathlib.Path(sys.argv[2]).iterdir()):
+    scores, labels = mach_ext.load(folder).predict(X, k=50, batch_size=7)
+    np.savez(folder / "answers.npz", scores=scores, labels=labels)
+"""
+
+
+def test_the_same_bits_with_the_plainest_instructions(tmp_path):
+    """Ours and PyTorch's are those that every CPU has, in a process of its own."""
+    scipy.sparse.save_npz(tmp_path / "X.npz", X)
+    expected = {}
+    for number, merge in enumerate(nn.MODEL_MERGES):
+        for kind in ("independent", "two layers", "linear"):
+            small = quantize(build(kind, number, merge=merge, num_buckets=33))
+            small.save(tmp_path / "models" / f"{kind} {merge}")
+            expected[f"{kind} {merge}"] = small.predict(X, k=50)
+    environment = {**os.environ, "MACH_CPU_ISA": "scalar", "ATEN_CPU_CAPABILITY": "default"}
+    arguments = ["-c", ON_ANOTHER_CPU, tmp_path / "X.npz", tmp_path / "models"]
+    subprocess.run([sys.executable, *arguments], env=environment, check=True)
+    for name, answer in expected.items():
+        with np.load(tmp_path / "models" / name / "answers.npz") as other:
+            assert same((other["scores"], other["labels"]), answer), name
 
 
 def test_logit_adjustment_is_kept():

@@ -314,7 +314,7 @@ def quantize(model: Any) -> QuantizedMACH:
 
     Each row of the weight that takes the documents is divided by its scale, the greatest magnitude in it /
     127, and rounded. In the weights that take hidden units each bucket has such a scale. So a weight moves by
-    at most half of its scale. docs/results/accuracy.md has the differences of P@1, 3 and 5.
+    at most half of its scale. docs/results/performance.md has P@1, 3 and 5 of both.
 
     Weights that take hidden units have room for a multiple of 64 buckets. So a model with very few buckets is
     no smaller.

@@ -156,7 +156,7 @@ def test_pruned_and_parametrized_weights_are_kept_as_they_are_used(tmp_path, who
 def test_the_record_of_a_head(tmp_path):
     head_of(per_repetition=True).save(tmp_path)
     record = record_of(tmp_path)
-    assert record["format"] == 6
+    assert record["format"] == 7
     assert record["head"] == {**SIZES, "merge": "mean_logit", "seed": 0, "per_repetition": True}
     assert "model" not in record
     mach_ext.MACH(10, L, R, B, hidden_size=H).save(

@@ -284,7 +284,7 @@ def test_what_bfloat16_is_not_for():
     model, X = model_of(), draw()
     for precision in ("half", "tf32"):
         with pytest.raises(
-            ValueError, match=r"^MACH.predict: precision must be one of float32, bfloat16, got"
+            ValueError, match=r"^MACH.predict: precision must be one of float32, bfloat16, int8, got"
         ):
             model.predict(X, precision=precision)
     with pytest.raises(TypeError, match=r"^MACH.predict: precision bfloat16 is for float32, got float64"):

@@ -26,7 +26,10 @@ from mach_ext import _ops
 from mach_ext import functional as F
 
 ROOT = Path(__file__).parents[2]
-CPU_ONLY = {"bucket_backward", "bucket_svm", "check_csr", "cpu_isa", "svm_factor"}
+CPU_ONLY = {
+    "bucket_backward", "bucket_forward_int8", "bucket_svm", "check_csr", "cpu_isa", "svm_factor",
+    "transform_logits",
+}  # fmt: skip
 N, D, M, L, R, B = 9, 70, 40, 20_000, 8, 64  # L R above what a scan is worth from
 # Relative and absolute difference that is allowed. A sum in another order may round a bfloat16 otherwise.
 TOLERANCE = {torch.bfloat16: (1.6e-2, 1e-4)}

@@ -88,7 +88,7 @@ def test_threshold_is_on_the_scale_of_the_merge():
 def test_batches_of_a_threshold_and_of_all_scores_are_those_of_predict(monkeypatch):
     """Several batches, the last of them shorter: the same bits as `MACH.predict` gives."""
     for module in (_decoding, mach_ext._prediction):
-        monkeypatch.setattr(module, "predict_batch", lambda R, B: 7)
+        monkeypatch.setattr(module, "predict_batch", lambda R, B, is_int8=False: 7)
     estimator = copy.copy(shared_fit()).set_params(threshold=-1.0)
     scores, labels = estimator.model_.predict(X, L)
     np.testing.assert_array_equal(np.take_along_axis(estimator.decision_function(X), labels, 1), scores)

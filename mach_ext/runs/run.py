@@ -388,7 +388,7 @@ class Run(OpenedRun):
         """Makes a copy of the run with rounded weights, whose model takes fewer bytes.
 
         In float32 the file takes a tenth or less, and in memory the copy is as large as the model. In int8
-        file and memory take a quarter, and predictions on the CPU are faster.
+        the file takes a quarter, so do the weights in memory, and predictions on the CPU are faster.
 
         Args:
             output: The copy's folder. None: beside the run, with "-small" or "-int8" behind its name.

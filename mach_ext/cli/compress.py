@@ -72,7 +72,8 @@ def run(
     """Write a copy of a run whose model file is about ten times smaller, or whose model has 8 bits.
 
     The weights are rounded, and every command takes the copy as it takes the run. Bytes and metrics of both
-    are shown. In float32 only the file is small. In int8 the file takes a quarter, and so do the weights in memory.
+    are shown. In float32 only the file is small. In int8 the file takes a quarter, and so do the weights in
+    memory.
     """
     from mach_ext import runs
     from mach_ext.cli.results import all_done

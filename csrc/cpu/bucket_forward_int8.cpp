@@ -7,7 +7,7 @@
 namespace mach {
 namespace {
 
-// Sums of a tile: kRegisters registers hold one sum for each bucket. add() adds a word's products to them.
+// The sums of a tile, one for each bucket, in registers. add() adds a word's products to them.
 template <class Isa>
 struct Sums {
   int32_t sum[kTileBuckets] = {};

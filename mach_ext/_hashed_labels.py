@@ -12,13 +12,10 @@ from mach_ext._memory import memory_errors
 from mach_ext.hashing import LabelHash
 
 
-class _HashedLabels(nn.Module):
-    """A module whose R * B buckets stand for L labels. Its subclasses are public."""
+class _OfLabelHash(nn.Module):
+    """A module that knows the sizes of its label hash. Its subclasses are public."""
 
     hash: LabelHash
-    merge: str
-    bucket_bias: nn.Parameter  # [R, B]
-    logit_adjustment: Tensor  # [R, B], the part of `bucket_bias` that `adjust_logits` added
 
     @property
     def num_labels(self) -> int:
@@ -52,6 +49,14 @@ class _HashedLabels(nn.Module):
             8
         """
         return self.hash.num_repetitions
+
+
+class _HashedLabels(_OfLabelHash):
+    """A module whose R * B buckets stand for L labels, and whose biases can be adjusted."""
+
+    merge: str
+    bucket_bias: nn.Parameter  # [R, B]
+    logit_adjustment: Tensor  # [R, B], the part of `bucket_bias` that `adjust_logits` added
 
     @memory_errors("free memory first, or make a smaller model")
     def adjust_logits(self, label_counts: ArrayLike, tau: float) -> None:

@@ -25,6 +25,7 @@ from mach_ext import _model_folder, _ops, _prediction
 from mach_ext import functional as F
 from mach_ext._dense_features import SCALING
 from mach_ext._encoder import _Encoder
+from mach_ext._hashed_labels import _OfLabelHash
 from mach_ext._memory import check_memory, memory_errors
 from mach_ext._model_checks import check_finite
 from mach_ext._model_folder.record import TILE, WORD, of_hidden_units, packed_shape, parameter_shapes
@@ -39,7 +40,7 @@ MOST_UNITS = 65_536  # of a hidden layer, so that a sum of products fits 32 bits
 _BLOCK = 1 << 22  # So many weights are rounded at a time.
 
 
-class QuantizedMACH(nn.Module):
+class QuantizedMACH(_OfLabelHash):
     """A MACH model whose weights are whole numbers from -127 to 127, each times a scale.
 
     The rows of the weight that takes the documents have a scale each. The buckets have a scale each in the
@@ -71,7 +72,6 @@ class QuantizedMACH(nn.Module):
     bucket_weight: nn.Parameter  # [R, H, B], packed; [R, D, B] in linear MACH
     bucket_scale: nn.Parameter  # [R, B]; [D] in linear MACH
     bucket_bias: nn.Parameter  # [R, B]
-    hash: LabelHash
     merge: str
     precision = "int8"  # of its predictions, which `_prediction` asks for
 
@@ -111,39 +111,6 @@ class QuantizedMACH(nn.Module):
         """Return the sizes of the model."""
         names = ("num_features", "num_labels", "num_repetitions", "num_buckets", "hidden_size")
         return f"QuantizedMACH({', '.join(f'{name}={self._configuration[name]}' for name in names)})"
-
-    @property
-    def num_labels(self) -> int:
-        """L, the number of labels.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.quantize(mach_ext.MACH(10, 20, 8, 6, hidden_size=4)).num_labels
-            20
-        """
-        return self.hash.num_labels
-
-    @property
-    def num_buckets(self) -> int:
-        """B, the number of buckets of each repetition.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.quantize(mach_ext.MACH(10, 20, 8, 6, hidden_size=4)).num_buckets
-            6
-        """
-        return self.hash.num_buckets
-
-    @property
-    def num_repetitions(self) -> int:
-        """R, the number of hash functions and of bucket classifiers.
-
-        Example:
-            >>> import mach_ext
-            >>> mach_ext.quantize(mach_ext.MACH(10, 20, 8, 6, hidden_size=4)).num_repetitions
-            8
-        """
-        return self.hash.num_repetitions
 
     @property
     def is_linear(self) -> bool:
